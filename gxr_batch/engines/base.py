@@ -1,0 +1,133 @@
+"""The engine protocol: a stream that pulls prompts and yields completions. Every engine obeys it, the fake included.
+
+An engine takes a prompt only when it has room, yields exactly one `Completion` for each prompt that it took, in any
+order, and yields something at least once a second. Threads, event loops, actors, retries and out-of-memory splits live
+inside the engine and show only as counts in `Pulse`. What it took and did not yield is still to do.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from gxr_batch.records import Completion, Encoded, Messages, Prompt
+
+
+class Pulse(NamedTuple):
+    """A sign of life, yielded when no row ended for a while.
+
+    `new_tokens` and `splits` count since the stream began; `memory_bytes` is the device memory in use, 0 if unknown.
+    """
+
+    new_tokens: int
+    rows_in_flight: int
+    memory_bytes: int = 0
+    splits: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which weights an engine would generate with; known before they are loaded, part of the run's fingerprint.
+
+    Hashes are sha256 hex digests; None where the engine has no weights of its own.
+    """
+
+    kind: str
+    model: str
+    revision: str = ""
+    adapter: str | None = None
+    weights_sha256: str | None = None
+    adapter_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """What an opened engine says of itself; it goes to the manifest.
+
+    `reproducible` is a promise: a row's text depends on its prompt, row seed, model and sampling alone. `notices` are
+    sentences that the user should read.
+    """
+
+    identity: Identity
+    device: str
+    dtype: str | None
+    quantization: str | None
+    slots: int
+    load_seconds: float
+    reproducible: bool
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+
+
+class StopRequest:
+    """Tells a stream how to end: go on, take no more and finish by a deadline, or return now.
+
+    Safe to set from a signal handler or another thread. It only ever grows stricter.
+    """
+
+    def __init__(self) -> None:
+        self._draining = threading.Event()
+        self._now = threading.Event()
+        self._deadline = float("inf")
+
+    def drain(self, deadline: float) -> None:
+        """Ask to take no more prompts and to return by `deadline` (time.monotonic seconds), rows finished or not."""
+        self._deadline = min(self._deadline, deadline)
+        self._draining.set()
+
+    def now(self) -> None:
+        """Ask to return at once; rows in flight are still to do."""
+        self._draining.set()
+        self._now.set()
+
+    @property
+    def admitting(self) -> bool:
+        """True while the engine may take prompts."""
+        return not self._draining.is_set()
+
+    def must_return(self, monotonic_seconds: float) -> bool:
+        """True when the stream has to end at this moment."""
+        return self._now.is_set() or (self._draining.is_set() and monotonic_seconds >= self._deadline)
+
+
+class Encoder(Protocol):
+    """Turns messages into what the engine counts. Needs no weights, so `check` can use it."""
+
+    def encode(self, messages: Messages) -> Encoded:
+        """Encode one prompt. Raises RowError where this row cannot be encoded."""
+        ...
+
+
+class Session(Protocol):
+    """An engine whose model is loaded."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded, where, and how."""
+        ...
+
+    def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
+        """Generate for every prompt until there are no more or `stop` says so.
+
+        Raises EngineFailed only where the engine cannot go on; a row's own error is a Completion.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """A way to generate text. Making one is cheap and imports nothing heavy."""
+
+    def identity(self) -> Identity:
+        """Say which weights would be loaded. Raises ModelUnavailable where they cannot be found."""
+        ...
+
+    def encoder(self) -> Encoder:
+        """Return the encoder. Raises ModelUnavailable where the tokenizer cannot be loaded."""
+        ...
+
+    def open(self) -> AbstractContextManager[Session]:
+        """Load the model. Raises ModelUnavailable where the machine cannot do it now."""
+        ...

@@ -1,0 +1,98 @@
+"""The errors that gxr-batch raises on purpose. Everything else that rises is a bug and keeps its traceback.
+
+    GxrError
+    ├── UserError           the user's input is wrong
+    │   ├── JobFileError        job file or command line
+    │   ├── TableError          input table: file, line or row, column
+    │   ├── TemplateError       prompt template
+    │   ├── RunError            a run folder that is not what the command needs
+    │   ├── FingerprintError    the job no longer matches the run that it would resume
+    │   └── NotAvailable        named in the contract, not built yet
+    ├── MachineError        the machine cannot do it now; resumable once mended
+    │   ├── ModelUnavailable    weights, tokenizer or device
+    │   ├── StorageError        disk full, read-only, gone
+    │   ├── RunLocked           another process writes to this run folder
+    │   └── EngineFailed        an engine that cannot go on
+    └── RowError            one row cannot be generated; becomes a failed row and never leaves the runner
+
+Messages name places (file, line, row id, column), never the text of a cell, a prompt or an answer.
+The command line alone turns an error into an exit code.
+"""
+
+from __future__ import annotations
+
+
+class GxrError(Exception):
+    """What is wrong, where, and what to type next.
+
+    `what` is a full sentence; `where` a file, line, row id or column; `next_step` what helps. The last two may be empty.
+    """
+
+    def __init__(self, what: str, *, where: str = "", next_step: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.next_step:
+            lines.append(f"  next:  {self.next_step}")
+        return "\n".join(lines)
+
+
+class UserError(GxrError):
+    """The user's input is wrong; nothing was lost, nothing was generated."""
+
+
+class JobFileError(UserError):
+    """The job file, or an option that overrides it, cannot be used."""
+
+
+class TableError(UserError):
+    """The input table cannot be used."""
+
+
+class TemplateError(UserError):
+    """A prompt template is missing, does not compile, or asks for columns that the table lacks."""
+
+
+class RunError(UserError):
+    """The path holds no run, or not one that this command can work on."""
+
+
+class FingerprintError(UserError):
+    """The job would give other texts than the run that it would resume."""
+
+
+class NotAvailable(UserError):
+    """The contract names it, this version does not have it yet."""
+
+    def __init__(self, thing: str) -> None:
+        super().__init__(f"{thing} is not available yet.", next_step="remove it, or use a later version of gxr-batch")
+
+
+class MachineError(GxrError):
+    """The machine cannot do it now; the run can be resumed once that is mended."""
+
+
+class ModelUnavailable(MachineError):
+    """The model, its tokenizer or its device cannot be used."""
+
+
+class StorageError(MachineError):
+    """The disk is full, read-only, or the folder is gone."""
+
+
+class RunLocked(MachineError):
+    """Another process writes to this run folder."""
+
+
+class EngineFailed(MachineError):
+    """The engine cannot go on; rows that it took and did not return are still to do."""
+
+
+class RowError(GxrError):
+    """This one row cannot be generated. `what` becomes its `gxr_error`, so it names columns and counts, never text."""

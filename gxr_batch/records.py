@@ -1,0 +1,184 @@
+"""The value objects that travel between the parts of gxr-batch, and the written schema of the result columns.
+
+A new fact about a row is a new field here, never an entry in a metadata dict. Tuples, because a million of them pass
+through one run; `Result` lists its fields in the order of the result columns, so that a part is written by columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Status = Literal["ok", "failed", "held"]
+FinishReason = Literal["stop", "length", "error"]
+Role = Literal["system", "user", "model"]
+
+DISCLAIMER = (
+    "AI-generated teaching material, not reviewed by a radiologist. Research and education only; not for diagnosis, "
+    "treatment or any clinical use. May contain errors: verify against the images and sources."
+)
+
+
+class Key(NamedTuple):
+    """What identifies a result: the row's id and its sample number, counted from 1."""
+
+    row_id: str
+    sample: int
+
+
+class Row(NamedTuple):
+    """One row of the input table, with the cells that prompts may use.
+
+    `values` maps column names to cells (None = missing); `position` counts from 0 in input order; `content_hash` is the
+    sha256 (64 hex digits) of the cells that the row's template uses.
+    """
+
+    row_id: str
+    content_hash: str
+    position: int
+    values: Mapping[str, Any]
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation. Its text is untrusted: it never yields a control token."""
+
+    role: Role
+    text: str
+
+
+class Messages(NamedTuple):
+    """The turns of one prompt, the name of the template that made them, and how much of the last turn is fixed.
+
+    `literal_chars` counts the characters at the start of the last user turn that this template gives for every row.
+    """
+
+    turns: tuple[Turn, ...]
+    template: str
+    literal_chars: int = 0
+
+
+class Encoded(NamedTuple):
+    """A prompt as an engine counts it: `token_ids` is None where the engine has no ids, `count` where it cannot count.
+
+    `shared_tokens` leading ids are the same for every row of the template, whatever its cells hold.
+    """
+
+    token_ids: list[int] | None
+    count: int | None
+    shared_tokens: int = 0
+
+
+class Prompt(NamedTuple):
+    """One unit of work for an engine. `row_seed` has 31 bits; `on_text` receives text as it comes (for a person)."""
+
+    key: Key
+    messages: Messages
+    encoded: Encoded
+    row_seed: int
+    max_new_tokens: int
+    on_text: Callable[[str], None] | None = None
+
+
+class Completion(NamedTuple):
+    """What an engine made of one prompt. A failed row has `finish_reason` "error" and its reason in `error`.
+
+    Seconds come from one monotonic clock, stamped after the device was synchronised: `seconds_queued` from taking the
+    prompt to its prefill, `seconds_to_first_token` and `seconds_generating` from its prefill on. `seconds_share` is each
+    step's time divided among the rows active in it. `rows_in_batch` is the mean over the row's steps, itself included.
+    `started_at_ms` and `finished_at_ms` are UTC milliseconds since 1970 of prefill and last token.
+    """
+
+    key: Key
+    text: str
+    finish_reason: FinishReason
+    error: str | None
+    prompt_tokens: int | None
+    new_tokens: int
+    seconds_queued: float
+    seconds_to_first_token: float | None
+    seconds_generating: float
+    seconds_share: float
+    rows_in_batch: float
+    started_at_ms: int
+    finished_at_ms: int
+
+
+class Result(NamedTuple):
+    """One finished key, as parts store it: the fields are the columns `gxr_...` in this order."""
+
+    row_id: str
+    sample: int
+    content_hash: str
+    status: Status
+    text: str | None
+    finish_reason: FinishReason
+    error: str | None
+    flags: list[str]
+    prompt_tokens: int | None
+    new_tokens: int
+    max_new_tokens: int
+    seed: int
+    attempt: int
+    seconds_queued: float | None
+    seconds_to_first_token: float | None
+    seconds_generating: float | None
+    seconds_share: float | None
+    tokens_per_second: float | None
+    rows_in_batch: float | None
+    started_at: int
+    finished_at: int
+    template: str
+    prompt_sha256: str | None
+
+
+# Columns that the join takes from the manifest, the same for every row of a run.
+PROVENANCE_COLUMNS = (
+    "gxr_model",
+    "gxr_model_revision",
+    "gxr_adapter",
+    "gxr_ai_generated",
+    "gxr_review_status",
+    "gxr_disclaimer",
+)
+# The content hash stays inside the run folder: it is part of the key, not of the result.
+PRIVATE_COLUMNS = ("gxr_content_hash",)
+
+
+def part_schema() -> pa.Schema:
+    """Return the Arrow schema of a part: one field for each field of `Result`, in order."""
+    import pyarrow as pa
+
+    seconds = pa.float64()
+    moment = pa.timestamp("ms", tz="UTC")
+    types: dict[str, pa.DataType] = {
+        "sample": pa.int32(),
+        "flags": pa.list_(pa.string()),
+        "prompt_tokens": pa.int32(),
+        "new_tokens": pa.int32(),
+        "max_new_tokens": pa.int32(),
+        "seed": pa.int64(),
+        "attempt": pa.int32(),
+        "seconds_queued": seconds,
+        "seconds_to_first_token": seconds,
+        "seconds_generating": seconds,
+        "seconds_share": seconds,
+        "tokens_per_second": pa.float64(),
+        "rows_in_batch": pa.float64(),
+        "started_at": moment,
+        "finished_at": moment,
+    }
+    return pa.schema([pa.field(f"gxr_{name}", types.get(name, pa.string())) for name in Result._fields])
+
+
+def result_schema() -> pa.Schema:
+    """Return the Arrow schema of the `gxr_...` columns of results.parquet, in the contract's order."""
+    import pyarrow as pa
+
+    public = [field for field in part_schema() if field.name not in PRIVATE_COLUMNS]
+    provenance = [
+        pa.field(name, pa.bool_() if name == "gxr_ai_generated" else pa.string()) for name in PROVENANCE_COLUMNS
+    ]
+    return pa.schema(public + provenance)

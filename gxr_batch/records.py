@@ -30,15 +30,16 @@ class Key(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One row of the input table, with the cells that prompts may use.
+    """One row of the input table, with the cells that its template may use.
 
-    `values` maps column names to cells (None = missing); `position` counts from 0 in input order; `content_hash` is the
-    sha256 (64 hex digits) of the cells that the row's template uses.
+    `values` maps template fields to cells (None = missing); `position` counts from 0 in input order; `content_hash` is
+    the sha256 (64 hex digits) of those cells; `template` is the name of the row's template.
     """
 
     row_id: str
     content_hash: str
     position: int
+    template: str
     values: Mapping[str, Any]
 
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 class GxrError(Exception):
     """What is wrong, where, and what to type next.
 
-    `what` is a full sentence; `where` a file, line, row id or column; `next_step` what helps. The last two may be empty.
+    `what` is a full sentence, `where` a file, line, row id or column, `next_step` what helps; both may be empty.
     """
 
     def __init__(self, what: str, *, where: str = "", next_step: str = "") -> None:

@@ -1,0 +1,101 @@
+"""Everything of a job but the model's weights: job, templates, table, prompt lengths, room on the disk, three prompts.
+
+It goes through the same rooms as `run`, in a temporary folder, so what it finds is what a run would find.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+from gxr_batch.engines import create
+from gxr_batch.engines.base import Encoder
+from gxr_batch.errors import RowError
+from gxr_batch.job import Job
+from gxr_batch.ledger import is_run
+from gxr_batch.prepare import Prepared, output_folder, prepare
+from gxr_batch.prompts import render
+from gxr_batch.provenance import follow
+from gxr_batch.records import Messages
+from gxr_batch.rows import ingest, read_rows
+
+_SHOWN = 3
+# Bytes that a token of generated text takes in parts and in results together, by measure, uncompressed and rounded up.
+_BYTES_A_TOKEN = 16
+_BYTES_A_ROW = 512
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts."""
+
+    rows: int = 0
+    folder: Path
+    goes_on: bool = False
+    notices: list[str] = field(default_factory=list)
+    templates: Counter[str] = field(default_factory=Counter)
+    lengths: list[int] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    unusable: list[str] = field(default_factory=list)
+    shown: list[tuple[str, Messages]] = field(default_factory=list)
+    bytes_needed: int = 0
+    bytes_free: int = 0
+
+
+def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Findings:
+    """Go through a job as `run` would, up to the model's weights. Raises GxrError where `run` could not start."""
+    prepared = prepare(job)
+    job = follow(job, None)
+    folder = output_folder(job, date.today())
+    found = Findings(folder=folder, goes_on=is_run(folder), notices=[*job.warnings(), *prepared.survey.notices])
+    encoder = create(job).encoder()
+    with tempfile.TemporaryDirectory(prefix="gxr-batch-check-") as scratch:
+        table = Path(scratch) / "input.parquet"
+        taken = ingest(prepared.survey, prepared.fields, table, id_column=job.input.id_column, prior=None, limit=limit)
+        found.rows = taken.rows
+        found.notices += taken.notices
+        _try_rows(found, prepared, encoder, table)
+        _measure_room(found, job, table.stat().st_size)
+    for sentence in found.notices:
+        say(sentence)
+    return found
+
+
+def _try_rows(found: Findings, prepared: Prepared, encoder: Encoder, table: Path) -> None:
+    job = prepared.job
+    room = job.model.max_seq_length - job.sampling.settings().max_new_tokens
+    for row in read_rows(table, prepared.fields, None):
+        try:
+            messages = render(prepared.templates.get(row.template), row.values, system=job.prompt.system)
+            count = encoder.encode(messages).count or 0
+            if count > room:
+                raise RowError(f"the prompt is too long: more than {room} tokens")
+        except RowError as error:
+            found.reasons[error.what] += 1
+            found.unusable.append(row.row_id)
+            continue
+        found.templates[row.template] += 1
+        found.lengths.append(count)
+        if len(found.shown) < _SHOWN:
+            found.shown.append((row.row_id, messages))
+
+
+def _measure_room(found: Findings, job: Job, table_bytes: int) -> None:
+    """Estimate the disk that the run takes at most, and look how much there is."""
+    keys = found.rows * job.sampling.samples_per_row
+    found.bytes_needed = 2 * table_bytes + keys * (
+        _BYTES_A_ROW + _BYTES_A_TOKEN * job.sampling.settings().max_new_tokens
+    )
+    existing = next(path for path in (found.folder, *found.folder.absolute().parents) if path.exists())
+    found.bytes_free = shutil.disk_usage(existing).free
+
+
+def quantiles(lengths: Sequence[int]) -> tuple[int, int, int]:
+    """Return the smallest, the median and the largest length; zeros for none."""
+    ordered = sorted(lengths) or [0]
+    return ordered[0], ordered[len(ordered) // 2], ordered[-1]

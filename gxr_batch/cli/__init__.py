@@ -1,0 +1,65 @@
+"""The command line: one file a verb. Only here is click imported and are exit codes picked.
+
+Verbs are imported when they are called, and what they need inside their functions, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from gxr_batch.cli.exits import reported
+
+# verb -> the line that `gxr-batch --help` shows; the verb itself lives in the module of that name
+VERBS = {
+    "run": "Generate a teaching case for every row of a table.",
+    "check": "Try everything of a job but the model's weights.",
+    "status": "Say how far a run is.",
+    "export": "Write a run's results for a spreadsheet.",
+    "templates": "List, show or preview prompt templates.",
+}
+UNBUILT_VERBS = ("report", "review", "generate", "bench", "finetune")
+
+
+class Verbs(click.Group):
+    """Finds verbs by name without importing the others, and turns errors into messages and exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order of a working day."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb's module and return its command."""
+        if cmd_name in UNBUILT_VERBS:
+            ctx.fail(f"`gxr-batch {cmd_name}` is not available yet.")
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"gxr_batch.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs from the table above instead of importing each."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a verb; user and machine errors end in one message and the contract's exit code."""
+        with reported(ctx):
+            return super().invoke(ctx)
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="gxr-batch", prog_name="gxr-batch")
+def main() -> None:
+    """Generate chest X-ray teaching cases in bulk from a table of findings.
+
+    For research and education only, never for clinical use: every text is AI-generated and unreviewed until a person
+    has reviewed it.
+
+    \b
+    Example:
+      gxr-batch check jobs/demo.toml
+      gxr-batch run jobs/demo.toml
+    """

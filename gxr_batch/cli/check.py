@@ -1,0 +1,86 @@
+"""`gxr-batch check`: try everything of a job but the model's weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gxr_batch.cli.options import job_options, read_job, say_to_stderr
+
+if TYPE_CHECKING:
+    from gxr_batch.check import Findings
+
+
+@click.command(name="check")
+@job_options
+def command(
+    job_file: Path,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    output: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Try everything of a job but the model's weights: job file, templates, table, prompt lengths, room on the disk.
+
+    Shows three prompts as the model would get them. Writes nothing.
+
+    \b
+    Example:
+      gxr-batch check jobs/demo.toml
+    """
+    from gxr_batch.check import check
+
+    job = read_job(job_file, overrides, output=output)
+    found = check(job, limit=limit, say=say_to_stderr(quiet))
+    click.echo(json.dumps(_summary(found), indent=2) if as_json else _text(job.name, found))
+
+
+def _summary(found: Findings) -> dict[str, Any]:
+    from gxr_batch.check import quantiles
+
+    shortest, median, longest = quantiles(found.lengths)
+    return {
+        "rows": found.rows,
+        "usable": len(found.lengths),
+        "unusable": len(found.unusable),
+        "reasons": dict(found.reasons),
+        "templates": dict(found.templates),
+        "prompt_tokens": {"shortest": shortest, "median": median, "longest": longest},
+        "output": str(found.folder),
+        "goes_on": found.goes_on,
+        "bytes_needed": found.bytes_needed,
+        "bytes_free": found.bytes_free,
+    }
+
+
+def _text(name: str, found: Findings) -> str:
+    from gxr_batch.check import quantiles
+
+    shortest, median, longest = quantiles(found.lengths)
+    templates = ", ".join(f"{template} {count:,}" for template, count in found.templates.items()) or "none used"
+    lines = [
+        f"{name}: {found.rows:,} rows, {len(found.lengths):,} usable, {len(found.unusable):,} not",
+        f"  templates  {templates}",
+        f"  prompts    {shortest:,} to {longest:,} tokens, median {median:,}",
+        f"  output     {found.folder} ({'an earlier run is there: run goes on with it' if found.goes_on else 'new'})",
+        f"  room       up to {_mib(found.bytes_needed)} needed, {_mib(found.bytes_free)} free",
+        "  privacy    identifiers are not screened in this version",
+    ]
+    if found.bytes_needed > found.bytes_free:
+        lines.append("  WARNING    the disk may fill up before the run ends")
+    for reason, count in found.reasons.most_common(5):
+        lines.append(f"  unusable   {count:,} rows: {reason}")
+    if found.unusable:
+        lines.append(f"             e.g. {', '.join(found.unusable[:5])}; a run books them as failed and goes on")
+    for row_id, messages in found.shown:
+        lines.append(f"\n--- prompt of row {row_id} ({messages.template})")
+        lines += [f"[{turn.role}]\n{turn.text}" for turn in messages.turns]
+    return "\n".join(lines)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"

@@ -1,0 +1,86 @@
+"""Progress on stderr: a bar on a terminal, a line a minute anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gxr_batch.invocation import Progress
+
+_BAR_SECONDS = 0.2
+_LINE_SECONDS = 60.0
+
+
+class ProgressDisplay:
+    """Draws what the runner reports; a context, so that the bar is closed whatever happens."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+        self._terminal = sys.stderr.isatty()
+        self._every = _BAR_SECONDS if self._terminal else _LINE_SECONDS
+        self._next = 0.0 if self._terminal else time.monotonic() + _LINE_SECONDS
+
+    def __enter__(self) -> ProgressDisplay:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the bar."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.write(sentence, file=sys.stderr)
+        else:
+            print(sentence, file=sys.stderr)
+
+    def show(self, progress: Progress) -> None:
+        """Draw the progress where it is time to; called for every row, so it returns at once where it is not."""
+        now = time.monotonic()
+        if self._quiet or now < self._next:
+            return
+        self._next = now + self._every
+        if self._terminal:
+            self._draw(progress)
+        else:
+            self.say(f"{time.strftime('%H:%M')} {describe(progress)}")
+
+    def _draw(self, progress: Progress) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=progress.counts.total, bar_format="{bar} {desc}", file=sys.stderr, leave=False)
+        self._bar.n = done_in_all(progress)
+        self._bar.set_description_str(describe(progress))
+
+
+def done_in_all(progress: Progress) -> int:
+    """Return how many rows are done, earlier invocations included."""
+    return progress.counts.total - progress.counts.left + progress.done + progress.rejected
+
+
+def describe(progress: Progress) -> str:
+    """Say rows done / total, rows a minute, tokens a second, time left, failed."""
+    done, total = done_in_all(progress), progress.counts.total
+    text = f"{done:,}/{total:,} rows"
+    if progress.done and progress.seconds > 0:
+        speed = progress.done / progress.seconds
+        text += f", {speed * 60:,.1f} rows/min, {progress.new_tokens / progress.seconds:,.1f} tok/s"
+        text += f", {duration((total - done) / speed)} left"
+    failed = progress.counts.failed + progress.failed + progress.rejected
+    return f"{text}, {failed:,} failed"
+
+
+def duration(seconds: float) -> str:
+    """Spell seconds as 0:07:30."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

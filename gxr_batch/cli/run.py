@@ -1,0 +1,146 @@
+"""`gxr-batch run`: the main job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gxr_batch.cli.exits import Exit
+from gxr_batch.cli.options import job_options, read_job
+
+if TYPE_CHECKING:
+    from gxr_batch.runner import Outcome
+
+_EXITS = {
+    "interrupt": Exit.INTERRUPTED,
+    "terminate": Exit.STOPPED,
+    "stop_by": Exit.STOPPED,
+    "time_limit": Exit.STOPPED,
+    "max_failed": Exit.MAX_FAILED,
+}
+_WHY = {
+    "interrupt": "stopped by Ctrl-C",
+    "terminate": "stopped by a signal",
+    "stop_by": "stopped because the stop-by time came near",
+    "time_limit": "stopped because the time limit came near",
+    "max_failed": "stopped because more rows failed than run.max_failed allows",
+}
+
+
+@click.command(name="run")
+@job_options
+@click.option("--fresh", is_flag=True, help="Start anew; the earlier run is kept as NAME.before-<timestamp>.")
+@click.option(
+    "--retry",
+    type=click.Choice(["failed", "held", "truncated"]),
+    help="Generate such rows once more, up to run.max_attempts times each.",
+)
+@click.option("--row", "rows", metavar="ID", multiple=True, help="With --retry: only this row id; repeatable.")
+@click.option("--stop-by", metavar="HH:MM", help="Stop in time for the next such local time of day.")
+@click.option("--time-limit", metavar="DURATION", help='Stop after so long, e.g. "7h" or "30m".')
+@click.option("--take-over", is_flag=True, help="Not available yet.")
+def command(
+    job_file: Path,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    output: str | None,
+    quiet: bool,
+    as_json: bool,
+    fresh: bool,
+    retry: str | None,
+    rows: tuple[str, ...],
+    stop_by: str | None,
+    time_limit: str | None,
+    take_over: bool,
+) -> None:
+    """Generate a teaching case for every row of the job's table.
+
+    Results go to the run folder as Parquet, checkpointed on the way. Run the same command again and it goes on where it
+    stopped; a finished run has nothing left to do.
+
+    \b
+    Exit codes: 0 all generated, 2 input wrong, 3 some rows failed, 4 the machine cannot do it now,
+    5 too many rows failed, 75 stopped on purpose, 130 Ctrl-C; after 4, 5, 75 and 130 run it again to go on.
+
+    \b
+    Example:
+      gxr-batch run jobs/demo.toml --limit 4
+    """
+    from gxr_batch.cli.progress import ProgressDisplay
+    from gxr_batch.cli.signals import Signals
+    from gxr_batch.errors import NotAvailable
+    from gxr_batch.invocation import Options, Progress
+    from gxr_batch.runner import run
+    from gxr_batch.stopping import Stopper
+
+    if take_over:
+        raise NotAvailable("--take-over")
+    if rows and not retry:
+        raise click.UsageError("--row goes with --retry.")
+    job = read_job(job_file, overrides, output=output, stop_by=stop_by, time_limit=time_limit)
+    options = Options(limit=limit, fresh=fresh, retry=retry, retry_rows=rows, overrides=overrides)
+    stopper = Stopper(job.run.grace_seconds)
+    signals = Signals(stopper)
+    with signals.handled(), ProgressDisplay(quiet) as display:
+
+        def show(progress: Progress) -> None:
+            signals.generating = True
+            display.show(progress)
+
+        outcome = run(job, options, stopper, display.say, show)
+    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
+    click.get_current_context().exit(_exit_code(outcome))
+
+
+def _exit_code(outcome: Outcome) -> Exit:
+    if outcome.counts.left:
+        return _EXITS[outcome.reason or "terminate"]
+    return Exit.SOME_FAILED if outcome.counts.failed or outcome.counts.held else Exit.DONE
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    progress = outcome.progress
+    return {
+        "run": str(outcome.folder),
+        "finished": outcome.counts.left == 0,
+        "reason": outcome.reason,
+        **outcome.counts._asdict(),
+        "drift": outcome.drift._asdict() if outcome.drift else None,
+        "generated_now": progress.done,
+        "rejected_now": progress.rejected,
+        "new_tokens_now": progress.new_tokens,
+        "seconds": round(progress.seconds, 3),
+        "results": str(outcome.folder / "results.parquet") if outcome.counts.left == 0 else None,
+    }
+
+
+def _text(name: str, outcome: Outcome) -> str:
+    from gxr_batch.cli.progress import duration
+    from gxr_batch.records import DISCLAIMER
+
+    counts, progress, folder = outcome.counts, outcome.progress, outcome.folder
+    if counts.left:
+        title = f"{name}: {_WHY[outcome.reason or 'terminate']}"
+    elif progress.done or progress.rejected:
+        title = f"{name}: finished"
+    else:
+        title = f"{name}: nothing left to do"
+    rows = f"{counts.ok:,} generated, {counts.failed:,} failed, {counts.held:,} held, {counts.left:,} to do"
+    lines = [title, f"  rows     {counts.total:,}: {rows}"]
+    if progress.done:
+        speed = progress.done / max(progress.seconds, 1e-9)
+        lines.append(
+            f"  speed    {progress.done:,} rows in {duration(progress.seconds)}, {speed * 60:,.1f} rows/min, "
+            f"{progress.new_tokens / max(progress.seconds, 1e-9):,.1f} tok/s"
+        )
+    if counts.left:
+        lines.append("  next     run the same command again to go on")
+    else:
+        lines.append(f"  results  {folder / 'results.parquet'}")
+        lines.append(f"  next     gxr-batch export {folder} --format csv")
+    if counts.failed or counts.held:
+        lines.append(f"  failed   {folder / 'failed.parquet'} names each row's reason in gxr_error")
+    return "\n".join([*lines, DISCLAIMER])

@@ -1,0 +1,37 @@
+"""Signals during `run`: the first asks for an orderly end, a second Ctrl-C ends at once. Sealed rows survive both."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from gxr_batch.cli.exits import Terminated
+from gxr_batch.stopping import Stopper
+
+
+class Signals:
+    """Turns SIGINT, SIGTERM and SIGUSR1 into requests to the stopper once rows are being generated."""
+
+    def __init__(self, stopper: Stopper) -> None:
+        self._stopper = stopper
+        self.generating = False
+
+    def _on(self, number: int, frame: FrameType | None) -> None:
+        interrupt = number == signal.SIGINT
+        if not self.generating or (interrupt and self._stopper.reason is not None):
+            self._stopper.request.now()
+            raise KeyboardInterrupt if interrupt else Terminated
+        self._stopper.ask("interrupt" if interrupt else "terminate")
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle the three signals inside the block."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        before = {number: signal.signal(number, self._on) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,85 @@
+"""`gxr-batch templates`: list, show and preview prompt templates."""
+
+from __future__ import annotations
+
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import click
+
+
+@click.group(name="templates")
+def command() -> None:
+    """List, show or preview prompt templates.
+
+    \b
+    Example:
+      gxr-batch templates show clinical_case
+    """
+
+
+@command.command(name="list")
+def list_() -> None:
+    """List the built-in templates and the fields that each needs and uses.
+
+    \b
+    Example:
+      gxr-batch templates list
+    """
+    from gxr_batch.job import PromptSection
+    from gxr_batch.templates import Templates
+
+    templates = Templates(PromptSection())
+    for name, description in templates.available().items():
+        template = templates.get(name)
+        optional = [field for field in template.fields if field not in template.required]
+        click.echo(f"{name}: {description}")
+        click.echo(f"  needs {', '.join(template.required)}{'; uses ' + ', '.join(optional) if optional else ''}")
+
+
+@command.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Show a template's text: a built-in name, or the path of a .j2 file.
+
+    \b
+    Example:
+      gxr-batch templates show educational
+    """
+    from gxr_batch.job import PromptSection
+    from gxr_batch.templates import Templates
+
+    click.echo(Templates(PromptSection(template=name)).default.source)
+
+
+@command.command()
+@click.argument("job_file", metavar="JOB.toml", type=click.Path(path_type=Path))
+@click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="How many rows to preview.")
+@click.option("--template", help="Use this template. Default: the job's.")
+def render(job_file: Path, rows: int, template: str | None) -> None:
+    """Render a job's template on the first rows of its table.
+
+    \b
+    Example:
+      gxr-batch templates render jobs/demo.toml --rows 2
+    """
+    from gxr_batch.errors import RowError
+    from gxr_batch.job import load_job
+    from gxr_batch.prepare import prepare
+    from gxr_batch.prompts import render as fill
+    from gxr_batch.rows import ingest, read_rows
+
+    job = load_job(job_file, given={"prompt.template": template} if template else None)
+    prepared = prepare(job)
+    with tempfile.TemporaryDirectory(prefix="gxr-batch-") as scratch:
+        table = Path(scratch) / "input.parquet"
+        ingest(prepared.survey, prepared.fields, table, id_column=job.input.id_column, prior=None, limit=rows)
+        for row in islice(read_rows(table, prepared.fields, None), rows):
+            click.echo(f"--- row {row.row_id} ({row.template})")
+            try:
+                messages = fill(prepared.templates.get(row.template), row.values, system=job.prompt.system)
+            except RowError as error:
+                click.echo(f"cannot be used: {error.what}")
+            else:
+                click.echo("\n".join(f"[{turn.role}]\n{turn.text}" for turn in messages.turns))

@@ -1,0 +1,160 @@
+"""The fake engine: no model, no device, the same protocol. It says the prompt's words back and plays faults on request.
+
+Texts depend on the prompt and its row seed alone. It counts words as tokens, so that everything around an engine can
+be tried, tested and timed without one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
+from gxr_batch.errors import EngineFailed
+from gxr_batch.job import EchoSection, Job
+from gxr_batch.records import Completion, Encoded, Messages, Prompt
+
+_SLOTS = 8
+_PULSE_SECONDS = 0.5
+_TICK_SECONDS = 0.05
+
+
+class EchoEncoder:
+    """Counts the words of a prompt."""
+
+    def encode(self, messages: Messages) -> Encoded:
+        """Return the count of words; there are no ids."""
+        return Encoded(None, sum(len(turn.text.split()) for turn in messages.turns))
+
+
+class EchoEngine:
+    """Opens at once and answers with the prompt's own words."""
+
+    def __init__(self, job: Job) -> None:
+        self._slots = _SLOTS if job.engine.slots == "auto" else job.engine.slots
+        self._settings = job.echo
+
+    def identity(self) -> Identity:
+        """Say that there are no weights."""
+        return Identity(kind="echo", model="echo")
+
+    def encoder(self) -> EchoEncoder:
+        """Return the word counter."""
+        return EchoEncoder()
+
+    @contextmanager
+    def open(self) -> Iterator[EchoSession]:
+        """Open at once."""
+        info = EngineInfo(
+            identity=self.identity(),
+            device="none",
+            dtype=None,
+            quantization=None,
+            slots=self._slots,
+            load_seconds=0.0,
+            reproducible=True,
+            notices=("The echo engine repeats the prompt; its texts are no teaching cases.",),
+        )
+        yield EchoSession(info, self._settings)
+
+
+@dataclass
+class _InFlight:
+    """A row that the fake decodes: `ends_at` on the monotonic clock."""
+
+    prompt: Prompt
+    words: list[str]
+    taken_at: float
+    started_at_ms: int
+    ends_at: float
+    share: float = 0.0
+    batch_seconds: float = 0.0
+
+
+class EchoSession:
+    """Rows decoded side by side in slots, each at its own speed, in simulated or in no time."""
+
+    def __init__(self, info: EngineInfo, settings: EchoSection) -> None:
+        self.info = info
+        self._settings = settings
+        self._done = 0
+        self._tokens = 0
+
+    def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
+        """Answer every prompt. Raises EngineFailed after `crash_after` completions where that is set."""
+        flight: list[_InFlight] = []
+        clock = pulsed = time.monotonic()
+        exhausted = False
+        while True:
+            while not exhausted and len(flight) < self.info.slots and stop.admitting:
+                prompt = next(prompts, None)
+                if prompt is None:
+                    exhausted = True
+                else:
+                    flight.append(self._admit(prompt))
+            now = time.monotonic()
+            self._charge(flight, now - clock)
+            clock = now
+            if stop.must_return(now) or not flight:
+                return
+            ended = [row for row in flight if row.ends_at <= now]
+            flight = [row for row in flight if row.ends_at > now]
+            for row in ended:
+                pulsed = now
+                yield self._complete(row, now)
+            if now - pulsed >= _PULSE_SECONDS:
+                pulsed = now
+                yield Pulse(self._tokens, len(flight))
+            if not ended:
+                time.sleep(min(_TICK_SECONDS, max(0.0, min(row.ends_at for row in flight) - now)))
+
+    def _admit(self, prompt: Prompt) -> _InFlight:
+        now = time.monotonic()
+        words = f"[echo {prompt.row_seed}] {prompt.messages.turns[-1].text}".split()
+        speed = self._settings.tokens_per_second
+        seconds = min(len(words), prompt.max_new_tokens) / speed if speed else 0.0
+        return _InFlight(prompt, words, now, int(time.time() * 1000), now + seconds)
+
+    @staticmethod
+    def _charge(flight: list[_InFlight], seconds: float) -> None:
+        for row in flight:
+            row.share += seconds / len(flight)
+            row.batch_seconds += seconds * len(flight)
+
+    def _complete(self, row: _InFlight, now: float) -> Completion:
+        self._done += 1
+        if self._settings.crash_after and self._done > self._settings.crash_after:
+            raise EngineFailed("The echo engine was told to fail here.", where="[echo] crash_after")
+        prompt = row.prompt
+        kept = row.words[: prompt.max_new_tokens]
+        seconds = now - row.taken_at
+        error = self._fault(prompt)
+        self._tokens += len(kept)
+        text = "" if error else " ".join(kept)
+        if prompt.on_text and text:
+            prompt.on_text(text)
+        return Completion(
+            key=prompt.key,
+            text=text,
+            finish_reason="error" if error else "stop" if len(kept) == len(row.words) else "length",
+            error=error,
+            prompt_tokens=prompt.encoded.count,
+            new_tokens=0 if error else len(kept),
+            seconds_queued=0.0,
+            seconds_to_first_token=seconds / max(len(kept), 1),
+            seconds_generating=seconds,
+            seconds_share=row.share,
+            rows_in_batch=row.batch_seconds / seconds if row.batch_seconds else 1.0,
+            started_at_ms=row.started_at_ms,
+            finished_at_ms=int(time.time() * 1000),
+        )
+
+    def _fault(self, prompt: Prompt) -> str | None:
+        settings = self._settings
+        if settings.fail_every and prompt.row_seed % settings.fail_every == 0:
+            return "the echo engine was told to fail this row"
+        if settings.fail_containing and settings.fail_containing in prompt.messages.turns[-1].text:
+            return "the echo engine was told to fail rows like this one"
+        return None

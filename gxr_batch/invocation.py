@@ -1,0 +1,243 @@
+"""One start of `run` on one run folder: what the table asks for, what is still to do, and what the manifest says of it.
+
+The loop itself is in runner; everything here happens before it starts or after it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from gxr_batch.engines import create
+from gxr_batch.engines.base import EngineInfo, Pulse
+from gxr_batch.errors import GxrError
+from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, Manifest, RunWriter, encode_metadata
+from gxr_batch.ledger.state import Bools
+from gxr_batch.prepare import Prepared
+from gxr_batch.provenance import environment, file_marks, fingerprint, follow, provenance, resolved, settle
+from gxr_batch.records import Result
+from gxr_batch.rows import ingest
+from gxr_batch.stopping import StopReason
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line adds to the job file for one invocation."""
+
+    limit: int | None = None
+    fresh: bool = False
+    retry: str | None = None
+    retry_rows: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where an invocation stands: `counts` is about the whole table, everything else about this invocation.
+
+    `done` and `failed` are rows that came out of the engine, `rejected` rows that could not become a prompt.
+    """
+
+    counts: Counts
+    done: int = 0
+    failed: int = 0
+    rejected: int = 0
+    new_tokens: int = 0
+    rows_in_flight: int = 0
+    memory_bytes: int = 0
+    splits: int = 0
+    seconds: float = 0.0
+
+    def book(self, result: Result) -> None:
+        """Count a row that came out of the engine."""
+        self.done += 1
+        self.failed += result.status == "failed"
+        self.new_tokens += result.new_tokens
+
+    def pulse(self, pulse: Pulse) -> None:
+        """Take over what the engine says of itself."""
+        self.rows_in_flight, self.memory_bytes, self.splits = (
+            pulse.rows_in_flight,
+            pulse.memory_bytes,
+            pulse.splits,
+        )
+
+
+class Invocation:
+    """One start of `run` on one run folder, from the table to the closed manifest."""
+
+    def __init__(self, prepared: Prepared, options: Options, ledger: RunWriter, say: Say) -> None:
+        self.prepared, self.options, self.ledger, self.say = prepared, options, ledger, say
+        self.job = follow(prepared.job, ledger.manifest)
+        self.engine = create(self.job)
+        self.identity = self.engine.identity()
+        self.info: EngineInfo | None = None
+        self.source_key = prepared.source_key(options.limit)
+        self.notices: list[str] = []
+        self._tell(*prepared.job.warnings(), *prepared.survey.notices)
+        self.todo: Bools = np.zeros((0, 1), np.bool_)
+        self.progress = Progress(counts=ledger.counts())
+        self.entry: dict[str, Any] = {
+            "started_at": _now(),
+            "set": list(options.overrides),
+            "limit": options.limit,
+        }
+        self._check_fingerprint()
+
+    def _check_fingerprint(self) -> None:
+        """Refuse settings that would give other texts than those this run already holds."""
+        self.fingerprint = fingerprint(self.prepared, self.job, self.identity)
+        if self.ledger.manifest is not None:
+            raisable = {"sampling.max_new_tokens", "model.max_seq_length"} if self.options.retry else set()
+            self.ledger.manifest.compare(self.fingerprint, raisable=frozenset(raisable))
+
+    def nothing_left(self) -> bool:
+        """Return whether results.parquet already is the finished state of this very table."""
+        marks = self.ledger.results_metadata()
+        manifest = self.ledger.manifest
+        if self.options.retry or manifest is None or marks.get("gxr_source") != self.source_key:
+            return False
+        last = manifest.invocations[-1] if manifest.invocations else {}
+        if last.get("outcome") != "finished" or last.get("source_key") != self.source_key:
+            return False
+        self.progress.counts = Counts(**last["counts"])
+        return True
+
+    def take_in_table(self) -> Drift | None:
+        """Read the table into the run folder and find what is still to do."""
+        ledger, job = self.ledger, self.job
+        taken = ingest(
+            self.prepared.survey,
+            self.prepared.fields,
+            ledger.incoming_input,
+            id_column=job.input.id_column,
+            prior=ledger.previous_input,
+            limit=self.options.limit,
+        )
+        drift = ledger.adopt_input(job.sampling.samples_per_row)
+        self._tell(*taken.notices)
+        self.todo = self._todo()
+        self.progress.counts = ledger.counts()
+        self.entry |= {
+            "source_key": self.source_key,
+            "input_sha256": self.prepared.survey.sha256,
+            "input_files": [str(file.path) for file in self.prepared.survey.files],
+            "rows": taken.rows,
+            "drift": drift._asdict() if drift else None,
+        }
+        if drift is not None:
+            self.say(f"Resuming {ledger.folder}: {drift}; {int(self.todo.sum()):,} to generate.")
+        return drift
+
+    def _tell(self, *sentences: str) -> None:
+        """Say something to the user and keep it in the manifest."""
+        for sentence in sentences:
+            self.say(sentence)
+        self.notices += sentences
+
+    def _todo(self) -> Bools:
+        state = self.ledger.state
+        todo: Bools = state.status == TODO
+        if self.options.retry is None:
+            return todo
+        again = {
+            "failed": state.status == FAILED,
+            "held": state.status == HELD,
+            "truncated": (state.status == OK) & state.truncated,
+        }[self.options.retry]
+        spent = again & (state.attempt >= self.job.run.max_attempts)
+        if spent.any():
+            self.say(
+                f"{int(spent.sum()):,} not tried again: run.max_attempts = {self.job.run.max_attempts} is reached."
+            )
+        return todo | (again & ~spent & self._chosen_rows()[:, None])
+
+    def _chosen_rows(self) -> Bools:
+        """Return which rows `--retry` is about: those named by `--row`, else all."""
+        if not self.options.retry_rows:
+            return np.ones(self.ledger.state.rows, np.bool_)
+        return self.ledger.rows_named(self.options.retry_rows)
+
+    def opened(self, info: EngineInfo) -> None:
+        """Write down what was loaded before the first row is generated with it."""
+        self.info, self.identity = info, info.identity
+        self._tell(*info.notices)
+        before = self.progress.counts
+        self.entry |= {"generating_since": _now(), "done_before": before.total - before.left}
+        self.job = settle(self.job, info)
+        self._check_fingerprint()
+        self.ledger.part_metadata = encode_metadata(file_marks(self.job, info.identity, self.fingerprint))
+        self._save()
+
+    def broke_off(self, error: BaseException) -> None:
+        """Write down that an error ended this invocation; never hides that error behind one of its own."""
+        self.entry |= {"finished_at": _now(), "outcome": "broken off", "error": type(error).__name__}
+        self.entry["counts"] = self.ledger.counts()._asdict()
+        with suppress(GxrError):
+            self._save()
+            self.ledger.write_failed()
+
+    def close(self, reason: StopReason | None) -> None:
+        """Write the results where the table is finished, the failed rows in any case, and the manifest last."""
+        counts = self.progress.counts = self.ledger.counts()
+        finished = counts.left == 0
+        self.entry |= {
+            "finished_at": _now(),
+            "outcome": "finished" if finished else reason or "unfinished",
+            "counts": counts._asdict(),
+            "done": self.progress.done,
+            "rejected": self.progress.rejected,
+            "new_tokens": self.progress.new_tokens,
+            "splits": self.progress.splits,
+        }
+        self._save()
+        if not finished:
+            self.ledger.write_failed()
+            return
+        marks = file_marks(self.job, self.identity, self.fingerprint) | {
+            "gxr_source": self.source_key,
+            "gxr_invocation": len(self._manifest().invocations),
+            "gxr_counts": counts._asdict(),
+        }
+        self.ledger.write_results(provenance(self.identity), encode_metadata(marks))
+
+    def _manifest(self) -> Manifest:
+        if self.ledger.manifest is None:
+            self.ledger.manifest = Manifest(name=self.job.name, created_at=self.entry["started_at"], job={})
+        return self.ledger.manifest
+
+    def _save(self) -> None:
+        manifest = self._manifest()
+        if not manifest.fingerprint:
+            # Only an opened engine has settled every automatic value that the fingerprint holds.
+            manifest.fingerprint = self.fingerprint if self.info else {}
+        elif "templates" in self.fingerprint:
+            manifest.fingerprint["templates"] = (
+                manifest.fingerprint.get("templates", {}) | self.fingerprint["templates"]
+            )
+        manifest.job = self.job.model_dump(mode="json")
+        manifest.resolved = resolved(self.job)
+        manifest.model = {"provenance": provenance(self.identity)}
+        if self.info is not None:
+            self.entry["engine"] = _info_entry(self.info)
+        self.entry["notices"] = self.notices
+        if not manifest.invocations or manifest.invocations[-1] is not self.entry:
+            self.entry |= {"number": len(manifest.invocations) + 1, **environment()}
+            manifest.invocations.append(self.entry)
+        manifest.save(self.ledger.folder)
+
+
+def _info_entry(info: EngineInfo) -> dict[str, Any]:
+    entry = {name: getattr(info, name) for name in info.__dataclass_fields__ if name not in {"identity", "notices"}}
+    return entry | {"identity": dict(vars(info.identity)), "versions": dict(info.versions)}
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

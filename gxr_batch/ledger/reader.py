@@ -1,0 +1,83 @@
+"""A run folder opened to read: counts, finished rows, metadata. Never blocks a writer and never sees half a part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gxr_batch.errors import RunError
+from gxr_batch.ledger.lock import is_locked
+from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
+from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, joined, joined_schema
+from gxr_batch.ledger.state import State
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class RunReader:
+    """One run folder, read as it is at this moment. Raises RunError where it is none."""
+
+    def __init__(self, folder: Path) -> None:
+        if not is_run(folder):
+            raise RunError(
+                "There is no run here.",
+                where=str(folder.absolute()),
+                next_step="name the run folder, e.g. outputs/demo; `gxr-batch run JOB.toml` makes one",
+            )
+        self.folder = folder
+        manifest = load_manifest(folder)
+        if manifest is None or not (folder / INPUT_NAME).exists():
+            raise RunError("This run has not read its table yet.", where=str(folder.absolute()))
+        self.manifest: Manifest = manifest
+
+    @cached_property
+    def state(self) -> State:
+        """What the parts say of every key."""
+        return State.scan(self.folder, self.folder / INPUT_NAME, int(self.manifest.job["sampling"]["samples_per_row"]))
+
+    @property
+    def running(self) -> bool:
+        """True while a process writes to this run."""
+        return is_locked(self.folder)
+
+    @property
+    def results(self) -> Path | None:
+        """Where results.parquet stands, None where no state of this run was complete yet."""
+        path = self.folder / RESULTS_NAME
+        return path if path.exists() else None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of the finished rows."""
+        return joined_schema(self.folder)
+
+    def finished(self) -> Iterator[pa.Table]:
+        """Yield the rows that are done at this moment, in input order, as tables of the contract's columns."""
+        return joined(self.folder, self.state, self.manifest.model.get("provenance", {}))
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds a run."""
+    return (folder / MANIFEST_NAME).exists()
+
+
+def read_results(run_dir: str | Path) -> pd.DataFrame:
+    """Return the finished rows of a run as a DataFrame of the contract's columns, in input order.
+
+    `run_dir` is a run folder. Works at any time: of an unfinished run it returns the rows that are generated, failed or
+    held so far; rows still to do are absent. Seconds are seconds, `gxr_started_at` and `gxr_finished_at` are UTC.
+    Raises RunError where the folder holds no run.
+    """
+    reader = RunReader(Path(run_dir))
+    if reader.results and reader.state.counts().left == 0 and not reader.running:
+        table = pq.read_table(reader.results, partitioning=None)
+    else:
+        table = pa.concat_tables([reader.schema.empty_table(), *reader.finished()])
+    frame: pd.DataFrame = table.to_pandas()
+    return frame

@@ -1,0 +1,48 @@
+"""Pure planning: a row's seed, the order of work within a window, and when a run has to stop. No torch, no files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, time, timedelta
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def row_seed(run_seed: int, row_id: str, sample: int, attempt: int) -> int:
+    """Return the 31 bits of sha256 that seed one attempt at one sample of one row."""
+    text = f"{run_seed}\x1f{row_id}\x1f{sample}\x1f{attempt}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def longest_first(items: Iterable[T], window: int, length: Callable[[T], int]) -> Iterator[T]:
+    """Yield the items, each `window` of them sorted by falling length.
+
+    Rows of like length then stand together (less padding), and trouble with memory shows at once instead of at dawn.
+    """
+    source = iter(items)
+    while batch := list(islice(source, window)):
+        batch.sort(key=length, reverse=True)
+        yield from batch
+
+
+def seconds_until(clock: time, now: datetime) -> float:
+    """Return the seconds from `now` (local, aware) to the next such local time of day."""
+    target = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0)
+    if target <= now:
+        target += timedelta(days=1)
+    return (target - now).total_seconds()
+
+
+def drain_at(deadline: float, row_seconds: float) -> float:
+    """Return the moment to stop taking rows so that those in flight end before the deadline, a quarter held back."""
+    return deadline - 1.25 * row_seconds
+
+
+def too_many_failed(limit: float | int | str, failed: int, done: int) -> bool:
+    """Return whether more rows failed than the limit bears: a share of `done` from the 50th on, or a whole number."""
+    if isinstance(limit, str):
+        return False
+    return done >= 50 and failed > limit * done if limit < 1 else failed > limit

@@ -1,0 +1,68 @@
+"""What `run` and `check` do alike before any model is loaded: templates, table, fields, and where the run stands."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from gxr_batch.job import Job
+from gxr_batch.ledger import is_run
+from gxr_batch.ledger.manifest import load_manifest
+from gxr_batch.prompts import field_map
+from gxr_batch.rows import FieldMap, Survey, survey
+from gxr_batch.templates import Templates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A job whose templates compile and whose table can be read."""
+
+    job: Job
+    templates: Templates
+    survey: Survey
+    fields: FieldMap
+
+    def source_key(self, limit: int | None) -> str:
+        """Return one sha256 for everything that decides which keys the table has."""
+        job = self.job
+        parts = (
+            self.survey.sha256,
+            job.input.model_dump_json(exclude={"path"}),
+            job.prompt.template_column,
+            str(limit),
+            str(job.sampling.samples_per_row),
+        )
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def prepare(job: Job) -> Prepared:
+    """Compile the templates, look through the table, relate the two. Raises TemplateError, TableError."""
+    templates = Templates(job.prompt)
+    table = survey(job.input)
+    fields = field_map(templates, job, table.schema.names)
+    return Prepared(job=job, templates=templates, survey=table, fields=fields)
+
+
+def output_folder(job: Job, today: date) -> Path:
+    """Return the run folder. With {date} in its name an unfinished run of this job goes on under its own date."""
+    pattern = job.run.output.replace("{name}", job.name)
+    if "{date}" not in pattern:
+        return Path(pattern)
+    first_wildcard = pattern.index("{date}")
+    base = Path(pattern[:first_wildcard] + "x").parent
+    relative = pattern[len(str(base)) + 1 :] if str(base) != "." else pattern
+    any_date = relative.replace("{date}", "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]")
+    for folder in sorted(base.glob(any_date), reverse=True):
+        if is_run(folder) and _unfinished(folder, job):
+            return folder
+    return Path(pattern.replace("{date}", today.isoformat()))
+
+
+def _unfinished(folder: Path, job: Job) -> bool:
+    manifest = load_manifest(folder)
+    if manifest is None or not manifest.invocations:
+        return False
+    same = manifest.name == job.name and manifest.job["input"]["path"] == job.input.path
+    return same and manifest.invocations[-1].get("outcome") != "finished"

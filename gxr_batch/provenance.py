@@ -1,0 +1,144 @@
+"""What the manifest says of one invocation: the fingerprint, what automatic values became, versions, provenance.
+
+The fingerprint holds everything that decides a row's text, and nothing else: see the contract, section 4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import secrets
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from gxr_batch.engines import resolve_kind
+from gxr_batch.engines.base import EngineInfo, Identity
+from gxr_batch.job import Job
+from gxr_batch.ledger import Manifest
+from gxr_batch.prepare import Prepared
+from gxr_batch.records import DISCLAIMER
+
+_PACKAGES = (
+    "gxr-batch",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "bitsandbytes",
+    "pyarrow",
+    "pandas",
+)
+# Job keys whose automatic value is decided once a run, and the value that means "decide".
+_AUTOMATIC = {
+    "engine.kind": "auto",
+    "engine.slots": "auto",
+    "model.dtype": "auto",
+    "model.load_in_4bit": "auto",
+    "model.revision": "",
+    "sampling.seed": "new",
+}
+
+
+def follow(job: Job, manifest: Manifest | None) -> Job:
+    """Return the job with its automatic values as the run's first invocation decided them."""
+    decided: dict[str, Any] = {"engine.kind": resolve_kind(job.engine.kind)}
+    if job.sampling.seed == "new":
+        decided["sampling.seed"] = secrets.randbits(31)
+    if manifest is not None:
+        decided |= manifest.resolved
+    return job.with_values({key: value for key, value in decided.items() if _value(job, key) == _AUTOMATIC[key]})
+
+
+def settle(job: Job, info: EngineInfo) -> Job:
+    """Return the job with the values that the opened engine chose in place of the automatic ones."""
+    chosen = {
+        "engine.slots": info.slots,
+        "model.revision": info.identity.revision,
+        "model.dtype": info.dtype or "auto",
+        "model.load_in_4bit": info.quantization is not None if info.dtype else "auto",
+    }
+    return job.with_values({key: value for key, value in chosen.items() if _value(job, key) == _AUTOMATIC[key]})
+
+
+def resolved(job: Job) -> dict[str, Any]:
+    """Return the settled automatic values, as the manifest keeps them."""
+    values = {key: _value(job, key) for key in _AUTOMATIC}
+    return {key: value for key, value in values.items() if value != _AUTOMATIC[key]}
+
+
+def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, Any]:
+    """Return what decides the texts of a run; `job` has its automatic values settled."""
+    prompt = job.prompt
+    if prompt.template_column:
+        names = prepared.fields.templates
+        templates: dict[str, Any] = {"templates": {name: prepared.templates.get(name).sha256 for name in names}}
+    else:
+        templates = {"template": prepared.templates.default.sha256}
+    return templates | {
+        "prompt.system": hashlib.sha256(prompt.system.encode()).hexdigest(),
+        "prompt.format": prompt.format,
+        "prompt.too_long": prompt.too_long,
+        "model weights": identity.weights_sha256,
+        "model adapter": identity.adapter_sha256,
+        "model.dtype": job.model.dtype,
+        "model.load_in_4bit": job.model.load_in_4bit,
+        "model.max_seq_length": job.model.max_seq_length,
+        "engine.kind": job.engine.kind,
+        **{f"sampling.{name}": value for name, value in asdict(job.sampling.settings()).items()},
+        "sampling.seed": job.sampling.seed,
+    }
+
+
+def provenance(identity: Identity) -> dict[str, Any]:
+    """Return the result columns that are the same for every row of a run."""
+    return {
+        "gxr_model": identity.model,
+        "gxr_model_revision": identity.revision,
+        "gxr_adapter": identity.adapter,
+        "gxr_ai_generated": True,
+        "gxr_review_status": "unreviewed",
+        "gxr_disclaimer": DISCLAIMER,
+    }
+
+
+def file_marks(job: Job, identity: Identity, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the key-value metadata that parts and results carry in the file itself."""
+    return {
+        "gxr_fingerprint": dict(fingerprint),
+        "gxr_resolved": resolved(job),
+        "gxr_model": identity.model,
+        "gxr_ai_generated": True,
+        "gxr_disclaimer": DISCLAIMER,
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Return the versions of what generates, and the git commit of the folder that the run was started in."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": versions,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _value(job: Job, dotted: str) -> Any:
+    section, key = dotted.split(".")
+    return getattr(getattr(job, section), key)

@@ -1,0 +1,88 @@
+"""How far a run is, also while it goes on: counts from the parts, speed from the newest invocation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from gxr_batch.errors import RunError
+from gxr_batch.job import load_job
+from gxr_batch.ledger import RunReader, is_run
+from gxr_batch.prepare import output_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """One run at one moment. `rows_a_minute` and `seconds_left` are None where nothing can be said yet."""
+
+    run: str
+    name: str
+    state: str
+    ok: int
+    failed: int
+    held: int
+    left: int
+    rows_a_minute: float | None
+    seconds_left: float | None
+    started_at: str
+    invocations: int
+    bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return asdict(self)
+
+
+def statuses(path: Path) -> list[RunStatus]:
+    """Return the status of the run that `path` names: a job file, a run folder, or a folder of runs (newest last).
+
+    Raises RunError where there is no run, JobFileError where the job file cannot be read.
+    """
+    if path.suffix == ".toml":
+        return [_status(output_folder(load_job(path), date.today()))]
+    if path.is_dir() and not is_run(path):
+        runs = sorted((folder for folder in path.iterdir() if is_run(folder)), key=lambda folder: folder.name)
+        if runs:
+            return [_status(folder) for folder in runs]
+    if not path.exists():
+        raise RunError(
+            "There is no such job file, run folder or folder of runs.",
+            where=str(path.absolute()),
+            next_step="e.g. gxr-batch status outputs/",
+        )
+    return [_status(path)]
+
+
+def _status(folder: Path) -> RunStatus:
+    reader = RunReader(folder)
+    counts = reader.state.counts()
+    invocations = reader.manifest.invocations
+    running = reader.running
+    speed = _rows_a_minute(folder, invocations[-1] if invocations else {}, counts.total - counts.left, running)
+    return RunStatus(
+        run=str(folder),
+        name=reader.manifest.name,
+        state="running" if running else "finished" if counts.left == 0 else "unfinished",
+        rows_a_minute=speed,
+        seconds_left=counts.left / speed * 60 if running and speed else None,
+        started_at=invocations[0].get("started_at", "") if invocations else "",
+        invocations=len(invocations),
+        bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        **counts._asdict(),
+    )
+
+
+def _rows_a_minute(folder: Path, invocation: dict[str, Any], done: int, running: bool) -> float | None:
+    """Return the newest invocation's speed: measured by itself once it ended, from its parts while it runs."""
+    if not running:
+        rows, seconds = invocation.get("done"), invocation.get("streaming_seconds")
+        return rows / seconds * 60 if rows and seconds else None
+    parts = [path.stat().st_mtime for path in (folder / "parts").glob("part-*.parquet")]
+    began = invocation.get("generating_since")
+    if not parts or began is None:
+        return None
+    seconds = max(parts) - datetime.fromisoformat(began).timestamp()
+    fresh = done - int(invocation.get("done_before", 0))
+    return fresh / seconds * 60 if seconds > 0 and fresh > 0 else None

@@ -1,0 +1,63 @@
+"""Why and when a run stops before its rows are done: a signal, a clock, too many failures."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from datetime import datetime
+from typing import Literal
+
+from gxr_batch.engines.base import StopRequest
+from gxr_batch.job import RunSection
+from gxr_batch.plan import drain_at, seconds_until, too_many_failed
+from gxr_batch.records import Result
+from gxr_batch.settings import parse_clock, parse_duration
+
+StopReason = Literal["interrupt", "terminate", "stop_by", "time_limit", "max_failed"]
+
+
+class Stopper:
+    """Asks the engine's stream to end, once, and remembers why. Safe to call from a signal handler."""
+
+    def __init__(self, grace_seconds: float = 20) -> None:
+        self.request = StopRequest()
+        self.reason: StopReason | None = None
+        self.grace_seconds = grace_seconds
+
+    def ask(self, reason: StopReason, *, deadline: float | None = None) -> None:
+        """Take no more rows; those in flight may end until `deadline` (monotonic), by default the grace period."""
+        if self.reason is None:
+            self.reason = reason
+            self.request.drain(time.monotonic() + self.grace_seconds if deadline is None else deadline)
+
+
+class Watch:
+    """Looks at the clock and at the failures of one invocation and asks the stopper when it is time."""
+
+    def __init__(self, settings: RunSection, stopper: Stopper, started: float) -> None:
+        self.stopper = stopper
+        self._max_failed = settings.max_failed
+        self._done = self._failed = 0
+        # The slowest of the last rows says how long the rows in flight may still take.
+        self._recent: deque[float] = deque([0.0], maxlen=64)
+        self._deadlines: list[tuple[float, StopReason]] = []
+        if (limit := parse_duration(settings.time_limit)) is not None:
+            self._deadlines.append((started + limit, "time_limit"))
+        if (clock := parse_clock(settings.stop_by)) is not None:
+            now = datetime.now().astimezone()
+            self._deadlines.append((time.monotonic() + seconds_until(clock, now), "stop_by"))
+
+    def saw(self, result: Result) -> None:
+        """Take in a row that came out of the engine."""
+        self._done += 1
+        self._failed += result.status == "failed"
+        self._recent.append(result.seconds_generating or 0.0)
+        if too_many_failed(self._max_failed, self._failed, self._done):
+            self.stopper.ask("max_failed", deadline=time.monotonic())
+
+    def look(self) -> None:
+        """Ask to stop where a deadline is so near that the rows in flight need the time that is left."""
+        now = time.monotonic()
+        for deadline, reason in self._deadlines:
+            if now >= drain_at(deadline, max(self._recent)):
+                self.stopper.ask(reason, deadline=deadline)

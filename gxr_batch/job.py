@@ -276,6 +276,7 @@ def _refuse_unbuilt(job: Job) -> None:
         "engine.memory_limit": bool(job.engine.memory_limit),
         "engine.wait_for_memory": bool(job.engine.wait_for_memory),
         "model.adapter": job.model.adapter not in {"", "none"},
+        'prompt.too_long = "truncate"': job.prompt.too_long == "truncate",
         "model.base": bool(job.model.base),
         f'privacy.identifiers = "{job.privacy.identifiers}"': job.privacy.identifiers in {"flag", "hold"},
         "export.formats": bool(job.export.formats),

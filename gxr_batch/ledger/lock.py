@@ -28,15 +28,15 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock for the block. Raises RunLocked, naming the holder, where another process has it."""
     path = folder / LOCK_NAME
     lock = FileLock(path)
-    try:
-        with storage_errors(path):
+    with storage_errors(path):
+        try:
             lock.acquire(timeout=_PATIENCE_SECONDS)
-    except Timeout:
-        raise RunLocked(
-            f"Another process writes to this run: {holder(folder) or 'unknown'}.",
-            where=str(folder.absolute()),
-            next_step="wait for it, stop it, or choose another --output",
-        ) from None
+        except Timeout:  # an OSError too, but one about the other process, not about the disk
+            raise RunLocked(
+                f"Another process writes to this run: {holder(folder) or 'unknown'}.",
+                where=str(folder.absolute()),
+                next_step="wait for it, stop it, or choose another --output",
+            ) from None
     try:
         with storage_errors(path):
             since = datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,30 @@
+# `make demo` and `make test` set up everything they need in .venv; nothing outside the folder is touched but the cache.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: demo test test-long lint clean-venv
+
+demo: $(STAMP)
+	$(BIN)/gxr-batch run jobs/demo.toml
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+# The exact versions of constraints.txt, so that the demo and the tests are the same everywhere.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	touch $(STAMP)
+
+clean-venv:
+	rm -rf .venv

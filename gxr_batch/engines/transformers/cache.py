@@ -1,0 +1,97 @@
+"""The slotted KV cache for a library model's own forward: one row a slot, column = position, nothing moves in a step.
+
+Layers write in place and return views, so a step neither concatenates nor compacts. What a row may attend to is said
+by the mask alone; stale columns beyond a row's position are masked out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+# The attended length grows in steps, so that kernels see few shapes and bits do not depend on neighbours' lengths.
+STEP = 64
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, [slots, kv_heads, capacity, head_dim]."""
+
+    is_sliding = False
+
+    def __init__(self, cache: SlotCache) -> None:
+        super().__init__()
+        self._cache = cache
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate on the device and in the type of the first keys."""
+        _, heads, _, dim = key_states.shape
+        shape = (self._cache.slots, heads, self._cache.capacity)
+        self.keys = torch.zeros(*shape, dim, dtype=key_states.dtype, device=key_states.device)
+        self.values = torch.zeros(*shape, value_states.shape[-1], dtype=value_states.dtype, device=value_states.device)
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write [rows, kv_heads, tokens, head_dim] at the call's slots and columns; return the views to attend to."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        rows, columns = self._cache.place(key_states.device)
+        self.keys[rows, :, columns] = key_states.transpose(1, 2)
+        self.values[rows, :, columns] = value_states.transpose(1, 2)
+        first, last, length = self._cache.view
+        return self.keys[first:last, :, :length], self.values[first:last, :, :length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the attended length; unused, since masks are handed to the model ready-made."""
+        return self._cache.view[2], 0
+
+    def get_seq_length(self) -> int:
+        """Return 0: positions are handed to the model, never counted by the cache."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """Return the capacity in tokens."""
+        return self._cache.capacity
+
+
+class SlotCache(Cache):
+    """All layers, and where the current call writes and reads."""
+
+    def __init__(self, layers: int, slots: int, capacity: int) -> None:
+        self.slots, self.capacity = slots, capacity
+        self.view = (0, slots, 0)
+        self._rows = self._columns = torch.empty(0, dtype=torch.long)
+        super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
+
+    def aim(self, rows: torch.Tensor, columns: torch.Tensor, view: tuple[int, int, int]) -> None:
+        """Set where the next forward writes ([rows, 1] and [rows, tokens]) and which (first, last, length) it reads."""
+        self._rows, self._columns, self.view = rows, columns, view
+
+    def place(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return slots and columns of the current call on a layer's own device."""
+        if self._rows.device != device:
+            return self._rows.to(device), self._columns.to(device)
+        return self._rows, self._columns
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` columns of one slot to another, in every layer."""
+        for layer in self.layers:
+            layer.keys[target, :, :length] = layer.keys[source, :, :length]
+            layer.values[target, :, :length] = layer.values[source, :, :length]
+
+    def clear(self, slot: int) -> None:
+        """Overwrite a slot with zeros, in every layer."""
+        for layer in self.layers:
+            layer.keys[slot] = 0
+            layer.values[slot] = 0
+
+
+def attended(length: int, capacity: int) -> int:
+    """Return the columns to attend to for rows of at most `length` tokens."""
+    return min(-(-length // STEP) * STEP, capacity)

@@ -1,0 +1,54 @@
+"""What the loop needs of a model: prefill rows, decode one token of many rows, copy a shared prefix, find candidates.
+
+Two drivers obey it: `native` (our own forward on CPUs with AMX) and `library` (any causal model's own forward).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from gxr_batch.engines.transformers.sampler import Candidates
+    from gxr_batch.settings import Sampling
+
+# Shared prefixes kept at a time, one for each template of a run; further templates go without.
+PREFIX_SLOTS = 4
+
+
+class Driver(Protocol):
+    """A loaded model with a preallocated KV cache, column = position.
+
+    Rows decode in slots 0 to `slots` - 1 of `capacity` tokens each; PREFIX_SLOTS more behind them hold shared prefixes.
+    """
+
+    name: str
+    slots: int
+    capacity: int
+    vocab: int
+
+    def prefill(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> torch.Tensor:
+        """Run (slot, ids, first position) of each row through the model. Returns the last logits, [rows, vocab]."""
+        ...
+
+    def decode(self, slots: Sequence[int], ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Run one token of each row through the model. Returns the logits [rows, vocab] in the order of `slots`."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` columns of one slot to another."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Forget a slot whose numbers went bad: masked columns still take part in sums, and 0 x NaN is NaN."""
+        ...
+
+    def candidates(self, logits: torch.Tensor, seen: Sequence[torch.Tensor], sampling: Sampling) -> Candidates:
+        """Return what top-k leaves of each row; the first value of a row that is not finite is NaN or infinite."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back."""
+        ...

@@ -1,0 +1,133 @@
+"""Drives any Hugging Face causal model's own forward over the slotted cache, on any device.
+
+A row is prefilled alone and decode runs at bucketed row counts of at least eight, because only then do its bits not
+depend on its neighbours (measured: bfloat16 products of fewer rows, and prefills of several rows, change them).
+Masks are handed over ready-made, so the library's own padding and window logic never runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gxr_batch.engines.transformers.cache import SlotCache, attended
+from gxr_batch.engines.transformers.driver import PREFIX_SLOTS
+from gxr_batch.engines.transformers.packing import pack_linears
+from gxr_batch.engines.transformers.sampler import Candidates, top_candidates
+from gxr_batch.engines.transformers.schedule import bucket
+from gxr_batch.settings import Sampling
+
+_LEAST_ROWS = 8
+
+
+class LibraryModel:
+    """A transformers model behind a slotted cache. Implements `driver.Driver`."""
+
+    def __init__(self, model: Any, *, slots: int, capacity: int, reproducible: bool = True) -> None:
+        """Take a loaded causal language model, in eval mode, whose layers may lie on several devices."""
+        config = model.config.get_text_config()
+        self.name = "the library's own forward"
+        # Decode computes at least eight rows, so there are at least as many; the ones too many stay idle.
+        self.slots, self.capacity, self.vocab = max(slots, _LEAST_ROWS), capacity, config.vocab_size
+        self._model, self._reproducible = model, reproducible
+        self._device = model.get_input_embeddings().weight.device
+        self._dtype = model.dtype
+        self._windows = _windows(config)
+        self._cache = SlotCache(config.num_hidden_layers, self.slots + PREFIX_SLOTS, capacity)
+        self._extra = _extra_arguments(model)
+        if pack_linears(model):
+            self.name += ", packed products"
+
+    @torch.inference_mode()
+    def prefill(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> torch.Tensor:
+        """Run prompts through the model, each alone. Returns the last logits, [rows, vocab]."""
+        return torch.cat([self._prefill(slot, ids, first) for slot, ids, first in rows])
+
+    def _prefill(self, slot: int, ids: Sequence[int], first: int) -> torch.Tensor:
+        tokens = torch.tensor([list(ids)], device=self._device)
+        positions = torch.arange(first, first + len(ids), device=self._device)[None]
+        length = attended(first + len(ids), self.capacity)
+        rows = torch.tensor([[slot]], device=self._device)
+        self._cache.aim(rows, positions, (slot, slot + 1, length))
+        return self._forward(tokens, positions, length)
+
+    @torch.inference_mode()
+    def decode(self, slots: Sequence[int], ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Run one token of each row through the model. Returns the logits [rows, vocab] in the order of `slots`."""
+        most = max(slots) + 1
+        rows = max(bucket(most, self.slots), _LEAST_ROWS) if self._reproducible else most
+        tokens = torch.zeros(rows, 1, dtype=torch.long)
+        columns = torch.full((rows, 1), self.capacity - 1)  # idle slots write where no row's token stands yet
+        at = torch.tensor(slots)
+        tokens[at, 0], columns[at, 0] = torch.tensor(ids), torch.tensor(positions)
+        length = attended(max(positions) + 1, self.capacity)
+        tokens, columns = tokens.to(self._device), columns.to(self._device)
+        self._cache.aim(torch.arange(rows, device=self._device)[:, None], columns, (0, rows, length))
+        return self._forward(tokens, columns.clamp(max=length - 1), length)[at.to(self._device)]
+
+    def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Tensor:
+        done = self._model(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=self._masks(positions, length),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **self._extra,
+        )
+        logits: torch.Tensor = done.logits[:, -1]
+        return logits
+
+    def _masks(self, positions: torch.Tensor, length: int) -> Any:
+        """Return the additive masks [rows, 1, tokens, length]: a dict by kind of layer where windows differ."""
+        masks = {kind: self._mask(positions, length, window) for kind, window in self._windows.items()}
+        return masks if len(masks) > 1 or None not in self._windows else masks[None]
+
+    def _mask(self, positions: torch.Tensor, length: int, window: int) -> torch.Tensor:
+        columns = torch.arange(length, device=positions.device)
+        seen = columns <= positions[:, :, None]
+        if window:
+            seen &= columns > positions[:, :, None] - window
+        mask = torch.zeros(seen.shape, dtype=self._dtype, device=positions.device)
+        return mask.masked_fill_(~seen, torch.finfo(self._dtype).min)[:, None]
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` columns of one slot to another."""
+        self._cache.copy(source, target, length)
+
+    @torch.inference_mode()
+    def clear(self, slot: int) -> None:
+        """Forget a slot whose numbers went bad."""
+        self._cache.clear(slot)
+
+    def candidates(self, logits: torch.Tensor, seen: Sequence[torch.Tensor], sampling: Sampling) -> Candidates:
+        """Return what top-k leaves of each row."""
+        return top_candidates(logits, seen, sampling)
+
+    def close(self) -> None:
+        """Let go of model and cache."""
+        del self._model, self._cache
+
+
+def _windows(config: Any) -> dict[str | None, int]:
+    """Return the sliding window of each kind of layer, 0 = none; the key None where all layers are alike."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise NotDrivable(f"its layers attend in ways that are not known here: {', '.join(sorted(kinds))}")
+    window = int(getattr(config, "sliding_window", None) or 0)
+    if "sliding_attention" in kinds:
+        return {"full_attention": 0, "sliding_attention": window}
+    return {None: 0 if kinds else window}
+
+
+class NotDrivable(Exception):
+    """The model's cache or attention is one that this engine cannot drive; `generate` can."""
+
+
+def _extra_arguments(model: Any) -> dict[str, Any]:
+    """Multimodal Gemma 3 wants to be told that all tokens are text where it is asked for."""
+    return {"return_dict": True} if "return_dict" in inspect.signature(model.forward).parameters else {}

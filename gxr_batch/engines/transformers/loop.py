@@ -1,0 +1,238 @@
+"""Admit, prefill, decode, sample, retire: the engine's loop over a driver, and the one mutable thing in it, the row.
+
+Rows never wait for each other: each leaves when it ends and its slot is refilled. A row's text depends on its prompt,
+its seed, the model and the sampling alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from gxr_batch.engines.base import EngineInfo, Pulse, StopRequest
+from gxr_batch.engines.transformers.driver import PREFIX_SLOTS, Driver
+from gxr_batch.engines.transformers.sampler import draw
+from gxr_batch.engines.transformers.schedule import SlotPlan
+from gxr_batch.records import Completion, FinishReason, Prompt
+from gxr_batch.settings import Sampling
+
+_PULSE_SECONDS = 0.5
+# Rows prefilled in one call: enough to fill a call of the kernels, few enough that decoding rows wait briefly.
+_PREFILL_ROWS = 8
+# A shared prefix shorter than this is recomputed faster than it is copied.
+_LEAST_PREFIX = 16
+
+
+@dataclass(eq=False)
+class RowState:
+    """One row between prompt and completion. `ids` are the tokens of its answer so far; seconds as in `Completion`."""
+
+    prompt: Prompt
+    taken_at: float
+    slot: int = -1
+    ids: list[int] = field(default_factory=list)
+    seen: torch.Tensor | None = None
+    finish: FinishReason | None = None
+    error: str | None = None
+    started_at: float = 0.0
+    started_at_ms: int = 0
+    first_token_at: float | None = None
+    share: float = 0.0
+    row_steps: int = 0
+    steps: int = 0
+    shown: str = ""
+
+    @property
+    def position(self) -> int:
+        """The column of the newest token, which the next decode step feeds."""
+        return len(self.prompt.encoded.token_ids or ()) + len(self.ids) - 1
+
+
+class TransformersSession:
+    """A loaded model that decodes rows side by side. Implements the protocol's Session."""
+
+    def __init__(
+        self, info: EngineInfo, driver: Driver, tokenizer: Any, end_ids: frozenset[int], sampling: Sampling
+    ) -> None:
+        self.info = info
+        self._driver, self._tokenizer, self._end_ids, self._sampling = driver, tokenizer, end_ids, sampling
+        self._prefixes: dict[tuple[int, ...], int] = {}
+        self._tokens = 0
+
+    def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
+        """Generate for every prompt, each in a slot of its own, until there are no more or `stop` says so."""
+        plan = SlotPlan.of(self.info.slots)
+        rows: list[RowState] = []
+        exhausted, pulsed = False, time.monotonic()
+        while True:
+            admitted: list[RowState] = []
+            if not exhausted and stop.admitting:
+                admitted, exhausted = self._admit(prompts, plan)
+            ended = [row for row in admitted if row.finish]
+            self._prefill([row for row in admitted if not row.finish], len(rows))
+            rows += [row for row in admitted if row.slot >= 0]
+            if stop.must_return(time.monotonic()):
+                return
+            ended += self._retire(rows, plan)
+            if not ended and rows:
+                self._decode(rows)
+                ended += self._retire(rows, plan)
+            if exhausted or not stop.admitting:
+                self._shrink(rows, plan)
+            for row in ended:
+                pulsed = time.monotonic()
+                yield self._completion(row)
+            if time.monotonic() - pulsed >= _PULSE_SECONDS:
+                pulsed = time.monotonic()
+                yield Pulse(self._tokens, len(rows), memory_in_use())
+            if not rows and (exhausted or not stop.admitting):
+                return
+
+    def _admit(self, prompts: Iterator[Prompt], plan: SlotPlan) -> tuple[list[RowState], bool]:
+        """Take as many prompts as there are slots to fill now; say whether the prompts are exhausted."""
+        admitted: list[RowState] = []
+        for _ in range(min(plan.to_admit(), _PREFILL_ROWS)):
+            prompt = next(prompts, None)
+            if prompt is None:
+                return admitted, True
+            row = RowState(prompt, time.monotonic())
+            admitted.append(row)
+            ids = prompt.encoded.token_ids
+            if not ids or len(ids) + prompt.max_new_tokens > self._driver.capacity:
+                row.finish = "error"
+                row.error = f"prompt and answer need more than {self._driver.capacity} tokens" if ids else "no prompt"
+            else:
+                row.slot = plan.take()
+        return admitted, False
+
+    def _prefill(self, rows: Sequence[RowState], decoding: int) -> None:
+        """Run the prompts of new rows through the model and draw their first tokens."""
+        if not rows:
+            return
+        began, now_ms = time.monotonic(), int(time.time() * 1000)
+        calls = []
+        for row in rows:
+            ids = row.prompt.encoded.token_ids or []
+            row.started_at, row.started_at_ms = began, now_ms
+            calls.append((row.slot, *self._after_prefix(row, ids)))
+            row.seen = torch.tensor(sorted(set(ids)))
+        self._sample(rows, self._driver.prefill(calls))
+        self._charge(rows, time.monotonic() - began, len(rows) + decoding)
+
+    def _after_prefix(self, row: RowState, ids: list[int]) -> tuple[list[int], int]:
+        """Copy the template's shared prefix into the row's slot; return the ids that are left and where they start."""
+        length = min(row.prompt.encoded.shared_tokens, len(ids) - 1)
+        if length < _LEAST_PREFIX:
+            return ids, 0
+        prefix = tuple(ids[:length])
+        if prefix not in self._prefixes:
+            if len(self._prefixes) == PREFIX_SLOTS:
+                return ids, 0
+            slot = self._driver.slots + len(self._prefixes)
+            self._driver.prefill([(slot, prefix, 0)])
+            self._prefixes[prefix] = slot
+        self._driver.copy(self._prefixes[prefix], row.slot, length)
+        return ids[length:], length
+
+    def _decode(self, rows: Sequence[RowState]) -> None:
+        """Feed each row's newest token and draw its next one."""
+        began = time.monotonic()
+        logits = self._driver.decode(
+            [row.slot for row in rows], [row.ids[-1] for row in rows], [row.position for row in rows]
+        )
+        self._sample(rows, logits)
+        self._charge(rows, time.monotonic() - began, len(rows))
+
+    def _sample(self, rows: Sequence[RowState], logits: torch.Tensor) -> None:
+        """Draw one token for each row; a row whose logits are not numbers fails, its neighbours do not notice."""
+        seen = [row.seen for row in rows if row.seen is not None]
+        candidates = self._driver.candidates(logits, seen, self._sampling)
+        device = candidates.ids.device
+        seeds = torch.tensor([row.prompt.row_seed for row in rows], device=device)
+        steps = torch.tensor([len(row.ids) for row in rows], device=device)
+        finite = candidates.values[:, 0].isfinite()
+        drawn = torch.stack([draw(candidates, seeds, steps, self._sampling), finite]).tolist()
+        now = time.monotonic()
+        for row, token, good in zip(rows, *drawn, strict=True):
+            if not good:
+                row.finish, row.error = "error", "the model's logits are not finite numbers"
+                self._driver.clear(row.slot)
+                continue
+            row.first_token_at = row.first_token_at or now
+            self._take(row, token)
+
+    def _take(self, row: RowState, token: int) -> None:
+        row.ids.append(token)
+        self._tokens += 1
+        if token in self._end_ids:
+            row.finish = "stop"
+        elif len(row.ids) == row.prompt.max_new_tokens:
+            row.finish = "length"
+        elif row.seen is not None and not bool((row.seen == token).any()):
+            row.seen = torch.cat([row.seen, row.seen.new_tensor([token])])
+        if row.prompt.on_text is not None:
+            self._show(row)
+
+    def _show(self, row: RowState) -> None:
+        """Hand new text to a person; half a character waits for its other half."""
+        text = self._text(row)
+        if row.prompt.on_text is not None and not text.endswith("\ufffd") and len(text) > len(row.shown):
+            row.prompt.on_text(text[len(row.shown) :])
+            row.shown = text
+
+    @staticmethod
+    def _charge(rows: Sequence[RowState], seconds: float, active: int) -> None:
+        """Divide a step's time among the rows that it computed."""
+        for row in rows:
+            row.share += seconds / len(rows)
+            row.row_steps += active
+            row.steps += 1
+
+    def _retire(self, rows: list[RowState], plan: SlotPlan) -> list[RowState]:
+        """Take rows that ended out of their slots and return them."""
+        ended = [row for row in rows if row.finish]
+        for row in ended:
+            plan.release(row.slot)
+            rows.remove(row)
+        return ended
+
+    def _shrink(self, rows: Sequence[RowState], plan: SlotPlan) -> None:
+        """Let the last rows move together, so that a step computes no more slots than their bucket."""
+        by_slot = {row.slot: row for row in rows}
+        for source, target in plan.moves():
+            row = by_slot[source]
+            self._driver.copy(source, target, row.position)
+            row.slot = target
+
+    def _text(self, row: RowState) -> str:
+        ids = row.ids[:-1] if row.finish == "stop" else row.ids
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def _completion(self, row: RowState) -> Completion:
+        now = time.monotonic()
+        began = row.started_at or now
+        return Completion(
+            key=row.prompt.key,
+            text="" if row.error else self._text(row),
+            finish_reason=row.finish or "error",
+            error=row.error,
+            prompt_tokens=len(row.prompt.encoded.token_ids or ()),
+            new_tokens=len(row.ids),
+            seconds_queued=began - row.taken_at,
+            seconds_to_first_token=row.first_token_at - began if row.first_token_at else None,
+            seconds_generating=now - began,
+            seconds_share=row.share,
+            rows_in_batch=row.row_steps / row.steps if row.steps else 0.0,
+            started_at_ms=row.started_at_ms or int(time.time() * 1000),
+            finished_at_ms=int(time.time() * 1000),
+        )
+
+
+def memory_in_use() -> int:
+    """Return the bytes that torch holds on the first CUDA device, 0 without one."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0

@@ -1,0 +1,86 @@
+"""Compiles kernels.c once with the machine's own C compiler and loads it; says why where that cannot be.
+
+The library lies in the user's cache folder under a name that holds source, compiler, processor and OpenMP runtime, so
+a change of any of them builds anew. Two processes that build at once each rename a whole file into place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("kernels.c")
+# Processor features that the kernels use, as Linux names them.
+FEATURES = frozenset({"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512vl", "avx512_bf16"})
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu17")
+
+
+class NativeUnavailable(Exception):
+    """The kernels cannot be used here; the message says why. The library's own forward is used instead."""
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """Return the kernels, compiled where they are not yet. Raises NativeUnavailable."""
+    missing = FEATURES - _processor_features()
+    if missing:
+        raise NativeUnavailable(f"the processor lacks {', '.join(sorted(missing))}")
+    compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        raise NativeUnavailable("there is no C compiler (cc, gcc or clang)")
+    try:
+        library = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NativeUnavailable(f"the kernels do not compile here ({type(error).__name__})") from error
+    if not library.gxr_amx_ready():
+        raise NativeUnavailable("the system does not lend the processor's tile registers")
+    return library
+
+
+def _processor_features() -> frozenset[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def _compiled(compiler: str) -> Path:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
+    runtime = _openmp_runtime()
+    features = " ".join(sorted(_processor_features()))
+    key = "\x1f".join((SOURCE.read_text(), version, features, str(runtime), *_FLAGS))
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gxr-batch" / "native"
+    target = folder / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / "kernels.so"
+        compiled = Path(scratch) / "kernels.o"
+        _run(compiler, *_FLAGS, "-c", str(SOURCE), "-o", str(compiled))
+        _run(compiler, "-shared", str(compiled), "-o", str(made), str(runtime) if runtime else "-fopenmp", "-lm")
+        made.replace(target)
+    return target
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, capture_output=True, check=True, timeout=300)
+
+
+def _openmp_runtime() -> Path | None:
+    """Return torch's own OpenMP runtime: two runtimes in one process would each spin on every core."""
+    import torch
+
+    folder = Path(torch.__file__).parent
+    for place in (folder / "lib", folder.parent / "torch.libs"):
+        for found in sorted(place.glob("libgomp*.so*")):
+            return found
+    return None

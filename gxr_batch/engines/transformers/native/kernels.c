@@ -1,0 +1,480 @@
+// The decoder of Gemma 3 and Llama models in bfloat16 on CPUs with AMX: packed matrix products, attention over a
+// slotted KV cache, and the small operations between them, each fused into one pass.
+//
+// Every token of a call is computed on its own: no sum runs over neighbours, and the order of every sum is fixed.
+// So a token's bits depend on its own row alone, whatever stands beside it and however many threads work.
+//
+// Layouts: activations [tokens][features]; packed weights [N/32][K/32] blocks of two AMX tiles; the KV cache
+// [slots][kv_heads][capacity][head_dim], column = position. All arrays are bfloat16 unless named float.
+#include <float.h>
+#include <immintrin.h>
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+typedef uint16_t bf16;
+
+typedef struct {
+    int hidden, heads, kv_heads, head_dim, inner, layers, vocab, slots, capacity;
+    int gelu;           // 1: tanh GELU, 0: SiLU
+    float eps, scale;   // of the norms; of the attention scores
+    float embed_scale;  // factor on the embeddings, rounded to bfloat16 as the library does
+} Shape;
+
+typedef struct {
+    const bf16 *qkv, *out, *gate_up, *down;                             // packed
+    const float *before_attn, *after_attn, *before_mlp, *after_mlp;     // norm weights, Gemma's 1 + w already added
+    const float *query_norm, *key_norm;                                 // NULL where the family has none
+    const float *rope;                                                  // [capacity][head_dim]: cosines, then sines
+    bf16 *keys, *values;
+    int window;                                                         // 0: attends everything before it
+} Layer;
+
+typedef struct {
+    Shape shape;
+    const Layer *layers;
+    const bf16 *head;          // packed; also the embedding where it is tied
+    const bf16 *embedding;     // [vocab][hidden], NULL where it is the head
+    const float *final_norm;
+    // Buffers of so many tokens, a multiple of 32, as a call may have.
+    bf16 *residual, *normed, *qkv, *mixed, *projected, *gate_up, *inner;
+} Model;
+
+static inline float up(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline __m512 load16(const bf16 *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+
+static inline void store16(bf16 *p, __m512 x) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x)); }
+
+static inline __m512 round16(__m512 x) {  // to bfloat16 and back
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)), 16));
+}
+
+// ---------------------------------------------------------------------------------------------------- memory
+
+int gxr_amx_ready(void) {
+    // Linux lends the tile registers on request (ARCH_REQ_XCOMP_PERM, feature 18); 0 means granted.
+    return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+}
+
+// Zeroed memory in huge pages: streaming half a gigabyte a step through 4 KiB pages costs a tenth of the time.
+// Pages are real only once they are touched, so a slot costs what its row uses.
+void *gxr_allocate(size_t bytes) {
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    madvise(p, bytes, MADV_HUGEPAGE);
+    return p;
+}
+
+void gxr_free(void *p, size_t bytes) { munmap(p, bytes); }
+
+void gxr_threads(int threads) { omp_set_num_threads(threads); }
+
+// ---------------------------------------------------------------------------------------------------- products
+
+// [n][k] row-major -> blocks of 32 outputs x 32 inputs, two tiles each: tile row = pair of inputs, column = output.
+void gxr_pack(const bf16 *w, bf16 *packed, int n, int k) {
+#pragma omp parallel for schedule(static)
+    for (int nb = 0; nb < n / 32; nb++)
+        for (int kb = 0; kb < k / 32; kb++)
+            for (int tile = 0; tile < 2; tile++)
+                for (int r = 0; r < 16; r++)
+                    for (int c = 0; c < 16; c++) {
+                        const bf16 *from = w + (size_t)(nb * 32 + tile * 16 + c) * k + kb * 32 + r * 2;
+                        bf16 *to = packed + (((size_t)nb * (k / 32) + kb) * 2 + tile) * 512 + r * 32 + c * 2;
+                        to[0] = from[0];
+                        to[1] = from[1];
+                    }
+}
+
+static void unpack_row(const bf16 *packed, int row, int k, bf16 *out) {
+    const bf16 *block = packed + (size_t)(row / 32) * (k / 32) * 1024 + (row % 32 / 16) * 512 + row % 16 * 2;
+    for (int i = 0; i < k; i += 2) memcpy(out + i, block + (size_t)(i / 32) * 1024 + i % 32 / 2 * 32, 4);
+}
+
+struct tile_config {
+    uint8_t palette, start, zero[14];
+    uint16_t bytes[16];
+    uint8_t rows[16];
+};
+
+static void tiles_on(void) {
+    struct tile_config config = {.palette = 1};
+    for (int t = 0; t < 8; t++) {
+        config.bytes[t] = 64;
+        config.rows[t] = 16;
+    }
+    _tile_loadconfig(&config);
+}
+
+static inline void put(const float *tile, bf16 *y, size_t stride, int rows) {
+    for (int r = 0; r < rows; r++) store16(y + r * stride, _mm512_load_ps(tile + r * 16));
+}
+
+// y[m][n] = x[m][k] . w. x has its rows padded to a multiple of 32 (their content does not matter).
+static void product(const bf16 *x, int m, int k, const bf16 *w, int n, bf16 *y, size_t stride) {
+#pragma omp parallel
+    {
+        tiles_on();
+        float scratch[256] __attribute__((aligned(64)));
+#pragma omp for schedule(static)
+        for (int nb = 0; nb < n / 32; nb++) {
+            const bf16 *block = w + (size_t)nb * (k / 32) * 1024;
+            bf16 *column = y + nb * 32;
+            for (int row = 0; row < m; row += 32) {
+                const bf16 *a = x + (size_t)row * k;
+                _tile_zero(0);
+                _tile_zero(1);
+                if (m - row > 16) {
+                    _tile_zero(2);
+                    _tile_zero(3);
+                    for (int kb = 0; kb < k / 32; kb++) {
+                        _tile_loadd(6, block + kb * 1024, 64);
+                        _tile_loadd(4, a + kb * 32, k * 2);
+                        _tile_dpbf16ps(0, 4, 6);
+                        _tile_loadd(7, block + kb * 1024 + 512, 64);
+                        _tile_dpbf16ps(1, 4, 7);
+                        _tile_loadd(5, a + 16 * (size_t)k + kb * 32, k * 2);
+                        _tile_dpbf16ps(2, 5, 6);
+                        _tile_dpbf16ps(3, 5, 7);
+                    }
+                } else {
+                    for (int kb = 0; kb < k / 32; kb++) {
+                        _tile_loadd(4, a + kb * 32, k * 2);
+                        _tile_loadd(6, block + kb * 1024, 64);
+                        _tile_dpbf16ps(0, 4, 6);
+                        _tile_loadd(7, block + kb * 1024 + 512, 64);
+                        _tile_dpbf16ps(1, 4, 7);
+                    }
+                }
+                int first = m - row < 16 ? m - row : 16, second = m - row > 32 ? 16 : m - row - 16;
+                bf16 *out = column + row * stride;
+                _tile_stored(0, scratch, 64);
+                put(scratch, out, stride, first);
+                _tile_stored(1, scratch, 64);
+                put(scratch, out + 16, stride, first);
+                if (second > 0) {
+                    _tile_stored(2, scratch, 64);
+                    put(scratch, out + 16 * stride, stride, second);
+                    _tile_stored(3, scratch, 64);
+                    put(scratch, out + 16 * stride + 16, stride, second);
+                }
+            }
+        }
+        _tile_release();
+    }
+}
+
+void gxr_product(const bf16 *x, int m, int k, const bf16 *w, int n, bf16 *y, size_t stride) {
+    product(x, m, k, w, n, y, stride);
+}
+
+// ---------------------------------------------------------------------------------------------------- norms
+
+static inline float inverse_rms(const bf16 *x, int n, float eps) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int i = 0; i < n; i += 16) {
+        __m512 v = load16(x + i);
+        sum = _mm512_fmadd_ps(v, v, sum);
+    }
+    return 1.0f / sqrtf(_mm512_reduce_add_ps(sum) / n + eps);
+}
+
+static inline void norm(const bf16 *x, const float *w, int n, float eps, bf16 *y) {
+    __m512 factor = _mm512_set1_ps(inverse_rms(x, n, eps));
+    for (int i = 0; i < n; i += 16)
+        store16(y + i, _mm512_mul_ps(_mm512_mul_ps(load16(x + i), factor), _mm512_loadu_ps(w + i)));
+}
+
+// residual += x (normed first where `after` is given); normed = norm(residual, before)
+static void add_and_norm(const Model *m, int tokens, const bf16 *x, const float *after, const float *before) {
+    int n = m->shape.hidden;
+    float eps = m->shape.eps;
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < tokens; t++) {
+        const bf16 *in = x + (size_t)t * n;
+        bf16 *sum = m->residual + (size_t)t * n;
+        __m512 factor = _mm512_set1_ps(after ? inverse_rms(in, n, eps) : 1.0f);
+        for (int i = 0; i < n; i += 16) {
+            __m512 v = load16(in + i);
+            if (after) v = round16(_mm512_mul_ps(_mm512_mul_ps(v, factor), _mm512_loadu_ps(after + i)));
+            store16(sum + i, _mm512_add_ps(load16(sum + i), v));
+        }
+        norm(sum, before, n, eps, m->normed + (size_t)t * n);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------- attention
+
+static inline void norm_and_rotate(bf16 *head, const float *w, const float *rope, int dim, float eps) {
+    if (w) norm(head, w, dim, eps, head);
+    int half = dim / 2;
+    for (int i = 0; i < half; i += 16) {
+        __m512 a = load16(head + i), b = load16(head + half + i);
+        __m512 cosine = _mm512_loadu_ps(rope + i), sine = _mm512_loadu_ps(rope + half + i);
+        store16(head + i, _mm512_fmsub_ps(a, cosine, _mm512_mul_ps(b, sine)));
+        store16(head + half + i, _mm512_fmadd_ps(b, cosine, _mm512_mul_ps(a, sine)));
+    }
+}
+
+// Norms and rotates queries and keys in place, and writes keys and values into each token's slot and column.
+static void place(const Model *m, const Layer *layer, int tokens, const int *slot, const int *position) {
+    Shape s = m->shape;
+    int width = (s.heads + 2 * s.kv_heads) * s.head_dim;
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < tokens; t++) {
+        bf16 *row = m->qkv + (size_t)t * width;
+        const float *rope = layer->rope + (size_t)position[t] * s.head_dim;
+        for (int h = 0; h < s.heads + s.kv_heads; h++)
+            norm_and_rotate(row + h * s.head_dim, h < s.heads ? layer->query_norm : layer->key_norm, rope, s.head_dim,
+                            s.eps);
+        for (int h = 0; h < s.kv_heads; h++) {
+            size_t at = (((size_t)slot[t] * s.kv_heads + h) * s.capacity + position[t]) * s.head_dim;
+            memcpy(layer->keys + at, row + (s.heads + h) * s.head_dim, s.head_dim * 2);
+            memcpy(layer->values + at, row + (s.heads + s.kv_heads + h) * s.head_dim, s.head_dim * 2);
+        }
+    }
+}
+
+static inline __m512 exponential(__m512 x) {  // e^x for x <= 0, relative error below 2e-7
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
+    __m512 p = _mm512_set1_ps(1.0f / 720);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+
+// Scores of one query head against `count` keys, softmaxed in place; returns 1 / sum.
+static float weigh(const bf16 *query, const bf16 *keys, int count, int dim, float scale, float *scores) {
+    for (int j = 0; j < count; j++) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int i = 0; i < dim; i += 32)
+            sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(query + i),
+                                   (__m512bh)_mm512_loadu_si512(keys + (size_t)j * dim + i));
+        scores[j] = _mm512_reduce_add_ps(sum) * scale;
+    }
+    __m512 top = _mm512_set1_ps(-INFINITY);
+    int padded = (count + 15) / 16 * 16;
+    for (int j = count; j < padded; j++) scores[j] = -INFINITY;
+    for (int j = 0; j < padded; j += 16) top = _mm512_max_ps(top, _mm512_load_ps(scores + j));
+    top = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+    __m512 sum = _mm512_setzero_ps();
+    for (int j = 0; j < padded; j += 16) {
+        __m512 e = exponential(_mm512_sub_ps(_mm512_load_ps(scores + j), top));
+        if (j + 16 > count) e = _mm512_maskz_mov_ps((1u << (count - j)) - 1, e);
+        _mm512_store_ps(scores + j, e);
+        sum = _mm512_add_ps(sum, e);
+    }
+    return 1.0f / _mm512_reduce_add_ps(sum);
+}
+
+static void mix(const float *scores, float factor, const bf16 *values, int count, int dim, bf16 *out) {
+    for (int i = 0; i < dim; i += 64) {
+        int width = dim - i < 64 ? dim - i : 64;
+        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+        for (int j = 0; j < count; j++) {
+            __m512 w = _mm512_set1_ps(scores[j]);
+            const bf16 *v = values + (size_t)j * dim + i;
+            if (width == 64) {
+                sum[0] = _mm512_fmadd_ps(w, load16(v), sum[0]);
+                sum[1] = _mm512_fmadd_ps(w, load16(v + 16), sum[1]);
+                sum[2] = _mm512_fmadd_ps(w, load16(v + 32), sum[2]);
+                sum[3] = _mm512_fmadd_ps(w, load16(v + 48), sum[3]);
+            } else {
+                for (int c = 0; c < width / 16; c++) sum[c] = _mm512_fmadd_ps(w, load16(v + c * 16), sum[c]);
+            }
+        }
+        for (int c = 0; c < width / 16; c++) store16(out + i + c * 16, _mm512_mul_ps(sum[c], _mm512_set1_ps(factor)));
+    }
+}
+
+static void attend(const Model *m, const Layer *layer, int tokens, const int *slot, const int *position) {
+    Shape s = m->shape;
+    int width = (s.heads + 2 * s.kv_heads) * s.head_dim, group = s.heads / s.kv_heads;
+#pragma omp parallel
+    {
+        float *scores = aligned_alloc(64, ((size_t)s.capacity + 64) / 16 * 64);
+#pragma omp for schedule(dynamic, 1)
+        for (int task = 0; task < tokens * s.kv_heads; task++) {
+            int t = task / s.kv_heads, h = task % s.kv_heads;
+            int first = layer->window && position[t] >= layer->window ? position[t] - layer->window + 1 : 0;
+            int count = position[t] + 1 - first;
+            size_t at = (((size_t)slot[t] * s.kv_heads + h) * s.capacity + first) * s.head_dim;
+            for (int g = 0; g < group; g++) {
+                int head = h * group + g;
+                const bf16 *query = m->qkv + (size_t)t * width + head * s.head_dim;
+                float factor = weigh(query, layer->keys + at, count, s.head_dim, s.scale, scores);
+                mix(scores, factor, layer->values + at, count, s.head_dim,
+                    m->mixed + ((size_t)t * s.heads + head) * s.head_dim);
+            }
+        }
+        free(scores);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------- feed-forward
+
+static inline __m512 sigmoid(__m512 x) {
+    __m512 one = _mm512_set1_ps(1.0f), e = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+    __m512 small = _mm512_div_ps(e, _mm512_add_ps(one, e));  // sigmoid(-|x|)
+    __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ);
+    return _mm512_mask_sub_ps(small, positive, one, small);
+}
+
+static void activate(const Model *m, int tokens) {
+    int n = m->shape.inner, gelu = m->shape.gelu;
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < tokens; t++) {
+        const bf16 *gate = m->gate_up + (size_t)t * 2 * n, *up_ = gate + n;
+        for (int i = 0; i < n; i += 16) {
+            __m512 g = load16(gate + i), z = g;
+            if (gelu) {  // 0.5 g (1 + tanh(u)) = g sigmoid(2u)
+                __m512 cube = _mm512_mul_ps(_mm512_mul_ps(g, g), g);
+                z = _mm512_mul_ps(_mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), g), _mm512_set1_ps(1.59576912f));
+            }
+            store16(m->inner + (size_t)t * n + i, _mm512_mul_ps(round16(_mm512_mul_ps(g, sigmoid(z))), load16(up_ + i)));
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------- the model
+
+static void embed(const Model *m, int tokens, const int *ids) {
+    int n = m->shape.hidden;
+    __m512 scale = _mm512_set1_ps(m->shape.embed_scale);
+#pragma omp parallel for schedule(static)
+    for (int t = 0; t < tokens; t++) {
+        bf16 *row = m->residual + (size_t)t * n;
+        if (m->embedding)
+            memcpy(row, m->embedding + (size_t)ids[t] * n, n * 2);
+        else
+            unpack_row(m->head, ids[t], n, row);
+        for (int i = 0; i < n; i += 16) store16(row + i, _mm512_mul_ps(load16(row + i), scale));
+        norm(row, m->layers[0].before_attn, n, m->shape.eps, m->normed + (size_t)t * n);
+    }
+}
+
+// Runs `tokens` tokens (at most as many as the buffers hold) through all layers: each at its position of its slot, whose cache it extends.
+// Tokens of one slot stand in rising order of position. Leaves the final norm's output in `normed`.
+void gxr_forward(const Model *m, int tokens, const int *ids, const int *slot, const int *position) {
+    Shape s = m->shape;
+    int q = s.heads * s.head_dim, width = q + 2 * s.kv_heads * s.head_dim;
+    embed(m, tokens, ids);
+    for (int l = 0; l < s.layers; l++) {
+        const Layer *layer = m->layers + l;
+        product(m->normed, tokens, s.hidden, layer->qkv, width, m->qkv, width);
+        place(m, layer, tokens, slot, position);
+        attend(m, layer, tokens, slot, position);
+        product(m->mixed, tokens, q, layer->out, s.hidden, m->projected, s.hidden);
+        add_and_norm(m, tokens, m->projected, layer->after_attn, layer->before_mlp);
+        product(m->normed, tokens, s.hidden, layer->gate_up, 2 * s.inner, m->gate_up, 2 * s.inner);
+        activate(m, tokens);
+        product(m->inner, tokens, s.inner, layer->down, s.hidden, m->projected, s.hidden);
+        add_and_norm(m, tokens, m->projected, layer->after_mlp,
+                     l + 1 < s.layers ? m->layers[l + 1].before_attn : m->final_norm);
+    }
+}
+
+// logits[i][vocab] of the tokens `which` of the last gxr_forward; `gathered` has room for `count` padded rows.
+void gxr_logits(const Model *m, int count, const int *which, bf16 *gathered, bf16 *logits, size_t stride) {
+    int n = m->shape.hidden;
+    for (int i = 0; i < count; i++) memcpy(gathered + (size_t)i * n, m->normed + (size_t)which[i] * n, n * 2);
+    product(gathered, count, n, m->head, m->shape.vocab, logits, stride);
+}
+
+// ---------------------------------------------------------------------------------------------------- sampling
+
+static int rising(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return x < y ? -1 : x > y;
+}
+
+static float kth_largest(float *values, int n, int k) {  // reorders values
+    qsort(values, n, sizeof(float), rising);
+    return values[n - k];
+}
+
+enum { BLOCK = 512, NOT_FINITE = -1, TOO_MANY = -2 };
+
+// One row of gxr_candidates. Scratch: `tops` and `sorted` of one float a block, `saved` of one value a seen id.
+static int candidates_of(bf16 *logits, int vocab, int k, const int *seen, int seen_count, float penalty, int room,
+                         float *values, int *ids, float *tops, float *sorted, bf16 *saved) {
+    int blocks = vocab / BLOCK, found = 0;
+    __mmask16 odd = 0;
+    for (int i = 0; i < seen_count; i++) {  // seen ids stand aside with their penalised value
+        float v = up(saved[i] = logits[seen[i]]);
+        odd |= !isfinite(v);
+        if (found < room) {
+            values[found] = v > 0 ? v / penalty : v * penalty;
+            ids[found++] = seen[i];
+        }
+        logits[seen[i]] = 0xff80;  // -infinity, so that the scan passes it by
+    }
+    for (int b = 0; b < blocks; b++) {
+        __m512 top = _mm512_set1_ps(-INFINITY);
+        for (int i = 0; i < BLOCK; i += 16) {
+            __m512 v = load16(logits + b * BLOCK + i);
+            odd |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+            top = _mm512_max_ps(top, v);
+        }
+        tops[b] = _mm512_reduce_max_ps(top);
+        odd |= tops[b] == INFINITY;
+    }
+    memcpy(sorted, tops, blocks * sizeof(float));
+    // At least k tokens reach the k-th best block maximum, so whatever lies below it is no candidate.
+    float floor = blocks > k ? kth_largest(sorted, blocks, k) : -FLT_MAX;
+    __m512 floors = _mm512_set1_ps(fmaxf(floor, -FLT_MAX));
+    int overflow = seen_count > room;
+    for (int b = 0; b < blocks && !odd && !overflow; b++) {
+        if (tops[b] < floor) continue;
+        for (int i = b * BLOCK; i < (b + 1) * BLOCK; i += 16) {
+            uint32_t hits = _mm512_cmp_ps_mask(load16(logits + i), floors, _CMP_GE_OQ);
+            for (; hits && !overflow; hits &= hits - 1) {
+                int id = i + __builtin_ctz(hits);
+                if ((overflow = found == room)) break;
+                values[found] = up(logits[id]);
+                ids[found++] = id;
+            }
+        }
+    }
+    for (int i = 0; i < seen_count; i++) logits[seen[i]] = saved[i];
+    return odd ? NOT_FINITE : overflow ? TOO_MANY : found;
+}
+
+// For each row: everything that top-k may keep, seen ids penalised, in values[row][room] and ids[row][room];
+// counts[row] says how many, NOT_FINITE where a logit is NaN or infinite, TOO_MANY where `room` does not hold them.
+// vocab is a multiple of 512; seen ids have no repeats.
+void gxr_candidates(bf16 *logits, size_t stride, int rows, int vocab, int k, const int *seen, const int *seen_counts,
+                    int seen_stride, float penalty, int room, float *values, int *ids, int *counts) {
+#pragma omp parallel
+    {
+        float *tops = malloc(2 * sizeof(float) * (vocab / BLOCK));
+        bf16 *saved = malloc(sizeof(bf16) * (seen_stride + 1));
+#pragma omp for schedule(dynamic, 1)
+        for (int r = 0; r < rows; r++)
+            counts[r] = candidates_of(logits + r * stride, vocab, k, seen + (size_t)r * seen_stride, seen_counts[r],
+                                      penalty, room, values + (size_t)r * room, ids + (size_t)r * room, tops,
+                                      tops + vocab / BLOCK, saved);
+        free(tops);
+        free(saved);
+    }
+}

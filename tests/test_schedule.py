@@ -1,0 +1,63 @@
+"""Slots and buckets: plain policy."""
+
+from __future__ import annotations
+
+import random
+
+from gxr_batch.engines.transformers.schedule import SlotPlan, bucket, slots_for_memory
+
+
+def test_a_step_computes_the_next_bucket_and_never_more_than_all_slots():
+    assert [bucket(rows, 32) for rows in (1, 8, 9, 16, 17, 32)] == [8, 8, 16, 16, 32, 32]
+    assert bucket(3, 4) == 4
+
+
+def test_rows_are_admitted_when_an_eighth_of_the_slots_is_free_or_nothing_runs():
+    plan = SlotPlan.of(32)
+    assert plan.to_admit() == 32
+    for _ in range(32):
+        plan.take()
+    plan.release(3)
+    assert plan.to_admit() == 0
+    for slot in (9, 1, 30):
+        plan.release(slot)
+    assert plan.to_admit() == 4
+    assert [plan.take() for _ in range(4)] == [1, 3, 9, 30]
+
+
+def test_one_slot_is_refilled_at_once():
+    plan = SlotPlan.of(1)
+    plan.take()
+    plan.release(0)
+    assert plan.to_admit() == 1
+
+
+def test_the_last_rows_move_into_the_first_slots_of_their_bucket():
+    plan = SlotPlan.of(32)
+    for _ in range(32):
+        plan.take()
+    for slot in range(32):
+        if slot not in {2, 20, 31}:
+            plan.release(slot)
+    assert plan.moves() == [(31, 0), (20, 1)]
+    assert plan.taken == {0, 1, 2}
+    assert plan.moves() == []
+
+
+def test_slots_are_never_lost_or_given_twice():
+    plan, random_ = SlotPlan.of(16), random.Random(1)
+    for _ in range(500):
+        for _ in range(plan.to_admit()):
+            plan.take()
+        assert len(plan.taken) + plan.free == 16
+        for slot in random_.sample(sorted(plan.taken), random_.randint(0, len(plan.taken))):
+            plan.release(slot)
+        plan.moves()
+        assert all(0 <= slot < 16 for slot in plan.taken)
+
+
+def test_slots_fit_the_memory_budget():
+    assert slots_for_memory(2**30, 18_432, 2048) == 16
+    assert slots_for_memory(2**40, 18_432, 2048) == 64
+    assert slots_for_memory(3 * 18_432 * 2048, 18_432, 2048) == 3
+    assert slots_for_memory(0, 18_432, 2048) == 1

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-WORDS = "no focal consolidation pleural effusion pneumothorax right left lower lobe opacity heart size normal".split()
+WORDS = ("no", "focal", "consolidation", "pleural", "effusion", "right", "left", "lower", "lobe", "opacity", "heart")
 JOB = """name = "overhead"
 [input]
 path = "{table}"

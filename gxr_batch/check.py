@@ -19,7 +19,7 @@ from gxr_batch.errors import RowError
 from gxr_batch.job import Job
 from gxr_batch.ledger import is_run
 from gxr_batch.prepare import Prepared, output_folder, prepare
-from gxr_batch.prompts import render
+from gxr_batch.prompts import render, row_template
 from gxr_batch.provenance import follow
 from gxr_batch.records import Messages
 from gxr_batch.rows import ingest, read_rows
@@ -71,8 +71,8 @@ def _try_rows(found: Findings, prepared: Prepared, encoder: Encoder, table: Path
     room = job.model.max_seq_length - job.sampling.settings().max_new_tokens
     for row in read_rows(table, prepared.fields, None):
         try:
-            messages = render(prepared.templates.get(row.template), row.values, system=job.prompt.system)
-            count = encoder.encode(messages).count or 0
+            messages = render(row_template(prepared.templates, row.template), row.values, system=job.prompt.system)
+            count = encoder.encode(messages).length or 0
             if count > room:
                 raise RowError(f"the prompt is too long: more than {room} tokens")
         except RowError as error:

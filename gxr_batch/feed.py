@@ -20,7 +20,7 @@ from gxr_batch.ledger import RunWriter
 from gxr_batch.ledger.state import Bools
 from gxr_batch.plan import longest_first, row_seed
 from gxr_batch.prepare import Prepared
-from gxr_batch.prompts import render
+from gxr_batch.prompts import render, row_template
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Result, Row, Status
 from gxr_batch.rows import read_rows
 
@@ -58,7 +58,9 @@ class Feed:
 
     def prompts(self) -> Iterator[Prompt]:
         """Yield the prompts, longest first within each window of input order."""
-        ordered = longest_first(self._encoded(), self._job.engine.window, lambda taken: taken.prompt.encoded.count or 0)
+        ordered = longest_first(
+            self._encoded(), self._job.engine.window, lambda taken: taken.prompt.encoded.length or 0
+        )
         while True:
             began = time.perf_counter()
             taken = next(ordered, None)
@@ -77,11 +79,11 @@ class Feed:
         return taken.row.position, self._result(taken, completion, error)
 
     def _encoded(self) -> Iterator[_Taken]:
-        wanted = self._todo.any(axis=1)
+        wanted: Bools = np.any(self._todo, axis=1)
         system = self._job.prompt.system
         for row in read_rows(self._ledger.folder / "input.parquet", self._prepared.fields, wanted):
             try:
-                messages = render(self._prepared.templates.get(row.template), row.values, system=system)
+                messages = render(row_template(self._prepared.templates, row.template), row.values, system=system)
                 encoded = self._encode(messages)
             except RowError as error:
                 self._reject(row, error)
@@ -93,9 +95,9 @@ class Feed:
     def _encode(self, messages: Messages) -> Encoded:
         encoded = self._encoder.encode(messages)
         room = self._job.model.max_seq_length - self._max_new_tokens
-        if encoded.count is not None and encoded.count > room:
+        if encoded.length is not None and encoded.length > room:
             raise RowError(
-                f"the prompt is too long: {encoded.count} tokens, and model.max_seq_length - sampling.max_new_tokens "
+                f"the prompt is too long: {encoded.length} tokens, and model.max_seq_length - sampling.max_new_tokens "
                 f"leaves room for {room}"
             )
         return encoded

@@ -157,7 +157,8 @@ class Invocation:
             self.say(
                 f"{int(spent.sum()):,} not tried again: run.max_attempts = {self.job.run.max_attempts} is reached."
             )
-        return todo | (again & ~spent & self._chosen_rows()[:, None])
+        chosen: Bools = again & ~spent & self._chosen_rows()[:, None]
+        return todo | chosen
 
     def _chosen_rows(self) -> Bools:
         """Return which rows `--retry` is about: those named by `--row`, else all."""

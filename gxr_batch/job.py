@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,16 @@ from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, pars
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 # Known to the contract, refused until the issue that builds them.
 UNBUILT_SECTIONS = ("api", "vllm", "ray", "finetune")
+
+
+def _spelled(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """Return a validator that keeps the text as it is spelled and refuses what `parse` cannot read."""
+
+    def check(value: str) -> str:
+        parse(value)
+        return value
+
+    return check
 
 
 class Section(BaseModel):
@@ -101,8 +111,8 @@ class EngineSection(Section):
     threads: int = Field(default=0, ge=0)
     window: int = Field(default=4096, ge=1)
 
-    _memory = field_validator("memory_limit")(lambda value: parse_bytes(value) and value)
-    _wait = field_validator("wait_for_memory")(lambda value: parse_duration(value) and value)
+    _memory = field_validator("memory_limit")(_spelled(parse_bytes))
+    _wait = field_validator("wait_for_memory")(_spelled(parse_duration))
 
 
 class RunSection(Section):
@@ -116,8 +126,8 @@ class RunSection(Section):
     max_failed: Literal["off"] | int | float = 0.5
     max_attempts: int = Field(default=3, ge=1)
 
-    _clock = field_validator("stop_by")(lambda value: parse_clock(value) and value)
-    _limit = field_validator("time_limit")(lambda value: parse_duration(value) and value)
+    _clock = field_validator("stop_by")(_spelled(parse_clock))
+    _limit = field_validator("time_limit")(_spelled(parse_duration))
 
     @field_validator("max_failed")
     @classmethod

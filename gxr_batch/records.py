@@ -7,6 +7,7 @@ through one run; `Result` lists its fields in the order of the result columns, s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -62,13 +63,13 @@ class Messages(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A prompt as an engine counts it: `token_ids` is None where the engine has no ids, `count` where it cannot count.
+    """A prompt as an engine counts it: `token_ids` is None where the engine has no ids, `length` where it cannot count.
 
     `shared_tokens` leading ids are the same for every row of the template, whatever its cells hold.
     """
 
     token_ids: list[int] | None
-    count: int | None
+    length: int | None
     shared_tokens: int = 0
 
 
@@ -87,7 +88,7 @@ class Completion(NamedTuple):
     """What an engine made of one prompt. A failed row has `finish_reason` "error" and its reason in `error`.
 
     Seconds come from one monotonic clock, stamped after the device was synchronised: `seconds_queued` from taking the
-    prompt to its prefill, `seconds_to_first_token` and `seconds_generating` from its prefill on. `seconds_share` is each
+    prompt to its prefill, `seconds_to_first_token` and `seconds_generating` from its prefill on. `seconds_share` is a
     step's time divided among the rows active in it. `rows_in_batch` is the mean over the row's steps, itself included.
     `started_at_ms` and `finished_at_ms` are UTC milliseconds since 1970 of prefill and last token.
     """
@@ -133,6 +134,21 @@ class Result(NamedTuple):
     finished_at: int
     template: str
     prompt_sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which weights an engine would generate with; known before they are loaded, part of the run's fingerprint.
+
+    Hashes are sha256 hex digests; None where the engine has no weights of its own.
+    """
+
+    kind: str
+    model: str
+    revision: str = ""
+    adapter: str | None = None
+    weights_sha256: str | None = None
+    adapter_sha256: str | None = None
 
 
 # Columns that the join takes from the manifest, the same for every row of a run.

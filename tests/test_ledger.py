@@ -114,7 +114,11 @@ def test_a_reordered_table_goes_on_and_keeps_every_result(tmp_path):
         ledger.add(1, result("b"))
         ledger.seal()
         finish(ledger)
-    assert pq.read_table(tmp_path / "results.parquet")["gxr_text"].to_pylist() == ["text of c", "text of b", "text of a"]
+    assert pq.read_table(tmp_path / "results.parquet")["gxr_text"].to_pylist() == [
+        "text of c",
+        "text of b",
+        "text of a",
+    ]
 
 
 def test_new_edited_and_removed_rows_are_counted_and_only_they_change(tmp_path):
@@ -235,9 +239,7 @@ def test_a_temporary_file_of_a_killed_run_is_no_part(tmp_path):
 def test_a_table_without_rows_gives_empty_results(tmp_path):
     with open_run(tmp_path) as ledger:
         write_empty = pa.table({"findings": pa.array([], pa.string()), "gxr_row_id": pa.array([], pa.string())})
-        pq.write_table(
-            write_empty.append_column("gxr_content_hash", pa.array([], pa.string())), ledger.incoming_input
-        )
+        pq.write_table(write_empty.append_column("gxr_content_hash", pa.array([], pa.string())), ledger.incoming_input)
         ledger.adopt_input(1)
         finish(ledger)
     table = pq.read_table(tmp_path / "results.parquet")

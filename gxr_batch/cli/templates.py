@@ -68,6 +68,7 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
     from gxr_batch.job import load_job
     from gxr_batch.prepare import prepare
     from gxr_batch.prompts import render as fill
+    from gxr_batch.prompts import row_template
     from gxr_batch.rows import ingest, read_rows
 
     job = load_job(job_file, given={"prompt.template": template} if template else None)
@@ -78,7 +79,7 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
         for row in islice(read_rows(table, prepared.fields, None), rows):
             click.echo(f"--- row {row.row_id} ({row.template})")
             try:
-                messages = fill(prepared.templates.get(row.template), row.values, system=job.prompt.system)
+                messages = fill(row_template(prepared.templates, row.template), row.values, system=job.prompt.system)
             except RowError as error:
                 click.echo(f"cannot be used: {error.what}")
             else:

@@ -13,7 +13,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from gxr_batch.records import Completion, Encoded, Messages, Prompt
+from gxr_batch.records import Completion, Encoded, Identity, Messages, Prompt
+
+__all__ = ["Encoder", "Engine", "EngineInfo", "Identity", "Pulse", "Session", "StopRequest"]
 
 
 class Pulse(NamedTuple):
@@ -26,21 +28,6 @@ class Pulse(NamedTuple):
     rows_in_flight: int
     memory_bytes: int = 0
     splits: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """Which weights an engine would generate with; known before they are loaded, part of the run's fingerprint.
-
-    Hashes are sha256 hex digests; None where the engine has no weights of its own.
-    """
-
-    kind: str
-    model: str
-    revision: str = ""
-    adapter: str | None = None
-    weights_sha256: str | None = None
-    adapter_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

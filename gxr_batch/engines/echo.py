@@ -70,7 +70,8 @@ class _InFlight:
     started_at_ms: int
     ends_at: float
     share: float = 0.0
-    batch_seconds: float = 0.0
+    row_steps: int = 0
+    steps: int = 0
 
 
 class EchoSession:
@@ -95,7 +96,7 @@ class EchoSession:
                 else:
                     flight.append(self._admit(prompt))
             now = time.monotonic()
-            self._charge(flight, now - clock)
+            self._charge(flight, now - max(clock, flight[-1].taken_at) if flight else 0.0)
             clock = now
             if stop.must_return(now) or not flight:
                 return
@@ -121,7 +122,8 @@ class EchoSession:
     def _charge(flight: list[_InFlight], seconds: float) -> None:
         for row in flight:
             row.share += seconds / len(flight)
-            row.batch_seconds += seconds * len(flight)
+            row.row_steps += len(flight)
+            row.steps += 1
 
     def _complete(self, row: _InFlight, now: float) -> Completion:
         self._done += 1
@@ -140,13 +142,13 @@ class EchoSession:
             text=text,
             finish_reason="error" if error else "stop" if len(kept) == len(row.words) else "length",
             error=error,
-            prompt_tokens=prompt.encoded.count,
+            prompt_tokens=prompt.encoded.length,
             new_tokens=0 if error else len(kept),
             seconds_queued=0.0,
             seconds_to_first_token=seconds / max(len(kept), 1),
             seconds_generating=seconds,
             seconds_share=row.share,
-            rows_in_batch=row.batch_seconds / seconds if row.batch_seconds else 1.0,
+            rows_in_batch=row.row_steps / row.steps,
             started_at_ms=row.started_at_ms,
             finished_at_ms=int(time.time() * 1000),
         )

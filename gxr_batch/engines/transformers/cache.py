@@ -15,13 +15,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 STEP = 64
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transformers types it not
     """Keys and values of one layer, [slots, kv_heads, capacity, head_dim]."""
 
     is_sliding = False
 
     def __init__(self, cache: SlotCache) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._cache = cache
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -67,7 +67,8 @@ class SlotCache(Cache):
         self.slots, self.capacity = slots, capacity
         self.view = (0, slots, 0)
         self._rows = self._columns = torch.empty(0, dtype=torch.long)
-        super().__init__(layers=[SlotLayer(self) for _ in range(layers)])
+        self._slot_layers = [SlotLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self._slot_layers))
 
     def aim(self, rows: torch.Tensor, columns: torch.Tensor, view: tuple[int, int, int]) -> None:
         """Set where the next forward writes ([rows, 1] and [rows, tokens]) and which (first, last, length) it reads."""
@@ -81,15 +82,17 @@ class SlotCache(Cache):
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` columns of one slot to another, in every layer."""
-        for layer in self.layers:
-            layer.keys[target, :, :length] = layer.keys[source, :, :length]
-            layer.values[target, :, :length] = layer.values[source, :, :length]
+        for stored in self._stored():
+            stored[target, :, :length] = stored[source, :, :length]
 
     def clear(self, slot: int) -> None:
         """Overwrite a slot with zeros, in every layer."""
-        for layer in self.layers:
-            layer.keys[slot] = 0
-            layer.values[slot] = 0
+        for stored in self._stored():
+            stored[slot] = 0
+
+    def _stored(self) -> list[torch.Tensor]:
+        tensors = [tensor for layer in self._slot_layers for tensor in (layer.keys, layer.values)]
+        return [tensor for tensor in tensors if tensor is not None]
 
 
 def attended(length: int, capacity: int) -> int:

@@ -20,11 +20,14 @@ def pack_linears(model: Any) -> bool:
     packed = False
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is torch.nn.Linear and child.weight.device.type == "cpu":
-                if child.weight.dtype == torch.bfloat16:
-                    setattr(module, name, PackedLinear(child))
-                    packed = True
+            if type(child) is torch.nn.Linear and _packable(child.weight):
+                setattr(module, name, PackedLinear(child))
+                packed = True
     return packed
+
+
+def _packable(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
 
 
 def _available() -> bool:
@@ -33,7 +36,7 @@ def _available() -> bool:
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer whose weight lies in oneDNN's own layout. `weight` is kept for who asks for its type and device."""
+    """A linear layer whose weight lies in oneDNN's own layout; `weight` is kept for who asks for its type or device."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()

@@ -237,14 +237,19 @@ class NativeModel:
         return self._logits[:rows]
 
     def _flush(self, pending: list[tuple[int, int, int]], ends: list[tuple[int, int]], logits: torch.Tensor) -> None:
-        """Run the pending tokens through all layers, and the head for those that end a row; `ends` rise without gaps."""
+        """Run the pending tokens through all layers, and the head for those that end a row."""
         ids, slots, positions = (torch.tensor(column, dtype=torch.int32) for column in zip(*pending, strict=True))
         call = ctypes.byref(self._model)
         self._library.gxr_forward(call, len(pending), ids.data_ptr(), slots.data_ptr(), positions.data_ptr())
         if ends:
             which = torch.tensor([index for _, index in ends], dtype=torch.int32)
             self._library.gxr_logits(
-                call, len(ends), which.data_ptr(), self._gathered.data_ptr(), logits[ends[0][0] :].data_ptr(), self._stride
+                call,
+                len(ends),
+                which.data_ptr(),
+                self._gathered.data_ptr(),
+                logits[ends[0][0] :].data_ptr(),
+                self._stride,
             )
         pending.clear()
         ends.clear()

@@ -1,0 +1,237 @@
+"""An opened generate engine: takes prompts a batch at a time, watches the worker thread, mends what breaks.
+
+`generate` blocks for a whole batch, so it runs in a thread of its own, while the stream hands over rows as they end,
+gives a sign of life twice a second and heeds the stop request. A batch that breaks is halved until the row that breaks
+it stands alone and fails alone.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
+from gxr_batch.engines.generate.batch import Batch, RowState
+from gxr_batch.errors import EngineFailed
+from gxr_batch.job import Job
+from gxr_batch.models.loading import LoadedModel, load_model
+from gxr_batch.models.memory import row_bytes, rows_that_fit
+from gxr_batch.records import Completion, Prompt
+
+_PULSE_SECONDS = 0.5
+_LOOK_SECONDS = 0.05
+_CPU_SLOTS = 16
+_MOST_SLOTS = 64
+_OVERFLOW = "the model's numbers overflowed on this row: its logits were NaN or infinite"
+
+
+@contextmanager
+def open_session(job: Job, identity: Identity, tokenizer: PreTrainedTokenizerBase) -> Iterator[GenerateSession]:
+    """Load the model, with torch on as many threads as the job says, and free both afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.engine.threads or threads)
+    session = None
+    try:
+        session = GenerateSession(job, identity, tokenizer, load_model(job.model, tokenizer))
+        yield session
+    finally:
+        if session is not None:
+            session.close()
+        torch.set_num_threads(threads)
+
+
+class GenerateSession:
+    """The loaded model and its worker thread."""
+
+    def __init__(self, job: Job, identity: Identity, tokenizer: PreTrainedTokenizerBase, loaded: LoadedModel) -> None:
+        self._sampling = job.sampling.settings()
+        self._max_seq_length = job.model.max_seq_length
+        self._tokenizer = tokenizer
+        self._loaded = loaded
+        slots = self._auto_slots() if job.engine.slots == "auto" else job.engine.slots
+        self.info = EngineInfo(
+            identity=identity,
+            device=loaded.device,
+            dtype=loaded.placement.dtype,
+            quantization=loaded.quantization,
+            slots=slots,
+            load_seconds=loaded.load_seconds,
+            # One row at a time has no neighbours that could change its last bits.
+            reproducible=slots == 1,
+            versions={name: version(name) for name in ("torch", "transformers")},
+            notices=loaded.placement.notices,
+        )
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="gxr-batch-generate")
+        self._running: Batch | None = None
+        self._room = slots
+
+    def close(self) -> None:
+        """Wait for the step that the worker is in, and let the model go."""
+        if self._running is not None:
+            self._running.abandoned.set()
+        self._worker.shutdown()
+
+    def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
+        """Generate for every prompt, a batch at a time.
+
+        `on_text` of a prompt gets the whole answer at its end: `generate` shows no text before. Raises EngineFailed
+        where the device can do no more.
+        """
+        counts = _Counts()
+        while True:
+            rows: list[RowState] = []
+            looked = time.monotonic()
+            while len(rows) < self._room and stop.admitting and (prompt := next(prompts, None)) is not None:
+                row = RowState(prompt=prompt, token_ids=prompt.encoded.token_ids or [], taken_at=time.monotonic())
+                if refusal := self._refusal(row):
+                    yield _failed(row, refusal)
+                else:
+                    rows.append(row)
+                if time.monotonic() - looked > _PULSE_SECONDS:  # encoding a window of prompts may take a while
+                    looked = time.monotonic()
+                    yield counts.pulse(len(rows), self._memory())
+            if not rows:
+                return
+            yield from self._run(rows, stop, counts)
+            if stop.must_return(time.monotonic()):
+                return
+
+    def _run(self, rows: list[RowState], stop: StopRequest, counts: _Counts) -> Iterator[Completion | Pulse]:
+        """Generate for some rows, in as many batches as it takes."""
+        groups = [rows]
+        while groups and not stop.must_return(time.monotonic()):
+            batch = Batch(groups.pop(), stop)
+            waiting = sum(map(len, groups))
+            yield from self._watch(batch, stop, counts, waiting)
+            left = batch.unfinished
+            if batch.broke is None or not left:
+                continue
+            if issubclass(batch.broke, torch.AcceleratorError):
+                raise EngineFailed(
+                    "The device reported an error after which it computes nothing more.",
+                    where=self.info.device,
+                    next_step="run the same command again; if it comes back, restart the machine",
+                )
+            if len(left) == 1:
+                yield _failed(left[0], f"the model could not process this row ({batch.broke.__name__})")
+                continue
+            counts.splits += 1
+            half = (len(left) + 1) // 2
+            if issubclass(batch.broke, torch.OutOfMemoryError | MemoryError):
+                self._room = min(self._room, half)
+                torch.cuda.empty_cache()
+            groups += [left[half:], left[:half]]
+
+    def _watch(self, batch: Batch, stop: StopRequest, counts: _Counts, waiting: int) -> Iterator[Completion | Pulse]:
+        """Hand over the rows of a running batch as they end, until it ends or has to be left behind."""
+        self._running = batch
+        future: Future[None] = self._worker.submit(batch.run, self._loaded, self._sampling)
+        said = time.monotonic()
+        before = counts.tokens
+        try:
+            while True:
+                over = future.done()  # asked first: what a batch hands over at its very end is not missed
+                counts.tokens = before + batch.tokens
+                while (row := _next(batch, 0 if over else _LOOK_SECONDS)) is not None:
+                    yield self._completed(row)
+                    said = time.monotonic()
+                now = time.monotonic()
+                if over or stop.must_return(now):
+                    break
+                if now - said >= _PULSE_SECONDS:
+                    said = now
+                    yield counts.pulse(len(batch.unfinished) + waiting, self._memory())
+        finally:
+            batch.abandoned.set()  # also where the reader of the stream went away
+        if over:
+            future.result()  # nothing is expected to rise here; if it does, it is a bug and shows itself
+
+    def _refusal(self, row: RowState) -> str | None:
+        count, room = len(row.token_ids), self._max_seq_length - row.prompt.max_new_tokens
+        if count > room:
+            return (
+                f"the prompt is too long: {count} tokens, and model.max_seq_length - sampling.max_new_tokens "
+                f"leaves room for {room}"
+            )
+        return None if count else "the prompt has no tokens"
+
+    def _completed(self, row: RowState) -> Completion:
+        if row.end == "overflow":
+            return _failed(row, _OVERFLOW)
+        answer = row.new_ids[:-1] if row.end == "stop" else row.new_ids
+        text = str(self._tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        if row.prompt.on_text is not None and text:
+            row.prompt.on_text(text)
+        generating = row.ended_at - row.began_at
+        return Completion(
+            key=row.prompt.key,
+            text=text,
+            finish_reason="stop" if row.end == "stop" else "length",
+            error=None,
+            prompt_tokens=len(row.token_ids),
+            new_tokens=len(row.new_ids),
+            seconds_queued=row.began_at - row.taken_at,
+            seconds_to_first_token=row.first_token_at - row.began_at,
+            seconds_generating=generating,
+            seconds_share=row.share,
+            rows_in_batch=row.neighbours / row.steps,
+            started_at_ms=row.began_at_ms,
+            finished_at_ms=row.began_at_ms + round(generating * 1000),
+        )
+
+    def _memory(self) -> int:
+        return torch.cuda.memory_allocated(self._loaded.model.device) if self.info.device.startswith("cuda") else 0
+
+    def _auto_slots(self) -> int:
+        device = self._loaded.model.device
+        if device.type != "cuda":
+            return _CPU_SLOTS
+        element = 4 if self._loaded.placement.dtype == "float32" else 2
+        free = int(torch.cuda.mem_get_info(device)[0])
+        return rows_that_fit(row_bytes(self._loaded.config, self._max_seq_length, element), free, _MOST_SLOTS)
+
+
+class _Counts:
+    """What a stream's pulses count since it began."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.splits = 0
+
+    def pulse(self, rows: int, memory: int) -> Pulse:
+        return Pulse(self.tokens, rows, memory, self.splits)
+
+
+def _next(batch: Batch, timeout: float) -> RowState | None:
+    try:
+        return batch.ended.get(timeout=timeout) if timeout else batch.ended.get_nowait()
+    except queue.Empty:
+        return None
+
+
+def _failed(row: RowState, error: str) -> Completion:
+    """Return the completion of a row that came to nothing. Its times are those of its last attempt, if it had one."""
+    started = bool(row.began_at)
+    now, now_ms = time.monotonic(), int(time.time() * 1000)
+    return Completion(
+        key=row.prompt.key,
+        text="",
+        finish_reason="error",
+        error=error,
+        prompt_tokens=len(row.token_ids),
+        new_tokens=0,
+        seconds_queued=row.began_at - row.taken_at if started else 0.0,
+        seconds_to_first_token=None,
+        seconds_generating=(row.ended_at or now) - row.began_at if started else 0.0,
+        seconds_share=row.share,
+        rows_in_batch=row.neighbours / row.steps if row.steps else 1.0 if started else 0.0,
+        started_at_ms=row.began_at_ms if started else now_ms,
+        finished_at_ms=now_ms,
+    )

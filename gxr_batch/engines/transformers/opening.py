@@ -1,0 +1,133 @@
+"""Opens the engine: loads the model, picks the driver and the number of slots, and checks both on fixed prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import psutil
+import torch
+
+from gxr_batch.engines.base import EngineInfo
+from gxr_batch.engines.transformers.driver import Driver
+from gxr_batch.engines.transformers.library import LibraryModel, NotDrivable
+from gxr_batch.engines.transformers.loop import TransformersSession
+from gxr_batch.engines.transformers.native.build import NativeUnavailable
+from gxr_batch.engines.transformers.native.model import NativeModel
+from gxr_batch.engines.transformers.schedule import slots_for_memory
+from gxr_batch.errors import ModelUnavailable
+from gxr_batch.job import Job
+from gxr_batch.models.loading import LoadedModel, load_model
+from gxr_batch.models.local import LocalModel
+from gxr_batch.models.memory import row_bytes
+
+# Of the memory that is free once the weights are there, what the KV cache may take where no limit is set.
+_CACHE_SHARE = 0.5
+_MOST_SLOTS = 64
+_CHECK_LENGTHS = (5, 70)
+
+
+@contextmanager
+def open_session(job: Job, local: LocalModel) -> Iterator[TransformersSession]:
+    """Load the model, with torch on as many threads as the job says, and free both afterwards.
+
+    Raises ModelUnavailable where it cannot be loaded, driven, or does not pass the self-check.
+    """
+    began = time.monotonic()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(job.engine.threads or threads)
+    driver: Driver | None = None
+    try:
+        tokenizer = local.tokenizer()
+        loaded = load_model(job.model, tokenizer)
+        slots = _slots(job, loaded)
+        driver = _driver(job, loaded, slots)
+        if job.engine.self_check:
+            self_check(driver)
+        # The library's forward keeps its bits only at eight rows and more, see `library`.
+        enough_rows = slots >= 8 or isinstance(driver, NativeModel)
+        notices = list(loaded.placement.notices)
+        if job.engine.reproducible and not enough_rows:
+            notices.append(f"With {slots} slots a row's text may change with its neighbours; 8 or more keep it.")
+        info = EngineInfo(
+            identity=local.identity(),
+            device=loaded.device,
+            dtype=loaded.placement.dtype,
+            quantization=loaded.quantization,
+            slots=slots,
+            load_seconds=time.monotonic() - began,
+            reproducible=enough_rows and (job.engine.reproducible or isinstance(driver, NativeModel)),
+            versions={"torch": version("torch"), "transformers": version("transformers"), "forward": driver.name},
+            notices=tuple(notices),
+        )
+        yield TransformersSession(info, driver, tokenizer, frozenset(loaded.end_ids), job.sampling.settings())
+    finally:
+        if driver is not None:
+            driver.close()
+        torch.set_num_threads(threads)
+
+
+def _slots(job: Job, loaded: LoadedModel) -> int:
+    if job.engine.slots != "auto":
+        return job.engine.slots
+    device = loaded.model.get_input_embeddings().weight.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    element = torch.finfo(loaded.model.dtype).bits // 8
+    bytes_a_row = row_bytes(loaded.config, job.model.max_seq_length, element)
+    return slots_for_memory(int(free * _CACHE_SHARE), bytes_a_row, 1, _MOST_SLOTS)
+
+
+def _driver(job: Job, loaded: LoadedModel, slots: int) -> Driver:
+    capacity = job.model.max_seq_length
+    try:
+        return NativeModel(loaded.model, slots=slots, capacity=capacity)
+    except NativeUnavailable:
+        pass
+    try:
+        return LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=job.engine.reproducible)
+    except NotDrivable as error:
+        raise ModelUnavailable(
+            f"This engine cannot drive the model: {error}.",
+            where="engine.kind",
+            next_step='set engine.kind = "generate"',
+        ) from None
+
+
+def self_check(driver: Driver) -> None:
+    """Run a short and a long fixed prompt alone and side by side. Raises ModelUnavailable unless they agree.
+
+    Finds broken kernels, masks and number formats before a night is spent on them; takes well under a second.
+    """
+    prompts = [[2 + (7 * step) % min(driver.vocab - 2, 1000) for step in range(length)] for length in _CHECK_LENGTHS]
+    prompts = [ids[: driver.capacity - 4] for ids in prompts]
+    alone = [_first_tokens(driver, [ids]) for ids in prompts]
+    together = _first_tokens(driver, prompts)
+    if together != [tokens for (tokens,) in alone]:
+        raise ModelUnavailable(
+            "The self-check failed: a prompt gives other tokens beside another one than alone.",
+            where=f"engine.self_check, {driver.name}",
+            next_step='set engine.kind = "generate", or report this with the versions in run.json',
+        )
+
+
+def _first_tokens(driver: Driver, prompts: Sequence[list[int]], count: int = 3) -> list[list[int]]:
+    """Return the first greedy tokens of prompts decoded side by side."""
+    rows = min(len(prompts), driver.slots)
+    logits = driver.prefill([(slot, prompts[slot], 0) for slot in range(rows)])
+    tokens: list[list[int]] = [[] for _ in range(rows)]
+    for step in range(count):
+        if not bool(logits.isfinite().all()):
+            raise ModelUnavailable(
+                "The self-check failed: the model's logits are not finite numbers.",
+                where=f"engine.self_check, {driver.name}",
+                next_step='try model.dtype = "float32"; if that helps, the weights do not suit this number format',
+            )
+        for row, token in enumerate(logits.argmax(dim=-1).tolist()):
+            tokens[row].append(token)
+        if step + 1 < count:
+            logits = driver.decode(
+                list(range(rows)), [ids[-1] for ids in tokens], [len(prompts[row]) + step for row in range(rows)]
+            )
+    return tokens

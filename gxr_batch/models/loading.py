@@ -1,0 +1,267 @@
+"""From a model's folder to loaded objects: tokenizer, weights in their number format, on their device.
+
+What a setting cannot mean for this model is refused before the weights are read. Where the model comes from is left to
+`source`, who may see how much memory there is to `memory`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gxr_batch.errors import JobFileError, ModelUnavailable
+from gxr_batch.job import ModelSection
+from gxr_batch.models.memory import fits, four_bit_bytes, row_bytes
+from gxr_batch.models.quiet import quiet_transformers
+from gxr_batch.models.source import Source, find
+from gxr_batch.models.weights import weights_sha256
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_END_OF_TURN = "<end_of_turn>"
+_SPREAD = "auto"  # accelerate's word for dividing a model among the devices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Which weights a job means: model as the job names it, commit of a hub model or "", sha256 of the weights."""
+
+    model: str
+    revision: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How a model is loaded: torch device or "auto" (spread by accelerate), dtype by name, in 4 bits or not."""
+
+    device: str
+    dtype: str
+    four_bit: bool
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to generate. `config` is its text configuration, `end_ids` the ids that end an answer."""
+
+    model: PreTrainedModel
+    config: Any
+    placement: Placement
+    end_ids: tuple[int, ...]
+    load_seconds: float
+
+    @property
+    def device(self) -> str:
+        """The device, or the devices that a spread model lies on."""
+        spread = getattr(self.model, "hf_device_map", {}).values() if self.placement.device == _SPREAD else ()
+        places = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in spread}
+        return ", ".join(sorted(places)) or str(self.model.device)
+
+    @property
+    def quantization(self) -> str | None:
+        """The name of the quantisation, None for full weights."""
+        return "nf4" if self.placement.four_bit else None
+
+
+def identity(section: ModelSection) -> Origin:
+    """Return which weights would be loaded. Raises ModelUnavailable, JobFileError."""
+    source = find(section, weights=True)
+    return Origin(model=section.path, revision=source.revision, weights_sha256=weights_sha256(source.weight_files()))
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; the weights are neither needed nor fetched. Raises ModelUnavailable, JobFileError."""
+    source = find(section, weights=False)
+    _load_config(source, section)
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ModelUnavailable(
+                f"The model's tokenizer cannot be loaded ({type(error).__name__}).",
+                where=str(source.folder),
+                next_step="the folder needs tokenizer.json and tokenizer_config.json, as save_pretrained writes them",
+            ) from None
+    return tokenizer
+
+
+def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
+    """Load the weights onto their device. Raises ModelUnavailable where the machine cannot, JobFileError."""
+    began = time.monotonic()
+    source = find(section, weights=True)
+    files = source.weight_files()
+    config = _load_config(source, section)
+    placement = place(section, config.get_text_config(), sum(file.stat().st_size for file in files))
+    model = _read_weights(source, config, placement)
+    ends = end_ids(model, tokenizer)
+    # The model's own sampling defaults would fill every setting that a caller leaves out.
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    return LoadedModel(
+        model=model,
+        config=config.get_text_config(),
+        placement=placement,
+        end_ids=ends,
+        load_seconds=time.monotonic() - began,
+    )
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return every id that ends an answer, sorted.
+
+    They are gathered from wherever a model may name them: a base model or an adapter's folder often lacks some, and
+    without Gemma's <end_of_turn> an answer runs on into the next turn.
+    """
+    found: set[int] = set()
+    named = [getattr(model.generation_config, "eos_token_id", None), model.config.get_text_config().eos_token_id]
+    for ids in [*named, tokenizer.eos_token_id]:
+        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    by_name = tokenizer.get_vocab().get(_END_OF_TURN)
+    if by_name is not None:
+        found.add(by_name)
+    return tuple(sorted(found))
+
+
+def place(section: ModelSection, config: Any, weight_bytes: int) -> Placement:
+    """Decide device, number format and quantisation; `weight_bytes` is the size of the weight files.
+
+    Raises ModelUnavailable where the named device is not here.
+    """
+    device, free = _device(section.device_map)
+    on_cuda = device.startswith("cuda") or device == _SPREAD
+    dtype = section.dtype if section.dtype != "auto" else _best_dtype(on_cuda)
+    room = row_bytes(config, section.max_seq_length, 4 if dtype == "float32" else 2)
+    needs = weight_bytes * (2 if dtype == "float32" else 1)
+    four_bit = on_cuda and not fits(needs, room, free) if section.load_in_4bit == "auto" else section.load_in_4bit
+    notices = []
+    if four_bit and section.load_in_4bit == "auto":
+        notices.append(
+            "The model is loaded in 4 bits, because it does not fit the free memory of the device otherwise."
+        )
+    if section.device_map == "auto" and on_cuda:
+        if not fits(four_bit_bytes(weight_bytes) if four_bit else needs, room, free):
+            device = _SPREAD
+            notices.append("The model is spread over the devices, because no single one has room for it.")
+        else:
+            notices.append(f"The model is on {device}, the device with the most free memory.")
+    return Placement(device=device, dtype=dtype, four_bit=four_bit, notices=tuple(notices))
+
+
+def _device(device_map: str) -> tuple[str, int]:
+    """Return the device that a job means and its free bytes (0 on CPU, where nothing is decided by them)."""
+    import torch
+
+    if device_map == "cpu" or (device_map == "auto" and not torch.cuda.is_available()):
+        return "cpu", 0
+    name = "cuda:0" if device_map == "cuda" else device_map
+    cards = [f"cuda:{number}" for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    free = {card: int(torch.cuda.mem_get_info(card)[0]) for card in cards}
+    if name == "auto":
+        name = max(free, key=lambda card: free[card])
+    elif name not in free:
+        raise ModelUnavailable(
+            f"This machine has no device {device_map}.",
+            where="model.device_map",
+            next_step=f'choose "auto" or one of: {", ".join(["cpu", *cards])}',
+        )
+    return name, free[name]
+
+
+def _best_dtype(on_cuda: bool) -> str:
+    """Return bfloat16 where the hardware computes in it, else float32."""
+    import torch
+
+    if on_cuda:
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # There is no public name for the question; a torch without this one gets the safe answer.
+        ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        has_it = ask is not None and bool(ask())
+    return "bfloat16" if has_it else "float32"
+
+
+def _load_config(source: Source, section: ModelSection) -> Any:
+    """Read the model's configuration and refuse settings that it cannot be used with."""
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelUnavailable(
+                f"The model's config.json is missing, damaged or of a kind that this transformers does not know "
+                f"without code of the model's own, which is never run ({type(error).__name__}).",
+                where=str(source.folder),
+                next_step="choose another model, or a newer transformers",
+            ) from None
+    if section.dtype == "float16" and str(config.model_type).startswith("gemma3"):
+        raise JobFileError(
+            "Gemma 3 overflows in float16 and then returns empty text.",
+            where="model.dtype",
+            next_step='use "auto", "bfloat16" or "float32"',
+        )
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and section.max_seq_length > longest:
+        raise JobFileError(
+            f"The model takes at most {longest} tokens.",
+            where=f"model.max_seq_length = {section.max_seq_length}",
+            next_step=f"use {longest} or less",
+        )
+    return config
+
+
+def _read_weights(source: Source, config: Any, placement: Placement) -> PreTrainedModel:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    dtype: torch.dtype = getattr(torch, placement.dtype)
+    loader: Any = AutoModelForCausalLM  # its types do not know output_loading_info
+    try:
+        # This class also loads the text side of multimodal Gemma 3 checkpoints.
+        with quiet_transformers():
+            model, report = loader.from_pretrained(
+                source.folder,
+                config=config,
+                dtype=dtype,
+                device_map=_SPREAD if placement.device == _SPREAD else {"": placement.device},
+                quantization_config=_four_bit(dtype) if placement.four_bit else None,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise ModelUnavailable(
+            f"The model does not fit the memory of {placement.device}.",
+            where=f"model.path = {source.path}",
+            next_step="free memory, choose a smaller model, or set model.load_in_4bit = true",
+        ) from None
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelUnavailable(
+            f"The model's weights cannot be loaded ({type(error).__name__}).",
+            where=str(source.folder),
+            next_step="check that the folder is complete and that its config.json belongs to its weights",
+        ) from None
+    # transformers would fill what a checkpoint lacks with random numbers and say so in its log only.
+    if missing := report["missing_keys"]:
+        raise ModelUnavailable(
+            f"The weights lack {len(missing)} of the model's tensors, e.g. {min(missing)}.",
+            where=str(source.folder),
+            next_step="check that config.json belongs to these weights",
+        )
+    loaded: PreTrainedModel = model.eval()
+    return loaded
+
+
+def _four_bit(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(load_in_4bit=True, **settings)  # type: ignore[no-untyped-call]

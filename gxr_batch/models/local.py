@@ -1,0 +1,47 @@
+"""A model on this machine, as the engines that run it share it: which weights, its tokenizer, its encoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gxr_batch.job import Job
+from gxr_batch.records import Identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from gxr_batch.models.encoding import ChatEncoder
+
+
+class LocalModel:
+    """What a job's model is, found out once and kept; nothing is loaded before it is asked for."""
+
+    def __init__(self, job: Job, kind: str) -> None:
+        self._job, self._kind = job, kind
+        self._identity: Identity | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def identity(self) -> Identity:
+        """Say which weights would be loaded. Raises ModelUnavailable where they cannot be found."""
+        from gxr_batch.models.loading import identity
+
+        if self._identity is None:
+            origin = identity(self._job.model)
+            self._identity = Identity(
+                kind=self._kind, model=origin.model, revision=origin.revision, weights_sha256=origin.weights_sha256
+            )
+        return self._identity
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the model's tokenizer. Raises ModelUnavailable where it cannot be loaded."""
+        from gxr_batch.models.loading import load_tokenizer
+
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._job.model)
+        return self._tokenizer
+
+    def encoder(self) -> ChatEncoder:
+        """Return the encoder of the model's tokenizer. Raises ModelUnavailable where it cannot be loaded."""
+        from gxr_batch.models.encoding import ChatEncoder
+
+        return ChatEncoder(self.tokenizer(), format=self._job.prompt.format)

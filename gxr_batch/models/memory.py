@@ -1,0 +1,44 @@
+"""How much memory a model takes, as plain arithmetic on its configuration: no device is asked, no torch is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Rows for which there has to be room beside the weights before a model counts as fitting (the contract's eight).
+ROWS_THAT_MUST_FIT = 8
+# Of the free memory, what weights and rows may take: the rest is for activations, fragments and other programs.
+_USABLE = 0.85
+# nf4 with double quantisation: 4 bits a weight and its scales, while the embeddings stay in 16 bits.
+_FOUR_BIT_SHARE = 0.4
+# Float32 copies of one row's logits that alternate while a token is chosen.
+_LOGITS_COPIES = 6
+
+
+def row_bytes(config: Any, length: int, element_bytes: int) -> int:
+    """Return the bytes that one row of `length` tokens takes: keys and values of every layer, and its logits.
+
+    `config` is a text configuration of transformers; layers with a sliding window keep no more than the window.
+    """
+    layers: int = config.num_hidden_layers
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    window: int = getattr(config, "sliding_window", None) or length
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
+    positions: int = sum(min(length, window) if kind == "sliding_attention" else length for kind in kinds)
+    vocabulary: int = config.vocab_size
+    return positions * heads * head_dim * 2 * element_bytes + vocabulary * 4 * _LOGITS_COPIES
+
+
+def fits(weight_bytes: int, bytes_a_row: int, free_bytes: int) -> bool:
+    """Return whether weights and the rows that must fit go into the usable part of the free memory."""
+    return weight_bytes + ROWS_THAT_MUST_FIT * bytes_a_row <= _USABLE * free_bytes
+
+
+def four_bit_bytes(weight_bytes: int) -> int:
+    """Return about how many bytes 16-bit weights take in 4 bits."""
+    return int(weight_bytes * _FOUR_BIT_SHARE)
+
+
+def rows_that_fit(bytes_a_row: int, free_bytes: int, most: int) -> int:
+    """Return how many rows go beside loaded weights into the free memory: at least 1, at most `most`."""
+    return max(1, min(most, int(_USABLE * free_bytes) // max(1, bytes_a_row)))

@@ -1,0 +1,184 @@
+"""Row ids: the cell's text or the content's hash, made unique where they repeat, and kept from one run to the next.
+
+Ids that repeat form a family: A, A#2, A#3. Which row has which is decided by content: first by what the previous table
+says, then by the order of the content hashes, never by position. A made id never equals an id that a cell holds.
+Only rows of such families pass through Python; the rest stays in Arrow arrays.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from itertools import chain, count, groupby
+from math import isnan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gxr_batch.errors import RunError, TableError
+from gxr_batch.rows.fields import python_values
+
+DERIVED_DIGITS = 16
+# So few digits that a number is meant; longer ones are somebody's own ids.
+_SUFFIX = r"#([2-9]|[1-9][0-9]{1,8})$"
+_ROWS_A_BATCH = 65_536
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Known(NamedTuple):
+    """An id of a family in the previous table, and the content that it had there."""
+
+    family: str
+    row_id: str
+    content_hash: str
+
+    @property
+    def number(self) -> int:
+        """Return its place in the family: 1 for A, 2 for A#2."""
+        return 1 if self.row_id == self.family else int(self.row_id[len(self.family) + 1 :])
+
+
+def require_usable(kind: pa.DataType, column: str) -> None:
+    """Raise TableError where a column's type makes no ids."""
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    if pa.types.is_nested(plain) or any(is_kind(plain) for is_kind in binary):
+        raise TableError(
+            f"The column {column} holds {kind} values, which make no row ids.",
+            where="input.id_column",
+            next_step="name a column of texts or numbers, or leave id_column out",
+        )
+
+
+def cell_ids(table: pa.Table, column: str) -> list[str]:
+    """Return each row's id as its cell says, "" where the cell says none."""
+    return [_id_text(cell) for cell in python_values(table, column)]
+
+
+def _id_text(cell: Any) -> str:
+    if isinstance(cell, str):
+        return "" if cell.isspace() else cell
+    if cell is None or (isinstance(cell, float) and isnan(cell)):
+        return ""
+    if (isinstance(cell, float) and cell.is_integer()) or (isinstance(cell, Decimal) and cell == cell.to_integral()):
+        return str(int(cell))  # a column of whole numbers with a gap becomes one of floats on its way
+    return str(cell)
+
+
+def distinct(
+    bases: pa.ChunkedArray, content_of: Callable[[Mask], Sequence[str]], prior: PriorTable | None
+) -> pa.ChunkedArray | None:
+    """Return an id for every row, all different, or None where the bases are that already.
+
+    `bases` are the ids that cells or hashes give; `content_of` returns the content hashes of the rows in a mask.
+    """
+    counted = pc.value_counts(bases)
+    repeated = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+    # A row whose likes were removed is alone by now, and keeps the id that was made for it.
+    families = pc.unique(pa.chunked_array([repeated, *(prior.families(bases) if prior else ())], pa.string()))
+    if not len(families):
+        return None
+    chosen: Mask = pc.is_in(bases, value_set=families).to_numpy()
+    members = bases.filter(pa.array(chosen)).to_pylist()
+    literal = set(bases.filter(_suffixed(bases, families)).to_pylist())
+    known: dict[str, list[Known]] = defaultdict(list)
+    for item in prior.known(families) if prior else ():
+        if item.row_id == item.family or item.row_id not in literal:
+            known[item.family].append(item)
+    ids = _assign(members, content_of(chosen), known, literal)
+    return None if ids == members else pc.replace_with_mask(bases, pa.array(chosen), pa.array(ids, pa.string()))
+
+
+def _assign(
+    bases: Sequence[str], contents: Sequence[str], known: dict[str, list[Known]], literal: set[str]
+) -> list[str]:
+    """Return an id for each row of the families."""
+    ids = [""] * len(bases)
+    order = sorted(range(len(bases)), key=lambda row: (bases[row], contents[row]))
+    for base, group in groupby(order, key=lambda row: bases[row]):
+        rows = list(group)
+        made = _family_ids(base, [contents[row] for row in rows], known.get(base, []), literal)
+        for row, row_id in zip(rows, made, strict=True):
+            ids[row] = row_id
+    return ids
+
+
+def _family_ids(base: str, contents: Sequence[str], known: list[Known], literal: set[str]) -> list[str]:
+    """Return the ids of one family's rows, which come in order of their content."""
+    known = sorted(known, key=lambda item: item.number)
+    waiting: dict[str, deque[str]] = defaultdict(deque)
+    for item in known:
+        waiting[item.content_hash].append(item.row_id)
+    kept = [waiting[content].popleft() if waiting.get(content) else None for content in contents]
+    before, used = {item.row_id for item in known}, set(kept)
+    numbered = chain([base], (f"{base}#{number}" for number in count(2)))
+    fresh = (row_id for row_id in numbered if row_id not in before and row_id not in literal)
+    # What is left of the family's ids goes to the rows that were edited, before any new id is made.
+    others = chain((item.row_id for item in known if item.row_id not in used), fresh)
+    return [row_id if row_id is not None else next(others) for row_id in kept]
+
+
+def _suffixed(ids: pa.Array | pa.ChunkedArray, families: pa.Array) -> Any:
+    """Return the mask of ids that look as if made for one of the families."""
+    return pc.and_(pc.match_substring_regex(ids, _SUFFIX), pc.is_in(_stems(ids), value_set=families))
+
+
+def _stems(ids: pa.Array | pa.ChunkedArray) -> Any:
+    return pc.replace_substring_regex(ids, pattern=_SUFFIX, replacement="")
+
+
+class PriorTable:
+    """The ids and contents of a run's previous input.parquet. Raises RunError where it is damaged."""
+
+    def __init__(self, path: Path, id_column: str) -> None:
+        self._path, self._id_column = path, id_column
+
+    def families(self, bases: pa.ChunkedArray) -> list[pa.Array]:
+        """Return the ids of `bases` that other ids of the previous table may have been made from."""
+        stems = [
+            pc.unique(_stems(ids.filter(pc.match_substring_regex(ids, _SUFFIX))))
+            for ids in (table["gxr_row_id"].combine_chunks() for table in self._tables(["gxr_row_id"]))
+        ]
+        return [some.filter(pc.is_in(some, value_set=bases)) for some in stems if len(some)]
+
+    def known(self, families: pa.Array) -> Iterator[Known]:
+        """Yield the ids of these families; an id that a cell of the previous table held was not made for any."""
+        columns = ["gxr_row_id", "gxr_content_hash"]
+        with _damage(self._path):
+            names = pq.read_schema(self._path).names
+        literal = self._id_column in names
+        for table in self._tables([*columns, self._id_column] if literal else columns):
+            own = pc.is_in(table["gxr_row_id"], value_set=families)
+            some = table.filter(pc.or_(own, _suffixed(table["gxr_row_id"], families)))
+            cells: Iterable[str] = cell_ids(some, self._id_column) if literal else [""] * some.num_rows
+            heads = pc.is_in(some["gxr_row_id"], value_set=families).to_pylist()
+            stems = _stems(some["gxr_row_id"]).to_pylist()
+            pairs = zip(*(some[name].to_pylist() for name in columns), strict=True)
+            for (row_id, content), stem, cell, head in zip(pairs, stems, cells, heads, strict=True):
+                if head or cell != row_id:
+                    yield Known(row_id if head else stem, row_id, content)
+
+    def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        with _damage(self._path), pq.ParquetFile(self._path) as file:
+            for batch in file.iter_batches(_ROWS_A_BATCH, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException, ValueError):
+        raise RunError(
+            "The table of the previous invocation is damaged.",
+            where=str(path.absolute()),
+            next_step=f"rename it to {path.name}.damaged and run the job again: no generated row is lost",
+        ) from None

@@ -1,0 +1,219 @@
+"""Copies the table into input.parquet: the user's columns, a row id and a content hash for every row.
+
+One pass over the files; a second one over the copy only where ids repeat. In memory stay one batch and the ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gxr_batch.errors import StorageError, TableError
+from gxr_batch.rows import delimited, parquet
+from gxr_batch.rows.fields import ContentHasher, FieldMap
+from gxr_batch.rows.files import SourceFile, changed, changed_error
+from gxr_batch.rows.ids import DERIVED_DIGITS, Mask, PriorTable, cell_ids, distinct, require_usable
+from gxr_batch.rows.names import require_column
+from gxr_batch.rows.surveys import Survey
+
+ID, CONTENT = "gxr_row_id", "gxr_content_hash"
+_KEY_FIELDS = (pa.field(ID, pa.string()), pa.field(CONTENT, pa.string()))
+_ROWS_A_GROUP = 65_536
+_BYTES_A_GROUP = 2**25
+
+
+class Ingested(NamedTuple):
+    """How many rows the table has, and sentences that the user should read."""
+
+    rows: int
+    notices: tuple[str, ...]
+
+
+def ingest(
+    survey: Survey, fields: FieldMap, target: Path, *, id_column: str, prior: Path | None, limit: int | None
+) -> Ingested:
+    """Write the table to `target`, for the caller to rename. Row order is that of the files.
+
+    `prior` is the input.parquet of the run's previous invocation: rows whose ids repeat keep the ids that they had
+    there. `limit` takes the first rows only. Raises TableError where a row cannot be read or a file changed since the
+    survey, StorageError where the disk fails; then `target` does not exist.
+    """
+    require_column(id_column, survey.schema.names, key="input.id_column")
+    require_column(fields.template_column, survey.schema.names, key="prompt.template_column")
+    if id_column:
+        require_usable(survey.schema.field(id_column).type, id_column)
+    intake = _Intake(survey, fields, id_column)
+    with _target_errors(target):
+        bases = intake.copy(target, limit)
+        ids = distinct(bases, lambda mask: _contents(target, mask), PriorTable(prior, id_column) if prior else None)
+        if ids is not None:
+            _replace_ids(target, ids)
+        for file in survey.files:
+            if changed(file):
+                raise changed_error(file)
+    return Ingested(len(bases), tuple(intake.notices + _repeats(bases, id_column)))
+
+
+class _Intake:
+    """One pass over the files."""
+
+    def __init__(self, survey: Survey, fields: FieldMap, id_column: str) -> None:
+        self._survey, self._id_column = survey, id_column
+        self._hasher = ContentHasher(fields)
+        self._derived = 0
+        self.notices: list[str] = []
+
+    def copy(self, target: Path, limit: int | None) -> pa.ChunkedArray:
+        """Write the table with the ids that cells and hashes give, and return these ids."""
+        bases: list[pa.Array] = []
+        schema = pa.schema([*self._survey.schema, *_KEY_FIELDS])
+        with _Groups(target, schema) as groups:
+            for table in _first_rows(self._tables(), limit):
+                contents = self._hasher.hashes(table)
+                bases.append(pa.array(self._bases(table, contents), pa.string()))
+                keys = [bases[-1], pa.array(contents, pa.string())]
+                groups.write(pa.Table.from_arrays([*table.columns, *keys], schema=schema))
+        if self._derived:
+            self.notices.append(f"{self._derived:,} rows have no {self._id_column}: their ids come from their content")
+        if not sum(map(len, bases)):
+            self.notices.append("the table has a header and no rows")
+        return pa.chunked_array(bases, pa.string())
+
+    def _bases(self, table: pa.Table, contents: Sequence[str]) -> list[str]:
+        derived = [content[:DERIVED_DIGITS] for content in contents]
+        if not self._id_column:
+            return derived
+        cells = cell_ids(table, self._id_column)
+        self._derived += cells.count("")
+        return [cell or other for cell, other in zip(cells, derived, strict=True)]
+
+    def _tables(self) -> Iterator[pa.Table]:
+        """Yield the rows of all files with all columns of the table."""
+        for file in self._survey.files:
+            try:
+                for table in self._batches(file):
+                    yield _widened(table, self._survey.schema)
+            except TableError:
+                if changed(file):  # then a row cut in half is not the user's mistake
+                    raise changed_error(file) from None
+                raise
+
+    def _batches(self, file: SourceFile) -> Iterator[pa.Table]:
+        nulls = self._survey.null_values
+        if file.kind == "parquet":
+            return parquet.batches(file, nulls)
+        return delimited.batches(file, nulls, self.notices.append)
+
+
+def _first_rows(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Table]:
+    left = limit
+    for table in tables:
+        if left is None:
+            yield table
+            continue
+        yield table.slice(0, left)
+        left -= min(left, table.num_rows)
+        if not left:
+            return
+
+
+def _widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a file's rows with the columns that only other files have, as nulls."""
+    own = set(table.column_names)
+    columns = [
+        pa.nulls(table.num_rows, field.type)
+        if field.name not in own or pa.types.is_null(table.schema.field(field.name).type)
+        else table[field.name]
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+class _Groups:
+    """Writes tables of any size as row groups of a useful one."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        # Without dictionaries the size of a row group in the file's footer is what it takes in memory.
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False)
+        self._tables: list[pa.Table] = []
+        self._rows = self._bytes = 0
+
+    def write(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        self._rows += table.num_rows
+        self._bytes += table.nbytes
+        if self._rows >= _ROWS_A_GROUP or self._bytes >= _BYTES_A_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.concat_tables(self._tables), row_group_size=self._rows)
+        self._tables, self._rows, self._bytes = [], 0, 0
+
+    def __enter__(self) -> _Groups:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+
+def _contents(path: Path, mask: Mask) -> list[str]:
+    """Return the content hashes of the rows in a mask."""
+    contents: list[str] = []
+    start = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_ROWS_A_GROUP, columns=[CONTENT]):
+            some = mask[start : start + batch.num_rows]
+            start += batch.num_rows
+            if some.any():
+                contents += batch.column(0).filter(pa.array(some)).to_pylist()
+    return contents
+
+
+def _replace_ids(path: Path, ids: pa.ChunkedArray) -> None:
+    """Write the file anew with other row ids."""
+    other = path.with_name(path.name + ".ids")
+    start = 0
+    with pq.ParquetFile(path) as file, _Groups(other, file.schema_arrow) as groups:
+        place = file.schema_arrow.get_field_index(ID)
+        for batch in file.iter_batches(parquet.rows_a_batch(file.metadata)):
+            table = pa.Table.from_batches([batch])
+            own = ids.slice(start, table.num_rows)
+            start += table.num_rows
+            groups.write(table.set_column(place, table.schema.field(place), own))
+    other.replace(path)
+
+
+def _repeats(bases: pa.ChunkedArray, id_column: str) -> list[str]:
+    """Return a sentence on rows that share an id, if there are any."""
+    more = len(bases) - len(pc.unique(bases))
+    if not more:
+        return []
+    what = f"an id in {id_column}" if id_column else "the content"
+    return [f"{more:,} rows repeat {what} of another row: they are told apart as #2, #3, ..."]
+
+
+@contextmanager
+def _target_errors(target: Path) -> Iterator[None]:
+    """Turn the disk's refusals into StorageError, and leave nothing behind of a copy that failed."""
+    try:
+        yield
+    except BaseException as error:
+        for path in (target, target.with_name(target.name + ".ids")):
+            with suppress(OSError):
+                path.unlink()
+        if isinstance(error, OSError):
+            raise StorageError(
+                f"The table cannot be written: {error.strerror or type(error).__name__}.",
+                where=str(target.absolute()),
+                next_step="make room or mend the folder, then run the same command again",
+            ) from None
+        raise

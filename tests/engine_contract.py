@@ -1,0 +1,209 @@
+"""What every engine owes the runner, as tests. An engine's own test file subclasses `EngineContract`.
+
+class TestContract(EngineContract):
+    @pytest.fixture
+    def subject(self): return Subject(...)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+from gxr_batch.engines.base import EngineInfo, Pulse, Session, StopRequest
+from gxr_batch.records import Completion, Prompt
+
+CANARY = "zebrafish"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """An engine as the contract needs it.
+
+    `open` opens it. `prompts(n)` gives n prompts with keys of their own that keep it busy, each for more than two
+    pulses. `spoil(prompt)` turns a prompt into one that fails as a row, its text holding the CANARY.
+    """
+
+    open: Callable[[], AbstractContextManager[Session]]
+    prompts: Callable[[int], list[Prompt]]
+    spoil: Callable[[Prompt], Prompt]
+
+
+@dataclass
+class Watched:
+    """A stream as the runner sees it: what was taken, what came back, and when."""
+
+    taken: list[Prompt] = field(default_factory=list)
+    completions: list[Completion] = field(default_factory=list)
+    pulses: list[Pulse] = field(default_factory=list)
+    ahead: int = 0
+    longest_silence: float = 0.0
+    seconds: float = 0.0
+
+    def feed(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+        for prompt in prompts:
+            self.taken.append(prompt)
+            self.ahead = max(self.ahead, len(self.taken) - len(self.completions))
+            yield prompt
+
+    def watch(
+        self,
+        session: Session,
+        prompts: Sequence[Prompt],
+        stop: StopRequest | None = None,
+        after: Callable[[Watched], None] = lambda _: None,
+    ) -> Watched:
+        """Read a stream to its end, calling `after` once each event is booked."""
+        began = last = time.monotonic()
+        for event in session.stream(self.feed(prompts), stop or StopRequest()):
+            now = time.monotonic()
+            self.longest_silence = max(self.longest_silence, now - last)
+            if isinstance(event, Completion):
+                self.completions.append(event)
+            else:
+                self.pulses.append(event)
+            after(self)
+            last = time.monotonic()
+        self.longest_silence = max(self.longest_silence, time.monotonic() - last)
+        self.seconds = time.monotonic() - began
+        return self
+
+    def keys(self) -> list[tuple[str, int]]:
+        return [tuple(completion.key) for completion in self.completions]
+
+
+class EngineContract:
+    """The tests; `subject` comes from the subclass."""
+
+    def test_it_says_what_it_is(self, subject: Subject):
+        with subject.open() as session:
+            info = session.info
+        assert isinstance(info, EngineInfo)
+        assert info.slots >= 1
+        assert info.load_seconds >= 0
+        assert info.identity.kind
+        assert info.identity.model
+
+    def test_it_yields_exactly_one_completion_for_each_prompt(self, subject: Subject):
+        with subject.open() as session:
+            prompts = subject.prompts(2 * session.info.slots + 1)
+            seen = Watched().watch(session, prompts)
+        assert sorted(seen.keys()) == sorted(tuple(prompt.key) for prompt in prompts)
+        for completion in seen.completions:
+            assert completion.error is None
+            assert completion.finish_reason in {"stop", "length"}
+
+    def test_no_prompts_give_no_events(self, subject: Subject):
+        with subject.open() as session:
+            seen = Watched().watch(session, [])
+        assert (seen.completions, seen.pulses) == ([], [])
+
+    def test_it_takes_no_more_than_it_has_room_for(self, subject: Subject):
+        with subject.open() as session:
+            seen = Watched().watch(session, subject.prompts(3 * session.info.slots))
+            assert seen.ahead <= session.info.slots + 1
+
+    def test_it_gives_a_sign_of_life_every_second(self, subject: Subject):
+        with subject.open() as session:
+            seen = Watched().watch(session, subject.prompts(session.info.slots))
+        assert seen.longest_silence < 1.0
+        assert seen.pulses
+        assert max(pulse.rows_in_flight for pulse in seen.pulses) >= 1
+        tokens = [pulse.new_tokens for pulse in seen.pulses]
+        assert tokens == sorted(tokens)
+
+    def test_answers_keep_to_their_length(self, subject: Subject):
+        with subject.open() as session:
+            prompts = subject.prompts(session.info.slots + 1)
+            limits = {prompt.key: prompt.max_new_tokens for prompt in prompts}
+            seen = Watched().watch(session, prompts)
+        for completion in seen.completions:
+            assert 0 < completion.new_tokens <= limits[completion.key]
+            if completion.finish_reason == "length":
+                assert completion.new_tokens == limits[completion.key]
+
+    def test_times_are_plausible_and_shares_add_up(self, subject: Subject):
+        with subject.open() as session:
+            before = time.time() * 1000
+            seen = Watched().watch(session, subject.prompts(2 * session.info.slots))
+            after = time.time() * 1000
+        for completion in seen.completions:
+            assert 0 <= completion.seconds_queued <= seen.seconds
+            assert completion.seconds_to_first_token is not None
+            assert 0 <= completion.seconds_to_first_token <= completion.seconds_generating <= seen.seconds
+            assert 0 < completion.seconds_share <= completion.seconds_generating + 1e-6
+            assert 0.98 <= completion.rows_in_batch <= session.info.slots * 1.02
+            # Stamps are whole milliseconds.
+            assert before - 2 <= completion.started_at_ms <= completion.finished_at_ms <= after + 2
+            lasted = (completion.finished_at_ms - completion.started_at_ms) / 1000
+            assert abs(lasted - completion.seconds_generating) < 0.1
+        busy = sum(completion.seconds_share for completion in seen.completions)
+        assert 0.95 * seen.seconds - 0.1 <= busy <= 1.01 * seen.seconds
+
+    def test_a_row_that_fails_is_a_completion_and_spares_its_neighbours(self, subject: Subject):
+        with subject.open() as session:
+            prompts = subject.prompts(session.info.slots + 2)
+            prompts[1] = subject.spoil(prompts[1])
+            seen = Watched().watch(session, prompts)
+        by_key = {completion.key: completion for completion in seen.completions}
+        assert len(by_key) == len(seen.completions) == len(prompts)
+        failed = by_key.pop(prompts[1].key)
+        assert failed.finish_reason == "error"
+        assert failed.error
+        assert failed.text == ""
+        assert CANARY not in failed.error
+        assert all(completion.error is None for completion in by_key.values())
+
+    def test_told_to_return_now_it_returns_now(self, subject: Subject):
+        stop = StopRequest()
+        told: list[float] = []
+
+        def interrupt(_: Watched) -> None:
+            if not told:
+                told.append(time.monotonic())
+                stop.now()
+
+        with subject.open() as session:
+            seen = Watched().watch(session, subject.prompts(3 * session.info.slots), stop, interrupt)
+            assert time.monotonic() - told[0] < 1.0
+        assert len(seen.completions) < len(seen.taken)
+
+    def test_draining_it_takes_no_more_and_finishes_what_it_has(self, subject: Subject):
+        stop = StopRequest()
+        taken: list[int] = []
+
+        def drain(seen: Watched) -> None:
+            if not taken:
+                taken.append(len(seen.taken))
+                stop.drain(time.monotonic() + 120)
+
+        with subject.open() as session:
+            seen = Watched().watch(session, subject.prompts(4 * session.info.slots), stop, drain)
+        assert len(seen.taken) == taken[0]
+        assert sorted(seen.keys()) == sorted(tuple(prompt.key) for prompt in seen.taken)
+
+    def test_draining_it_returns_by_the_deadline_finished_or_not(self, subject: Subject):
+        stop = StopRequest()
+        told: list[float] = []
+
+        def drain(_: Watched) -> None:
+            if not told:
+                told.append(time.monotonic())
+                stop.drain(told[0] + 0.2)
+
+        with subject.open() as session:
+            seen = Watched().watch(session, subject.prompts(4 * session.info.slots), stop, drain)
+            assert time.monotonic() - told[0] < 1.2
+        assert set(seen.keys()) <= {tuple(prompt.key) for prompt in seen.taken}
+        assert len(set(seen.keys())) == len(seen.keys())
+
+    def test_a_stream_that_is_left_early_does_not_spoil_the_next(self, subject: Subject):
+        with subject.open() as session:
+            stream = session.stream(iter(subject.prompts(session.info.slots)), StopRequest())
+            next(stream)
+            stream.close()
+            prompts = subject.prompts(2)
+            seen = Watched().watch(session, prompts)
+        assert sorted(seen.keys()) == sorted(tuple(prompt.key) for prompt in prompts)

@@ -1,0 +1,402 @@
+"""The generate engine on a tiny random Gemma 3 and on the demo model, both for real."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter
+
+import pytest
+from engine_contract import CANARY, EngineContract, Subject, Watched
+
+from gxr_batch.engines.base import StopRequest
+from gxr_batch.engines.generate import GenerateEngine
+from gxr_batch.errors import EngineFailed
+from gxr_batch.job import Job
+from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
+
+SLOTS = 3
+
+
+def a_job(path, *, sampling=None, **engine):
+    return Job.model_validate(
+        {
+            "name": "test",
+            "input": {"path": "unused.csv"},
+            "model": {"path": str(path), "dtype": "float32"},
+            "sampling": {"temperature": 0, "repetition_penalty": 1.0, **(sampling or {})},
+            "engine": {"kind": "generate", "slots": SLOTS, **engine},
+        }
+    )
+
+
+def a_prompt(name, ids, *, new=8, seed=None, on_text=None):
+    digest = int.from_bytes(hashlib.sha256(str(name).encode()).digest()[:4], "big") >> 1
+    messages = Messages((Turn("user", f"prompt {name}"),), "basic")
+    return Prompt(
+        Key(str(name), 1), messages, Encoded(list(ids), len(ids)), digest if seed is None else seed, new, on_text
+    )
+
+
+def ids_of(length, salt=0):
+    """A prompt of `length` ids: <bos>, then ordinary words."""
+    return [2, *(1000 + (salt * 7919 + place * 104729) % 200000 for place in range(length - 1))]
+
+
+def run(session, prompts, **how):
+    seen = Watched().watch(session, prompts, **how)
+    return {completion.key.row_id: completion for completion in seen.completions}
+
+
+def alone(session, ids, new, **settings):
+    """What transformers' own generate makes of one prompt without padding, with nothing of ours around it."""
+    import torch
+
+    model = session._loaded.model
+    with torch.inference_mode():
+        out = model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=list(session._loaded.end_ids),
+            pad_token_id=0,
+            **settings,
+        )
+    return out[0, len(ids) :].tolist()
+
+
+def answer_of(tokenizer, ids):
+    return tokenizer.decode([one for one in ids if one not in {1, 106}], skip_special_tokens=True)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model_dir):
+    """The tiny model opened once, greedy, in float32."""
+    with GenerateEngine(a_job(tiny_model_dir)).open() as session:
+        yield session
+
+
+@pytest.fixture
+def breaking(tiny):
+    """Makes the opened model raise an error where `when(input_ids)` is true."""
+    handles = []
+
+    def arrange(when, error):
+        def hook(module, args, kwargs):
+            if when(kwargs["input_ids"]):
+                raise error
+
+        handles.append(tiny._loaded.model.register_forward_pre_hook(hook, with_kwargs=True))
+
+    room = tiny._room
+    yield arrange
+    for handle in handles:
+        handle.remove()
+    tiny._room = room
+
+
+@pytest.mark.model
+class TestContract(EngineContract):
+    @pytest.fixture
+    def subject(self, tiny_model_dir):
+        return Subject(
+            open=GenerateEngine(a_job(tiny_model_dir)).open,
+            prompts=lambda count: [a_prompt(place, ids_of(20 + place, place), new=600) for place in range(count)],
+            spoil=lambda prompt: prompt._replace(
+                messages=Messages((Turn("user", CANARY),), "basic"), encoded=Encoded(ids_of(2000), 2000)
+            ),
+        )
+
+
+@pytest.mark.model
+def test_a_padded_row_gives_the_tokens_it_gives_alone_beyond_the_window(tiny, gemma_tokenizer):
+    lengths = [1, 3, 7, 8, 9, 30, 61]  # the window is 8
+    rows = run(tiny, [a_prompt(length, ids_of(length, length), new=40) for length in lengths])
+    for length in lengths:
+        expected = alone(tiny, ids_of(length, length), 40)
+        assert rows[str(length)].text == answer_of(gemma_tokenizer, expected)
+        assert rows[str(length)].new_tokens == len(expected)
+
+
+@pytest.mark.model
+def test_the_repetition_penalty_does_not_see_the_padding(tiny_model_dir, gemma_tokenizer):
+    lengths = [2, 5, 40]
+    with GenerateEngine(a_job(tiny_model_dir, sampling={"repetition_penalty": 1.5})).open() as session:
+        rows = run(session, [a_prompt(length, ids_of(length, length), new=30) for length in lengths])
+        for length in lengths:
+            expected = alone(session, ids_of(length, length), 30, repetition_penalty=1.5)
+            assert rows[str(length)].text == answer_of(gemma_tokenizer, expected)
+
+
+@pytest.mark.model
+def test_each_row_ends_at_its_own_limit_and_costs_its_own_share(tiny):
+    rows = run(tiny, [a_prompt("short", ids_of(5), new=2), a_prompt("long", ids_of(5), new=60)])
+    short, long = rows["short"], rows["long"]
+    assert (short.new_tokens, short.finish_reason) == (2, "length")
+    assert (long.new_tokens, long.finish_reason) == (60, "length")
+    assert short.rows_in_batch == 2
+    assert long.rows_in_batch == pytest.approx((2 * 2 + 58) / 60)
+    assert short.seconds_generating < long.seconds_generating
+    assert short.seconds_share < long.seconds_share
+    assert short.finished_at_ms <= long.finished_at_ms
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("end_id", [1, 106])
+def test_both_end_ids_end_an_answer_and_stay_out_of_its_text(tiny, gemma_tokenizer, end_id):
+    handle = force(tiny, {3: end_id})
+    try:
+        row = run(tiny, [a_prompt("a", ids_of(6), new=20)])["a"]
+    finally:
+        handle.remove()
+    assert (row.finish_reason, row.new_tokens) == ("stop", 4)
+    assert "<" not in row.text
+    assert row.text == answer_of(gemma_tokenizer, alone(tiny, ids_of(6), 3))
+
+
+@pytest.mark.model
+def test_an_answer_that_is_empty_at_once_is_a_completion_all_the_same(tiny):
+    handle = force(tiny, {0: 106})
+    try:
+        row = run(tiny, [a_prompt("a", ids_of(6), new=20)])["a"]
+    finally:
+        handle.remove()
+    assert (row.text, row.finish_reason, row.error, row.new_tokens) == ("", "stop", None, 1)
+
+
+def force(session, tokens):
+    """Make the model prefer a given token at given steps."""
+    step = -1
+
+    def hook(module, args, kwargs, output):
+        nonlocal step
+        step = 0 if kwargs["input_ids"].shape[1] > 1 else step + 1
+        if step in tokens:
+            output.logits[:, -1, tokens[step]] = 1e6
+        return output
+
+    return session._loaded.model.register_forward_hook(hook, with_kwargs=True)
+
+
+@pytest.mark.model
+def test_a_row_draws_the_same_beside_others_alone_and_again(tiny_model_dir):
+    sampling = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.1}
+    prompts = [a_prompt(place, ids_of(4 + 5 * place, place), new=20) for place in range(5)]
+    with GenerateEngine(a_job(tiny_model_dir, sampling=sampling)).open() as session:
+        beside = run(session, prompts)
+        backwards = run(session, prompts[::-1])
+        single = {}
+        for prompt in prompts:
+            single |= run(session, [prompt])
+        other = run(session, [prompt._replace(row_seed=prompt.row_seed + 1) for prompt in prompts])
+    texts = [{key: row.text for key, row in rows.items()} for rows in (beside, backwards, single)]
+    assert texts[0] == texts[1] == texts[2]
+    assert all(other[key].text != row.text for key, row in beside.items())
+
+
+def test_draws_follow_the_probabilities_that_transformers_samples_from():
+    import torch
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    from gxr_batch.engines.generate.sampling import processors
+    from gxr_batch.settings import Sampling
+
+    rows = 20_000
+    scores = torch.tensor([[2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -4.0]])
+    ids = torch.zeros(rows, 5, dtype=torch.long)
+    sampling = Sampling(temperature=0.8, top_k=6, top_p=0.9, repetition_penalty=1.0)
+    drawn = processors(sampling, range(rows), 5, torch.device("cpu"))(ids, scores.repeat(rows, 1)).argmax(-1)
+    for warper in (TemperatureLogitsWarper(0.8), TopKLogitsWarper(6), TopPLogitsWarper(0.9)):
+        scores = warper(None, scores)
+    expected = scores.softmax(-1)[0]
+    seen = Counter(drawn.tolist())
+    for token, probability in enumerate(expected.tolist()):
+        # Four standard deviations of a count; the draws are fixed, so this cannot fail by chance later.
+        allowed = 4 * (rows * probability * (1 - probability)) ** 0.5
+        assert abs(seen[token] - rows * probability) <= allowed
+
+
+def test_uniform_numbers_are_even_in_seed_step_and_token():
+    import torch
+
+    from gxr_batch.engines.generate.sampling import uniform
+
+    seeds, ids = torch.arange(300), torch.arange(500).expand(300, 500)
+    blocks = [uniform(seeds, step, ids) for step in range(4)]
+    for numbers in blocks:
+        assert 0 < float(numbers.min()) < float(numbers.max()) < 1
+        assert float(numbers.mean()) == pytest.approx(0.5, abs=0.005)
+        for axis in (0, 1):
+            assert float(numbers.mean(axis).sub(0.5).abs().max()) < 0.1
+    together = torch.corrcoef(torch.stack([numbers.flatten() for numbers in blocks]))
+    assert float((together - torch.eye(4)).abs().max()) < 0.02
+
+
+@pytest.mark.model
+def test_every_sampling_setting_changes_the_answers(tiny_model_dir):
+    base = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    prompts = [a_prompt(place, ids_of(6, place), new=16) for place in range(3)]
+    changes = [{}, {"temperature": 0.2}, {"top_k": 2}, {"top_p": 0.05}, {"repetition_penalty": 2.0}, {"temperature": 0}]
+    texts = set()
+    for change in changes:
+        with GenerateEngine(a_job(tiny_model_dir, sampling=base | change)).open() as session:
+            texts.add(tuple(row.text for _, row in sorted(run(session, prompts).items())))
+    # top_p = 0.05 leaves the likeliest token alone, as greedy does.
+    assert len(texts) == len(changes) - 1
+
+
+@pytest.mark.model
+def test_a_prompt_that_leaves_no_room_for_the_answer_fails_as_a_row(tiny):
+    room = 2048 - 8
+    rows = run(tiny, [a_prompt("fits", ids_of(room)), a_prompt("long", ids_of(room + 1)), a_prompt("empty", [])])
+    assert rows["fits"].error is None
+    assert rows["long"].error is not None
+    assert str(room + 1) in rows["long"].error
+    assert rows["empty"].error == "the prompt has no tokens"
+
+
+@pytest.mark.model
+def test_memory_that_runs_out_halves_the_batch_and_loses_no_row(tiny, breaking):
+    import torch
+
+    prompts = [a_prompt(place, ids_of(10, place), new=12) for place in range(6)]
+    whole = run(tiny, prompts)
+    breaking(lambda ids: ids.shape[0] > 2, torch.OutOfMemoryError("no room for " + CANARY))
+    splits = []
+    seen = Watched().watch(tiny, prompts, after=lambda seen: splits.extend(pulse.splits for pulse in seen.pulses))
+    assert {key[0]: one.text for key, one in zip(seen.keys(), seen.completions, strict=True)} == {
+        key: row.text for key, row in whole.items()
+    }
+    assert tiny._room == 2  # later batches start with what fitted
+
+
+@pytest.mark.model
+def test_a_row_that_breaks_the_model_fails_alone_and_is_not_quoted(tiny, breaking):
+    prompts = [a_prompt(place, ids_of(10, place), new=12) for place in range(6)]
+    whole = run(tiny, prompts)
+    poison = prompts[4].encoded.token_ids[-1]
+    breaking(lambda ids: bool((ids[:, -1] == poison).any()), RuntimeError(f"failed on {CANARY}"))
+    rows = run(tiny, prompts)
+    assert rows["4"].error == "the model could not process this row (RuntimeError)"
+    assert rows["4"].finish_reason == "error"
+    assert {key: row.text for key, row in rows.items() if key != "4"} == {
+        key: row.text for key, row in whole.items() if key != "4"
+    }
+
+
+@pytest.mark.model
+def test_a_row_for_which_there_is_no_memory_at_all_fails_alone(tiny, breaking):
+    breaking(lambda ids: True, MemoryError())
+    rows = run(tiny, [a_prompt("a", ids_of(10)), a_prompt("b", ids_of(10))])
+    assert {row.error for row in rows.values()} == {"the model could not process this row (MemoryError)"}
+
+
+@pytest.mark.model
+def test_a_device_that_computes_nothing_more_ends_the_engine(tiny, breaking):
+    import torch
+
+    breaking(lambda ids: True, torch.AcceleratorError("device-side assert"))
+    with pytest.raises(EngineFailed, match="run the same command again"):
+        run(tiny, [a_prompt("a", ids_of(10))])
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_logits_that_overflow_fail_their_row_and_spare_the_others(tiny, poison):
+    prompts = [a_prompt(place, ids_of(10 + place, place), new=12) for place in range(3)]
+    whole = run(tiny, prompts)
+
+    def hook(module, args, kwargs, output):
+        output.logits[1, -1, 77] = poison
+        return output
+
+    handle = tiny._loaded.model.register_forward_hook(hook, with_kwargs=True)
+    try:
+        rows = run(tiny, prompts)
+    finally:
+        handle.remove()
+    assert "NaN or infinite" in rows["1"].error
+    assert [rows[key].text for key in "02"] == [whole[key].text for key in "02"]
+
+
+@pytest.mark.model
+def test_a_person_who_watches_gets_the_text_once_it_is_there(tiny):
+    heard = []
+    row = run(tiny, [a_prompt("a", ids_of(6), on_text=heard.append)])["a"]
+    assert heard == [row.text]
+
+
+@pytest.mark.model
+def test_one_slot_promises_reproducible_texts_and_more_do_not(tiny, tiny_model_dir):
+    assert tiny.info.reproducible is False
+    with GenerateEngine(a_job(tiny_model_dir, slots=1)).open() as session:
+        assert session.info.reproducible is True
+
+
+@pytest.mark.model
+def test_the_threads_setting_holds_while_the_model_is_open_and_no_longer(tiny_model_dir):
+    import torch
+
+    before = torch.get_num_threads()
+    with GenerateEngine(a_job(tiny_model_dir, threads=1)).open():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.model
+def test_closing_the_engine_leaves_no_thread_behind(tiny_model_dir):
+    with GenerateEngine(a_job(tiny_model_dir)).open() as session:
+        stop = StopRequest()
+        stream = session.stream(iter([a_prompt("a", ids_of(30), new=1500)]), stop)
+        next(stream)
+        stop.now()
+        assert list(stream) == []
+    deadline = time.monotonic() + 5
+    while any(one.name.startswith("gxr-batch-generate") for one in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.model
+def test_generating_says_nothing_on_stderr(tiny, capfd):
+    run(tiny, [a_prompt("a", ids_of(6)), a_prompt("b", ids_of(9))])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_on_the_demo_model_padding_is_exact_beyond_the_window_of_512(demo_session, gemma_tokenizer, attention):
+    text = " ".join(f"Finding {place}: the left costophrenic angle is blunted." for place in range(80))
+    ids = gemma_tokenizer(text).input_ids
+    lengths = [1, 3, 100, 600]
+    demo_session._loaded.model.set_attn_implementation(attention)
+    try:
+        rows = run(demo_session, [a_prompt(length, ids[:length], new=16) for length in lengths])
+        for length in lengths:
+            expected = alone(demo_session, ids[:length], 16)
+            assert rows[str(length)].text == answer_of(gemma_tokenizer, expected)
+    finally:
+        demo_session._loaded.model.set_attn_implementation("sdpa")
+
+
+@pytest.fixture(scope="module")
+def demo_session(demo_model_dir):
+    with GenerateEngine(a_job("demo", slots=4)).open() as session:
+        yield session
+
+
+@pytest.mark.model
+def test_the_demo_model_makes_sense(demo_session, gemma_tokenizer):
+    rows = run(demo_session, [a_prompt("a", gemma_tokenizer("The capital of France is").input_ids, new=8)])
+    assert "Paris" in rows["a"].text
+
+
+@pytest.mark.model
+def test_the_engine_says_which_weights_it_has(demo_session, demo_model_dir):
+    weights = (demo_model_dir / "model.safetensors").read_bytes()
+    identity = demo_session.info.identity
+    assert identity.weights_sha256 == hashlib.sha256(weights).hexdigest()
+    assert (identity.kind, identity.model, identity.adapter) == ("generate", "demo", None)
+    assert (demo_session.info.device, demo_session.info.dtype) == ("cpu", "float32")

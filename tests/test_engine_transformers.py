@@ -1,0 +1,298 @@
+"""The slot engine: rows beside each other give the tokens that they give alone, whatever stands beside them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from tiny import VOCAB, tiny_gemma, tiny_llama
+
+from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
+from gxr_batch.engines.transformers.driver import Driver
+from gxr_batch.engines.transformers.library import LibraryModel
+from gxr_batch.engines.transformers.loop import TransformersSession
+from gxr_batch.engines.transformers.native.build import NativeUnavailable, load
+from gxr_batch.engines.transformers.native.model import NativeModel
+from gxr_batch.engines.transformers.opening import self_check
+from gxr_batch.engines.transformers.sampler import top_candidates
+from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
+from gxr_batch.settings import Sampling
+
+CAPACITY = 1200
+MIXED_LENGTHS = (1, 3, 8, 100, 530, 900)
+GREEDY = Sampling(temperature=0, repetition_penalty=1.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny products on many threads wait for the threads, most of all beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def native_or_skip() -> None:
+    try:
+        load()
+    except NativeUnavailable as error:
+        pytest.skip(f"our own kernels cannot run here: {error}")
+
+
+class Ids:
+    """Decodes ids to their numbers, so that texts can be compared where there is no tokenizer."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return " ".join(map(str, ids))
+
+
+def session(driver: Driver, slots: int, sampling: Sampling, end_ids=frozenset()) -> TransformersSession:
+    info = EngineInfo(
+        identity=Identity(kind="transformers", model="tiny"),
+        device="cpu",
+        dtype=None,
+        quantization=None,
+        slots=slots,
+        load_seconds=0,
+        reproducible=True,
+    )
+    return TransformersSession(info, driver, Ids(), frozenset(end_ids), sampling)
+
+
+def prompt(name: str, ids: list[int], new: int = 24, seed: int = 0, shared: int = 0) -> Prompt:
+    return Prompt(Key(name, 1), Messages((), "t"), Encoded(ids, len(ids), shared), seed, new)
+
+
+def prompts(lengths: Sequence[int], new: int = 24, vocab: int = VOCAB) -> list[Prompt]:
+    rng = random.Random(5)
+    return [
+        prompt(f"r{index}", [rng.randrange(3, vocab) for _ in range(length)], new, seed=index * 7919)
+        for index, length in enumerate(lengths)
+    ]
+
+
+def complete(made: TransformersSession, work: Sequence[Prompt]) -> dict[str, Completion]:
+    events = made.stream(iter(work), StopRequest())
+    done = [event for event in events if isinstance(event, Completion)]
+    assert len(done) == len(work)
+    return {completion.key.row_id: completion for completion in done}
+
+
+def texts(made: TransformersSession, work: Sequence[Prompt]) -> dict[str, str]:
+    return {name: completion.text for name, completion in complete(made, work).items()}
+
+
+def alone_by_transformers(model, work: Sequence[Prompt]) -> dict[str, str]:
+    """Return what transformers' own unpadded generate gives for each prompt, greedily."""
+    found = {}
+    for item in work:
+        ids = torch.tensor([item.encoded.token_ids])
+        with torch.inference_mode():
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=item.max_new_tokens,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        found[item.key.row_id] = " ".join(map(str, out[0, ids.shape[1] :].tolist()))
+    return found
+
+
+@pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
+@pytest.mark.parametrize("slots", [3, 8])
+def test_in_float32_every_row_of_a_mixed_batch_gives_the_tokens_that_it_gives_alone(make, slots):
+    work = prompts(MIXED_LENGTHS)
+    expected = alone_by_transformers(make(), work)
+    assert texts(session(LibraryModel(make(), slots=slots, capacity=CAPACITY), slots, GREEDY), work) == expected
+
+
+@pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
+def test_a_shared_prefix_changes_no_token(make):
+    rng = random.Random(2)
+    prefix = [rng.randrange(3, VOCAB) for _ in range(40)]
+    tails = [[rng.randrange(3, VOCAB) for _ in range(length)] for length in (1, 30, 300)]
+    work = [prompt(f"r{index}", prefix + tail, shared=40) for index, tail in enumerate(tails)]
+    expected = alone_by_transformers(make(), work)
+    assert texts(session(LibraryModel(make(), slots=8, capacity=CAPACITY), 8, GREEDY), work) == expected
+
+
+def driver(kind: str, make, slots: int) -> Driver:
+    if kind == "native":
+        native_or_skip()
+        return NativeModel(make(torch.bfloat16), slots=slots, capacity=CAPACITY)
+    return LibraryModel(make(torch.bfloat16), slots=slots, capacity=CAPACITY)
+
+
+@pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
+@pytest.mark.parametrize("kind", ["native", "library"])
+def test_in_bfloat16_sampled_texts_depend_on_nothing_but_the_row(kind, make):
+    rng = random.Random(3)
+    work = [
+        item._replace(max_new_tokens=rng.randint(1, 40))
+        for item in prompts([rng.choice((1, 5, 9, 40, 120)) for _ in range(40)])
+    ]
+    sampling = Sampling(temperature=1.0)
+    reference = texts(session(driver(kind, make, 8), 8, sampling), work)
+    for slots in (16, 32):
+        shuffled = rng.sample(work, len(work))
+        assert texts(session(driver(kind, make, slots), slots, sampling), shuffled) == reference
+    lonely = session(driver(kind, make, 8), 8, sampling)
+    for item in work[:5]:
+        assert texts(lonely, [item]) == {item.key.row_id: reference[item.key.row_id]}
+    assert texts(lonely, work[20:]) == {item.key.row_id: reference[item.key.row_id] for item in work[20:]}
+
+
+@pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
+def test_the_native_forward_agrees_with_the_librarys_own(make):
+    native_or_skip()
+    ids = [random.Random(4).randrange(3, VOCAB) for _ in range(300)]
+    with torch.inference_mode():
+        exact = make(torch.float32)(torch.tensor([ids])).logits[0]
+        rounded = make(torch.bfloat16)(torch.tensor([ids])).logits[0].float()
+    native = NativeModel(make(torch.bfloat16), slots=8, capacity=CAPACITY)
+    got = [native.prefill([(3, ids[:length], 0)])[0].float() for length in (1, 7, 9, 64, 65, 299)]
+    got.append(native.decode([3], [ids[299]], [299])[0].float())
+    for length, logits in zip((1, 7, 9, 64, 65, 299, 300), got, strict=True):
+        ours = float((logits - exact[length - 1]).norm() / exact[length - 1].norm())
+        theirs = float((rounded[length - 1] - exact[length - 1]).norm() / exact[length - 1].norm())
+        assert ours < max(1.5 * theirs, 0.02)
+
+
+def test_a_long_prompt_goes_through_in_pieces_with_the_same_bits():
+    native_or_skip()
+    ids = [random.Random(6).randrange(3, VOCAB) for _ in range(700)]
+    native = NativeModel(tiny_gemma(torch.bfloat16), slots=8, capacity=CAPACITY)
+    whole = native.prefill([(0, ids, 0)]).clone()
+    native.prefill([(1, ids[:333], 0)])
+    assert torch.equal(native.prefill([(1, ids[333:], 333)]), whole)
+    many = native.prefill([(2, ids[:50], 0), (3, ids, 0), (4, ids[:5], 0)])
+    assert torch.equal(many[1], whole[0])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(temperature=0), Sampling(top_k=1), Sampling(repetition_penalty=1.0), Sampling(top_k=0)],
+    ids=str,
+)
+def test_the_native_candidates_are_those_of_the_sampler(sampling):
+    native_or_skip()
+    native = NativeModel(tiny_llama(torch.bfloat16), slots=8, capacity=64)
+    native.vocab = 4096
+    generator = torch.Generator().manual_seed(9)
+    logits = (torch.randn(5, 4096, generator=generator) * 3).bfloat16()
+    logits[1, 200:2900] = 20.0  # more ties than the kernel has room for
+    seen = [torch.randperm(4096, generator=generator)[:size] for size in (1, 5, 60, 600, 1)]
+    before = logits.clone()
+    ours, expected = native.candidates(logits, seen, sampling), top_candidates(logits, seen, sampling)
+    assert torch.equal(logits, before)
+    for row in range(5):
+        kept = [
+            set(zip(found.ids[row].tolist(), found.values[row].tolist(), strict=True)) for found in (ours, expected)
+        ]
+        kept = [{pair for pair in pairs if pair[1] > -torch.inf} for pairs in kept]
+        assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("kind", ["native", "library"])
+def test_a_row_whose_numbers_go_bad_fails_alone(kind):
+    model = tiny_gemma(torch.bfloat16)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = torch.nan
+    made = (
+        NativeModel(model, slots=8, capacity=CAPACITY)
+        if kind == "native" and not native_or_skip()
+        else LibraryModel(model, slots=8, capacity=CAPACITY)
+    )
+    good = [item for item in prompts([5, 9, 20, 33, 41, 12, 8, 25, 70]) if 7 not in item.encoded.token_ids]
+    sampling = Sampling(temperature=1.0, top_k=5)
+    before = texts(session(made, 8, sampling), good)
+    bad = prompt("bad", [5, 7, 9])
+    done = complete(session(made, 8, sampling), [good[0], bad, *good[1:]])
+    assert done["bad"].finish_reason == "error"
+    assert "not finite" in done["bad"].error
+    assert {name: completion.text for name, completion in done.items() if name != "bad"} == before
+
+
+def test_an_end_id_ends_the_answer_and_is_not_part_of_it():
+    made = LibraryModel(tiny_llama(), slots=8, capacity=CAPACITY)
+    work = prompts([10, 20, 30])
+    free = complete(session(made, 8, GREEDY), work)
+    end = int(free["r1"].text.split()[4])
+    stopped = complete(session(made, 8, GREEDY, {end}), work)["r1"]
+    first = free["r1"].text.split().index(str(end))
+    assert stopped.text.split() == free["r1"].text.split()[:first]
+    assert stopped.finish_reason == "stop"
+    assert stopped.new_tokens == first + 1
+    assert free["r1"].finish_reason == "length"
+    assert free["r1"].new_tokens == 24
+
+
+def test_a_row_that_cannot_fit_is_an_error_of_its_own():
+    made = session(LibraryModel(tiny_llama(), slots=8, capacity=64), 8, GREEDY)
+    done = complete(made, prompts([10, 60, 40]))
+    assert done["r1"].finish_reason == "error"
+    assert "64 tokens" in done["r1"].error
+    assert done["r0"].error is None
+    assert done["r2"].error is None
+
+
+def test_two_hundred_rows_of_random_lengths_leak_no_slot_and_keep_their_times():
+    rng = random.Random(8)
+    work = [
+        item._replace(max_new_tokens=rng.randint(1, 30)) for item in prompts([rng.randint(1, 60) for _ in range(200)])
+    ]
+    done = complete(session(LibraryModel(tiny_llama(), slots=8, capacity=128), 8, Sampling()), work)
+    for item in work:
+        completion = done[item.key.row_id]
+        assert completion.new_tokens == item.max_new_tokens
+        assert 1 <= completion.rows_in_batch <= 16
+        assert 0 < completion.seconds_share <= completion.seconds_generating + 1e-6
+
+
+def test_the_repetition_penalty_counts_the_prompt_too():
+    work = prompts([30], new=40)
+    strong = Sampling(temperature=0, repetition_penalty=5.0)
+    text = texts(session(LibraryModel(tiny_llama(), slots=8, capacity=128), 8, strong), work)["r0"].split()
+    assert len(set(text)) == len(text)
+    assert not set(text) & {str(token) for token in work[0].encoded.token_ids}
+
+
+def test_the_self_check_passes_on_sound_models_and_names_broken_ones():
+    from gxr_batch.errors import ModelUnavailable
+
+    self_check(LibraryModel(tiny_gemma(), slots=8, capacity=CAPACITY))
+    broken = tiny_gemma()
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(torch.inf)
+    with pytest.raises(ModelUnavailable, match="not finite"):
+        self_check(LibraryModel(broken, slots=8, capacity=CAPACITY))
+
+
+@pytest.mark.model
+def test_the_demo_model_in_float32_gives_the_tokens_of_unpadded_generate(demo_model_dir):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(demo_model_dir, dtype=torch.float32).eval()
+    work = prompts(MIXED_LENGTHS, new=10, vocab=200_000)
+    expected = alone_by_transformers(model, work)
+    assert texts(session(LibraryModel(model, slots=8, capacity=CAPACITY), 8, GREEDY), work) == expected
+
+
+@pytest.mark.model
+def test_the_native_forward_of_the_demo_model_is_as_close_to_float32_as_the_librarys(demo_model_dir):
+    native_or_skip()
+    from transformers import AutoModelForCausalLM
+
+    ids = [random.Random(11).randrange(3, 200_000) for _ in range(600)]
+    exact = AutoModelForCausalLM.from_pretrained(demo_model_dir, dtype=torch.float32).eval()
+    rounded = AutoModelForCausalLM.from_pretrained(demo_model_dir, dtype=torch.bfloat16).eval()
+    with torch.inference_mode():
+        truth = exact(torch.tensor([ids]), logits_to_keep=1).logits[0, -1]
+        theirs = rounded(torch.tensor([ids]), logits_to_keep=1).logits[0, -1].float()
+    native = NativeModel(rounded, slots=8, capacity=CAPACITY)
+    ours = native.prefill([(0, ids, 0)])[0].float()
+    assert (ours - truth).norm() < 1.25 * (theirs - truth).norm()

@@ -1,0 +1,55 @@
+"""Tiny random models of the families that matter, made on the spot: real classes, no meaning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+
+VOCAB = 1024
+
+
+def tiny_gemma(dtype: torch.dtype = torch.float32, window: int = 8) -> Any:
+    """Return a Gemma 3 with three sliding and one full layer, whose window of 8 tokens is crossed at once."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        query_pre_attn_scalar=32,
+        sliding_window=window,
+        layer_types=["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        max_position_embeddings=4096,
+        initializer_range=0.2,  # wide, so that logits differ clearly and greedy tokens do not hang on a rounding
+    )
+    return _settled(Gemma3ForCausalLM(config), dtype)
+
+
+def tiny_llama(dtype: torch.dtype = torch.float32) -> Any:
+    """Return a Llama with grouped queries."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=4096,
+        initializer_range=0.2,
+    )
+    return _settled(LlamaForCausalLM(config), dtype)
+
+
+def _settled(model: Any, dtype: torch.dtype) -> Any:
+    """Give the norms weights other than their initial ones, which would hide a forgotten norm."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, mean=0.0 if "Gemma" in type(model).__name__ else 1.0, std=0.2)
+    return model.to(dtype).eval()

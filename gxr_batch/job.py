@@ -282,7 +282,7 @@ def _put(data: dict[str, Any], keys: Sequence[str], value: Any, *, where: str) -
 
 def _refuse_unbuilt(job: Job) -> None:
     unbuilt = {
-        f'engine.kind = "{job.engine.kind}"': job.engine.kind in {"transformers", "api", "vllm", "ray"},
+        f'engine.kind = "{job.engine.kind}"': job.engine.kind in {"api", "vllm", "ray"},
         "engine.memory_limit": bool(job.engine.memory_limit),
         "engine.wait_for_memory": bool(job.engine.wait_for_memory),
         "model.adapter": job.model.adapter not in {"", "none"},

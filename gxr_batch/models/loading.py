@@ -76,7 +76,7 @@ def identity(section: ModelSection) -> Origin:
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """Load the tokenizer; the weights are neither needed nor fetched. Raises ModelUnavailable, JobFileError."""
     source = find(section, weights=False)
-    _load_config(source, section)
+    _config_of(source, section)
     from transformers import AutoTokenizer
 
     with quiet_transformers():
@@ -96,7 +96,7 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Loa
     began = time.monotonic()
     source = find(section, weights=True)
     files = source.weight_files()
-    config = _load_config(source, section)
+    config = _config_of(source, section)
     placement = place(section, config.get_text_config(), sum(file.stat().st_size for file in files))
     model = _read_weights(source, config, placement)
     ends = end_ids(model, tokenizer)
@@ -187,8 +187,15 @@ def _best_dtype(on_cuda: bool) -> str:
     return "bfloat16" if has_it else "float32"
 
 
-def _load_config(source: Source, section: ModelSection) -> Any:
-    """Read the model's configuration and refuse settings that it cannot be used with."""
+def load_config(section: ModelSection) -> Any:
+    """Read the model's configuration, without its weights, and refuse settings that it cannot be used with.
+
+    Raises ModelUnavailable, JobFileError.
+    """
+    return _config_of(find(section, weights=False), section)
+
+
+def _config_of(source: Source, section: ModelSection) -> Any:
     from transformers import AutoConfig
 
     with quiet_transformers():

@@ -120,7 +120,7 @@ def _family_ids(base: str, contents: Sequence[str], known: list[Known], literal:
     kept = [waiting[content].popleft() if waiting.get(content) else None for content in contents]
     before, used = {item.row_id for item in known}, set(kept)
     numbered = chain([base], (f"{base}#{number}" for number in count(2)))
-    fresh = (row_id for row_id in numbered if row_id not in before and row_id not in literal)
+    fresh = (row_id for row_id in numbered if row_id not in before and (row_id == base or row_id not in literal))
     # What is left of the family's ids goes to the rows that were edited, before any new id is made.
     others = chain((item.row_id for item in known if item.row_id not in used), fresh)
     return [row_id if row_id is not None else next(others) for row_id in kept]

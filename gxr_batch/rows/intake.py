@@ -139,8 +139,11 @@ class _Groups:
     """Writes tables of any size as row groups of a useful one."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        # Without dictionaries the size of a row group in the file's footer is what it takes in memory.
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False)
+        # A category's index may have 8 bits: enough for the words of a batch, not for those of many. Every batch is
+        # then a group of its own, with its own dictionary.
+        self._at_once = any("dictionary<" in str(kind) for kind in schema.types)
+        # Otherwise no dictionaries: the size of a group in the file's footer is then what it takes in memory.
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=self._at_once)
         self._tables: list[pa.Table] = []
         self._rows = self._bytes = 0
 
@@ -148,7 +151,7 @@ class _Groups:
         self._tables.append(table)
         self._rows += table.num_rows
         self._bytes += table.nbytes
-        if self._rows >= _ROWS_A_GROUP or self._bytes >= _BYTES_A_GROUP:
+        if self._at_once or self._rows >= _ROWS_A_GROUP or self._bytes >= _BYTES_A_GROUP:
             self._flush()
 
     def _flush(self) -> None:

@@ -90,11 +90,11 @@ def _decodes(decoder: codecs.IncrementalDecoder, chunk: bytes, *, final: bool = 
     return True
 
 
-def _decodes_or_raise(path: Path, encoding: str, label: str = "") -> str:
+def _decodes_or_raise(path: Path, encoding: str, complaint: str = "") -> str:
     sha256, decodes = _pass(path, encoding)
     if not decodes:
         raise TableError(
-            f"The file is not {label or encoding} text.",
+            f"The file is {complaint or f'not {encoding}'} text.",
             where=f"{path}, line {_undecodable_line(path, encoding)}",
             next_step='set input.encoding to what the file was saved in, e.g. "utf-8", "cp1252", "latin-1", "utf-16"',
         )

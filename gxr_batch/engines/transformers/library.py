@@ -116,16 +116,10 @@ class LibraryModel:
 def _windows(config: Any) -> dict[str | None, int]:
     """Return the sliding window of each kind of layer, 0 = none; the key None where all layers are alike."""
     kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise NotDrivable(f"its layers attend in ways that are not known here: {', '.join(sorted(kinds))}")
     window = int(getattr(config, "sliding_window", None) or 0)
     if "sliding_attention" in kinds:
         return {"full_attention": 0, "sliding_attention": window}
     return {None: 0 if kinds else window}
-
-
-class NotDrivable(Exception):
-    """The model's cache or attention is one that this engine cannot drive; `generate` can."""
 
 
 def _extra_arguments(model: Any) -> dict[str, Any]:

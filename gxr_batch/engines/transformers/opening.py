@@ -12,11 +12,12 @@ import torch
 
 from gxr_batch.engines.base import EngineInfo
 from gxr_batch.engines.transformers.driver import Driver
-from gxr_batch.engines.transformers.library import LibraryModel, NotDrivable
+from gxr_batch.engines.transformers.library import LibraryModel
 from gxr_batch.engines.transformers.loop import TransformersSession
 from gxr_batch.engines.transformers.native.build import NativeUnavailable
 from gxr_batch.engines.transformers.native.model import NativeModel
 from gxr_batch.engines.transformers.schedule import slots_for_memory
+from gxr_batch.engines.transformers.support import why_not_drivable
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
 from gxr_batch.models.loading import LoadedModel, load_model
@@ -85,14 +86,14 @@ def _driver(job: Job, loaded: LoadedModel, slots: int) -> Driver:
         return NativeModel(loaded.model, slots=slots, capacity=capacity)
     except NativeUnavailable:
         pass
-    try:
-        return LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=job.engine.reproducible)
-    except NotDrivable as error:
+    reason = why_not_drivable(loaded.config)
+    if reason:
         raise ModelUnavailable(
-            f"This engine cannot drive the model: {error}.",
-            where="engine.kind",
+            f"This engine cannot drive the model: {reason}.",
+            where='engine.kind = "transformers"',
             next_step='set engine.kind = "generate"',
-        ) from None
+        )
+    return LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=job.engine.reproducible)
 
 
 def self_check(driver: Driver) -> None:

@@ -71,7 +71,7 @@ def test_rows_without_an_id_get_one_from_their_content_with_one_notice(tmp_path)
     found, target, notices = ingested(tmp_path, rows)
     hashes = pq.read_table(target)["gxr_content_hash"].to_pylist()
     assert found == ["A", *(content[:16] for content in hashes[1:])]
-    assert notices == ("3 rows have no id: their ids come from their content",)
+    assert notices == ("3 rows without id: the id comes from the content",)
 
 
 def test_missing_numbers_are_missing_ids(tmp_path):
@@ -80,20 +80,20 @@ def test_missing_numbers_are_missing_ids(tmp_path):
     taken = ingest(
         look(tmp_path / "cases.parquet"), FIELDS, tmp_path / "t.parquet", id_column="id", prior=None, limit=None
     )
-    assert taken.notices == ("2 rows have no id: their ids come from their content",)
+    assert taken.notices == ("2 rows without id: the id comes from the content",)
 
 
 def test_repeated_ids_are_told_apart_and_said(tmp_path):
     found, _, notices = ingested(tmp_path, [("A", "x"), ("B", "y"), ("A", "z"), ("A", "x")])
     assert sorted(found) == ["A", "A#2", "A#3", "B"]
     assert found[1] == "B"
-    assert notices == ("2 rows repeat an id in id of another row: they are told apart as #2, #3, ...",)
+    assert notices == ("2 rows with the id of another row: told apart as #2, #3, ...",)
 
 
 def test_rows_that_repeat_word_for_word_are_told_apart_without_an_id_column(tmp_path):
     found, _, notices = ingested(tmp_path, [("A", "x"), ("B", "x"), ("C", "y")], id_column="")
     assert found[1] == f"{found[0]}#2"
-    assert notices == ("1 rows repeat the content of another row: they are told apart as #2, #3, ...",)
+    assert notices == ("1 row with the content of another row: told apart as #2, #3, ...",)
 
 
 def test_a_made_id_never_meets_one_that_a_cell_holds(tmp_path):

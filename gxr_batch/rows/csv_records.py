@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gxr_batch.errors import TableError
+from gxr_batch.rows.names import counted
 from gxr_batch.rows.text import Lines
 
 BYTES_A_BATCH = 2**23
@@ -65,11 +66,11 @@ class Records:
     def notices(self) -> Iterator[str]:
         """Yield what the user should know of the lines that were read."""
         if self._blank and self._width == 1:
-            yield f'{self._blank:,} blank lines are left out; a row with an empty cell is written as ""'
+            yield f'{counted(self._blank, "blank line")} left out; a row with an empty cell is written as ""'
         if self._doubtful:
             yield (
-                f"{self._doubtful:,} cells hold lines with as many delimiters as a row, the first on line "
-                f"{self._first_doubtful}: if rows are missing, look for a stray quote there"
+                f"{counted(self._doubtful, 'cell')} with lines that have as many delimiters as a row, the first on "
+                f"line {self._first_doubtful}: if rows are missing, look for a stray quote there"
             )
 
     def _fits(self, row: list[str], width: int | None, start: int) -> bool:
@@ -81,7 +82,7 @@ class Records:
             self._width = len(row)
             return True
         raise TableError(
-            f"A row has {len(row)} cells, and the header has {width}.",
+            f"A row has {counted(len(row), 'cell')}, and the header has {width}.",
             where=f"{self._path}, line {start}",
             next_step=(
                 "mend that line: a cell that holds the delimiter or a line end needs quotes round it "

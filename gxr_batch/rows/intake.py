@@ -19,7 +19,7 @@ from gxr_batch.rows import delimited, parquet
 from gxr_batch.rows.fields import ContentHasher, FieldMap
 from gxr_batch.rows.files import SourceFile, changed, changed_error
 from gxr_batch.rows.ids import DERIVED_DIGITS, Mask, PriorTable, cell_ids, distinct, require_usable
-from gxr_batch.rows.names import require_column
+from gxr_batch.rows.names import counted, require_column
 from gxr_batch.rows.surveys import Survey
 
 ID, CONTENT = "gxr_row_id", "gxr_content_hash"
@@ -80,7 +80,9 @@ class _Intake:
                 keys = [bases[-1], pa.array(contents, pa.string())]
                 groups.write(pa.Table.from_arrays([*table.columns, *keys], schema=schema))
         if self._derived:
-            self.notices.append(f"{self._derived:,} rows have no {self._id_column}: their ids come from their content")
+            self.notices.append(
+                f"{counted(self._derived, 'row')} without {self._id_column}: the id comes from the content"
+            )
         if not sum(map(len, bases)):
             self.notices.append("the table has a header and no rows")
         return pa.chunked_array(bases, pa.string())
@@ -200,8 +202,8 @@ def _repeats(bases: pa.ChunkedArray, id_column: str) -> list[str]:
     more = len(bases) - len(pc.unique(bases))
     if not more:
         return []
-    what = f"an id in {id_column}" if id_column else "the content"
-    return [f"{more:,} rows repeat {what} of another row: they are told apart as #2, #3, ..."]
+    what = f"the {id_column}" if id_column else "the content"
+    return [f"{counted(more, 'row')} with {what} of another row: told apart as #2, #3, ..."]
 
 
 @contextmanager

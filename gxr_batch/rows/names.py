@@ -58,6 +58,11 @@ def _free(name: str, taken: set[str], *, first: bool) -> Iterator[str]:
         number += 1
 
 
+def counted(number: int, thing: str) -> str:
+    """Return "1 row", "2,000 rows"."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
 def require_column(name: str, names: Sequence[str], *, key: str) -> None:
     """Raise TableError, with the nearest names, where the column that the job key asks for is not in the table."""
     if not name or name in names:

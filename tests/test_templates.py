@@ -42,8 +42,8 @@ def test_the_guides_basic_and_comparative_layouts_come_out_word_for_word():
         "You are an expert radiologist. Analyze this chest X-ray showing a small pleural effusion."
     )
     assert text("comparative", condition_a="pulmonary edema", condition_b="pneumonia") == (
-        "You are an expert radiologist. Compare the findings in a chest X-ray showing pulmonary edema versus one showing "
-        "pneumonia. What are the key differentiating features?"
+        "You are an expert radiologist. Compare the findings in a chest X-ray showing pulmonary edema versus one "
+        "showing pneumonia. What are the key differentiating features?"
     )
 
 
@@ -190,7 +190,7 @@ def test_a_missing_template_file_is_named_with_its_absolute_path(tmp_path):
 
 def test_the_system_text_stands_in_a_turn_of_its_own():
     made = render(Templates(PromptSection()).get("basic"), {"findings": "x"}, system=" Be brief. ")
-    assert [tuple(turn) for turn in made.turns][0] == ("system", "Be brief.")
+    assert tuple(made.turns[0]) == ("system", "Be brief.")
     assert made.turns[1].role == "user"
     assert made.turns[1].text[: made.literal_chars].endswith("showing ")
 

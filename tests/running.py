@@ -1,0 +1,66 @@
+"""Starting the real command in tests: a job file in a folder, a child process, its output and exit code."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+COMMAND = [sys.executable, "-m", "gxr_batch"]
+
+
+class Workplace:
+    """A folder with one job, in which the command runs as a user would start it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.job("[engine]\nkind = 'echo'\n")
+        self.table(60)
+
+    def job(self, sections: str, *, head: str = "path = 'f.csv'\nid_column = 'case_id'\n") -> None:
+        text = f"name = 'j'\n[input]\n{head}{sections}"
+        (self.folder / "j.toml").write_text(text)
+
+    def table(self, rows: int | Sequence[Sequence[str]], header: Sequence[str] = ("case_id", "findings")) -> None:
+        if isinstance(rows, int):
+            rows = [(f"C{number}", f"finding number {number}") for number in range(rows)]
+        with (self.folder / "f.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*COMMAND, *arguments], cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def gxr(self, *arguments: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*COMMAND, *arguments], cwd=self.folder, text=True, capture_output=True, timeout=280, check=False
+        )
+        assert expect is None or done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def run(self, *arguments: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+        return self.gxr("run", "j.toml", *arguments, expect=expect)
+
+    def run_json(self, *arguments: str, expect: int | None = 0) -> dict:
+        return json.loads(self.run("--json", *arguments, expect=expect).stdout)
+
+    def results(self, run: str = "outputs/j") -> list[dict]:
+        return pq.read_table(self.folder / run / "results.parquet").to_pylist()
+
+    def manifest(self, run: str = "outputs/j") -> dict:
+        return json.loads((self.folder / run / "run.json").read_text())
+
+    def parts(self, run: str = "outputs/j") -> list[Path]:
+        return sorted((self.folder / run / "parts").glob("part-*.parquet"))
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    """Return result rows without what may differ between two runs of the same work."""
+    timed = ("gxr_seconds", "gxr_tokens_per", "gxr_rows_in", "gxr_started", "gxr_finished_at")
+    return [{name: value for name, value in row.items() if not name.startswith(timed)} for row in rows]

@@ -1,0 +1,457 @@
+"""The main job as a user starts it: real processes, real files, the contract's exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from running import Workplace, without_times
+
+import gxr_batch
+from gxr_batch.records import DISCLAIMER, result_schema
+
+SLOW = "[engine]\nkind = 'echo'\nslots = 4\n[echo]\ntokens_per_second = 60\n[run]\ncheckpoint_seconds = 0.2\n"
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
+
+
+def wait_for_parts(work: Workplace, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(work.parts()) < count:
+        assert time.monotonic() < deadline, "no parts were written"
+        time.sleep(0.02)
+
+
+def test_a_table_becomes_results_with_every_column_of_the_contract(work):
+    done = work.run()
+    assert "j: finished" in done.stdout
+    assert "60 generated, 0 failed" in done.stdout
+    assert DISCLAIMER in done.stdout
+    rows = work.results()
+    assert [row["case_id"] for row in rows] == [f"C{number}" for number in range(60)]
+    assert list(rows[0]) == ["case_id", "findings", *result_schema().names]
+    for row in rows:
+        assert row["gxr_status"] == "ok"
+        assert row["findings"] in row["gxr_text"]
+        assert row["gxr_ai_generated"] is True
+        assert row["gxr_review_status"] == "unreviewed"
+        assert row["gxr_disclaimer"] == DISCLAIMER
+        missing = [name for name, value in row.items() if value is None and name not in {"gxr_error", "gxr_adapter"}]
+        assert missing == []
+    marks = pq.read_schema(work.folder / "outputs/j/results.parquet").metadata
+    assert marks[b"gxr_disclaimer"].decode() == DISCLAIMER
+    assert json.loads(marks[b"gxr_counts"]) == {"ok": 60, "failed": 0, "held": 0, "left": 0}
+
+
+def test_a_finished_run_has_nothing_left_to_do(work):
+    work.run()
+    before = work.results()
+    done = work.run()
+    assert "nothing left to do" in done.stdout
+    assert work.results() == before
+    assert len(work.parts()) == 1
+
+
+def test_a_foreign_table_with_empty_findings_and_repeats_is_accounted_for(work):
+    texts = ["The lungs are clear.", "Large right effusion.", "Heart size normal."]
+    rows = [
+        (f"u{n}", "normal", "dyspnea", "None", "" if n % 7 == 3 and n < 3500 else texts[n % 3], "NA")
+        for n in range(3800)
+    ]
+    work.table(rows, ("uid", "MeSH", "indication", "comparison", "findings", "impression"))
+    work.job("[engine]\nkind = 'echo'\n", head="path = 'f.csv'\ncolumns = { history = 'indication' }\n")
+    work.run(expect=3)
+    found = work.results()
+    assert [tuple(row[name] or "" for name in list(row)[:6]) for row in found] == rows
+    failed = [row for row in found if row["gxr_status"] == "failed"]
+    assert len(failed) == 500
+    assert {row["gxr_error"] for row in failed} == {
+        "the template clinical_case needs findings, which this row does not have"
+    }
+    assert len({row["gxr_row_id"] for row in found}) == 3800
+    assert pq.read_metadata(work.folder / "outputs/j/failed.parquet").num_rows == 500
+    work.run(expect=3)
+
+
+def test_a_run_killed_at_random_moments_loses_and_repeats_no_row(work, tmp_path_factory):
+    other = Workplace(tmp_path_factory.mktemp("whole"))
+    other.run()
+    work.job(SLOW)
+    rng = random.Random(4)
+    for round_ in range(4):
+        child = work.start("run", "j.toml", "--quiet")
+        wait_for_parts(work, len(work.parts()) + 1)
+        time.sleep(rng.random() * 0.4)
+        child.kill()
+        child.communicate()
+        assert not (work.folder / "outputs/j/results.parquet").exists(), f"round {round_} finished too early"
+    work.job("[engine]\nkind = 'echo'\nslots = 4\n")
+    work.run()
+    assert without_times(work.results()) == without_times(other.results())
+    keys = [row for path in work.parts() for row in pq.read_table(path)["gxr_row_id"].to_pylist()]
+    assert sorted(keys) == sorted(set(keys))
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=str
+)
+def test_a_signal_ends_the_run_in_order_and_a_rerun_goes_on(work, number, code):
+    work.job(SLOW)
+    child = work.start("run", "j.toml")
+    wait_for_parts(work, 1)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == code, err
+    assert "Traceback" not in err
+    assert "run the same command again" in out
+    manifest = work.manifest()["invocations"][-1]
+    assert manifest["outcome"] in {"terminate", "interrupt"}
+    in_parts = sum(pq.read_metadata(path).num_rows for path in work.parts())
+    assert manifest["counts"]["ok"] == in_parts > 0
+    done = work.run("--set", "echo.tokens_per_second=0")
+    assert "0 new, 0 edited, 0 removed, 60 kept" in done.stderr
+    assert len(work.results()) == 60
+
+
+def test_a_second_ctrl_c_ends_at_once(work):
+    work.job(SLOW.replace("60", "3"))
+    child = work.start("run", "j.toml")
+    deadline = time.monotonic() + 30
+    while not (work.folder / "outputs/j/run.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    child.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert child.poll() is None
+    began = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert time.monotonic() - began < 3
+    assert "Traceback" not in err
+
+
+def test_a_time_limit_stops_in_time(work):
+    work.job(SLOW)
+    began = time.monotonic()
+    done = work.run("--time-limit", "3s", expect=75)
+    assert time.monotonic() - began < 6
+    assert "time limit" in done.stdout
+    counts = work.manifest()["invocations"][-1]["counts"]
+    assert 0 < counts["ok"] < 60
+
+
+def test_too_many_failures_stop_the_run(work):
+    work.job("[engine]\nkind = 'echo'\n[echo]\nfail_containing = 'finding'\n[run]\nmax_failed = 5\n")
+    done = work.run(expect=5)
+    assert "max_failed" in done.stdout
+    counts = work.manifest()["invocations"][-1]["counts"]
+    assert counts["failed"] > 5
+    assert counts["left"] > 0
+
+
+def test_an_engine_that_cannot_go_on_is_exit_4_and_keeps_what_it_made(work):
+    work.job("[engine]\nkind = 'echo'\n[echo]\ncrash_after = 20\n")
+    done = work.run(expect=4)
+    assert done.stderr.count("Error:") == 1
+    assert "Traceback" not in done.stderr
+    assert work.manifest()["invocations"][-1]["counts"]["ok"] == 20
+    work.job("[engine]\nkind = 'echo'\n")
+    work.run()
+    assert len(work.results()) == 60
+
+
+def test_retry_is_a_new_attempt_with_a_new_seed_up_to_the_limit(work):
+    work.job("[engine]\nkind = 'echo'\n[echo]\nfail_every = 3\n")
+    work.run(expect=3)
+    first = {row["case_id"]: row for row in work.results()}
+    assert any(row["gxr_status"] == "failed" for row in first.values())
+    work.run("--retry", "failed", expect=None)
+    for case, row in {row["case_id"]: row for row in work.results()}.items():
+        again = first[case]["gxr_status"] == "failed"
+        assert row["gxr_attempt"] == (2 if again else 1)
+        assert (row["gxr_seed"] != first[case]["gxr_seed"]) == again
+    for _ in range(3):
+        last = work.run("--retry", "failed", expect=None)
+    assert max(row["gxr_attempt"] for row in work.results()) == 3
+    if last.returncode == 3:
+        assert "run.max_attempts = 3 is reached" in last.stderr
+
+
+def test_retry_of_some_rows_names_ids_that_do_not_exist(work):
+    work.run()
+    done = work.run("--retry", "failed", "--row", "C999", expect=2)
+    assert "C999" in done.stderr
+
+
+def test_changed_settings_never_mix_into_a_run(work):
+    work.run()
+    done = work.run("--set", "sampling.temperature=0.4", expect=2)
+    assert "sampling.temperature (0.7 -> 0.4)" in done.stderr
+    assert "--fresh" in done.stderr
+    assert len(work.results()) == 60
+    work.run("--set", "sampling.temperature=0.4", "--fresh")
+    assert len(list((work.folder / "outputs").glob("j.before-*"))) == 1
+
+
+def test_a_template_edited_by_one_blank_is_another_template(work):
+    (work.folder / "own.md.j2").write_text("Look: {{ findings }}")
+    work.job("[prompt]\ntemplate = 'own.md.j2'\n[engine]\nkind = 'echo'\n")
+    work.run()
+    (work.folder / "own.md.j2").write_text("Look:  {{ findings }}")
+    assert "template" in work.run(expect=2).stderr
+
+
+def test_what_is_not_in_the_fingerprint_may_change(work):
+    work.run()
+    work.run("--set", "engine.slots=2", "--set", "run.checkpoint_seconds=1", "--set", "engine.window=10")
+
+
+def test_new_edited_and_removed_rows_are_named_and_only_they_are_generated(work):
+    work.run()
+    rows = [(f"C{number}", f"finding number {number}") for number in range(60)]
+    rows[5] = ("C5", "edited")
+    work.table([*rows[1:][::-1], ("C60", "new"), ("C61", "new")])
+    done = work.run()
+    assert "2 new, 1 edited, 1 removed, 58 kept; 3 to generate" in done.stderr
+    found = work.results()
+    assert [row["case_id"] for row in found[:2]] == ["C59", "C58"]
+    assert len(found) == 61
+
+
+def test_another_column_may_change_freely(work):
+    work.run()
+    work.table([(f"C{n}", f"finding number {n}", "seen") for n in range(60)], ("case_id", "findings", "note"))
+    summary = work.run_json()
+    assert summary["generated_now"] == 0
+    assert work.results()[0]["note"] == "seen"
+
+
+def test_limit_takes_the_first_rows_and_a_later_run_the_rest(work):
+    assert work.run_json("--limit", "7")["ok"] == 7
+    assert len(work.results()) == 7
+    summary = work.run_json()
+    assert (summary["ok"], summary["generated_now"]) == (60, 53)
+
+
+def test_samples_per_row_may_grow(work):
+    work.run()
+    summary = work.run_json("--set", "sampling.samples_per_row=3")
+    assert summary["generated_now"] == 120
+    found = work.results()
+    assert [row["gxr_sample"] for row in found[:3]] == [1, 2, 3]
+    assert len({row["gxr_seed"] for row in found}) == 180
+
+
+def test_a_seed_of_new_is_drawn_once_and_kept(work):
+    work.run("--set", "sampling.seed=new", "--limit", "5")
+    seeds = [row["gxr_seed"] for row in work.results()]
+    work.run("--set", "sampling.seed=new")
+    assert [row["gxr_seed"] for row in work.results()][:5] == seeds
+
+
+def test_a_table_with_a_header_only_gives_empty_results(work):
+    work.table([])
+    work.run()
+    assert work.results() == []
+    work.table(3)
+    assert work.run_json()["ok"] == 3
+
+
+def test_a_lost_manifest_loses_no_row_and_still_guards_the_settings(work):
+    work.run()
+    (work.folder / "outputs/j/run.json").rename(work.folder / "outputs/j/run.json.damaged")
+    assert "sampling.top_k" in work.run("--set", "sampling.top_k=20", expect=2).stderr
+    assert work.run_json()["generated_now"] == 0
+
+
+def test_a_part_that_is_damaged_is_named(work):
+    work.run()
+    work.parts()[0].write_bytes(b"PAR1")
+    work.table(61)
+    done = work.run(expect=2)
+    assert "part-00000001.parquet" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sections", "part"),
+    [
+        ("[sampling]\ntemprature = 1\n", "did you mean sampling.temperature?"),
+        ("[prompt]\ntemplate = 'comparative'\n", "condition_a"),
+        ("[engine]\nkind = 'vllm'\n", "not available yet"),
+        ("[prompt]\ntemplate = 'none.j2'\n", "none.j2"),
+    ],
+)
+def test_wrong_input_is_exit_2_with_one_message(work, sections, part):
+    work.job(sections)
+    for verb in ("run", "check"):
+        done = work.gxr(verb, "j.toml", expect=2)
+        assert part in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (work.folder / "outputs").exists()
+
+
+def test_a_table_that_is_not_there_is_exit_2_with_its_absolute_path(work):
+    (work.folder / "f.csv").unlink()
+    done = work.run(expect=2)
+    assert str(work.folder / "f.csv") in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["report", "review", "bench", "finetune", "generate"])
+def test_verbs_that_are_not_built_say_so(work, verb):
+    assert "not available yet" in work.gxr(verb, expect=2).stderr
+
+
+def test_a_second_run_says_who_holds_the_folder(work):
+    work.job(SLOW)
+    child = work.start("run", "j.toml")
+    wait_for_parts(work, 1)
+    done = work.run(expect=4)
+    assert f"process {child.pid} on" in done.stderr
+    child.kill()
+    child.communicate()
+
+
+def test_status_follows_a_run_and_disturbs_it_not(work):
+    work.job(SLOW)
+    child = work.start("run", "j.toml")
+    wait_for_parts(work, 2)
+    (seen,) = json.loads(work.gxr("status", "j.toml", "--json").stdout)
+    assert seen["state"] == "running"
+    assert 0 < seen["ok"] < 60
+    assert seen["ok"] + seen["left"] == 60
+    frame = gxr_batch.read_results(work.folder / "outputs/j")
+    assert 0 < len(frame) < 60
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=30)
+    assert child.returncode == 75
+    work.run("--set", "echo.tokens_per_second=0")
+    assert "finished, 60 generated" in work.gxr("status", "outputs").stdout
+
+
+def test_text_of_cells_appears_in_no_message_and_no_json(work):
+    canary = "zebrafish"
+    work.table([(f"C{n}", f"{canary} {n}" if n else "") for n in range(60)])
+    work.job("[engine]\nkind = 'echo'\n[echo]\nfail_every = 4\ncrash_after = 30\n[prompt]\nsystem = 'zebrafish'\n")
+    outputs = [work.run(expect=4), work.run("--json", expect=None), work.gxr("status", "outputs", "--json")]
+    outputs += [work.gxr("check", "j.toml", "--json"), work.run("--set", "prompt.system=zebrafish2", expect=2)]
+    for done in outputs:
+        assert canary not in done.stdout + done.stderr
+    manifest = work.folder / "outputs/j/run.json"
+    assert "zebrafish 1" not in manifest.read_text()
+
+
+def test_check_shows_three_prompts_and_writes_nothing(work):
+    work.table([("A", "clear lungs"), ("B", ""), ("C", "effusion"), ("D", "nodule"), ("E", "mass")])
+    done = work.gxr("check", "j.toml")
+    assert done.stdout.count("--- prompt of row") == 3
+    assert "The X-ray shows clear lungs." in done.stdout
+    assert "5 rows, 4 usable, 1 not" in done.stdout
+    assert "e.g. B" in done.stdout
+    assert not (work.folder / "outputs").exists()
+
+
+def test_a_date_in_the_output_is_the_day_of_the_first_invocation(work):
+    work.job(SLOW + "output = 'outputs/{name}-{date}'\n")
+    child = work.start("run", "j.toml")
+    today = time.strftime("%Y-%m-%d")
+    wait_for = work.folder / f"outputs/j-{today}"
+    deadline = time.monotonic() + 30
+    while not list(wait_for.glob("parts/*.parquet")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=30)
+    wait_for.rename(work.folder / "outputs/j-2020-01-31")
+    work.run("--set", "echo.tokens_per_second=0")
+    assert len(work.results("outputs/j-2020-01-31")) == 60
+    assert [path.name for path in (work.folder / "outputs").iterdir()] == ["j-2020-01-31"]
+
+
+def test_excel_gets_a_csv_that_it_cannot_run(work):
+    work.table([("A", "=1+1"), ("B", 'clear, "normal"\nlungs'), ("C", "\uff1dSUM(A1)"), ("D", " -2")])
+    work.run()
+    done = work.gxr("export", "outputs/j", "--format", "csv")
+    assert "4 rows" in done.stdout
+    assert "findings" in done.stdout
+    raw = (work.folder / "outputs/j/results.csv").read_bytes()
+    assert raw.startswith(b'\xef\xbb\xbf"case_id","findings"')
+    assert raw.count(b"\r\n") == 5
+    lines = raw.decode("utf-8-sig")
+    assert '"\'=1+1"' in lines
+    assert '"\'\uff1dSUM(A1)"' in lines
+    assert '"\' -2"' in lines
+    assert '"clear, ""normal""\nlungs"' in lines
+
+
+def test_an_unfinished_run_exports_only_when_asked(work):
+    work.job("[engine]\nkind = 'echo'\n[echo]\ncrash_after = 20\n")
+    work.run(expect=4)
+    assert "--partial" in work.gxr("export", "outputs/j", expect=2).stderr
+    assert "20 rows, unfinished" in work.gxr("export", "outputs/j", "--partial").stdout
+
+
+def test_parquet_columns_come_out_with_their_types(work):
+    table = pa.table(
+        {
+            "case_id": pa.array([1, 2], pa.int64()),
+            "findings": ["clear", "effusion"],
+            "age": pa.array([65.0, None]),
+            "tags": pa.array([["a"], []], pa.list_(pa.string())),
+        }
+    )
+    pq.write_table(table, work.folder / "f.parquet")
+    work.job("[engine]\nkind = 'echo'\n", head="path = 'f.parquet'\nid_column = 'case_id'\n")
+    work.run()
+    made = pq.read_table(work.folder / "outputs/j/results.parquet")
+    assert made.schema.field("case_id").type == pa.int64()
+    assert made.schema.field("tags").type == pa.list_(pa.string())
+    assert made["gxr_row_id"].to_pylist() == ["1", "2"]
+    assert "a 65-year-old patient" in made["gxr_text"][0].as_py()
+    work.gxr("export", "outputs/j")
+
+
+def test_templates_can_be_listed_shown_and_tried(work):
+    assert "needs findings; uses age" in work.gxr("templates", "list").stdout
+    assert "{{ topic" in work.gxr("templates", "show", "educational").stdout
+    shown = work.gxr("templates", "render", "j.toml", "--rows", "2", "--template", "basic").stdout
+    assert "Analyze this chest X-ray showing finding number 1." in shown
+
+
+def test_progress_is_a_line_where_stderr_is_no_terminal(work):
+    code = (
+        "import time\nfrom gxr_batch.cli import progress\nprogress._LINE_SECONDS = 0.2\n"
+        "from gxr_batch.cli import main\nmain(['run', 'j.toml'])"
+    )
+    work.job(SLOW)
+    work.table(20)
+    done = subprocess.run([sys.executable, "-c", code], cwd=work.folder, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if "rows/min" in line]
+    assert lines
+    assert all("tok/s" in line and "left" in line and "failed" in line for line in lines)
+
+
+def test_a_full_disk_is_exit_4_and_what_was_sealed_stays(work):
+    work.job("[engine]\nkind = 'echo'\n")
+    work.table([(f"C{n}", f"finding {n} " + os.urandom(400).hex()) for n in range(400)])
+    limited = "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))\nimport signal\n"
+    limited += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nfrom gxr_batch.cli import main\nmain(['run', 'j.toml'])"
+    done = subprocess.run(
+        [sys.executable, "-c", limited], cwd=work.folder, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 4, done.stderr
+    assert "Traceback" not in done.stderr
+    assert work.run_json()["ok"] == 400

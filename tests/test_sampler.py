@@ -14,7 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from gxr_batch.engines.transformers.sampler import Candidates, draw, gumbel, nucleus, top_candidates
+from gxr_batch.engines.transformers.sampler import Candidates, draw, nucleus, top_candidates
+from gxr_batch.models.noise import gumbel
 from gxr_batch.settings import Sampling
 
 VOCAB = 4000

@@ -19,12 +19,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from gxr_batch.models.noise import gumbel
 from gxr_batch.settings import Sampling
 
-# The constants of splitmix64, a published mixing function, as signed 64-bit integers; its products wrap around.
-_STEP = 0x9E3779B97F4A7C15 - 2**64
-_MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
-_MIX_2 = 0x94D049BB133111EB - 2**64
 # More candidates than this are not worth picking out of the vocabulary before they get their numbers.
 _FEW = 1024
 
@@ -68,21 +65,6 @@ class SeededDraw(LogitsProcessor):
             values, ids = scores.topk(most)
         else:
             values, ids = scores, torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
-        noisy = values.double() - torch.log(-torch.log(uniform(self._seeds, step, ids)))
+        noisy = values.double() + gumbel(self._seeds, torch.full_like(self._seeds, step), ids)
         drawn = ids.gather(1, noisy.argmax(-1, keepdim=True))
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
-
-
-def uniform(seeds: torch.Tensor, step: int, ids: torch.Tensor) -> torch.Tensor:
-    """Return numbers between 0 and 1, both excluded, for token ids (rows, n): a function of seed, step and id alone."""
-    row = _mix(_mix(seeds * _STEP + 1) + step * _STEP)
-    mixed = _mix(row[:, None] + ids * _STEP)
-    # The upper 53 bits; half a unit more keeps zero out, and with it an infinite logarithm.
-    return (((mixed >> 11) & (2**53 - 1)).double() + 0.5) * 2.0**-53
-
-
-def _mix(state: torch.Tensor) -> torch.Tensor:
-    """Spread every bit of 64 over all of them. The masks make torch's arithmetic shift a logical one."""
-    state = (state ^ ((state >> 30) & (2**34 - 1))) * _MIX_1
-    state = (state ^ ((state >> 27) & (2**37 - 1))) * _MIX_2
-    return state ^ ((state >> 31) & (2**33 - 1))

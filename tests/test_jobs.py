@@ -1,0 +1,79 @@
+"""The job files load, the reference names every key, and the schedules do what their comments say."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from gxr_batch.job import Job, load_job
+
+JOBS = Path(__file__).parent.parent / "jobs"
+SLURM = JOBS / "schedule" / "gxr-batch.slurm"
+
+
+def test_the_demo_job_is_the_whole_sample_table_on_the_demo_model():
+    job = load_job(JOBS / "demo.toml")
+    assert (job.model.path, job.input.path) == ("demo", "inputs/findings.csv")
+    assert job.sampling.settings().max_new_tokens == 96
+    assert job.run.output == "outputs/{name}"
+
+
+def test_the_reference_job_loads_and_is_what_the_defaults_are():
+    job = load_job(JOBS / "nightly_teaching_cases.toml")
+    plain = Job(name=job.name, input=job.input)
+    assert job.sampling == plain.sampling
+    assert job.engine == plain.engine
+    assert job.warnings() == []
+
+
+def test_the_reference_job_names_every_key():
+    text = (JOBS / "nightly_teaching_cases.toml").read_text()
+    for section, field in Job.model_fields.items():
+        model = field.annotation
+        if section == "echo" or not (isinstance(model, type) and issubclass(model, BaseModel)):
+            continue
+        part = text.split(f"[{section}]")[1].split("\n[" if section not in {"input", "prompt"} else "\0")[0]
+        for key in model.model_fields:
+            assert re.search(rf"^(# )?{key} = |^\[{section}\.{key}\]", part, re.MULTILINE), f"{section}.{key}"
+
+
+def test_the_crontab_changes_folder_and_escapes_its_percent_signs():
+    (line,) = [line for line in (JOBS / "schedule/crontab").read_text().splitlines() if not line.startswith("#")]
+    assert re.match(r"\d+ \d+ \* \* \* cd ", line)
+    assert re.sub(r"\\%", "", line).count("%") == 0
+
+
+def slurm(folder: Path, child: str) -> subprocess.Popen[str]:
+    """Start the Slurm script with a gxr-batch and a scontrol of our own."""
+    for name, body in {"gxr-batch": child, "scontrol": 'echo "$@" >> requeued'}.items():
+        path = folder / name
+        path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        path.chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    return subprocess.Popen(["bash", str(SLURM)], cwd=folder, env=environment)
+
+
+@pytest.mark.parametrize("code", [0, 3, 4])
+def test_a_slurm_job_that_ends_passes_its_code_on(tmp_path, code):
+    assert slurm(tmp_path, f"exit {code}").wait(30) == code
+    assert not (tmp_path / "requeued").exists()
+
+
+def test_a_slurm_job_that_is_warned_stops_in_order_and_is_requeued(tmp_path):
+    child = "trap 'touch warned; sleep 0.5; exit 75' USR1; touch ready; while :; do sleep 0.05; done"
+    job = slurm(tmp_path, child)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(30) == 75
+    assert (tmp_path / "warned").exists()
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"

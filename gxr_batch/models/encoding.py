@@ -47,7 +47,7 @@ class ChatEncoder:
         self._control = re.compile("|".join(map(re.escape, controls))) if controls else None
         self._layouts: dict[tuple[str, ...], _Layout] = {}
         self._prefixes: dict[tuple[tuple[str, ...], str, str], list[int]] = {}
-        # All tokens in one text: looking for a pair of signs in it is much faster than in a quarter of a million strings.
+        # All tokens in one text: a pair of signs is found in it faster than in a quarter of a million strings.
         self._vocabulary = "\n".join(tokenizer.get_vocab())
         self._blank = "Ġ" if "\nĠ" in self._vocabulary else "▁"
 
@@ -171,9 +171,10 @@ class ChatEncoder:
         side: merges only ever make tokens of the vocabulary, so none can reach across.
         """
         for at in range(len(text) - 2, 0, -1):
-            if text[at] == " " and text[at - 1].isascii() and text[at - 1].isalpha() and text[at + 1].isalpha():
-                if text[at - 1] + self._blank not in self._vocabulary:
-                    return text[:at]
+            before, here, after = text[at - 1 : at + 2]
+            between_words = here == " " and before.isascii() and before.isalpha() and after.isalpha()
+            if between_words and before + self._blank not in self._vocabulary:
+                return text[:at]
         return ""
 
 

@@ -171,8 +171,8 @@ class ChatEncoder:
         side: merges only ever make tokens of the vocabulary, so none can reach across.
         """
         for at in range(len(text) - 2, 0, -1):
-            before, here, after = text[at - 1 : at + 2]
-            between_words = here == " " and before.isascii() and before.isalpha() and after.isalpha()
+            before = text[at - 1]
+            between_words = text[at] == " " and before.isascii() and before.isalpha() and text[at + 1].isalpha()
             if between_words and before + self._blank not in self._vocabulary:
                 return text[:at]
         return ""

@@ -14,11 +14,19 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from gxr_batch.engines.transformers.sampler import Candidates, draw, nucleus, top_candidates
+from gxr_batch.engines.transformers.sampler import Candidates, Seen, SeenIds, draw, nucleus, top_candidates
 from gxr_batch.models.noise import gumbel
 from gxr_batch.settings import Sampling
 
 VOCAB = 4000
+
+
+def seen(ids) -> Seen:
+    """Return what rows have seen, as the loop keeps it."""
+    kept = SeenIds(len(ids), 64, torch.device("cpu"))
+    for slot, row in enumerate(ids):
+        kept.start(slot, torch.as_tensor(row).tolist())
+    return kept.of(range(len(ids)))
 
 
 def reference(logits: torch.Tensor, prompt: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -56,7 +64,7 @@ def test_kept_tokens_and_probabilities_are_those_of_transformers(sampling, dtype
     logits = (torch.randn(6, VOCAB, generator=generator) * 3).to(dtype)
     prompt = torch.randint(0, VOCAB, (6, 40), generator=generator)
     expected = reference(logits, prompt, sampling)
-    got = ours(top_candidates(logits, list(prompt), sampling), sampling)
+    got = ours(top_candidates(logits, seen(prompt), sampling), sampling)
     if sampling.top_p < 1 and dtype == torch.bfloat16:
         # bfloat16 logits tie; which of two equal tokens the nucleus cuts is anybody's choice, how many is not.
         assert ((got > 0).sum(-1) == (expected > 0).sum(-1)).all()
@@ -70,17 +78,37 @@ def test_every_tie_at_the_kth_value_stays():
     logits = torch.zeros(1, VOCAB)
     logits[0, 10:13] = 2.0
     logits[0, 100:400] = 1.0  # the 50th value is shared by 300 tokens, more than any margin
-    candidates = top_candidates(logits, [torch.tensor([0])], Sampling(top_k=50, repetition_penalty=1.0))
+    candidates = top_candidates(logits, seen([[0]]), Sampling(top_k=50, repetition_penalty=1.0), thorough=True)
     kept = candidates.ids[0][candidates.values[0] > -torch.inf]
     assert sorted(kept.tolist()) == [10, 11, 12, *range(100, 400)]
+
+
+def test_more_ties_than_the_margin_holds_are_noticed():
+    logits = torch.zeros(2, VOCAB)
+    logits[0, 100:400] = 1.0
+    logits[1, :60] = torch.arange(60.0)
+    candidates = top_candidates(logits, seen([[0], [0]]), Sampling(top_k=50, repetition_penalty=1.0))
+    assert candidates.complete.tolist() == [False, True]
+
+
+def test_seen_ids_follow_their_row():
+    kept = SeenIds(3, 10, torch.device("cpu"))
+    kept.start(0, [7, 7, 8])
+    kept.start(2, [1])
+    kept.add([0, 2], [9, 1])
+    kept.add([0, 2], [7, 2])
+    kept.move(2, 1)
+    found = kept.of([0, 1])
+    assert found.counts.tolist() == [3, 2]
+    assert [set(row) for row in found.ids.tolist()] == [{7, 8, 9}, {1, 2}]
 
 
 def test_sampled_frequencies_follow_the_probabilities():
     sampling = Sampling(temperature=0.9, top_p=0.9, top_k=20, repetition_penalty=1.0)
     logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(3)) * 2
-    candidates = top_candidates(logits, [torch.tensor([0])], sampling)
+    candidates = top_candidates(logits, seen([[0]]), sampling)
     draws = 20_000
-    many = Candidates(candidates.values.expand(draws, -1), candidates.ids.expand(draws, -1))
+    many = Candidates(candidates.values.expand(draws, -1), candidates.ids.expand(draws, -1), candidates.complete)
     drawn = draw(many, torch.arange(draws) * 7919, torch.zeros(draws, dtype=torch.long), sampling)
     expected = ours(candidates, sampling)[0] * draws
     kept = expected > 0
@@ -101,27 +129,27 @@ def test_steps_of_one_seed_are_as_good_as_seeds():
 def test_a_draw_does_not_depend_on_neighbours_or_on_the_order_of_candidates():
     sampling = Sampling(temperature=1.0, top_p=1.0, top_k=50)
     logits = torch.randn(8, VOCAB, generator=torch.Generator().manual_seed(5))
-    seen = [torch.tensor([1, 2, 3])] * 8
+    known = [[1, 2, 3]] * 8
     seeds, steps = torch.arange(8) + 100, torch.arange(8)
-    together = draw(top_candidates(logits, seen, sampling), seeds, steps, sampling)
+    together = draw(top_candidates(logits, seen(known), sampling), seeds, steps, sampling)
     for row in range(8):
-        alone = top_candidates(logits[row : row + 1], seen[:1], sampling)
+        alone = top_candidates(logits[row : row + 1], seen(known[:1]), sampling)
         shuffled = torch.randperm(alone.ids.shape[1])
-        alone = Candidates(alone.values[:, shuffled], alone.ids[:, shuffled])
+        alone = Candidates(alone.values[:, shuffled], alone.ids[:, shuffled], alone.complete)
         assert draw(alone, seeds[row : row + 1], steps[row : row + 1], sampling) == together[row]
 
 
 def test_greedy_takes_the_likeliest_token_after_the_penalty():
     logits = torch.zeros(2, VOCAB)
     logits[:, 5], logits[:, 6] = 2.0, 1.9
-    candidates = top_candidates(logits, [torch.tensor([5]), torch.tensor([9])], Sampling(temperature=0))
+    candidates = top_candidates(logits, seen([[5], [9]]), Sampling(temperature=0))
     assert draw(candidates, torch.zeros(2), torch.zeros(2), Sampling(temperature=0)).tolist() == [6, 5]
 
 
 def test_the_logits_handed_in_stay_as_they_are():
     logits = torch.randn(2, VOCAB)
     before = logits.clone()
-    top_candidates(logits, [torch.tensor([0, 1])] * 2, Sampling())
+    top_candidates(logits, seen([[0, 1]] * 2), Sampling())
     assert torch.equal(logits, before)
 
 
@@ -130,5 +158,5 @@ def test_a_row_that_is_not_finite_shows_in_its_first_candidate(bad):
     logits = torch.zeros(2, VOCAB)
     logits[0, 77] = bad
     for sampling in (Sampling(), Sampling(temperature=0), Sampling(top_k=0)):
-        values = top_candidates(logits, [torch.tensor([0])] * 2, sampling).values
+        values = top_candidates(logits, seen([[0]] * 2), sampling).values
         assert values[:, 0].isfinite().tolist() == [False, True]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from gxr_batch.engines.transformers.sampler import Candidates
+    from gxr_batch.engines.transformers.sampler import Candidates, Seen
     from gxr_batch.settings import Sampling
 
 # Shared prefixes kept at a time, one for each template of a run; further templates go without.
@@ -28,6 +28,7 @@ class Driver(Protocol):
     slots: int
     capacity: int
     vocab: int
+    device: torch.device
 
     def prefill(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> torch.Tensor:
         """Run (slot, ids, first position) of each row through the model. Returns the last logits, [rows, vocab]."""
@@ -45,7 +46,7 @@ class Driver(Protocol):
         """Forget a slot whose numbers went bad: masked columns still take part in sums, and 0 x NaN is NaN."""
         ...
 
-    def candidates(self, logits: torch.Tensor, seen: Sequence[torch.Tensor], sampling: Sampling) -> Candidates:
+    def candidates(self, logits: torch.Tensor, seen: Seen, sampling: Sampling) -> Candidates:
         """Return what top-k leaves of each row; the first value of a row that is not finite is NaN or infinite."""
         ...
 

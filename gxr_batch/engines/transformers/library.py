@@ -16,7 +16,7 @@ import torch
 from gxr_batch.engines.transformers.cache import SlotCache, attended
 from gxr_batch.engines.transformers.driver import PREFIX_SLOTS
 from gxr_batch.engines.transformers.packing import pack_linears
-from gxr_batch.engines.transformers.sampler import Candidates, top_candidates
+from gxr_batch.engines.transformers.sampler import Candidates, Seen, top_candidates
 from gxr_batch.engines.transformers.schedule import bucket
 from gxr_batch.settings import Sampling
 
@@ -33,7 +33,7 @@ class LibraryModel:
         # Decode computes at least eight rows, so there are at least as many; the ones too many stay idle.
         self.slots, self.capacity, self.vocab = max(slots, _LEAST_ROWS), capacity, config.vocab_size
         self._model, self._reproducible = model, reproducible
-        self._device = model.get_input_embeddings().weight.device
+        self.device = model.get_input_embeddings().weight.device
         self._dtype = model.dtype
         self._windows = _windows(config)
         self._cache = SlotCache(config.num_hidden_layers, self.slots + PREFIX_SLOTS, capacity)
@@ -47,10 +47,10 @@ class LibraryModel:
         return torch.cat([self._prefill(slot, ids, first) for slot, ids, first in rows])
 
     def _prefill(self, slot: int, ids: Sequence[int], first: int) -> torch.Tensor:
-        tokens = torch.tensor([list(ids)], device=self._device)
-        positions = torch.arange(first, first + len(ids), device=self._device)[None]
+        tokens = torch.tensor([list(ids)], device=self.device)
+        positions = torch.arange(first, first + len(ids), device=self.device)[None]
         length = attended(first + len(ids), self.capacity)
-        rows = torch.tensor([[slot]], device=self._device)
+        rows = torch.tensor([[slot]], device=self.device)
         self._cache.aim(rows, positions, (slot, slot + 1, length))
         return self._forward(tokens, positions, length)
 
@@ -64,9 +64,9 @@ class LibraryModel:
         at = torch.tensor(slots)
         tokens[at, 0], columns[at, 0] = torch.tensor(ids), torch.tensor(positions)
         length = attended(max(positions) + 1, self.capacity)
-        tokens, columns = tokens.to(self._device), columns.to(self._device)
-        self._cache.aim(torch.arange(rows, device=self._device)[:, None], columns, (0, rows, length))
-        return self._forward(tokens, columns.clamp(max=length - 1), length)[at.to(self._device)]
+        tokens, columns = tokens.to(self.device), columns.to(self.device)
+        self._cache.aim(torch.arange(rows, device=self.device)[:, None], columns, (0, rows, length))
+        return self._forward(tokens, columns.clamp(max=length - 1), length)[at.to(self.device)]
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Tensor:
         done = self._model(
@@ -104,8 +104,8 @@ class LibraryModel:
         """Forget a slot whose numbers went bad."""
         self._cache.clear(slot)
 
-    def candidates(self, logits: torch.Tensor, seen: Sequence[torch.Tensor], sampling: Sampling) -> Candidates:
-        """Return what top-k leaves of each row."""
+    def candidates(self, logits: torch.Tensor, seen: Seen, sampling: Sampling) -> Candidates:
+        """Return what top-k leaves of each row. The logits may lie on the last device of several."""
         return top_candidates(logits, seen, sampling)
 
     def close(self) -> None:

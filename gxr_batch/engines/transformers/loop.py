@@ -15,7 +15,7 @@ import torch
 
 from gxr_batch.engines.base import EngineInfo, Pulse, StopRequest
 from gxr_batch.engines.transformers.driver import PREFIX_SLOTS, Driver
-from gxr_batch.engines.transformers.sampler import draw
+from gxr_batch.engines.transformers.sampler import Candidates, SeenIds, draw, top_candidates
 from gxr_batch.engines.transformers.schedule import SlotPlan
 from gxr_batch.records import Completion, FinishReason, Prompt
 from gxr_batch.settings import Sampling
@@ -35,7 +35,6 @@ class RowState:
     taken_at: float
     slot: int = -1
     ids: list[int] = field(default_factory=list)
-    seen: torch.Tensor | None = None
     finish: FinishReason | None = None
     error: str | None = None
     started_at: float = 0.0
@@ -60,6 +59,7 @@ class TransformersSession:
     ) -> None:
         self.info = info
         self._driver, self._tokenizer, self._end_ids, self._sampling = driver, tokenizer, end_ids, sampling
+        self._seen = SeenIds(driver.slots, driver.capacity, driver.device)
         self._prefixes: dict[tuple[int, ...], int] = {}
         self._tokens = 0
 
@@ -119,7 +119,7 @@ class TransformersSession:
             ids = row.prompt.encoded.token_ids or []
             row.started_at, row.started_at_ms = began, now_ms
             calls.append((row.slot, *self._after_prefix(row, ids)))
-            row.seen = torch.tensor(sorted(set(ids)))
+            self._seen.start(row.slot, ids)
         self._sample(rows, self._driver.prefill(calls))
         self._charge(rows, time.monotonic() - began, len(rows) + decoding)
 
@@ -149,21 +149,29 @@ class TransformersSession:
 
     def _sample(self, rows: Sequence[RowState], logits: torch.Tensor) -> None:
         """Draw one token for each row; a row whose logits are not numbers fails, its neighbours do not notice."""
-        seen = [row.seen for row in rows if row.seen is not None]
+        slots = [row.slot for row in rows]
+        seen = self._seen.of(slots)
         candidates = self._driver.candidates(logits, seen, self._sampling)
-        device = candidates.ids.device
-        seeds = torch.tensor([row.prompt.row_seed for row in rows], device=device)
-        steps = torch.tensor([len(row.ids) for row in rows], device=device)
-        finite = candidates.values[:, 0].isfinite()
-        drawn = torch.stack([draw(candidates, seeds, steps, self._sampling), finite]).tolist()
+        tokens, finite, complete = self._drawn(rows, candidates)
+        if not all(complete):  # more ties than candidates: rare enough to sort everything once more
+            tokens, finite, _ = self._drawn(rows, top_candidates(logits, seen, self._sampling, thorough=True))
+        self._seen.add(slots, tokens)
         now = time.monotonic()
-        for row, token, good in zip(rows, *drawn, strict=True):
-            if not good:
+        for row, token, good in zip(rows, tokens, finite, strict=True):
+            if good:
+                row.first_token_at = row.first_token_at or now
+                self._take(row, token)
+            else:
                 row.finish, row.error = "error", "the model's logits are not finite numbers"
                 self._driver.clear(row.slot)
-                continue
-            row.first_token_at = row.first_token_at or now
-            self._take(row, token)
+
+    def _drawn(self, rows: Sequence[RowState], candidates: Candidates) -> list[list[int]]:
+        """Return tokens, whether logits were finite, and whether all ties were there: the step's one read-back."""
+        device = candidates.ids.device
+        keys = torch.tensor([[row.prompt.row_seed, len(row.ids)] for row in rows]).to(device)
+        tokens = draw(candidates, keys[:, 0], keys[:, 1], self._sampling)
+        read: list[list[int]] = torch.stack([tokens, candidates.values[:, 0].isfinite(), candidates.complete]).tolist()
+        return read
 
     def _take(self, row: RowState, token: int) -> None:
         row.ids.append(token)
@@ -172,8 +180,6 @@ class TransformersSession:
             row.finish = "stop"
         elif len(row.ids) == row.prompt.max_new_tokens:
             row.finish = "length"
-        elif row.seen is not None and not bool((row.seen == token).any()):
-            row.seen = torch.cat([row.seen, row.seen.new_tensor([token])])
         if row.prompt.on_text is not None:
             self._show(row)
 
@@ -206,6 +212,7 @@ class TransformersSession:
         for source, target in plan.moves():
             row = by_slot[source]
             self._driver.copy(source, target, row.position)
+            self._seen.move(source, target)
             row.slot = target
 
     def _text(self, row: RowState) -> str:

@@ -24,32 +24,79 @@ _MARGIN = 64
 class Candidates(NamedTuple):
     """The tokens that top-k leaves of each row: penalised logits, falling, and their ids; both [rows, candidates].
 
-    A row with fewer candidates is filled with -inf.
+    A row with fewer candidates is filled with -inf. `complete` [rows] is False where more tokens tie at the k-th value
+    than were kept; such a row wants `top_candidates(..., thorough=True)`. On the device, so that one read-back serves.
     """
 
     values: torch.Tensor
     ids: torch.Tensor
+    complete: torch.Tensor
 
 
-def top_candidates(logits: torch.Tensor, seen: Sequence[torch.Tensor], sampling: Sampling) -> Candidates:
+class Seen(NamedTuple):
+    """The ids that each row has seen, [rows, width]: the first `counts` [rows] of a row are all different, the rest
+    repeat some of them.
+    """
+
+    ids: torch.Tensor
+    counts: torch.Tensor
+
+
+class SeenIds:
+    """What every slot's row has seen, prompt and answer, on the logits' device and extended by one write a step."""
+
+    def __init__(self, slots: int, capacity: int, device: torch.device) -> None:
+        self._ids = torch.zeros(slots, capacity + 1, dtype=torch.long, device=device)
+        self._known: list[set[int]] = [set() for _ in range(slots)]
+
+    def start(self, slot: int, ids: Sequence[int]) -> None:
+        """Begin a row with its prompt."""
+        unique = list(dict.fromkeys(ids))
+        self._known[slot] = set(unique)
+        row = torch.full((self._ids.shape[1],), unique[0])
+        row[: len(unique)] = torch.tensor(unique)
+        self._ids[slot] = row.to(self._ids.device)
+
+    def add(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
+        """Add one token to each row. One that is known already is written behind the others and not counted."""
+        columns = [len(self._known[slot]) for slot in slots]
+        device = self._ids.device
+        at = torch.tensor([slots, columns], device=device)
+        self._ids[at[0], at[1]] = torch.tensor(tokens, device=device)
+        for slot, token in zip(slots, tokens, strict=True):
+            self._known[slot].add(token)
+
+    def move(self, source: int, target: int) -> None:
+        """Take a row along to another slot."""
+        self._ids[target] = self._ids[source]
+        self._known[target] = self._known[source]
+        self._known[source] = set()
+
+    def of(self, slots: Sequence[int]) -> Seen:
+        """Return what the rows in these slots have seen."""
+        counts = [len(self._known[slot]) for slot in slots]
+        device = self._ids.device
+        return Seen(self._ids[torch.tensor(slots, device=device), : max(counts)], torch.tensor(counts, device=device))
+
+
+def top_candidates(logits: torch.Tensor, seen: Seen, sampling: Sampling, *, thorough: bool = False) -> Candidates:
     """Return the candidates of every row.
 
-    `logits` is [rows, vocab] in any float type; `seen` holds for each row the ids of its prompt and answer (int64, on
-    the logits' device, repeats allowed). Greedy sampling has one candidate.
+    `logits` is [rows, vocab] in any float type and stays as it is. Greedy sampling has one candidate. `thorough` sorts
+    the whole vocabulary, so that any number of ties is kept.
     """
-    scores = logits.float()
-    if scores.data_ptr() == logits.data_ptr():
-        scores = scores.clone()
+    scores = logits.float() if logits.dtype != torch.float32 else logits.clone()
     if sampling.repetition_penalty != 1:
-        for row, ids in zip(scores, seen, strict=True):
-            row[ids] = penalised(row[ids], sampling.repetition_penalty)
+        scores.scatter_(1, seen.ids, penalised(scores.gather(1, seen.ids), sampling.repetition_penalty))
+    everything = torch.ones(scores.shape[0], dtype=torch.bool, device=scores.device)
     if sampling.greedy:
         best = scores.argmax(dim=-1, keepdim=True)
-        return Candidates(scores.gather(1, best), best)
+        return Candidates(scores.gather(1, best), best, everything)
     if sampling.top_k == 0:
-        values, ids = scores.sort(dim=-1, descending=True, stable=True)
-        return Candidates(values, ids)
-    return _top_k(scores, min(sampling.top_k, scores.shape[1]))
+        return Candidates(*scores.sort(dim=-1, descending=True, stable=True), everything)
+    k = min(sampling.top_k, scores.shape[1])
+    values, ids, complete = _whole(scores) if thorough else _in_blocks(scores, k)
+    return Candidates(values.masked_fill(values < values[:, k - 1 : k], -torch.inf), ids, complete)
 
 
 def penalised(values: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -57,7 +104,13 @@ def penalised(values: torch.Tensor, penalty: float) -> torch.Tensor:
     return torch.where(values > 0, values / penalty, values * penalty)
 
 
-def _top_k(scores: torch.Tensor, k: int) -> Candidates:
+def _whole(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    values, ids = scores.sort(dim=-1, descending=True, stable=True)
+    return values, ids, torch.ones(scores.shape[0], dtype=torch.bool, device=scores.device)
+
+
+def _in_blocks(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the best k tokens and a margin, falling, equal ones by id; and whether the margin held all ties."""
     rows, vocab = scores.shape
     wanted = min(k + _MARGIN, vocab)
     blocks = -(-vocab // _BLOCK)
@@ -67,11 +120,8 @@ def _top_k(scores: torch.Tensor, k: int) -> Candidates:
     ids = (chosen[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=scores.device)).view(rows, -1)
     values, order = padded.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     values, ids = values[:, :wanted], ids.gather(1, order[:, :wanted])
-    floor = values[:, k - 1 : k]
-    if wanted < vocab and bool((values[:, -1:] == floor).any()):
-        # More ties at the k-th value than the margin holds: rare enough to sort everything.
-        values, ids = scores.sort(dim=-1, descending=True, stable=True)
-    return Candidates(values.masked_fill(values < floor, -torch.inf), ids)
+    complete = values[:, -1] < values[:, k - 1] if wanted < vocab else values[:, 0] == values[:, 0]
+    return values, ids, complete
 
 
 def draw(candidates: Candidates, seeds: torch.Tensor, steps: torch.Tensor, sampling: Sampling) -> torch.Tensor:
@@ -79,7 +129,7 @@ def draw(candidates: Candidates, seeds: torch.Tensor, steps: torch.Tensor, sampl
 
     `seeds` and `steps` are [rows] int64: the row's seed, and how many tokens it has so far.
     """
-    values, ids = candidates
+    values, ids, _ = candidates
     if sampling.greedy:
         return ids[:, 0]
     scores = values.double() / sampling.temperature

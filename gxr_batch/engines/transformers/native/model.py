@@ -13,13 +13,13 @@ import torch
 
 from gxr_batch.engines.transformers.driver import PREFIX_SLOTS
 from gxr_batch.engines.transformers.native.build import NativeUnavailable, load
-from gxr_batch.engines.transformers.sampler import Candidates, top_candidates
+from gxr_batch.engines.transformers.sampler import Candidates, Seen, top_candidates
 from gxr_batch.settings import Sampling
 
 _POINTER = ctypes.c_void_p
 _ROWS = 256  # tokens a call; longer prompts go through in pieces, with the same bits
 _ROOM = 2048  # candidates a row that the kernel may return before the row is sorted in full
-_TOO_MANY = -2
+_NOT_FINITE, _TOO_MANY = -1, -2  # as in kernels.c
 _FAMILIES = frozenset({"gemma3_text", "gemma3", "llama"})
 
 
@@ -63,7 +63,7 @@ class NativeModel:
         self._library.gxr_threads(torch.get_num_threads())
         self._kept: list[Any] = []
         self._memory: list[tuple[int, int]] = []
-        self.slots, self.capacity = slots, capacity
+        self.slots, self.capacity, self.device = slots, capacity, torch.device("cpu")
         config = model.config.get_text_config()
         self.vocab = config.vocab_size
         self._hidden = config.hidden_size
@@ -115,27 +115,22 @@ class NativeModel:
     def clear(self, slot: int) -> None:
         """Nothing to do: attention reads no column beyond a row's position."""
 
-    def candidates(self, logits: torch.Tensor, seen: Sequence[torch.Tensor], sampling: Sampling) -> Candidates:
+    def candidates(self, logits: torch.Tensor, seen: Seen, sampling: Sampling) -> Candidates:
         """Return what top-k leaves of each row; [rows, n]. Rows whose logits are not finite come back as NaN."""
         if sampling.top_k == 0 or self.vocab % 512:
             return top_candidates(logits, seen, sampling)
         rows = logits.shape[0]
         k = 1 if sampling.greedy else sampling.top_k
-        width = max(len(ids) for ids in seen)
-        seen_ids = torch.zeros(rows, width, dtype=torch.int32)
-        for row, ids in zip(seen_ids, seen, strict=True):
-            row[: len(ids)] = ids
-        lengths = torch.tensor([len(ids) for ids in seen], dtype=torch.int32)
+        seen_ids, lengths = seen.ids.int().contiguous(), seen.counts.int()
         values = torch.empty(rows, _ROOM)
         ids = torch.zeros(rows, _ROOM, dtype=torch.int32)
         counts = torch.empty(rows, dtype=torch.int32)
         self._library.gxr_candidates(
             logits.data_ptr(), logits.stride(0), rows, self.vocab, k,
-            seen_ids.data_ptr(), lengths.data_ptr(), width, sampling.repetition_penalty,
+            seen_ids.data_ptr(), lengths.data_ptr(), seen_ids.shape[1], sampling.repetition_penalty,
             _ROOM, values.data_ptr(), ids.data_ptr(), counts.data_ptr(),
         )  # fmt: skip
-        found = _finish(values, ids, counts, k)
-        return top_candidates(logits, seen, sampling) if bool((counts == _TOO_MANY).any()) else found
+        return _finish(values, ids, counts, k)
 
     def close(self) -> None:
         """Give the packed weights and the cache back to the system."""
@@ -325,7 +320,8 @@ def _finish(values: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor, k: in
     values, ids = values.gather(1, order), ids.gather(1, order)
     values, order = values.sort(dim=-1, descending=True, stable=True)
     values = values.masked_fill(values < values[:, k - 1 : k], -torch.inf)
-    return Candidates(values.masked_fill((counts == -1)[:, None], torch.nan), ids.gather(1, order))
+    values = values.masked_fill((counts == _NOT_FINITE)[:, None], torch.nan)
+    return Candidates(values, ids.gather(1, order), counts != _TOO_MANY)
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:

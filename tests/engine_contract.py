@@ -1,8 +1,6 @@
-"""What every engine owes the runner, as tests. An engine's own test file subclasses `EngineContract`.
+"""What every engine owes the runner, as tests.
 
-class TestContract(EngineContract):
-    @pytest.fixture
-    def subject(self): return Subject(...)
+An engine's own test file subclasses `EngineContract`, names the subclass `Test...`, and gives it a fixture `subject`.
 """
 
 from __future__ import annotations
@@ -22,13 +20,18 @@ CANARY = "zebrafish"
 class Subject:
     """An engine as the contract needs it.
 
-    `open` opens it. `prompts(n)` gives n prompts with keys of their own that keep it busy, each for more than two
-    pulses. `spoil(prompt)` turns a prompt into one that fails as a row, its text holding the CANARY.
+    `open` opens it. `prompts(n)` gives n prompts with keys of their own, `lasting(n)` n that each keep it busy for more
+    than two pulses (None: those of `prompts` do). `spoil(prompt)` turns a prompt into one that fails as a row, its text
+    holding the CANARY.
     """
 
     open: Callable[[], AbstractContextManager[Session]]
     prompts: Callable[[int], list[Prompt]]
     spoil: Callable[[Prompt], Prompt]
+    lasting: Callable[[int], list[Prompt]] | None = None
+
+    def long(self, count: int) -> list[Prompt]:
+        return (self.lasting or self.prompts)(count)
 
 
 @dataclass
@@ -107,7 +110,7 @@ class EngineContract:
 
     def test_it_gives_a_sign_of_life_every_second(self, subject: Subject):
         with subject.open() as session:
-            seen = Watched().watch(session, subject.prompts(session.info.slots))
+            seen = Watched().watch(session, subject.long(session.info.slots))
         assert seen.longest_silence < 1.0
         assert seen.pulses
         assert max(pulse.rows_in_flight for pulse in seen.pulses) >= 1
@@ -127,7 +130,7 @@ class EngineContract:
     def test_times_are_plausible_and_shares_add_up(self, subject: Subject):
         with subject.open() as session:
             before = time.time() * 1000
-            seen = Watched().watch(session, subject.prompts(2 * session.info.slots))
+            seen = Watched().watch(session, subject.long(2 * session.info.slots))
             after = time.time() * 1000
         for completion in seen.completions:
             assert 0 <= completion.seconds_queued <= seen.seconds
@@ -166,7 +169,7 @@ class EngineContract:
                 stop.now()
 
         with subject.open() as session:
-            seen = Watched().watch(session, subject.prompts(3 * session.info.slots), stop, interrupt)
+            seen = Watched().watch(session, subject.long(3 * session.info.slots), stop, interrupt)
             assert time.monotonic() - told[0] < 1.0
         assert len(seen.completions) < len(seen.taken)
 
@@ -194,14 +197,14 @@ class EngineContract:
                 stop.drain(told[0] + 0.2)
 
         with subject.open() as session:
-            seen = Watched().watch(session, subject.prompts(4 * session.info.slots), stop, drain)
+            seen = Watched().watch(session, subject.long(4 * session.info.slots), stop, drain)
             assert time.monotonic() - told[0] < 1.2
         assert set(seen.keys()) <= {tuple(prompt.key) for prompt in seen.taken}
         assert len(set(seen.keys())) == len(seen.keys())
 
     def test_a_stream_that_is_left_early_does_not_spoil_the_next(self, subject: Subject):
         with subject.open() as session:
-            stream = session.stream(iter(subject.prompts(session.info.slots)), StopRequest())
+            stream = session.stream(iter(subject.long(session.info.slots)), StopRequest())
             next(stream)
             stream.close()
             prompts = subject.prompts(2)

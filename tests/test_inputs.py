@@ -31,7 +31,7 @@ def test_a_table_has_at_least_forty_cases_each_its_own(name):
 
 
 def test_optional_cells_are_sometimes_empty():
-    for column in ("history", "comparison"):
+    for column in ("history", "presentation", "comparison"):
         assert any(not row[column] for row in rows("findings.csv"))
 
 

@@ -1,0 +1,292 @@
+"""Useful tokens a second of our engine and of its peers: same prompts, same output lengths, same sampling, one run.
+
+Each peer runs in a process (and, where it needs one, an environment) of its own; peers are interleaved over the rounds
+and the medians of the rounds are printed. Machines differ and are shared: compare ratios of one run.
+
+    python benchmarks/engines.py                                # everything: about an hour on 2 cores
+    python benchmarks/engines.py --peers ours,vllm,openvino     # "ours" stands for all of ours-...
+    python benchmarks/engines.py --model smollm --rounds 1 --rows 16
+
+`benchmarks/peers/install.sh NAME` installs a peer that is printed as missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gxr_batch.models.demo import ensure_demo_model
+from gxr_batch.models.weights import cache_home
+
+SCRIPTS = Path(__file__).parent / "peers"
+SYSTEM = (
+    "You write teaching cases for radiology residents. Describe the findings in order, name the most likely "
+    "diagnosis and two alternatives, and end with one question for the reader. Use plain language."
+)
+SHORTEST, LONGEST = 32, 256
+PEER_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One line of the table: a script, its options, and the environment that it runs in ("" = this one)."""
+
+    name: str
+    script: str
+    options: tuple[str, ...] = ()
+    environment: str = ""
+
+    def python(self) -> Path:
+        """Return its interpreter: GXR_BATCH_PEER_<NAME>, else the one that install.sh made."""
+        if not self.environment:
+            return Path(sys.executable)
+        named = os.environ.get(f"GXR_BATCH_PEER_{self.environment.upper()}")
+        return Path(named) if named else cache_home() / "peers" / self.environment / "bin" / "python"
+
+
+def _ours(name: str, *options: str) -> Peer:
+    return Peer(f"ours-{name}", "ours.py", options)
+
+
+LIBRARY = ("--driver", "library", "--slots", "32")
+PEERS = (
+    Peer("guide", "guide.py"),
+    Peer("pipeline16", "pipeline.py"),
+    Peer("static16", "static.py", ("--batch", "16")),
+    Peer("static32", "static.py", ("--batch", "32")),
+    Peer("continuous", "continuous.py"),
+    Peer("vllm", "vllm_cpu.py", environment="vllm"),
+    Peer("llamacpp", "llamacpp.py", environment="llamacpp"),
+    Peer("openvino", "openvino_genai_ir.py", environment="openvino"),
+    *(_ours(str(slots), "--slots", str(slots)) for slots in (8, 16, 32, 64)),
+    _ours("32-no-prefix", "--slots", "32", "--no-prefix"),
+    _ours("32-library", *LIBRARY),
+    _ours("32-library-fast", *LIBRARY, "--not-reproducible"),
+    _ours("32-library-no-prefix", *LIBRARY, "--no-prefix"),
+    _ours("32-library-float32", *LIBRARY, "--dtype", "float32"),
+)
+REFERENCES = ("ours-64", "ours-32", "ours-16", "ours-8")
+
+
+@dataclass
+class Outcome:
+    """What a peer's rounds gave; `problem` where one gave nothing."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    problem: str = ""
+
+    @property
+    def rates(self) -> list[float]:
+        """Useful tokens a second of each round."""
+        return [result["tokens"] / result["seconds"] for result in self.results]
+
+    @property
+    def rate(self) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.rates)
+
+    def median(self, *keys: str) -> float:
+        """Return the median over the rounds of one figure, e.g. median("shares", "decode")."""
+        return statistics.median(_inside(result, keys) for result in self.results)
+
+
+def _inside(result: Any, keys: tuple[str, ...]) -> float:
+    for key in keys:
+        result = result[key]
+    return float(result)
+
+
+# ---------------------------------------------------------------------- the task
+
+
+def findings(rng: random.Random) -> dict[str, str]:
+    """Return the cells of one made-up case."""
+    sides, zones = ("right", "left"), ("upper lobe", "middle zone", "lower lobe", "costophrenic angle", "hilum")
+    signs = (
+        "a patchy consolidation with air bronchograms",
+        "a small effusion with a concave upper margin",
+        "a rounded nodule of {} mm with smooth borders",
+        "linear atelectasis above the raised diaphragm",
+        "fine reticular shadowing and thickened septal lines",
+        "a cavity with an air-fluid level of {} mm",
+    )
+    sentences = [
+        f"In the {rng.choice(sides)} {rng.choice(zones)} there is {rng.choice(signs).format(rng.randint(6, 40))}."
+        for _ in range(rng.randint(1, 5))
+    ]
+    sentences.append(rng.choice(("The heart is of normal size.", "The heart is enlarged.", "No pneumothorax.")))
+    return {
+        "age": str(rng.randint(18, 90)),
+        "sex": rng.choice(("female", "male")),
+        "history": rng.choice(("", "smoking", "heart failure", "rheumatoid arthritis", "a kidney transplant")),
+        "presentation": rng.choice(("", "cough and fever for four days", "increasing breathlessness", "chest pain")),
+        "findings": " ".join(sentences),
+        "comparison": rng.choice(("", "", "unchanged from the examination of last year")),
+    }
+
+
+def write_task(path: Path, model: Path, rows: int) -> int:
+    """Write prompts, output lengths and seeds for the peers; return the useful tokens."""
+    from gxr_batch.job import ModelSection, PromptSection
+    from gxr_batch.models.encoding import ChatEncoder
+    from gxr_batch.models.loading import load_tokenizer
+    from gxr_batch.plan import row_seed
+    from gxr_batch.prompts import render
+    from gxr_batch.templates import Templates
+
+    rng = random.Random(3)
+    template = Templates(PromptSection()).default
+    tokenizer = load_tokenizer(ModelSection(path=str(model)))
+    encoder = ChatEncoder(tokenizer)
+    encoded = [encoder.encode(render(template, findings(rng), system=SYSTEM)) for _ in range(rows)]
+    ids = [one.token_ids or [] for one in encoded]
+    lengths = [rng.randint(SHORTEST, LONGEST) for _ in range(rows)]
+    task = {
+        "ids": ids,
+        "texts": tokenizer.batch_decode(ids),
+        "lengths": lengths,
+        "seeds": [row_seed(0, str(row), 1, 1) for row in range(rows)],
+        "shared": [one.shared_tokens for one in encoded],
+    }
+    path.write_text(json.dumps(task))
+    prompts = [len(one) for one in ids]
+    print(
+        f"{rows} prompts of {min(prompts)} to {max(prompts)} tokens, {max(task['shared'])} of them shared; answers of "
+        f"{min(lengths)} to {max(lengths)} tokens, {sum(lengths)} together",
+        flush=True,
+    )
+    return sum(lengths)
+
+
+def model_folder(name: str) -> Path:
+    """Return the bfloat16 folder of a model, converting it first where that has not been done yet."""
+    if name == "gemma":
+        return ensure_demo_model()
+    folder = cache_home() / "models" / "smollm2-135m-instruct-bf16-1"
+    if not folder.is_dir():
+        subprocess.run([sys.executable, SCRIPTS / "smollm.py", folder], check=True)
+    return folder
+
+
+# ---------------------------------------------------------------------- running
+
+
+def run_script(peer: Peer, task: Path, model: Path) -> dict[str, Any]:
+    """Run one peer once; return its line, or {"skipped": reason}."""
+    if not peer.python().exists():
+        return {"skipped": f"missing: {SCRIPTS.parent.name}/peers/install.sh {peer.environment}"}
+    command = [peer.python(), SCRIPTS / peer.script, task, model, *peer.options]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PEER_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return {"skipped": f"not done after {PEER_SECONDS} s"}
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith(('{"tokens"', '{"skipped"')):
+            found: dict[str, Any] = json.loads(line)
+            return found
+    words = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    return {"skipped": f"failed ({done.returncode}): {words[-1].strip()[:150] if words else 'without a word'}"}
+
+
+def run_rounds(peers: list[Peer], rounds: int, task: Path, model: Path) -> tuple[dict[str, Outcome], Outcome]:
+    """Run every peer once a round, and measure the machine once a round too."""
+    machine, outcomes = Outcome(), {peer.name: Outcome() for peer in peers}
+    for number in range(1, rounds + 1):
+        for peer in [Peer("machine", "machine.py"), *peers]:
+            outcome = machine if peer.name == "machine" else outcomes[peer.name]
+            if outcome.problem:
+                continue
+            result = run_script(peer, task, model)
+            if "skipped" in result:
+                outcome.problem = result["skipped"]
+            else:
+                outcome.results.append(result)
+            said = outcome.problem or f"{result['tokens'] / result['seconds']:.1f}"
+            print(f"round {number}: {peer.name}: {said}", file=sys.stderr, flush=True)
+    return outcomes, machine
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def print_table(outcomes: dict[str, Outcome], useful: int) -> None:
+    """Print useful tokens a second and how many times faster ours is."""
+    measured = {name: outcome for name, outcome in outcomes.items() if outcome.results}
+    candidates = [name for name in REFERENCES if name in measured]
+    reference = max(candidates, key=lambda name: measured[name].rate, default="")
+    faster = f"{reference or 'ours'} is"
+    print(f"\n{'peer':<26}{'tok/s':>8}{'min':>8}{'max':>8}{faster:>14}{'MiB':>8}  note")
+    for name, outcome in outcomes.items():
+        if not outcome.results:
+            print(f"{name:<26}{'-':>8}{'':>38}  {outcome.problem}")
+            continue
+        last = outcome.results[-1]
+        ratio = f"{measured[reference].rate / outcome.rate:.2f}x" if reference else "-"
+        note = last["note"] + (f"; then {outcome.problem}" if outcome.problem else "")
+        if last["tokens"] != useful:
+            note += f" ({last['tokens']} tokens)"
+        print(
+            f"{name:<26}{outcome.rate:>8.1f}{min(outcome.rates):>8.1f}{max(outcome.rates):>8.1f}{ratio:>14}"
+            f"{outcome.median('peak_mib'):>8.0f}  {note}"
+        )
+
+
+def print_parts(outcomes: dict[str, Outcome], machine: Outcome) -> None:
+    """Print where our engine's time goes, and how near decode comes to the machine's limits."""
+    ours = {name: outcome for name, outcome in outcomes.items() if outcome.results and name.startswith("ours")}
+    if not ours or not machine.results:
+        return
+    reads, products = machine.median("bytes_a_second"), machine.median("flops_a_second")
+    print(f"\nThis machine, measured between the peers: reads {reads / 1e9:.1f} GB/s, bf16 products ", end="")
+    print(f"{products / 1e12:.2f} Tflop/s")
+    titles = ("prefill", "decode", "sampler", "host", "slot use", "rows", "step ms", "of reads", "of products")
+    print(f"{'':<26}" + "".join(f"{title:>12}" for title in titles))
+    for name, outcome in ours.items():
+        figures = [f"{outcome.median('shares', part):.0%}" for part in titles[:4]]
+        figures += [f"{outcome.median('slot_use'):.0%}", f"{outcome.median('rows_a_step'):.1f}"]
+        figures += [f"{outcome.median('step_ms'):.1f}", f"{outcome.median('decode_bytes_a_second') / reads:.0%}"]
+        figures += [f"{outcome.median('decode_flops_a_second') / products:.0%}"]
+        print(f"{name:<26}" + "".join(f"{figure:>12}" for figure in figures))
+    print("prefill, decode, sampler, host: shares of the time; of reads, of products: what decode uses of the machine,")
+    print("each decode step counted as one read of all weights and of the cache that its rows look back at.")
+
+
+def _chosen(names: str) -> list[Peer]:
+    if not names:
+        return list(PEERS)
+    wanted = names.split(",")
+    unknown = set(wanted) - {peer.name for peer in PEERS} - {"ours"}
+    if unknown:
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: ours, {', '.join(p.name for p in PEERS)}")
+    return [peer for peer in PEERS if peer.name in wanted or ("ours" in wanted and peer.script == "ours.py")]
+
+
+def main() -> None:
+    """Run the peers and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["gemma", "smollm"], default="gemma")
+    parser.add_argument("--peers", default="", help="names, separated by commas; by default all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=64)
+    arguments = parser.parse_args()
+    peers = _chosen(arguments.peers)
+    model = model_folder(arguments.model)
+    with tempfile.TemporaryDirectory(prefix="gxr-batch-engines-") as scratch:
+        task = Path(scratch) / "task.json"
+        useful = write_task(task, model, arguments.rows)
+        outcomes, machine = run_rounds(peers, arguments.rounds, task, model)
+    print_table(outcomes, useful)
+    print_parts(outcomes, machine)
+
+
+if __name__ == "__main__":
+    main()

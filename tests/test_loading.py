@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_gemma, tiny_llama
 
-from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
+from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable, NotAvailable
 from gxr_batch.job import ModelSection
+from gxr_batch.models import memory, weights
 from gxr_batch.models.loading import end_ids, identity, load_model, load_tokenizer
 
 pytestmark = pytest.mark.model
@@ -27,8 +35,8 @@ def section(path: object, **keys: object) -> ModelSection:
     return ModelSection.model_validate({"path": str(path), **keys})
 
 
-def test_a_local_folder_loads_in_the_dtype_that_was_asked_for(tiny_dir):
-    loaded = load_model(section(tiny_dir, dtype="float32"), load_tokenizer(section(tiny_dir)))
+def test_a_local_folder_loads_in_the_dtype_that_was_asked_for(tiny_dir, gemma_tokenizer):
+    loaded = load_model(section(tiny_dir, dtype="float32"), gemma_tokenizer)
     assert loaded.model.dtype == torch.float32
     assert loaded.device == "cpu"
     assert loaded.quantization is None
@@ -36,11 +44,11 @@ def test_a_local_folder_loads_in_the_dtype_that_was_asked_for(tiny_dir):
     assert 1 in loaded.end_ids
 
 
-def test_four_bit_weights_really_are_four_bit_on_the_cpu(tiny_dir):
+def test_four_bit_weights_really_are_four_bit_on_the_cpu(tiny_dir, gemma_tokenizer):
     from bitsandbytes.nn import Linear4bit
 
     work = section(tiny_dir, load_in_4bit=True, dtype="bfloat16")
-    loaded = load_model(work, load_tokenizer(work))
+    loaded = load_model(work, gemma_tokenizer)
     layer = loaded.model.model.layers[0].mlp.up_proj
     assert isinstance(layer, Linear4bit)
     assert layer.weight.quant_type == "nf4"
@@ -56,9 +64,9 @@ def test_the_identity_follows_the_weights_and_nothing_else(tiny_dir, tmp_path, g
     assert identity(section(tmp_path)).weights_sha256 != first.weights_sha256
 
 
-def test_float16_is_refused_for_gemma_before_loading(tiny_dir):
+def test_float16_is_refused_for_gemma_before_loading(tiny_dir, gemma_tokenizer):
     with pytest.raises(JobFileError, match="float16"):
-        load_model(section(tiny_dir, dtype="float16"), load_tokenizer(section(tiny_dir)))
+        load_model(section(tiny_dir, dtype="float16"), gemma_tokenizer)
 
 
 @pytest.mark.parametrize("path", ["./no/such/folder", "/no/such/folder"])
@@ -68,21 +76,12 @@ def test_a_folder_that_is_not_there_is_named_with_its_absolute_path(path):
     assert str(Path(path).absolute()) in str(caught.value)
 
 
-def test_a_hub_model_without_network_is_one_message(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(ModelUnavailable) as caught:
-        identity(section("nobody/nothing-of-this-name"))
-    assert caught.value.next_step
-    assert caught.value.__cause__ is None
-
-
-def test_torn_weights_are_one_message(tiny_dir, tmp_path):
-    for path in tiny_dir.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
+def test_torn_weights_are_one_message(tiny_dir, tmp_path, gemma_tokenizer):
+    copy(tiny_dir, tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:5000])
     with pytest.raises(ModelUnavailable, match="cannot be loaded"):
-        load_model(section(tmp_path), load_tokenizer(section(tmp_path)))
+        load_model(section(tmp_path), gemma_tokenizer)
 
 
 def test_a_context_longer_than_the_models_is_refused(tiny_dir):
@@ -95,3 +94,244 @@ def test_end_ids_are_gathered_from_wherever_a_model_names_them(gemma_tokenizer):
     model.generation_config.eos_token_id = None
     model.config.eos_token_id = None
     assert end_ids(model, gemma_tokenizer) == (1, 106)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, tiny_dir):
+    """A hub on this machine that serves the tiny model as nobody/tiny; returns a run of `code` as its client."""
+    files = {path.name: path.read_bytes() for path in tiny_dir.iterdir()}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), hub_of(files))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def client(code: str, **environment: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", CLIENT + code],
+            env=os.environ
+            | {
+                "HF_HOME": str(tmp_path / "hub"),
+                "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+                "HF_HUB_DISABLE_XET": "1",
+                "XDG_CACHE_HOME": str(tmp_path / "cache"),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    yield client
+    server.shutdown()
+    server.server_close()
+
+
+CLIENT = """
+from gxr_batch.job import ModelSection
+from gxr_batch.models.loading import identity, load_model, load_tokenizer
+def section(**keys): return ModelSection.model_validate(keys)
+"""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def hub_of(files: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
+    """As much of the hub's HTTP as a snapshot takes: the commit of a revision, its files, and the three refusals."""
+
+    class Hub(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if "/gated" in path:
+                self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
+            elif "/nobody/tiny" not in path:
+                self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+            elif "/no-such" in path:
+                self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            elif "/tree/" in path:
+                tree = [
+                    {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
+                    for name, body in files.items()
+                ]
+                self.answer(200, json.dumps(tree).encode())
+            elif path.startswith("/api/models/"):
+                siblings = [{"rfilename": name} for name in files]
+                self.answer(200, json.dumps({"id": "nobody/tiny", "sha": COMMIT, "siblings": siblings}).encode())
+            else:
+                body = files[path.rpartition("/")[2]]
+                self.answer(200, body, {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": COMMIT})
+
+        def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for name, value in (headers or {}).items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+    return Hub
+
+
+def test_a_hub_model_is_fetched_once_and_then_found_offline(hub, tiny_dir):
+    say = "print(identity(section(path='nobody/tiny')).revision, identity(section(path='nobody/tiny')).weights_sha256)"
+    here = identity(section(tiny_dir)).weights_sha256
+    assert hub("load_tokenizer(section(path='nobody/tiny'))") == ""
+    assert hub(say).split() == [COMMIT, here]
+    pinned = f"section(path='nobody/tiny', revision='{COMMIT}')"
+    offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert hub(say, **offline).split() == [COMMIT, here]
+    assert hub(f"print(load_model({pinned}, load_tokenizer({pinned})).end_ids)", **offline).strip() == "(1, 106)"
+
+
+@pytest.mark.parametrize(
+    ("path", "keys", "said", "step"),
+    [
+        ("nobody/gated", {}, "gated", "accept its terms"),
+        ("nobody/other", {}, "neither a folder", "check the name"),
+        ("nobody/tiny", {"revision": "no-such"}, "no such revision", "choose one of"),
+        ("nobody--odd", {}, "neither a folder", "check the name"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_message_with_a_next_step(hub, path, keys, said, step):
+    code = (
+        "from gxr_batch.errors import ModelUnavailable\n"
+        f"try:\n    identity(section(path={path!r}, **{keys!r}))\n"
+        "except ModelUnavailable as error:\n    print(error.what, '|', error.where, '|', error.next_step)\n"
+    )
+    what, where, next_step = hub(code).split(" | ")
+    assert said in what
+    assert path in where
+    assert step in next_step
+
+
+def test_a_hub_that_cannot_be_reached_is_one_message(hub):
+    code = (
+        "from gxr_batch.errors import ModelUnavailable\n"
+        "try:\n    identity(section(path='nobody/tiny'))\n"
+        "except ModelUnavailable as error:\n    print(error.what)\n"
+    )
+    assert "cannot be reached" in hub(code, HF_ENDPOINT="http://127.0.0.1:9")
+    assert "cannot be reached" in hub(code, HF_HUB_OFFLINE="1")
+
+
+def test_a_revision_of_a_model_on_this_machine_is_refused(tiny_dir):
+    with pytest.raises(JobFileError, match="belongs to a model of the hub"):
+        identity(section(tiny_dir, revision="main"))
+
+
+def test_weights_that_lack_a_tensor_are_refused_instead_of_filled_with_random_numbers(
+    tiny_dir, tmp_path, gemma_tokenizer
+):
+    from safetensors.torch import load_file, save_file
+
+    copy(tiny_dir, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(section(tmp_path), gemma_tokenizer)
+
+
+def test_weights_in_several_files_load_and_have_one_hash(tiny_dir, tmp_path, gemma_tokenizer):
+    copy(tiny_dir, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    tiny_gemma().save_pretrained(tmp_path, max_shard_size="300KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    listed = "".join(f"{path.name}\t{hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in shards)
+    assert identity(section(tmp_path)).weights_sha256 == hashlib.sha256(listed.encode()).hexdigest()
+    load_model(section(tmp_path), gemma_tokenizer)
+    shards[0].rename(tmp_path / "elsewhere")
+    with pytest.raises(ModelUnavailable, match="weight file is missing"):
+        identity(section(tmp_path))
+
+
+def test_only_safetensors_are_loaded(tiny_dir, tmp_path):
+    copy(tiny_dir, tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelUnavailable, match="safetensors"):
+        identity(section(tmp_path))
+
+
+def test_an_adapter_folder_is_not_available_yet(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(NotAvailable):
+        load_tokenizer(section(tmp_path))
+
+
+def test_code_that_comes_with_a_model_is_not_run(tiny_dir, tmp_path):
+    copy(tiny_dir, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModelForCausalLM": "odd.OddModel"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelUnavailable, match="never run"):
+        load_tokenizer(section(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_multimodal_gemma_loads_for_text(tmp_path, gemma_tokenizer):
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = tiny_gemma().config.to_dict()
+    # The image tokens lie outside the tiny vocabulary, as no text may contain them.
+    config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    gemma_tokenizer.save_pretrained(tmp_path)
+    loaded = load_model(section(tmp_path, dtype="float32"), gemma_tokenizer)
+    with torch.inference_mode():
+        out = loaded.model.generate(torch.tensor([[2, 5, 9]]), max_new_tokens=4, do_sample=False)
+    assert out.shape == (1, 7)
+    assert {1, 106} <= set(loaded.end_ids)
+
+
+def test_a_hash_is_read_from_the_cache_until_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    first = weights.weights_sha256([file])
+    assert first == hashlib.sha256(b"one").hexdigest()
+    monkeypatch.setattr(weights, "_sha256", lambda path: pytest.fail("read again"))
+    assert weights.weights_sha256([file]) == first
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file.write_bytes(b"two")
+    assert weights.weights_sha256([file]) == hashlib.sha256(b"two").hexdigest()
+    (tmp_path / "cache" / "gxr-batch" / "weights-sha256.json").write_text("torn {")
+    assert weights.weights_sha256([file]) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_loading_is_silent(tiny_dir, capfd):
+    load_model(section(tiny_dir), load_tokenizer(section(tiny_dir)))
+    assert capfd.readouterr() == ("", "")
+
+
+GIB = 2**30
+
+
+def test_memory_counts_the_window_and_not_the_length_where_a_layer_has_one():
+    config = tiny_gemma().config  # three layers with a window of 8, one without
+    logits = config.vocab_size * 4 * 6
+    assert memory.row_bytes(config, 100, 2) - logits == (3 * 8 + 100) * 2 * 32 * 2 * 2
+
+
+def test_what_fits_leaves_room_for_eight_rows():
+    assert memory.fits(8 * GIB, GIB // 8, 16 * GIB)
+    assert not memory.fits(8 * GIB, GIB, 16 * GIB)
+    assert memory.fits(memory.four_bit_bytes(16 * GIB), GIB // 8, 16 * GIB)
+    assert memory.rows_that_fit(GIB, 10 * GIB, 64) == 8
+    assert memory.rows_that_fit(GIB, 1000 * GIB, 64) == 64
+    assert memory.rows_that_fit(100 * GIB, GIB, 64) == 1
+
+
+def copy(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())

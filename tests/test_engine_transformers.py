@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from tiny import VOCAB, tiny_gemma, tiny_llama
 
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
+from gxr_batch.engines.transformers import packing
 from gxr_batch.engines.transformers.driver import Driver
 from gxr_batch.engines.transformers.library import LibraryModel
 from gxr_batch.engines.transformers.loop import TransformersSession
+from gxr_batch.engines.transformers.native import build
 from gxr_batch.engines.transformers.native.build import NativeUnavailable, load
 from gxr_batch.engines.transformers.native.model import NativeModel
 from gxr_batch.engines.transformers.opening import self_check
@@ -162,6 +165,105 @@ def test_the_native_forward_agrees_with_the_librarys_own(make):
         assert ours < max(1.5 * theirs, 0.02)
 
 
+def test_a_vocabulary_that_is_no_multiple_of_the_scans_block_samples_as_well():
+    native_or_skip()
+    model = tiny_gemma(torch.bfloat16, vocab=800)
+    expected = texts(session(LibraryModel(model, slots=8, capacity=64), 8, GREEDY), prompts([5, 9], vocab=800))
+    native = NativeModel(tiny_gemma(torch.bfloat16, vocab=800), slots=8, capacity=64)
+    logits = native.prefill([(0, [5, 6, 7], 0)])
+    kept = SeenIds(1, 64, torch.device("cpu"))
+    kept.start(0, [5, 6, 7])
+    for sampling in (Sampling(), GREEDY):
+        ours = native.candidates(logits, kept.of([0]), sampling)
+        theirs = top_candidates(logits, kept.of([0]), sampling)
+        assert ours.complete.all()
+        assert ours.ids[0, :1].tolist() == theirs.ids[0, :1].tolist()
+        assert (ours.values > -torch.inf).sum() == (theirs.values > -torch.inf).sum()
+    assert set(texts(session(native, 8, GREEDY), prompts([5, 9], vocab=800))) == set(expected)
+
+
+def test_packed_products_have_the_bits_of_plain_ones():
+    linear = torch.nn.Linear(64, 96, bias=False, dtype=torch.bfloat16)
+    if not packing._available():
+        pytest.skip("this torch has no packed products")
+    packed = packing.PackedLinear(linear)
+    for rows in (1, 8, 33):
+        x = torch.randn(rows, 64).bfloat16()
+        assert torch.equal(packed(x), linear(x))
+
+
+def test_without_packed_products_the_model_stays_as_it_is(monkeypatch):
+    monkeypatch.setattr(packing, "_available", lambda: False)
+    model = tiny_llama(torch.bfloat16)
+    assert not packing.pack_linears(model)
+    assert type(model.lm_head) is torch.nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (lambda patch: patch.setattr(build, "FEATURES", frozenset({"no_such_feature"})), "processor lacks"),
+        (lambda patch: patch.setattr(build.shutil, "which", lambda name: None), "no C compiler"),
+        (lambda patch: patch.setattr(build, "_FLAGS", ("--no-such-flag",)), "do not compile"),
+    ],
+)
+def test_kernels_that_cannot_be_had_say_why_and_the_librarys_forward_steps_in(monkeypatch, tmp_path, break_it, reason):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build.load.cache_clear()
+    if reason != "processor lacks":
+        monkeypatch.setattr(build, "FEATURES", frozenset())
+    break_it(monkeypatch)
+    try:
+        with pytest.raises(NativeUnavailable, match=reason):
+            NativeModel(tiny_gemma(torch.bfloat16), slots=8, capacity=64)
+    finally:
+        build.load.cache_clear()
+
+
+@pytest.mark.parametrize("odd", ["float32", "llama with biases", "adapter"])
+def test_models_that_the_kernels_cannot_drive_are_left_to_the_library(odd):
+    native_or_skip()
+    model = tiny_llama(torch.float32 if odd == "float32" else torch.bfloat16)
+    if odd == "llama with biases":
+        model.config.attention_bias = True
+    if odd == "adapter":
+        model = adapted(model)
+    with pytest.raises(NativeUnavailable):
+        NativeModel(model, slots=8, capacity=64)
+
+
+def adapted(model):
+    """Return the model with a LoRA adapter of random weights."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(3)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by a name that it renamed
+        return get_peft_model(model, config).base_model.model.eval()
+
+
+def test_a_model_with_an_adapter_gives_the_tokens_that_it_gives_alone():
+    work = prompts((1, 9, 100))
+    model = adapted(tiny_gemma())
+    expected = alone_by_transformers(model, work)
+    assert expected != alone_by_transformers(tiny_gemma(), work)
+    assert texts(session(LibraryModel(model, slots=8, capacity=CAPACITY), 8, GREEDY), work) == expected
+
+
+def test_a_four_bit_model_gives_the_tokens_that_it_gives_alone(tmp_path):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny_gemma().save_pretrained(tmp_path)
+    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=quantised, dtype=torch.float32, device_map={"": "cpu"}
+    ).eval()
+    work = prompts((1, 9, 100))
+    expected = alone_by_transformers(model, work)
+    assert texts(session(LibraryModel(model, slots=8, capacity=CAPACITY), 8, GREEDY), work) == expected
+
+
 def test_a_long_prompt_goes_through_in_pieces_with_the_same_bits():
     native_or_skip()
     ids = [random.Random(6).randrange(3, VOCAB) for _ in range(700)]
@@ -181,7 +283,7 @@ def test_a_long_prompt_goes_through_in_pieces_with_the_same_bits():
 def test_the_native_candidates_are_those_of_the_sampler(sampling):
     native_or_skip()
     native = NativeModel(tiny_llama(torch.bfloat16), slots=8, capacity=64)
-    native.vocab = 65_536
+    native._stride = 65_536 + 64
     generator = torch.Generator().manual_seed(9)
     logits = (torch.randn(5, 65_536, generator=generator) * 3).bfloat16()
     logits[1, 200:2900] = 20.0  # more ties than the kernel has room for

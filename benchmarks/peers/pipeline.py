@@ -17,11 +17,10 @@ def main() -> None:
     pipe = pipeline("text-generation", model=load(task.model), tokenizer=tokenizer, batch_size=BATCH)
 
     def run(texts: list[str], new_tokens: int) -> list[int]:
-        # The texts hold their control tokens already; the ids that come back are answer alone.
-        made = pipe(
-            texts, max_new_tokens=new_tokens, return_full_text=False, return_tensors=True, add_special_tokens=False
-        )
-        return [len(one["generated_token_ids"]) for (one,) in made]
+        # The texts hold their control tokens already. What comes back holds the padded prompt and the answer.
+        made = pipe(texts, max_new_tokens=new_tokens, return_tensors=True, add_special_tokens=False)
+        width = max(map(len, tokenizer(texts, add_special_tokens=False).input_ids))
+        return [len(one["generated_token_ids"]) - width for (one,) in made]
 
     run(tokenizer.batch_decode(task.warm_up()), WARM_UP_TOKENS)
     found: list[int] = []
@@ -31,7 +30,6 @@ def main() -> None:
             texts, longest = task.texts[start : start + BATCH], max(task.lengths[start : start + BATCH])
             found += run(texts, longest)
             wanted += [longest] * len(texts)
-    print(found[:4], wanted[:4], [len(i) for i in task.ids[:4]])
     check_lengths(found, wanted)
     report(task.tokens, clock.seconds, f"{task.tokens / sum(wanted):.0%} of the computed tokens are useful")
 

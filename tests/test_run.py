@@ -455,3 +455,92 @@ def test_a_full_disk_is_exit_4_and_what_was_sealed_stays(work):
     assert done.returncode == 4, done.stderr
     assert "Traceback" not in done.stderr
     assert work.run_json()["ok"] == 400
+
+
+CRASH_BEFORE_RESULTS = """
+import os
+from gxr_batch.ledger import writer
+writer.write_results = lambda *_: os._exit(9)
+from gxr_batch.cli import main
+main(['run', 'j.toml', '--retry', 'failed'])
+"""
+
+
+def test_a_crash_just_before_the_results_are_written_leaves_no_stale_results(work):
+    work.job("[engine]\nkind = 'echo'\n[echo]\nfail_every = 3\n")
+    work.run(expect=3)
+    stale = [row["gxr_attempt"] for row in work.results()]
+    command = [sys.executable, "-c", CRASH_BEFORE_RESULTS]
+    assert subprocess.run(command, cwd=work.folder, capture_output=True, check=False).returncode == 9
+    work.run(expect=None)
+    assert [row["gxr_attempt"] for row in work.results()] != stale
+
+
+def test_a_retry_that_is_stopped_is_not_finished(work):
+    work.job("[engine]\nkind = 'echo'\n[echo]\nfail_containing = 'finding'\n[run]\nmax_failed = 'off'\n")
+    work.run(expect=3)
+    slow = ["--set", "echo.tokens_per_second=60", "--set", "echo.fail_containing=''"]
+    done = work.run("--retry", "failed", "--time-limit", "2s", *slow, expect=75)
+    assert "time limit" in done.stdout
+    assert work.manifest()["invocations"][-1]["outcome"] == "time_limit"
+    assert 0 < work.run_json("--retry", "failed", "--set", "echo.fail_containing=''")["generated_now"] < 60
+
+
+def test_a_retry_of_named_rows_is_about_these_rows_alone(work):
+    work.job("[engine]\nkind = 'echo'\n[echo]\ncrash_after = 20\nfail_every = 2\n")
+    work.run(expect=4)
+    work.job("[engine]\nkind = 'echo'\n")
+    failed = next(
+        row["gxr_row_id"]
+        for path in work.parts()
+        for row in pq.read_table(path).to_pylist()
+        if row["gxr_status"] == "failed"
+    )
+    summary = json.loads(work.run("--retry", "failed", "--row", failed, "--json", expect=75).stdout)
+    assert summary["generated_now"] == 1
+
+
+def test_the_header_of_an_export_is_that_of_its_rows(work):
+    work.run()
+    work.table([(f"C{n}", "x", f"finding number {n}") for n in range(61)], ("case_id", "extra", "findings"))
+    work.job("[engine]\nkind = 'echo'\n[echo]\ncrash_after = 0\n[run]\nmax_failed = 1\n")
+    (work.folder / "crash.toml").write_text((work.folder / "j.toml").read_text() + "")
+    work.gxr("run", "j.toml", "--set", "echo.fail_containing=finding", "--set", "run.max_failed=1", expect=None)
+    work.gxr("export", "outputs/j")
+    header, first = (work.folder / "outputs/j/results.csv").read_text("utf-8-sig").splitlines()[:2]
+    assert header.count('","') == first.count('","')
+
+
+@pytest.mark.parametrize("target", ["outputs/j/run.json", "outputs/j/input.parquet", "f.csv", "/dev/full", "no/x.csv"])
+def test_an_export_never_replaces_what_is_not_an_export(work, target):
+    work.run()
+    path = work.folder / target
+    before = path.read_bytes() if path.is_file() else None
+    assert "--to" in work.gxr("export", "outputs/j", "--to", target, expect=2).stderr
+    assert before is None or path.read_bytes() == before
+
+
+def test_another_default_template_beside_a_template_column_is_noticed(work):
+    work.table([("A", "clear", "basic"), ("B", "clear", "")], ("case_id", "findings", "kind"))
+    work.job("[prompt]\ntemplate = 'basic'\ntemplate_column = 'kind'\n[engine]\nkind = 'echo'\n")
+    work.run()
+    summary = work.run_json("--set", "prompt.template=clinical_case")
+    assert summary["drift"] == {"new": 0, "edited": 1, "removed": 0, "kept": 1}
+    assert [row["gxr_template"] for row in work.results()] == ["basic", "clinical_case"]
+
+
+def test_fresh_starts_anew_where_the_lock_file_was_not_copied(work):
+    work.run()
+    (work.folder / "outputs/j/run.lock").unlink()
+    assert work.run_json("--fresh")["generated_now"] == 60
+    assert len(list((work.folder / "outputs").glob("j.before-*"))) == 1
+
+
+def test_one_unreadable_run_does_not_hide_the_others(work):
+    work.run()
+    broken = work.folder / "outputs" / "broken"
+    broken.mkdir()
+    (broken / "run.json").write_text("{")
+    shown = work.gxr("status", "outputs").stdout
+    assert "outputs/broken: unreadable" in shown
+    assert "outputs/j: finished" in shown

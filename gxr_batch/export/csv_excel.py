@@ -40,11 +40,13 @@ def export_csv(reader: RunReader, target: Path | None, *, partial: bool) -> Expo
     `target` defaults to results.csv in the run folder. Without `partial` it holds the last state with every row done.
     """
     path = target or reader.folder / "results.csv"
+    _refuse_target(reader, path)
     left = reader.state.counts().left
     if partial:
-        tables = reader.finished()
+        names, tables = reader.schema.names, reader.finished()
     elif reader.results is not None:
-        tables = _stored(reader.results)
+        # The columns of the file itself: the table may have got others since.
+        names, tables = pq.read_schema(reader.results).names, _stored(reader.results)
     else:
         raise RunError(
             f"This run is unfinished: {left:,} rows are still to do.",
@@ -58,7 +60,7 @@ def export_csv(reader: RunReader, target: Path | None, *, partial: bool) -> Expo
         nonlocal rows
         with temporary.open("w", encoding="utf-8-sig", newline="") as file:
             writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
-            writer.writerow([guard(name) for name in reader.schema.names])
+            writer.writerow([guard(name) for name in names])
             for table in tables:
                 rows += table.num_rows
                 columns = [_column(table, name, guarded) for name in table.column_names]
@@ -66,6 +68,24 @@ def export_csv(reader: RunReader, target: Path | None, *, partial: bool) -> Expo
 
     write_whole(path, write)
     return Exported(path, rows, tuple(guarded), partial and left > 0)
+
+
+def _refuse_target(reader: RunReader, path: Path) -> None:
+    """Refuse to write over the run's own files, over its input, or over anything that is no regular file."""
+    own = {"run.json", "input.parquet", "results.parquet", "failed.parquet", "run.lock", "log.jsonl", "parts"}
+    inputs = {Path(file).resolve() for entry in reader.manifest.invocations for file in entry.get("input_files", ())}
+    real = path.resolve()
+    wrong = {
+        "It is one of the run's own files.": real.parent == reader.folder.resolve() and real.name in own,
+        "It is the run's input.": real in inputs,
+        "It exists and is no regular file.": path.exists() and not path.is_file(),
+        "Its folder does not exist.": not real.parent.is_dir(),
+    }
+    for reason, holds in wrong.items():
+        if holds:
+            raise RunError(
+                f"The export cannot be written there. {reason}", where=str(real), next_step="choose another --to"
+            )
 
 
 def guard(text: str) -> str:

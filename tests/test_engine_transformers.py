@@ -123,6 +123,15 @@ def test_a_shared_prefix_changes_no_token(make):
     assert texts(session(LibraryModel(make(), slots=8, capacity=CAPACITY), 8, GREEDY), work) == expected
 
 
+def test_a_prefix_without_a_slot_of_its_own_gives_the_same_bits():
+    rng = random.Random(12)
+    prefixes = [[rng.randrange(3, VOCAB) for _ in range(20)] for _ in range(7)]
+    work = [prompt(f"r{n}", [*prefix, n + 3, 5, 9], seed=n, shared=20) for n, prefix in enumerate(prefixes)]
+    made = LibraryModel(tiny_gemma(torch.bfloat16), slots=8, capacity=CAPACITY)
+    first = texts(session(made, 8, Sampling(temperature=1.0)), work)
+    assert texts(session(made, 8, Sampling(temperature=1.0)), work[::-1]) == first
+
+
 def driver(kind: str, make, slots: int) -> Driver:
     if kind == "native":
         native_or_skip()
@@ -374,6 +383,9 @@ def test_the_self_check_passes_on_sound_models_and_names_broken_ones():
     from gxr_batch.errors import ModelUnavailable
 
     self_check(LibraryModel(tiny_gemma(), slots=8, capacity=CAPACITY))
+    alone = LibraryModel(tiny_gemma(), slots=8, capacity=CAPACITY)
+    alone.slots = 1
+    self_check(alone)
     broken = tiny_gemma()
     with torch.no_grad():
         broken.model.norm.weight.fill_(torch.inf)

@@ -40,6 +40,7 @@ class RowState:
     started_at: float = 0.0
     started_at_ms: int = 0
     first_token_at: float | None = None
+    ended_at: float | None = None
     share: float = 0.0
     row_steps: int = 0
     steps: int = 0
@@ -120,8 +121,8 @@ class TransformersSession:
             row.started_at, row.started_at_ms = began, now_ms
             calls.append((row.slot, *self._after_prefix(row, ids)))
             self._seen.start(row.slot, ids)
-        self._sample(rows, self._driver.prefill(calls))
-        self._charge(rows, time.monotonic() - began, len(rows) + decoding)
+        ended = self._sample(rows, self._driver.prefill(calls))
+        self._charge(rows, ended - began, len(rows) + decoding)
 
     def _after_prefix(self, row: RowState, ids: list[int]) -> tuple[list[int], int]:
         """Copy the template's shared prefix into the row's slot; return the ids that are left and where they start."""
@@ -131,7 +132,9 @@ class TransformersSession:
         prefix = tuple(ids[:length])
         if prefix not in self._prefixes:
             if len(self._prefixes) == PREFIX_SLOTS:
-                return ids, 0
+                # The same two calls in the row's own slot: its bits must not depend on which templates came first.
+                self._driver.prefill([(row.slot, prefix, 0)])
+                return ids[length:], length
             slot = self._driver.slots + len(self._prefixes)
             self._driver.prefill([(slot, prefix, 0)])
             self._prefixes[prefix] = slot
@@ -144,11 +147,10 @@ class TransformersSession:
         logits = self._driver.decode(
             [row.slot for row in rows], [row.ids[-1] for row in rows], [row.position for row in rows]
         )
-        self._sample(rows, logits)
-        self._charge(rows, time.monotonic() - began, len(rows))
+        self._charge(rows, self._sample(rows, logits) - began, len(rows))
 
-    def _sample(self, rows: Sequence[RowState], logits: torch.Tensor) -> None:
-        """Draw one token for each row; a row whose logits are not numbers fails, its neighbours do not notice."""
+    def _sample(self, rows: Sequence[RowState], logits: torch.Tensor) -> float:
+        """Draw one token for each row and return the moment; a row whose logits are not numbers fails alone."""
         slots = [row.slot for row in rows]
         seen = self._seen.of(slots)
         candidates = self._driver.candidates(logits, seen, self._sampling)
@@ -164,6 +166,8 @@ class TransformersSession:
             else:
                 row.finish, row.error = "error", "the model's logits are not finite numbers"
                 self._driver.clear(row.slot)
+            row.ended_at = now
+        return now
 
     def _drawn(self, rows: Sequence[RowState], candidates: Candidates) -> list[list[int]]:
         """Return tokens, whether logits were finite, and whether all ties were there: the step's one read-back."""
@@ -221,8 +225,9 @@ class TransformersSession:
         return text
 
     def _completion(self, row: RowState) -> Completion:
-        now = time.monotonic()
-        began = row.started_at or now
+        ended = row.ended_at or time.monotonic()
+        began = row.started_at or ended
+        started_at_ms = row.started_at_ms or int(time.time() * 1000)
         return Completion(
             key=row.prompt.key,
             text="" if row.error else self._text(row),
@@ -232,11 +237,11 @@ class TransformersSession:
             new_tokens=len(row.ids),
             seconds_queued=began - row.taken_at,
             seconds_to_first_token=row.first_token_at - began if row.first_token_at else None,
-            seconds_generating=now - began,
+            seconds_generating=ended - began,
             seconds_share=row.share,
             rows_in_batch=row.row_steps / row.steps if row.steps else 0.0,
-            started_at_ms=row.started_at_ms or int(time.time() * 1000),
-            finished_at_ms=int(time.time() * 1000),
+            started_at_ms=started_at_ms,
+            finished_at_ms=started_at_ms + round((ended - began) * 1000),
         )
 
 

@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import Any
 
 import psutil
 import torch
 
 from gxr_batch.engines.base import EngineInfo
-from gxr_batch.engines.transformers.driver import Driver
+from gxr_batch.engines.transformers.driver import PREFIX_SLOTS, Driver
 from gxr_batch.engines.transformers.library import LibraryModel
 from gxr_batch.engines.transformers.loop import TransformersSession
 from gxr_batch.engines.transformers.native.build import NativeUnavailable
@@ -22,7 +23,6 @@ from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
 from gxr_batch.models.loading import LoadedModel, load_model
 from gxr_batch.models.local import LocalModel
-from gxr_batch.models.memory import row_bytes
 
 # Of the memory that is free once the weights are there, what the KV cache may take where no limit is set.
 _CACHE_SHARE = 0.5
@@ -44,14 +44,23 @@ def open_session(job: Job, local: LocalModel) -> Iterator[TransformersSession]:
         tokenizer = local.tokenizer()
         loaded = load_model(job.model, tokenizer)
         slots = _slots(job, loaded)
-        driver = _driver(job, loaded, slots)
-        if job.engine.self_check:
-            self_check(driver)
-        # The library's forward keeps its bits only at eight rows and more, see `library`.
-        enough_rows = slots >= 8 or isinstance(driver, NativeModel)
+        try:
+            driver = _driver(job, loaded, slots)
+            if job.engine.self_check:
+                self_check(driver)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise ModelUnavailable(
+                f"There is no memory for {slots} rows of {job.model.max_seq_length} tokens.",
+                where="engine.slots, model.max_seq_length",
+                next_step="lower one of them, or free memory",
+            ) from None
         notices = list(loaded.placement.notices)
-        if job.engine.reproducible and not enough_rows:
-            notices.append(f"With {slots} slots a row's text may change with its neighbours; 8 or more keep it.")
+        # Measured: the library's forward keeps its bits in bfloat16 on the CPU. In float32 products of other row counts
+        # round otherwise, and no card has been tried.
+        plain = loaded.placement.dtype == "bfloat16" and loaded.device == "cpu" and job.engine.reproducible
+        reproducible = isinstance(driver, NativeModel) or plain
+        if job.engine.reproducible and not reproducible:
+            notices.append("Here the last bits of a row's numbers may depend on its neighbours, and rarely its text.")
         info = EngineInfo(
             identity=local.identity(),
             device=loaded.device,
@@ -59,7 +68,7 @@ def open_session(job: Job, local: LocalModel) -> Iterator[TransformersSession]:
             quantization=loaded.quantization,
             slots=slots,
             load_seconds=time.monotonic() - began,
-            reproducible=enough_rows and (job.engine.reproducible or isinstance(driver, NativeModel)),
+            reproducible=reproducible,
             versions={"torch": version("torch"), "transformers": version("transformers"), "forward": driver.name},
             notices=tuple(notices),
         )
@@ -75,9 +84,16 @@ def _slots(job: Job, loaded: LoadedModel) -> int:
         return job.engine.slots
     device = loaded.model.get_input_embeddings().weight.device
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    element = torch.finfo(loaded.model.dtype).bits // 8
-    bytes_a_row = row_bytes(loaded.config, job.model.max_seq_length, element)
-    return slots_for_memory(int(free * _CACHE_SHARE), bytes_a_row, 1, _MOST_SLOTS)
+    bytes_a_token = kv_bytes_a_token(loaded.config, torch.finfo(loaded.model.dtype).bits // 8)
+    prefixes = PREFIX_SLOTS * bytes_a_token * job.model.max_seq_length
+    return slots_for_memory(int(free * _CACHE_SHARE) - prefixes, bytes_a_token, job.model.max_seq_length, _MOST_SLOTS)
+
+
+def kv_bytes_a_token(config: Any, element_bytes: int) -> int:
+    """Return the bytes that one token takes in the caches of all layers, which keep full rows whatever their window."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(config.num_hidden_layers * heads * head_dim * 2 * element_bytes)
 
 
 def _driver(job: Job, loaded: LoadedModel, slots: int) -> Driver:
@@ -103,6 +119,8 @@ def self_check(driver: Driver) -> None:
     """
     prompts = [[2 + (7 * step) % min(driver.vocab - 2, 1000) for step in range(length)] for length in _CHECK_LENGTHS]
     prompts = [ids[: driver.capacity - 4] for ids in prompts]
+    if driver.slots == 1:
+        prompts = prompts[1:]  # nothing can stand beside anything
     alone = [_first_tokens(driver, [ids]) for ids in prompts]
     together = _first_tokens(driver, prompts)
     if together != [tokens for (tokens,) in alone]:
@@ -115,7 +133,7 @@ def self_check(driver: Driver) -> None:
 
 def _first_tokens(driver: Driver, prompts: Sequence[list[int]], count: int = 3) -> list[list[int]]:
     """Return the first greedy tokens of prompts decoded side by side."""
-    rows = min(len(prompts), driver.slots)
+    rows = len(prompts)
     logits = driver.prefill([(slot, prompts[slot], 0) for slot in range(rows)])
     tokens: list[list[int]] = [[] for _ in range(rows)]
     for step in range(count):

@@ -119,10 +119,11 @@ class NativeModel:
 
     def candidates(self, logits: torch.Tensor, seen: Seen, sampling: Sampling) -> Candidates:
         """Return what top-k leaves of each row; [rows, n]. Rows whose logits are not finite come back as NaN."""
-        if sampling.top_k == 0:
-            return top_candidates(logits, seen, sampling)
         rows, width = logits.shape[0], self._stride - _PADDING
         k = 1 if sampling.greedy else sampling.top_k
+        # The scan needs more blocks than k to leave anything out.
+        if k == 0 or k > _ROOM // 2 or k >= width // _BLOCK:
+            return top_candidates(logits, seen, sampling)
         seen_ids, lengths = seen.ids.int().contiguous(), seen.counts.int()
         values = torch.empty(rows, _ROOM)
         ids = torch.zeros(rows, _ROOM, dtype=torch.int32)
@@ -269,11 +270,6 @@ def why_not(model: Any) -> str:
         "its activation is another": _activation(config) not in {"gelu_pytorch_tanh", "silu"},
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
-
-
-def kv_bytes_a_token(config: Any) -> int:
-    """Return the bytes that one token takes in the bfloat16 caches of all layers."""
-    return 4 * int(config.num_hidden_layers * config.num_key_value_heads * config.head_dim)
 
 
 def _plain(model: Any) -> bool:

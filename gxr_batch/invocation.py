@@ -42,10 +42,11 @@ class Options:
 class Progress:
     """Where an invocation stands: `counts` is about the whole table, everything else about this invocation.
 
-    `done` and `failed` are rows that came out of the engine, `rejected` rows that could not become a prompt.
+    `wanted` keys are to be generated; `done` and `failed` came out of the engine, `rejected` could not become a prompt.
     """
 
     counts: Counts
+    wanted: int = 0
     done: int = 0
     failed: int = 0
     rejected: int = 0
@@ -83,6 +84,7 @@ class Invocation:
         self.notices: list[str] = []
         self._tell(*prepared.job.warnings(), *prepared.survey.notices)
         self.todo: Bools = np.zeros((0, 1), np.bool_)
+        self.raised = False
         self.progress = Progress(counts=ledger.counts())
         self.entry: dict[str, Any] = {
             "started_at": _now(),
@@ -97,6 +99,8 @@ class Invocation:
         if self.ledger.manifest is not None:
             raisable = {"sampling.max_new_tokens", "model.max_seq_length"} if self.options.retry else set()
             self.ledger.manifest.compare(self.fingerprint, raisable=frozenset(raisable))
+            known = self.ledger.manifest.fingerprint
+            self.raised = any(known.get(key, self.fingerprint[key]) != self.fingerprint[key] for key in raisable)
 
     def nothing_left(self) -> bool:
         """Return whether results.parquet already is the finished state of this very table."""
@@ -106,6 +110,8 @@ class Invocation:
             return False
         last = manifest.invocations[-1] if manifest.invocations else {}
         if last.get("outcome") != "finished" or last.get("source_key") != self.source_key:
+            return False
+        if marks.get("gxr_invocation") != str(last.get("number")):
             return False
         self.progress.counts = Counts(**last["counts"])
         return True
@@ -125,6 +131,7 @@ class Invocation:
         self._tell(*taken.notices)
         self.todo = self._todo()
         self.progress.counts = ledger.counts()
+        self.progress.wanted = int(self.todo.sum())
         self.entry |= {
             "source_key": self.source_key,
             "input_sha256": self.prepared.survey.sha256,
@@ -134,6 +141,7 @@ class Invocation:
         }
         if drift is not None:
             self.say(f"Resuming {ledger.folder}: {drift}; {int(self.todo.sum()):,} to generate.")
+        self._save()  # so that `status` finds the run while its model is still being loaded
         return drift
 
     def _tell(self, *sentences: str) -> None:
@@ -158,7 +166,8 @@ class Invocation:
                 f"{int(spent.sum()):,} not tried again: run.max_attempts = {self.job.run.max_attempts} is reached."
             )
         chosen: Bools = again & ~spent & self._chosen_rows()[:, None]
-        return todo | chosen
+        # Named rows are about these rows alone, and a raised limit must not give new rows their first attempt.
+        return chosen if self.options.retry_rows or self.raised else todo | chosen
 
     def _chosen_rows(self) -> Bools:
         """Return which rows `--retry` is about: those named by `--row`, else all."""
@@ -188,7 +197,7 @@ class Invocation:
     def close(self, reason: StopReason | None) -> None:
         """Write the results where the table is finished, the failed rows in any case, and the manifest last."""
         counts = self.progress.counts = self.ledger.counts()
-        finished = counts.left == 0
+        finished = counts.left == 0 and not self.unfinished
         self.entry |= {
             "finished_at": _now(),
             "outcome": "finished" if finished else reason or "unfinished",
@@ -198,16 +207,22 @@ class Invocation:
             "new_tokens": self.progress.new_tokens,
             "splits": self.progress.splits,
         }
-        self._save()
-        if not finished:
+        if counts.left:
             self.ledger.write_failed()
-            return
-        marks = file_marks(self.job, self.identity, self.fingerprint) | {
-            "gxr_source": self.source_key,
-            "gxr_invocation": len(self._manifest().invocations),
-            "gxr_counts": counts._asdict(),
-        }
-        self.ledger.write_results(provenance(self.identity), encode_metadata(marks))
+        else:
+            marks = file_marks(self.job, self.identity, self.fingerprint) | {
+                "gxr_source": self.source_key,
+                "gxr_invocation": self._register(),
+                "gxr_counts": counts._asdict(),
+            }
+            self.ledger.write_results(provenance(self.identity), encode_metadata(marks))
+        # Last: a manifest that says "finished" stands beside the results that it speaks of.
+        self._save()
+
+    @property
+    def unfinished(self) -> int:
+        """How many of the keys that this invocation was to generate it did not."""
+        return self.progress.wanted - self.progress.done - self.progress.rejected
 
     def _manifest(self) -> Manifest:
         if self.ledger.manifest is None:
@@ -224,15 +239,22 @@ class Invocation:
                 manifest.fingerprint.get("templates", {}) | self.fingerprint["templates"]
             )
         manifest.job = self.job.model_dump(mode="json")
-        manifest.resolved = resolved(self.job)
+        if self.info is not None:  # a start that failed decides nothing for the next one
+            manifest.resolved = resolved(self.job)
         manifest.model = {"provenance": provenance(self.identity)}
         if self.info is not None:
             self.entry["engine"] = _info_entry(self.info)
         self.entry["notices"] = self.notices
-        if not manifest.invocations or manifest.invocations[-1] is not self.entry:
-            self.entry |= {"number": len(manifest.invocations) + 1, **environment()}
-            manifest.invocations.append(self.entry)
+        self._register()
         manifest.save(self.ledger.folder)
+
+    def _register(self) -> int:
+        """Give this invocation its place in the manifest, once, and return its number."""
+        invocations = self._manifest().invocations
+        if not invocations or invocations[-1] is not self.entry:
+            self.entry |= {"number": len(invocations) + 1, **environment()}
+            invocations.append(self.entry)
+        return int(self.entry["number"])
 
 
 def _info_entry(info: EngineInfo) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class RunSection(Section):
     @field_validator("max_failed")
     @classmethod
     def _share_or_count(cls, value: Literal["off"] | int | float) -> Literal["off"] | int | float:
-        if value != "off" and (value <= 0 or (value >= 1 and value != int(value))):
+        if isinstance(value, bool) or (value != "off" and (value <= 0 or (value >= 1 and value != int(value)))):
             raise ValueError('must be a share above 0 and below 1, a whole number of rows, or "off"')
         return value
 

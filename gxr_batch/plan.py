@@ -29,11 +29,11 @@ def longest_first(items: Iterable[T], window: int, length: Callable[[T], int]) -
 
 
 def seconds_until(clock: time, now: datetime) -> float:
-    """Return the seconds from `now` (local, aware) to the next such local time of day."""
+    """Return the seconds from `now` (local, naive) to the next such local time, also across a change of the clocks."""
     target = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0)
     if target <= now:
         target += timedelta(days=1)
-    return (target - now).total_seconds()
+    return (target.astimezone() - now.astimezone()).total_seconds()
 
 
 def drain_at(deadline: float, row_seconds: float) -> float:

@@ -31,6 +31,8 @@ class Prepared:
             self.survey.sha256,
             job.input.model_dump_json(exclude={"path"}),
             job.prompt.template_column,
+            self.templates.default.name,
+            *(self.templates.get(name).sha256 for name in sorted(self.fields.templates)),
             str(limit),
             str(job.sampling.samples_per_row),
         )
@@ -47,17 +49,16 @@ def prepare(job: Job) -> Prepared:
 
 def output_folder(job: Job, today: date) -> Path:
     """Return the run folder. With {date} in its name an unfinished run of this job goes on under its own date."""
-    pattern = job.run.output.replace("{name}", job.name)
-    if "{date}" not in pattern:
-        return Path(pattern)
-    first_wildcard = pattern.index("{date}")
-    base = Path(pattern[:first_wildcard] + "x").parent
-    relative = pattern[len(str(base)) + 1 :] if str(base) != "." else pattern
-    any_date = relative.replace("{date}", "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]")
+    pattern = Path(job.run.output.replace("{name}", job.name))
+    if "{date}" not in str(pattern):
+        return pattern
+    first = next(place for place, part in enumerate(pattern.parts) if "{date}" in part)
+    base = Path(*pattern.parts[:first])
+    any_date = "/".join(pattern.parts[first:]).replace("{date}", "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]")
     for folder in sorted(base.glob(any_date), reverse=True):
         if is_run(folder) and _unfinished(folder, job):
             return folder
-    return Path(pattern.replace("{date}", today.isoformat()))
+    return Path(str(pattern).replace("{date}", today.isoformat()))
 
 
 def _unfinished(folder: Path, job: Job) -> bool:

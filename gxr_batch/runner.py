@@ -40,7 +40,7 @@ def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> O
 
     `say` receives sentences for the user, `show` the progress, at least once a second while the engine works.
     """
-    began = time.monotonic()
+    watch = Watch(job.run, stopper, time.monotonic())  # first, so that reading a long table counts too
     prepared = prepare(job)
     folder = output_folder(job, datetime.now().astimezone().date())
     with open_run(folder, fresh=options.fresh) as ledger:
@@ -49,14 +49,13 @@ def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> O
         if not invocation.nothing_left():
             drift = invocation.take_in_table()
             if invocation.todo.any():
-                watch = Watch(job.run, stopper, began)
                 generate(invocation, watch, show)
             invocation.close(stopper.reason)
         counts = invocation.progress.counts
         return Outcome(
             folder=folder,
             counts=counts,
-            reason=stopper.reason if counts.left else None,
+            reason=stopper.reason if invocation.unfinished else None,
             progress=invocation.progress,
             drift=drift,
             info=invocation.info,
@@ -85,6 +84,7 @@ def stream(session: Session, feed: Feed, invocation: Invocation, watch: Watch, s
     checkpoint_seconds = invocation.job.run.checkpoint_seconds
     began = time.perf_counter()
     own = 0.0  # seconds in which this loop worked and the engine waited
+    show(progress)  # from here on a signal asks for an orderly end
     try:
         for event in session.stream(feed.prompts(), watch.stopper.request):
             woke = time.perf_counter()
@@ -97,7 +97,7 @@ def stream(session: Session, feed: Feed, invocation: Invocation, watch: Watch, s
                 progress.book(result)
             ledger.seal_if_due(checkpoint_seconds)
             watch.look()
-            progress.seconds = woke - began
+            progress.seconds, progress.rejected = woke - began, feed.rejected
             show(progress)
             own += time.perf_counter() - woke
         if feed.in_flight and watch.stopper.reason is None:

@@ -45,7 +45,7 @@ def statuses(path: Path) -> list[RunStatus]:
     if path.is_dir() and not is_run(path):
         runs = sorted((folder for folder in path.iterdir() if is_run(folder)), key=lambda folder: folder.name)
         if runs:
-            return [_status(folder) for folder in runs]
+            return [_status_or_trouble(folder) for folder in runs]
     if not path.exists():
         raise RunError(
             "There is no such job file, run folder or folder of runs.",
@@ -53,6 +53,27 @@ def statuses(path: Path) -> list[RunStatus]:
             next_step="e.g. gxr-batch status outputs/",
         )
     return [_status(path)]
+
+
+def _status_or_trouble(folder: Path) -> RunStatus:
+    """Return a run's status; one that cannot be read must not hide the others."""
+    try:
+        return _status(folder)
+    except RunError as error:
+        return RunStatus(
+            run=str(folder),
+            name=folder.name,
+            state=f"unreadable: {error.what}",
+            ok=0,
+            failed=0,
+            held=0,
+            left=0,
+            rows_a_minute=None,
+            seconds_left=None,
+            started_at="",
+            invocations=0,
+            bytes=0,
+        )
 
 
 def _status(folder: Path) -> RunStatus:

@@ -26,9 +26,9 @@ class Stopper:
 
     def ask(self, reason: StopReason, *, deadline: float | None = None) -> None:
         """Take no more rows; those in flight may end until `deadline` (monotonic), by default the grace period."""
-        if self.reason is None:
-            self.reason = reason
-            self.request.drain(time.monotonic() + self.grace_seconds if deadline is None else deadline)
+        self.reason = self.reason or reason
+        # A later request may only bring the end nearer: a signal does not wait for a stop-by time that is hours away.
+        self.request.drain(time.monotonic() + self.grace_seconds if deadline is None else deadline)
 
 
 class Watch:
@@ -44,8 +44,7 @@ class Watch:
         if (limit := parse_duration(settings.time_limit)) is not None:
             self._deadlines.append((started + limit, "time_limit"))
         if (clock := parse_clock(settings.stop_by)) is not None:
-            now = datetime.now().astimezone()
-            self._deadlines.append((time.monotonic() + seconds_until(clock, now), "stop_by"))
+            self._deadlines.append((time.monotonic() + seconds_until(clock, datetime.now()), "stop_by"))
 
     def saw(self, result: Result) -> None:
         """Take in a row that came out of the engine."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time as clock
 from collections import Counter
-from datetime import datetime, time, timedelta, timezone
+from datetime import datetime, time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,10 +50,18 @@ def test_longest_first_reads_no_further_than_its_window():
 
 
 def test_seconds_until_the_next_such_time_of_day():
-    now = datetime(2026, 3, 1, 22, 30, tzinfo=timezone(timedelta(hours=1)))
+    now = datetime(2026, 3, 1, 22, 30)
     assert seconds_until(time(23, 0), now) == 1800
     assert seconds_until(time(6, 0), now) == 7.5 * 3600
     assert seconds_until(time(22, 30), now) == 24 * 3600
+
+
+def test_a_night_in_which_the_clocks_change_ends_at_the_clock_time(monkeypatch):
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    clock.tzset()
+    assert seconds_until(time(6, 0), datetime(2026, 10, 24, 22, 0)) == 9 * 3600
+    monkeypatch.undo()
+    clock.tzset()
 
 
 def test_the_circuit_breaker_counts_a_share_from_the_50th_row_on():

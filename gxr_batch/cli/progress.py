@@ -57,26 +57,25 @@ class ProgressDisplay:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=progress.counts.total, bar_format="{bar} {desc}", file=sys.stderr, leave=False)
-        self._bar.n = done_in_all(progress)
+            self._bar = tqdm(total=progress.wanted, bar_format="{bar} {desc}", file=sys.stderr, leave=False)
+        self._bar.n = settled(progress)
         self._bar.set_description_str(describe(progress))
 
 
-def done_in_all(progress: Progress) -> int:
-    """Return how many rows are done, earlier invocations included."""
-    return progress.counts.total - progress.counts.left + progress.done + progress.rejected
+def settled(progress: Progress) -> int:
+    """Return how many of the wanted rows are generated or rejected."""
+    return progress.done + progress.rejected
 
 
 def describe(progress: Progress) -> str:
-    """Say rows done / total, rows a minute, tokens a second, time left, failed."""
-    done, total = done_in_all(progress), progress.counts.total
+    """Say rows done / to do in this invocation, rows a minute, tokens a second, time left, failed."""
+    done, total = settled(progress), progress.wanted
     text = f"{done:,}/{total:,} rows"
     if progress.done and progress.seconds > 0:
         speed = progress.done / progress.seconds
         text += f", {speed * 60:,.1f} rows/min, {progress.new_tokens / progress.seconds:,.1f} tok/s"
         text += f", {duration((total - done) / speed)} left"
-    failed = progress.counts.failed + progress.failed + progress.rejected
-    return f"{text}, {failed:,} failed"
+    return f"{text}, {progress.failed + progress.rejected:,} failed"
 
 
 def duration(seconds: float) -> str:

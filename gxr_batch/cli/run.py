@@ -96,8 +96,10 @@ def command(
 
 
 def _exit_code(outcome: Outcome) -> Exit:
+    if outcome.reason:
+        return _EXITS[outcome.reason]
     if outcome.counts.left:
-        return _EXITS[outcome.reason or "terminate"]
+        return Exit.STOPPED  # only the rows that --retry --row named were generated
     return Exit.SOME_FAILED if outcome.counts.failed or outcome.counts.held else Exit.DONE
 
 
@@ -105,7 +107,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
     progress = outcome.progress
     return {
         "run": str(outcome.folder),
-        "finished": outcome.counts.left == 0,
+        "finished": outcome.counts.left == 0 and outcome.reason is None,
         "reason": outcome.reason,
         **outcome.counts._asdict(),
         "drift": outcome.drift._asdict() if outcome.drift else None,
@@ -122,8 +124,10 @@ def _text(name: str, outcome: Outcome) -> str:
     from gxr_batch.records import DISCLAIMER
 
     counts, progress, folder = outcome.counts, outcome.progress, outcome.folder
-    if counts.left:
-        title = f"{name}: {_WHY[outcome.reason or 'terminate']}"
+    if outcome.reason:
+        title = f"{name}: {_WHY[outcome.reason]}"
+    elif counts.left:
+        title = f"{name}: the chosen rows are done, others are still to do"
     elif progress.done or progress.rejected:
         title = f"{name}: finished"
     else:
@@ -136,9 +140,9 @@ def _text(name: str, outcome: Outcome) -> str:
             f"  speed    {progress.done:,} rows in {duration(progress.seconds)}, {speed * 60:,.1f} rows/min, "
             f"{progress.new_tokens / max(progress.seconds, 1e-9):,.1f} tok/s"
         )
-    if counts.left:
-        lines.append("  next     run the same command again to go on")
-    else:
+    if outcome.reason or counts.left:
+        lines.append("  next     run the same command again to go on (without --fresh)")
+    if not counts.left:
         lines.append(f"  results  {folder / 'results.parquet'}")
         lines.append(f"  next     gxr-batch export {folder} --format csv")
     if counts.failed or counts.held:

@@ -12,23 +12,25 @@ from gxr_batch.stopping import Stopper
 
 
 class Signals:
-    """Turns SIGINT, SIGTERM and SIGUSR1 into requests to the stopper once rows are being generated."""
+    """Turns SIGINT, SIGTERM, SIGUSR1 and SIGHUP into requests to the stopper once rows are being generated."""
 
     def __init__(self, stopper: Stopper) -> None:
         self._stopper = stopper
+        self._interrupted = False
         self.generating = False
 
     def _on(self, number: int, frame: FrameType | None) -> None:
         interrupt = number == signal.SIGINT
-        if not self.generating or (interrupt and self._stopper.reason is not None):
+        if not self.generating or (interrupt and self._interrupted):
             self._stopper.request.now()
             raise KeyboardInterrupt if interrupt else Terminated
+        self._interrupted = self._interrupted or interrupt
         self._stopper.ask("interrupt" if interrupt else "terminate")
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Handle the three signals inside the block."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        """Handle the signals inside the block."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
         before = {number: signal.signal(number, self._on) for number in numbers}
         try:
             yield

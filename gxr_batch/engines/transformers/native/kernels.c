@@ -110,14 +110,15 @@ struct tile_config {
     uint8_t rows[16];
 };
 
-static void tiles_on(void) {
-    struct tile_config config = {.palette = 1};
-    for (int t = 0; t < 8; t++) {
-        config.bytes[t] = 64;
-        config.rows[t] = 16;
-    }
-    _tile_loadconfig(&config);
-}
+// A constant in memory: GCC 12 tells its optimiser of the first 8 bytes of a configuration only, and may drop the stores
+// that would fill the rest of a local one.
+static const struct tile_config EIGHT_FULL_TILES = {
+    .palette = 1,
+    .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+    .rows = {16, 16, 16, 16, 16, 16, 16, 16},
+};
+
+static void tiles_on(void) { _tile_loadconfig(&EIGHT_FULL_TILES); }
 
 static inline void put(const float *tile, bf16 *y, size_t stride, int rows) {
     for (int r = 0; r < rows; r++) store16(y + r * stride, _mm512_load_ps(tile + r * 16));

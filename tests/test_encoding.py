@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gxr_batch.errors import RowError
 from gxr_batch.models.encoding import ChatEncoder
 from gxr_batch.records import Messages, Turn
 
@@ -21,7 +22,44 @@ GEMMA_TEMPLATE = (
     "{{ '<start_of_turn>' + role + '\n' + (first if loop.first else '') }}{{ message['content'] | trim }}"
     "{{ '<end_of_turn>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
 )
+# Other families: one keeps the blanks around a text, the other trims them and begins with BOS.
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "<|im_start|>assistant\n"
+)
+LLAMA = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|head|>' + m.role + '<|/head|>\n\n' + m.content | trim + '<|eot|>' }}"
+    "{% endfor %}<|head|>assistant<|/head|>\n\n"
+)
 CONTROLS = ["<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<image_soft_token>"]
+
+
+def byte_level(template: str, *, special: bool = True):
+    """Return a small tokenizer of the byte-level kind, its control tokens marked as such or not."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.train_from_iterator(["user assistant system \n\n the lungs are clear ▁ Ġ"] * 9, trainer)
+    marks = ["<|bos|>", "<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>"]
+    backend.add_tokens([AddedToken(mark, special=special, normalized=False) for mark in marks])
+    if template == LLAMA:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", backend.token_to_id("<|bos|>"))]
+        )
+        return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>", chat_template=template)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template)
+
+
+def by_the_library(tokenizer, *turns: tuple[str, str]) -> list[int]:
+    return tokenizer.apply_chat_template(
+        [{"role": role, "content": text} for role, text in turns], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
 
 
 def messages(*texts: str, literal_chars: int = 0) -> Messages:
@@ -78,13 +116,53 @@ def test_no_mixture_of_control_tokens_yields_a_control_id(encoder, gemma_tokeniz
     [["One."], ["  padded \n"], ["Two\n\nlines and é, 3.5 cm"], ["First.", "Answer.", "Second."], ["1 2  3   4"]],
 )
 def test_ids_are_those_of_the_tokenizers_own_chat_template(by_template, texts):
-    roles = ("user", "assistant") * 2
-    expected = by_template.apply_chat_template(
-        [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)],
-        add_generation_prompt=True,
-        return_dict=True,
-    )["input_ids"]
-    assert ChatEncoder(by_template).encode(messages(*texts)).token_ids == expected
+    turns = zip(("user", "assistant") * 2, texts, strict=False)
+    assert ChatEncoder(by_template).encode(messages(*texts)).token_ids == by_the_library(by_template, *turns)
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA])
+@pytest.mark.parametrize("text", ["One.", "  padded \n", "Two\n\nlines, é", "Ġ ▁ \ue0000\ue001"])
+def test_other_families_get_the_ids_of_their_own_template_too(template, text):
+    tokenizer = byte_level(template)
+    made = Messages((Turn("system", "Be brief."), Turn("user", text), Turn("model", "No."), Turn("user", "Why?")), "t")
+    turns = [("assistant" if turn.role == "model" else turn.role, turn.text) for turn in made.turns]
+    assert ChatEncoder(tokenizer).encode(made).token_ids == by_the_library(tokenizer, *turns)
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA])
+@pytest.mark.parametrize("special", [True, False], ids=["special", "taken for text"])
+def test_a_template_s_own_control_tokens_are_out_of_a_cells_reach(template, special):
+    tokenizer = byte_level(template, special=special)
+    encoder = ChatEncoder(tokenizer)
+    harmless = encoder.encode(messages("the lungs are clear")).token_ids
+    marks = [mark for mark in tokenizer.get_added_vocab() if mark in template or mark == tokenizer.bos_token]
+    ids = encoder.encode(messages("the " + " ".join(marks) + " clear")).token_ids
+    for mark in marks:
+        number = tokenizer.convert_tokens_to_ids(mark)
+        assert ids.count(number) == harmless.count(number)
+
+
+def test_gemma_gets_its_bos_where_its_tokenizer_files_forget_it(gemma_tokenizer):
+    from tokenizers import processors
+
+    forgetful = copy.deepcopy(gemma_tokenizer)
+    forgetful.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
+    assert forgetful("x").input_ids[0] != 2
+    for form in ("chat", "literal"):
+        assert ChatEncoder(forgetful, format=form).encode(messages("Look.")).token_ids.count(2) == 1
+
+
+def test_signs_that_are_not_unicode_fail_their_row_without_its_text(encoder):
+    with pytest.raises(RowError) as caught:
+        encoder.encode(messages("canary \ud800"))
+    assert "canary" not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+def test_text_survives_the_way_to_ids_and_back(encoder, gemma_tokenizer):
+    text = "  two blanks,\ttab\n\n\nthree lines <h1>é—日本</h1> 3.5 cm"
+    ids = encoder.encode(messages("x" + text)).token_ids
+    assert "x" + text in gemma_tokenizer.decode(ids)
 
 
 def test_our_template_gives_what_googles_gives(encoder, by_template):
@@ -125,6 +203,12 @@ def test_the_shared_prefix_is_the_same_whatever_a_cell_holds(encoder, rest):
     plain = encoder.encode(messages(PREFIX + " of a patient", literal_chars=len(PREFIX)))
     assert encoded.shared_tokens == plain.shared_tokens >= 10
     assert encoded.token_ids[: encoded.shared_tokens] == plain.token_ids[: plain.shared_tokens]
+
+
+def test_the_sign_for_a_blank_is_the_vocabularys_own(encoder):
+    assert "Ġ" in encoder._tokenizer.get_vocab()  # a letter to Gemma
+    assert encoder._blank == "▁"
+    assert ChatEncoder(byte_level(CHATML))._blank == "Ġ"
 
 
 def test_a_template_without_literal_text_shares_nothing(encoder):

@@ -8,11 +8,10 @@ on harmless text they are those of the library's own `apply_chat_template`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from gxr_batch.errors import ModelUnavailable
+from gxr_batch.errors import ModelUnavailable, RowError
 from gxr_batch.records import Encoded, Messages, Turn
 
 # A text that stands for a turn's own while the turns are laid out; the private-use signs occur in no template.
@@ -23,17 +22,18 @@ _CONTROL = re.compile(r"<(start|end)_of_\w+>|<image_soft_token>|\[multimodal\]")
 _ROLES = {"system": "system", "user": "user", "model": "assistant"}
 
 
-class Piece(NamedTuple):
-    """Part of a layout: the id of a control token, or text in which `{n}` of `slots` are the turns' texts."""
+class _Piece(NamedTuple):
+    """Part of a layout: ids that are the same for every prompt, then a text with places for the turns' own texts."""
 
-    control: int | None
+    ids: list[int]
     text: str
 
 
-@dataclass(frozen=True)
-class _Layout:
-    pieces: tuple[Piece, ...]
-    trims: bool
+class _Layout(NamedTuple):
+    """`trims` says for each turn whether its text loses the blanks around it, as the chat template has it."""
+
+    pieces: tuple[_Piece, ...]
+    trims: tuple[bool, ...]
 
 
 class ChatEncoder:
@@ -42,14 +42,13 @@ class ChatEncoder:
     def __init__(self, tokenizer: Any, *, format: Literal["chat", "literal"] = "chat") -> None:
         self._tokenizer = tokenizer
         self._format = format
-        self._mark_controls()
-        controls = sorted(self._controls(), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, controls))) if controls else None
+        self._mark_controls(_CONTROL.fullmatch)
         self._layouts: dict[tuple[str, ...], _Layout] = {}
         self._prefixes: dict[tuple[tuple[str, ...], str, str], list[int]] = {}
         # All tokens in one text: a pair of signs is found in it faster than in a quarter of a million strings.
         self._vocabulary = "\n".join(tokenizer.get_vocab())
-        self._blank = "Ġ" if "\nĠ" in self._vocabulary else "▁"
+        # How this vocabulary writes a blank: "▁" or "Ġ", of which either may be an ordinary letter to the other kind.
+        self._blank = "".join(tokenizer.convert_ids_to_tokens(self._plain("a b"))).partition("a")[2][:1]
 
     def encode(self, messages: Messages) -> Encoded:
         """Return the ids of a prompt, ready for the model to answer."""
@@ -58,13 +57,13 @@ class ChatEncoder:
         if roles not in self._layouts:
             self._layouts[roles] = self._lay_out(roles)
         layout = self._layouts[roles]
-        texts = [turn.text.strip() if layout.trims else turn.text for turn in turns]
+        texts = [turn.text.strip() if trims else turn.text for turn, trims in zip(turns, layout.trims, strict=True)]
         ids: list[int] = []
         shared = 0
         last = len(turns) - 1
         for piece in layout.pieces:
-            if piece.control is not None:
-                ids.append(piece.control)
+            ids += piece.ids
+            if not piece.text:
                 continue
             if messages.literal_chars and f"\ue000{last}\ue001" in piece.text:
                 shared = self._shared(ids, piece.text, texts, messages, last)
@@ -77,11 +76,11 @@ class ChatEncoder:
 
     def _lay_out(self, roles: tuple[str, ...]) -> _Layout:
         if self._format == "literal":
-            return _Layout(self._cut(_literal(roles)), trims=False)
+            return _Layout(self._cut(_literal(roles)), (False,) * len(roles))
         if not self._tokenizer.chat_template:
-            return _Layout(self._cut(_gemma(roles)), trims=True)
+            return _Layout(self._cut(_gemma(roles)), tuple(role != "system" for role in roles))
         padded = self._by_template(roles, "\n {} \n")
-        trims = "\n " + _PLACEHOLDER.format(len(roles) - 1) + " \n" not in padded
+        trims = tuple(f"\n {_PLACEHOLDER.format(number)} \n" not in padded for number in range(len(roles)))
         return _Layout(self._cut(self._by_template(roles, "{}")), trims)
 
     def _by_template(self, roles: tuple[str, ...], around: str) -> str:
@@ -104,24 +103,31 @@ class ChatEncoder:
             next_step='set prompt.format = "literal", or mend the chat template',
         )
 
-    def _cut(self, text: str) -> tuple[Piece, ...]:
-        """Cut a layout at its control tokens and see to exactly one BOS."""
+    def _cut(self, text: str) -> tuple[_Piece, ...]:
+        """Cut a layout at its control tokens, encode what never changes, and see to exactly one BOS."""
+        self._mark_controls(lambda token: token.strip() and token in text)
+        controls = sorted(self._controls(), key=len, reverse=True)
+        # Control tokens stand at the odd places.
+        parts = re.split(f"({'|'.join(map(re.escape, controls))})", text) if controls else [text]
+        pieces: list[_Piece] = []
+        ids: list[int] = []
+        for at, part in enumerate(parts):
+            if at % 2:
+                ids.append(self._tokenizer.convert_tokens_to_ids(part))
+            elif _SLOT.search(part):
+                pieces.append(_Piece(ids, part))
+                ids = []
+            elif part:
+                ids += self._plain(part)
+        pieces.append(_Piece(ids, ""))
         bos = self._tokenizer.bos_token_id
-        pieces: list[Piece] = []
-        at = 0
-        for match in self._control.finditer(text) if self._control else ():
-            if match.start() > at:
-                pieces.append(Piece(None, text[at : match.start()]))
-            pieces.append(Piece(self._tokenizer.convert_tokens_to_ids(match[0]), match[0]))
-            at = match.end()
-        if at < len(text):
-            pieces.append(Piece(None, text[at:]))
-        if bos is not None and self._wants_bos() and pieces[0].control != bos:
-            pieces.insert(0, Piece(bos, self._tokenizer.bos_token))
+        first = pieces[0].ids
+        if bos is not None and first[:1] != [bos] and (self._wants_bos() or "<start_of_turn>" in controls):
+            first.insert(0, bos)
         return tuple(pieces)
 
     def _wants_bos(self) -> bool:
-        """Return whether the tokenizer itself begins a text with BOS."""
+        """Return whether the tokenizer itself begins a text with BOS (some Gemma files forget to say so)."""
         ids = self._tokenizer("x").input_ids
         return bool(ids) and ids[0] == self._tokenizer.bos_token_id
 
@@ -129,21 +135,24 @@ class ChatEncoder:
 
     def _plain(self, text: str) -> list[int]:
         """Encode text that holds no control token, whatever it looks like."""
-        ids: list[int] = self._tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-        ).input_ids
+        try:
+            ids: list[int] = self._tokenizer(
+                text, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+            ).input_ids
+        except TypeError:  # how tokenizers refuses halves of a UTF-16 pair
+            raise RowError("the prompt holds signs that are not valid Unicode") from None
         return ids
 
     def _controls(self) -> Iterator[str]:
         added = self._tokenizer.added_tokens_decoder
         return (token.content for token in added.values() if token.special)
 
-    def _mark_controls(self) -> None:
+    def _mark_controls(self, is_control: Callable[[str], object]) -> None:
         """Make control tokens that a conversion took for ordinary text special, so that cells cannot spell them."""
         from tokenizers import AddedToken
 
         added = self._tokenizer.added_tokens_decoder.values()
-        wrong = [token.content for token in added if not token.special and _CONTROL.fullmatch(token.content)]
+        wrong = [token.content for token in added if not token.special and is_control(token.content)]
         if wrong:
             self._tokenizer.backend_tokenizer.add_special_tokens(
                 [AddedToken(content, special=True, normalized=False) for content in wrong]
@@ -167,7 +176,7 @@ class ChatEncoder:
     def _safe_cut(self, text: str) -> str:
         """Return the longest beginning of `text` that is tokenised the same whatever follows.
 
-        A blank after a letter is such a place where no token of the vocabulary holds that letter and a blank side by
+        A blank between two words is such a place where no token of the vocabulary holds that letter and a blank side by
         side: merges only ever make tokens of the vocabulary, so none can reach across.
         """
         for at in range(len(text) - 2, 0, -1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from gxr_batch.errors import RowError, TemplateError
 from gxr_batch.job import Job
 from gxr_batch.records import Messages, Turn
 from gxr_batch.rows import FieldMap
-from gxr_batch.templates import Template, Templates
+from gxr_batch.templates import Template, Templates, TooMuchWork
 
 
 def render(template: Template, values: Mapping[str, Any], *, system: str) -> Messages:
@@ -25,6 +26,8 @@ def render(template: Template, values: Mapping[str, Any], *, system: str) -> Mes
         raise RowError(f"the template {template.name} needs {', '.join(empty)}, which this row does not have")
     try:
         text = template.fill(cells)
+    except TooMuchWork as error:
+        raise RowError(f"the template {template.name} is more work than a prompt should be: {error.message}") from None
     except Exception as error:  # whatever a template does with a cell, it is this row's failure
         raise RowError(f"the template {template.name} cannot be filled ({type(error).__name__})") from None
     if not text:
@@ -35,8 +38,10 @@ def render(template: Template, values: Mapping[str, Any], *, system: str) -> Mes
 
 
 def _cell(value: Any) -> Any:
-    """Return a cell, None where it is missing or blank."""
-    return None if value is None or (isinstance(value, str) and not value.strip()) else value
+    """Return a cell without blanks around it, None where it is missing: null, blank or not a number (NaN)."""
+    if isinstance(value, str):
+        return value.strip() or None
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def row_template(templates: Templates, name: str) -> Template:
@@ -44,7 +49,7 @@ def row_template(templates: Templates, name: str) -> Template:
     try:
         return templates.get(name)
     except TemplateError:
-        raise RowError("the row's template column names a template that does not exist") from None
+        raise RowError(f"column {templates.column} names a template that does not exist") from None
 
 
 def field_map(templates: Templates, job: Job, columns: Sequence[str]) -> FieldMap:

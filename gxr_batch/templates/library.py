@@ -18,6 +18,7 @@ class Templates:
     """All templates of one job. Raises TemplateError where one that the job names is missing or not valid."""
 
     def __init__(self, section: PromptSection) -> None:
+        self.column = section.template_column
         self._own = {name: _read(name, Path(path)) for name, path in section.templates.items()}
         chosen = section.template
         self.default = _read(Path(chosen).name, Path(chosen)) if chosen.endswith(".j2") else self.get(chosen)

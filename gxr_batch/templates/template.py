@@ -1,24 +1,23 @@
 """One compiled template: which fields it needs and uses, and what of its text is the same for every row.
 
-Templates run in jinja2's sandbox, without files, imports or globals but our own words. A cell is data: nothing in it is
-ever read as a template.
+How templates run, and what they may do, is the sandbox's business. A cell is data: nothing in it is ever read as a
+template.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2 import Template as Compiled
+from jinja2 import TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from gxr_batch.errors import TemplateError
-from gxr_batch.templates.words import as_text, clause, patient
+from gxr_batch.templates.sandbox import MAX_CHARS, Sandbox, TooMuchWork
 
 _FILE_NODES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
@@ -42,21 +41,36 @@ class Template:
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the prompt text; `values` has every field, None where the row has none. Raises jinja2's errors."""
-        return self.compiled.render(values).strip()
+        pieces, length = [], 0
+        for piece in self.compiled.generate(values):
+            pieces.append(piece)
+            length += len(piece)
+            if length > MAX_CHARS:
+                raise TooMuchWork(f"it gives more than {MAX_CHARS:,} characters")
+        return "".join(pieces).strip()
 
 
 def compile_template(name: str, source: str, where: str) -> Template:
     """Compile a template. Raises TemplateError with its place where it is not valid or leaves the sandbox."""
     source = source.replace("\r\n", "\n")
-    environment = _environment()
+    environment = Sandbox()
     try:
         tree = environment.parse(source)
-        compiled = environment.from_string(source)
+        undeclared = meta.find_undeclared_variables(tree)
+        prefix = _literal_prefix(tree)
+        environment.limit_loops(tree)
+        compiled = environment.from_string(tree)
     except TemplateSyntaxError as error:
         raise TemplateError(
             f"The template does not compile: {error.message}.",
             where=f"{where}, line {error.lineno}",
             next_step="mend that line",
+        ) from None
+    except (RecursionError, MemoryError, SyntaxError, ValueError):  # nested too deep, or a number too long, for Python
+        raise TemplateError(
+            "The template does not compile: it is nested too deep, or holds too long a number.",
+            where=where,
+            next_step="write it simpler",
         ) from None
     if reader := next(tree.find_all(_FILE_NODES), None):
         raise TemplateError(
@@ -64,7 +78,7 @@ def compile_template(name: str, source: str, where: str) -> Template:
             where=f"{where}, line {reader.lineno}",
             next_step="copy the text in",
         )
-    undeclared = meta.find_undeclared_variables(tree) - environment.globals.keys()
+    _refuse_words_as_fields(tree, environment.globals.keys(), where)
     fields = tuple(dict.fromkeys(name.name for name in tree.find_all(nodes.Name) if name.name in undeclared))
     optional = set(_asked_about(tree))
     template = Template(
@@ -74,18 +88,11 @@ def compile_template(name: str, source: str, where: str) -> Template:
         sha256=hashlib.sha256(source.encode()).hexdigest(),
         fields=fields,
         required=tuple(name for name in fields if name not in optional),
-        literal_prefix=_literal_prefix(tree),
+        literal_prefix=prefix,
         compiled=compiled,
     )
     _refuse_escapes(template, where)
     return template
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=as_text)
-    environment.globals = {"patient": patient}
-    environment.filters["clause"] = clause
-    return environment
 
 
 def _asked_about(tree: nodes.Template) -> Iterator[str]:
@@ -109,13 +116,33 @@ def _literal_prefix(tree: nodes.Template) -> str:
 
 def _description(source: str) -> str:
     comment = re.match(r"\s*\{#-?\s*(.*?)\s*-?#\}", source, re.DOTALL)
-    return comment[1] if comment else ""
+    return " ".join(comment[1].split()) if comment else ""
+
+
+def _refuse_words_as_fields(tree: nodes.Template, words: Collection[str], where: str) -> None:
+    """Refuse a word of ours where a template takes it for a field: it would print as a piece of this program."""
+    called = {id(call.node) for call in tree.find_all(nodes.Call)}
+    names = list(tree.find_all(nodes.Name))
+    own = {name.name for name in names if name.ctx != "load"}
+    for name in names:
+        if name.name in words and name.name not in own and id(name) not in called:
+            raise TemplateError(
+                f"{name.name} is a word to be called, such as {name.name}(age, sex), not a field.",
+                where=f"{where}, line {name.lineno}",
+                next_step=f'give the field another name: [input.columns] person = "{name.name}"',
+            )
 
 
 def _refuse_escapes(template: Template, where: str) -> None:
     """Fill the template once with harmless text, so that a way out of the sandbox shows before any row is read."""
     try:
         template.fill(dict.fromkeys(template.fields, "x"))
+    except TooMuchWork as error:
+        raise TemplateError(
+            f"The template is more work than a prompt should be: {error.message}.",
+            where=where,
+            next_step="use fewer or shorter loops",
+        ) from None
     except SecurityError:
         raise TemplateError(
             "The template reaches for what the sandbox does not allow.",

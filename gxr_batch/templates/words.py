@@ -2,53 +2,81 @@
 
 from __future__ import annotations
 
+import math
 import re
+from decimal import Decimal
 from typing import Any
 
-_UNKNOWN_SEXES = frozenset({"", "u", "unknown", "o", "other", "n", "na", "n/a", "not stated", "?"})
-_SEXES = {"m": "male", "male": "male", "man": "man", "boy": "boy", "f": "female", "female": "female"}
-_SEXES |= {"woman": "woman", "girl": "girl"}
-_AGE_UNITS = re.compile(
-    r"(\d+)\s*[- ]?\s*(y|m|w|d|years?|yrs?|months?|mos?|weeks?|wks?|days?)\b\.?( old)?", re.IGNORECASE
+_UNKNOWN = frozenset({"", "-", "?", "n", "na", "n/a", "nan", "none", "not known", "not stated", "u", "unk", "unknown"})
+_UNKNOWN_SEXES = _UNKNOWN | {"o", "other", "x"}
+_SEXES = {"m": "male", "male": "male", "man": "man", "boy": "boy"}
+_SEXES |= {"f": "female", "female": "female", "woman": "woman", "girl": "girl"}
+_AGE = re.compile(
+    r"(\d{1,3}(?:\.\d+)?)[\s-]*"
+    r"(y|years?|yrs?|y\.?\s?/?o|m|months?|mths?|mos?|w|weeks?|wks?|d|days?|h|hours?|hrs?)?\.?"
+    r"(?:[\s-]*old|\s+of\s+age)?",
+    re.IGNORECASE,
 )
-_UNITS = {"y": "year", "m": "month", "w": "week", "d": "day"}
+_UNITS = {"y": "year", "m": "month", "w": "week", "d": "day", "h": "hour"}
+_WHOLE = 10**15  # beyond, a float is no whole number but a magnitude
+_SEVERAL = re.compile(r"\b(from|versus|vs|between)\b", re.IGNORECASE)
+
+
+def printed(value: Any) -> Any:
+    """Return what stands in the prompt for a value: whole floats without ".0", nothing for a missing one."""
+    if value is None:
+        return ""
+    if isinstance(value, float | Decimal) and math.isfinite(value) and -_WHOLE < value < _WHOLE and value == int(value):
+        return str(int(value))
+    return value
 
 
 def as_text(value: Any) -> str:
-    """Return a cell as people write it: whole floats without ".0", no blanks around it, nothing for a missing one."""
-    if value is None:
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+    """Return a cell as people write it, without blanks around it."""
+    return str(printed(value)).strip()
 
 
 def clause(value: Any, lead: str = "") -> str:
-    """Return text without its last full stop; where it begins as a sentence of its own, `lead` stands before it."""
-    text = as_text(value).rstrip().removesuffix(".").rstrip()
-    return lead + text if lead and re.match(r"[A-Z][a-z]", text) else text
+    """Return text without the mark that ends it; where it begins as a sentence of its own, `lead` stands before it."""
+    text = as_text(value).rstrip(" \t\r\n.,;:")
+    return lead + text if lead and re.match(r"[A-Z][a-z]|An? ", text) else text
+
+
+def stop(value: Any) -> str:
+    """Return the full stop that ends a sentence whose last clause is `value`; nothing after "?" or "!"."""
+    return "" if clause(value).endswith(("?", "!")) else "."
+
+
+def of_each(topic: Any) -> str:
+    """Return " of each" for a topic that sets several things against each other, else nothing."""
+    return " of each" if _SEVERAL.search(as_text(topic)) else ""
 
 
 def patient(age: Any, sex: Any) -> str:
-    """Return e.g. "a 65-year-old male", "an 8-month-old girl", "a female patient", "a patient"."""
-    years, person = _age(age), as_text(sex).lower()
-    noun = _SEXES.get(person, "patient" if person in _UNKNOWN_SEXES else f"{as_text(sex)} patient")
-    if noun in {"male", "female"} and not years:
+    """Return e.g. "a 65-year-old male", "an 8-month-old girl", "a female patient (age: 90+)", "a patient"."""
+    said, person = as_text(age), as_text(sex).lower()
+    if person in _UNKNOWN_SEXES or re.fullmatch(r"[\d.]+", person):  # what a number codes for, nobody here knows
+        noun = "patient"
+    else:
+        noun = _SEXES.get(person, f"{person} patient")
+    adjective = _age(said)
+    if noun in {"male", "female"} and not adjective:
         noun += " patient"
-    words = f"{years} {noun}".strip()
-    return f"{_article(words)} {words}"
+    words = f"{adjective} {noun}".strip()
+    other = "" if adjective or said.lower() in _UNKNOWN else f" (age: {said})"
+    return f"{_article(words)} {words}{other}"
 
 
-def _age(value: Any) -> str:
-    text = as_text(value)
-    if match := re.fullmatch(r"\d{1,3}", text):
-        return f"{match[0]}-year-old"
-    if match := _AGE_UNITS.fullmatch(text):
-        return f"{match[1]}-{_UNITS[match[2][0].lower()]}-old"
-    return text
+def _age(text: str) -> str:
+    """Return an age as an adjective: "65-year-old", "elderly"; nothing where it is unknown or cannot be one."""
+    if text.lower() in _UNKNOWN:
+        return ""
+    if match := _AGE.fullmatch(text):
+        return f"{float(match[1]):g}-{_UNITS[(match[2] or 'y')[0].lower()]}-old"
+    return text.lower() if re.fullmatch(r"[A-Za-z]+(-[A-Za-z]+)*", text) else ""
 
 
 def _article(words: str) -> str:
     number = re.match(r"\d+", words)
     spoken_vowel = number and (number[0][0] == "8" or number[0] in {"11", "18"})
-    return "an" if spoken_vowel or re.match(r"[aeiou]", words, re.IGNORECASE) else "a"
+    return "an" if spoken_vowel or re.match(r"(?!one\b|uni)[aeiou]", words, re.IGNORECASE) else "a"

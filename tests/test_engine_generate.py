@@ -283,15 +283,15 @@ def test_a_prompt_that_leaves_no_room_for_the_answer_fails_as_a_row(tiny):
 def test_memory_that_runs_out_halves_the_batch_and_loses_no_row(tiny, breaking):
     import torch
 
-    prompts = [a_prompt(place, ids_of(10, place), new=12) for place in range(6)]
+    prompts = [a_prompt(place, ids_of(10, place), new=300) for place in range(6)]
     whole = run(tiny, prompts)
     breaking(lambda ids: ids.shape[0] > 2, torch.OutOfMemoryError("no room for " + CANARY))
-    splits = []
-    seen = Watched().watch(tiny, prompts, after=lambda seen: splits.extend(pulse.splits for pulse in seen.pulses))
+    seen = Watched().watch(tiny, prompts)
     assert {key[0]: one.text for key, one in zip(seen.keys(), seen.completions, strict=True)} == {
         key: row.text for key, row in whole.items()
     }
     assert tiny._room == 2  # later batches start with what fitted
+    assert max(pulse.splits for pulse in seen.pulses) == 1
 
 
 @pytest.mark.model
@@ -351,10 +351,18 @@ def test_a_person_who_watches_gets_the_text_once_it_is_there(tiny):
 
 
 @pytest.mark.model
-def test_one_slot_promises_reproducible_texts_and_more_do_not(tiny, tiny_model_dir, gemma_tokenizer):
+def test_one_slot_promises_reproducible_texts_and_keeps_them_and_more_do_not_promise(
+    tiny, tiny_model_dir, gemma_tokenizer
+):
     assert tiny.info.reproducible is False
-    with an_engine(a_job(tiny_model_dir, slots=1), gemma_tokenizer).open() as session:
-        assert session.info.reproducible is True
+    prompts = [a_prompt(place, ids_of(5 + 9 * place, place), new=30) for place in range(4)]
+    texts = []
+    for order in (prompts, prompts[::-1], prompts[2:]):
+        with an_engine(a_job(tiny_model_dir, slots=1, sampling={"temperature": 1}), gemma_tokenizer).open() as session:
+            assert session.info.reproducible is True
+            texts.append({key: row.text for key, row in run(session, order).items()})
+    assert texts[0] == texts[1]
+    assert texts[2] == {key: texts[0][key] for key in texts[2]}
 
 
 @pytest.mark.model

@@ -34,6 +34,8 @@ SYSTEM = (
 )
 SHORTEST, LONGEST = 32, 256  # tokens of an answer
 PEER_SECONDS = 3600
+# For every peer, as gxr-batch's command line sets it: threads that spin while others need the core cost all of them.
+ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,9 @@ def run_script(peer: Peer, task: Path, model: Path) -> dict[str, Any]:
         return {"skipped": peer.missing()}
     command = [peer.python(), SCRIPTS / peer.script, task, model, *peer.options]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PEER_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PEER_SECONDS, check=False, env=ENVIRONMENT | os.environ
+        )
     except subprocess.TimeoutExpired:
         return {"skipped": f"not done after {PEER_SECONDS} s"}
     for line in reversed(done.stdout.splitlines()):
@@ -215,9 +219,15 @@ def run_rounds(peers: list[Peer], rounds: int, task: Path, model: Path) -> tuple
                 outcome.problem = result["skipped"]
             else:
                 outcome.results.append(result)
-            said = outcome.problem or f"{result['tokens'] / result['seconds']:.1f}"
-            print(f"round {number}: {peer.name}: {said}", file=sys.stderr, flush=True)
+            print(f"round {number}: {peer.name}: {_said(outcome)}", file=sys.stderr, flush=True)
     return outcomes, machine
+
+
+def _said(outcome: Outcome) -> str:
+    if outcome.problem:
+        return outcome.problem
+    last = outcome.results[-1]
+    return f"{last['tokens'] / last['seconds']:.1f} tok/s" if last["tokens"] else "measured"
 
 
 # ---------------------------------------------------------------------- tables

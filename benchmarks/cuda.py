@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from shapes import SHAPES, make
 
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
 from gxr_batch.engines.transformers.library import LibraryModel
@@ -25,13 +25,6 @@ from gxr_batch.engines.transformers.loop import TransformersSession
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
 from gxr_batch.settings import Sampling
 
-# hidden, inner, layers, heads, key-value heads, head size, vocabulary
-SHAPES = {
-    "tiny": (64, 128, 6, 4, 1, 32, 1024),
-    "270m": (640, 2048, 18, 4, 1, 256, 262_144),
-    "1b": (1152, 6912, 26, 4, 1, 256, 262_144),
-    "4b": (2560, 10_240, 34, 8, 4, 256, 262_208),
-}
 CAPACITY = 1024
 GREEDY = Sampling(temperature=0, repetition_penalty=1.0)
 
@@ -42,31 +35,6 @@ class Numbers:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Return the ids, separated by blanks."""
         return " ".join(map(str, ids))
-
-
-def make(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Return a random Gemma 3 of that shape."""
-    hidden, inner, layers, heads, kv_heads, head_dim, vocabulary = SHAPES[shape]
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        query_pre_attn_scalar=head_dim,
-        sliding_window=512,
-        layer_types=["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(layers)],
-        max_position_embeddings=8192,
-        initializer_range=0.05,
-    )
-    with torch.device(device):
-        torch.set_default_dtype(dtype)
-        model = Gemma3ForCausalLM(config).eval()
-        torch.set_default_dtype(torch.float32)
-    return model
 
 
 def prompts(count: int, vocabulary: int, lengths: tuple[int, int], new: tuple[int, int]) -> list[Prompt]:

@@ -1,11 +1,13 @@
 """Useful tokens a second of our engine and of its peers: same prompts, same output lengths, same sampling, one run.
 
-Each peer runs in a process (and, where it needs one, an environment) of its own; peers are interleaved over the rounds
-and the medians of the rounds are printed. Machines differ and are shared: compare ratios of one run.
+Each peer runs in a process (and, where it needs one, an environment) of its own. Peers are interleaved over the rounds,
+the slowest run in the first round alone, and medians are printed. Machines differ and are shared: compare ratios of one
+run.
 
     python benchmarks/engines.py                                # everything: about an hour on 2 cores
     python benchmarks/engines.py --peers ours,vllm,openvino     # "ours" stands for all of ours-...
     python benchmarks/engines.py --model smollm --rounds 1 --rows 16
+    python benchmarks/engines.py --model 4b                     # random weights in the 4B shape, at 1, 8 and 16 slots
 
 `benchmarks/peers/install.sh NAME` installs a peer that is printed as missing.
 """
@@ -46,6 +48,7 @@ class Peer:
     script: str
     options: tuple[str, ...] = ()
     environment: str = ""
+    once: bool = False  # too slow, and by too much, to run it in every round
 
     def python(self) -> Path:
         """Return its interpreter: GXR_BATCH_PEER_<NAME>, else the one that install.sh made."""
@@ -66,12 +69,12 @@ def _ours(name: str, *options: str) -> Peer:
 
 LIBRARY = ("--driver", "library", "--slots", "32")
 PEERS = (
-    Peer("guide", "guide.py"),
-    Peer("pipeline16", "pipeline.py"),
-    Peer("static16", "static.py", ("--batch", "16")),
-    Peer("static32", "static.py", ("--batch", "32")),
-    Peer("continuous", "continuous.py"),
-    Peer("vllm", "vllm_cpu.py", environment="vllm"),
+    Peer("guide", "guide.py", once=True),
+    Peer("pipeline16", "pipeline.py", once=True),
+    Peer("static16", "static.py", ("--batch", "16"), once=True),
+    Peer("static32", "static.py", ("--batch", "32"), once=True),
+    Peer("continuous", "continuous.py", once=True),
+    Peer("vllm", "vllm_cpu.py", environment="vllm", once=True),
     Peer("llamacpp", "llamacpp.py", environment="llamacpp"),
     Peer("openvino", "openvino_genai_ir.py", environment="openvino"),
     *(_ours(str(slots), "--slots", str(slots)) for slots in (8, 16, 32, 64)),
@@ -80,7 +83,13 @@ PEERS = (
     _ours("32-library-fast", *LIBRARY, "--not-reproducible"),
     _ours("32-library-no-prefix", *LIBRARY, "--no-prefix"),
     _ours("32-library-float32", *LIBRARY, "--dtype", "float32"),
+    _ours("1", "--slots", "1"),
+    _ours("8-nf4", "--driver", "library", "--slots", "8", "--nf4"),
 )
+ONLY_NAMED = {"ours-1", "ours-8-nf4"}
+PEERS_OF = {"4b": "ours-1,ours-8,ours-16,ours-8-nf4"}  # by default; other models take all that are not ONLY_NAMED
+ROWS_OF = {"4b": 16}
+ANSWERS_OF = {"4b": (16, 48)}
 REFERENCES = ("ours-64", "ours-32", "ours-16", "ours-8")
 
 
@@ -178,9 +187,11 @@ def model_folder(name: str) -> Path:
     """Return the bfloat16 folder of a model, converting it first where that has not been done yet."""
     if name == "gemma":
         return ensure_demo_model()
-    folder = cache_home() / "models" / "smollm2-135m-instruct-bf16-1"
+    folders = {"smollm": "smollm2-135m-instruct-bf16-1", "4b": "random-gemma-3-4b-bf16-1"}
+    makers = {"smollm": [SCRIPTS / "smollm.py"], "4b": [SCRIPTS.parent / "shapes.py", "4b"]}
+    folder = cache_home() / "models" / folders[name]
     if not folder.is_dir():
-        subprocess.run([sys.executable, SCRIPTS / "smollm.py", folder], check=True)
+        subprocess.run([sys.executable, *makers[name], folder], check=True)
     return folder
 
 
@@ -212,7 +223,7 @@ def run_rounds(peers: list[Peer], rounds: int, task: Path, model: Path) -> tuple
     for number in range(1, rounds + 1):
         for peer in [Peer("machine", "machine.py"), *peers]:
             outcome = machine if peer.name == "machine" else outcomes[peer.name]
-            if outcome.problem:
+            if outcome.problem or (peer.once and number > 1):
                 continue
             result = run_script(peer, task, model)
             if "skipped" in result:
@@ -246,7 +257,8 @@ def print_table(outcomes: dict[str, Outcome], useful: int) -> None:
             continue
         last = outcome.results[-1]
         ratio = f"{measured[reference].rate / outcome.rate:.2f}x" if reference else "-"
-        note = last["note"] + (f"; then {outcome.problem}" if outcome.problem else "")
+        once = "; one round" if len(outcome.rates) == 1 else ""
+        note = last["note"] + once + (f"; then {outcome.problem}" if outcome.problem else "")
         if last["tokens"] != useful:
             note += f" ({last['tokens']} tokens)"
         print(
@@ -275,10 +287,10 @@ def print_parts(outcomes: dict[str, Outcome], machine: Outcome) -> None:
     print("each decode step counted as one read of all weights and of the cache that its rows look back at.")
 
 
-def _chosen(names: str) -> list[Peer]:
-    if not names:
-        return list(PEERS)
-    wanted = names.split(",")
+def _chosen(names: str, model: str) -> list[Peer]:
+    if not names and model not in PEERS_OF:
+        return [peer for peer in PEERS if peer.name not in ONLY_NAMED]
+    wanted = (names or PEERS_OF[model]).split(",")
     unknown = set(wanted) - {peer.name for peer in PEERS} - {"ours"}
     if unknown:
         raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: ours, {', '.join(p.name for p in PEERS)}")
@@ -288,18 +300,19 @@ def _chosen(names: str) -> list[Peer]:
 def main() -> None:
     """Run the peers and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["gemma", "smollm"], default="gemma")
+    parser.add_argument("--model", choices=["gemma", "smollm", "4b"], default="gemma")
     parser.add_argument("--peers", default="", help="names, separated by commas; by default all")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=0, help="0 = 64, or 16 for the random weights in the 4B shape")
     parser.add_argument("--quick", action="store_true", help="answers of 4 to 16 tokens: does every peer run?")
     arguments = parser.parse_args()
-    answers = (4, 16) if arguments.quick else (SHORTEST, LONGEST)
-    peers = _chosen(arguments.peers)
+    answers = (4, 16) if arguments.quick else ANSWERS_OF.get(arguments.model, (SHORTEST, LONGEST))
+    rows = arguments.rows or ROWS_OF.get(arguments.model, 64)
+    peers = _chosen(arguments.peers, arguments.model)
     model = model_folder(arguments.model)
     with tempfile.TemporaryDirectory(prefix="gxr-batch-engines-") as scratch:
         task = Path(scratch) / "task.json"
-        useful = write_task(task, model, arguments.rows, *answers)
+        useful = write_task(task, model, rows, *answers)
         outcomes, machine = run_rounds(peers, arguments.rounds, task, model)
     print_table(outcomes, useful)
     print_parts(outcomes, machine)

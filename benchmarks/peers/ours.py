@@ -36,6 +36,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--not-reproducible", action="store_true")
     parser.add_argument("--no-prefix", action="store_true")
+    parser.add_argument("--nf4", action="store_true", help="4-bit weights through bitsandbytes")
 
 
 class Meter:
@@ -85,7 +86,12 @@ def _job(task: Task, options: argparse.Namespace) -> Job:
         {
             "name": "engines",
             "input": {"path": "none"},
-            "model": {"path": str(task.model), "dtype": options.dtype, "max_seq_length": CAPACITY},
+            "model": {
+                "path": str(task.model),
+                "dtype": options.dtype,
+                "max_seq_length": CAPACITY,
+                "load_in_4bit": options.nf4,
+            },
             "sampling": {
                 "temperature": TEMPERATURE,
                 "top_p": TOP_P,
@@ -123,7 +129,7 @@ def _run(session: Any, prompts: list[Prompt]) -> dict[int, int]:
     return found
 
 
-def _details(meter: Meter, seconds: float, task: Task, slots: int, width: int) -> dict[str, Any]:
+def _details(meter: Meter, seconds: float, task: Task, slots: int, width: float) -> dict[str, Any]:
     """Return the parts' shares, slot use, and what decode had to read and to compute; `width` is bytes a weight."""
     config = meter.config
     parameters = sum(path.stat().st_size for path in task.model.glob("*.safetensors")) / 2
@@ -162,7 +168,7 @@ def main() -> None:
         with timed() as clock:
             found = _run(session, prompts)
         check_lengths([found[row] for row in range(len(prompts))], task.lengths)
-        width = 4 if options.dtype == "float32" else 2
+        width = 0.5 if options.nf4 else 4 if options.dtype == "float32" else 2
         details = _details(meter, clock.seconds, task, session.info.slots, width)
         report(task.tokens, clock.seconds, session.info.versions["forward"], **details)
 

@@ -1,26 +1,19 @@
-"""The job file as frozen models: every key of the contract, its default, its limits and what is not built yet.
+"""Every section of the job file as a frozen model: its keys, their defaults and their limits.
 
-Reading is strict: an unknown key is refused with the nearest known one, an impossible value with its place in the file.
 Values outside the guide's ranges are warnings. Nothing here touches the table, the model or the run folder.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from gxr_batch.errors import JobFileError, NotAvailable
 from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, parse_duration
 
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
-# Known to the contract, refused until the issue that builds them.
-UNBUILT_SECTIONS = ("api", "vllm", "ray", "finetune")
 
 
 def _spelled(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -210,130 +203,3 @@ class Job(Section):
                 f"{', '.join(sorted(changed))} {'is' if len(changed) == 1 else 'are'} set in the job file"
             )
         return found
-
-
-def load_job(path: Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Job:
-    """Read a job file and lay `section.key=value` overrides over it, then `given` values by dotted key.
-
-    Raises JobFileError where the file or an override cannot be used, NotAvailable where it asks for what is not built.
-    """
-    text = _read(path)
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise JobFileError(
-            f"The job file is not valid TOML: {error}.",
-            where=str(path),
-            next_step="mend that line; strings need quotes",
-        ) from None
-    for override in overrides:
-        _apply(data, override)
-    for dotted, value in (given or {}).items():
-        _put(data, dotted.split("."), value, where=f"--{dotted.rpartition('.')[2].replace('_', '-')}")
-    for section in UNBUILT_SECTIONS:
-        if section in data:
-            raise NotAvailable(f"[{section}]")
-    try:
-        job = Job.model_validate(data)
-    except ValidationError as error:
-        raise _explain(error, path, text) from None
-    _refuse_unbuilt(job)
-    return job
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise JobFileError(
-            "There is no such job file.", where=str(path.absolute()), next_step="check the path"
-        ) from None
-    except IsADirectoryError:
-        raise JobFileError("This is a folder, not a job file.", where=str(path.absolute())) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise JobFileError(f"The job file cannot be read: {reason}.", where=str(path.absolute())) from None
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    dotted, equals, raw = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not equals or not all(keys):
-        raise JobFileError(
-            "--set takes section.key=value.",
-            where=f"--set {dotted}",
-            next_step="e.g. --set sampling.temperature=0.4",
-        )
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw  # a bare word is meant as text: shells take the quotes away
-    _put(data, keys, value, where=f"--set {dotted}")
-
-
-def _put(data: dict[str, Any], keys: Sequence[str], value: Any, *, where: str) -> None:
-    target = data
-    for key in keys[:-1]:
-        target = target.setdefault(key, {})
-        if not isinstance(target, dict):
-            raise JobFileError(f"{key} is not a section of the job file.", where=where)
-    target[keys[-1]] = value
-
-
-def _refuse_unbuilt(job: Job) -> None:
-    unbuilt = {
-        f'engine.kind = "{job.engine.kind}"': job.engine.kind in {"api", "vllm", "ray"},
-        "engine.memory_limit": bool(job.engine.memory_limit),
-        "engine.wait_for_memory": bool(job.engine.wait_for_memory),
-        "model.adapter": job.model.adapter not in {"", "none"},
-        'prompt.too_long = "truncate"': job.prompt.too_long == "truncate",
-        "model.base": bool(job.model.base),
-        f'privacy.identifiers = "{job.privacy.identifiers}"': job.privacy.identifiers in {"flag", "hold"},
-        "export.formats": bool(job.export.formats),
-    }
-    for thing, asked in unbuilt.items():
-        if asked:
-            raise NotAvailable(thing)
-
-
-def _explain(error: ValidationError, path: Path, text: str) -> JobFileError:
-    """Turn pydantic's errors into one message: the first in full, the others counted."""
-    errors = error.errors(include_url=False, include_input=False, include_context=False)
-    first = errors[0]
-    keys = [str(part) for part in first["loc"] if not str(part).startswith(("literal", "constrained", "function"))]
-    keys = [key for key in keys if key not in {"int", "float", "bool", "[key]"}]
-    dotted = ".".join(keys) or "job file"
-    if first["type"] == "extra_forbidden":
-        known = list(_known_keys(keys[:-1]))
-        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
-        what = f"Unknown key: {dotted}."
-        step = f"did you mean {'.'.join([*keys[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
-    elif first["type"] == "missing":
-        what, step = f"The job file lacks {dotted}.", "add it; the README shows a complete job file"
-    else:
-        what, step = f"{dotted}: {first['msg'].removeprefix('Value error, ')}.", "mend the value"
-    if len(errors) > 1:
-        step += f" ({len(errors) - 1} more to mend after this)"
-    line = _line_of(text, keys)
-    return JobFileError(what, where=f"{path}, line {line}" if line else str(path), next_step=step)
-
-
-def _known_keys(section: Sequence[str]) -> Iterator[str]:
-    model: Any = Job
-    for name in section:
-        field = getattr(model, "model_fields", {}).get(name)
-        model = field.annotation if field else None
-    yield from getattr(model, "model_fields", {})
-
-
-def _line_of(text: str, keys: Sequence[str]) -> int | None:
-    """Return the line on which a key stands (counted from 1), None where `--set` or a default brought it."""
-    section, wanted = "", ".".join(keys[:-1])
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
-            section = header[1].strip()
-            if section == ".".join(keys):
-                return number
-        elif section == wanted and keys and re.match(rf'\s*"?{re.escape(keys[-1])}"?\s*=', line):
-            return number
-    return None

@@ -1,0 +1,55 @@
+"""kernels.c as Python sees it: its structures and the types of its functions."""
+
+from __future__ import annotations
+
+import ctypes
+
+POINTER = ctypes.c_void_p
+NOT_FINITE, TOO_MANY = -1, -2  # what gxr_candidates says instead of a count
+
+
+class Shape(ctypes.Structure):
+    """The sizes of a model and of its cache."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("hidden", "heads", "kv_heads", "head_dim", "inner", "layers", "vocab")),
+        *((name, ctypes.c_int) for name in ("slots", "capacity", "gelu")),
+        *((name, ctypes.c_float) for name in ("eps", "scale", "embed_scale")),
+    ]
+
+
+class Layer(ctypes.Structure):
+    """One layer: packed weights, float32 norms, cosines and sines, its cache, its window (0 = none)."""
+
+    _fields_ = [
+        *((name, POINTER) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, POINTER) for name in ("before_attn", "after_attn", "before_mlp", "after_mlp")),
+        *((name, POINTER) for name in ("query_norm", "key_norm", "rope", "keys", "values")),
+        ("window", ctypes.c_int),
+    ]
+
+
+class Model(ctypes.Structure):
+    """All layers, the head, and the scratch memory of one call."""
+
+    _fields_ = [
+        ("shape", Shape),
+        ("layers", ctypes.POINTER(Layer)),
+        *((name, POINTER) for name in ("head", "embedding", "final_norm")),
+        *((name, POINTER) for name in ("residual", "normed", "qkv", "mixed", "projected", "gate_up", "inner")),
+    ]
+
+
+def declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Declare the functions of kernels.c."""
+    integer, size = ctypes.c_int, ctypes.c_size_t
+    library.gxr_allocate.restype, library.gxr_allocate.argtypes = POINTER, [size]
+    library.gxr_free.argtypes = [POINTER, size]
+    library.gxr_pack.argtypes = [POINTER, POINTER, integer, integer]
+    library.gxr_forward.argtypes = [POINTER, integer, POINTER, POINTER, POINTER]
+    library.gxr_logits.argtypes = [POINTER, integer, POINTER, POINTER, POINTER, size]
+    library.gxr_candidates.argtypes = [
+        *(POINTER, size, integer, integer, integer, POINTER, POINTER, integer),
+        *(ctypes.c_float, integer, POINTER, POINTER, POINTER),
+    ]
+    return library

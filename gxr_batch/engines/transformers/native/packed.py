@@ -1,0 +1,117 @@
+"""A model's weights in the layout of the kernels, and the memory that they and the KV cache take."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gxr_batch.engines.transformers.driver import PREFIX_SLOTS
+from gxr_batch.engines.transformers.native.binding import Layer, Model
+from gxr_batch.engines.transformers.native.support import decoder_of, layer_kinds, shape_of
+
+ROWS = 256  # tokens a call; longer prompts go through in pieces, with the same bits
+
+
+class Packed:
+    """The packed model; its own weights are given back layer by layer, so both never stand side by side in full."""
+
+    def __init__(self, library: ctypes.CDLL, model: Any, *, slots: int, capacity: int) -> None:
+        """Pack `model`, which cannot be used itself any more. Raises MemoryError."""
+        self.library = library
+        self._slots, self._capacity = slots, capacity
+        self._kept: list[Any] = []
+        self.memory: list[tuple[int, int]] = []
+        config = model.config.get_text_config()
+        self.kv_bytes = config.num_key_value_heads * capacity * config.head_dim * 2  # a slot, one layer, keys or values
+        self.model = self._assemble(model, config)
+
+    def close(self) -> None:
+        """Give everything back to the system."""
+        for pointer, size in self.memory:
+            self.library.gxr_free(pointer, size)
+        self.memory = []
+
+    def _assemble(self, model: Any, config: Any) -> Model:
+        decoder = decoder_of(model)
+        head = model.lm_head.weight
+        tied = head.data_ptr() == decoder.embed_tokens.weight.data_ptr()
+        made = Model()
+        made.shape = shape_of(config, self._slots, self._capacity, decoder.embed_tokens)
+        layers = (Layer * len(decoder.layers))()
+        ropes = {kind: self._rope(decoder, config, kind) for kind in set(layer_kinds(config))}
+        for entry, layer, kind in zip(layers, decoder.layers, layer_kinds(config), strict=True):
+            self._fill(entry, layer, config)
+            entry.rope = ropes[kind]
+            entry.window = config.sliding_window if kind == "sliding_attention" else 0
+        self._kept.append(layers)
+        made.layers = layers
+        made.embedding = None if tied else self._keep(decoder.embed_tokens.weight.detach())
+        made.head = self._pack([head])
+        made.final_norm = self._norm(decoder.norm)
+        queries = config.num_attention_heads * config.head_dim
+        width = queries + 2 * config.num_key_value_heads * config.head_dim
+        for name, columns in {
+            "residual": config.hidden_size,
+            "normed": config.hidden_size,
+            "qkv": width,
+            "mixed": queries,
+            "projected": config.hidden_size,
+            "gate_up": 2 * config.intermediate_size,
+            "inner": config.intermediate_size,
+        }.items():
+            setattr(made, name, self._allocate(ROWS * columns * 2))
+        return made
+
+    def _fill(self, entry: Layer, layer: Any, config: Any) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        entry.qkv = self._pack([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
+        entry.out = self._pack([attention.o_proj.weight])
+        entry.gate_up = self._pack([mlp.gate_proj.weight, mlp.up_proj.weight])
+        entry.down = self._pack([mlp.down_proj.weight])
+        entry.before_attn = self._norm(layer.input_layernorm)
+        if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 3: a norm on each side of both halves
+            entry.after_attn = self._norm(layer.post_attention_layernorm)
+            entry.before_mlp = self._norm(layer.pre_feedforward_layernorm)
+            entry.after_mlp = self._norm(layer.post_feedforward_layernorm)
+            entry.query_norm, entry.key_norm = self._norm(attention.q_norm), self._norm(attention.k_norm)
+        else:
+            entry.before_mlp = self._norm(layer.post_attention_layernorm)
+        entry.keys = self._allocate((self._slots + PREFIX_SLOTS) * self.kv_bytes)
+        entry.values = self._allocate((self._slots + PREFIX_SLOTS) * self.kv_bytes)
+
+    def _pack(self, weights: Sequence[torch.Tensor]) -> int:
+        """Pack weights, one below the other, and give their own memory back."""
+        stacked = torch.cat([weight.detach() for weight in weights]).contiguous()
+        outputs, inputs = stacked.shape
+        target = self._allocate(outputs * inputs * 2)
+        self.library.gxr_pack(stacked.data_ptr(), target, outputs, inputs)
+        for weight in weights:
+            weight.data = torch.empty(0, dtype=weight.dtype)
+        return target
+
+    def _norm(self, module: Any) -> int:
+        weight = module.weight.detach().float()
+        return self._keep(weight + 1 if "Gemma" in type(module).__name__ else weight)
+
+    def _rope(self, decoder: Any, config: Any, kind: str) -> int:
+        """Return the cosines and sines of every position, [capacity][head_dim], from the library's own module."""
+        example, positions = torch.zeros(1, 1), torch.arange(self._capacity)[None]
+        arguments = (kind,) if config.model_type.startswith("gemma3") else ()
+        cosines, sines = decoder.rotary_emb(example, positions, *arguments)
+        half = config.head_dim // 2
+        return self._keep(torch.cat([cosines[0, :, :half], sines[0, :, :half]], dim=-1))
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        tensor = tensor.contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _allocate(self, size: int) -> int:
+        pointer: int | None = self.library.gxr_allocate(size)
+        if not pointer:
+            raise MemoryError(f"{size / 2**20:,.0f} MiB could not be reserved")
+        self.memory.append((pointer, size))
+        return pointer

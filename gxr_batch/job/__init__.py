@@ -1,0 +1,26 @@
+"""The job file: its sections as frozen models, how it is read, and what is said where it is wrong."""
+
+from gxr_batch.job.reading import UNBUILT_SECTIONS, load_job
+from gxr_batch.job.sections import (
+    EchoSection,
+    EngineSection,
+    InputSection,
+    Job,
+    ModelSection,
+    PromptSection,
+    RunSection,
+    SamplingSection,
+)
+
+__all__ = [
+    "UNBUILT_SECTIONS",
+    "EchoSection",
+    "EngineSection",
+    "InputSection",
+    "Job",
+    "ModelSection",
+    "PromptSection",
+    "RunSection",
+    "SamplingSection",
+    "load_job",
+]

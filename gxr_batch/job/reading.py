@@ -1,0 +1,104 @@
+"""Reads a job file: TOML, `section.key=value` overrides laid over it, then validation.
+
+Reading is strict: an unknown key is refused with the nearest known one, an impossible value with its place in the file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gxr_batch.errors import JobFileError, NotAvailable
+from gxr_batch.job.mistakes import explain
+from gxr_batch.job.sections import Job
+
+# Known to the contract, refused until they are built.
+UNBUILT_SECTIONS = ("api", "vllm", "ray", "finetune")
+
+
+def load_job(path: Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Job:
+    """Read a job file and lay `section.key=value` overrides over it, then `given` values by dotted key.
+
+    Raises JobFileError where the file or an override cannot be used, NotAvailable where it asks for what is not built.
+    """
+    text = _read(path)
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise JobFileError(
+            f"The job file is not valid TOML: {error}.",
+            where=str(path),
+            next_step="mend that line; strings need quotes",
+        ) from None
+    for override in overrides:
+        _apply(data, override)
+    for dotted, value in (given or {}).items():
+        _put(data, dotted.split("."), value, where=f"--{dotted.rpartition('.')[2].replace('_', '-')}")
+    for section in UNBUILT_SECTIONS:
+        if section in data:
+            raise NotAvailable(f"[{section}]")
+    try:
+        job = Job.model_validate(data)
+    except ValidationError as error:
+        raise explain(error, path, text) from None
+    _refuse_unbuilt(job)
+    return job
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise JobFileError(
+            "There is no such job file.", where=str(path.absolute()), next_step="check the path"
+        ) from None
+    except IsADirectoryError:
+        raise JobFileError("This is a folder, not a job file.", where=str(path.absolute())) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise JobFileError(f"The job file cannot be read: {reason}.", where=str(path.absolute())) from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    dotted, equals, raw = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise JobFileError(
+            "--set takes section.key=value.",
+            where=f"--set {dotted}",
+            next_step="e.g. --set sampling.temperature=0.4",
+        )
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw  # a bare word is meant as text: shells take the quotes away
+    _put(data, keys, value, where=f"--set {dotted}")
+
+
+def _put(data: dict[str, Any], keys: Sequence[str], value: Any, *, where: str) -> None:
+    target = data
+    for key in keys[:-1]:
+        target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise JobFileError(f"{key} is not a section of the job file.", where=where)
+    target[keys[-1]] = value
+
+
+def _refuse_unbuilt(job: Job) -> None:
+    unbuilt = {
+        f'engine.kind = "{job.engine.kind}"': job.engine.kind in {"api", "vllm", "ray"},
+        "engine.memory_limit": bool(job.engine.memory_limit),
+        "engine.wait_for_memory": bool(job.engine.wait_for_memory),
+        "model.adapter": job.model.adapter not in {"", "none"},
+        'prompt.too_long = "truncate"': job.prompt.too_long == "truncate",
+        "model.base": bool(job.model.base),
+        f'privacy.identifiers = "{job.privacy.identifiers}"': job.privacy.identifiers in {"flag", "hold"},
+        "export.formats": bool(job.export.formats),
+    }
+    for thing, asked in unbuilt.items():
+        if asked:
+            raise NotAvailable(thing)

@@ -16,23 +16,25 @@ from pathlib import Path
 from gxr_batch.engines import create
 from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
+from gxr_batch.fitter import TRUNCATED, Fitter
 from gxr_batch.job import Job
-from gxr_batch.ledger import is_run
+from gxr_batch.ledger import Manifest, is_run
+from gxr_batch.ledger.manifest import load_manifest
+from gxr_batch.plan import disk_needed
 from gxr_batch.prepare import Prepared, output_folder, prepare
-from gxr_batch.prompts import render, row_template
-from gxr_batch.provenance import follow
-from gxr_batch.records import Messages
+from gxr_batch.provenance import fingerprint, follow
+from gxr_batch.records import Identity, Messages
 from gxr_batch.rows import ingest, read_rows
 
 _SHOWN = 3
-# Bytes that a token of generated text takes in parts and in results together, by measure, uncompressed and rounded up.
-_BYTES_A_TOKEN = 16
-_BYTES_A_ROW = 512
 
 
 @dataclass(kw_only=True)
 class Findings:
-    """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts."""
+    """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts.
+
+    `cut` counts prompts that prompt.too_long = "truncate" shortened.
+    """
 
     rows: int = 0
     folder: Path
@@ -42,6 +44,7 @@ class Findings:
     lengths: list[int] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     unusable: list[str] = field(default_factory=list)
+    cut: int = 0
     shown: list[tuple[str, Messages]] = field(default_factory=list)
     bytes_needed: int = 0
     bytes_free: int = 0
@@ -50,8 +53,10 @@ class Findings:
 def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Findings:
     """Go through a job as `run` would, up to the model's weights. Raises GxrError where `run` could not start."""
     prepared = prepare(job)
-    job = follow(job, None)
     folder = output_folder(job, date.today())
+    manifest = load_manifest(folder) if is_run(folder) else None
+    job = follow(job, manifest)
+    _compare(prepared, job, manifest)
     found = Findings(folder=folder, goes_on=is_run(folder), notices=[*job.warnings(), *prepared.survey.notices])
     encoder = create(job).encoder()
     with tempfile.TemporaryDirectory(prefix="gxr-batch-check-") as scratch:
@@ -67,30 +72,38 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Finding
 
 
 def _try_rows(found: Findings, prepared: Prepared, encoder: Encoder, table: Path) -> None:
-    job = prepared.job
-    room = job.model.max_seq_length - job.sampling.settings().max_new_tokens
+    fitter = Fitter(prepared.templates, prepared.job, encoder)
     for row in read_rows(table, prepared.fields, None):
         try:
-            messages = render(row_template(prepared.templates, row.template), row.values, system=job.prompt.system)
-            count = encoder.encode(messages).length or 0
-            if count > room:
-                raise RowError(f"the prompt is too long: more than {room} tokens")
+            fitted = fitter.fit(row)
         except RowError as error:
-            found.reasons[error.what] += 1
+            found.reasons[_without_counts(error.what)] += 1
             found.unusable.append(row.row_id)
             continue
         found.templates[row.template] += 1
-        found.lengths.append(count)
+        found.lengths.append(fitted.encoded.length or 0)
+        found.cut += TRUNCATED in fitted.flags
         if len(found.shown) < _SHOWN:
-            found.shown.append((row.row_id, messages))
+            found.shown.append((row.row_id, fitted.messages))
+
+
+def _without_counts(reason: str) -> str:
+    """Cut the part of a reason that differs from row to row, so that rows can be counted by reason."""
+    return reason.partition(":")[0] if reason.startswith("the prompt is too long") else reason
+
+
+def _compare(prepared: Prepared, job: Job, manifest: Manifest | None) -> None:
+    """Refuse, as `run` would, what can be told without the weights. Raises FingerprintError."""
+    if manifest is not None:
+        wanted = fingerprint(prepared, job, Identity(kind=job.engine.kind, model=job.model.path))
+        settled = {key: value for key, value in wanted.items() if not key.startswith("model ") and value != "auto"}
+        manifest.compare(settled)
 
 
 def _measure_room(found: Findings, job: Job, table_bytes: int) -> None:
     """Estimate the disk that the run takes at most, and look how much there is."""
     keys = found.rows * job.sampling.samples_per_row
-    found.bytes_needed = 2 * table_bytes + keys * (
-        _BYTES_A_ROW + _BYTES_A_TOKEN * job.sampling.settings().max_new_tokens
-    )
+    found.bytes_needed = disk_needed(keys, job.sampling.settings().max_new_tokens, table_bytes)
     existing = next(path for path in (found.folder, *found.folder.absolute().parents) if path.exists())
     found.bytes_free = shutil.disk_usage(existing).free
 

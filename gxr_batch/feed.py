@@ -5,24 +5,25 @@ Rows that cannot become a prompt are booked as failed with their reason and neve
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
+from gxr_batch.fitter import Fitted, Fitter
 from gxr_batch.job import Job
 from gxr_batch.ledger import RunWriter
 from gxr_batch.ledger.state import Bools
 from gxr_batch.plan import longest_first, row_seed
 from gxr_batch.prepare import Prepared
-from gxr_batch.prompts import render, row_template
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Result, Row, Status
 from gxr_batch.rows import read_rows
+
+CRASHED = "crashed the process"
+_NO_PROMPT = Fitted(Messages((), ""), Encoded(None, None), "")
 
 
 class _Taken(NamedTuple):
@@ -31,23 +32,20 @@ class _Taken(NamedTuple):
     row: Row
     attempt: int
     prompt: Prompt
-    prompt_sha256: str
+    fitted: Fitted
 
 
 class Feed:
     """The rows of one invocation on their way to the engine and back."""
 
     def __init__(self, prepared: Prepared, job: Job, encoder: Encoder, ledger: RunWriter, todo: Bools) -> None:
-        self._prepared, self._job, self._encoder, self._ledger, self._todo = (
-            prepared,
-            job,
-            encoder,
-            ledger,
-            todo,
-        )
+        self._prepared, self._job, self._ledger, self._todo = prepared, job, ledger, todo
+        self._fitter = Fitter(prepared.templates, job, encoder)
         self._seed = int(job.sampling.seed)
         self._max_new_tokens = job.sampling.settings().max_new_tokens
         self._in_flight: dict[Key, _Taken] = {}
+        self._suspects, self._condemned = ledger.in_flight.begin(self._still_to_do(ledger.in_flight.known))
+        self._alone: list[_Taken] = []
         self.rejected = 0
         self.seconds = 0.0
 
@@ -56,23 +54,35 @@ class Feed:
         """How many prompts the engine took and has not returned."""
         return len(self._in_flight)
 
-    def prompts(self) -> Iterator[Prompt]:
-        """Yield the prompts, longest first within each window of input order."""
-        ordered = longest_first(
-            self._encoded(), self._job.engine.window, lambda taken: taken.prompt.encoded.length or 0
+    @property
+    def suspects(self) -> int:
+        """How many keys were in the engine when the process died before."""
+        return len(self._suspects)
+
+    def rounds(self) -> Iterator[Iterator[Prompt]]:
+        """Yield the prompts, longest first within each window of input order; then every suspect in a round alone."""
+        yield self._hand_out(
+            longest_first(self._encoded(), self._job.engine.window, lambda taken: taken.prompt.encoded.length or 0)
         )
+        for taken in self._alone:
+            yield self._hand_out(iter([taken]))
+
+    def _hand_out(self, ordered: Iterator[_Taken]) -> Iterator[Prompt]:
         while True:
             began = time.perf_counter()
             taken = next(ordered, None)
+            if taken is not None:
+                self._in_flight[taken.prompt.key] = taken
+                self._ledger.in_flight.take(taken.prompt.key)
             self.seconds += time.perf_counter() - began
             if taken is None:
                 return
-            self._in_flight[taken.prompt.key] = taken
             yield taken.prompt
 
     def settle(self, completion: Completion) -> tuple[int, Result]:
         """Return the row's position and the result that a completion makes of it."""
         taken = self._in_flight.pop(completion.key)
+        self._ledger.in_flight.settle(completion.key)
         error = completion.error
         if error is None and not completion.text.strip():
             error = "the model returned empty text"
@@ -80,39 +90,40 @@ class Feed:
 
     def _encoded(self) -> Iterator[_Taken]:
         wanted: Bools = np.any(self._todo, axis=1)
-        system = self._job.prompt.system
         for row in read_rows(self._ledger.folder / "input.parquet", self._prepared.fields, wanted):
+            samples = [int(sample) + 1 for sample in np.flatnonzero(self._todo[row.position])]
+            if killers := [sample for sample in samples if Key(row.row_id, sample) in self._condemned]:
+                self._reject(row, killers, RowError("crashed the process"))
+                samples = [sample for sample in samples if sample not in killers]
             try:
-                messages = render(row_template(self._prepared.templates, row.template), row.values, system=system)
-                encoded = self._encode(messages)
+                fitted = self._fitter.fit(row) if samples else _NO_PROMPT
             except RowError as error:
-                self._reject(row, error)
+                self._reject(row, samples, error)
                 continue
-            digest = _messages_sha256(messages)
-            for sample in np.flatnonzero(self._todo[row.position]) + 1:
-                yield self._take(row, int(sample), messages, encoded, digest)
+            for sample in samples:
+                taken = self._take(row, sample, fitted)
+                if taken.prompt.key in self._suspects:
+                    self._alone.append(taken)
+                else:
+                    yield taken
 
-    def _encode(self, messages: Messages) -> Encoded:
-        encoded = self._encoder.encode(messages)
-        room = self._job.model.max_seq_length - self._max_new_tokens
-        if encoded.length is not None and encoded.length > room:
-            raise RowError(
-                f"the prompt is too long: {encoded.length} tokens, and model.max_seq_length - sampling.max_new_tokens "
-                f"leaves room for {room}"
-            )
-        return encoded
+    def _still_to_do(self, keys: Sequence[Key]) -> set[Key]:
+        at = self._ledger.positions_of([key.row_id for key in keys])
+        samples = self._todo.shape[1]
+        known = (key for key in keys if key.row_id in at and key.sample <= samples)
+        return {key for key in known if self._todo[at[key.row_id], key.sample - 1]}
 
-    def _take(self, row: Row, sample: int, messages: Messages, encoded: Encoded, digest: str) -> _Taken:
+    def _take(self, row: Row, sample: int, fitted: Fitted) -> _Taken:
         attempt = int(self._ledger.state.attempt[row.position, sample - 1]) + 1
         seed = row_seed(self._seed, row.row_id, sample, attempt)
-        key = Key(row.row_id, sample)
-        return _Taken(row, attempt, Prompt(key, messages, encoded, seed, self._max_new_tokens), digest)
+        prompt = Prompt(Key(row.row_id, sample), fitted.messages, fitted.encoded, seed, self._max_new_tokens)
+        return _Taken(row, attempt, prompt, fitted)
 
-    def _reject(self, row: Row, error: RowError) -> None:
-        """Book every wanted sample of a row that cannot be generated as failed."""
+    def _reject(self, row: Row, samples: Sequence[int], error: RowError) -> None:
+        """Book samples of a row that is not to be generated as failed."""
         now = int(time.time() * 1000)
-        for sample in np.flatnonzero(self._todo[row.position]) + 1:
-            taken = self._take(row, int(sample), Messages((), row.template), Encoded(None, None), "")
+        for sample in samples:
+            taken = self._take(row, sample, _NO_PROMPT)
             completion = Completion(
                 taken.prompt.key, "", "error", error.what, None, 0, 0.0, None, 0.0, 0.0, 0.0, now, now
             )
@@ -132,7 +143,7 @@ class Feed:
             text=completion.text if error is None else None,
             finish_reason=completion.finish_reason if error is None else "error",
             error=error,
-            flags=[],
+            flags=list(taken.fitted.flags),
             prompt_tokens=completion.prompt_tokens,
             new_tokens=completion.new_tokens,
             max_new_tokens=prompt.max_new_tokens,
@@ -147,9 +158,5 @@ class Feed:
             started_at=completion.started_at_ms,
             finished_at=completion.finished_at_ms,
             template=row.template,
-            prompt_sha256=taken.prompt_sha256 or None,
+            prompt_sha256=taken.fitted.sha256 or None,
         )
-
-
-def _messages_sha256(messages: Messages) -> str:
-    return hashlib.sha256(json.dumps(messages.turns, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()

@@ -5,6 +5,8 @@ The loop itself is in runner; everything here happens before it starts or after 
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,14 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from gxr_batch import notices
 from gxr_batch.engines import create
-from gxr_batch.engines.base import EngineInfo, Pulse
+from gxr_batch.engines.base import EngineInfo
 from gxr_batch.errors import GxrError
 from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, Manifest, RunWriter, encode_metadata
 from gxr_batch.ledger.state import Bools
 from gxr_batch.prepare import Prepared
+from gxr_batch.progress import Progress
 from gxr_batch.provenance import environment, file_marks, fingerprint, follow, provenance, resolved, settle
-from gxr_batch.records import Result
 from gxr_batch.rows import ingest
 from gxr_batch.stopping import StopReason
 
@@ -35,40 +38,8 @@ class Options:
     fresh: bool = False
     retry: str | None = None
     retry_rows: tuple[str, ...] = ()
+    take_over: bool = False
     overrides: tuple[str, ...] = ()
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Where an invocation stands: `counts` is about the whole table, everything else about this invocation.
-
-    `wanted` keys are to be generated; `done` and `failed` came out of the engine, `rejected` could not become a prompt.
-    """
-
-    counts: Counts
-    wanted: int = 0
-    done: int = 0
-    failed: int = 0
-    rejected: int = 0
-    new_tokens: int = 0
-    rows_in_flight: int = 0
-    memory_bytes: int = 0
-    splits: int = 0
-    seconds: float = 0.0
-
-    def book(self, result: Result) -> None:
-        """Count a row that came out of the engine."""
-        self.done += 1
-        self.failed += result.status == "failed"
-        self.new_tokens += result.new_tokens
-
-    def pulse(self, pulse: Pulse) -> None:
-        """Take over what the engine says of itself."""
-        self.rows_in_flight, self.memory_bytes, self.splits = (
-            pulse.rows_in_flight,
-            pulse.memory_bytes,
-            pulse.splits,
-        )
 
 
 class Invocation:
@@ -77,12 +48,12 @@ class Invocation:
     def __init__(self, prepared: Prepared, options: Options, ledger: RunWriter, say: Say) -> None:
         self.prepared, self.options, self.ledger, self.say = prepared, options, ledger, say
         self.job = follow(prepared.job, ledger.manifest)
-        self.engine = create(self.job)
+        self.engine = create(self.job, say)
         self.identity = self.engine.identity()
         self.info: EngineInfo | None = None
         self.source_key = prepared.source_key(options.limit)
         self.notices: list[str] = []
-        self._tell(*prepared.job.warnings(), *prepared.survey.notices)
+        ledger.log.invocation = len(ledger.manifest.invocations) + 1 if ledger.manifest else 1
         self.todo: Bools = np.zeros((0, 1), np.bool_)
         self.raised = False
         self.progress = Progress(counts=ledger.counts())
@@ -90,8 +61,16 @@ class Invocation:
             "started_at": _now(),
             "set": list(options.overrides),
             "limit": options.limit,
+            **environment(),
         }
+        self._log("started", job=self.job.name, pid=os.getpid(), host=socket.gethostname(), set=list(options.overrides))
+        self._tell(*prepared.job.warnings(), *prepared.survey.notices)
+        self._tell(*notices.of_kind(prepared.job, self.job))
+        self._tell(*notices.of_versions(ledger.manifest, self.entry["packages"]))
         self._check_fingerprint()
+
+    def _log(self, event: str, **fields: Any) -> None:
+        self.ledger.log.event(event, **fields)
 
     def _check_fingerprint(self) -> None:
         """Refuse settings that would give other texts than those this run already holds."""
@@ -114,6 +93,7 @@ class Invocation:
         if marks.get("gxr_invocation") != str(last.get("number")):
             return False
         self.progress.counts = Counts(**last["counts"])
+        self._log("nothing_to_do", **last["counts"])
         return True
 
     def take_in_table(self) -> Drift | None:
@@ -139,16 +119,23 @@ class Invocation:
             "rows": taken.rows,
             "drift": drift._asdict() if drift else None,
         }
+        self._log("table_read", rows=taken.rows, to_generate=self.progress.wanted, drift=self.entry["drift"])
         if drift is not None:
             self.say(f"Resuming {ledger.folder}: {drift}; {int(self.todo.sum()):,} to generate.")
+        self._tell(*notices.of_room(ledger.folder, job.sampling.settings().max_new_tokens, self.progress.wanted))
         self._save()  # so that `status` finds the run while its model is still being loaded
         return drift
 
     def _tell(self, *sentences: str) -> None:
-        """Say something to the user and keep it in the manifest."""
+        """Say something to the user and keep it in the manifest and the log."""
         for sentence in sentences:
             self.say(sentence)
+            self._log("notice", text=sentence)
         self.notices += sentences
+
+    def suspects(self, count: int) -> None:
+        """Say that rows were in the engine when an earlier start died."""
+        self._tell(*notices.of_suspects(count))
 
     def _todo(self) -> Bools:
         state = self.ledger.state
@@ -183,14 +170,30 @@ class Invocation:
         self.entry |= {"generating_since": _now(), "done_before": before.total - before.left}
         self.job = settle(self.job, info)
         self._check_fingerprint()
+        self._log(
+            "engine_opened",
+            kind=info.identity.kind,
+            model=info.identity.model,
+            device=info.device,
+            dtype=info.dtype,
+            slots=info.slots,
+            load_seconds=round(info.load_seconds, 3),
+        )
         self.ledger.part_metadata = encode_metadata(file_marks(self.job, info.identity, self.fingerprint))
         self._save()
+
+    def heed(self, reason: StopReason | None) -> None:
+        """Log once why the run is about to stop."""
+        if reason is not None and "stop_requested" not in self.entry:
+            self.entry["stop_requested"] = reason
+            self._log("stop_requested", reason=reason, in_flight=self.progress.rows_in_flight)
 
     def broke_off(self, error: BaseException) -> None:
         """Write down that an error ended this invocation; never hides that error behind one of its own."""
         self.entry |= {"finished_at": _now(), "outcome": "broken off", "error": type(error).__name__}
         self.entry["counts"] = self.ledger.counts()._asdict()
         with suppress(GxrError):
+            self._log("broke_off", error=type(error).__name__, **self.entry["counts"])
             self._save()
             self.ledger.write_failed()
 
@@ -216,6 +219,7 @@ class Invocation:
                 "gxr_counts": counts._asdict(),
             }
             self.ledger.write_results(provenance(self.identity), encode_metadata(marks))
+        self._log("ended", outcome=self.entry["outcome"], done=self.progress.done, **counts._asdict())
         # Last: a manifest that says "finished" stands beside the results that it speaks of.
         self._save()
 
@@ -252,7 +256,7 @@ class Invocation:
         """Give this invocation its place in the manifest, once, and return its number."""
         invocations = self._manifest().invocations
         if not invocations or invocations[-1] is not self.entry:
-            self.entry |= {"number": len(invocations) + 1, **environment()}
+            self.entry["number"] = len(invocations) + 1
             invocations.append(self.entry)
         return int(self.entry["number"])
 

@@ -9,6 +9,9 @@ from itertools import islice
 from typing import TypeVar
 
 T = TypeVar("T")
+# Bytes that a token of generated text takes in parts and in results together, by measure, uncompressed and rounded up.
+_BYTES_A_TOKEN = 16
+_BYTES_A_ROW = 512
 
 
 def row_seed(run_seed: int, row_id: str, sample: int, attempt: int) -> int:
@@ -21,11 +24,17 @@ def longest_first(items: Iterable[T], window: int, length: Callable[[T], int]) -
     """Yield the items, each `window` of them sorted by falling length.
 
     Rows of like length then stand together (less padding), and trouble with memory shows at once instead of at dawn.
+    The next window is filled while this one is handed out, an item for an item, so that no one call takes long.
     """
     source = iter(items)
-    while batch := list(islice(source, window)):
+    batch = list(islice(source, window))
+    while batch:
         batch.sort(key=length, reverse=True)
-        yield from batch
+        following: list[T] = []
+        for item in batch:
+            yield item
+            following += islice(source, 1)
+        batch = following
 
 
 def seconds_until(clock: time, now: datetime) -> float:
@@ -46,3 +55,8 @@ def too_many_failed(limit: float | int | str, failed: int, done: int) -> bool:
     if isinstance(limit, str):
         return False
     return done >= 50 and failed > limit * done if limit < 1 else failed > limit
+
+
+def disk_needed(keys: int, max_new_tokens: int, table_bytes: int) -> int:
+    """Return the bytes on disk that generating so many keys may take at most, with the copies of the table."""
+    return 2 * table_bytes + keys * (_BYTES_A_ROW + _BYTES_A_TOKEN * max_new_tokens)

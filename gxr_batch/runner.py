@@ -10,14 +10,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
 from gxr_batch.engines.base import EngineInfo, Pulse, Session
 from gxr_batch.feed import Feed
-from gxr_batch.invocation import Invocation, Options, Progress, Say
+from gxr_batch.invocation import Invocation, Options, Say
 from gxr_batch.job import Job
 from gxr_batch.ledger import Counts, Drift, open_run
 from gxr_batch.prepare import output_folder, prepare
+from gxr_batch.progress import Progress
 from gxr_batch.stopping import Stopper, StopReason, Watch
 
 Show = Callable[[Progress], None]
@@ -43,7 +45,7 @@ def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> O
     watch = Watch(job.run, stopper, time.monotonic())  # first, so that reading a long table counts too
     prepared = prepare(job)
     folder = output_folder(job, datetime.now().astimezone().date())
-    with open_run(folder, fresh=options.fresh) as ledger:
+    with open_run(folder, fresh=options.fresh, take_over=options.take_over) as ledger:
         invocation = Invocation(prepared, options, ledger, say)
         drift = None
         if not invocation.nothing_left():
@@ -69,6 +71,7 @@ def generate(invocation: Invocation, watch: Watch, show: Show) -> None:
         with invocation.engine.open() as session:
             invocation.opened(session.info)
             feed = Feed(invocation.prepared, invocation.job, encoder, invocation.ledger, invocation.todo)
+            invocation.suspects(feed.suspects)
             try:
                 stream(session, feed, invocation, watch, show)
             finally:
@@ -85,8 +88,9 @@ def stream(session: Session, feed: Feed, invocation: Invocation, watch: Watch, s
     began = time.perf_counter()
     own = 0.0  # seconds in which this loop worked and the engine waited
     show(progress)  # from here on a signal asks for an orderly end
+    request = watch.stopper.request
     try:
-        for event in session.stream(feed.prompts(), watch.stopper.request):
+        for event in chain.from_iterable(session.stream(prompts, request) for prompts in feed.rounds()):
             woke = time.perf_counter()
             if isinstance(event, Pulse):
                 progress.pulse(event)
@@ -97,6 +101,7 @@ def stream(session: Session, feed: Feed, invocation: Invocation, watch: Watch, s
                 progress.book(result)
             ledger.seal_if_due(checkpoint_seconds)
             watch.look()
+            invocation.heed(watch.stopper.reason)
             progress.seconds, progress.rejected = woke - began, feed.rejected
             show(progress)
             own += time.perf_counter() - woke

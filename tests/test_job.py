@@ -88,8 +88,6 @@ def test_values_of_a_job_never_appear_in_the_message(job_file):
         "model.adapter=folder",
         "privacy.identifiers=hold",
         'export.formats=["xlsx"]',
-        "engine.memory_limit=20GiB",
-        "prompt.too_long=truncate",
     ],
 )
 def test_what_is_not_built_yet_is_refused_and_never_ignored(job_file, override):

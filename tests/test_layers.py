@@ -15,6 +15,8 @@ LEVELS = (
     {"cli"},
     {"runner", "status", "check", "export"},
     {"invocation", "feed"},
+    {"progress", "notices"},
+    {"fitter"},
     {"provenance"},
     {"stopping", "prepare"},
     {"engines"},

@@ -47,6 +47,7 @@ def _summary(found: Findings) -> dict[str, Any]:
         "rows": found.rows,
         "usable": len(found.lengths),
         "unusable": len(found.unusable),
+        "cut": found.cut,
         "reasons": dict(found.reasons),
         "templates": dict(found.templates),
         "prompt_tokens": {"shortest": shortest, "median": median, "longest": longest},
@@ -72,6 +73,8 @@ def _text(name: str, found: Findings) -> str:
     ]
     if found.bytes_needed > found.bytes_free:
         lines.append("  WARNING    the disk may fill up before the run ends")
+    if found.cut:
+        lines.append(f"  cut        {found.cut:,} prompts lose the end of their longest cell")
     for reason, count in found.reasons.most_common(5):
         lines.append(f"  unusable   {count:,} rows: {reason}")
     if found.unusable:

@@ -40,5 +40,5 @@ def reported(ctx: click.Context) -> Iterator[None]:
         click.echo("Stopped by Ctrl-C. Run the same command again to go on.", err=True)
         ctx.exit(Exit.INTERRUPTED)
     except Terminated:
-        click.echo("Stopped before the first row. Run the same command again to start.", err=True)
+        click.echo("Stopped before this start generated a row. Run the same command again to go on.", err=True)
         ctx.exit(Exit.STOPPED)

@@ -41,7 +41,7 @@ _WHY = {
 @click.option("--row", "rows", metavar="ID", multiple=True, help="With --retry: only this row id; repeatable.")
 @click.option("--stop-by", metavar="HH:MM", help="Stop in time for the next such local time of day.")
 @click.option("--time-limit", metavar="DURATION", help='Stop after so long, e.g. "7h" or "30m".')
-@click.option("--take-over", is_flag=True, help="Not available yet.")
+@click.option("--take-over", is_flag=True, help="Go on where a run on another host died; be sure that it is dead.")
 def command(
     job_file: Path,
     overrides: tuple[str, ...],
@@ -71,17 +71,15 @@ def command(
     """
     from gxr_batch.cli.progress import ProgressDisplay
     from gxr_batch.cli.signals import Signals
-    from gxr_batch.errors import NotAvailable
-    from gxr_batch.invocation import Options, Progress
+    from gxr_batch.invocation import Options
+    from gxr_batch.progress import Progress
     from gxr_batch.runner import run
     from gxr_batch.stopping import Stopper
 
-    if take_over:
-        raise NotAvailable("--take-over")
     if rows and not retry:
         raise click.UsageError("--row goes with --retry.")
     job = read_job(job_file, overrides, output=output, stop_by=stop_by, time_limit=time_limit)
-    options = Options(limit=limit, fresh=fresh, retry=retry, retry_rows=rows, overrides=overrides)
+    options = Options(limit=limit, fresh=fresh, retry=retry, retry_rows=rows, take_over=take_over, overrides=overrides)
     stopper = Stopper(job.run.grace_seconds)
     signals = Signals(stopper)
     with signals.handled(), ProgressDisplay(quiet) as display:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gxr_batch.engines.base import Engine
+from gxr_batch.engines.base import Engine, Say, silent
 from gxr_batch.job import Job
 
 
@@ -19,8 +19,11 @@ def resolve_kind(job: Job) -> str:
     return "generate" if why_not_drivable(load_config(job.model).get_text_config()) else "transformers"
 
 
-def create(job: Job) -> Engine:
-    """Return the engine that a job with a settled kind asks for; nothing heavy is imported or loaded yet."""
+def create(job: Job, say: Say = silent) -> Engine:
+    """Return the engine that a job with a settled kind asks for; nothing heavy is imported or loaded yet.
+
+    `say` gets sentences for the user while the engine opens, which may take long where it waits for memory.
+    """
     if job.engine.kind == "echo":
         from gxr_batch.engines.echo import EchoEngine
 
@@ -28,7 +31,7 @@ def create(job: Job) -> Engine:
     if job.engine.kind == "generate":
         from gxr_batch.engines.generate import GenerateEngine
 
-        return GenerateEngine(job)
+        return GenerateEngine(job, say)
     from gxr_batch.engines.transformers import TransformersEngine
 
-    return TransformersEngine(job)
+    return TransformersEngine(job, say)

@@ -8,14 +8,20 @@ inside the engine and show only as counts in `Pulse`. What it took and did not y
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from gxr_batch.records import Completion, Encoded, Identity, Messages, Prompt
 
-__all__ = ["Encoder", "Engine", "EngineInfo", "Identity", "Pulse", "Session", "StopRequest"]
+__all__ = ["Encoder", "Engine", "EngineInfo", "Identity", "Pulse", "Say", "Session", "StopRequest", "silent"]
+
+Say = Callable[[str], None]
+
+
+def silent(_sentence: str) -> None:
+    """Say nothing."""
 
 
 class Pulse(NamedTuple):

@@ -6,6 +6,8 @@ be tried, tested and timed without one.
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,6 +132,8 @@ class EchoSession:
         if self._settings.crash_after and self._done > self._settings.crash_after:
             raise EngineFailed("The echo engine was told to fail here.", where="[echo] crash_after")
         prompt = row.prompt
+        if self._settings.kill_containing and self._settings.kill_containing in prompt.messages.turns[-1].text:
+            os.kill(os.getpid(), signal.SIGKILL)
         kept = row.words[: prompt.max_new_tokens]
         seconds = now - row.taken_at
         error = self._fault(prompt)

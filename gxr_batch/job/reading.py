@@ -91,10 +91,7 @@ def _put(data: dict[str, Any], keys: Sequence[str], value: Any, *, where: str) -
 def _refuse_unbuilt(job: Job) -> None:
     unbuilt = {
         f'engine.kind = "{job.engine.kind}"': job.engine.kind in {"api", "vllm", "ray"},
-        "engine.memory_limit": bool(job.engine.memory_limit),
-        "engine.wait_for_memory": bool(job.engine.wait_for_memory),
         "model.adapter": job.model.adapter not in {"", "none"},
-        'prompt.too_long = "truncate"': job.prompt.too_long == "truncate",
         "model.base": bool(job.model.base),
         f'privacy.identifiers = "{job.privacy.identifiers}"': job.privacy.identifiers in {"flag", "hold"},
         "export.formats": bool(job.export.formats),

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, parse_duration
 
+MOST_TOKENS = 1_000_000  # beyond any model; result columns count tokens in 32 bits
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 
 
@@ -71,14 +72,14 @@ class ModelSection(Section):
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
     load_in_4bit: Literal["auto"] | bool = "auto"
     device_map: str = "auto"
-    max_seq_length: int = Field(default=2048, ge=16)
+    max_seq_length: int = Field(default=2048, ge=16, le=MOST_TOKENS)
 
 
 class SamplingSection(Section):
     """How the next token is drawn. A key that is None here takes the preset's value."""
 
     preset: Literal["default", "deterministic", "creative", "detailed", "concise"] = "default"
-    max_new_tokens: int | None = Field(default=None, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
@@ -154,13 +155,15 @@ class EchoSection(Section):
     """The echo engine's own keys: its speed and the faults that it plays.
 
     `tokens_per_second` is one row's speed (0 = as fast as it can); `fail_every` makes every Nth prompt fail;
-    `fail_containing` fails prompts that hold this text; `crash_after` ends the engine after so many completions.
+    `fail_containing` fails prompts that hold this text; `crash_after` ends the engine after so many completions;
+    `kill_containing` kills the process over such a prompt, as a fault in a kernel or the system's OOM killer would.
     """
 
     tokens_per_second: float = Field(default=0, ge=0, allow_inf_nan=False)
     fail_every: int = Field(default=0, ge=0)
     fail_containing: str = ""
     crash_after: int = Field(default=0, ge=0)
+    kill_containing: str = ""
 
 
 class Job(Section):

@@ -1,6 +1,8 @@
-"""One writer a run folder: an operating-system lock on run.lock, which also says who holds it.
+"""One writer a run folder: an operating-system lock on run.lock, and in it the name of who holds it.
 
-The system frees the lock when its holder dies, however it dies, so a crash leaves nothing to clean up.
+On one machine the system's lock decides, and it is gone when its holder is, however it died. Shared file systems do not
+always carry such locks from one machine to another, so what the file says counts too: a record that was not closed and
+names another host keeps others out until somebody takes over who knows that host's run to be dead.
 """
 
 from __future__ import annotations
@@ -9,63 +11,117 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from gxr_batch.errors import RunLocked
 from gxr_batch.ledger.files import storage_errors
 
 LOCK_NAME = "run.lock"
-# `is_locked` holds the lock for an instant; a run that starts just then must not take that for another run.
-_PATIENCE_SECONDS = 1.0
+# The system rounds a process's start; two starts under one number are further apart than this.
+_START_TOLERANCE = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """The process that took the lock last: host, number, when it started (seconds since 1970), since when it holds."""
+
+    host: str
+    pid: int
+    started: float
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it runs, or ran, on another machine."""
+        return self.host != socket.gethostname()
+
+    @property
+    def alive(self) -> bool:
+        """Whether that very process still runs here. Of other machines nothing is known."""
+        try:
+            return not self.elsewhere and abs(psutil.Process(self.pid).create_time() - self.started) < _START_TOLERANCE
+        except psutil.Error:
+            return False
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock for the block. Raises RunLocked, naming the holder, where another process has it."""
+def locked(folder: Path, *, take_over: bool = False) -> Iterator[None]:
+    """Hold the folder's lock for the block. Raises RunLocked, naming the holder, where another process has it.
+
+    `take_over` says that a holder on another host is known to be dead; a living one on this host still wins.
+    """
     path = folder / LOCK_NAME
     lock = FileLock(path)
     with storage_errors(path):
         try:
-            lock.acquire(timeout=_PATIENCE_SECONDS)
+            lock.acquire(timeout=0)
         except Timeout:  # an OSError too, but one about the other process, not about the disk
-            raise RunLocked(
-                f"Another process writes to this run: {holder(folder) or 'unknown'}.",
-                where=str(folder.absolute()),
-                next_step="wait for it, stop it, or choose another --output",
-            ) from None
+            raise _refusal(folder, holder(folder)) from None
     try:
+        _refuse_others(folder, take_over)
         with storage_errors(path):
-            since = datetime.now().astimezone().isoformat(timespec="seconds")
-            path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}))
+            path.write_text(json.dumps(asdict(_own())))
         yield
     finally:
+        with suppress(OSError):  # the folder may be gone
+            if (mine := holder(folder)) and not mine.elsewhere and mine.pid == os.getpid():
+                path.write_text("")
         lock.release()
 
 
-def holder(folder: Path) -> str | None:
-    """Return who took the lock last, as a phrase, or None where nobody did or the file cannot be read."""
+def _own() -> Holder:
+    return Holder(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started=psutil.Process().create_time(),
+        since=datetime.now().astimezone().isoformat(timespec="seconds"),
+    )
+
+
+def _refuse_others(folder: Path, take_over: bool) -> None:
+    last = holder(folder)
+    if last is None or (last.pid == os.getpid() and not last.elsewhere):
+        return
+    if last.alive or (last.elsewhere and not take_over):
+        raise _refusal(folder, last)
+
+
+def _refusal(folder: Path, last: Holder | None) -> RunLocked:
+    step = "wait for it, stop it, or choose another --output"
+    if last is not None and last.elsewhere:
+        step += "; if that process is dead (its host crashed or was given away), add --take-over"
+    return RunLocked(
+        f"Another process writes to this run: {last or 'unknown'}.", where=str(folder.absolute()), next_step=step
+    )
+
+
+def holder(folder: Path) -> Holder | None:
+    """Return who took the lock last and did not give it back in order, None where nobody or it cannot be read."""
     try:
         record = json.loads((folder / LOCK_NAME).read_text())
-        return f"process {record['pid']} on {record['host']} since {record['since']}"
+        return Holder(
+            host=str(record["host"]),
+            pid=int(record["pid"]),
+            started=float(record["started"]),
+            since=str(record["since"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a process writes to this run now."""
-    path = folder / LOCK_NAME
-    if not path.exists():
-        return False
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except OSError:
-        return False  # a folder that this user may not write to: nothing of this user's runs there
-    lock.release()
-    return False
+    """Return whether a process writes to this run now, without touching the lock.
+
+    A holder on another host counts as writing, dead or not: only `--take-over` ends that.
+    """
+    last = holder(folder)
+    return last is not None and (last.elsewhere or last.alive)

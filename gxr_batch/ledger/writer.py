@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.errors import RunError
+from gxr_batch.errors import EngineFailed, GxrError, RunError
 from gxr_batch.ledger.files import TEMPORARY_SUFFIX, publish, storage_errors, sync_folder
+from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.ledger.lock import LOCK_NAME, locked
+from gxr_batch.ledger.log import RunLog
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
 from gxr_batch.ledger.merge import (
     INPUT_NAME,
@@ -61,6 +63,8 @@ class RunWriter:
         self._sealed_at = time.monotonic()
         self._next_part = max(part_numbers(folder), default=0) + 1
         self.manifest: Manifest | None = load_manifest(folder) or self._remembered()
+        self.in_flight = InFlight(folder)
+        self.log = RunLog(folder)
 
     @property
     def incoming_input(self) -> Path:
@@ -106,6 +110,10 @@ class RunWriter:
         """Write the results added since the last part as a part of their own. Raises StorageError."""
         if self._open:
             write_part(self.folder, self._next_part, self._open, self.part_metadata)
+            failed = [result for result in self._open if result.status == "failed"]
+            self.log.event("part_sealed", part=self._next_part, rows=len(self._open), failed=len(failed))
+            for result in failed:
+                self.log.row_failed(result.row_id, result.sample, result.attempt, result.error or "")
             self._open, self._characters = [], 0
             self._next_part += 1
         self._sealed_at = time.monotonic()
@@ -127,6 +135,12 @@ class RunWriter:
             raise RunError(f"The table has no row {', '.join(unknown)}.", next_step="row ids stand in gxr_row_id")
         named: Bools = pc.is_in(ids, value_set=pa.array(row_ids, pa.string())).to_numpy()
         return named
+
+    def positions_of(self, row_ids: Sequence[str]) -> dict[str, int]:
+        """Return where these rows stand in the table; ids that are not there are left out."""
+        ids = pq.read_table(self.folder / INPUT_NAME, columns=["gxr_row_id"], partitioning=None)["gxr_row_id"]
+        found = pc.index_in(pa.array(row_ids, pa.string()), value_set=pc.cast(ids, pa.string()).combine_chunks())
+        return {row_id: at for row_id, at in zip(row_ids, found.to_pylist(), strict=True) if at is not None}
 
     def write_failed(self) -> None:
         """Replace failed.parquet alone, for a run that ends before all its rows are done. Raises StorageError."""
@@ -160,20 +174,37 @@ def file_metadata(path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def open_run(folder: Path, *, fresh: bool = False) -> Iterator[RunWriter]:
+def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> Iterator[RunWriter]:
     """Open a run folder to write, made where it is missing, and hold its lock.
 
-    `fresh` moves an earlier run aside under the name NAME.before-<timestamp>. Raises RunLocked, StorageError, RunError.
+    `fresh` moves an earlier run aside under the name NAME.before-<timestamp>; `take_over` says that its holder on
+    another host is dead. Raises RunLocked, StorageError, RunError.
     """
     _refuse_other_folders(folder)
     if fresh and folder.exists() and any(folder.iterdir()):
-        with locked(folder), storage_errors(folder):
-            folder.rename(_aside(folder))
+        with locked(folder, take_over=take_over), storage_errors(folder):
+            target = _aside(folder)
+            folder.rename(target)
             sync_folder(folder.parent)
+            (target / LOCK_NAME).write_text("")  # nobody writes there any more
     with storage_errors(folder):
         (folder / PARTS_NAME).mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        yield RunWriter(folder)
+    with locked(folder, take_over=take_over):
+        writer = RunWriter(folder)
+        in_order = False
+        try:
+            yield writer
+            in_order = True
+        except Exception as error:
+            # An engine that broke, or a bug, may be one row's doing; a full disk or a missing model is not.
+            in_order = isinstance(error, GxrError) and not isinstance(error, EngineFailed)
+            raise
+        except BaseException:  # a signal
+            in_order = True
+            raise
+        finally:
+            writer.in_flight.close(in_order=in_order)
+            writer.log.close()
 
 
 def _aside(folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """From a model's folder to loaded objects: tokenizer, weights in their number format, on their device.
 
 What a setting cannot mean for this model is refused before the weights are read. Where the model comes from is left to
-`source`, who may see how much memory there is to `memory`.
+`source`, on which device and in which number format it goes to `placement`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.job import ModelSection
-from gxr_batch.models.memory import fits, four_bit_bytes, row_bytes
+from gxr_batch.models.placement import SPREAD, Placement, place
 from gxr_batch.models.quiet import quiet_transformers
+from gxr_batch.models.room import Room
 from gxr_batch.models.source import Source, find
 from gxr_batch.models.weights import weights_sha256
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _END_OF_TURN = "<end_of_turn>"
-_SPREAD = "auto"  # accelerate's word for dividing a model among the devices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +32,6 @@ class Origin:
     model: str
     revision: str
     weights_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """How a model is loaded: torch device or "auto" (spread by accelerate), dtype by name, in 4 bits or not."""
-
-    device: str
-    dtype: str
-    four_bit: bool
-    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +47,7 @@ class LoadedModel:
     @property
     def device(self) -> str:
         """The device, or the devices that a spread model lies on."""
-        spread = getattr(self.model, "hf_device_map", {}).values() if self.placement.device == _SPREAD else ()
+        spread = getattr(self.model, "hf_device_map", {}).values() if self.placement.device == SPREAD else ()
         places = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in spread}
         return ", ".join(sorted(places)) or str(self.model.device)
 
@@ -91,14 +81,17 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
-    """Load the weights onto their device. Raises ModelUnavailable where the machine cannot, JobFileError."""
+def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, room: Room) -> LoadedModel:
+    """Load the weights onto their device, within this run's share of it.
+
+    Raises ModelUnavailable where the machine cannot, JobFileError.
+    """
     began = time.monotonic()
     source = find(section, weights=True)
     files = source.weight_files()
     config = _config_of(source, section)
-    placement = place(section, config.get_text_config(), sum(file.stat().st_size for file in files))
-    model = _read_weights(source, config, placement)
+    placement = place(section, config.get_text_config(), sum(file.stat().st_size for file in files), room)
+    model = _read_weights(source, config, placement, room)
     ends = end_ids(model, tokenizer)
     # The model's own sampling defaults would fill every setting that a caller leaves out.
     from transformers import GenerationConfig
@@ -127,64 +120,6 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
     if by_name is not None:
         found.add(by_name)
     return tuple(sorted(found))
-
-
-def place(section: ModelSection, config: Any, weight_bytes: int) -> Placement:
-    """Decide device, number format and quantisation; `weight_bytes` is the size of the weight files.
-
-    Raises ModelUnavailable where the named device is not here.
-    """
-    device, free = _device(section.device_map)
-    on_cuda = device.startswith("cuda") or device == _SPREAD
-    dtype = section.dtype if section.dtype != "auto" else _best_dtype(on_cuda)
-    room = row_bytes(config, section.max_seq_length, 4 if dtype == "float32" else 2)
-    needs = weight_bytes * (2 if dtype == "float32" else 1)
-    four_bit = on_cuda and not fits(needs, room, free) if section.load_in_4bit == "auto" else section.load_in_4bit
-    notices = []
-    if four_bit and section.load_in_4bit == "auto":
-        notices.append(
-            "The model is loaded in 4 bits, because it does not fit the free memory of the device otherwise."
-        )
-    if section.device_map == "auto" and on_cuda:
-        if not fits(four_bit_bytes(weight_bytes) if four_bit else needs, room, free):
-            device = _SPREAD
-            notices.append("The model is spread over the devices, because no single one has room for it.")
-        else:
-            notices.append(f"The model is on {device}, the device with the most free memory.")
-    return Placement(device=device, dtype=dtype, four_bit=four_bit, notices=tuple(notices))
-
-
-def _device(device_map: str) -> tuple[str, int]:
-    """Return the device that a job means and its free bytes (0 on CPU, where nothing is decided by them)."""
-    import torch
-
-    if device_map == "cpu" or (device_map == "auto" and not torch.cuda.is_available()):
-        return "cpu", 0
-    name = "cuda:0" if device_map == "cuda" else device_map
-    cards = [f"cuda:{number}" for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
-    free = {card: int(torch.cuda.mem_get_info(card)[0]) for card in cards}
-    if name == "auto":
-        name = max(free, key=lambda card: free[card])
-    elif name not in free:
-        raise ModelUnavailable(
-            f"This machine has no device {device_map}.",
-            where="model.device_map",
-            next_step=f'choose "auto" or one of: {", ".join(["cpu", *cards])}',
-        )
-    return name, free[name]
-
-
-def _best_dtype(on_cuda: bool) -> str:
-    """Return bfloat16 where the hardware computes in it, else float32."""
-    import torch
-
-    if on_cuda:
-        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # There is no public name for the question; a torch without this one gets the safe answer.
-        ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-        has_it = ask is not None and bool(ask())
-    return "bfloat16" if has_it else "float32"
 
 
 def load_config(section: ModelSection) -> Any:
@@ -224,7 +159,7 @@ def _config_of(source: Source, section: ModelSection) -> Any:
     return config
 
 
-def _read_weights(source: Source, config: Any, placement: Placement) -> PreTrainedModel:
+def _read_weights(source: Source, config: Any, placement: Placement, room: Room) -> PreTrainedModel:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -238,18 +173,15 @@ def _read_weights(source: Source, config: Any, placement: Placement) -> PreTrain
                 source.folder,
                 config=config,
                 dtype=dtype,
-                device_map=_SPREAD if placement.device == _SPREAD else {"": placement.device},
+                device_map=SPREAD if placement.device == SPREAD else {"": placement.device},
                 quantization_config=_four_bit(dtype) if placement.four_bit else None,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
     except (torch.OutOfMemoryError, MemoryError):
-        raise ModelUnavailable(
-            f"The model does not fit the memory of {placement.device}.",
-            where=f"model.path = {source.path}",
-            next_step="free memory, choose a smaller model, or set model.load_in_4bit = true",
-        ) from None
+        device = room.freest(room.named("auto" if placement.device == SPREAD else placement.device))
+        raise room.too_little(device, placement.bytes_needed) from None
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelUnavailable(
             f"The model's weights cannot be loaded ({type(error).__name__}).",

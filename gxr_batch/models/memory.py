@@ -30,8 +30,13 @@ def row_bytes(config: Any, length: int, element_bytes: int) -> int:
 
 
 def fits(weight_bytes: int, bytes_a_row: int, free_bytes: int) -> bool:
-    """Return whether weights and the rows that must fit go into the usable part of the free memory."""
-    return weight_bytes + ROWS_THAT_MUST_FIT * bytes_a_row <= _USABLE * free_bytes
+    """Return whether weights and the rows that must fit find room in the free memory."""
+    return room_needed(weight_bytes, bytes_a_row) <= free_bytes
+
+
+def room_needed(weight_bytes: int, bytes_a_row: int) -> int:
+    """Return the free bytes that weights and the rows that must fit ask for."""
+    return int((weight_bytes + ROWS_THAT_MUST_FIT * bytes_a_row) / _USABLE)
 
 
 def four_bit_bytes(weight_bytes: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gxr_batch.engines.base import Encoder, Identity
+from gxr_batch.engines.base import Encoder, Identity, Say, silent
 from gxr_batch.job import Job
 from gxr_batch.models.local import LocalModel
 
@@ -24,8 +24,9 @@ KIND = "generate"
 class GenerateEngine:
     """Generates with the weights that `model.path` names."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, say: Say = silent) -> None:
+        """`say` gets sentences for the user while the model is opened."""
+        self._job, self._say = job, say
         self._local = LocalModel(job, KIND)
 
     def identity(self) -> Identity:
@@ -40,6 +41,8 @@ class GenerateEngine:
     def open(self) -> Iterator[GenerateSession]:
         """Load the model and keep it for the block. Raises ModelUnavailable where the machine cannot do it now."""
         from gxr_batch.engines.generate.session import open_session
+        from gxr_batch.models.room import Room
 
-        with open_session(self._job, self.identity(), self._local.tokenizer()) as session:
+        room = Room(self._job.engine, self._say)
+        with open_session(self._job, self.identity(), self._local.tokenizer(), room) as session:
             yield session

@@ -23,23 +23,27 @@ from gxr_batch.errors import EngineFailed
 from gxr_batch.job import Job
 from gxr_batch.models.loading import LoadedModel, load_model
 from gxr_batch.models.memory import row_bytes, rows_that_fit
+from gxr_batch.models.room import Room
 from gxr_batch.records import Completion, Prompt
 
 _PULSE_SECONDS = 0.5
 _LOOK_SECONDS = 0.05
 _CPU_SLOTS = 16
 _MOST_SLOTS = 64
+_CALM_BATCHES = 4  # batches without trouble before larger ones are tried again
 _OVERFLOW = "the model's numbers overflowed on this row: its logits were NaN or infinite"
 
 
 @contextmanager
-def open_session(job: Job, identity: Identity, tokenizer: PreTrainedTokenizerBase) -> Iterator[GenerateSession]:
-    """Load the model, with torch on as many threads as the job says, and free both afterwards."""
+def open_session(
+    job: Job, identity: Identity, tokenizer: PreTrainedTokenizerBase, room: Room
+) -> Iterator[GenerateSession]:
+    """Load the model into this run's share, with torch on as many threads as the job says; free both afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(job.engine.threads or threads)
     session = None
     try:
-        session = GenerateSession(job, identity, tokenizer, load_model(job.model, tokenizer))
+        session = GenerateSession(job, identity, tokenizer, load_model(job.model, tokenizer, room), room)
         yield session
     finally:
         if session is not None:
@@ -50,12 +54,14 @@ def open_session(job: Job, identity: Identity, tokenizer: PreTrainedTokenizerBas
 class GenerateSession:
     """The loaded model and its worker thread."""
 
-    def __init__(self, job: Job, identity: Identity, tokenizer: PreTrainedTokenizerBase, loaded: LoadedModel) -> None:
+    def __init__(
+        self, job: Job, identity: Identity, tokenizer: PreTrainedTokenizerBase, loaded: LoadedModel, room: Room
+    ) -> None:
         self._sampling = job.sampling.settings()
         self._max_seq_length = job.model.max_seq_length
         self._tokenizer = tokenizer
         self._loaded = loaded
-        slots = self._auto_slots() if job.engine.slots == "auto" else job.engine.slots
+        slots = self._auto_slots(room) if job.engine.slots == "auto" else job.engine.slots
         self.info = EngineInfo(
             identity=identity,
             device=loaded.device,
@@ -71,6 +77,7 @@ class GenerateSession:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="gxr-batch-generate")
         self._running: Batch | None = None
         self._room = slots
+        self._good_batches = 0
 
     def close(self) -> None:
         """Wait for the step that the worker is in, and let the model go."""
@@ -99,9 +106,17 @@ class GenerateSession:
                     yield counts.pulse(len(rows), self._memory())
             if not rows:
                 return
+            splits = counts.splits
             yield from self._run(rows, stop, counts)
+            self._grow_back(counts.splits == splits)
             if stop.must_return(time.monotonic()):
                 return
+
+    def _grow_back(self, went_well: bool) -> None:
+        """Try larger batches again after some that found memory."""
+        self._good_batches = self._good_batches + 1 if went_well else 0
+        if self._good_batches >= _CALM_BATCHES and self._room < self.info.slots:
+            self._good_batches, self._room = 0, min(2 * self._room, self.info.slots)
 
     def _run(self, rows: list[RowState], stop: StopRequest, counts: _Counts) -> Iterator[Completion | Pulse]:
         """Generate for some rows, in as many batches as it takes."""
@@ -189,13 +204,15 @@ class GenerateSession:
     def _memory(self) -> int:
         return torch.cuda.memory_allocated(self._loaded.model.device) if self.info.device.startswith("cuda") else 0
 
-    def _auto_slots(self) -> int:
-        device = self._loaded.model.device
-        if device.type != "cuda":
+    def _auto_slots(self, room: Room) -> int:
+        place = self._loaded.model.device
+        if place.type != "cuda" and room.size_limit is None:
             return _CPU_SLOTS
+        device = next((one for one in room.devices if one.name == str(place)), room.named("cpu")[0])
         element = 4 if self._loaded.placement.dtype == "float32" else 2
-        free = int(torch.cuda.mem_get_info(device)[0])
-        return rows_that_fit(row_bytes(self._loaded.config, self._max_seq_length, element), free, _MOST_SLOTS)
+        most = _MOST_SLOTS if place.type == "cuda" else _CPU_SLOTS
+        budget = room.size_limit if device.name == "cpu" and room.size_limit else room.free(device)
+        return rows_that_fit(row_bytes(self._loaded.config, self._max_seq_length, element), budget, most)
 
 
 class _Counts:

@@ -57,16 +57,24 @@ class LibraryModel:
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Run one token of each row through the model. Returns the logits [rows, vocab] in the order of `slots`."""
-        most = max(slots) + 1
-        rows = max(bucket(most, self.slots), _LEAST_ROWS) if self._reproducible else most
+        first, rows = self._span(slots)
         tokens = torch.zeros(rows, 1, dtype=torch.long)
         columns = torch.full((rows, 1), self.capacity - 1)  # idle slots write where no row's token stands yet
-        at = torch.tensor(slots)
+        at = torch.tensor(slots) - first
         tokens[at, 0], columns[at, 0] = torch.tensor(ids), torch.tensor(positions)
         length = attended(max(positions) + 1, self.capacity)
         tokens, columns = tokens.to(self.device), columns.to(self.device)
-        self._cache.aim(torch.arange(rows, device=self.device)[:, None], columns, (0, rows, length))
+        numbers = torch.arange(first, first + rows, device=self.device)[:, None]
+        self._cache.aim(numbers, columns, (first, first + rows, length))
         return self._forward(tokens, columns.clamp(max=length - 1), length)[at.to(self.device)]
+
+    def _span(self, slots: Sequence[int]) -> tuple[int, int]:
+        """Return the first slot of a step and how many it computes: a bucket around the active ones."""
+        lowest, most = min(slots), max(slots) + 1
+        if not self._reproducible:
+            return lowest, most - lowest
+        first = min(lowest, self.slots - _LEAST_ROWS)
+        return first, max(bucket(most - first, self.slots - first), _LEAST_ROWS)
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Tensor:
         done = self._model(

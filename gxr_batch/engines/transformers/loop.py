@@ -1,4 +1,4 @@
-"""Admit, prefill, decode, sample, retire: the engine's loop over a driver, and the one mutable thing in it, the row.
+"""Admit, prefill, decode, sample, retire: the engine's loop over a driver.
 
 Rows never wait for each other: each leaves when it ends and its slot is refilled. A row's text depends on its prompt,
 its seed, the model and the sampling alone.
@@ -7,49 +7,28 @@ its seed, the model and the sampling alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from gxr_batch.engines.base import EngineInfo, Pulse, StopRequest
 from gxr_batch.engines.transformers.driver import PREFIX_SLOTS, Driver
+from gxr_batch.engines.transformers.row import RowState, charge, completion
 from gxr_batch.engines.transformers.sampler import Candidates, SeenIds, draw, top_candidates
 from gxr_batch.engines.transformers.schedule import SlotPlan
-from gxr_batch.records import Completion, FinishReason, Prompt
+from gxr_batch.engines.transformers.splitting import NoRoom, Splitter
+from gxr_batch.errors import EngineFailed
+from gxr_batch.records import Completion, Prompt
 from gxr_batch.settings import Sampling
 
 _PULSE_SECONDS = 0.5
+# So long a stream waits for memory that others took in mid-run before it gives up; what it made is safe by then.
+_PATIENCE_SECONDS = 120.0
 # Rows prefilled in one call: enough to fill a call of the kernels, few enough that decoding rows wait briefly.
 _PREFILL_ROWS = 8
 # A shared prefix shorter than this is recomputed faster than it is copied.
 _LEAST_PREFIX = 16
-
-
-@dataclass(eq=False)
-class RowState:
-    """One row between prompt and completion. `ids` are the tokens of its answer so far; seconds as in `Completion`."""
-
-    prompt: Prompt
-    taken_at: float
-    slot: int = -1
-    ids: list[int] = field(default_factory=list)
-    finish: FinishReason | None = None
-    error: str | None = None
-    started_at: float = 0.0
-    started_at_ms: int = 0
-    first_token_at: float | None = None
-    ended_at: float | None = None
-    share: float = 0.0
-    row_steps: int = 0
-    steps: int = 0
-    shown: str = ""
-
-    @property
-    def position(self) -> int:
-        """The column of the newest token, which the next decode step feeds."""
-        return len(self.prompt.encoded.token_ids or ()) + len(self.ids) - 1
 
 
 class TransformersSession:
@@ -62,36 +41,57 @@ class TransformersSession:
         self._driver, self._tokenizer, self._end_ids, self._sampling = driver, tokenizer, end_ids, sampling
         self._seen = SeenIds(driver.slots, driver.capacity, driver.device)
         self._prefixes: dict[tuple[int, ...], int] = {}
+        self._splitter = Splitter(info.slots)
         self._tokens = 0
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt, each in a slot of its own, until there are no more or `stop` says so."""
         plan = SlotPlan.of(self.info.slots)
         rows: list[RowState] = []
-        exhausted, pulsed = False, time.monotonic()
+        admitted: list[RowState] = []
+        exhausted, splits = False, self._splitter.splits
+        pulsed, short_since = time.monotonic(), float("inf")
         while True:
-            admitted: list[RowState] = []
-            if not exhausted and stop.admitting:
+            if not admitted and not exhausted and stop.admitting:
                 admitted, exhausted = self._admit(prompts, plan)
             ended = [row for row in admitted if row.finish]
-            self._prefill([row for row in admitted if not row.finish], len(rows))
-            rows += [row for row in admitted if row.slot >= 0]
-            if stop.must_return(time.monotonic()):
-                return
-            ended += self._retire(rows, plan)
-            if not ended and rows:
-                self._decode(rows)
+            admitted = [row for row in admitted if not row.finish]
+            try:
+                self._prefill(admitted, len(rows))
+                rows, admitted = rows + admitted, []
+                if stop.must_return(time.monotonic()):
+                    return
                 ended += self._retire(rows, plan)
+                if not ended and rows:
+                    self._decode(rows)
+                    ended += self._retire(rows, plan)
+                short_since = float("inf")
+            except NoRoom:
+                short_since = min(short_since, time.monotonic())
+                self._wait_for_room(short_since)
+                if stop.must_return(time.monotonic()):
+                    return
             if exhausted or not stop.admitting:
-                self._shrink(rows, plan)
+                self._shrink(rows + admitted, plan)
             for row in ended:
                 pulsed = time.monotonic()
-                yield self._completion(row)
-            if time.monotonic() - pulsed >= _PULSE_SECONDS:
-                pulsed = time.monotonic()
-                yield Pulse(self._tokens, len(rows), memory_in_use())
-            if not rows and (exhausted or not stop.admitting):
+                yield completion(row, self._text(row))
+            if time.monotonic() - pulsed >= _PULSE_SECONDS or splits != self._splitter.splits:
+                pulsed, splits = time.monotonic(), self._splitter.splits
+                yield Pulse(self._tokens, len(rows), memory_in_use(), splits)
+            if not rows and not admitted and (exhausted or not stop.admitting):
                 return
+
+    @staticmethod
+    def _wait_for_room(since: float) -> None:
+        """Pause while others hold the memory. Raises EngineFailed when that has lasted too long."""
+        if time.monotonic() - since >= _PATIENCE_SECONDS:
+            raise EngineFailed(
+                f"The device had no memory left for {_PATIENCE_SECONDS:,.0f} s, not even for a few rows.",
+                where="engine.slots, engine.memory_limit",
+                next_step="free memory or lower engine.slots, then run the same command again",
+            )
+        time.sleep(_PULSE_SECONDS)
 
     def _admit(self, prompts: Iterator[Prompt], plan: SlotPlan) -> tuple[list[RowState], bool]:
         """Take as many prompts as there are slots to fill now; say whether the prompts are exhausted."""
@@ -121,8 +121,9 @@ class TransformersSession:
             row.started_at, row.started_at_ms = began, now_ms
             calls.append((row.slot, *self._after_prefix(row, ids)))
             self._seen.start(row.slot, ids)
-        ended = self._sample(rows, self._driver.prefill(calls))
-        self._charge(rows, ended - began, len(rows) + decoding)
+        logits, faults = self._splitter.run(calls, self._driver.vocab, self._driver.prefill)
+        ended = self._sample(rows, logits, faults)
+        charge(rows, ended - began, len(rows) + decoding)
 
     def _after_prefix(self, row: RowState, ids: list[int]) -> tuple[list[int], int]:
         """Copy the template's shared prefix into the row's slot; return the ids that are left and where they start."""
@@ -131,12 +132,13 @@ class TransformersSession:
             return ids, 0
         prefix = tuple(ids[:length])
         if prefix not in self._prefixes:
-            if len(self._prefixes) == PREFIX_SLOTS:
-                # The same two calls in the row's own slot: its bits must not depend on which templates came first.
-                self._driver.prefill([(row.slot, prefix, 0)])
+            # Where all places are taken, the same two calls in the row's own slot: its bits must not depend on which
+            # templates came first.
+            full = len(self._prefixes) == PREFIX_SLOTS
+            slot = row.slot if full else self._driver.slots + len(self._prefixes)
+            self._splitter.run([(slot, prefix, 0)], self._driver.vocab, self._driver.prefill)
+            if full:
                 return ids[length:], length
-            slot = self._driver.slots + len(self._prefixes)
-            self._driver.prefill([(slot, prefix, 0)])
             self._prefixes[prefix] = slot
         self._driver.copy(self._prefixes[prefix], row.slot, length)
         return ids[length:], length
@@ -144,12 +146,15 @@ class TransformersSession:
     def _decode(self, rows: Sequence[RowState]) -> None:
         """Feed each row's newest token and draw its next one."""
         began = time.monotonic()
-        logits = self._driver.decode(
-            [row.slot for row in rows], [row.ids[-1] for row in rows], [row.position for row in rows]
-        )
-        self._charge(rows, self._sample(rows, logits) - began, len(rows))
+        inputs = [(row.slot, row.ids[-1], row.position) for row in rows]
+        logits, faults = self._splitter.run(inputs, self._driver.vocab, self._decode_call)
+        charge(rows, self._sample(rows, logits, faults) - began, len(rows))
 
-    def _sample(self, rows: Sequence[RowState], logits: torch.Tensor) -> float:
+    def _decode_call(self, inputs: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        slots, ids, positions = zip(*inputs, strict=True)
+        return self._driver.decode(slots, ids, positions)
+
+    def _sample(self, rows: Sequence[RowState], logits: torch.Tensor, faults: Mapping[int, str]) -> float:
         """Draw one token for each row and return the moment; a row whose logits are not numbers fails alone."""
         slots = [row.slot for row in rows]
         seen = self._seen.of(slots)
@@ -159,12 +164,12 @@ class TransformersSession:
             tokens, finite, _ = self._drawn(rows, top_candidates(logits, seen, self._sampling, thorough=True))
         self._seen.add(slots, tokens)
         now = time.monotonic()
-        for row, token, good in zip(rows, tokens, finite, strict=True):
+        for index, (row, token, good) in enumerate(zip(rows, tokens, finite, strict=True)):
             if good:
                 row.first_token_at = row.first_token_at or now
                 self._take(row, token)
             else:
-                row.finish, row.error = "error", "the model's logits are not finite numbers"
+                row.finish, row.error = "error", faults.get(index, "the model's logits are not finite numbers")
                 self._driver.clear(row.slot)
             row.ended_at = now
         return now
@@ -194,14 +199,6 @@ class TransformersSession:
             row.prompt.on_text(text[len(row.shown) :])
             row.shown = text
 
-    @staticmethod
-    def _charge(rows: Sequence[RowState], seconds: float, active: int) -> None:
-        """Divide a step's time among the rows that it computed."""
-        for row in rows:
-            row.share += seconds / len(rows)
-            row.row_steps += active
-            row.steps += 1
-
     def _retire(self, rows: list[RowState], plan: SlotPlan) -> list[RowState]:
         """Take rows that ended out of their slots and return them."""
         ended = [row for row in rows if row.finish]
@@ -223,26 +220,6 @@ class TransformersSession:
         ids = row.ids[:-1] if row.finish == "stop" else row.ids
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
-
-    def _completion(self, row: RowState) -> Completion:
-        ended = row.ended_at or time.monotonic()
-        began = row.started_at or ended
-        started_at_ms = row.started_at_ms or int(time.time() * 1000)
-        return Completion(
-            key=row.prompt.key,
-            text="" if row.error else self._text(row),
-            finish_reason=row.finish or "error",
-            error=row.error,
-            prompt_tokens=len(row.prompt.encoded.token_ids or ()),
-            new_tokens=len(row.ids),
-            seconds_queued=began - row.taken_at,
-            seconds_to_first_token=row.first_token_at - began if row.first_token_at else None,
-            seconds_generating=ended - began,
-            seconds_share=row.share,
-            rows_in_batch=row.row_steps / row.steps if row.steps else 0.0,
-            started_at_ms=started_at_ms,
-            finished_at_ms=started_at_ms + round((ended - began) * 1000),
-        )
 
 
 def memory_in_use() -> int:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-import psutil
 import torch
 
 from gxr_batch.engines.base import EngineInfo
@@ -21,18 +20,18 @@ from gxr_batch.engines.transformers.schedule import slots_for_memory
 from gxr_batch.engines.transformers.support import why_not_drivable
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
+from gxr_batch.models.device import gib
 from gxr_batch.models.loading import LoadedModel, load_model
 from gxr_batch.models.local import LocalModel
+from gxr_batch.models.room import Room
 
-# Of the memory that is free once the weights are there, what the KV cache may take where no limit is set.
-_CACHE_SHARE = 0.5
 _MOST_SLOTS = 64
 _CHECK_LENGTHS = (5, 70)
 
 
 @contextmanager
-def open_session(job: Job, local: LocalModel) -> Iterator[TransformersSession]:
-    """Load the model, with torch on as many threads as the job says, and free both afterwards.
+def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[TransformersSession]:
+    """Load the model into this run's share, with torch on as many threads as the job says; free both afterwards.
 
     Raises ModelUnavailable where it cannot be loaded, driven, or does not pass the self-check.
     """
@@ -42,10 +41,10 @@ def open_session(job: Job, local: LocalModel) -> Iterator[TransformersSession]:
     driver: Driver | None = None
     try:
         tokenizer = local.tokenizer()
-        loaded = load_model(job.model, tokenizer)
-        slots = _slots(job, loaded)
+        loaded = load_model(job.model, tokenizer, room)
+        slots = _slots(job, loaded, room)
         try:
-            driver = _driver(job, loaded, slots)
+            driver, fallback = _driver(job, loaded, slots)
             if job.engine.self_check:
                 self_check(driver)
         except (MemoryError, torch.OutOfMemoryError):
@@ -54,7 +53,7 @@ def open_session(job: Job, local: LocalModel) -> Iterator[TransformersSession]:
                 where="engine.slots, model.max_seq_length",
                 next_step="lower one of them, or free memory",
             ) from None
-        notices = list(loaded.placement.notices)
+        notices = [*loaded.placement.notices, *fallback]
         # Measured: the library's forward keeps its bits in bfloat16 on the CPU. In float32 products of other row counts
         # round otherwise, and no card has been tried.
         plain = loaded.placement.dtype == "bfloat16" and loaded.device == "cpu" and job.engine.reproducible
@@ -79,14 +78,24 @@ def open_session(job: Job, local: LocalModel) -> Iterator[TransformersSession]:
         torch.set_num_threads(threads)
 
 
-def _slots(job: Job, loaded: LoadedModel) -> int:
-    if job.engine.slots != "auto":
-        return job.engine.slots
-    device = loaded.model.get_input_embeddings().weight.device
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+def _slots(job: Job, loaded: LoadedModel, room: Room) -> int:
+    """Return how many rows decode side by side. Raises ModelUnavailable where a limit leaves no room for them."""
+    place = str(loaded.model.get_input_embeddings().weight.device)
+    device = next((one for one in room.devices if one.name == place), room.named("cpu")[0])
+    capacity = job.model.max_seq_length
     bytes_a_token = kv_bytes_a_token(loaded.config, torch.finfo(loaded.model.dtype).bits // 8)
-    prefixes = PREFIX_SLOTS * bytes_a_token * job.model.max_seq_length
-    return slots_for_memory(int(free * _CACHE_SHARE) - prefixes, bytes_a_token, job.model.max_seq_length, _MOST_SLOTS)
+    budget = room.for_cache(device) - PREFIX_SLOTS * bytes_a_token * capacity
+    fitting = slots_for_memory(budget, bytes_a_token, capacity, _MOST_SLOTS)
+    slots = fitting if job.engine.slots == "auto" else job.engine.slots
+    needed = slots * bytes_a_token * capacity
+    if room.size_limit is not None and needed > budget:
+        raise ModelUnavailable(
+            f"engine.memory_limit = {job.engine.memory_limit} leaves {gib(max(budget, 0))} for the cache, and "
+            f"{slots} row{'s' * (slots > 1)} of {capacity} tokens need {gib(needed)}.",
+            where="engine.memory_limit",
+            next_step="raise it, or lower engine.slots or model.max_seq_length",
+        )
+    return slots
 
 
 def kv_bytes_a_token(config: Any, element_bytes: int) -> int:
@@ -96,12 +105,15 @@ def kv_bytes_a_token(config: Any, element_bytes: int) -> int:
     return int(config.num_hidden_layers * heads * head_dim * 2 * element_bytes)
 
 
-def _driver(job: Job, loaded: LoadedModel, slots: int) -> Driver:
+def _driver(job: Job, loaded: LoadedModel, slots: int) -> tuple[Driver, list[str]]:
+    """Return the fastest driver of this model, and a notice where another one was expected here."""
     capacity = job.model.max_seq_length
+    notices = []
     try:
-        return NativeModel(loaded.model, slots=slots, capacity=capacity)
-    except NativeUnavailable:
-        pass
+        return NativeModel(loaded.model, slots=slots, capacity=capacity), []
+    except NativeUnavailable as error:
+        if loaded.device == "cpu" and loaded.placement.dtype == "bfloat16" and loaded.quantization is None:
+            notices.append(f"The engine's own kernels are not used, the library's slower forward is: {error}.")
     reason = why_not_drivable(loaded.config)
     if reason:
         raise ModelUnavailable(
@@ -109,7 +121,8 @@ def _driver(job: Job, loaded: LoadedModel, slots: int) -> Driver:
             where='engine.kind = "transformers"',
             next_step='set engine.kind = "generate"',
         )
-    return LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=job.engine.reproducible)
+    driver = LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=job.engine.reproducible)
+    return driver, notices
 
 
 def self_check(driver: Driver) -> None:

@@ -87,8 +87,9 @@ class NativeModel:
         """Return what top-k leaves of each row; [rows, n]. Rows whose logits are not finite come back as NaN."""
         rows, width = logits.shape[0], self._stride - _PADDING
         k = 1 if sampling.greedy else sampling.top_k
-        # The scan needs more blocks than k to leave anything out.
-        if k == 0 or k > _ROOM // 2 or k >= width // _BLOCK:
+        # The scan needs more blocks than k to leave anything out, and rows of its own buffer, which end in blocks.
+        foreign = logits.data_ptr() != self._logits.data_ptr()
+        if foreign or k == 0 or k > _ROOM // 2 or k >= width // _BLOCK:
             return top_candidates(logits, seen, sampling)
         seen_ids, lengths = seen.ids.int().contiguous(), seen.counts.int()
         values = torch.empty(rows, _ROOM)

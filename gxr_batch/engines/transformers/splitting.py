@@ -1,0 +1,119 @@
+"""Keeps calls of the model going: fewer rows a call while memory is short, and a row that breaks the model alone.
+
+Splitting changes no text: a row's numbers do not depend on the rows that are computed with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from gxr_batch.errors import EngineFailed
+
+T = TypeVar("T")
+# Calls that have to go well before more rows are tried in one again; doubled each time that was too early.
+_CALM_CALLS = 64
+_CALM_MOST = 4096
+
+
+class NoRoom(Exception):
+    """Not even the smallest call finds memory at this moment."""
+
+
+class Splitter:
+    """Runs a call over rows, in as many pieces as it takes.
+
+    `splits` counts how often a call had to be made smaller for want of memory.
+    """
+
+    def __init__(self, most: int, least: int = 8) -> None:
+        """Begin with `most` rows a call, and never ask for fewer than `least` while more are there."""
+        self.most = self.now = max(most, 1)
+        self.least = least
+        self.splits = 0
+        self._good, self._calm = 0, _CALM_CALLS
+
+    def run(
+        self, rows: Sequence[T], vocab: int, call: Callable[[Sequence[T]], torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[int, str]]:
+        """Return the logits [rows, vocab] of all rows, and why a row has none, by its index; its logits are NaN.
+
+        Raises NoRoom, EngineFailed. Calling again with the same rows is harmless: it writes the same numbers.
+        """
+        if len(rows) <= self.now and (logits := self._try(rows, call)) is not None:
+            self._grow(len(rows))
+            return logits, {}
+        pieces: list[torch.Tensor | None] = []  # None: a row that has no logits
+        faults: dict[int, str] = {}
+        start = 0
+        while start < len(rows):
+            piece = rows[start : start + self.now]
+            logits = self._try(piece, call)
+            if logits is None and len(piece) > self.now:
+                continue  # memory: the next piece is smaller
+            # Copies: a driver may hand out the same memory again in its next call.
+            pieces += [logits.clone()] if logits is not None else self._one_by_one(piece, start, call, faults)
+            start += len(piece)
+        self._grow(len(rows))
+        return _joined(pieces, vocab), faults
+
+    def _try(self, rows: Sequence[T], call: Callable[[Sequence[T]], torch.Tensor]) -> torch.Tensor | None:
+        """Return the logits, None where the rows have to be tried in smaller pieces. Raises NoRoom, EngineFailed."""
+        try:
+            return call(rows)
+        except Exception as error:
+            if isinstance(error, getattr(torch, "AcceleratorError", ())):
+                raise EngineFailed(
+                    "The device reported an error after which it computes nothing more.",
+                    where=type(error).__name__,
+                    next_step="run the same command again; if it comes back, restart the machine",
+                ) from None
+            if not out_of_memory(error):
+                return None
+        # Outside the handler, so that the error no longer holds the tensors of the failed call.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(rows) <= min(self.least, self.now):
+            raise NoRoom
+        self.splits += 1
+        self._good, self._calm = 0, min(self._calm * 2, _CALM_MOST)
+        self.now = max(len(rows) // 2, self.least)
+        return None
+
+    def _one_by_one(
+        self, rows: Sequence[T], start: int, call: Callable[[Sequence[T]], torch.Tensor], faults: dict[int, str]
+    ) -> list[torch.Tensor | None]:
+        """Find the row that breaks the model, so that it fails alone."""
+        found: list[torch.Tensor | None] = []
+        for offset in range(len(rows)):
+            try:
+                found.append(call(rows[offset : offset + 1]).clone())
+            except Exception as error:
+                if out_of_memory(error):
+                    raise NoRoom from None
+                faults[start + offset] = f"the model could not process this row ({type(error).__name__})"
+                found.append(None)
+        return found
+
+    def _grow(self, rows: int) -> None:
+        """Try larger calls again after a calm time."""
+        if self.now >= self.most or rows < self.now:
+            return
+        self._good += 1
+        if self._good >= self._calm:
+            self._good, self.now = 0, min(self.now * 2, self.most)
+
+
+def _joined(pieces: Sequence[torch.Tensor | None], vocab: int) -> torch.Tensor:
+    like = next((piece for piece in pieces if piece is not None), torch.empty(0, vocab))
+    nothing = torch.full((1, vocab), torch.nan, dtype=like.dtype, device=like.device)
+    return torch.cat([nothing if piece is None else piece for piece in pieces])
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out; torch's CPU allocator says so in words only."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return type(error) is RuntimeError and "DefaultCPUAllocator" in str(error)

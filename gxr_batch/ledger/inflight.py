@@ -1,0 +1,101 @@
+"""inflight.json: which keys the engine holds, so that a row that kills the process is found out.
+
+A hint, never a record: it is written without fsync, may be lost or torn without harm, and decides nothing about which
+rows are done. A process that ends in order leaves no key behind. Keys that stand here at the next start were in the
+engine when it died: they are suspects, and run last and one at a time, so that neighbours are not blamed. A key that
+was there when the process died twice is condemned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from gxr_batch.ledger.files import storage_errors
+from gxr_batch.records import Key
+
+INFLIGHT_NAME = "inflight.json"
+CRASHES_TO_CONDEMN = 2
+# So many writes a second at most: a real engine takes far fewer rows, and a fake one may go without.
+_WRITES_A_SECOND, _WRITES_AT_ONCE = 500.0, 200.0
+
+
+class InFlight:
+    """The keys in the engine now, and how often the process died over a key before."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / INFLIGHT_NAME
+        self._held: dict[Key, None] = {}
+        self._crashes = _read(self._path)
+        self._descriptor = -1
+        self._written = 0
+        self._budget, self._looked = _WRITES_AT_ONCE, time.monotonic()
+
+    @property
+    def known(self) -> list[Key]:
+        """The keys that were in the engine when a process died."""
+        return list(self._crashes)
+
+    def begin(self, to_do: Collection[Key]) -> tuple[frozenset[Key], frozenset[Key]]:
+        """Return the suspects and the condemned among the known keys that are still to do. Raises StorageError."""
+        left = {key: crashes for key, crashes in self._crashes.items() if key in to_do}
+        condemned = frozenset(key for key, crashes in left.items() if crashes >= CRASHES_TO_CONDEMN)
+        self._crashes = {key: crashes for key, crashes in left.items() if key not in condemned}
+        if self._crashes or self._path.exists():
+            self._write()
+        return frozenset(self._crashes), condemned
+
+    def take(self, key: Key) -> None:
+        """Write down that the engine has a key, before it does anything with it."""
+        self._held[key] = None
+        now = time.monotonic()
+        self._budget = min(_WRITES_AT_ONCE, self._budget + (now - self._looked) * _WRITES_A_SECOND)
+        self._looked = now
+        if self._budget >= 1:
+            self._budget -= 1
+            self._write()
+
+    def settle(self, key: Key) -> None:
+        """The engine gave a key back: it killed nobody."""
+        self._held.pop(key, None)
+        self._crashes.pop(key, None)
+
+    def close(self, *, in_order: bool) -> None:
+        """Leave no key behind after an end in order, else those that the engine held. Never raises."""
+        if in_order:
+            self._held = {}
+        try:
+            if self._held or self._path.exists():
+                self._write()
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+        except Exception:  # a hint; what ended the run is what the user should read
+            pass
+        self._descriptor = -1
+
+    def _write(self) -> None:
+        """Replace the content in one system call: blanks cover what was longer before."""
+        content = {"crashes": [[*key, times] for key, times in self._crashes.items()], "in_flight": list(self._held)}
+        text = json.dumps(content).encode()
+        with storage_errors(self._path):
+            if self._descriptor < 0:
+                self._descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+                self._written = os.fstat(self._descriptor).st_size
+            os.pwrite(self._descriptor, text.ljust(self._written), 0)
+        self._written = max(self._written, len(text))
+
+
+def _read(path: Path) -> dict[Key, int]:
+    """Return how often the process died over each key; {} where nothing is known."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        crashes = {Key(str(row_id), int(sample)): int(times) for row_id, sample, times in content["crashes"]}
+        for row_id, sample in content["in_flight"]:
+            key = Key(str(row_id), int(sample))
+            crashes[key] = crashes.get(key, 0) + 1
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return crashes

@@ -1,0 +1,54 @@
+"""log.jsonl: what a run did and when, one JSON object a line, for people and monitors. It decides nothing.
+
+Every line has `at` (UTC), `invocation` and `event`; the README lists the events and their fields. Row ids, reasons,
+counts and settings stand in it, never the text of a cell, a prompt or an answer.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from gxr_batch.ledger.files import storage_errors
+
+LOG_NAME = "log.jsonl"
+# Failed rows that one invocation names one by one; all of them stand in failed.parquet.
+_ROWS_NAMED = 1000
+
+
+class RunLog:
+    """Appends to the log of one run. A line is written whole, at once, without fsync."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOG_NAME
+        self.invocation = 0
+        self._file: TextIO | None = None
+        self._rows_named = 0
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Append one event. Raises StorageError."""
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"at": moment, "invocation": self.invocation, "event": event, **fields}, ensure_ascii=False)
+        with storage_errors(self.path):
+            if self._file is None:
+                self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
+            self._file.write(line + "\n")
+            self._file.flush()
+
+    def row_failed(self, row_id: str, sample: int, attempt: int, error: str) -> None:
+        """Name a failed row, up to a number of them. Raises StorageError."""
+        self._rows_named += 1
+        if self._rows_named <= _ROWS_NAMED:
+            self.event("row_failed", row_id=row_id, sample=sample, attempt=attempt, error=error)
+        elif self._rows_named == _ROWS_NAMED + 1:
+            self.event("more_rows_failed", see="failed.parquet")
+
+    def close(self) -> None:
+        """Close the file. Never raises: every line is already written."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+            self._file = None

@@ -1,0 +1,84 @@
+"""Decides where a model goes and in which number format, by the memory that this run may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gxr_batch.job import ModelSection
+from gxr_batch.models.device import Device
+from gxr_batch.models.memory import fits, four_bit_bytes, room_needed, row_bytes
+from gxr_batch.models.room import Room
+
+SPREAD = "auto"  # accelerate's word for dividing a model among the devices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How a model is loaded: torch device or "auto" (spread by accelerate), dtype by name, in 4 bits or not.
+
+    `bytes_needed` is the device memory for the weights and the rows that must fit beside them.
+    """
+
+    device: str
+    dtype: str
+    four_bit: bool
+    bytes_needed: int = 0
+    notices: tuple[str, ...] = ()
+
+
+def place(section: ModelSection, config: Any, weight_bytes: int, room: Room) -> Placement:
+    """Decide device, number format and quantisation; `weight_bytes` is the size of the weight files.
+
+    With engine.wait_for_memory it is decided by what the device could give, and then waited for; without, by what is
+    free now. Raises ModelUnavailable where the named device is not here, or stays full for too long.
+    """
+    devices = room.named(section.device_map)
+    on_cuda = devices[0].name != "cpu"
+    dtype = section.dtype if section.dtype != "auto" else _best_dtype(on_cuda)
+    a_row = row_bytes(config, section.max_seq_length, 4 if dtype == "float32" else 2)
+    full = weight_bytes * (2 if dtype == "float32" else 1)
+    seen = room.capacity if room.wait_seconds else room.free
+    most = max(seen(device) for device in devices)
+    four_bit = on_cuda and not fits(full, a_row, most) if section.load_in_4bit == "auto" else section.load_in_4bit
+    weights = four_bit_bytes(weight_bytes) if four_bit else full
+    notices = []
+    if four_bit and section.load_in_4bit == "auto":
+        notices.append("The model is loaded in 4 bits, because it does not fit the memory of the device otherwise.")
+    spread = on_cuda and section.device_map == "auto" and not fits(weights, a_row, most)
+    if spread:
+        device = SPREAD
+        notices.append("The model is spread over the devices, because no single one has room for it.")
+        for one in devices:
+            room.keep_to_limit(one)
+    else:
+        chosen = _settle_on(devices, room_needed(weights, a_row), room)
+        device = chosen.name
+        if on_cuda and section.device_map == "auto":
+            notices.append(f"The model is on {device}, the device with the most free memory.")
+    return Placement(
+        device=device,
+        dtype=dtype,
+        four_bit=four_bit,
+        bytes_needed=room_needed(weights, a_row),
+        notices=tuple(notices),
+    )
+
+
+def _settle_on(devices: list[Device], needed: int, room: Room) -> Device:
+    chosen = room.wait(devices, needed) if room.wait_seconds else room.freest(devices)
+    room.keep_to_limit(chosen)
+    return chosen
+
+
+def _best_dtype(on_cuda: bool) -> str:
+    """Return bfloat16 where the hardware computes in it, else float32."""
+    import torch
+
+    if on_cuda:
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # There is no public name for the question; a torch without this one gets the safe answer.
+        ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+        has_it = ask is not None and bool(ask())
+    return "bfloat16" if has_it else "float32"

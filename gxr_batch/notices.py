@@ -1,0 +1,54 @@
+"""Sentences that a run says of itself at its start: what changed since the last one, what may go wrong."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from gxr_batch.job import Job
+from gxr_batch.ledger import Manifest
+from gxr_batch.plan import disk_needed
+
+
+def of_kind(asked: Job, settled: Job) -> list[str]:
+    """Say so where the automatic engine is not the fast one."""
+    if asked.engine.kind != "auto" or settled.engine.kind != "generate":
+        return []
+    return ['engine.kind = "auto" took generate, since the transformers engine cannot drive this model.']
+
+
+def of_versions(manifest: Manifest | None, now: Mapping[str, str]) -> list[str]:
+    """Name the packages that are not what they were at the last start: a warning, since the settings are the same."""
+    if manifest is None or not manifest.invocations:
+        return []
+    before: Mapping[str, str] = manifest.invocations[-1].get("packages", {})
+    changed = [f"{name} {old} -> {now.get(name, 'gone')}" for name, old in before.items() if now.get(name) != old]
+    if not changed:
+        return []
+    return [
+        f"Other package versions than at the last start: {', '.join(changed)}. New rows may come out in other words "
+        "than they would have then; rows that are done stay as they are."
+    ]
+
+
+def of_room(folder: Path, max_new_tokens: int, keys: int) -> list[str]:
+    """Say so where the disk may fill up before the run ends."""
+    needed = disk_needed(keys, max_new_tokens, (folder / "input.parquet").stat().st_size)
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return []
+    return [
+        f"The disk has {free / 2**20:,.0f} MiB free, and this run may need up to {needed / 2**20:,.0f} MiB: it may "
+        "fill up. A run that finds it full stops with every sealed row safe."
+    ]
+
+
+def of_suspects(count: int) -> list[str]:
+    """Say that rows were in the engine when an earlier start died."""
+    if not count:
+        return []
+    return [
+        f"An earlier start ended without a word while {count:,} of the rows still to do were in the engine. They are "
+        "generated last and one at a time, so that a row that kills the process is found."
+    ]

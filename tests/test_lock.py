@@ -1,0 +1,117 @@
+"""One writer a run folder: on this host the system's lock decides, from another host what run.lock says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from running import COMMAND, Workplace
+
+SLOW = "[engine]\nkind = 'echo'\nslots = 4\n[echo]\ntokens_per_second = 20\n[run]\ncheckpoint_seconds = 0.1\n"
+ELSEWHERE = ["unshare", "--uts", "sh", "-c", 'hostname node-7 && exec "$@"', "sh"]
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Workplace:
+    made = Workplace(tmp_path)
+    made.run("--limit", "5")
+    return made
+
+
+def write_lock(work: Workplace, **changes) -> None:
+    record = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "since": "2026-01-01T00:00:00+00:00",
+    }
+    (work.folder / "outputs/j/run.lock").write_text(json.dumps(record | changes))
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_a_run_that_ended_in_order_leaves_nobody_in_the_lock(work):
+    lock = work.folder / "outputs/j/run.lock"
+    assert not lock.exists() or lock.read_text() == ""
+
+
+def test_a_dead_holder_on_this_host_is_taken_over(work):
+    write_lock(work, pid=dead_pid())
+    assert work.run_json()["generated_now"] == 55
+
+
+def test_a_number_that_another_process_has_by_now_is_no_holder(work):
+    write_lock(work, started=psutil.Process().create_time() - 3600)
+    assert work.run_json()["generated_now"] == 55
+
+
+def test_where_the_file_system_carries_no_locks_the_record_keeps_others_out(work):
+    write_lock(work)  # this very test process, which holds no system lock on the file
+    done = work.run(expect=4)
+    assert f"process {os.getpid()} on {socket.gethostname()}" in done.stderr
+    assert "--take-over" not in done.stderr
+    work.run("--take-over", expect=4)
+
+
+def test_a_holder_on_another_host_is_taken_over_only_on_request(work):
+    write_lock(work, host="node-7", pid=12)
+    done = work.run(expect=4)
+    assert "process 12 on node-7 since 2026-01-01" in done.stderr
+    assert "--take-over" in done.stderr
+    assert json.loads(work.gxr("status", "outputs/j", "--json").stdout)[0]["state"] == "running"
+    assert work.run_json("--take-over")["generated_now"] == 55
+    assert work.run_json()["generated_now"] == 0, "after an end in order nobody is in the way"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"host": 3}', '{"host": "a", "pid": "x", "started": 0, "since": ""}']
+)
+def test_a_lock_file_that_says_nothing_locks_nobody_out(work, content):
+    (work.folder / "outputs/j/run.lock").write_text(content)
+    assert work.run_json()["generated_now"] == 55
+
+
+def test_a_run_that_died_on_another_host_really(work):
+    if not shutil.which("unshare") or subprocess.run([*ELSEWHERE, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets nobody give a process another host name (unshare --uts)")
+    work.job(SLOW)
+    there = subprocess.Popen(
+        [*ELSEWHERE, *COMMAND, "run", "j.toml"], cwd=work.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    before, deadline = len(work.parts()), time.monotonic() + 60
+    while len(work.parts()) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert "on node-7" in work.run(expect=4).stderr, "while it lives"
+    work.run("--take-over", expect=4)
+    there.send_signal(signal.SIGKILL)
+    there.wait()
+    assert "on node-7" in work.run(expect=4).stderr, "dead or not: nothing is known of another host"
+    work.run("--take-over", "--set", "echo.tokens_per_second=0")
+    assert len(work.results()) == 60
+
+
+def test_a_run_that_was_set_aside_is_nobodys(work):
+    work.job(SLOW)
+    fresh = work.start("run", "j.toml", "--fresh")
+    deadline = time.monotonic() + 60
+    while not (found := list((work.folder / "outputs").glob("j.before-*"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.2)
+    states = {one["run"]: one["state"] for one in json.loads(work.gxr("status", "outputs", "--json").stdout)}
+    fresh.kill()
+    fresh.communicate()
+    assert states[str(found[0].relative_to(work.folder))] != "running"

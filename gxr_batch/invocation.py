@@ -85,7 +85,9 @@ class Invocation:
         """Return whether results.parquet already is the finished state of this very table."""
         marks = self.ledger.results_metadata()
         manifest = self.ledger.manifest
-        if self.options.retry or manifest is None or marks.get("gxr_source") != self.source_key:
+        if self.options.retry or manifest is None or self.ledger.previous_input is None:
+            return False
+        if marks.get("gxr_source") != self.source_key:
             return False
         last = manifest.invocations[-1] if manifest.invocations else {}
         if last.get("outcome") != "finished" or last.get("source_key") != self.source_key:
@@ -108,7 +110,7 @@ class Invocation:
             limit=self.options.limit,
         )
         drift = ledger.adopt_input(job.sampling.samples_per_row)
-        self._tell(*taken.notices)
+        self._tell(*taken.notices, *ledger.damage())
         self.todo = self._todo()
         self.progress.counts = ledger.counts()
         self.progress.wanted = int(self.todo.sum())
@@ -118,6 +120,7 @@ class Invocation:
             "input_files": [str(file.path) for file in self.prepared.survey.files],
             "rows": taken.rows,
             "drift": drift._asdict() if drift else None,
+            "set_aside": list(ledger.set_aside),
         }
         self._log("table_read", rows=taken.rows, to_generate=self.progress.wanted, drift=self.entry["drift"])
         if drift is not None:

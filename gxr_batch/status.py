@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from gxr_batch.errors import RunError
+from gxr_batch.errors import MachineError, RunError
 from gxr_batch.job import load_job
 from gxr_batch.ledger import RunReader, is_run
 from gxr_batch.prepare import output_folder
@@ -59,7 +62,7 @@ def _status_or_trouble(folder: Path) -> RunStatus:
     """Return a run's status; one that cannot be read must not hide the others."""
     try:
         return _status(folder)
-    except RunError as error:
+    except (RunError, MachineError) as error:
         return RunStatus(
             run=str(folder),
             name=folder.name,
@@ -90,9 +93,19 @@ def _status(folder: Path) -> RunStatus:
         seconds_left=counts.left / speed * 60 if running and speed else None,
         started_at=invocations[0].get("started_at", "") if invocations else "",
         invocations=len(invocations),
-        bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        bytes=_size(folder),
         **counts._asdict(),
     )
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of a run's files; one that a writer renames just now is counted under one name or not at all."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.stat(os.path.join(parent, name)).st_size
+    return size
 
 
 def _rows_a_minute(folder: Path, invocation: dict[str, Any], done: int, running: bool) -> float | None:
@@ -100,10 +113,17 @@ def _rows_a_minute(folder: Path, invocation: dict[str, Any], done: int, running:
     if not running:
         rows, seconds = invocation.get("done"), invocation.get("streaming_seconds")
         return rows / seconds * 60 if rows and seconds else None
-    parts = [path.stat().st_mtime for path in (folder / "parts").glob("part-*.parquet")]
+    parts = list(_written_at(folder / "parts"))
     began = invocation.get("generating_since")
     if not parts or began is None:
         return None
     seconds = max(parts) - datetime.fromisoformat(began).timestamp()
     fresh = done - int(invocation.get("done_before", 0))
     return fresh / seconds * 60 if seconds > 0 and fresh > 0 else None
+
+
+def _written_at(parts: Path) -> Iterator[float]:
+    """Yield when each part was written, but for those that are set aside just now."""
+    for path in parts.glob("part-*.parquet"):
+        with suppress(FileNotFoundError):
+            yield path.stat().st_mtime

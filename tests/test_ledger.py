@@ -359,17 +359,6 @@ def test_a_manifest_of_a_later_version_is_refused(tmp_path):
         load_manifest(tmp_path)
 
 
-def test_a_damaged_part_is_named(tmp_path):
-    with open_run(tmp_path) as ledger:
-        start(ledger, ["a"])
-        ledger.add(0, result("a"))
-        ledger.seal()
-    (tmp_path / "parts" / "part-00000001.parquet").write_bytes(b"torn")
-    with pytest.raises(RunError, match="damaged") as caught:
-        State.scan(tmp_path, tmp_path / "input.parquet", 1)
-    assert "part-00000001.parquet" in str(caught.value)
-
-
 def test_a_reader_of_no_run_says_what_to_name(tmp_path):
     with pytest.raises(RunError, match="no run here"):
         RunReader(tmp_path)

@@ -278,14 +278,6 @@ def test_a_lost_manifest_loses_no_row_and_still_guards_the_settings(work):
     assert work.run_json()["generated_now"] == 0
 
 
-def test_a_part_that_is_damaged_is_named(work):
-    work.run()
-    work.parts()[0].write_bytes(b"PAR1")
-    work.table(61)
-    done = work.run(expect=2)
-    assert "part-00000001.parquet" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("sections", "part"),
     [

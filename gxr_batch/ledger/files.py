@@ -50,8 +50,10 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # pyarrow's FileNotFoundError has no errno.
+        number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or 0
         what, step = _REASONS.get(
-            error.errno or 0,
+            number,
             (f"The disk refused: {error.strerror or type(error).__name__}.", "mend it, then run again"),
         )
         raise StorageError(what, where=str(path.absolute()), next_step=step) from None
@@ -74,6 +76,22 @@ def publish(temporary: Path, target: Path) -> None:
         os.close(descriptor)
     temporary.replace(target)
     sync_folder(target.parent)
+
+
+def put_aside(path: Path) -> str:
+    """Rename a damaged file, so that nothing takes it for a sound one and nothing is lost; return its new name.
+
+    Raises StorageError.
+    """
+    target = path.with_name(f"{path.name}.damaged")
+    number = 2
+    while target.exists():
+        target = path.with_name(f"{path.name}.damaged-{number}")
+        number += 1
+    with storage_errors(path):
+        path.rename(target)
+        sync_folder(path.parent)
+    return target.name
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gxr_batch.ledger.files import write_whole
+from gxr_batch.ledger.files import storage_errors, write_whole
 from gxr_batch.ledger.parts import read_part
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
 from gxr_batch.records import result_schema
@@ -56,6 +56,18 @@ def joined(folder: Path, state: State, provenance: Mapping[str, Any]) -> Iterato
         results = _gather(parts, state.part[rows][row, sample], state.line[rows][row, sample])
         own = pa.Table.from_batches([batch.drop_columns(list(KEY_COLUMNS_OF_INPUT))]).take(pa.array(row))
         yield _with_provenance(own, results, provenance)
+
+
+def has_footer(path: Path) -> bool:
+    """Return whether a Parquet file was written to its end. Raises StorageError where it cannot be opened."""
+    try:
+        with storage_errors(path):
+            content = path.open("rb")
+        with content:
+            pq.read_metadata(content)
+    except (pa.ArrowException, OSError):
+        return False
+    return True
 
 
 def joined_schema(folder: Path) -> pa.Schema:

@@ -1,4 +1,8 @@
-"""Parts: finished rows as immutable Parquet files, numbered from 1. Progress is what they hold, and nothing else."""
+"""Parts: finished rows as immutable Parquet files, numbered from 1. Progress is what they hold, and nothing else.
+
+A part can still be damaged: a disk that said "written" too early loses the bytes of a file whose name it kept. Pages
+carry checksums, so that reading a part whole finds that; the writer of the run then sets such a part aside.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gxr_batch.errors import RunError
-from gxr_batch.ledger.files import write_whole
+from gxr_batch.errors import StorageError
+from gxr_batch.ledger.files import storage_errors, write_whole
 from gxr_batch.records import Result, part_schema
 
 PARTS_NAME = "parts"
 _NAME = re.compile(r"part-(\d{8})\.parquet")
+_DAMAGED_NAME = re.compile(_NAME.pattern + r"\.damaged(-\d+)?")
 KEY_COLUMNS = (
     "gxr_row_id",
     "gxr_sample",
@@ -25,6 +30,17 @@ KEY_COLUMNS = (
 )
 
 
+class DamagedPart(StorageError):
+    """A part's bytes are not what was written; its rows are to be generated again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            "A part of this run is damaged.",
+            where=str(path.absolute()),
+            next_step="run the job again: it sets the part aside and generates its rows anew",
+        )
+
+
 def part_path(folder: Path, number: int) -> Path:
     """Return where the part with this number stands."""
     return folder / PARTS_NAME / f"part-{number:08d}.parquet"
@@ -32,10 +48,19 @@ def part_path(folder: Path, number: int) -> Path:
 
 def part_numbers(folder: Path) -> list[int]:
     """Return the numbers of the parts in a run folder, in order; files of any other name are not parts."""
+    return _numbers(folder, _NAME)
+
+
+def next_part_number(folder: Path) -> int:
+    """Return the first number that no part ever had, those that were set aside included."""
+    return max(_numbers(folder, _NAME) + _numbers(folder, _DAMAGED_NAME), default=0) + 1
+
+
+def _numbers(folder: Path, name: re.Pattern[str]) -> list[int]:
     parts = folder / PARTS_NAME
     if not parts.is_dir():
         return []
-    return sorted(int(match[1]) for path in parts.iterdir() if (match := _NAME.fullmatch(path.name)))
+    return sorted(int(match[1]) for path in parts.iterdir() if (match := name.fullmatch(path.name)))
 
 
 def write_part(folder: Path, number: int, results: Sequence[Result], metadata: Mapping[str, str]) -> None:
@@ -44,17 +69,32 @@ def write_part(folder: Path, number: int, results: Sequence[Result], metadata: M
     columns = zip(*results, strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=schema)
-    write_whole(part_path(folder, number), lambda path: pq.write_table(table, path, compression="zstd"))
+
+    def write(path: Path) -> None:
+        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+    write_whole(part_path(folder, number), write)
 
 
 def read_part(folder: Path, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one part, whole or some columns. Raises RunError where the file is damaged."""
+    """Read one part, whole or some columns. Raises DamagedPart, StorageError where the disk does not let it be read."""
     path = part_path(folder, number)
-    try:
-        return pq.read_table(path, columns=list(columns) if columns else None, partitioning=None)
-    except (OSError, pa.ArrowException):
-        raise RunError(
-            "A part of this run is damaged.",
-            where=str(path.absolute()),
-            next_step=f"rename it to {path.name}.damaged and run the job again: its rows are generated anew",
-        ) from None
+    with storage_errors(path):
+        try:
+            table = pq.read_table(
+                path,
+                columns=list(columns) if columns else None,
+                partitioning=None,
+                page_checksum_verification=True,
+            )
+        except MemoryError:
+            raise
+        except pa.ArrowException:
+            raise DamagedPart(path) from None
+        except OSError as error:
+            if type(error) is OSError and error.errno is None:  # what pyarrow could read and could not decode
+                raise DamagedPart(path) from None
+            raise
+    if not set(columns or KEY_COLUMNS) <= set(table.column_names):
+        raise DamagedPart(path)
+    return table

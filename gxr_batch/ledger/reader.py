@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from gxr_batch.errors import RunError
 from gxr_batch.ledger.lock import is_locked
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
-from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, joined, joined_schema
+from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, has_footer, joined, joined_schema
 from gxr_batch.ledger.state import State
 
 if TYPE_CHECKING:
@@ -34,12 +34,22 @@ class RunReader:
         manifest = load_manifest(folder)
         if manifest is None or not (folder / INPUT_NAME).exists():
             raise RunError("This run has not read its table yet.", where=str(folder.absolute()))
+        if not has_footer(folder / INPUT_NAME):
+            raise RunError(
+                "The run's table is damaged.",
+                where=str((folder / INPUT_NAME).absolute()),
+                next_step="run the job again: it takes the table in anew and generates no row twice",
+            )
         self.manifest: Manifest = manifest
 
     @cached_property
     def state(self) -> State:
-        """What the parts say of every key."""
-        return State.scan(self.folder, self.folder / INPUT_NAME, int(self.manifest.job["sampling"]["samples_per_row"]))
+        """What the parts say of every key. A damaged part counts as if it were not there."""
+        return self._scan(whole=False)
+
+    def _scan(self, *, whole: bool) -> State:
+        samples = int(self.manifest.job["sampling"]["samples_per_row"])
+        return State.scan(self.folder, self.folder / INPUT_NAME, samples, whole=whole)
 
     @property
     def running(self) -> bool:
@@ -48,9 +58,9 @@ class RunReader:
 
     @property
     def results(self) -> Path | None:
-        """Where results.parquet stands, None where no state of this run was complete yet."""
+        """Where results.parquet stands, None where no state of this run was complete yet, or where it is cut off."""
         path = self.folder / RESULTS_NAME
-        return path if path.exists() else None
+        return path if path.exists() and has_footer(path) else None
 
     @property
     def schema(self) -> pa.Schema:
@@ -59,7 +69,7 @@ class RunReader:
 
     def finished(self) -> Iterator[pa.Table]:
         """Yield the rows that are done at this moment, in input order, as tables of the contract's columns."""
-        return joined(self.folder, self.state, self.manifest.model.get("provenance", {}))
+        return joined(self.folder, self._scan(whole=True), self.manifest.model.get("provenance", {}))
 
 
 def is_run(folder: Path) -> bool:

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.ledger.parts import KEY_COLUMNS, part_numbers, read_part
+from gxr_batch.errors import StorageError
+from gxr_batch.ledger.parts import KEY_COLUMNS, DamagedPart, part_numbers, part_path, read_part
 from gxr_batch.records import Result, Status
 
 TODO, OK, FAILED, HELD = 0, 1, 2, 3
@@ -55,7 +56,10 @@ class Counts(NamedTuple):
 
 
 class State:
-    """The newest result of every key of a table of `rows` rows with `samples` samples each."""
+    """The newest result of every key of a table of `rows` rows with `samples` samples each.
+
+    `damaged` are the numbers of the parts that a scan passed over because they could not be read.
+    """
 
     def __init__(self, rows: int, samples: int) -> None:
         shape = (rows, samples)
@@ -65,10 +69,15 @@ class State:
         self.attempt = np.zeros(shape, np.int16)
         self.part = np.zeros(shape, np.int32)
         self.line = np.zeros(shape, np.int32)
+        self.damaged: list[int] = []
 
     @classmethod
-    def scan(cls, folder: Path, input_path: Path, samples: int) -> State:
-        """Read the keys of all parts and relate them to the table in `input_path`. Raises RunError."""
+    def scan(cls, folder: Path, input_path: Path, samples: int, *, whole: bool = False) -> State:
+        """Read the keys of all parts and relate them to the table in `input_path`.
+
+        A damaged part counts as if it were not there. `whole` reads the other columns too, and so finds damage in them.
+        Raises StorageError where the disk does not let a part be read.
+        """
         numbers = part_numbers(folder)
         if not numbers:
             return cls(pq.read_metadata(input_path).num_rows, samples)
@@ -78,12 +87,24 @@ class State:
         group: list[tuple[int, pa.Table]] = []
         size = 0
         for number in numbers:
-            group.append((number, read_part(folder, number, KEY_COLUMNS)))
-            size += group[-1][1].num_rows
-            if size >= _ROWS_A_LOOKUP or number == numbers[-1]:
+            if (keys_of_part := state._keys(folder, number, whole)) is not None:
+                group.append((number, keys_of_part))
+                size += keys_of_part.num_rows
+            if group and (size >= _ROWS_A_LOOKUP or number == numbers[-1]):
                 state._take_in(ids, keys["gxr_content_hash"], group)
                 group, size = [], 0
         return state
+
+    def _keys(self, folder: Path, number: int, whole: bool) -> pa.Table | None:
+        """Return a part's key columns, None where it is damaged or has just been set aside by a writer."""
+        try:
+            return read_part(folder, number, None if whole else KEY_COLUMNS).select(list(KEY_COLUMNS))
+        except DamagedPart:
+            self.damaged.append(number)
+        except StorageError:
+            if part_path(folder, number).exists():
+                raise
+        return None
 
     def _take_in(self, ids: pa.Array, contents: pa.ChunkedArray, group: Sequence[tuple[int, pa.Table]]) -> None:
         table = pa.concat_tables([part for _, part in group])

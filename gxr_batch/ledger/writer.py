@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import EngineFailed, GxrError, RunError
-from gxr_batch.ledger.files import TEMPORARY_SUFFIX, publish, storage_errors, sync_folder
+from gxr_batch.ledger.files import TEMPORARY_SUFFIX, publish, put_aside, storage_errors, sync_folder
 from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.ledger.lock import LOCK_NAME, locked
 from gxr_batch.ledger.log import RunLog
@@ -27,10 +27,11 @@ from gxr_batch.ledger.merge import (
     INPUT_NAME,
     KEY_COLUMNS_OF_INPUT,
     RESULTS_NAME,
+    has_footer,
     write_failed,
     write_results,
 )
-from gxr_batch.ledger.parts import PARTS_NAME, part_numbers, part_path, write_part
+from gxr_batch.ledger.parts import PARTS_NAME, next_part_number, part_numbers, part_path, write_part
 from gxr_batch.ledger.state import Bools, Counts, State
 from gxr_batch.records import Result
 
@@ -52,7 +53,7 @@ class Drift(NamedTuple):
 
 
 class RunWriter:
-    """The one writer of a run folder."""
+    """The one writer of a run folder. `set_aside` are the names under which it keeps the damaged files it met."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,10 +62,13 @@ class RunWriter:
         self._open: list[Result] = []
         self._characters = 0
         self._sealed_at = time.monotonic()
-        self._next_part = max(part_numbers(folder), default=0) + 1
+        self.set_aside: list[str] = []
+        self._next_part = next_part_number(folder)
         self.manifest: Manifest | None = load_manifest(folder) or self._remembered()
         self.in_flight = InFlight(folder)
         self.log = RunLog(folder)
+        if self.previous_input and not has_footer(self.previous_input):
+            self.set_aside.append(put_aside(self.previous_input))
 
     @property
     def incoming_input(self) -> Path:
@@ -90,8 +94,17 @@ class RunWriter:
         return drift
 
     def rescan(self, samples: int) -> None:
-        """Look up again what the parts say of every key of the table."""
-        self.state = State.scan(self.folder, self.folder / INPUT_NAME, samples)
+        """Look up again what the parts say of every key of the table, and set damaged parts aside."""
+        self.state = State.scan(self.folder, self.folder / INPUT_NAME, samples, whole=True)
+        self.set_aside += [put_aside(part_path(self.folder, number)) for number in self.state.damaged]
+
+    def damage(self) -> list[str]:
+        """Return what to tell the user of the damaged files that were set aside."""
+        parts = [name for name in self.set_aside if name.startswith("part-")]
+        what, whose = ("part was", "its") if len(parts) == 1 else ("parts were", "their")
+        about_parts = f"{len(parts):,} damaged {what} set aside: {', '.join(parts)}; {whose} rows are generated again."
+        others = [f"{INPUT_NAME} was damaged and set aside as {name}." for name in self.set_aside if name not in parts]
+        return ([about_parts] if parts else []) + others
 
     def add(self, position: int, result: Result) -> None:
         """Book one result for the row at `position`; it is safe only once `seal` has run. Raises StorageError."""
@@ -151,9 +164,10 @@ class RunWriter:
         return file_metadata(self.folder / RESULTS_NAME)
 
     def _remembered(self) -> Manifest | None:
-        """Return what the newest part says of a run whose run.json is lost; None where there is no part."""
-        marks = file_metadata(part_path(self.folder, self._next_part - 1))
-        if "gxr_fingerprint" not in marks:
+        """Return what the newest sound part says of a run whose run.json is lost; None where there is none."""
+        newest_first = (file_metadata(part_path(self.folder, number)) for number in part_numbers(self.folder)[::-1])
+        marks = next((marks for marks in newest_first if "gxr_fingerprint" in marks), None)
+        if marks is None:
             return None
         return Manifest(
             name=self.folder.name,

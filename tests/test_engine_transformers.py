@@ -296,6 +296,7 @@ def test_the_native_candidates_are_those_of_the_sampler(sampling):
     generator = torch.Generator().manual_seed(9)
     logits = (torch.randn(5, 65_536, generator=generator) * 3).bfloat16()
     logits[1, 200:2900] = 20.0  # more ties than the kernel has room for
+    native._logits = logits
     kept = SeenIds(5, 700, torch.device("cpu"))
     for slot, size in enumerate((1, 5, 60, 600, 1)):
         kept.start(slot, torch.randperm(65_536, generator=generator)[:size].tolist())
@@ -313,6 +314,19 @@ def test_the_native_candidates_are_those_of_the_sampler(sampling):
         ]
         kept = [{pair for pair in pairs if pair[1] > -torch.inf} for pairs in kept]
         assert kept[0] == kept[1]
+
+
+def test_logits_that_are_not_in_the_kernels_own_memory_are_never_read_past_their_end():
+    native_or_skip()
+    native = NativeModel(tiny_llama(torch.bfloat16), slots=8, capacity=64)
+    logits = torch.randn(3, native.vocab).bfloat16()
+    kept = SeenIds(3, 8, torch.device("cpu"))
+    for slot in range(3):
+        kept.start(slot, [slot])
+    sampling = Sampling(top_k=1)
+    ours, expected = (find(logits, kept.of(range(3)), sampling) for find in (native.candidates, top_candidates))
+    assert torch.equal(ours.ids, expected.ids)
+    assert torch.equal(ours.values, expected.values)
 
 
 @pytest.mark.parametrize("kind", ["native", "library"])

@@ -16,11 +16,14 @@ import torch
 from tiny import tiny_gemma, tiny_llama
 
 from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable, NotAvailable
-from gxr_batch.job import ModelSection
+from gxr_batch.job import EngineSection, ModelSection
 from gxr_batch.models import memory, weights
 from gxr_batch.models.loading import end_ids, identity, load_model, load_tokenizer
+from gxr_batch.models.room import Room
 
 pytestmark = pytest.mark.model
+
+HERE = Room(EngineSection())  # this machine, without a limit
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def section(path: object, **keys: object) -> ModelSection:
 
 
 def test_a_local_folder_loads_in_the_dtype_that_was_asked_for(tiny_dir, gemma_tokenizer):
-    loaded = load_model(section(tiny_dir, dtype="float32"), gemma_tokenizer)
+    loaded = load_model(section(tiny_dir, dtype="float32"), gemma_tokenizer, HERE)
     assert loaded.model.dtype == torch.float32
     assert loaded.device == "cpu"
     assert loaded.quantization is None
@@ -48,7 +51,7 @@ def test_four_bit_weights_really_are_four_bit_on_the_cpu(tiny_dir, gemma_tokeniz
     from bitsandbytes.nn import Linear4bit
 
     work = section(tiny_dir, load_in_4bit=True, dtype="bfloat16")
-    loaded = load_model(work, gemma_tokenizer)
+    loaded = load_model(work, gemma_tokenizer, HERE)
     layer = loaded.model.model.layers[0].mlp.up_proj
     assert isinstance(layer, Linear4bit)
     assert layer.weight.quant_type == "nf4"
@@ -66,7 +69,7 @@ def test_the_identity_follows_the_weights_and_nothing_else(tiny_dir, tmp_path, g
 
 def test_float16_is_refused_for_gemma_before_loading(tiny_dir, gemma_tokenizer):
     with pytest.raises(JobFileError, match="float16"):
-        load_model(section(tiny_dir, dtype="float16"), gemma_tokenizer)
+        load_model(section(tiny_dir, dtype="float16"), gemma_tokenizer, HERE)
 
 
 @pytest.mark.parametrize("path", ["./no/such/folder", "/no/such/folder"])
@@ -81,7 +84,7 @@ def test_torn_weights_are_one_message(tiny_dir, tmp_path, gemma_tokenizer):
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:5000])
     with pytest.raises(ModelUnavailable, match="cannot be loaded"):
-        load_model(section(tmp_path), gemma_tokenizer)
+        load_model(section(tmp_path), gemma_tokenizer, HERE)
 
 
 def test_a_context_longer_than_the_models_is_refused(tiny_dir):
@@ -127,8 +130,10 @@ def hub(tmp_path, monkeypatch, tiny_dir):
 
 
 CLIENT = """
-from gxr_batch.job import ModelSection
+from gxr_batch.job import EngineSection, ModelSection
 from gxr_batch.models.loading import identity, load_model, load_tokenizer
+from gxr_batch.models.room import Room
+HERE = Room(EngineSection())
 def section(**keys): return ModelSection.model_validate(keys)
 """
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -187,7 +192,7 @@ def test_a_hub_model_is_fetched_once_and_then_found_offline(hub, tiny_dir):
     pinned = f"section(path='nobody/tiny', revision='{COMMIT}')"
     offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
     assert hub(say, **offline).split() == [COMMIT, here]
-    assert hub(f"print(load_model({pinned}, load_tokenizer({pinned})).end_ids)", **offline).strip() == "(1, 106)"
+    assert hub(f"print(load_model({pinned}, load_tokenizer({pinned}), HERE).end_ids)", **offline).strip() == "(1, 106)"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +241,7 @@ def test_weights_that_lack_a_tensor_are_refused_instead_of_filled_with_random_nu
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelUnavailable, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
-        load_model(section(tmp_path), gemma_tokenizer)
+        load_model(section(tmp_path), gemma_tokenizer, HERE)
 
 
 def test_weights_in_several_files_load_and_have_one_hash(tiny_dir, tmp_path, gemma_tokenizer):
@@ -247,7 +252,7 @@ def test_weights_in_several_files_load_and_have_one_hash(tiny_dir, tmp_path, gem
     assert len(shards) > 1
     listed = "".join(f"{path.name}\t{hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in shards)
     assert identity(section(tmp_path)).weights_sha256 == hashlib.sha256(listed.encode()).hexdigest()
-    load_model(section(tmp_path), gemma_tokenizer)
+    load_model(section(tmp_path), gemma_tokenizer, HERE)
     shards[0].rename(tmp_path / "elsewhere")
     with pytest.raises(ModelUnavailable, match="weight file is missing"):
         identity(section(tmp_path))
@@ -286,7 +291,7 @@ def test_a_multimodal_gemma_loads_for_text(tmp_path, gemma_tokenizer):
     config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
     Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
     gemma_tokenizer.save_pretrained(tmp_path)
-    loaded = load_model(section(tmp_path, dtype="float32"), gemma_tokenizer)
+    loaded = load_model(section(tmp_path, dtype="float32"), gemma_tokenizer, HERE)
     with torch.inference_mode():
         out = loaded.model.generate(torch.tensor([[2, 5, 9]]), max_new_tokens=4, do_sample=False)
     assert out.shape == (1, 7)
@@ -310,7 +315,7 @@ def test_a_hash_is_read_from_the_cache_until_the_file_changes(tmp_path, monkeypa
 
 
 def test_loading_is_silent(tiny_dir, capfd):
-    load_model(section(tiny_dir), load_tokenizer(section(tiny_dir)))
+    load_model(section(tiny_dir), load_tokenizer(section(tiny_dir)), HERE)
     assert capfd.readouterr() == ("", "")
 
 

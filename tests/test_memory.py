@@ -10,11 +10,11 @@ from test_engine_transformers import GREEDY, complete, prompts, session, texts
 from tiny import tiny_gemma
 
 from gxr_batch.engines.base import Pulse, StopRequest
-from gxr_batch.engines.transformers import loop
+from gxr_batch.engines.transformers import TransformersEngine, loop
 from gxr_batch.engines.transformers.library import LibraryModel
 from gxr_batch.engines.transformers.splitting import NoRoom, Splitter, out_of_memory
 from gxr_batch.errors import EngineFailed, ModelUnavailable
-from gxr_batch.job import EngineSection, ModelSection
+from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.models.device import Cpu, holders_of
 from gxr_batch.models.placement import place
 from gxr_batch.models.room import Room
@@ -146,6 +146,35 @@ def test_the_main_memory_says_what_it_has_and_its_limit_is_the_caches():
 def test_the_drivers_listing_becomes_phrases():
     listing = "4711, /usr/bin/python3, 20480\n99, [Not Found], 512\nNo running processes found\n12, x, [N/A]\n"
     assert holders_of(listing) == ["process 4711 (python3): 20.0 GiB", "process 99 ([Not): 0.5 GiB"]
+
+
+def engine(folder, **settings) -> TransformersEngine:
+    """The engine of a job with the tiny model in float32: 1 KiB of cache a token and layer pair, 256 tokens a row."""
+    return TransformersEngine(
+        Job.model_validate(
+            {
+                "name": "j",
+                "input": {"path": "x"},
+                "model": {"path": str(folder), "dtype": "float32", "max_seq_length": 256},
+                "sampling": {"max_new_tokens": 16},
+                "engine": settings,
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize(("limit", "slots", "reproducible"), [("9MiB", 8, False), ("4MiB", 4, False)])
+def test_on_the_cpu_the_limit_decides_how_many_rows_decode_side_by_side(tiny_model_dir, limit, slots, reproducible):
+    with engine(tiny_model_dir, memory_limit=limit).open() as opened:
+        assert opened.info.slots == slots
+        assert opened.info.reproducible is reproducible
+        assert opened._driver.slots == max(slots, 4)
+        assert any("no room for 8 rows" in notice for notice in opened.info.notices) is (slots < 8)
+
+
+def test_a_limit_that_the_slots_do_not_fit_says_what_to_change(tiny_model_dir):
+    with pytest.raises(ModelUnavailable, match="leaves 2 MiB for the cache, and 8 rows of 256 tokens need 4 MiB"):
+        engine(tiny_model_dir, memory_limit="4MiB", slots=8).open().__enter__()
 
 
 # ---------------------------------------------------------------------- in mid-run

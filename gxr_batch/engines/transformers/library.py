@@ -20,7 +20,7 @@ from gxr_batch.engines.transformers.sampler import Candidates, Seen, top_candida
 from gxr_batch.engines.transformers.schedule import bucket
 from gxr_batch.settings import Sampling
 
-_LEAST_ROWS = 8
+LEAST_ROWS = 8
 
 
 class LibraryModel:
@@ -30,8 +30,9 @@ class LibraryModel:
         """Take a loaded causal language model, in eval mode, whose layers may lie on several devices."""
         config = model.config.get_text_config()
         self.name = "the library's own forward"
-        # Decode computes at least eight rows, so there are at least as many; the ones too many stay idle.
-        self.slots, self.capacity, self.vocab = max(slots, _LEAST_ROWS), capacity, config.vocab_size
+        # To be reproducible decode computes at least eight rows, so there are as many; the ones too many stay idle.
+        self.slots = max(slots, LEAST_ROWS) if reproducible else slots
+        self.capacity, self.vocab = capacity, config.vocab_size
         self._model, self._reproducible = model, reproducible
         self.device = model.get_input_embeddings().weight.device
         self._dtype = model.dtype
@@ -73,8 +74,8 @@ class LibraryModel:
         lowest, most = min(slots), max(slots) + 1
         if not self._reproducible:
             return lowest, most - lowest
-        first = min(lowest, self.slots - _LEAST_ROWS)
-        return first, max(bucket(most - first, self.slots - first), _LEAST_ROWS)
+        first = min(lowest, self.slots - LEAST_ROWS)
+        return first, max(bucket(most - first, self.slots - first), LEAST_ROWS)
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Tensor:
         done = self._model(

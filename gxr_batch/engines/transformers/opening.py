@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from gxr_batch.engines.base import EngineInfo
 from gxr_batch.engines.transformers.driver import PREFIX_SLOTS, Driver
-from gxr_batch.engines.transformers.library import LibraryModel
+from gxr_batch.engines.transformers.library import LEAST_ROWS, LibraryModel
 from gxr_batch.engines.transformers.loop import TransformersSession
 from gxr_batch.engines.transformers.native.build import NativeUnavailable
 from gxr_batch.engines.transformers.native.model import NativeModel
@@ -20,7 +20,6 @@ from gxr_batch.engines.transformers.schedule import slots_for_memory
 from gxr_batch.engines.transformers.support import why_not_drivable
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
-from gxr_batch.models.device import gib
 from gxr_batch.models.loading import LoadedModel, load_model
 from gxr_batch.models.local import LocalModel
 from gxr_batch.models.room import Room
@@ -42,9 +41,10 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
     try:
         tokenizer = local.tokenizer()
         loaded = load_model(job.model, tokenizer, room)
-        slots = _slots(job, loaded, room)
+        slots, fitting = _share(job, loaded, room)
+        cramped = fitting < LEAST_ROWS
         try:
-            driver, fallback = _driver(job, loaded, slots)
+            driver, fallback = _driver(job, loaded, slots, reproducible=job.engine.reproducible and not cramped)
             if job.engine.self_check:
                 self_check(driver)
         except (MemoryError, torch.OutOfMemoryError):
@@ -57,8 +57,11 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
         # Measured: the library's forward keeps its bits in bfloat16 on the CPU. In float32 products of other row counts
         # round otherwise, and no card has been tried.
         plain = loaded.placement.dtype == "bfloat16" and loaded.device == "cpu" and job.engine.reproducible
+        plain = plain and not cramped
         reproducible = isinstance(driver, NativeModel) or plain
         if job.engine.reproducible and not reproducible:
+            if cramped:
+                notices.append(f"The memory has no room for {LEAST_ROWS} rows, which reproducible texts need.")
             notices.append("Here the last bits of a row's numbers may depend on its neighbours, and rarely its text.")
         info = EngineInfo(
             identity=local.identity(),
@@ -78,8 +81,15 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
         torch.set_num_threads(threads)
 
 
-def _slots(job: Job, loaded: LoadedModel, room: Room) -> int:
-    """Return how many rows decode side by side. Raises ModelUnavailable where a limit leaves no room for them."""
+class _Share(NamedTuple):
+    """How many rows decode side by side, and how many there could be in this run's share of the memory."""
+
+    slots: int
+    fitting: int
+
+
+def _share(job: Job, loaded: LoadedModel, room: Room) -> _Share:
+    """Find the slots. Raises ModelUnavailable where a limit leaves no room for them."""
     place = str(loaded.model.get_input_embeddings().weight.device)
     device = next((one for one in room.devices if one.name == place), room.named("cpu")[0])
     capacity = job.model.max_seq_length
@@ -90,12 +100,12 @@ def _slots(job: Job, loaded: LoadedModel, room: Room) -> int:
     needed = slots * bytes_a_token * capacity
     if room.size_limit is not None and needed > budget:
         raise ModelUnavailable(
-            f"engine.memory_limit = {job.engine.memory_limit} leaves {gib(max(budget, 0))} for the cache, and "
-            f"{slots} row{'s' * (slots > 1)} of {capacity} tokens need {gib(needed)}.",
+            f"engine.memory_limit = {job.engine.memory_limit} leaves {max(budget, 0) / 2**20:,.0f} MiB for the cache, "
+            f"and {slots} row{'s' * (slots > 1)} of {capacity} tokens need {needed / 2**20:,.0f} MiB.",
             where="engine.memory_limit",
             next_step="raise it, or lower engine.slots or model.max_seq_length",
         )
-    return slots
+    return _Share(slots, fitting)
 
 
 def kv_bytes_a_token(config: Any, element_bytes: int) -> int:
@@ -105,7 +115,7 @@ def kv_bytes_a_token(config: Any, element_bytes: int) -> int:
     return int(config.num_hidden_layers * heads * head_dim * 2 * element_bytes)
 
 
-def _driver(job: Job, loaded: LoadedModel, slots: int) -> tuple[Driver, list[str]]:
+def _driver(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -> tuple[Driver, list[str]]:
     """Return the fastest driver of this model, and a notice where another one was expected here."""
     capacity = job.model.max_seq_length
     notices = []
@@ -121,7 +131,7 @@ def _driver(job: Job, loaded: LoadedModel, slots: int) -> tuple[Driver, list[str
             where='engine.kind = "transformers"',
             next_step='set engine.kind = "generate"',
         )
-    driver = LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=job.engine.reproducible)
+    driver = LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=reproducible)
     return driver, notices
 
 

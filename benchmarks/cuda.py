@@ -20,6 +20,7 @@ import torch
 from shapes import SHAPES, make
 
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
+from gxr_batch.engines.transformers.graphs import cuda_recorder
 from gxr_batch.engines.transformers.library import LibraryModel
 from gxr_batch.engines.transformers.loop import TransformersSession
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
@@ -47,8 +48,10 @@ def prompts(count: int, vocabulary: int, lengths: tuple[int, int], new: tuple[in
     return sorted(found, key=lambda prompt: -len(prompt.encoded.token_ids or ()))
 
 
-def generated(model: Any, slots: int, work: Sequence[Prompt], sampling: Sampling) -> dict[str, Completion]:
-    """Run the engine over a fresh cache and return its completions by row."""
+def generated(
+    model: Any, slots: int, work: Sequence[Prompt], sampling: Sampling, graphs: bool = False
+) -> dict[str, Completion]:
+    """Run the engine over a fresh cache, with recorded decode steps or without; return its completions by row."""
     info = EngineInfo(
         identity=Identity(kind="transformers", model="random"),
         device=str(model.device),
@@ -58,7 +61,8 @@ def generated(model: Any, slots: int, work: Sequence[Prompt], sampling: Sampling
         load_seconds=0,
         reproducible=True,
     )
-    driver = LibraryModel(model, slots=slots, capacity=CAPACITY)
+    record = cuda_recorder() if graphs else None
+    driver = LibraryModel(model, slots=slots, capacity=CAPACITY, record=record)
     session = TransformersSession(info, driver, Numbers(), frozenset(), sampling)
     events = session.stream(iter(work), StopRequest())
     return {event.key.row_id: event for event in events if isinstance(event, Completion)}
@@ -95,22 +99,26 @@ def bits_agree(model: Any, shape: str) -> str:
         wrong = sum(done.text != reference[row] for row, done in other.items())
         if wrong:
             return f"{wrong} of {len(work)} rows DIFFER at {slots} slots"
+    if model.device.type == "cuda":
+        recorded = generated(model, 32, work, Sampling(temperature=1.0), graphs=True)
+        wrong = sum(done.text != reference[row] for row, done in recorded.items())
+        return f"all equal; with recorded steps {f'{wrong} rows DIFFER' if wrong else 'too'}"
     return "all equal"
 
 
-def speed(model: Any, shape: str, slots: int) -> str:
+def speed(model: Any, shape: str, slots: int, graphs: bool = False) -> str:
     """Time 64 rows of 60 to 120 prompt tokens and 32 to 256 new ones."""
     work = prompts(64, SHAPES[shape][-1], (60, 120), (32, 256))
     on_card = model.device.type == "cuda"
-    generated(model, slots, work[:slots], Sampling(max_new_tokens=8))
+    generated(model, slots, work[:slots], Sampling(max_new_tokens=8), graphs)
     if on_card:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    tokens = sum(done.new_tokens for done in generated(model, slots, work, Sampling()).values())
+    tokens = sum(done.new_tokens for done in generated(model, slots, work, Sampling(), graphs).values())
     seconds = time.perf_counter() - began
     memory = f"{torch.cuda.max_memory_allocated() / 2**30:6.2f} GiB" if on_card else "   n/a"
-    return f"{slots:>4} slots {tokens / seconds:>9.1f} tok/s {memory}"
+    return f"{slots:>4} slots{', recorded' if graphs else '          '} {tokens / seconds:>9.1f} tok/s {memory}"
 
 
 def main() -> None:
@@ -131,6 +139,8 @@ def main() -> None:
         print(f"  bfloat16 sampled ids at 8, 16, 32 slots: {bits_agree(model, shape)}")
         for slots in options.slots:
             print(f"  {speed(model, shape, slots)}", flush=True)
+            if device.type == "cuda":
+                print(f"  {speed(model, shape, slots, graphs=True)}", flush=True)
         del model
 
 

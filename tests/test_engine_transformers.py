@@ -316,6 +316,28 @@ def test_the_native_candidates_are_those_of_the_sampler(sampling):
         assert kept[0] == kept[1]
 
 
+def test_recorded_steps_give_the_bits_of_plain_ones():
+    """The recorder here only keeps the step and runs it again at the same places, as a card would."""
+    replays = []
+
+    def record(run):
+        logits = run()
+
+        def replay():
+            replays.append(1)
+            logits.copy_(run())
+
+        return logits, replay
+
+    work = prompts([5, 70, 9, 30, 12, 40, 3, 8, 20, 25, 11])
+    sampling = Sampling(temperature=1.0)
+    plain = LibraryModel(tiny_gemma(torch.bfloat16), slots=16, capacity=200)
+    recorded = LibraryModel(tiny_gemma(torch.bfloat16), slots=16, capacity=200, record=record)
+    assert texts(session(recorded, 16, sampling), work) == texts(session(plain, 16, sampling), work)
+    assert len(replays) > 20
+    assert len(recorded._graphs._recorded) < 8, "shapes come in buckets"
+
+
 def test_logits_that_are_not_in_the_kernels_own_memory_are_never_read_past_their_end():
     native_or_skip()
     native = NativeModel(tiny_llama(torch.bfloat16), slots=8, capacity=64)

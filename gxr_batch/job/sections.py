@@ -102,6 +102,7 @@ class EngineSection(Section):
     wait_for_memory: str = ""
     reproducible: bool = True
     self_check: bool = True
+    cuda_graphs: bool = False
     threads: int = Field(default=0, ge=0)
     window: int = Field(default=4096, ge=1)
 

@@ -15,6 +15,7 @@ import torch
 
 from gxr_batch.engines.transformers.cache import SlotCache, attended
 from gxr_batch.engines.transformers.driver import PREFIX_SLOTS
+from gxr_batch.engines.transformers.graphs import Record, StepGraphs
 from gxr_batch.engines.transformers.packing import pack_linears
 from gxr_batch.engines.transformers.sampler import Candidates, Seen, top_candidates
 from gxr_batch.engines.transformers.schedule import bucket
@@ -26,8 +27,13 @@ LEAST_ROWS = 8
 class LibraryModel:
     """A transformers model behind a slotted cache. Implements `driver.Driver`."""
 
-    def __init__(self, model: Any, *, slots: int, capacity: int, reproducible: bool = True) -> None:
-        """Take a loaded causal language model, in eval mode, whose layers may lie on several devices."""
+    def __init__(
+        self, model: Any, *, slots: int, capacity: int, reproducible: bool = True, record: Record | None = None
+    ) -> None:
+        """Take a loaded causal language model, in eval mode, whose layers may lie on several devices.
+
+        `record` makes decode steps recordings (see `graphs`).
+        """
         config = model.config.get_text_config()
         self.name = "the library's own forward"
         # To be reproducible decode computes at least eight rows, so there are as many; the ones too many stay idle.
@@ -39,6 +45,7 @@ class LibraryModel:
         self._windows = _windows(config)
         self._cache = SlotCache(config.num_hidden_layers, self.slots + PREFIX_SLOTS, capacity)
         self._extra = _extra_arguments(model)
+        self._graphs = StepGraphs(self._step, record) if record else None
         if pack_linears(model):
             self.name += ", packed products"
 
@@ -64,10 +71,15 @@ class LibraryModel:
         at = torch.tensor(slots) - first
         tokens[at, 0], columns[at, 0] = torch.tensor(ids), torch.tensor(positions)
         length = attended(max(positions) + 1, self.capacity)
-        tokens, columns = tokens.to(self.device), columns.to(self.device)
+        step = self._graphs.run if self._graphs else self._step
+        return step(tokens.to(self.device), columns.to(self.device), first, length)[at.to(self.device)]
+
+    def _step(self, tokens: torch.Tensor, columns: torch.Tensor, first: int, length: int) -> torch.Tensor:
+        """Run one token of each of the slots from `first` on. Everything here stays on the device."""
+        rows = len(tokens)
         numbers = torch.arange(first, first + rows, device=self.device)[:, None]
         self._cache.aim(numbers, columns, (first, first + rows, length))
-        return self._forward(tokens, columns.clamp(max=length - 1), length)[at.to(self.device)]
+        return self._forward(tokens, columns.clamp(max=length - 1), length)
 
     def _span(self, slots: Sequence[int]) -> tuple[int, int]:
         """Return the first slot of a step and how many it computes: a bucket around the active ones."""
@@ -118,7 +130,8 @@ class LibraryModel:
         return top_candidates(logits, seen, sampling)
 
     def close(self) -> None:
-        """Let go of model and cache."""
+        """Let go of model, cache and recordings."""
+        self._graphs = None
         del self._model, self._cache
 
 

@@ -12,6 +12,7 @@ import torch
 
 from gxr_batch.engines.base import EngineInfo
 from gxr_batch.engines.transformers.driver import PREFIX_SLOTS, Driver
+from gxr_batch.engines.transformers.graphs import cuda_recorder
 from gxr_batch.engines.transformers.library import LEAST_ROWS, LibraryModel
 from gxr_batch.engines.transformers.loop import TransformersSession
 from gxr_batch.engines.transformers.native.build import NativeUnavailable
@@ -131,7 +132,12 @@ def _driver(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) ->
             where='engine.kind = "transformers"',
             next_step='set engine.kind = "generate"',
         )
-    driver = LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=reproducible)
+    record = None
+    if job.engine.cuda_graphs and loaded.device.startswith("cuda:") and "," not in loaded.device:
+        record = cuda_recorder()
+    elif job.engine.cuda_graphs:
+        notices.append("engine.cuda_graphs has no effect: the model is not on one graphics card.")
+    driver = LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=reproducible, record=record)
     return driver, notices
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gxr_batch.errors import RunLocked
-from gxr_batch.ledger.files import storage_errors
+from gxr_batch.storage import storage_errors
 
 LOCK_NAME = "run.lock"
 # `is_locked` holds the lock for an instant; a run that starts just then must not take that for another run.

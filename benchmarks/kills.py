@@ -4,7 +4,7 @@ Random moments, every kind of write boundary of a run, of `--retry` and of `--fr
 an uninterrupted run. Exit 1 where one try went wrong; its folder is kept for a look.
 
     python benchmarks/kills.py --kills 200
-    python benchmarks/kills.py --every        # one kill at every boundary of a run: about 20 minutes
+    python benchmarks/kills.py --every        # one kill at every boundary of a run: about a quarter of an hour
 """
 
 from __future__ import annotations

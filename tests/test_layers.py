@@ -24,7 +24,7 @@ LEVELS = (
     {"ledger", "prompts"},
     {"plan", "templates", "rows"},
     {"job"},
-    {"settings", "records"},
+    {"settings", "records", "storage"},
     {"errors"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -14,8 +14,8 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from gxr_batch.ledger.files import storage_errors
 from gxr_batch.records import Key
+from gxr_batch.storage import storage_errors
 
 INFLIGHT_NAME = "inflight.json"
 CRASHES_TO_CONDEMN = 2

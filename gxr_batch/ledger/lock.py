@@ -20,7 +20,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from gxr_batch.errors import RunLocked
-from gxr_batch.ledger.files import storage_errors
+from gxr_batch.storage import storage_errors
 
 LOCK_NAME = "run.lock"
 # The system rounds a process's start; two starts under one number are further apart than this.

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from gxr_batch.ledger.files import storage_errors
+from gxr_batch.storage import storage_errors
 
 LOG_NAME = "log.jsonl"
 # Failed rows that one invocation names one by one; all of them stand in failed.parquet.

@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gxr_batch.ledger.files import storage_errors, write_whole
+from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.parts import read_part
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
 from gxr_batch.records import result_schema
+from gxr_batch.storage import storage_errors
 
 INPUT_NAME = "input.parquet"
 RESULTS_NAME = "results.parquet"

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import StorageError
-from gxr_batch.ledger.files import storage_errors, write_whole
+from gxr_batch.ledger.files import write_whole
 from gxr_batch.records import Result, part_schema
+from gxr_batch.storage import storage_errors
 
 PARTS_NAME = "parts"
 _NAME = re.compile(r"part-(\d{8})\.parquet")

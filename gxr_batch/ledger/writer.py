@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import EngineFailed, GxrError, RunError
-from gxr_batch.ledger.files import TEMPORARY_SUFFIX, publish, put_aside, storage_errors, sync_folder
+from gxr_batch.ledger.files import TEMPORARY_SUFFIX, publish, put_aside, sync_folder
 from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.ledger.lock import LOCK_NAME, locked
 from gxr_batch.ledger.log import RunLog
@@ -34,6 +34,7 @@ from gxr_batch.ledger.merge import (
 from gxr_batch.ledger.parts import PARTS_NAME, next_part_number, part_numbers, part_path, write_part
 from gxr_batch.ledger.state import Bools, Counts, State
 from gxr_batch.records import Result
+from gxr_batch.storage import storage_errors
 
 # A part is sealed after so many rows or characters even before its time, so that memory stays flat.
 _ROWS_A_PART = 16_384

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.errors import StorageError, TableError
+from gxr_batch.errors import TableError
 from gxr_batch.rows import delimited, parquet
 from gxr_batch.rows.fields import ContentHasher, FieldMap
 from gxr_batch.rows.files import SourceFile, changed, changed_error
 from gxr_batch.rows.ids import DERIVED_DIGITS, Mask, PriorTable, cell_ids, distinct, require_usable
 from gxr_batch.rows.names import counted, require_column
 from gxr_batch.rows.surveys import Survey
+from gxr_batch.storage import storage_errors
 
 ID, CONTENT = "gxr_row_id", "gxr_content_hash"
 _KEY_FIELDS = (pa.field(ID, pa.string()), pa.field(CONTENT, pa.string()))
@@ -210,15 +211,10 @@ def _repeats(bases: pa.ChunkedArray, id_column: str) -> list[str]:
 def _target_errors(target: Path) -> Iterator[None]:
     """Turn the disk's refusals into StorageError, and leave nothing behind of a copy that failed."""
     try:
-        yield
-    except BaseException as error:
+        with storage_errors(target):
+            yield
+    except BaseException:
         for path in (target, target.with_name(target.name + ".ids")):
             with suppress(OSError):
                 path.unlink()
-        if isinstance(error, OSError):
-            raise StorageError(
-                f"The table cannot be written: {error.strerror or type(error).__name__}.",
-                where=str(target.absolute()),
-                next_step="make room or mend the folder, then run the same command again",
-            ) from None
         raise

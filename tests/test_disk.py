@@ -1,0 +1,200 @@
+"""Disks that fail: each fault is exit 4 with one message, costs no sealed row, and is over once it is mended."""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from faults import can_trace, traced, workplace
+from running import COMMAND, Workplace, without_times
+
+ROWS = 150
+SLOW = "[engine]\nkind = 'echo'\nslots = 10\n[echo]\ntokens_per_second = 150\n[run]\ncheckpoint_seconds = 0.05\n"
+needs_strace = pytest.mark.skipif(not can_trace(), reason="strace is missing or may not trace")
+
+
+@contextmanager
+def tmpfs(folder: Path, size: str) -> Iterator[Path]:
+    """Mount a small file system there for the block; skip where that is not permitted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "gxr-test", folder], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    """Change a mounted file system; it is busy for the moment in which a file is open for writing."""
+    deadline = time.monotonic() + 20
+    while subprocess.run(["mount", "-o", f"remount,{options}", folder], capture_output=True, check=False).returncode:
+        assert time.monotonic() < deadline, f"remount,{options} stayed busy"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> list[dict]:
+    """The results of a run on a sound disk."""
+    work = workplace(tmp_path_factory.mktemp("whole") / "w")
+    work.run()
+    return without_times(work.results())
+
+
+@pytest.fixture
+def work(tmp_path) -> Workplace:
+    return workplace(tmp_path / "w")
+
+
+def contents(work: Workplace) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in work.parts()}
+
+
+def is_the_one_message(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit 4; one message that says what is wrong, where, and what to do next."""
+    assert done.returncode == 4, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert done.stderr.count("Error:") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    message = done.stderr[done.stderr.index("Error:") :]
+    assert re.search(r"\n  where: /.+\n  next:  .+\n$", message), message
+    for word in words:
+        assert word in message
+
+
+def goes_on(work: Workplace, whole: list[dict], sealed: dict[Path, bytes]) -> None:
+    """The same command finishes; what was sealed before stands as it was, and is not generated again."""
+    for path in sealed:
+        pq.read_table(path).validate(full=True)
+    done = work.run(expect=None)
+    assert done.returncode == 0, done.stderr
+    assert without_times(work.results()) == whole
+    for path, content in sealed.items():
+        assert path.read_bytes() == content
+    keys = [row for path in work.parts() for row in pq.read_table(path)["gxr_row_id"].to_pylist()]
+    assert sorted(keys) == sorted(set(keys))
+
+
+# Full at the folder, the lock, the table, the manifest, the first parts, later ones, and the results.
+@pytest.mark.parametrize("kibibytes", [4, 12, 20, 28, 48, 60, 80])
+def test_a_full_disk(work, whole, kibibytes):
+    with tmpfs(work.folder / "outputs", f"{kibibytes}k") as disk:
+        is_the_one_message(work.run(expect=None), "The disk is full.", "make room")
+        sealed = contents(work)
+        is_the_one_message(work.run(expect=None), "The disk is full.")
+        remount(disk, "size=8m")
+        goes_on(work, whole, sealed)
+
+
+@pytest.mark.parametrize("limit", [0, 16, 1000, 3500, 9000])
+def test_a_file_that_may_not_grow(work, whole, limit):
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    done = subprocess.run(
+        [*COMMAND, "run", "j.toml"],
+        cwd=work.folder,
+        text=True,
+        capture_output=True,
+        preexec_fn=limited,
+        check=False,
+    )
+    is_the_one_message(done, "size limit", "ulimit -f")
+    goes_on(work, whole, contents(work))
+
+
+def test_a_disk_that_is_read_only_from_the_start(work, whole):
+    with tmpfs(work.folder / "outputs", "8m") as disk:
+        remount(disk, "ro")
+        is_the_one_message(work.run(expect=None), "read-only")
+        remount(disk, "rw")
+        goes_on(work, whole, {})
+
+
+def test_a_disk_that_becomes_read_only(work, whole):
+    work.job(SLOW)
+    with tmpfs(work.folder / "outputs/j/parts", "8m") as disk:
+        child = work.start("run", "j.toml")
+        wait_for_parts(work, 2)
+        remount(disk, "ro")
+        out, err = child.communicate(timeout=60)
+        is_the_one_message(subprocess.CompletedProcess([], child.returncode, out, err), "read-only")
+        sealed = contents(work)
+        assert sealed
+        assert "unfinished" in work.gxr("status", "outputs").stdout
+        remount(disk, "rw")
+        goes_on(work, whole, sealed)
+
+
+@pytest.mark.parametrize("failing", ["", "fail_containing = 'number 00'\n"], ids=["all well", "with failed rows"])
+@pytest.mark.parametrize("back", [True, False], ids=["put back", "deleted"])
+def test_a_run_folder_that_disappears(work, whole, failing, back):
+    work.job(SLOW.replace("[run]", f"{failing}[run]"))
+    child = work.start("run", "j.toml")
+    wait_for_parts(work, 2)
+    run = work.folder / "outputs/j"
+    run.rename(work.folder / "gone")
+    out, err = child.communicate(timeout=60)
+    is_the_one_message(subprocess.CompletedProcess([], child.returncode, out, err), "The run folder is gone.")
+    if not back:
+        shutil.rmtree(work.folder / "gone")
+        work.job(SLOW)
+        goes_on(work, whole, {})
+        return
+    (work.folder / "gone").rename(run)
+    sealed = contents(work)
+    assert sealed
+    work.job(SLOW)
+    if failing:
+        work.run("--retry", "failed")
+        assert [row["gxr_text"] for row in work.results()].count(None) == 0
+    else:
+        goes_on(work, whole, sealed)
+
+
+SAYS = {"EIO": "input/output error", "EDQUOT": "quota", "ENOSPC": "The disk is full.", "EROFS": "read-only"}
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "mkdir:error=EDQUOT:when=1",
+        "write:error=ENOSPC:when=1",
+        "write:error=EIO:when=5+",
+        "write:error=EDQUOT:when=14+",
+        "write:error=EIO:when=60+",
+        "write:error=EDQUOT:when=200",
+        "write:error=EIO:when=450+",
+        "fsync:error=EIO:when=1",
+        "fsync:error=EIO:when=4+",
+        "fsync:error=EIO:when=7",
+        "fsync:error=EDQUOT:when=8+",
+        "fsync:error=EIO:when=15",
+        "rename:error=EROFS:when=2+",
+        "rename:error=EIO:when=4",
+        "rename:error=ENOSPC:when=8+",
+    ],
+)
+def test_a_call_that_fails(work, whole, fault):
+    """Once, or (+) from then on."""
+    done = traced(work, "run", "j.toml", inject=fault)
+    is_the_one_message(done, SAYS[fault.split(":")[1].removeprefix("error=")])
+    goes_on(work, whole, contents(work))
+
+
+def wait_for_parts(work: Workplace, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(work.parts()) < count:
+        assert time.monotonic() < deadline, "no parts were written"
+        time.sleep(0.01)

@@ -110,6 +110,14 @@ def test_a_run_that_stops_at_once_when_warned_keeps_its_exit_code(tmp_path):
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
 
 
+def test_only_a_requeued_slurm_job_takes_over(tmp_path):
+    says = '#!/usr/bin/env bash\necho "$@" > arguments; touch ready; exit 0'
+    for count, ending in {"0": "", "2": " --take-over"}.items():
+        assert slurm(tmp_path, says, SLURM_RESTART_COUNT=count).wait(30) == 0
+        assert (tmp_path / "arguments").read_text() == f"run jobs/nightly_teaching_cases.toml{ending}\n"
+        (tmp_path / "ready").unlink()
+
+
 def unit(name: str) -> dict[str, dict[str, str]]:
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str  # systemd's names are case-sensitive

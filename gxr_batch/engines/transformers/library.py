@@ -86,7 +86,7 @@ class LibraryModel:
         lowest, most = min(slots), max(slots) + 1
         if not self._reproducible:
             return lowest, most - lowest
-        first = min(lowest, self.slots - LEAST_ROWS)
+        first = max(min(lowest, self.slots - LEAST_ROWS), 0)
         return first, max(bucket(most - first, self.slots - first), LEAST_ROWS)
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Tensor:

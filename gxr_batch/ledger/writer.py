@@ -25,6 +25,7 @@ from gxr_batch.ledger.merge import (
     INPUT_NAME,
     KEY_COLUMNS_OF_INPUT,
     RESULTS_NAME,
+    damaged_table,
     has_footer,
     write_failed,
     write_results,
@@ -32,7 +33,7 @@ from gxr_batch.ledger.merge import (
 from gxr_batch.ledger.parts import PARTS_NAME, next_part_number, part_numbers, part_path, write_part
 from gxr_batch.ledger.state import Bools, Counts, State
 from gxr_batch.records import Result
-from gxr_batch.storage import storage_errors
+from gxr_batch.storage import reading, storage_errors
 
 # A part is sealed after so many rows or characters even before its time, so that memory stays flat.
 _ROWS_A_PART = 16_384
@@ -123,6 +124,12 @@ class RunWriter:
             self._open, self._characters = [], 0
             self._next_part += 1
         self._sealed_at = time.monotonic()
+
+    def drop_unsealed(self) -> None:
+        """Forget the results that could not be sealed, so that the state is what a later start will find."""
+        if self._open:
+            self._open, self._characters = [], 0
+            self.rescan(self.state.samples)
 
     def counts(self) -> Counts:
         """Count the keys of the table by state."""
@@ -217,7 +224,8 @@ def _refuse_other_folders(folder: Path) -> None:
 
 
 def _drift(previous: Path, current: Path) -> Drift:
-    old = pq.read_table(previous, columns=list(KEY_COLUMNS_OF_INPUT), partitioning=None)
+    with reading(previous, damaged_table(previous.parent)):
+        old = pq.read_table(previous, columns=list(KEY_COLUMNS_OF_INPUT), partitioning=None)
     new = pq.read_table(current, columns=list(KEY_COLUMNS_OF_INPUT), partitioning=None)
     position = pc.index_in(new["gxr_row_id"], value_set=old["gxr_row_id"])
     known = len(position) - position.null_count

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import RunError
-from gxr_batch.ledger.files import TEMPORARY_SUFFIX, publish, put_aside, sync_folder
+from gxr_batch.ledger.files import TEMPORARY_SUFFIX, make_folder, publish, put_aside, sync_folder
 from gxr_batch.ledger.lock import LOCK_NAME, locked
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
 from gxr_batch.ledger.merge import (
@@ -193,7 +193,7 @@ def open_run(folder: Path, *, fresh: bool = False) -> Iterator[RunWriter]:
             folder.rename(_aside(folder))
             sync_folder(folder.parent)
     with storage_errors(folder):
-        (folder / PARTS_NAME).mkdir(parents=True, exist_ok=True)
+        make_folder(folder / PARTS_NAME)
     with locked(folder):
         yield RunWriter(folder)
 

@@ -18,7 +18,6 @@ import numpy as np
 from gxr_batch import notices
 from gxr_batch.engines import create
 from gxr_batch.engines.base import EngineInfo
-from gxr_batch.errors import GxrError
 from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, Manifest, RunWriter, encode_metadata
 from gxr_batch.ledger.state import Bools
 from gxr_batch.prepare import Prepared
@@ -194,8 +193,10 @@ class Invocation:
     def broke_off(self, error: BaseException) -> None:
         """Write down that an error ended this invocation; never hides that error behind one of its own."""
         self.entry |= {"finished_at": _now(), "outcome": "broken off", "error": type(error).__name__}
+        with suppress(Exception):
+            self.ledger.drop_unsealed()
         self.entry["counts"] = self.ledger.counts()._asdict()
-        with suppress(GxrError):
+        with suppress(Exception):
             self._log("broke_off", error=type(error).__name__, **self.entry["counts"])
             self._save()
             self.ledger.write_failed()

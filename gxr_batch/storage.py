@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gxr_batch.errors import StorageError
+import pyarrow as pa
+
+from gxr_batch.errors import GxrError, StorageError
 
 _REASONS = {
     errno.ENOSPC: (
@@ -50,3 +52,20 @@ def storage_errors(path: Path) -> Iterator[None]:
             (f"The disk refused: {error.strerror or type(error).__name__}.", "mend it, then run again"),
         )
         raise StorageError(what, where=str(path.absolute()), next_step=step) from None
+
+
+@contextmanager
+def reading(path: Path, damaged: GxrError) -> Iterator[None]:
+    """Raise `damaged` where the block cannot decode a Parquet file, StorageError where the disk does not give it."""
+    try:
+        with storage_errors(path):
+            try:
+                yield
+            except OSError as error:
+                if type(error) is OSError and error.errno is None:  # what pyarrow could read and could not decode
+                    raise damaged from None
+                raise
+    except MemoryError:
+        raise
+    except pa.ArrowException:
+        raise damaged from None

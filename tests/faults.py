@@ -28,6 +28,7 @@ from gxr_batch.errors import GxrError
 from gxr_batch.status import statuses
 
 CALLS = "openat,write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat"
+READS = "read,pread64"
 # Rows end together, so that every tick of the engine seals a part; a run streams for about 0.3 s.
 ROWS, SLOTS = 150, 30
 JOB = f"[engine]\nkind = 'echo'\nslots = {SLOTS}\n[echo]\ntokens_per_second = 400\n"
@@ -83,15 +84,21 @@ class Scenario:
     old: list[dict] | None = None
 
 
-def traced(work: Workplace, *arguments: str, inject: str = "", log: str = "/dev/null") -> subprocess.CompletedProcess:
-    """Run the command under strace, which sees only calls about the run folder; `inject` is strace's own word."""
+def traced(
+    work: Workplace, *arguments: str, inject: str = "", log: str = "/dev/null", only: Sequence[str] = ()
+) -> subprocess.CompletedProcess:
+    """Run the command under strace, which sees only writes of the run folder, or reads of the files in `only`.
+
+    `inject` is strace's own word for what to do at which of these calls.
+    """
     folders = [Path("outputs/j/parts"), Path("outputs/j"), Path("outputs")]
     names = ["input.parquet", "run.json", "results.parquet", "failed.parquet", "run.lock"]
     files = [folders[1] / name for name in names]
     files += [folders[0] / f"part-{number:08d}.parquet" for number in range(1, PARTS)]
     paths = [*folders, *files, *(path.with_name(path.name + ".tmp") for path in files)]
-    flags = [flag for path in paths for flag in ("-P", str(path), "-P", str(work.folder / path))]
-    command = ["strace", "-qqq", "-f", "-y", "-o", log, "-e", f"trace={CALLS}", *flags]
+    names = [*only] or [name for path in paths for name in (str(path), str(work.folder / path))]
+    flags = [flag for name in names for flag in ("-P", name)]
+    command = ["strace", "--quiet=all", "-f", "-y", "-o", log, "-e", f"trace={READS if only else CALLS}", *flags]
     command += [f"--inject={inject}"] if inject else []
     return subprocess.run(
         [*command, *COMMAND, *arguments], cwd=work.folder, text=True, capture_output=True, check=False

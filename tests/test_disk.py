@@ -67,7 +67,7 @@ def is_the_one_message(done: subprocess.CompletedProcess[str], *words: str) -> N
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     message = done.stderr[done.stderr.index("Error:") :]
-    assert re.search(r"\n  where: /.+\n  next:  .+\n$", message), message
+    assert re.search(r"\n  where: (/|standard output).*\n  next:  .+\n$", message), message
     for word in words:
         assert word in message
 
@@ -131,7 +131,9 @@ def test_a_disk_that_becomes_read_only(work, whole):
         is_the_one_message(subprocess.CompletedProcess([], child.returncode, out, err), "read-only")
         sealed = contents(work)
         assert sealed
-        assert "unfinished" in work.gxr("status", "outputs").stdout
+        in_parts = sum(pq.read_metadata(path).num_rows for path in sealed)
+        assert work.manifest()["invocations"][-1]["counts"]["ok"] == in_parts, "it counts rows that it could not save"
+        assert f"unfinished, {in_parts} generated" in work.gxr("status", "outputs").stdout
         remount(disk, "rw")
         goes_on(work, whole, sealed)
 
@@ -191,6 +193,38 @@ def test_a_call_that_fails(work, whole, fault):
     done = traced(work, "run", "j.toml", inject=fault)
     is_the_one_message(done, SAYS[fault.split(":")[1].removeprefix("error=")])
     goes_on(work, whole, contents(work))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("words", ["run j.toml", "run j.toml --json", "check j.toml"])
+def test_an_output_that_cannot_be_printed(work, whole, words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, *words.split()], cwd=work.folder, text=True, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    done.stdout = ""
+    is_the_one_message(done, "standard output", "No space left")
+    goes_on(work, whole, contents(work))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_message_that_cannot_be_printed_leaves_the_exit_code(work):
+    (work.folder / "f.csv").unlink()
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([*COMMAND, "run", "j.toml"], cwd=work.folder, stderr=full, check=False).returncode == 2
+
+
+@needs_strace
+@pytest.mark.parametrize("words", ["run j.toml", "status outputs/j", "export outputs/j --format csv --partial"])
+@pytest.mark.parametrize("file", ["parts/part-00000001.parquet", "input.parquet"])
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(work, whole, words, file):
+    work.run("--limit", "30")
+    sealed = contents(work)
+    read = [f"outputs/j/{file}", str(work.folder / "outputs/j" / file)]
+    done = traced(work, *words.split(), inject="pread64,read:error=EIO:when=1+", only=read)
+    is_the_one_message(done, "input/output error", file)
+    assert not list(work.folder.glob("outputs/j/parts/*.damaged"))
+    goes_on(work, whole, sealed)
 
 
 def wait_for_parts(work: Workplace, count: int) -> None:

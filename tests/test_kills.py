@@ -77,6 +77,8 @@ def test_retry_and_fresh_killed_at_a_write_and_at_random(made, crossed, trace, t
 def test_the_boundaries_are_those_of_the_ledger(crossed, trace):
     files = {boundary.file for boundary in crossed["run"]}
     assert {"input.parquet.tmp", "run.json.tmp", "part.parquet.tmp", "results.parquet.tmp", "parts", "j"} <= files
+    synced = [boundary.file for boundary in crossed["run"] if "fsync" in boundary.call]
+    assert "outputs" in synced, "the name of a new run folder is not durable"
     assert len(crossed["run"]) > (400 if trace else 80)
     renames = [boundary for boundary in crossed["fresh"] if boundary.file == "j" and "rename" in boundary.call]
     assert len(renames) >= 1

@@ -359,6 +359,18 @@ def test_a_manifest_of_a_later_version_is_refused(tmp_path):
         load_manifest(tmp_path)
 
 
+def test_a_table_that_goes_before_the_results_are_written_is_the_machines_error(tmp_path):
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a", "b"])
+        ledger.add(0, result("a", status="failed"))
+        ledger.add(1, result("b"))
+        ledger.seal()
+        (tmp_path / "input.parquet").unlink()
+        for write in (lambda: finish(ledger), ledger.write_failed, lambda: ledger.rescan(1)):
+            with pytest.raises(StorageError, match="gone"):
+                write()
+
+
 def test_a_reader_of_no_run_says_what_to_name(tmp_path):
     with pytest.raises(RunError, match="no run here"):
         RunReader(tmp_path)

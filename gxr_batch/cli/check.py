@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gxr_batch.cli.exits import put
 from gxr_batch.cli.options import job_options, read_job, say_to_stderr
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def command(
 
     job = read_job(job_file, overrides, output=output)
     found = check(job, limit=limit, say=say_to_stderr(quiet))
-    click.echo(json.dumps(_summary(found), indent=2) if as_json else _text(job.name, found))
+    put(json.dumps(_summary(found), indent=2) if as_json else _text(job.name, found))
 
 
 def _summary(found: Findings) -> dict[str, Any]:

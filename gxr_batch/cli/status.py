@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gxr_batch.cli.exits import put
+
 if TYPE_CHECKING:
     from gxr_batch.status import RunStatus
 
@@ -28,9 +30,9 @@ def command(path: Path, as_json: bool) -> None:
 
     found = statuses(path)
     if as_json:
-        click.echo(json.dumps([status.as_dict() for status in found], indent=2))
+        put(json.dumps([status.as_dict() for status in found], indent=2))
     else:
-        click.echo("\n".join(_line(status) for status in found))
+        put("\n".join(_line(status) for status in found))
 
 
 def _line(status: RunStatus) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from gxr_batch.cli.exits import put
+
 
 @click.group(name="templates")
 def command() -> None:
@@ -34,8 +36,8 @@ def list_() -> None:
     for name, description in templates.available().items():
         template = templates.get(name)
         optional = [field for field in template.fields if field not in template.required]
-        click.echo(f"{name}: {description}")
-        click.echo(f"  needs {', '.join(template.required)}{'; uses ' + ', '.join(optional) if optional else ''}")
+        put(f"{name}: {description}")
+        put(f"  needs {', '.join(template.required)}{'; uses ' + ', '.join(optional) if optional else ''}")
 
 
 @command.command()
@@ -50,7 +52,7 @@ def show(name: str) -> None:
     from gxr_batch.job import PromptSection
     from gxr_batch.templates import Templates
 
-    click.echo(Templates(PromptSection(template=name)).default.source)
+    put(Templates(PromptSection(template=name)).default.source)
 
 
 @command.command()
@@ -77,10 +79,10 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
         table = Path(scratch) / "input.parquet"
         ingest(prepared.survey, prepared.fields, table, id_column=job.input.id_column, prior=None, limit=rows)
         for row in islice(read_rows(table, prepared.fields, None), rows):
-            click.echo(f"--- row {row.row_id} ({row.template})")
+            put(f"--- row {row.row_id} ({row.template})")
             try:
                 messages = fill(row_template(prepared.templates, row.template), row.values, system=job.prompt.system)
             except RowError as error:
-                click.echo(f"cannot be used: {error.what}")
+                put(f"cannot be used: {error.what}")
             else:
-                click.echo("\n".join(f"[{turn.role}]\n{turn.text}" for turn in messages.turns))
+                put("\n".join(f"[{turn.role}]\n{turn.text}" for turn in messages.turns))

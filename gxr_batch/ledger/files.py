@@ -49,6 +49,14 @@ def put_aside(path: Path) -> str:
     return target.name
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, durable names included. Raises OSError."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -15,11 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gxr_batch.errors import RunError
 from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.parts import read_part
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
 from gxr_batch.records import result_schema
-from gxr_batch.storage import storage_errors
+from gxr_batch.storage import reading
 
 INPUT_NAME = "input.parquet"
 RESULTS_NAME = "results.parquet"
@@ -50,7 +51,7 @@ def joined(folder: Path, state: State, provenance: Mapping[str, Any]) -> Iterato
     """Yield the finished keys as tables of the contract's columns, in input order, sample after sample."""
     parts = _Parts(folder)
     start = 0
-    for batch in pq.ParquetFile(folder / INPUT_NAME).iter_batches(_ROWS_A_BATCH):
+    for batch in _batches(folder):
         rows = slice(start, start + batch.num_rows)
         start += batch.num_rows
         row, sample = np.nonzero(state.status[rows] != TODO)
@@ -59,22 +60,41 @@ def joined(folder: Path, state: State, provenance: Mapping[str, Any]) -> Iterato
         yield _with_provenance(own, results, provenance)
 
 
+def damaged_table(folder: Path) -> RunError:
+    """Return the error for a run's input.parquet that cannot be decoded."""
+    return RunError(
+        "The run's table is damaged.",
+        where=str((folder / INPUT_NAME).absolute()),
+        next_step="run the job again: it takes the table in anew and generates no row twice",
+    )
+
+
 def has_footer(path: Path) -> bool:
-    """Return whether a Parquet file was written to its end. Raises StorageError where it cannot be opened."""
+    """Return whether a Parquet file was written to its end. Raises StorageError where the disk is at fault."""
     try:
-        with storage_errors(path):
-            content = path.open("rb")
-        with content:
-            pq.read_metadata(content)
-    except (pa.ArrowException, OSError):
+        with reading(path, RunError("")):
+            pq.read_metadata(path)
+    except RunError:
         return False
     return True
 
 
+def _batches(folder: Path) -> Iterator[pa.RecordBatch]:
+    path = folder / INPUT_NAME
+    with reading(path, damaged_table(folder)):
+        yield from pq.ParquetFile(path).iter_batches(_ROWS_A_BATCH)
+
+
+def _own_fields(folder: Path) -> list[pa.Field]:
+    """Return the user's columns."""
+    path = folder / INPUT_NAME
+    with reading(path, damaged_table(folder)):
+        return [field for field in pq.read_schema(path) if field.name not in KEY_COLUMNS_OF_INPUT]
+
+
 def joined_schema(folder: Path) -> pa.Schema:
     """Return the schema of `joined`: the user's columns, then the contract's."""
-    own = [field for field in pq.read_schema(folder / INPUT_NAME) if field.name not in KEY_COLUMNS_OF_INPUT]
-    return pa.schema(own + list(result_schema()))
+    return pa.schema(_own_fields(folder) + list(result_schema()))
 
 
 def _gather(parts: _Parts, part: npt.NDArray[np.int32], line: npt.NDArray[np.int32]) -> pa.Table:
@@ -121,13 +141,13 @@ def write_failed(folder: Path, state: State) -> bool:
     target = folder / FAILED_NAME
     if not bad.any() and not target.exists():
         return False
-    own = [field for field in pq.read_schema(folder / INPUT_NAME) if field.name not in KEY_COLUMNS_OF_INPUT]
+    own = _own_fields(folder)
     schema = pa.schema([*own, pa.field("gxr_error", pa.string())])
 
     def write(path: Path) -> None:
         parts, start = _Parts(folder), 0
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for batch in pq.ParquetFile(folder / INPUT_NAME).iter_batches(_ROWS_A_BATCH):
+            for batch in _batches(folder):
                 rows = slice(start, start + batch.num_rows)
                 start += batch.num_rows
                 row = np.flatnonzero(bad[rows].any(axis=1))

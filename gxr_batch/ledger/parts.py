@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from gxr_batch.errors import StorageError
 from gxr_batch.ledger.files import write_whole
 from gxr_batch.records import Result, part_schema
-from gxr_batch.storage import storage_errors
+from gxr_batch.storage import reading
 
 PARTS_NAME = "parts"
 _NAME = re.compile(r"part-(\d{8})\.parquet")
@@ -80,22 +80,10 @@ def write_part(folder: Path, number: int, results: Sequence[Result], metadata: M
 def read_part(folder: Path, number: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one part, whole or some columns. Raises DamagedPart, StorageError where the disk does not let it be read."""
     path = part_path(folder, number)
-    with storage_errors(path):
-        try:
-            table = pq.read_table(
-                path,
-                columns=list(columns) if columns else None,
-                partitioning=None,
-                page_checksum_verification=True,
-            )
-        except MemoryError:
-            raise
-        except pa.ArrowException:
-            raise DamagedPart(path) from None
-        except OSError as error:
-            if type(error) is OSError and error.errno is None:  # what pyarrow could read and could not decode
-                raise DamagedPart(path) from None
-            raise
+    with reading(path, DamagedPart(path)):
+        table = pq.read_table(
+            path, columns=list(columns) if columns else None, partitioning=None, page_checksum_verification=True
+        )
     if not set(columns or KEY_COLUMNS) <= set(table.column_names):
         raise DamagedPart(path)
     return table

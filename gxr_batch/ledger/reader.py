@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from gxr_batch.errors import RunError
 from gxr_batch.ledger.lock import is_locked
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
-from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, has_footer, joined, joined_schema
+from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, damaged_table, has_footer, joined, joined_schema
 from gxr_batch.ledger.state import State
 
 if TYPE_CHECKING:
@@ -35,11 +35,7 @@ class RunReader:
         if manifest is None or not (folder / INPUT_NAME).exists():
             raise RunError("This run has not read its table yet.", where=str(folder.absolute()))
         if not has_footer(folder / INPUT_NAME):
-            raise RunError(
-                "The run's table is damaged.",
-                where=str((folder / INPUT_NAME).absolute()),
-                next_step="run the job again: it takes the table in anew and generates no row twice",
-            )
+            raise damaged_table(folder)
         self.manifest: Manifest = manifest
 
     @cached_property

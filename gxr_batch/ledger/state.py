@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.errors import StorageError
+from gxr_batch.errors import RunError, StorageError
 from gxr_batch.ledger.parts import KEY_COLUMNS, DamagedPart, part_numbers, part_path, read_part
 from gxr_batch.records import Result, Status
+from gxr_batch.storage import reading
 
 TODO, OK, FAILED, HELD = 0, 1, 2, 3
 CODES: dict[Status, int] = {"ok": OK, "failed": FAILED, "held": HELD}
@@ -79,9 +80,10 @@ class State:
         Raises StorageError where the disk does not let a part be read.
         """
         numbers = part_numbers(folder)
-        if not numbers:
-            return cls(pq.read_metadata(input_path).num_rows, samples)
-        keys = pq.read_table(input_path, columns=["gxr_row_id", "gxr_content_hash"], partitioning=None)
+        with reading(input_path, RunError("The run's table is damaged.", where=str(input_path.absolute()))):
+            if not numbers:
+                return cls(pq.read_metadata(input_path).num_rows, samples)
+            keys = pq.read_table(input_path, columns=["gxr_row_id", "gxr_content_hash"], partitioning=None)
         state = cls(keys.num_rows, samples)
         ids = pc.cast(keys["gxr_row_id"], pa.string()).combine_chunks()
         group: list[tuple[int, pa.Table]] = []

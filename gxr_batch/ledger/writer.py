@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import EngineFailed, GxrError, RunError
-from gxr_batch.ledger.files import TEMPORARY_SUFFIX, publish, put_aside, sync_folder
+from gxr_batch.ledger.files import TEMPORARY_SUFFIX, make_folder, publish, put_aside, sync_folder
 from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.ledger.lock import LOCK_NAME, locked
 from gxr_batch.ledger.log import RunLog
@@ -27,6 +27,7 @@ from gxr_batch.ledger.merge import (
     INPUT_NAME,
     KEY_COLUMNS_OF_INPUT,
     RESULTS_NAME,
+    damaged_table,
     has_footer,
     write_failed,
     write_results,
@@ -34,7 +35,7 @@ from gxr_batch.ledger.merge import (
 from gxr_batch.ledger.parts import PARTS_NAME, next_part_number, part_numbers, part_path, write_part
 from gxr_batch.ledger.state import Bools, Counts, State
 from gxr_batch.records import Result
-from gxr_batch.storage import storage_errors
+from gxr_batch.storage import reading, storage_errors
 
 # A part is sealed after so many rows or characters even before its time, so that memory stays flat.
 _ROWS_A_PART = 16_384
@@ -132,6 +133,12 @@ class RunWriter:
             self._next_part += 1
         self._sealed_at = time.monotonic()
 
+    def drop_unsealed(self) -> None:
+        """Forget the results that could not be sealed, so that the state is what a later start will find."""
+        if self._open:
+            self._open, self._characters = [], 0
+            self.rescan(self.state.samples)
+
     def counts(self) -> Counts:
         """Count the keys of the table by state."""
         return self.state.counts()
@@ -203,7 +210,7 @@ def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> I
             sync_folder(folder.parent)
             (target / LOCK_NAME).write_text("")  # nobody writes there any more
     with storage_errors(folder):
-        (folder / PARTS_NAME).mkdir(parents=True, exist_ok=True)
+        make_folder(folder / PARTS_NAME)
     with locked(folder, take_over=take_over):
         writer = RunWriter(folder)
         in_order = False
@@ -248,7 +255,8 @@ def _refuse_other_folders(folder: Path) -> None:
 
 
 def _drift(previous: Path, current: Path) -> Drift:
-    old = pq.read_table(previous, columns=list(KEY_COLUMNS_OF_INPUT), partitioning=None)
+    with reading(previous, damaged_table(previous.parent)):
+        old = pq.read_table(previous, columns=list(KEY_COLUMNS_OF_INPUT), partitioning=None)
     new = pq.read_table(current, columns=list(KEY_COLUMNS_OF_INPUT), partitioning=None)
     position = pc.index_in(new["gxr_row_id"], value_set=old["gxr_row_id"])
     known = len(position) - position.null_count

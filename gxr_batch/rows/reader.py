@@ -15,6 +15,7 @@ from gxr_batch.records import Row
 from gxr_batch.rows.fields import FieldMap, python_values
 from gxr_batch.rows.intake import CONTENT, ID
 from gxr_batch.rows.parquet import rows_a_batch
+from gxr_batch.storage import reading
 
 Positions = npt.NDArray[np.intp]
 
@@ -23,17 +24,17 @@ def read_rows(input_parquet: Path, fields: FieldMap, wanted: npt.NDArray[np.bool
     """Yield the rows at the positions of the mask `wanted` (None = all).
 
     `values` holds every field of the row's template, None where its cell is empty or it has no column; it is empty
-    where there is no template of the name in the row's cell. Raises RunError where the file is damaged.
+    where there is no template of the name in the row's cell. Raises RunError where the file is damaged,
+    StorageError where the disk does not let it be read.
     """
-    try:
+    damaged = RunError(
+        "The run's copy of the table is damaged.",
+        where=str(input_parquet.absolute()),
+        next_step="run the job again: the copy is made anew",
+    )
+    with reading(input_parquet, damaged):
         for table, positions in _wanted(input_parquet, fields, wanted):
             yield from _rows(table, positions, fields)
-    except (OSError, pa.ArrowException):
-        raise RunError(
-            "The run's copy of the table is damaged.",
-            where=str(input_parquet.absolute()),
-            next_step="run the job again: the copy is made anew",
-        ) from None
 
 
 def _wanted(path: Path, fields: FieldMap, wanted: npt.NDArray[np.bool_] | None) -> Iterator[tuple[pa.Table, Positions]]:

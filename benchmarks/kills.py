@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -58,6 +59,7 @@ def main() -> None:
     print(f"{time.perf_counter() - began:.0f} s")
     if any(outcome.trouble for outcome in outcomes):
         raise SystemExit(f"some runs did not survive; their folders are in {root}")
+    shutil.rmtree(root)
 
 
 if __name__ == "__main__":

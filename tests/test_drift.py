@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from running import Workplace
+from safetensors.torch import load_file, save_file
+from tiny import tiny_gemma
 
 from gxr_batch import notices
 
@@ -89,3 +91,19 @@ def test_a_run_that_may_fill_the_disk_says_so_before_it_starts(work):
 def test_numbers_that_no_model_has_are_refused(work):
     for setting in ("sampling.max_new_tokens", "model.max_seq_length"):
         assert setting in work.run("--set", f"{setting}=90000000000", expect=2).stderr
+
+
+def test_other_weights_under_the_same_path_are_another_model(tmp_path, gemma_tokenizer):
+    model = tmp_path / "model"
+    tiny_gemma(vocab=len(gemma_tokenizer)).save_pretrained(model)
+    gemma_tokenizer.save_pretrained(model)
+    work = Workplace(tmp_path)
+    work.job(f"[model]\npath = '{model}'\n[engine]\nslots = 2\n[sampling]\nmax_new_tokens = 2\n")
+    work.table(ROWS[:2])
+    work.run()
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    work.table(ROWS[:3])
+    assert "model weights" in work.run(expect=2).stderr
+    assert len(work.results()) == 2

@@ -394,6 +394,14 @@ def test_a_row_that_cannot_fit_is_an_error_of_its_own():
     assert done["r2"].error is None
 
 
+@pytest.mark.parametrize("kind", ["native", "library"])
+def test_a_token_that_the_model_does_not_have_is_never_looked_up(kind):
+    made = session(driver(kind, tiny_llama, 8), 8, Sampling(temperature=1.0))
+    done = complete(made, [*prompts([10, 20]), prompt("odd", [5, VOCAB, 7])])
+    assert "tokenizer belongs to another model" in done["odd"].error
+    assert all(one.error is None for name, one in done.items() if name != "odd")
+
+
 def test_two_hundred_rows_of_random_lengths_leak_no_slot_and_keep_their_times():
     rng = random.Random(8)
     work = [

@@ -102,13 +102,22 @@ class TransformersSession:
                 return admitted, True
             row = RowState(prompt, time.monotonic())
             admitted.append(row)
-            ids = prompt.encoded.token_ids
-            if not ids or len(ids) + prompt.max_new_tokens > self._driver.capacity:
-                row.finish = "error"
-                row.error = f"prompt and answer need more than {self._driver.capacity} tokens" if ids else "no prompt"
+            if error := self._refusal(prompt):
+                row.finish, row.error = "error", error
             else:
                 row.slot = plan.take()
         return admitted, False
+
+    def _refusal(self, prompt: Prompt) -> str:
+        """Return why the model cannot take a prompt, empty where it can."""
+        ids = prompt.encoded.token_ids
+        if not ids:
+            return "no prompt"
+        if len(ids) + prompt.max_new_tokens > self._driver.capacity:
+            return f"prompt and answer need more than {self._driver.capacity} tokens"
+        if max(ids) >= self._driver.vocab:
+            return "the prompt holds a token that the model does not have: its tokenizer belongs to another model"
+        return ""
 
     def _prefill(self, rows: Sequence[RowState], decoding: int) -> None:
         """Run the prompts of new rows through the model and draw their first tokens."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -90,9 +93,21 @@ def _status(folder: Path) -> RunStatus:
         seconds_left=counts.left / speed * 60 if running and speed else None,
         started_at=invocations[0].get("started_at", "") if invocations else "",
         invocations=len(invocations),
-        bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
+        bytes=_bytes(folder),
         **counts._asdict(),
     )
+
+
+def _bytes(folder: Path) -> int:
+    return sum(seen.st_size for seen in _seen(folder))
+
+
+def _seen(folder: Path) -> Iterator[os.stat_result]:
+    """Yield size and times of the files below a folder; one that a running job renames meanwhile is left out."""
+    for base, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                yield (Path(base) / name).stat()
 
 
 def _rows_a_minute(folder: Path, invocation: dict[str, Any], done: int, running: bool) -> float | None:
@@ -100,7 +115,7 @@ def _rows_a_minute(folder: Path, invocation: dict[str, Any], done: int, running:
     if not running:
         rows, seconds = invocation.get("done"), invocation.get("streaming_seconds")
         return rows / seconds * 60 if rows and seconds else None
-    parts = [path.stat().st_mtime for path in (folder / "parts").glob("part-*.parquet")]
+    parts = [seen.st_mtime for seen in _seen(folder / "parts")]
     began = invocation.get("generating_since")
     if not parts or began is None:
         return None

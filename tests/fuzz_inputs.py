@@ -213,16 +213,16 @@ def template(rng: random.Random) -> str:
     return "".join(pieces).encode("utf-8", "replace").decode()
 
 
-def second_run(rng: random.Random) -> str:
-    """Write the job of a second run whose files may be swapped in: of another table, or other settings."""
+def second_run(rng: random.Random) -> bool:
+    """Write the job of a second run whose files may be swapped in: of another table, or other settings, or nothing."""
     which = rng.choice(["", "other table", "other template", "other samples"])
     if not which:
-        return ""
+        return False
     plain_table("other.csv", "D" if which == "other table" else "C")
     job = JOB.replace("'j'", "'other'").replace("f.csv", "other.csv")
     job += "[prompt]\ntemplate = 'educational'\n" if which == "other template" else ""
     Path("other.toml").write_text(job + ("[sampling]\nsamples_per_row = 2\n" if which == "other samples" else ""))
-    return which
+    return True
 
 
 def damage(run: Path, rng: random.Random) -> None:

@@ -7,6 +7,7 @@ is wrong with it. The inputs are made in `fuzz_inputs`. Each case works in a fol
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import signal
 import traceback
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import fuzz_inputs as inputs
+import pyarrow as pa
 import pyarrow.parquet as pq
 from click.testing import CliRunner
 
@@ -57,7 +59,6 @@ class Case:
     verdict: Verdict
     ids: list[str] | None = None  # what the results must hold, where the case knows
     rows: int | None = None
-    run_folder: str = "outputs/j"
 
     def gxr(self, *arguments: str) -> int:
         """Run a verb in this process and judge its end; a `run` that says it is finished has lost no row."""
@@ -67,16 +68,25 @@ class Case:
         except Hang:
             self.verdict.hangs.append(f"{' '.join(arguments)} did not end")
             return -1
-        code = result.exit_code
-        self.verdict.codes.append(code)
+        code = int(result.exit_code)
+        self.verdict.codes.append(int(code))
         if code not in EXITS or "Traceback (most recent call last)" in result.output:
             shown = "".join(traceback.format_exception(result.exception)) if result.exception else result.output
             self.verdict.tracebacks.append(f"{' '.join(arguments)} ended {code}: {shown[-2500:]}")
         elif code and not result.stderr.strip():
             self.verdict.tracebacks.append(f"{' '.join(arguments)} ended {code} without a word")
-        if arguments[0] == "run" and code in {0, 3}:
-            self.verdict.lost += lost_rows(Path(self.run_folder), self.ids, self.rows)
+        if arguments[:2] == ("run", "j.toml") and code in {0, 3}:
+            limit = int(arguments[arguments.index("--limit") + 1]) if "--limit" in arguments else None
+            self.verdict.lost += self.lost_rows(result.stdout, limit)
         return code
+
+
+    def lost_rows(self, said: str, limit: int | None) -> list[str]:
+        """Return what the run lost whose summary this is, nothing where only chosen rows were generated."""
+        found = re.search(r"^  results  (.*)/results\.parquet$", said, re.MULTILINE)
+        ids = self.ids[:limit] if self.ids is not None else None
+        rows = min(self.rows, limit or self.rows) if self.rows is not None else None
+        return lost_rows(Path(found[1]), ids, rows) if found else [f"no results are named: {said[:300]}"]
 
 
 @contextmanager
@@ -100,8 +110,13 @@ def timed() -> Iterator[None]:
 
 def lost_rows(run: Path, ids: Sequence[str] | None = None, rows: int | None = None) -> list[str]:
     """Return what is wrong with the results of a finished run: every row id exactly once for each sample."""
-    if not (run / "results.parquet").is_file():
-        return [f"{run} has no results"]
+    try:
+        return _compare(run, ids, rows)
+    except (OSError, pa.ArrowException) as error:
+        return [f"{run} cannot be read after it finished: {error}"]
+
+
+def _compare(run: Path, ids: Sequence[str] | None, rows: int | None) -> list[str]:
     table = pq.read_table(run / "results.parquet", columns=["gxr_row_id", "gxr_sample"], partitioning=None)
     found = Counter(table["gxr_row_id"].to_pylist())
     samples = max(table["gxr_sample"].to_pylist(), default=1)
@@ -160,24 +175,19 @@ def folder_case(case: Case) -> None:
     inputs.plain_table()
     case.ids = [f"C{number}" for number in range(inputs.ROWS)]
     Path("j.toml").write_text(inputs.JOB)
-    if case.gxr("run", "j.toml", "--set", f"echo.crash_after={case.rng.choice([0, 7])}") == 4:
-        case.gxr("run", "j.toml", "--limit", "12") if case.rng.random() < 0.3 else None
-    other = inputs.second_run(case.rng)
-    if other:
+    if case.gxr("run", "j.toml", "--set", f"echo.crash_after={case.rng.choice([0, 7])}") == 4 and case.rng.random() < 0.3:
+        case.gxr("run", "j.toml", "--limit", "12")
+    if inputs.second_run(case.rng):
         case.gxr("run", "other.toml")
-        shutil.move("outputs/j", "outputs/kept") if other == "same name" else None
-    case.run_folder = "outputs/kept" if other == "same name" else "outputs/j"
-    if other == "same name":
-        Path("j.toml").write_text(inputs.JOB + "[run]\noutput = 'outputs/kept'\n")
     for _ in range(case.rng.randint(1, 2)):
-        inputs.damage(Path(case.run_folder), case.rng)
-    case.gxr("status", case.rng.choice([case.run_folder, "outputs"]), *case.rng.choice([(), ("--json",)]))
-    case.gxr("export", case.run_folder, *case.rng.choice([(), ("--partial",)]))
+        inputs.damage(Path("outputs/j"), case.rng)
+    case.gxr("status", case.rng.choice(["outputs/j", "outputs"]), *case.rng.choice([(), ("--json",)]))
+    case.gxr("export", "outputs/j", *case.rng.choice([(), ("--partial",)]))
     case.gxr("check", "j.toml")
     code = case.gxr("run", "j.toml")
     if code == 2:  # what it says to rename is renamed, as often as it says so
         for _ in range(4):
-            if code != 2 or not inputs.follow_advice(Path(case.run_folder)):
+            if code != 2 or not inputs.follow_advice(Path("outputs/j")):
                 break
             code = case.gxr("run", "j.toml")
     case.gxr("run", "j.toml", *case.rng.choice([(), ("--retry", "failed"), ("--fresh",)]))

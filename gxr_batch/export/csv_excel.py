@@ -10,6 +10,7 @@ import base64
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,9 @@ def export_csv(reader: RunReader, target: Path | None, *, partial: bool) -> Expo
         names, tables = reader.schema.names, reader.finished()
     elif reader.results is not None:
         # The columns of the file itself: the table may have got others since.
-        names, tables = pq.read_schema(reader.results).names, _stored(reader.results)
+        with _damage(reader.results):
+            names = pq.read_schema(reader.results).names
+        tables = _stored(reader.results)
     else:
         raise RunError(
             f"This run is unfinished: {left:,} rows are still to do.",
@@ -94,8 +97,24 @@ def guard(text: str) -> str:
 
 
 def _stored(results: Path) -> Iterator[pa.Table]:
-    for batch in pq.ParquetFile(results).iter_batches(16_384):
-        yield pa.Table.from_batches([batch])
+    with _damage(results), pq.ParquetFile(results) as file:
+        for batch in file.iter_batches(16_384):
+            table = pa.Table.from_batches([batch])
+            table.validate(full=True)
+            yield table
+
+
+@contextmanager
+def _damage(results: Path) -> Iterator[None]:
+    """Turn what the Parquet reader raises inside the block into a RunError; its text may quote the file."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, ValueError):
+        raise RunError(
+            "The run's results are damaged.",
+            where=str(results.absolute()),
+            next_step=f"rename them to {results.name}.damaged and run the job again: they are put together anew",
+        ) from None
 
 
 def _column(table: pa.Table, name: str, guarded: dict[str, None]) -> list[str]:

@@ -36,6 +36,8 @@ _REASONS = {
         "The run folder is gone.",
         "was it moved or deleted? put it back, then run the same command again",
     ),
+    errno.EEXIST: ("A file stands where the run needs a folder.", "move it away, or choose another --output"),
+    errno.EISDIR: ("A folder stands where a file belongs.", "move it away, or choose another --output"),
     errno.ENOTDIR: ("A part of this path is a file, not a folder.", "choose another --output"),
     errno.EIO: (
         "The disk reported an input/output error.",

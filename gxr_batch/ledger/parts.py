@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import RunError
@@ -14,6 +15,7 @@ from gxr_batch.ledger.files import write_whole
 from gxr_batch.records import Result, part_schema
 
 PARTS_NAME = "parts"
+STATUS_NAMES = pa.array(["ok", "failed", "held"])
 _NAME = re.compile(r"part-(\d{8})\.parquet")
 KEY_COLUMNS = (
     "gxr_row_id",
@@ -50,11 +52,29 @@ def write_part(folder: Path, number: int, results: Sequence[Result], metadata: M
 def read_part(folder: Path, number: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one part, whole or some columns. Raises RunError where the file is damaged."""
     path = part_path(folder, number)
+    schema = part_schema()
+    wanted = list(columns or schema.names)
     try:
-        return pq.read_table(path, columns=list(columns) if columns else None, partitioning=None)
-    except (OSError, pa.ArrowException):
+        with pq.ParquetFile(path) as file:
+            table = file.read(columns=wanted).select(wanted)
+        _validate(table, schema)
+    except (OSError, pa.ArrowException, ValueError, LookupError):
         raise RunError(
             "A part of this run is damaged.",
             where=str(path.absolute()),
             next_step=f"rename it to {path.name}.damaged and run the job again: its rows are generated anew",
         ) from None
+    return table
+
+
+def _validate(table: pa.Table, schema: pa.Schema) -> None:
+    """Raise ValueError for columns that no part has: of other types, not UTF-8, without a key or a known status."""
+    table.validate(full=True)
+    if any(field.type != schema.field(field.name).type for field in table.schema):
+        raise ValueError
+    if any(table[name].null_count for name in KEY_COLUMNS):
+        raise ValueError
+    if not pc.all(pc.is_in(table["gxr_status"], value_set=STATUS_NAMES)).as_py() and table.num_rows:
+        raise ValueError
+    if table.num_rows and pc.min(table["gxr_sample"]).as_py() < 1:
+        raise ValueError

@@ -21,15 +21,10 @@ from gxr_batch.errors import RunError
 from gxr_batch.ledger.files import TEMPORARY_SUFFIX, publish, storage_errors, sync_folder
 from gxr_batch.ledger.lock import LOCK_NAME, locked
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
-from gxr_batch.ledger.merge import (
-    INPUT_NAME,
-    KEY_COLUMNS_OF_INPUT,
-    RESULTS_NAME,
-    write_failed,
-    write_results,
-)
+from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, write_failed, write_results
 from gxr_batch.ledger.parts import PARTS_NAME, part_numbers, part_path, write_part
 from gxr_batch.ledger.state import Bools, Counts, State
+from gxr_batch.ledger.table import keys_of
 from gxr_batch.records import Result
 
 # A part is sealed after so many rows or characters even before its time, so that memory stays flat.
@@ -121,7 +116,7 @@ class RunWriter:
 
     def rows_named(self, row_ids: Sequence[str]) -> Bools:
         """Return which positions have one of these ids. Raises RunError where an id is not in the table."""
-        ids = pq.read_table(self.folder / INPUT_NAME, columns=["gxr_row_id"], partitioning=None)["gxr_row_id"]
+        ids = keys_of(self.folder / INPUT_NAME)["gxr_row_id"]
         unknown = [row_id for row_id in row_ids if not pc.any(pc.equal(ids, row_id)).as_py()]
         if unknown:
             raise RunError(f"The table has no row {', '.join(unknown)}.", next_step="row ids stand in gxr_row_id")
@@ -133,30 +128,32 @@ class RunWriter:
         write_failed(self.folder, self.state)
 
     def results_metadata(self) -> dict[str, str]:
-        """Return the key-value metadata of results.parquet, {} where there is none or it cannot be read."""
-        return file_metadata(self.folder / RESULTS_NAME)
+        """Return the key-value metadata of results.parquet, {} where it or the run's table is missing or damaged."""
+        try:
+            rows = keys_of(self.folder / INPUT_NAME).num_rows
+            with pq.ParquetFile(self.folder / RESULTS_NAME) as file:
+                ids = file.read(columns=["gxr_row_id"])["gxr_row_id"]
+        except (RunError, OSError, pa.ArrowException, ValueError, LookupError):
+            return {}
+        return file_metadata(self.folder / RESULTS_NAME) if len(pc.unique(ids)) == rows else {}
 
     def _remembered(self) -> Manifest | None:
         """Return what the newest part says of a run whose run.json is lost; None where there is no part."""
         marks = file_metadata(part_path(self.folder, self._next_part - 1))
-        if "gxr_fingerprint" not in marks:
+        try:
+            known = {name: json.loads(marks[f"gxr_{name}"]) for name in ("resolved", "fingerprint")}
+        except (ValueError, KeyError):  # the part is damaged, which is said where it is read
             return None
-        return Manifest(
-            name=self.folder.name,
-            created_at="",
-            job={},
-            resolved=json.loads(marks["gxr_resolved"]),
-            fingerprint=json.loads(marks["gxr_fingerprint"]),
-        )
+        return Manifest(name=self.folder.name, created_at="", job={}, **known)
 
 
 def file_metadata(path: Path) -> dict[str, str]:
     """Return a Parquet file's key-value metadata as text, {} where it cannot be read."""
     try:
         pairs = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException):
+        return {key.decode(): value.decode() for key, value in pairs.items() if key.startswith(b"gxr_")}
+    except (OSError, pa.ArrowException, ValueError):
         return {}
-    return {key.decode(): value.decode() for key, value in pairs.items() if key.startswith(b"gxr_")}
 
 
 @contextmanager
@@ -191,9 +188,12 @@ def _refuse_other_folders(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise RunError("The output path is a file, not a folder.", where=str(folder.absolute()))
-    known = {MANIFEST_NAME, PARTS_NAME, LOCK_NAME, INPUT_NAME}
+    # Names such as "parts" stand in many folders; what only a run has decides. A run that was killed at its very start
+    # leaves an empty folder of parts behind.
     names = {path.name for path in folder.iterdir()}
-    if names and not names & known:
+    ours = names & {MANIFEST_NAME, LOCK_NAME} or part_numbers(folder)
+    started = names == {PARTS_NAME} and not any((folder / PARTS_NAME).iterdir())
+    if names and not ours and not started:
         raise RunError(
             "The output folder holds other things than a run of gxr-batch.",
             where=str(folder.absolute()),
@@ -202,8 +202,7 @@ def _refuse_other_folders(folder: Path) -> None:
 
 
 def _drift(previous: Path, current: Path) -> Drift:
-    old = pq.read_table(previous, columns=list(KEY_COLUMNS_OF_INPUT), partitioning=None)
-    new = pq.read_table(current, columns=list(KEY_COLUMNS_OF_INPUT), partitioning=None)
+    old, new = keys_of(previous), keys_of(current)
     position = pc.index_in(new["gxr_row_id"], value_set=old["gxr_row_id"])
     known = len(position) - position.null_count
     kept = pc.sum(pc.equal(old["gxr_content_hash"].take(position), new["gxr_content_hash"])).as_py() or 0

@@ -152,7 +152,7 @@ class PriorTable:
     def known(self, families: pa.Array) -> Iterator[Known]:
         """Yield the ids of these families; an id that a cell of the previous table held was not made for any."""
         columns = ["gxr_row_id", "gxr_content_hash"]
-        with _damage(self._path):
+        with table_copy(self._path):
             names = pq.read_schema(self._path).names
         literal = self._id_column in names
         for table in self._tables([*columns, self._id_column] if literal else columns):
@@ -167,18 +167,19 @@ class PriorTable:
                     yield Known(row_id if head else stem, row_id, content)
 
     def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        with _damage(self._path), pq.ParquetFile(self._path) as file:
+        with table_copy(self._path), pq.ParquetFile(self._path) as file:
             for batch in file.iter_batches(_ROWS_A_BATCH, columns=columns):
                 yield pa.Table.from_batches([batch])
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def table_copy(path: Path) -> Iterator[None]:
+    """Turn what a reader of a run's input.parquet raises inside the block into a RunError."""
     try:
         yield
-    except (OSError, pa.ArrowException, ValueError):
+    except (OSError, pa.ArrowException, ValueError, LookupError):
         raise RunError(
-            "The table of the previous invocation is damaged.",
+            "The run's copy of the table is damaged.",
             where=str(path.absolute()),
             next_step=f"rename it to {path.name}.damaged and run the job again: no generated row is lost",
         ) from None

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -91,8 +92,10 @@ def _measure_room(found: Findings, job: Job, table_bytes: int) -> None:
     found.bytes_needed = 2 * table_bytes + keys * (
         _BYTES_A_ROW + _BYTES_A_TOKEN * job.sampling.settings().max_new_tokens
     )
-    existing = next(path for path in (found.folder, *found.folder.absolute().parents) if path.exists())
-    found.bytes_free = shutil.disk_usage(existing).free
+    for path in (found.folder, *found.folder.absolute().parents):
+        with suppress(OSError):  # not there yet
+            found.bytes_free = shutil.disk_usage(path).free
+            return
 
 
 def quantiles(lengths: Sequence[int]) -> tuple[int, int, int]:

@@ -160,8 +160,27 @@ NASTY_VALUES = [
 ]  # fmt: skip
 
 
+SOUND = [
+    "input.id_column=sex", "input.id_column=age", "input.delimiter=','", "input.encoding=latin-1", "input.encoding=utf-16",
+    "input.null_values=['cough', '']", "input.columns.findings=history", "input.columns.patient=sex", "input.path=*.csv",
+    "prompt.template=educational", "prompt.template_column=sex", "prompt.system=x", "prompt.format=literal",
+    "prompt.templates.F=f.csv", "model.max_seq_length=16", "model.max_seq_length=2147483647", "model.dtype=float16",
+    "sampling.max_new_tokens=1", "sampling.max_new_tokens=2147483646", "sampling.temperature=0", "sampling.temperature=1e308",
+    "sampling.top_k=2147483647", "sampling.seed=new", "sampling.seed=-9223372036854775808", "sampling.samples_per_row=7",
+    "sampling.preset=detailed", "engine.slots=1", "engine.slots=2147483647", "engine.window=1", "engine.window=2147483647",
+    "engine.threads=2147483647", "run.output=r/{name}/{date}", "run.output=a b", "run.output=./x/../y", "run.output=[a]",
+    "run.output=f.csv", "run.output=f.csv/x", "run.output=.", "run.output=..", "run.output=*", "run.output={date}*",
+    "run.checkpoint_seconds=1e-300", "run.checkpoint_seconds=1e308", "run.grace_seconds=1e308", "run.grace_seconds=0",
+    "run.stop_by=23:59", "run.time_limit=0.0000001s", "run.time_limit=99999999999999h", "run.max_failed=1", "run.max_failed=0.01",
+    "run.max_failed=off", "run.max_attempts=1000", "echo.fail_every=1", "echo.fail_every=3", "echo.fail_containing=opacity",
+    "echo.crash_after=1", "echo.crash_after=2147483647", "name=a.b", "name=0", "name=" + "n" * 100, "privacy.identifiers=off",
+]  # fmt: skip
+
+
 def override(rng: random.Random) -> str:
     """Return a `--set` value, most often of a form that is taken."""
+    if rng.random() < 0.6:
+        return rng.choice(SOUND)
     text = f"{rng.choice(KEYS)}={rng.choice(NASTY_VALUES)}"
     return text if rng.random() < 0.97 else text.replace("=", "")
 

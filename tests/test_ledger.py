@@ -435,7 +435,8 @@ def test_a_part_with_keys_that_cannot_be_is_damaged(tmp_path, name, value):
     path = tmp_path / "parts" / "part-00000001.parquet"
     table = pq.read_table(path)
     place = table.schema.get_field_index(f"gxr_{name}")
-    pq.write_table(table.set_column(place, table.schema.field(place), [[value]]), path)
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array([value], field.type)), path)
     with pytest.raises(RunError, match="A part of this run is damaged"):
         State.scan(tmp_path, tmp_path / "input.parquet", 1)
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.files import write_whole
+from gxr_batch.ledger.files import storage_errors, write_whole
 
 # What may start a formula, a command or a field in a spreadsheet (OWASP's list), full-width forms included.
 FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
@@ -41,7 +41,8 @@ def export_csv(reader: RunReader, target: Path | None, *, partial: bool) -> Expo
     `target` defaults to results.csv in the run folder. Without `partial` it holds the last state with every row done.
     """
     path = target or reader.folder / "results.csv"
-    _refuse_target(reader, path)
+    with storage_errors(path):
+        _refuse_target(reader, path)
     left = reader.state.counts().left
     if partial:
         names, tables = reader.schema.names, reader.finished()
@@ -81,7 +82,7 @@ def _refuse_target(reader: RunReader, path: Path) -> None:
     wrong = {
         "It is one of the run's own files.": real.parent == reader.folder.resolve() and real.name in own,
         "It is the run's input.": real in inputs,
-        "It exists and is no regular file.": path.exists() and not path.is_file(),
+        "It exists and is no regular file.": not path.name or (path.exists() and not path.is_file()),
         "Its folder does not exist.": not real.parent.is_dir(),
     }
     for reason, holds in wrong.items():

@@ -64,7 +64,10 @@ class RunReader:
 
 def is_run(folder: Path) -> bool:
     """Return whether a folder holds a run."""
-    return (folder / MANIFEST_NAME).exists()
+    try:
+        return (folder / MANIFEST_NAME).exists()
+    except OSError:  # a name too long, a folder that this user may not enter
+        return False
 
 
 def read_results(run_dir: str | Path) -> pd.DataFrame:

@@ -162,7 +162,8 @@ def open_run(folder: Path, *, fresh: bool = False) -> Iterator[RunWriter]:
 
     `fresh` moves an earlier run aside under the name NAME.before-<timestamp>. Raises RunLocked, StorageError, RunError.
     """
-    _refuse_other_folders(folder)
+    with storage_errors(folder):
+        _refuse_other_folders(folder)
     if fresh and folder.exists() and any(folder.iterdir()):
         with locked(folder), storage_errors(folder):
             folder.rename(_aside(folder))

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from gxr_batch.errors import TableError
 from gxr_batch.rows.files import SourceFile, changed_error, reading, sha256_of
+from gxr_batch.rows.names import spoken
 
 _ROWS_A_BATCH = 16_384
 _BYTES_A_BATCH = 2**23
@@ -68,7 +69,7 @@ def _checked(file: SourceFile, batch: pa.RecordBatch, place: int, start: int) ->
         row = next((number for number in range(len(column)) if not _valid(column.slice(number, 1))), 0)
         raise TableError(
             "A cell is not valid: text that is not UTF-8, or a damaged value.",
-            where=f"{file.path}, row {start + row + 1}, column {file.schema.names[file.places.index(place)]}",
+            where=f"{file.path}, row {start + row + 1}, column {spoken(file.places.index(place), file.schema.names)}",
             next_step="write the file anew from its source",
         ) from None
     kind = file.schema.types[file.places.index(place)]

@@ -315,6 +315,7 @@ def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(tmp_path):
         write_whole(target, fail)
     assert str(target) in str(caught.value)
     assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def manifest(**fingerprint) -> Manifest:
@@ -453,6 +454,19 @@ def test_a_damaged_copy_of_the_table_is_named_with_a_way_out(tmp_path, content):
     assert "input.parquet.damaged" in caught.value.next_step
     with open_run(tmp_path) as ledger, pytest.raises(RunError, match="copy of the table is damaged"):
         start(ledger, ["a"])
+
+
+def test_results_in_the_place_of_the_table_are_a_damaged_copy(tmp_path):
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a"])
+        ledger.add(0, result("a"))
+        ledger.seal()
+        ledger.write_results(PROVENANCE, {})
+        manifest().save(tmp_path)
+    columns = pq.read_table(tmp_path / "results.parquet").append_column("gxr_content_hash", pa.array(["hash of a"]))
+    pq.write_table(columns, tmp_path / "input.parquet")
+    with pytest.raises(RunError, match="copy of the table is damaged"):
+        list(RunReader(tmp_path).schema)
 
 
 def test_a_file_name_that_is_not_utf8_survives_the_manifest(tmp_path):

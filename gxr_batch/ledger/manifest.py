@@ -65,7 +65,7 @@ class Manifest:
             old = self.fingerprint.get(key)
             if key == "templates" and old is not None:
                 changed += [f"template {name}" for name, digest in value.items() if old.get(name, digest) != digest]
-            elif key in self.fingerprint and old != value and not (key in raisable and type(value) is type(old) and value > old):
+            elif key in self.fingerprint and old != value and not (key in raisable and _larger(value, old)):
                 changed.append(f"{key} ({_brief(old)} -> {_brief(value)})" if _speakable(key) else key)
         if changed:
             raise FingerprintError(
@@ -95,6 +95,10 @@ def _validate(manifest: Manifest) -> None:
 def _write_text(path: Path, text: str) -> None:
     # A file name that is not UTF-8 holds lone surrogates; JSON's own escapes keep them.
     path.write_text(_SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text), encoding="utf-8")
+
+
+def _larger(value: Any, old: Any) -> bool:
+    return isinstance(old, int) and isinstance(value, int) and value > old
 
 
 def _speakable(key: str) -> bool:

@@ -27,7 +27,11 @@ def keys_of(path: Path) -> pa.Table:
 def own_fields(path: Path) -> list[pa.Field]:
     """Return the user's columns."""
     with table_copy(path):
-        return [field for field in pq.read_schema(path) if field.name not in KEY_COLUMNS_OF_INPUT]
+        own = [field for field in pq.read_schema(path) if field.name not in KEY_COLUMNS_OF_INPUT]
+        names = {field.name for field in own}
+        if len(names) < len(own) or any(name.startswith("gxr_") for name in names):  # as in a file of results
+            raise ValueError
+    return own
 
 
 def batches_of(path: Path) -> Iterator[pa.RecordBatch]:

@@ -130,9 +130,9 @@ class RunWriter:
     def results_metadata(self) -> dict[str, str]:
         """Return the key-value metadata of results.parquet, {} where it or the run's table is missing or damaged."""
         try:
-            rows = keys_of(self.folder / INPUT_NAME).num_rows
             with pq.ParquetFile(self.folder / RESULTS_NAME) as file:
                 ids = file.read(columns=["gxr_row_id"])["gxr_row_id"]
+            rows = keys_of(self.folder / INPUT_NAME).num_rows
         except (RunError, OSError, pa.ArrowException, ValueError, LookupError):
             return {}
         return file_metadata(self.folder / RESULTS_NAME) if len(pc.unique(ids)) == rows else {}

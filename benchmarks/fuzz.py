@@ -1,7 +1,7 @@
 """Plays thousands of cases of strange input against the command and counts what the contract forbids.
 
-    python benchmarks/fuzz.py                            # 2,000 cases
-    python benchmarks/fuzz.py --cases 300 --seed 5 --kinds folder,job
+python benchmarks/fuzz.py                            # 2,000 cases
+python benchmarks/fuzz.py --cases 300 --seed 5 --kinds folder,job
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from fuzzing import KINDS, try_case  # noqa: E402 - found beside the tests
+from fuzzing import KINDS, try_case
 
 
 def main() -> None:

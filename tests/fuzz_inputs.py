@@ -20,7 +20,21 @@ NASTY_CELLS = [
     "", " ", "\t", "None", "nan", "a\nb", "a\r\nb", 'say "x"', "a,b", "a;b", "=1+1", "\x00", "\x1a", "\ufeff", "é", "漢字",
     "\U0001f600", "a\u2028b", "\u202e", "<start_of_turn>", "{{ 7*7 }}", "{% if", "'", '"', "x" * 5000, "%s", "\x85", "-0",
 ]  # fmt: skip
-NASTY_BYTES = [b"\x00", b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b'"', b'""', b",", b";", b"\n", b"\r", b"\x1a", b"\xc3", b"\xed\xa0\x80"]
+NASTY_BYTES = [
+    b"\x00",
+    b"\xff",
+    b"\xfe\xff",
+    b"\xef\xbb\xbf",
+    b'"',
+    b'""',
+    b",",
+    b";",
+    b"\n",
+    b"\r",
+    b"\x1a",
+    b"\xc3",
+    b"\xed\xa0\x80",
+]
 
 
 def plain_table(path: str = "f.csv", prefix: str = "C") -> None:
@@ -35,9 +49,9 @@ def table_job(rng: random.Random, path: str) -> str:
     """Return a job over a table of which little is known."""
     lines = ["name = 'j'", "[input]", f"path = '{path}'"]
     lines += ["id_column = 'case_id'"] * (rng.random() < 0.4)
-    lines += [f"encoding = {rng.choice(['utf-8', 'latin-1', 'utf-16', 'utf-32', 'cp1252', 'utf-7', 'idna', 'hz'])!r}"] * (
-        rng.random() < 0.15
-    )
+    lines += [
+        f"encoding = {rng.choice(['utf-8', 'latin-1', 'utf-16', 'utf-32', 'cp1252', 'utf-7', 'idna', 'hz'])!r}"
+    ] * (rng.random() < 0.15)
     lines += [f"delimiter = {rng.choice([';', '|', 'x', ' ', 'é'])!r}"] * (rng.random() < 0.1)
     lines += ["null_values = ['None', '-']"] * (rng.random() < 0.2)
     lines += ["[prompt]", "template_column = 'sex'"] * (rng.random() < 0.2)
@@ -122,7 +136,9 @@ def parquet_bytes(rng: random.Random) -> tuple[bytes, int | None]:
     """Return a Parquet table of strange types and names, often damaged."""
     rows = rng.choice([0, 1, 7, 7, 30])
     kinds = _columns(rng, rows)
-    names = [rng.choice([*HEADER, "findings", "", " x ", "gxr_row_id", "a.b", "é", "a\nb", "case_id"]) for _ in range(5)]
+    names = [
+        rng.choice([*HEADER, "findings", "", " x ", "gxr_row_id", "a.b", "é", "a\nb", "case_id"]) for _ in range(5)
+    ]
     names[rng.randrange(5)] = "findings"
     columns = [rng.choice(kinds) for _ in names]
     if rng.random() < 0.04:
@@ -188,7 +204,10 @@ def override(rng: random.Random) -> str:
 def broken_job(rng: random.Random) -> bytes:
     """Return a job file after a change of its keys or of its bytes."""
     if rng.random() < 0.4:
-        full = JOB + "[sampling]\ntemperature = 0.5\n[run]\noutput = 'outputs/{name}'\n[input.columns]\nfindings = 'history'\n"
+        full = (
+            JOB
+            + "[sampling]\ntemperature = 0.5\n[run]\noutput = 'outputs/{name}'\n[input.columns]\nfindings = 'history'\n"
+        )
         return mutated(full.encode(), rng)
     sections: dict[str, dict[str, str]] = {
         "": {"name": "'j'"}, "input": {"path": "'f.csv'", "id_column": "'case_id'"}, "engine": {"kind": "'echo'"},
@@ -257,7 +276,9 @@ def damage(run: Path, rng: random.Random) -> None:
         case 1:
             path.write_bytes(b"")
         case 2:
-            path.write_bytes(rng.choice([rng.randbytes(200), b"{}", b"[]", b"null", b'{"format": 1}', b"PAR1PAR1", b"\xff"]))
+            path.write_bytes(
+                rng.choice([rng.randbytes(200), b"{}", b"[]", b"null", b'{"format": 1}', b"PAR1PAR1", b"\xff"])
+            )
         case 3:
             path.unlink()
             path.mkdir()

@@ -71,15 +71,15 @@ class Case:
         code = int(result.exit_code)
         self.verdict.codes.append(int(code))
         if code not in EXITS or "Traceback (most recent call last)" in result.output:
-            shown = "".join(traceback.format_exception(result.exception)) if result.exception else result.output
+            raised = result.exception if not isinstance(result.exception, SystemExit) else None
+            shown = "".join(traceback.format_exception(raised)) if raised else result.output
             self.verdict.tracebacks.append(f"{' '.join(arguments)} ended {code}: {shown[-2500:]}")
-        elif code and not result.stderr.strip():
+        elif code and not result.output.strip():
             self.verdict.tracebacks.append(f"{' '.join(arguments)} ended {code} without a word")
         if arguments[:2] == ("run", "j.toml") and code in {0, 3}:
             limit = int(arguments[arguments.index("--limit") + 1]) if "--limit" in arguments else None
             self.verdict.lost += self.lost_rows(result.stdout, limit)
         return code
-
 
     def lost_rows(self, said: str, limit: int | None) -> list[str]:
         """Return what the run lost whose summary this is, nothing where only chosen rows were generated."""
@@ -124,7 +124,7 @@ def _compare(run: Path, ids: Sequence[str] | None, rows: int | None) -> list[str
     troubles = []
     if len(set(wanted)) != len(wanted):
         troubles.append("row ids repeat in input.parquet")
-    if found != Counter({row_id: samples for row_id in wanted}):
+    if found != Counter(dict.fromkeys(wanted, samples)):
         troubles.append(f"{sum(found.values())} results for {len(wanted)} rows of {samples} samples")
     if ids is not None and sorted(wanted) != sorted(ids):
         troubles.append(f"the table had {len(ids)} rows, and the run's copy has other ids ({len(wanted)})")
@@ -167,7 +167,9 @@ def template_case(case: Case) -> None:
     Path("own.j2").write_text(inputs.template(case.rng), encoding="utf-8")
     Path("j.toml").write_text(inputs.JOB + "[prompt]\ntemplate = 'own.j2'\n")
     case.gxr("run", "j.toml")
-    case.gxr(*case.rng.choice([("check", "j.toml"), ("templates", "render", "j.toml"), ("templates", "show", "own.j2")]))
+    case.gxr(
+        *case.rng.choice([("check", "j.toml"), ("templates", "render", "j.toml"), ("templates", "show", "own.j2")])
+    )
 
 
 def folder_case(case: Case) -> None:
@@ -175,7 +177,10 @@ def folder_case(case: Case) -> None:
     inputs.plain_table()
     case.ids = [f"C{number}" for number in range(inputs.ROWS)]
     Path("j.toml").write_text(inputs.JOB)
-    if case.gxr("run", "j.toml", "--set", f"echo.crash_after={case.rng.choice([0, 7])}") == 4 and case.rng.random() < 0.3:
+    if (
+        case.gxr("run", "j.toml", "--set", f"echo.crash_after={case.rng.choice([0, 7])}") == 4
+        and case.rng.random() < 0.3
+    ):
         case.gxr("run", "j.toml", "--limit", "12")
     if inputs.second_run(case.rng):
         case.gxr("run", "other.toml")

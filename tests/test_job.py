@@ -75,10 +75,19 @@ def test_an_impossible_value_names_its_key(job_file, override, part):
     [
         ("engine.slots=0", 'engine.slots: must be "auto" or at least 1.'),
         ("engine.slots=many", 'engine.slots: must be "auto" or a whole number.'),
-        ("engine.kind=warp", 'engine.kind: must be "auto", "generate", "transformers", "echo", "api", "vllm" or "ray".'),
+        (
+            "engine.kind=warp",
+            'engine.kind: must be "auto", "generate", "transformers", "echo", "api", "vllm" or "ray".',
+        ),
         ("engine=fast", "engine: must be a section of keys, written under a [header]."),
-        ("name=a b", "name: must begin with a letter or digit and hold only letters, digits, dots, hyphens and underscores."),
-        ("prompt.templates.a b=x", "prompt.templates.a b: names begin with a letter and hold only letters, digits, hyphens"),
+        (
+            "name=a b",
+            "name: must begin with a letter or digit and hold only letters, digits, dots, hyphens and underscores.",
+        ),
+        (
+            "prompt.templates.a b=x",
+            "prompt.templates.a b: names begin with a letter and hold only letters, digits, hyphens",
+        ),
         ("run.output=''", "run.output: must not be empty."),
         ("run.max_failed=inf", "run.max_failed: must be a share above 0"),
         ("run.max_failed=nan", "run.max_failed: must be a share above 0"),

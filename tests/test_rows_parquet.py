@@ -64,7 +64,10 @@ VIEWS = {
     "text": (pa.array(["a", None, "a"], pa.string_view()), pa.string()),
     "bytes": (pa.array([b"a", None, b"a"], pa.binary_view()), pa.binary()),
     "list": (pa.array([["a"], None, ["a"]], pa.list_(pa.string_view())), pa.list_(pa.string())),
-    "struct": (pa.array([{"x": "a"}, None, {"x": "a"}], pa.struct([("x", pa.string_view())])), pa.struct([("x", "str")])),
+    "struct": (
+        pa.array([{"x": "a"}, None, {"x": "a"}], pa.struct([("x", pa.string_view())])),
+        pa.struct([("x", "str")]),
+    ),
 }
 
 

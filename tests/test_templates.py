@@ -101,7 +101,7 @@ def test_ordinary_work_with_text_gives_what_jinja_gives():
         " {{ '%s'|format(99999) }} {{ findings|indent(2) }} {{ [findings]|tojson }} {{ findings|replace('x', 'yy') }}"
     )
     assert render(made, {"findings": "x"}, system="").turns[0].text == (
-        "x1 x! x-004   2 125 a, b a, b   x  <x>[x] 99999 x [\"x\"] yy"
+        'x1 x! x-004   2 125 a, b a, b   x  <x>[x] 99999 x ["x"] yy'
     )
 
 

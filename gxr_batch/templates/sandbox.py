@@ -51,7 +51,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     # Folded at compile time otherwise, where 9 ** 9 ** 9 already never ends.
     intercepted_binops = frozenset({"*", "**", "%", "+"})
     context_class = _Counting
-    concat = staticmethod(concatenated)  # type: ignore[assignment]
+    concat = staticmethod(concatenated)
 
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, finalize=printed)
@@ -68,7 +68,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             text.nodes = [self._filtered(nodes.Concat(text.nodes, lineno=text.lineno), _FITTED)]
             text.nodes[0].node.set_environment(self)  # type: ignore[attr-defined]
 
-    def _filtered(self, expression: nodes.Expr, name: str) -> nodes.Filter:
+    def _filtered(self, expression: nodes.Node, name: str) -> nodes.Filter:
         made = nodes.Filter(expression, name, [], [], None, None, lineno=expression.lineno)
         made.set_environment(self)
         return made
@@ -92,13 +92,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Return what stands for `str.format` in a template: the sandbox's own, with limits on widths."""
         if super().wrap_str_format(value) is None:
             return None
-        text = value.__self__
-        formatter = NarrowEscapeFormatter(self, escape=text.escape) if isinstance(text, Markup) else NarrowFormatter(self)
+        text: Any = value.__self__
+        marked = isinstance(text, Markup)
+        formatter = NarrowEscapeFormatter(self, escape=text.escape) if marked else NarrowFormatter(self)
 
         def filled(*args: Any, **kwargs: Any) -> str:
-            if value.__name__ == "format_map":
-                args, kwargs = (), args[0]
-            return type(text)(fits(formatter.vformat(text, args, kwargs)))
+            values = ((), args[0]) if value.__name__ == "format_map" else (args, kwargs)
+            made: str = type(text)(fits(formatter.vformat(text, *values)))
+            return made
 
         return filled
 

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -104,8 +105,10 @@ def _measure_room(found: Findings, job: Job, table_bytes: int) -> None:
     """Estimate the disk that the run takes at most, and look how much there is."""
     keys = found.rows * job.sampling.samples_per_row
     found.bytes_needed = disk_needed(keys, job.sampling.settings().max_new_tokens, table_bytes)
-    existing = next(path for path in (found.folder, *found.folder.absolute().parents) if path.exists())
-    found.bytes_free = shutil.disk_usage(existing).free
+    for path in (found.folder, *found.folder.absolute().parents):
+        with suppress(OSError):  # not there yet
+            found.bytes_free = shutil.disk_usage(path).free
+            return
 
 
 def quantiles(lengths: Sequence[int]) -> tuple[int, int, int]:

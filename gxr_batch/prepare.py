@@ -65,5 +65,5 @@ def _unfinished(folder: Path, job: Job) -> bool:
     manifest = load_manifest(folder)
     if manifest is None or not manifest.invocations:
         return False
-    same = manifest.name == job.name and manifest.job["input"]["path"] == job.input.path
+    same = manifest.name == job.name and manifest.job.get("input", {}).get("path") == job.input.path
     return same and manifest.invocations[-1].get("outcome") != "finished"

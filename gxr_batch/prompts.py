@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from gxr_batch.errors import RowError, TemplateError
 from gxr_batch.job import Job
 from gxr_batch.records import Messages, Turn
 from gxr_batch.rows import FieldMap
+from gxr_batch.rows.names import listed, nearest
 from gxr_batch.templates import Template, Templates, TooMuchWork
 
 
@@ -32,9 +32,19 @@ def render(template: Template, values: Mapping[str, Any], *, system: str) -> Mes
         raise RowError(f"the template {template.name} cannot be filled ({type(error).__name__})") from None
     if not text:
         raise RowError(f"the template {template.name} gives an empty prompt")
+    if not _is_unicode(text):
+        raise RowError(f"the template {template.name} gives half of a surrogate pair, which is no character")
     turns = (Turn("system", system.strip()), Turn("user", text)) if system.strip() else (Turn("user", text),)
     prefix = template.literal_prefix
     return Messages(turns, template.name, len(prefix) if text.startswith(prefix) else 0)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _cell(value: Any) -> Any:
@@ -90,7 +100,7 @@ def _mismatch(
         " ".join(sentences),
         where="; ".join(wrong) or "[input.columns]",
         next_step=f'map a field to a column of another name: [input.columns] {example} = "its column"; '
-        f"the table has: {', '.join(columns)}",
+        f"the table: {listed(columns)}",
     )
 
 
@@ -98,7 +108,6 @@ def _near(names: Sequence[str], known: Sequence[str]) -> str:
     """Return the names, each with the nearest known one where there is one."""
     found = []
     for name in names:
-        near = difflib.get_close_matches(name.lower(), [other.lower() for other in known], n=1)
-        original = next((other for other in known if near and other.lower() == near[0]), None)
-        found.append(f"{name} (nearest: {original})" if original else name)
+        near = nearest(name, known)
+        found.append(f"{name} (nearest: {near[0]})" if near else name)
     return ", ".join(found)

@@ -16,6 +16,7 @@ from typing import Any
 
 from gxr_batch.engines import resolve_kind
 from gxr_batch.engines.base import EngineInfo, Identity
+from gxr_batch.errors import RunError
 from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest
 from gxr_batch.prepare import Prepared
@@ -51,7 +52,15 @@ def follow(job: Job, manifest: Manifest | None) -> Job:
         decided |= manifest.resolved
     if "engine.kind" not in decided:
         decided["engine.kind"] = resolve_kind(job)
-    return job.with_values({key: value for key, value in decided.items() if _value(job, key) == _AUTOMATIC[key]})
+    chosen = {key: decided[key] for key in _AUTOMATIC if key in decided and _value(job, key) == _AUTOMATIC[key]}
+    try:
+        return job.with_values(chosen)
+    except ValueError:  # pydantic's is one
+        raise RunError(
+            "The run's manifest holds a setting that no job can have.",
+            where=", ".join(chosen),
+            next_step="rename its run.json to run.json.damaged and run the job again: no generated row is lost",
+        ) from None
 
 
 def settle(job: Job, info: EngineInfo) -> Job:

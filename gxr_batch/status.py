@@ -14,6 +14,7 @@ from gxr_batch.errors import MachineError, RunError
 from gxr_batch.job import load_job
 from gxr_batch.ledger import RunReader, is_run
 from gxr_batch.prepare import output_folder
+from gxr_batch.storage import storage_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,11 @@ def statuses(path: Path) -> list[RunStatus]:
     """
     if path.suffix == ".toml":
         return [_status(output_folder(load_job(path), date.today()))]
+    with storage_errors(path):
+        return _statuses_of_folder(path)
+
+
+def _statuses_of_folder(path: Path) -> list[RunStatus]:
     if path.is_dir() and not is_run(path):
         runs = sorted((folder for folder in path.iterdir() if is_run(folder)), key=lambda folder: folder.name)
         if runs:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from gxr_batch.errors import GxrError, StorageError
+from gxr_batch.errors import GxrError, RunError, StorageError
 
 _REASONS = {
     errno.ENOSPC: (
@@ -31,6 +31,8 @@ _REASONS = {
         "The run folder is gone.",
         "was it moved or deleted? put it back, then run the same command again",
     ),
+    errno.EEXIST: ("A file stands where the run needs a folder.", "move it away, or choose another --output"),
+    errno.EISDIR: ("A folder stands where a file belongs.", "move it away, or choose another --output"),
     errno.ENOTDIR: ("A part of this path is a file, not a folder.", "choose another --output"),
     errno.EIO: (
         "The disk reported an input/output error.",
@@ -69,3 +71,18 @@ def reading(path: Path, damaged: GxrError) -> Iterator[None]:
         raise
     except pa.ArrowException:
         raise damaged from None
+
+
+@contextmanager
+def table_copy(path: Path) -> Iterator[None]:
+    """Turn what reading a run's input.parquet raises inside the block into a RunError, or a StorageError."""
+    damaged = RunError(
+        "The run's copy of the table is damaged.",
+        where=str(path.absolute()),
+        next_step="run the job again: it takes the table in anew and generates no row twice",
+    )
+    with reading(path, damaged):
+        try:
+            yield
+        except (ValueError, LookupError):
+            raise damaged from None

@@ -183,7 +183,7 @@ def test_a_lost_manifest_is_remembered_from_the_newest_sound_part(work):
 def test_a_damaged_copy_of_the_table_is_set_aside_and_taken_in_anew(work, whole, kind):
     content = damage(work.folder / "outputs/j/input.parquet", kind)
     done = work.gxr("status", "outputs/j", expect=2)
-    assert "The run's table is damaged." in done.stderr
+    assert "The run's copy of the table is damaged." in done.stderr
     assert "Traceback" not in done.stderr
     done = work.run()
     assert "input.parquet was damaged and set aside as input.parquet.damaged." in done.stderr
@@ -218,7 +218,7 @@ def test_a_disk_that_cannot_be_read_now_is_no_damage(work, monkeypatch):
     def refuse(*arguments, **options):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(pq, "read_table", refuse)
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
     with pytest.raises(StorageError, match="input/output error") as caught:
         read_part(folder, 1)
     assert not isinstance(caught.value, DamagedPart)

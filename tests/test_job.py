@@ -70,6 +70,74 @@ def test_an_impossible_value_names_its_key(job_file, override, part):
     assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("engine.slots=0", 'engine.slots: must be "auto" or at least 1.'),
+        ("engine.slots=many", 'engine.slots: must be "auto" or a whole number.'),
+        (
+            "engine.kind=warp",
+            'engine.kind: must be "auto", "generate", "transformers", "echo", "api", "vllm" or "ray".',
+        ),
+        ("engine=fast", "engine: must be a section of keys, written under a [header]."),
+        (
+            "name=a b",
+            "name: must begin with a letter or digit and hold only letters, digits, dots, hyphens and underscores.",
+        ),
+        (
+            "prompt.templates.a b=x",
+            "prompt.templates.a b: names begin with a letter and hold only letters, digits, hyphens",
+        ),
+        ("run.output=''", "run.output: must not be empty."),
+        ("run.max_failed=inf", "run.max_failed: must be a share above 0"),
+        ("run.max_failed=nan", "run.max_failed: must be a share above 0"),
+        ("sampling.temperature=nan", "sampling.temperature: must be a number, and not inf or nan."),
+        ("input.null_values=-", 'input.null_values: must be a list, such as ["-"].'),
+        ("input.path=\udcff", "input.path: holds bytes that are not UTF-8."),
+        ("engine.reproducible=7", "engine.reproducible: must be true or false."),
+        (f"engine.window={'9' * 25}", "engine.window: must be at most 2147483647."),
+    ],
+)
+def test_what_is_wrong_is_said_in_our_words_and_names_the_option(job_file, override, sentence):
+    with pytest.raises(JobFileError) as caught:
+        load_job(job_file, [override])
+    assert caught.value.what.startswith(sentence)
+    assert caught.value.where == f"--set {override.partition('=')[0]}"
+
+
+def test_a_section_given_as_a_word_names_its_line(job_file):
+    job_file.write_text('name = "night"\ninput = "a.csv"\n')
+    with pytest.raises(JobFileError, match="input: must be a section") as caught:
+        load_job(job_file)
+    assert caught.value.where == f"{job_file}, line 2"
+
+
+def test_the_option_that_overrides_a_line_is_named_and_not_the_line(job_file):
+    job_file.write_text(MINIMAL + "[engine]\nslots = 4\n[run]\nstop_by = '06:00'\n")
+    for overrides, given, where in (
+        (["engine.slots=0"], None, "--set engine.slots"),
+        ([], {"run.stop_by": "25:00"}, "--stop-by"),
+        (["run.stop_by=25:00"], None, "--set run.stop_by"),
+    ):
+        with pytest.raises(JobFileError) as caught:
+            load_job(job_file, overrides, given)
+        assert caught.value.where == where
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "{a=" * 5000, "9" * 5000])
+def test_toml_too_deep_or_too_long_for_python_is_an_error_of_the_file(job_file, value):
+    with pytest.raises(JobFileError):
+        load_job(job_file, [f"sampling.temperature={value}"])
+    job_file.write_text(f"{MINIMAL}x = {value}\n")
+    with pytest.raises(JobFileError, match="nests too deep, or holds too long a number"):
+        load_job(job_file)
+
+
+def test_a_set_value_cannot_bring_in_a_second_key(job_file):
+    with pytest.raises(JobFileError, match="must be a number"):
+        load_job(job_file, ["sampling.temperature=1\nname = 'other'"])
+
+
 def test_values_of_a_job_never_appear_in_the_message(job_file):
     with pytest.raises(JobFileError) as caught:
         load_job(job_file, ["prompt.system=[1]", 'prompt.format="canary text"'])

@@ -287,6 +287,22 @@ def test_a_folder_with_other_things_is_never_taken_for_a_run(tmp_path):
     assert (tmp_path / "thesis.docx").read_text() == "precious"
 
 
+@pytest.mark.parametrize("name", ["parts/gear.txt", "input.parquet", "parts/part-1.parquet"])
+def test_names_that_stand_in_many_folders_do_not_make_one_a_run(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("precious")
+    with pytest.raises(RunError, match="other things"), open_run(tmp_path):
+        pass
+    assert sorted(found.name for found in tmp_path.iterdir()) == [name.split("/")[0]]
+
+
+def test_a_run_that_was_killed_at_its_very_start_goes_on(tmp_path):
+    (tmp_path / "parts").mkdir()
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a"])
+
+
 def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
@@ -299,6 +315,7 @@ def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(tmp_path):
         write_whole(target, fail)
     assert str(target) in str(caught.value)
     assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def manifest(**fingerprint) -> Manifest:
@@ -345,7 +362,33 @@ def test_keys_that_may_be_raised_may_not_be_lowered():
         made.compare({"sampling.max_new_tokens": 32}, raisable=frozenset({"sampling.max_new_tokens"}))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}'])
+GOOD = {"format": 1, "name": "n", "created_at": "t", "job": {"sampling": {"samples_per_row": 1}}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"format": 1}',
+        "[" * 100_000,
+        *(
+            json.dumps(GOOD | broken)
+            for broken in (
+                {"job": {}},
+                {"job": {"sampling": {"samples_per_row": "1"}}},
+                {"invocations": [3]},
+                {"invocations": [{"counts": {"ok": 1}}]},
+                {"invocations": [{"generating_since": "noon"}]},
+                {"invocations": [{"done": "many"}]},
+                {"model": {"provenance": {"gxr_model": 3}}},
+                {"fingerprint": []},
+                {"fingerprint": {"templates": "x"}},
+            )
+        ),
+    ],
+)
 def test_a_damaged_manifest_is_an_error_with_a_way_out(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match="damaged") as caught:
@@ -374,3 +417,71 @@ def test_a_table_that_goes_before_the_results_are_written_is_the_machines_error(
 def test_a_reader_of_no_run_says_what_to_name(tmp_path):
     with pytest.raises(RunError, match="no run here"):
         RunReader(tmp_path)
+
+
+@pytest.mark.parametrize("columns", [{"gxr_row_id": ["a"]}, {"x": ["a"]}])
+def test_a_file_of_another_kind_in_the_place_of_a_part_is_a_damaged_part(tmp_path, columns):
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a"])
+    pq.write_table(pa.table(columns), tmp_path / "parts" / "part-00000001.parquet")
+    assert State.scan(tmp_path, tmp_path / "input.parquet", 1).damaged == [1]
+
+
+@pytest.mark.parametrize(("name", "value"), [("status", "odd"), ("status", None), ("sample", 0), ("row_id", None)])
+def test_a_part_with_keys_that_cannot_be_is_damaged(tmp_path, name, value):
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a"])
+        ledger.add(0, result("a"))
+        ledger.seal()
+    path = tmp_path / "parts" / "part-00000001.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(f"gxr_{name}")
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array([value], field.type)), path)
+    assert State.scan(tmp_path, tmp_path / "input.parquet", 1).damaged == [1]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1PAR1"])
+def test_a_damaged_copy_of_the_table_is_named_and_taken_in_anew(tmp_path, content):
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a"])
+    path = tmp_path / "input.parquet"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match="copy of the table is damaged") as caught:
+        State.scan(tmp_path, path, 1)
+    assert "takes the table in anew" in caught.value.next_step
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a"])
+        assert ledger.set_aside == ["input.parquet.damaged"]
+
+
+def test_a_folder_in_the_place_of_the_table_is_set_aside_too(tmp_path):
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a"])
+    path = tmp_path / "input.parquet"
+    path.unlink()
+    path.mkdir()
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a"])
+        assert ledger.set_aside == ["input.parquet.damaged"]
+
+
+def test_results_in_the_place_of_the_table_are_a_damaged_copy(tmp_path):
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a"])
+        ledger.add(0, result("a"))
+        ledger.seal()
+        ledger.write_results(PROVENANCE, {})
+        manifest().save(tmp_path)
+    columns = pq.read_table(tmp_path / "results.parquet").append_column("gxr_content_hash", pa.array(["hash of a"]))
+    pq.write_table(columns, tmp_path / "input.parquet")
+    with pytest.raises(RunError, match="copy of the table is damaged"):
+        list(RunReader(tmp_path).schema)
+
+
+def test_a_file_name_that_is_not_utf8_survives_the_manifest(tmp_path):
+    made = manifest()
+    made.invocations = [{"input_files": ["f\udcff.csv", "é"]}]
+    made.save(tmp_path)
+    assert load_manifest(tmp_path).invocations == made.invocations
+    assert "é" in (tmp_path / "run.json").read_text(encoding="utf-8")

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_rows_files import CANARY, look, refused, take
 
+from gxr_batch.errors import TableError
 from gxr_batch.rows.csv_records import CHARACTERS_A_CELL, swallowed
+from gxr_batch.rows.names import plausible
 
 
 def cells(path, content, **keys):
@@ -311,3 +313,37 @@ def test_whatever_the_csv_module_writes_is_read_back(tmp_path_factory, rows, del
     table, _ = take(path, delimiter=delimiter)
     read = zip(*(table[name].to_pylist() for name in ("id", "findings", "history")), strict=True)
     assert [tuple(cell or "" for cell in row) for row in read] == rows
+
+
+HEADERLESS = "C1,55,M,cough,Canary lower lobe opacity. No effusion.,cough\nC2,60,F,fever,Clear lungs.,fever\n"
+
+
+@pytest.mark.parametrize("keys", [{}, {"id_column": "case_id"}, {"id_column": "coug"}])
+def test_the_first_row_of_a_table_without_a_header_stays_out_of_every_message(path, keys):
+    path.write_text(HEADERLESS)
+    try:
+        said = " ".join(look(path, **keys).notices)
+    except TableError as error:
+        said = str(error)
+        assert "its first line has 6 cells that look like a row: does it lack a header line?" in said
+    assert not any(cell in said for cell in ("C1", "55", "cough", "Canary"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("case_id", True),
+        ("Findings (free text)", True),
+        ("Befund", True),
+        ("", True),
+        ("No effusion.", False),
+        ("opacity, left", False),
+        ("55", False),
+        ("2024-01-02", False),
+        ("right lower lobe opacity with a small effusion", False),
+        ("x" * 49, False),
+        ("two\nlines", False),
+    ],
+)
+def test_what_looks_like_a_column_name(name, expected):
+    assert plausible([name]) is expected

@@ -149,7 +149,7 @@ def test_long_numbers_after_a_hash_are_somebodys_own_ids(tmp_path):
 def test_a_damaged_previous_table_is_named_with_a_way_out(tmp_path):
     _, table, _ = ingested(tmp_path, [("A", "x"), ("A", "y")])
     table.write_bytes(table.read_bytes()[:-50])
-    with pytest.raises(RunError, match="previous invocation is damaged") as caught:
+    with pytest.raises(RunError, match="copy of the table is damaged") as caught:
         ids(tmp_path, [("A", "x"), ("A", "y")], prior=table)
     assert caught.value.where == str(table)
 

@@ -60,6 +60,28 @@ def test_every_type_passes_through_unchanged(path):
         assert str(table[name].combine_chunks()) == str(original[name].combine_chunks()), name
 
 
+VIEWS = {
+    "text": (pa.array(["a", None, "a"], pa.string_view()), pa.string()),
+    "bytes": (pa.array([b"a", None, b"a"], pa.binary_view()), pa.binary()),
+    "list": (pa.array([["a"], None, ["a"]], pa.list_(pa.string_view())), pa.list_(pa.string())),
+    "struct": (
+        pa.array([{"x": "a"}, None, {"x": "a"}], pa.struct([("x", pa.string_view())])),
+        pa.struct([("x", "str")]),
+    ),
+}
+
+
+def test_views_become_the_plain_types_whose_rows_can_be_selected(path):
+    pq.write_table(pa.table({name: column for name, (column, _) in VIEWS.items()}), path)
+    fields = FieldMap(templates={"t": ("f",)}, default="t", columns={"f": "text"})
+    table, _ = take(path, fields=fields, id_column="text", null_values=("b",))
+    for name, (column, plain) in VIEWS.items():
+        assert table.schema.field(name).type == plain, name
+        assert table[name].to_pylist() == column.to_pylist(), name
+        assert table.take(pa.array([2]))[name].to_pylist() == column.to_pylist()[2:], name
+    assert table["gxr_row_id"].to_pylist()[::2] == ["a", "a#2"]
+
+
 @pytest.mark.parametrize("name", COLUMNS)
 def test_every_type_can_fill_a_field(path, name):
     pq.write_table(pa.table(COLUMNS), path)

@@ -61,6 +61,24 @@ ENDLESS = [
     "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}{{ findings }}",
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}{{ findings }}",
     "{% for i in range(10 ** 9) %}{{ findings }}{% endfor %}",
+    "{{ '%999999999d' % 1 }}{{ '%*d' % (999999999, 1) }}",
+    "{{ '%*d'|format(999999999, 1) }}",
+    "{{ '{:>999999999}'.format(1) }}",
+    "{{ '{:{w}}'.format(1, w=999999999) }}",
+    "{{ findings|center(999999999) }}",
+    "{{ ['a']|map('center', 999999999)|list }}",
+    "{{ (findings|safe).ljust(999999999) }}",
+    "{{ ('x' * 99999)|replace('x', 'y' * 99999) }}",
+    "{{ ('x' * 99999).replace('x', 'y' * 99999) }}",
+    "{{ ('x' * 99999).join((findings * 30)|list) }}",
+    "{{ (findings * 30)|list|join('x' * 99999) }}",
+    "{{ ('\\t' * 9999).expandtabs(9999) }}",
+    "{{ ('a\\n' * 9999)|indent('b' * 9999) }}",
+    "{{ ('x' * 99999).translate({120: 'y' * 99999}) }}",
+    "{{ (1).to_bytes(999999999, 'big') }}",
+    "{% macro m(n, t) %}{% if n %}{{ m(n - 1, t ~ t) }}{% else %}{{ t }}{% endif %}{% endmacro %}{{ m(60, findings) }}",
+    "{% macro m(n, t) %}{% if n %}{{ m(n - 1, t + t) }}{% else %}{{ t }}{% endif %}{% endmacro %}{{ m(60, findings) }}",
+    "{% macro m(n, t) %}{% if n %}{{ m(n - 1, t * t) }}{% else %}{{ t }}{% endif %}{% endmacro %}{{ m(60, 9) }}",
 ]
 
 
@@ -73,6 +91,18 @@ def test_a_template_that_would_never_end_is_refused_at_once(source):
         return
     with pytest.raises(RowError):
         render(made, dict.fromkeys(made.fields, "x" * 3000), system="")
+
+
+def test_ordinary_work_with_text_gives_what_jinja_gives():
+    made = own(
+        "{{ findings ~ 1 }} {{ findings + '!' }} {{ '%s-%03d' % (findings, 4) }} {{ '{:>3}'.format(2) }} {{ 3 * 4 }}"
+        "{{ '{a}'.format_map({'a': 5}) }} {{ ['a', 'b']|join(', ') }} {{ ', '.join('ab') }} {{ findings|center(5) }}"
+        "{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m(findings) }}{% set b %}[{{ findings }}]{% endset %}{{ b }}"
+        " {{ '%s'|format(99999) }} {{ findings|indent(2) }} {{ [findings]|tojson }} {{ findings|replace('x', 'yy') }}"
+    )
+    assert render(made, {"findings": "x"}, system="").turns[0].text == (
+        'x1 x! x-004   2 125 a, b a, b   x  <x>[x] 99999 x ["x"] yy'
+    )
 
 
 @pytest.mark.parametrize("source", ["{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{{ " + "9" * 6000 + " }}"])

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
+from typing import Any
 
 import click
 
-from gxr_batch.cli.exits import reported
+from gxr_batch.cli.exits import Exit, reported
+from gxr_batch.cli.streams import careful_streams
+from gxr_batch.errors import StorageError
 
 # verb -> the line that `gxr-batch --help` shows; the verb itself lives in the module of that name
 VERBS = {
@@ -44,6 +48,15 @@ class Verbs(click.Group):
         """List the verbs from the table above instead of importing each."""
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line with streams that may be full or closed, `--help` included."""
+        with careful_streams():
+            try:
+                return super().main(*args, **extra)
+            except StorageError as error:  # one of `--help` or of an error's own message
+                click.echo(f"Error: {error}", err=True)
+                sys.exit(Exit.MACHINE)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a verb; user and machine errors end in one message and the contract's exit code."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
@@ -45,7 +46,7 @@ def put(text: str) -> None:
 
 @contextmanager
 def reported(ctx: click.Context) -> Iterator[None]:
-    """Turn an error that somebody can mend into its message on stderr and its exit code; bugs keep their traceback."""
+    """Turn an error that somebody can mend into its message on stderr and its exit code; a bug keeps its traceback."""
     try:
         yield
     except GxrError as error:
@@ -58,3 +59,18 @@ def reported(ctx: click.Context) -> Iterator[None]:
     except Terminated:
         click.echo("Stopped before this start generated a row. Run the same command again to go on.", err=True)
         ctx.exit(Exit.STOPPED)
+    except (click.exceptions.Exit, click.ClickException, click.Abort):
+        raise
+    except Exception as error:
+        click.echo(bug_report(error), err=True)
+        ctx.exit(Exit.BUG)
+
+
+def bug_report(error: BaseException | None) -> str:
+    """Return the traceback of a bug without the messages of its errors: these may quote a cell."""
+    lines: list[str] = []
+    while error is not None:
+        own = [*traceback.format_tb(error.__traceback__), f"{type(error).__name__} (its message may quote the table)\n"]
+        lines = ["Traceback (most recent call last):\n", *own, *lines]
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "".join([*lines, "This is a bug of gxr-batch: report the lines above. What a run generated is safe."])

@@ -10,6 +10,7 @@ import base64
 import csv
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.files import write_whole
+from gxr_batch.storage import storage_errors
 
 # What may start a formula, a command or a field in a spreadsheet (OWASP's list), full-width forms included.
 FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
@@ -40,13 +42,16 @@ def export_csv(reader: RunReader, target: Path | None, *, partial: bool) -> Expo
     `target` defaults to results.csv in the run folder. Without `partial` it holds the last state with every row done.
     """
     path = target or reader.folder / "results.csv"
-    _refuse_target(reader, path)
+    with storage_errors(path):
+        _refuse_target(reader, path)
     left = reader.state.counts().left
     if partial:
         names, tables = reader.schema.names, reader.finished()
     elif reader.results is not None:
         # The columns of the file itself: the table may have got others since.
-        names, tables = pq.read_schema(reader.results).names, _stored(reader.results)
+        with _damage(reader.results):
+            names = pq.read_schema(reader.results).names
+        tables = _stored(reader.results)
     else:
         raise RunError(
             f"This run is unfinished: {left:,} rows are still to do.",
@@ -78,7 +83,7 @@ def _refuse_target(reader: RunReader, path: Path) -> None:
     wrong = {
         "It is one of the run's own files.": real.parent == reader.folder.resolve() and real.name in own,
         "It is the run's input.": real in inputs,
-        "It exists and is no regular file.": path.exists() and not path.is_file(),
+        "It exists and is no regular file.": not path.name or (path.exists() and not path.is_file()),
         "Its folder does not exist.": not real.parent.is_dir(),
     }
     for reason, holds in wrong.items():
@@ -94,8 +99,24 @@ def guard(text: str) -> str:
 
 
 def _stored(results: Path) -> Iterator[pa.Table]:
-    for batch in pq.ParquetFile(results).iter_batches(16_384):
-        yield pa.Table.from_batches([batch])
+    with _damage(results), pq.ParquetFile(results) as file:
+        for batch in file.iter_batches(16_384):
+            table = pa.Table.from_batches([batch])
+            table.validate(full=True)
+            yield table
+
+
+@contextmanager
+def _damage(results: Path) -> Iterator[None]:
+    """Turn what the Parquet reader raises inside the block into a RunError; its text may quote the file."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, ValueError):
+        raise RunError(
+            "The run's results are damaged.",
+            where=str(results.absolute()),
+            next_step=f"rename them to {results.name}.damaged and run the job again: they are put together anew",
+        ) from None
 
 
 def _column(table: pa.Table, name: str, guarded: dict[str, None]) -> list[str]:

@@ -4,23 +4,61 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from gxr_batch.errors import JobFileError
 from gxr_batch.job.sections import Job
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
-def explain(error: ValidationError, path: Path, text: str) -> JobFileError:
-    """Turn pydantic's errors into one message: the first in full, the others counted."""
-    errors = error.errors(include_url=False, include_input=False, include_context=False)
+
+# What pydantic's kinds of error say in our words; `{}` takes the limits that an error names. Its own words speak of
+# models, instances and patterns, and those who write job files need not know them.
+_SAYINGS = {
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a number, and not inf or nan",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_unicode": "holds bytes that are not UTF-8",
+    "literal_error": "must be {expected}",
+    "model_type": "must be a section of keys, written under a [header]",
+    "dict_type": "must be a section of keys, written under a [header]",
+}
+# Where the beginning of the kind is enough.
+_KINDS = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "bool": "must be true or false",
+    "string": "must be text in quotes",
+    "tuple": 'must be a list, such as ["-"]',
+    "list": 'must be a list, such as ["-"]',
+}
+_PATTERNS = {
+    "name": "must begin with a letter or digit and hold only letters, digits, dots, hyphens and underscores",
+    "prompt.templates": "names begin with a letter and hold only letters, digits, hyphens and underscores",
+}
+# Parts of pydantic's path to an error that are no keys.
+_NO_KEY = re.compile(r"(literal|constrained|function|lax|nullable)\b.*|int|float|bool|str|\[key\]")
+
+
+def explain(error: ValidationError, path: Path, text: str, options: Mapping[str, str]) -> JobFileError:
+    """Turn pydantic's errors into one message: the first in full, the others counted.
+
+    `options` maps the dotted keys that the command line set to the option that set each.
+    """
+    errors = error.errors(include_url=False, include_input=False)
     first = errors[0]
-    keys = [str(part) for part in first["loc"] if not str(part).startswith(("literal", "constrained", "function"))]
-    keys = [key for key in keys if key not in {"int", "float", "bool", "[key]"}]
+    keys = _keys(first)
     dotted = ".".join(keys) or "job file"
+    alike = [other for other in errors if _keys(other) == keys]
     if first["type"] == "extra_forbidden":
         known = list(_known_keys(keys[:-1]))
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
@@ -29,11 +67,46 @@ def explain(error: ValidationError, path: Path, text: str) -> JobFileError:
     elif first["type"] == "missing":
         what, step = f"The job file lacks {dotted}.", "add it; the README shows a complete job file"
     else:
-        what, step = f"{dotted}: {first['msg'].removeprefix('Value error, ')}.", "mend the value"
-    if len(errors) > 1:
-        step += f" ({len(errors) - 1} more to mend after this)"
+        what, step = f"{dotted}: {_said(alike, dotted)}.", "mend the value"
+    if len(errors) > len(alike):
+        step += f" ({len(errors) - len(alike)} more to mend after this)"
+    return JobFileError(what, where=_place(keys, path, text, options), next_step=step)
+
+
+def _keys(error: ErrorDetails) -> list[str]:
+    if error["type"] in {"extra_forbidden", "missing"}:  # a wrong key may have any name
+        return [str(part) for part in error["loc"]]
+    return [str(part) for part in error["loc"] if not _NO_KEY.fullmatch(str(part))]
+
+
+def _said(errors: Sequence[ErrorDetails], dotted: str) -> str:
+    """Return what is wrong with one value; a value of several kinds has an error for each."""
+    sayings = []
+    for error in errors:
+        kind, context = str(error["type"]), error.get("ctx", {})
+        if kind == "value_error":
+            sayings.append(error["msg"].removeprefix("Value error, "))
+        elif kind == "string_pattern_mismatch":
+            sayings.append(_PATTERNS["name" if dotted == "name" else "prompt.templates"])
+        elif kind in _SAYINGS:
+            sayings.append(_SAYINGS[kind].format(**context).replace("\x27", '"'))
+        else:
+            sayings.append(_KINDS.get(kind.partition("_")[0], "must be a value of another kind"))
+    first, *others = dict.fromkeys(sayings)
+    return " or ".join([first, *(other.removeprefix("must be ") for other in others)])
+
+
+def _place(keys: Sequence[str], path: Path, text: str, options: Mapping[str, str]) -> str:
+    """Return the option or the line that gave a value."""
+    for length in range(len(keys), 0, -1):
+        if option := options.get(".".join(keys[:length])):
+            return option
     line = _line_of(text, keys)
-    return JobFileError(what, where=f"{path}, line {line}" if line else str(path), next_step=step)
+    if line is None and keys:
+        inside = [option for key, option in options.items() if key.startswith(".".join(keys) + ".")]
+        if inside:
+            return inside[0]
+    return f"{path}, line {line}" if line else str(path)
 
 
 def _known_keys(section: Sequence[str]) -> Iterator[str]:

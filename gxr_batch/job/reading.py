@@ -28,23 +28,27 @@ def load_job(path: Path, overrides: Sequence[str] = (), given: Mapping[str, Any]
     text = _read(path)
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        known = isinstance(error, tomllib.TOMLDecodeError)
         raise JobFileError(
-            f"The job file is not valid TOML: {error}.",
+            f"The job file is not valid TOML: {error if known else 'it nests too deep, or holds too long a number'}.",
             where=str(path),
-            next_step="mend that line; strings need quotes",
+            next_step="mend that line; strings need quotes" if known else "write it simpler",
         ) from None
+    options: dict[str, str] = {}
     for override in overrides:
-        _apply(data, override)
+        dotted = _apply(data, override)
+        options[dotted] = f"--set {dotted}"
     for dotted, value in (given or {}).items():
-        _put(data, dotted.split("."), value, where=f"--{dotted.rpartition('.')[2].replace('_', '-')}")
+        options[dotted] = f"--{dotted.rpartition('.')[2].replace('_', '-')}"
+        _put(data, dotted.split("."), value, where=options[dotted])
     for section in UNBUILT_SECTIONS:
         if section in data:
             raise NotAvailable(f"[{section}]")
     try:
         job = Job.model_validate(data)
     except ValidationError as error:
-        raise explain(error, path, text) from None
+        raise explain(error, path, text, options) from None
     _refuse_unbuilt(job)
     return job
 
@@ -63,9 +67,10 @@ def _read(path: Path) -> str:
         raise JobFileError(f"The job file cannot be read: {reason}.", where=str(path.absolute())) from None
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def _apply(data: dict[str, Any], override: str) -> str:
+    """Lay one `section.key=value` over the job file's data and return its dotted key."""
     dotted, equals, raw = override.partition("=")
-    keys = dotted.strip().split(".")
+    keys = [key.strip() for key in dotted.split(".")]
     if not equals or not all(keys):
         raise JobFileError(
             "--set takes section.key=value.",
@@ -73,10 +78,12 @@ def _apply(data: dict[str, Any], override: str) -> None:
             next_step="e.g. --set sampling.temperature=0.4",
         )
     try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = tomllib.loads(f"value = {raw}")
+        value = parsed["value"] if len(parsed) == 1 else raw
+    except (ValueError, RecursionError):
         value = raw  # a bare word is meant as text: shells take the quotes away
     _put(data, keys, value, where=f"--set {dotted}")
+    return ".".join(keys)
 
 
 def _put(data: dict[str, Any], keys: Sequence[str], value: Any, *, where: str) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, parse_duration
 
-MOST_TOKENS = 1_000_000  # beyond any model; result columns count tokens in 32 bits
+MOST_TOKENS = 1_000_000  # beyond any model
+MOST = 2**31 - 1  # what a column of the results holds
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 
 
@@ -27,6 +29,18 @@ def _spelled(parse: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
+def _path_of_a_file(value: str) -> str:
+    """Return a path as it is; raise ValueError for one that no file can have."""
+    if "\0" in value:
+        raise ValueError("holds a NUL character, and no path does")
+    if len(value.encode()) > 4000 or any(len(name.encode()) > 255 for name in value.split("/")):
+        raise ValueError("is too long for a path: a name has at most 255 bytes, a path 4000")
+    return value
+
+
+FilePath = Annotated[str, AfterValidator(_path_of_a_file)]
+
+
 class Section(BaseModel):
     """A table of the job file: frozen, strict about unknown keys, silent about values in its errors."""
 
@@ -36,7 +50,7 @@ class Section(BaseModel):
 class InputSection(Section):
     """Where the findings table is and how to read it."""
 
-    path: str = Field(min_length=1)
+    path: FilePath = Field(min_length=1)
     id_column: str = ""
     delimiter: str = "auto"
     encoding: str = "auto"
@@ -54,18 +68,18 @@ class InputSection(Section):
 class PromptSection(Section):
     """Which template makes the prompts, and how the turns are laid out."""
 
-    template: str = Field(default="clinical_case", min_length=1)
+    template: FilePath = Field(default="clinical_case", min_length=1)
     template_column: str = ""
     system: str = ""
     format: Literal["chat", "literal"] = "chat"
     too_long: Literal["fail", "truncate"] = "fail"
-    templates: dict[Annotated[str, Field(pattern=TEMPLATE_NAME)], str] = {}
+    templates: dict[Annotated[str, Field(pattern=TEMPLATE_NAME)], FilePath] = {}
 
 
 class ModelSection(Section):
     """Which weights, in which number format, on which device."""
 
-    path: str = Field(default="demo", min_length=1)
+    path: FilePath = Field(default="demo", min_length=1)
     base: str = ""
     revision: str = ""
     adapter: str = ""
@@ -82,9 +96,9 @@ class SamplingSection(Section):
     max_new_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=0, le=MOST)
     repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    seed: int | Literal["new"] = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | Literal["new"] = 0
     samples_per_row: int = Field(default=1, ge=1, le=1000)
 
     def settings(self) -> Sampling:
@@ -97,14 +111,14 @@ class EngineSection(Section):
     """What generates, and how much of the machine it may use."""
 
     kind: Literal["auto", "generate", "transformers", "echo", "api", "vllm", "ray"] = "auto"
-    slots: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    slots: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST)] = "auto"
     memory_limit: str = ""
     wait_for_memory: str = ""
     reproducible: bool = True
     self_check: bool = True
     cuda_graphs: bool = False
-    threads: int = Field(default=0, ge=0)
-    window: int = Field(default=4096, ge=1)
+    threads: int = Field(default=0, ge=0, le=MOST)
+    window: int = Field(default=4096, ge=1, le=MOST)
 
     _memory = field_validator("memory_limit")(_spelled(parse_bytes))
     _wait = field_validator("wait_for_memory")(_spelled(parse_duration))
@@ -113,13 +127,13 @@ class EngineSection(Section):
 class RunSection(Section):
     """Where results go, how often they are made safe, and when to stop."""
 
-    output: str = Field(default="outputs/{name}", min_length=1)
+    output: FilePath = Field(default="outputs/{name}", min_length=1)
     checkpoint_seconds: float = Field(default=30, gt=0, allow_inf_nan=False)
     grace_seconds: float = Field(default=20, ge=0, allow_inf_nan=False)
     stop_by: str = ""
     time_limit: str = ""
     max_failed: Literal["off"] | int | float = 0.5
-    max_attempts: int = Field(default=3, ge=1)
+    max_attempts: int = Field(default=3, ge=1, le=1000)
 
     _clock = field_validator("stop_by")(_spelled(parse_clock))
     _limit = field_validator("time_limit")(_spelled(parse_duration))
@@ -127,7 +141,8 @@ class RunSection(Section):
     @field_validator("max_failed")
     @classmethod
     def _share_or_count(cls, value: Literal["off"] | int | float) -> Literal["off"] | int | float:
-        if isinstance(value, bool) or (value != "off" and (value <= 0 or (value >= 1 and value != int(value)))):
+        number = value if value != "off" and not isinstance(value, bool) and isfinite(value) else None
+        if value != "off" and (number is None or number <= 0 or (number >= 1 and number != int(number))):
             raise ValueError('must be a share above 0 and below 1, a whole number of rows, or "off"')
         return value
 
@@ -161,9 +176,9 @@ class EchoSection(Section):
     """
 
     tokens_per_second: float = Field(default=0, ge=0, allow_inf_nan=False)
-    fail_every: int = Field(default=0, ge=0)
+    fail_every: int = Field(default=0, ge=0, le=MOST)
     fail_containing: str = ""
-    crash_after: int = Field(default=0, ge=0)
+    crash_after: int = Field(default=0, ge=0, le=MOST)
     kill_containing: str = ""
 
 

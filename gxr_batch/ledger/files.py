@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from gxr_batch.storage import storage_errors
@@ -18,8 +19,13 @@ def write_whole(target: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file, then make it durable under its final name. Raises StorageError."""
     temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
     with storage_errors(target):
-        write(temporary)
-        publish(temporary, target)
+        try:
+            write(temporary)
+            publish(temporary, target)
+        except BaseException:
+            with suppress(OSError):  # half a file is of no use, and on a full disk its room is
+                temporary.unlink()
+            raise
 
 
 def publish(temporary: Path, target: Path) -> None:

@@ -6,15 +6,31 @@ It explains a run; it never decides which rows are done. It holds settings, coun
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from gxr_batch.errors import FingerprintError, RunError
 from gxr_batch.ledger.files import write_whole
+from gxr_batch.ledger.state import Counts
 
 MANIFEST_NAME = "run.json"
 FORMAT = 1
+_AI = "gxr_ai_generated"
+_SURROGATES = re.compile("[\ud800-\udfff]")
+# What other parts of gxr-batch read of an invocation's entry.
+_KINDS: dict[str, Any] = {
+    "started_at": str,
+    "generating_since": str,
+    "counts": dict,
+    "number": int,
+    "done": int,
+    "done_before": int,
+    "streaming_seconds": int | float,
+    "input_files": list,
+}
 
 
 @dataclass(kw_only=True)
@@ -49,7 +65,7 @@ class Manifest:
             old = self.fingerprint.get(key)
             if key == "templates" and old is not None:
                 changed += [f"template {name}" for name, digest in value.items() if old.get(name, digest) != digest]
-            elif key in self.fingerprint and old != value and not (key in raisable and value > old):
+            elif key in self.fingerprint and old != value and not (key in raisable and _larger(value, old)):
                 changed.append(f"{key} ({_brief(old)} -> {_brief(value)})" if _speakable(key) else key)
         if changed:
             raise FingerprintError(
@@ -59,8 +75,30 @@ class Manifest:
             )
 
 
+def _validate(manifest: Manifest) -> None:
+    """Raise ValueError, KeyError, TypeError or AttributeError where an entry is not of the kind that others read."""
+    samples = manifest.job["sampling"]["samples_per_row"]
+    marks = manifest.model.get("provenance", {})
+    entries = [(name, value) for entry in manifest.invocations for name, value in entry.items()]
+    wrong = [name for name, value in entries if not isinstance(value, _KINDS.get(name, object))]
+    wrong += [name for name, value in entries if name == "counts" and set(value) != set(Counts._fields)]
+    wrong += [name for name, value in marks.items() if not isinstance(value, bool if name == _AI else str | None)]
+    for name, value in entries:
+        if name == "generating_since":
+            datetime.fromisoformat(value)
+    manifest.job.get("input", {}).get("path")
+    shapes = (manifest.resolved, manifest.fingerprint, manifest.fingerprint.get("templates", {}))
+    if wrong or not all(isinstance(shape, dict) for shape in shapes) or not isinstance(samples, int) or samples < 1:
+        raise ValueError
+
+
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    # A file name that is not UTF-8 holds lone surrogates; JSON's own escapes keep them.
+    path.write_text(_SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text), encoding="utf-8")
+
+
+def _larger(value: Any, old: Any) -> bool:
+    return isinstance(old, int) and isinstance(value, int) and value > old
 
 
 def _speakable(key: str) -> bool:
@@ -83,10 +121,12 @@ def load_manifest(folder: Path) -> Manifest | None:
                 where=str(path),
                 next_step="update gxr-batch",
             )
-        return Manifest(**data)
+        manifest = Manifest(**data)
+        _validate(manifest)
+        return manifest  # noqa: TRY300
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RunError(
             "The run's manifest is damaged.",
             where=str(path.absolute()),

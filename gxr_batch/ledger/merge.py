@@ -15,18 +15,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gxr_batch.errors import RunError
 from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.parts import read_part
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
-from gxr_batch.records import result_schema
-from gxr_batch.storage import reading
+from gxr_batch.ledger.table import KEY_COLUMNS_OF_INPUT, batches_of, own_fields
+from gxr_batch.records import part_schema, result_schema
 
 INPUT_NAME = "input.parquet"
 RESULTS_NAME = "results.parquet"
 FAILED_NAME = "failed.parquet"
-KEY_COLUMNS_OF_INPUT = ("gxr_row_id", "gxr_content_hash")
-_ROWS_A_BATCH = 16_384
 # Parts kept open: work goes in input order but for the window, so a batch finds its rows in few neighbouring parts.
 _OPEN_PARTS = 4
 
@@ -51,7 +48,7 @@ def joined(folder: Path, state: State, provenance: Mapping[str, Any]) -> Iterato
     """Yield the finished keys as tables of the contract's columns, in input order, sample after sample."""
     parts = _Parts(folder)
     start = 0
-    for batch in _batches(folder):
+    for batch in batches_of(folder / INPUT_NAME):
         rows = slice(start, start + batch.num_rows)
         start += batch.num_rows
         row, sample = np.nonzero(state.status[rows] != TODO)
@@ -60,41 +57,9 @@ def joined(folder: Path, state: State, provenance: Mapping[str, Any]) -> Iterato
         yield _with_provenance(own, results, provenance)
 
 
-def damaged_table(folder: Path) -> RunError:
-    """Return the error for a run's input.parquet that cannot be decoded."""
-    return RunError(
-        "The run's table is damaged.",
-        where=str((folder / INPUT_NAME).absolute()),
-        next_step="run the job again: it takes the table in anew and generates no row twice",
-    )
-
-
-def has_footer(path: Path) -> bool:
-    """Return whether a Parquet file was written to its end. Raises StorageError where the disk is at fault."""
-    try:
-        with reading(path, RunError("")):
-            pq.read_metadata(path)
-    except RunError:
-        return False
-    return True
-
-
-def _batches(folder: Path) -> Iterator[pa.RecordBatch]:
-    path = folder / INPUT_NAME
-    with reading(path, damaged_table(folder)):
-        yield from pq.ParquetFile(path).iter_batches(_ROWS_A_BATCH)
-
-
-def _own_fields(folder: Path) -> list[pa.Field]:
-    """Return the user's columns."""
-    path = folder / INPUT_NAME
-    with reading(path, damaged_table(folder)):
-        return [field for field in pq.read_schema(path) if field.name not in KEY_COLUMNS_OF_INPUT]
-
-
 def joined_schema(folder: Path) -> pa.Schema:
     """Return the schema of `joined`: the user's columns, then the contract's."""
-    return pa.schema(_own_fields(folder) + list(result_schema()))
+    return pa.schema(own_fields(folder / INPUT_NAME) + list(result_schema()))
 
 
 def _gather(parts: _Parts, part: npt.NDArray[np.int32], line: npt.NDArray[np.int32]) -> pa.Table:
@@ -105,19 +70,18 @@ def _gather(parts: _Parts, part: npt.NDArray[np.int32], line: npt.NDArray[np.int
         pieces.append(parts.take(int(number), line[at]))
         order.append(at)
     if not pieces:
-        return result_schema().empty_table()
+        return part_schema().empty_table()
     return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(order))))
 
 
 def _with_provenance(own: pa.Table, results: pa.Table, provenance: Mapping[str, Any]) -> pa.Table:
-    columns = {name: own[name] for name in own.column_names}
+    columns = [own[name] for name in own.column_names]
     for field in result_schema():
-        if field.name in provenance:
-            columns[field.name] = pa.repeat(pa.scalar(provenance[field.name], field.type), own.num_rows)
-        else:
-            columns[field.name] = results[field.name]
-    fields = list(own.schema) + list(result_schema())
-    return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields))
+        if field.name in results.column_names:
+            columns.append(results[field.name])
+        else:  # the same for every row; null where the run's manifest does not say it
+            columns.append(pa.repeat(pa.scalar(provenance.get(field.name), field.type), own.num_rows))
+    return pa.Table.from_arrays(columns, schema=pa.schema(list(own.schema) + list(result_schema())))
 
 
 def write_results(folder: Path, state: State, provenance: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
@@ -141,13 +105,13 @@ def write_failed(folder: Path, state: State) -> bool:
     target = folder / FAILED_NAME
     if not bad.any() and not target.exists():
         return False
-    own = _own_fields(folder)
+    own = own_fields(folder / INPUT_NAME)
     schema = pa.schema([*own, pa.field("gxr_error", pa.string())])
 
     def write(path: Path) -> None:
         parts, start = _Parts(folder), 0
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for batch in _batches(folder):
+            for batch in batches_of(folder / INPUT_NAME):
                 rows = slice(start, start + batch.num_rows)
                 start += batch.num_rows
                 row = np.flatnonzero(bad[rows].any(axis=1))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import StorageError
@@ -19,6 +20,7 @@ from gxr_batch.records import Result, part_schema
 from gxr_batch.storage import reading
 
 PARTS_NAME = "parts"
+STATUS_NAMES = pa.array(["ok", "failed", "held"])
 _NAME = re.compile(r"part-(\d{8})\.parquet")
 _DAMAGED_NAME = re.compile(_NAME.pattern + r"\.damaged(-\d+)?")
 KEY_COLUMNS = (
@@ -80,10 +82,27 @@ def write_part(folder: Path, number: int, results: Sequence[Result], metadata: M
 def read_part(folder: Path, number: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one part, whole or some columns. Raises DamagedPart, StorageError where the disk does not let it be read."""
     path = part_path(folder, number)
-    with reading(path, DamagedPart(path)):
-        table = pq.read_table(
-            path, columns=list(columns) if columns else None, partitioning=None, page_checksum_verification=True
-        )
-    if not set(columns or KEY_COLUMNS) <= set(table.column_names):
-        raise DamagedPart(path)
+    schema = part_schema()
+    wanted = list(columns or schema.names)
+    damaged = DamagedPart(path)
+    with reading(path, damaged):
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                table = file.read(columns=wanted).select(wanted)
+            _validate(table, schema)
+        except (ValueError, LookupError):
+            raise damaged from None
     return table
+
+
+def _validate(table: pa.Table, schema: pa.Schema) -> None:
+    """Raise ValueError for columns that no part has: of other types, not UTF-8, without a key or a known status."""
+    table.validate(full=True)
+    if any(field.type != schema.field(field.name).type for field in table.schema):
+        raise ValueError
+    if any(table[name].null_count for name in KEY_COLUMNS):
+        raise ValueError
+    if not pc.all(pc.is_in(table["gxr_status"], value_set=STATUS_NAMES)).as_py() and table.num_rows:
+        raise ValueError
+    if table.num_rows and pc.min(table["gxr_sample"]).as_py() < 1:
+        raise ValueError

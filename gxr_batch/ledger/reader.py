@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from gxr_batch.errors import RunError
 from gxr_batch.ledger.lock import is_locked
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
-from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, damaged_table, has_footer, joined, joined_schema
+from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, joined, joined_schema
 from gxr_batch.ledger.state import State
+from gxr_batch.ledger.table import has_footer, own_fields
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +35,7 @@ class RunReader:
         manifest = load_manifest(folder)
         if manifest is None or not (folder / INPUT_NAME).exists():
             raise RunError("This run has not read its table yet.", where=str(folder.absolute()))
-        if not has_footer(folder / INPUT_NAME):
-            raise damaged_table(folder)
+        own_fields(folder / INPUT_NAME)  # raises where it is damaged
         self.manifest: Manifest = manifest
 
     @cached_property
@@ -70,7 +70,10 @@ class RunReader:
 
 def is_run(folder: Path) -> bool:
     """Return whether a folder holds a run."""
-    return (folder / MANIFEST_NAME).exists()
+    try:
+        return (folder / MANIFEST_NAME).exists()
+    except OSError:  # a name too long, a folder that this user may not enter
+        return False
 
 
 def read_results(run_dir: str | Path) -> pd.DataFrame:

@@ -15,19 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from gxr_batch.errors import RunError, StorageError
-from gxr_batch.ledger.parts import KEY_COLUMNS, DamagedPart, part_numbers, part_path, read_part
+from gxr_batch.errors import StorageError
+from gxr_batch.ledger.parts import KEY_COLUMNS, STATUS_NAMES, DamagedPart, part_numbers, part_path, read_part
+from gxr_batch.ledger.table import keys_of
 from gxr_batch.records import Result, Status
-from gxr_batch.storage import reading
 
 TODO, OK, FAILED, HELD = 0, 1, 2, 3
 CODES: dict[Status, int] = {"ok": OK, "failed": FAILED, "held": HELD}
 # Ids of so many part rows are looked up at once: one hash table of the input's ids serves them all.
 _ROWS_A_LOOKUP = 1_000_000
 
-_STATUS_NAMES = pa.array(["ok", "failed", "held"])
 _FOUND = np.dtype(
     [
         ("row", np.int64),
@@ -80,12 +78,9 @@ class State:
         Raises StorageError where the disk does not let a part be read.
         """
         numbers = part_numbers(folder)
-        with reading(input_path, RunError("The run's table is damaged.", where=str(input_path.absolute()))):
-            if not numbers:
-                return cls(pq.read_metadata(input_path).num_rows, samples)
-            keys = pq.read_table(input_path, columns=["gxr_row_id", "gxr_content_hash"], partitioning=None)
+        keys = keys_of(input_path)
         state = cls(keys.num_rows, samples)
-        ids = pc.cast(keys["gxr_row_id"], pa.string()).combine_chunks()
+        ids = keys["gxr_row_id"].combine_chunks()
         group: list[tuple[int, pa.Table]] = []
         size = 0
         for number in numbers:
@@ -117,7 +112,7 @@ class State:
         found = np.empty(int(known.sum()), _FOUND)
         found["row"] = pc.fill_null(position, 0).to_numpy()[known]
         found["sample"] = table["gxr_sample"].to_numpy()[known] - 1
-        found["status"] = pc.index_in(table["gxr_status"], value_set=_STATUS_NAMES).to_numpy()[known] + 1
+        found["status"] = pc.index_in(table["gxr_status"], value_set=STATUS_NAMES).to_numpy()[known] + 1
         found["truncated"] = pc.equal(table["gxr_finish_reason"], "length").to_numpy()[known]
         found["attempt"] = table["gxr_attempt"].to_numpy()[known]
         found["part"] = np.repeat([number for number, _ in group], [part.num_rows for _, part in group])[known]

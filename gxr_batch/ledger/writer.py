@@ -23,19 +23,12 @@ from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.ledger.lock import LOCK_NAME, locked
 from gxr_batch.ledger.log import RunLog
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
-from gxr_batch.ledger.merge import (
-    INPUT_NAME,
-    KEY_COLUMNS_OF_INPUT,
-    RESULTS_NAME,
-    damaged_table,
-    has_footer,
-    write_failed,
-    write_results,
-)
+from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, write_failed, write_results
 from gxr_batch.ledger.parts import PARTS_NAME, next_part_number, part_numbers, part_path, write_part
 from gxr_batch.ledger.state import Bools, Counts, State
+from gxr_batch.ledger.table import is_sound, keys_of
 from gxr_batch.records import Result
-from gxr_batch.storage import reading, storage_errors
+from gxr_batch.storage import storage_errors
 
 # A part is sealed after so many rows or characters even before its time, so that memory stays flat.
 _ROWS_A_PART = 16_384
@@ -69,7 +62,7 @@ class RunWriter:
         self.manifest: Manifest | None = load_manifest(folder) or self._remembered()
         self.in_flight = InFlight(folder)
         self.log = RunLog(folder)
-        if self.previous_input and not has_footer(self.previous_input):
+        if self.previous_input and not is_sound(self.previous_input):
             self.set_aside.append(put_aside(self.previous_input))
 
     @property
@@ -150,7 +143,7 @@ class RunWriter:
 
     def rows_named(self, row_ids: Sequence[str]) -> Bools:
         """Return which positions have one of these ids. Raises RunError where an id is not in the table."""
-        ids = pq.read_table(self.folder / INPUT_NAME, columns=["gxr_row_id"], partitioning=None)["gxr_row_id"]
+        ids = keys_of(self.folder / INPUT_NAME)["gxr_row_id"]
         unknown = [row_id for row_id in row_ids if not pc.any(pc.equal(ids, row_id)).as_py()]
         if unknown:
             raise RunError(f"The table has no row {', '.join(unknown)}.", next_step="row ids stand in gxr_row_id")
@@ -168,31 +161,35 @@ class RunWriter:
         write_failed(self.folder, self.state)
 
     def results_metadata(self) -> dict[str, str]:
-        """Return the key-value metadata of results.parquet, {} where there is none or it cannot be read."""
-        return file_metadata(self.folder / RESULTS_NAME)
+        """Return the key-value metadata of results.parquet, {} where it or the run's table is missing or damaged."""
+        if self.previous_input is None:
+            return {}
+        try:
+            with pq.ParquetFile(self.folder / RESULTS_NAME) as file:
+                ids = file.read(columns=["gxr_row_id"])["gxr_row_id"]
+        except (OSError, pa.ArrowException, ValueError, LookupError):
+            return {}
+        complete = len(pc.unique(ids)) == keys_of(self.previous_input).num_rows
+        return file_metadata(self.folder / RESULTS_NAME) if complete else {}
 
     def _remembered(self) -> Manifest | None:
         """Return what the newest sound part says of a run whose run.json is lost; None where there is none."""
         newest_first = (file_metadata(part_path(self.folder, number)) for number in part_numbers(self.folder)[::-1])
-        marks = next((marks for marks in newest_first if "gxr_fingerprint" in marks), None)
-        if marks is None:
+        marks = next((marks for marks in newest_first if "gxr_fingerprint" in marks), {})
+        try:
+            known = {name: json.loads(marks[f"gxr_{name}"]) for name in ("resolved", "fingerprint")}
+        except (ValueError, KeyError):
             return None
-        return Manifest(
-            name=self.folder.name,
-            created_at="",
-            job={},
-            resolved=json.loads(marks["gxr_resolved"]),
-            fingerprint=json.loads(marks["gxr_fingerprint"]),
-        )
+        return Manifest(name=self.folder.name, created_at="", job={}, **known)
 
 
 def file_metadata(path: Path) -> dict[str, str]:
     """Return a Parquet file's key-value metadata as text, {} where it cannot be read."""
     try:
         pairs = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException):
+        return {key.decode(): value.decode() for key, value in pairs.items() if key.startswith(b"gxr_")}
+    except (OSError, pa.ArrowException, ValueError):
         return {}
-    return {key.decode(): value.decode() for key, value in pairs.items() if key.startswith(b"gxr_")}
 
 
 @contextmanager
@@ -202,7 +199,8 @@ def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> I
     `fresh` moves an earlier run aside under the name NAME.before-<timestamp>; `take_over` says that its holder on
     another host is dead. Raises RunLocked, StorageError, RunError.
     """
-    _refuse_other_folders(folder)
+    with storage_errors(folder):
+        _refuse_other_folders(folder)
     if fresh and folder.exists() and any(folder.iterdir()):
         with locked(folder, take_over=take_over), storage_errors(folder):
             target = _aside(folder)
@@ -244,9 +242,12 @@ def _refuse_other_folders(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise RunError("The output path is a file, not a folder.", where=str(folder.absolute()))
-    known = {MANIFEST_NAME, PARTS_NAME, LOCK_NAME, INPUT_NAME}
+    # Names such as "parts" stand in many folders; what only a run has decides. A run that was killed at its very start
+    # leaves an empty folder of parts behind.
     names = {path.name for path in folder.iterdir()}
-    if names and not names & known:
+    ours = names & {MANIFEST_NAME, LOCK_NAME} or part_numbers(folder)
+    started = names == {PARTS_NAME} and not any((folder / PARTS_NAME).iterdir())
+    if names and not ours and not started:
         raise RunError(
             "The output folder holds other things than a run of gxr-batch.",
             where=str(folder.absolute()),
@@ -255,9 +256,7 @@ def _refuse_other_folders(folder: Path) -> None:
 
 
 def _drift(previous: Path, current: Path) -> Drift:
-    with reading(previous, damaged_table(previous.parent)):
-        old = pq.read_table(previous, columns=list(KEY_COLUMNS_OF_INPUT), partitioning=None)
-    new = pq.read_table(current, columns=list(KEY_COLUMNS_OF_INPUT), partitioning=None)
+    old, new = keys_of(previous), keys_of(current)
     position = pc.index_in(new["gxr_row_id"], value_set=old["gxr_row_id"])
     known = len(position) - position.null_count
     kept = pc.sum(pc.equal(old["gxr_content_hash"].take(position), new["gxr_content_hash"])).as_py() or 0

@@ -166,6 +166,7 @@ def _convert(folder: Path, step: Callable[[str, int], None]) -> None:
             dtype="bfloat16",
             # Without it the weights stay in GGUF's packed blocks, which cannot be saved.
             quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
         ids: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": list(END_IDS), "pad_token_id": 0}
         model.generation_config = GenerationConfig(**ids)  # type: ignore[no-untyped-call]

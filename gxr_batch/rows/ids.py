@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain, count, groupby
 from math import isnan
@@ -22,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.errors import RunError, TableError
+from gxr_batch.errors import TableError
 from gxr_batch.rows.fields import python_values
+from gxr_batch.storage import table_copy
 
 DERIVED_DIGITS = 16
 # So few digits that a number is meant; longer ones are somebody's own ids.
@@ -152,7 +152,7 @@ class PriorTable:
     def known(self, families: pa.Array) -> Iterator[Known]:
         """Yield the ids of these families; an id that a cell of the previous table held was not made for any."""
         columns = ["gxr_row_id", "gxr_content_hash"]
-        with _damage(self._path):
+        with table_copy(self._path):
             names = pq.read_schema(self._path).names
         literal = self._id_column in names
         for table in self._tables([*columns, self._id_column] if literal else columns):
@@ -167,18 +167,6 @@ class PriorTable:
                     yield Known(row_id if head else stem, row_id, content)
 
     def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        with _damage(self._path), pq.ParquetFile(self._path) as file:
+        with table_copy(self._path), pq.ParquetFile(self._path) as file:
             for batch in file.iter_batches(_ROWS_A_BATCH, columns=columns):
                 yield pa.Table.from_batches([batch])
-
-
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException, ValueError):
-        raise RunError(
-            "The table of the previous invocation is damaged.",
-            where=str(path.absolute()),
-            next_step=f"rename it to {path.name}.damaged and run the job again: no generated row is lost",
-        ) from None

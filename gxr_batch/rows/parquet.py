@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from gxr_batch.errors import TableError
 from gxr_batch.rows.files import SourceFile, changed_error, reading, sha256_of
+from gxr_batch.rows.names import spoken
 
 _ROWS_A_BATCH = 16_384
 _BYTES_A_BATCH = 2**23
@@ -26,6 +27,7 @@ def read_schema(path: Path) -> pa.Schema:
     with _damage(path), pq.ParquetFile(path) as parquet:
         schema = parquet.schema_arrow
         "".join(schema.names).encode()
+        schema = pa.schema([field.with_type(without_views(field.type)) for field in schema])
     if not len(schema):
         raise TableError("The file has no columns.", where=str(path))
     return schema
@@ -67,10 +69,11 @@ def _checked(file: SourceFile, batch: pa.RecordBatch, place: int, start: int) ->
         row = next((number for number in range(len(column)) if not _valid(column.slice(number, 1))), 0)
         raise TableError(
             "A cell is not valid: text that is not UTF-8, or a damaged value.",
-            where=f"{file.path}, row {start + row + 1}, column {file.schema.names[file.places.index(place)]}",
+            where=f"{file.path}, row {start + row + 1}, column {spoken(file.places.index(place), file.schema.names)}",
             next_step="write the file anew from its source",
         ) from None
-    return column
+    kind = file.schema.types[file.places.index(place)]
+    return column if column.type == kind else column.cast(kind)
 
 
 def _valid(column: pa.Array) -> bool:
@@ -96,9 +99,31 @@ def _without(column: pa.Array, words: pa.Array) -> pa.Array:
     return pc.if_else(gone, None, column.cast(pa.string())).cast(kind)
 
 
+def without_views(kind: pa.DataType) -> pa.DataType:
+    """Return the type with views made plain: Parquet does not have them, and Arrow cannot yet select their rows."""
+    for is_view, plain in ((pa.types.is_string_view, pa.string()), (pa.types.is_binary_view, pa.binary())):
+        if is_view(kind):
+            return plain
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(without_views(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(without_views(kind.key_type), kind.item_field.with_type(without_views(kind.item_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(without_views(kind.value_type)), kind.list_size)
+    for is_list, made in (
+        (pa.types.is_list, pa.list_),
+        (pa.types.is_large_list, pa.large_list),
+        (pa.types.is_list_view, pa.list_),
+        (pa.types.is_large_list_view, pa.large_list),
+    ):
+        if is_list(kind):
+            return made(kind.value_field.with_type(without_views(kind.value_type)))
+    return kind
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Return whether a type is one of Arrow's text types."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 @contextmanager

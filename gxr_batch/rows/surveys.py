@@ -12,7 +12,7 @@ from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows import delimited, parquet
 from gxr_batch.rows.files import SourceFile, find, kind_of, sha256_of, stat_file
-from gxr_batch.rows.names import Cleaned, clean, require_column
+from gxr_batch.rows.names import Cleaned, clean, require_column, spoken
 from gxr_batch.rows.text import scan
 
 
@@ -100,8 +100,9 @@ def _union(files: tuple[SourceFile, ...]) -> pa.Schema:
             if kind == field.type or pa.types.is_null(field.type):
                 continue
             if not pa.types.is_null(kind):
+                called = spoken(file.schema.get_field_index(field.name), file.schema.names)
                 raise TableError(
-                    f"The column {field.name} has two types: {kind} in {path}, {field.type} in {file.path}.",
+                    f"The column {called} has two types: {kind} in {path}, {field.type} in {file.path}.",
                     next_step="write the files with one type, or run them as jobs of their own",
                 )
             first[field.name] = (field.type, file.path)  # a column without a single value takes the others' type

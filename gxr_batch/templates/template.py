@@ -58,7 +58,7 @@ def compile_template(name: str, source: str, where: str) -> Template:
         tree = environment.parse(source)
         undeclared = meta.find_undeclared_variables(tree)
         prefix = _literal_prefix(tree)
-        environment.limit_loops(tree)
+        environment.limit_work(tree)
         compiled = environment.from_string(tree)
     except TemplateSyntaxError as error:
         raise TemplateError(

@@ -1,0 +1,61 @@
+"""The run's copy of the table, input.parquet, as the ledger reads it. Everything here raises RunError for damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gxr_batch.errors import RunError
+from gxr_batch.storage import reading, table_copy
+
+KEY_COLUMNS_OF_INPUT = ("gxr_row_id", "gxr_content_hash")
+_ROWS_A_BATCH = 16_384
+
+
+def keys_of(path: Path) -> pa.Table:
+    """Return row id and content hash of every row."""
+    with table_copy(path), pq.ParquetFile(path) as file:
+        keys = file.read(columns=list(KEY_COLUMNS_OF_INPUT)).select(list(KEY_COLUMNS_OF_INPUT))
+        keys.validate(full=True)
+        if any(column.type != pa.string() or column.null_count for column in keys.columns):
+            raise ValueError
+    return keys
+
+
+def own_fields(path: Path) -> list[pa.Field]:
+    """Return the user's columns."""
+    with table_copy(path):
+        own = [field for field in pq.read_schema(path) if field.name not in KEY_COLUMNS_OF_INPUT]
+        names = {field.name for field in own}
+        if len(names) < len(own) or any(name.startswith("gxr_") for name in names):  # as in a file of results
+            raise ValueError
+    return own
+
+
+def batches_of(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the rows with all columns."""
+    with table_copy(path), pq.ParquetFile(path) as file:
+        yield from file.iter_batches(_ROWS_A_BATCH)
+
+
+def is_sound(path: Path) -> bool:
+    """Return whether the copy can be read and is one. Raises StorageError where the disk is at fault."""
+    try:
+        keys_of(path)
+        own_fields(path)
+    except RunError:
+        return False
+    return True
+
+
+def has_footer(path: Path) -> bool:
+    """Return whether a Parquet file was written to its end. Raises StorageError where the disk is at fault."""
+    try:
+        with reading(path, RunError("")):
+            pq.read_metadata(path)
+    except RunError:
+        return False
+    return True

@@ -1,0 +1,220 @@
+"""Drives the command with input that nobody would write, and holds what it does against the contract.
+
+`try_case(kind, seed, folder)` plays one case in this process, the same one for the same kind and seed, and returns what
+is wrong with it. The inputs are made in `fuzz_inputs`. Each case works in a folder of its own and with the echo engine.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import signal
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import fuzz_inputs as inputs
+import pyarrow as pa
+import pyarrow.parquet as pq
+from click.testing import CliRunner
+
+from gxr_batch.cli import main
+
+EXITS = {0, 2, 3, 4, 5, 75, 130}
+# Processor time, so that a busy machine is not taken for a hang; asleep, the wall clock decides.
+HANG_SECONDS = 10.0
+ASLEEP_SECONDS = 90.0
+
+
+class Hang(BaseException):
+    """The command did not come back in time; no `except Exception` of the command's may swallow this."""
+
+
+@dataclass
+class Verdict:
+    """What one case did: the exit codes of its commands, and sentences on everything that the contract forbids."""
+
+    kind: str
+    seed: int
+    codes: list[int] = field(default_factory=list)
+    tracebacks: list[str] = field(default_factory=list)
+    hangs: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    @property
+    def troubles(self) -> list[str]:
+        return [f"{self.kind} {self.seed}: {trouble}" for trouble in self.tracebacks + self.hangs + self.lost]
+
+
+@dataclass
+class Case:
+    """One case as its kind sees it: where it works, its own random numbers, and how it runs the command."""
+
+    folder: Path
+    rng: random.Random
+    verdict: Verdict
+    ids: list[str] | None = None  # what the results must hold, where the case knows
+    rows: int | None = None
+
+    def gxr(self, *arguments: str) -> int:
+        """Run a verb in this process and judge its end; a `run` that says it is finished has lost no row."""
+        try:
+            with timed():
+                result = CliRunner().invoke(main, arguments)
+        except Hang:
+            self.verdict.hangs.append(f"{' '.join(arguments)} did not end")
+            return -1
+        code = int(result.exit_code)
+        self.verdict.codes.append(int(code))
+        if code not in EXITS or "Traceback (most recent call last)" in result.output:
+            raised = result.exception if not isinstance(result.exception, SystemExit) else None
+            shown = "".join(traceback.format_exception(raised)) if raised else result.output
+            self.verdict.tracebacks.append(f"{' '.join(arguments)} ended {code}: {shown[-2500:]}")
+        elif code and not result.output.strip():
+            self.verdict.tracebacks.append(f"{' '.join(arguments)} ended {code} without a word")
+        if arguments[:2] == ("run", "j.toml") and code in {0, 3}:
+            limit = int(arguments[arguments.index("--limit") + 1]) if "--limit" in arguments else None
+            self.verdict.lost += self.lost_rows(result.stdout, limit)
+        return code
+
+    def lost_rows(self, said: str, limit: int | None) -> list[str]:
+        """Return what the run lost whose summary this is, nothing where only chosen rows were generated."""
+        found = re.search(r"^  results  (.*)/results\.parquet$", said, re.MULTILINE)
+        ids = self.ids[:limit] if self.ids is not None else None
+        rows = min(self.rows, limit or self.rows) if self.rows is not None else None
+        return lost_rows(Path(found[1]), ids, rows) if found else [f"no results are named: {said[:300]}"]
+
+
+@contextmanager
+def timed() -> Iterator[None]:
+    """Raise Hang inside the block where it takes too long, and give the test runner its own timer back."""
+
+    def late(number: int, frame: object) -> None:
+        raise Hang
+
+    before = {number: signal.signal(number, late) for number in (signal.SIGPROF, signal.SIGALRM)}
+    runners = signal.setitimer(signal.ITIMER_REAL, ASLEEP_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, *runners)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def lost_rows(run: Path, ids: Sequence[str] | None = None, rows: int | None = None) -> list[str]:
+    """Return what is wrong with the results of a finished run: every row id exactly once for each sample."""
+    try:
+        return _compare(run, ids, rows)
+    except (OSError, pa.ArrowException) as error:
+        return [f"{run} cannot be read after it finished: {error}"]
+
+
+def _compare(run: Path, ids: Sequence[str] | None, rows: int | None) -> list[str]:
+    table = pq.read_table(run / "results.parquet", columns=["gxr_row_id", "gxr_sample"], partitioning=None)
+    found = Counter(table["gxr_row_id"].to_pylist())
+    samples = max(table["gxr_sample"].to_pylist(), default=1)
+    wanted = pq.read_table(run / "input.parquet", columns=["gxr_row_id"], partitioning=None)["gxr_row_id"].to_pylist()
+    troubles = []
+    if len(set(wanted)) != len(wanted):
+        troubles.append("row ids repeat in input.parquet")
+    if found != Counter(dict.fromkeys(wanted, samples)):
+        troubles.append(f"{sum(found.values())} results for {len(wanted)} rows of {samples} samples")
+    if ids is not None and sorted(wanted) != sorted(ids):
+        troubles.append(f"the table had {len(ids)} rows, and the run's copy has other ids ({len(wanted)})")
+    if rows is not None and len(wanted) != rows:
+        troubles.append(f"the table had {rows} rows, the run's copy has {len(wanted)}")
+    return troubles
+
+
+def table_case(suffix: str, make: Callable[[random.Random], tuple[bytes, int | None]]) -> Callable[[Case], None]:
+    """Return the kind of case that runs a strange table; `make` gives its bytes, and its rows where they are known."""
+
+    def play(case: Case) -> None:
+        content, case.rows = make(case.rng)
+        Path(f"f{suffix}").write_bytes(content)
+        Path("j.toml").write_text(inputs.table_job(case.rng, f"f{suffix}"))
+        case.gxr("run", "j.toml")
+        case.gxr(*case.rng.choice(inputs.other_verbs()))
+
+    return play
+
+
+def job_case(case: Case) -> None:
+    """A job file that was mistyped, cut, or filled with values of other kinds."""
+    inputs.plain_table()
+    Path("j.toml").write_bytes(inputs.broken_job(case.rng))
+    case.gxr(case.rng.choice(["run", "check"]), "j.toml", "--set", "engine.kind=echo")
+
+
+def set_case(case: Case) -> None:
+    """Overrides of any key with any value."""
+    inputs.plain_table()
+    Path("j.toml").write_text(inputs.JOB)
+    overrides = [part for _ in range(case.rng.randint(1, 3)) for part in ("--set", inputs.override(case.rng))]
+    case.gxr(case.rng.choice(["run", "check"]), "j.toml", *overrides, "--set", "engine.kind=echo")
+
+
+def template_case(case: Case) -> None:
+    """A template put together from pieces of templates, some of them with a way out or without an end."""
+    inputs.plain_table()
+    Path("own.j2").write_text(inputs.template(case.rng), encoding="utf-8")
+    Path("j.toml").write_text(inputs.JOB + "[prompt]\ntemplate = 'own.j2'\n")
+    case.gxr("run", "j.toml")
+    case.gxr(
+        *case.rng.choice([("check", "j.toml"), ("templates", "render", "j.toml"), ("templates", "show", "own.j2")])
+    )
+
+
+def folder_case(case: Case) -> None:
+    """A run folder that lost, broke or swapped files, finished or in the middle, read and then gone on with."""
+    inputs.plain_table()
+    case.ids = [f"C{number}" for number in range(inputs.ROWS)]
+    Path("j.toml").write_text(inputs.JOB)
+    if (
+        case.gxr("run", "j.toml", "--set", f"echo.crash_after={case.rng.choice([0, 7])}") == 4
+        and case.rng.random() < 0.3
+    ):
+        case.gxr("run", "j.toml", "--limit", "12")
+    if inputs.second_run(case.rng):
+        case.gxr("run", "other.toml")
+    for _ in range(case.rng.randint(1, 2)):
+        inputs.damage(Path("outputs/j"), case.rng)
+    case.gxr("status", case.rng.choice(["outputs/j", "outputs"]), *case.rng.choice([(), ("--json",)]))
+    case.gxr("export", "outputs/j", *case.rng.choice([(), ("--partial",)]))
+    case.gxr("check", "j.toml")
+    code = case.gxr("run", "j.toml")
+    if code == 2:  # what it says to rename is renamed, as often as it says so
+        for _ in range(4):
+            if code != 2 or not inputs.follow_advice(Path("outputs/j")):
+                break
+            code = case.gxr("run", "j.toml")
+    case.gxr("run", "j.toml", *case.rng.choice([(), ("--retry", "failed"), ("--fresh",)]))
+
+
+KINDS: dict[str, Callable[[Case], None]] = {
+    "csv": table_case(".csv", inputs.csv_bytes),
+    "parquet": table_case(".parquet", inputs.parquet_bytes),
+    "job": job_case,
+    "set": set_case,
+    "template": template_case,
+    "folder": folder_case,
+}
+
+
+def try_case(kind: str, seed: int, folder: Path) -> Verdict:
+    """Play one case in `folder` (made here, removed where nothing is wrong) and judge it."""
+    verdict = Verdict(kind, seed)
+    work = folder / f"{kind}-{seed}" / "work"  # two deep: an output of "../x" still stays inside
+    work.mkdir(parents=True)
+    with chdir(work):
+        KINDS[kind](Case(work, random.Random(f"{kind} {seed}"), verdict))
+    if not verdict.troubles:
+        shutil.rmtree(work.parent)
+    return verdict

@@ -44,6 +44,10 @@ def main() -> None:
             flush=True,
         )
     print(f"{'all':10}{found['cases']:7}{found['tracebacks']:12}{found['hangs']:7}{found['lost']:6}")
+    if any(folder.iterdir()):
+        print(f"cases with trouble are kept in {folder}")
+    else:
+        folder.rmdir()
     sys.exit(any(found[trouble] for trouble in ("tracebacks", "hangs", "lost")))
 
 

@@ -48,10 +48,8 @@ def prompts(count: int, vocabulary: int, lengths: tuple[int, int], new: tuple[in
     return sorted(found, key=lambda prompt: -len(prompt.encoded.token_ids or ()))
 
 
-def generated(
-    model: Any, slots: int, work: Sequence[Prompt], sampling: Sampling, graphs: bool = False
-) -> dict[str, Completion]:
-    """Run the engine over a fresh cache, with recorded decode steps or without; return its completions by row."""
+def opened(model: Any, slots: int, sampling: Sampling, graphs: bool = False) -> TransformersSession:
+    """Return the engine over a fresh cache, with recorded decode steps or without."""
     info = EngineInfo(
         identity=Identity(kind="transformers", model="random"),
         device=str(model.device),
@@ -61,11 +59,19 @@ def generated(
         load_seconds=0,
         reproducible=True,
     )
-    record = cuda_recorder() if graphs else None
-    driver = LibraryModel(model, slots=slots, capacity=CAPACITY, record=record)
-    session = TransformersSession(info, driver, Numbers(), frozenset(), sampling)
+    driver = LibraryModel(model, slots=slots, capacity=CAPACITY, record=cuda_recorder() if graphs else None)
+    return TransformersSession(info, driver, Numbers(), frozenset(), sampling)
+
+
+def completions(session: TransformersSession, work: Sequence[Prompt]) -> dict[str, Completion]:
+    """Return the completions by row."""
     events = session.stream(iter(work), StopRequest())
     return {event.key.row_id: event for event in events if isinstance(event, Completion)}
+
+
+def generated(model: Any, slots: int, work: Sequence[Prompt], sampling: Sampling, graphs: bool = False) -> Any:
+    """Return the completions of a session of their own."""
+    return completions(opened(model, slots, sampling, graphs), work)
 
 
 def tokens_agree(shape: str, device: torch.device) -> str:
@@ -110,12 +116,13 @@ def speed(model: Any, shape: str, slots: int, graphs: bool = False) -> str:
     """Time 64 rows of 60 to 120 prompt tokens and 32 to 256 new ones."""
     work = prompts(64, SHAPES[shape][-1], (60, 120), (32, 256))
     on_card = model.device.type == "cuda"
-    generated(model, slots, work[:slots], Sampling(max_new_tokens=8), graphs)
+    session = opened(model, slots, Sampling(), graphs)
+    completions(session, work)  # the same work once before, so that every shape is recorded by then
     if on_card:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    tokens = sum(done.new_tokens for done in generated(model, slots, work, Sampling(), graphs).values())
+    tokens = sum(done.new_tokens for done in completions(session, work).values())
     seconds = time.perf_counter() - began
     memory = f"{torch.cuda.max_memory_allocated() / 2**30:6.2f} GiB" if on_card else "   n/a"
     return f"{slots:>4} slots{', recorded' if graphs else '          '} {tokens / seconds:>9.1f} tok/s {memory}"

@@ -12,6 +12,7 @@
     │   ├── ModelUnavailable    weights, tokenizer or device
     │   ├── StorageError        disk full, read-only, gone
     │   ├── RunLocked           another process writes to this run folder
+    │   ├── OutOfRoom           others hold the memory, and went on holding it
     │   └── EngineFailed        an engine that cannot go on
     └── RowError            one row cannot be generated; becomes a failed row and never leaves the runner
 
@@ -88,6 +89,10 @@ class StorageError(MachineError):
 
 class RunLocked(MachineError):
     """Another process writes to this run folder."""
+
+
+class OutOfRoom(MachineError):
+    """Others hold the device's memory, and went on holding it; no row is to blame."""
 
 
 class EngineFailed(MachineError):

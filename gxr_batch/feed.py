@@ -15,14 +15,13 @@ from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
 from gxr_batch.fitter import Fitted, Fitter
 from gxr_batch.job import Job
-from gxr_batch.ledger import RunWriter
+from gxr_batch.ledger import TODO, RunWriter
 from gxr_batch.ledger.state import Bools
 from gxr_batch.plan import longest_first, row_seed
 from gxr_batch.prepare import Prepared
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Result, Row, Status
 from gxr_batch.rows import read_rows
 
-CRASHED = "crashed the process"
 _NO_PROMPT = Fitted(Messages((), ""), Encoded(None, None), "")
 
 
@@ -44,7 +43,7 @@ class Feed:
         self._seed = int(job.sampling.seed)
         self._max_new_tokens = job.sampling.settings().max_new_tokens
         self._in_flight: dict[Key, _Taken] = {}
-        self._suspects, self._condemned = ledger.in_flight.begin(self._still_to_do(ledger.in_flight.known))
+        self._suspects, self._condemned = ledger.in_flight.begin(*self._known_to_the_ledger(ledger.in_flight.known))
         self._alone: list[_Taken] = []
         self.rejected = 0
         self.seconds = 0.0
@@ -107,11 +106,16 @@ class Feed:
                 else:
                     yield taken
 
-    def _still_to_do(self, keys: Sequence[Key]) -> set[Key]:
+    def _known_to_the_ledger(self, keys: Sequence[Key]) -> tuple[set[Key], set[Key]]:
+        """Return which of these keys have no result yet, and which of those this invocation wants."""
         at = self._ledger.positions_of([key.row_id for key in keys])
-        samples = self._todo.shape[1]
-        known = (key for key in keys if key.row_id in at and key.sample <= samples)
-        return {key for key in known if self._todo[at[key.row_id], key.sample - 1]}
+        state = self._ledger.state
+        unfinished = {
+            key
+            for key in keys
+            if key.row_id in at and key.sample <= state.samples and state.status[at[key.row_id], key.sample - 1] == TODO
+        }
+        return unfinished, {key for key in unfinished if self._todo[at[key.row_id], key.sample - 1]}
 
     def _take(self, row: Row, sample: int, fitted: Fitted) -> _Taken:
         attempt = int(self._ledger.state.attempt[row.position, sample - 1]) + 1

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TypeVar
 
 T = TypeVar("T")
+_FIRST_WINDOW = 256
 # Bytes that a token of generated text takes in parts and in results together, by measure, uncompressed and rounded up.
 _BYTES_A_TOKEN = 16
 _BYTES_A_ROW = 512
@@ -24,16 +25,17 @@ def longest_first(items: Iterable[T], window: int, length: Callable[[T], int]) -
     """Yield the items, each `window` of them sorted by falling length.
 
     Rows of like length then stand together (less padding), and trouble with memory shows at once instead of at dawn.
-    The next window is filled while this one is handed out, an item for an item, so that no one call takes long.
+    The next window is filled while this one is handed out, two items for each, so that no one call takes long; the
+    first windows are small and double, so that work begins at once.
     """
     source = iter(items)
-    batch = list(islice(source, window))
+    batch = list(islice(source, min(window, _FIRST_WINDOW)))
     while batch:
         batch.sort(key=length, reverse=True)
         following: list[T] = []
         for item in batch:
             yield item
-            following += islice(source, 1)
+            following += islice(source, min(2, window - len(following)))
         batch = following
 
 

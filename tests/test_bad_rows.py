@@ -104,6 +104,35 @@ def test_suspects_that_left_the_table_are_forgotten(work):
     assert "while 1 of the rows" in work.run().stderr
 
 
+def test_a_start_that_wants_only_some_rows_keeps_the_other_suspects(work):
+    work.job(POISON)
+    work.run(expect=-signal.SIGKILL)
+    suspects = {row_id for row_id, _ in hint(work)["in_flight"]}
+    first = work.run("--limit", "3", expect=None)
+    assert first.returncode in {0, -signal.SIGKILL}
+    kept = {row_id for row_id, *_ in hint(work)["crashes"]}
+    assert {row_id for row_id in suspects if int(row_id[1:]) >= 3} <= kept
+
+
+def test_a_condemned_row_stays_condemned_until_it_is_booked(work):
+    work.job(POISON.replace("checkpoint_seconds = 0.1", "checkpoint_seconds = 1000"))
+    work.run(expect=-signal.SIGKILL)
+    work.run(expect=-signal.SIGKILL)
+    process = work.start("run", "j.toml", "--set", "echo.tokens_per_second=1")
+    deadline = time.monotonic() + 60
+    while (
+        '"engine_opened"' not in (log := (work.folder / "outputs/j/log.jsonl").read_text()).split('"invocation": 3')[-1]
+    ):
+        assert time.monotonic() < deadline, log
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.kill()
+    process.communicate()
+    assert ["C7", 1, 2] in hint(work)["crashes"], "its row was rejected, and that was not yet sealed"
+    work.run(expect=3)
+    assert [row["case_id"] for row in work.results() if row["gxr_status"] != "ok"] == ["C7"]
+
+
 # ---------------------------------------------------------------------- too long
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
 import torch
-from test_engine_transformers import GREEDY, complete, prompts, session, texts
+from test_engine_transformers import GREEDY, complete, prompt, prompts, session, texts
 from tiny import tiny_gemma
 
 from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.transformers import TransformersEngine, loop
 from gxr_batch.engines.transformers.library import LibraryModel
-from gxr_batch.engines.transformers.splitting import NoRoom, Splitter, out_of_memory
-from gxr_batch.errors import EngineFailed, ModelUnavailable
+from gxr_batch.engines.transformers.splitting import NoRoom, Splitter
+from gxr_batch.errors import ModelUnavailable, OutOfRoom
 from gxr_batch.job import EngineSection, Job, ModelSection
-from gxr_batch.models.device import Cpu, holders_of
+from gxr_batch.models.device import Cpu, holders_of, out_of_memory
 from gxr_batch.models.placement import place
 from gxr_batch.models.room import Room
 from gxr_batch.settings import Sampling
@@ -222,7 +223,7 @@ def test_without_room_for_a_few_rows_it_waits_and_then_gives_up(monkeypatch):
     monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 1.2)
     made = session(crowded(room=0), 32, SAMPLED)
     events: list[object] = []
-    with pytest.raises(EngineFailed, match="no memory left"):
+    with pytest.raises(OutOfRoom, match="no memory left"):
         events.extend(made.stream(iter(prompts([9] * 20)), StopRequest()))
     assert len(events) >= 2, "it shows that it lives while it waits"
     assert all(isinstance(event, Pulse) for event in events)
@@ -256,6 +257,91 @@ def test_a_row_that_breaks_the_model_fails_alone_and_its_neighbours_keep_their_t
     }
 
 
+class Full(LibraryModel):
+    """A real model with room for the forward, but for the candidates of `room` rows only."""
+
+    room = 8
+
+    def candidates(self, logits, seen, sampling):
+        if len(logits) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().candidates(logits, seen, sampling)
+
+
+def test_sampling_is_split_too():
+    work = prompts([9] * 40)
+    whole = texts(session(LibraryModel(tiny_gemma(torch.bfloat16), slots=32, capacity=200), 32, SAMPLED), work)
+    made = session(Full(tiny_gemma(torch.bfloat16), slots=32, capacity=200), 32, SAMPLED)
+    assert texts(made, work) == whole
+    assert made._splitter.splits >= 1
+
+
+class NoPrefill(LibraryModel):
+    """A real model whose neighbour leaves no room for a prefill while rows decode, for a while."""
+
+    refused = 0
+
+    def prefill(self, rows):
+        if 0 < self.refused < 30 or (self.refused == 0 and self.decoded):
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().prefill(rows)
+
+    def decode(self, slots, ids, positions):
+        self.decoded = True
+        return super().decode(slots, ids, positions)
+
+
+def test_rows_that_can_decode_go_on_while_others_wait_for_their_prefill():
+    made = NoPrefill(tiny_gemma(torch.bfloat16), slots=16, capacity=200)
+    made.decoded = False
+    began = time.monotonic()
+    done = complete(session(made, 16, SAMPLED), prompts([9] * 30, new=40))
+    assert all(one.error is None for one in done.values())
+    assert made.refused == 30
+    assert time.monotonic() - began < 10, "each refusal would cost half a second if the others stood still"
+
+
+class NoPrefix(LibraryModel):
+    """A real model that breaks over the shared prefix once."""
+
+    broken = 0
+
+    def prefill(self, rows):
+        if rows[0][0] >= self.slots and self.broken < 2:
+            self.broken += 1
+            raise RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
+        return super().prefill(rows)
+
+
+def test_a_shared_prefix_that_failed_is_copied_into_no_row():
+    prefix = list(range(3, 43))
+    work = [prompt(f"r{number}", [*prefix, 50 + number], shared=40) for number in range(6)]
+    whole = texts(session(LibraryModel(tiny_gemma(), slots=8, capacity=200), 8, GREEDY), work)
+    made = NoPrefix(tiny_gemma(), slots=8, capacity=200)
+    assert texts(session(made, 8, GREEDY), work) == whole
+    assert made.broken == 2
+
+
+def test_a_model_that_breaks_over_every_row_fails_them_all_and_ends():
+    made = Poisoned(tiny_gemma(torch.bfloat16), slots=8, capacity=200)
+    made.bad = 0
+    done = complete(session(made, 8, SAMPLED), prompts([9]))
+    assert done["r0"].error == "the model could not process this row (RuntimeError)"
+
+
+def test_what_no_card_could_ever_give_is_not_waited_for():
+    clock = Clock()
+    with pytest.raises(ModelUnavailable):
+        place(
+            ModelSection(device_map="cuda:0", load_in_4bit=False),
+            CONFIG,
+            40 * GIB,
+            room(FakeDevice("cuda:0", 20), clock=clock, wait_for_memory="30m"),
+        )
+    assert clock.now == 0
+
+
 def test_a_splitter_asks_for_fewer_rows_until_they_fit():
     sizes = []
 
@@ -265,13 +351,13 @@ def test_a_splitter_asks_for_fewer_rows_until_they_fit():
             raise MemoryError
         return torch.tensor([[float(row)] for row in rows])
 
-    splitter = Splitter(64)
-    logits, faults = splitter.run(list(range(64)), 1, call)
+    splitter = Splitter(64, least=8, vocab=1, device=torch.device("cpu"))
+    logits, faults = splitter.run(list(range(64)), call)
     assert logits[:, 0].tolist() == list(range(64))
     assert (faults, splitter.splits, splitter.now) == ({}, 3, 8)
     assert sizes[:4] == [64, 32, 16, 8]
     with pytest.raises(NoRoom):
-        splitter.run([1], 1, lambda rows: (_ for _ in ()).throw(MemoryError()))
+        splitter.run([1], lambda rows: (_ for _ in ()).throw(MemoryError()))
 
 
 def test_torchs_own_words_for_a_full_memory_are_known():

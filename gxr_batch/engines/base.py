@@ -27,7 +27,8 @@ def silent(_sentence: str) -> None:
 class Pulse(NamedTuple):
     """A sign of life, yielded when no row ended for a while.
 
-    `new_tokens` and `splits` count since the stream began; `memory_bytes` is the device memory in use, 0 if unknown.
+    `new_tokens` and `splits` count since the session was opened; `memory_bytes` is the device memory in use, 0 if
+    unknown.
     """
 
     new_tokens: int

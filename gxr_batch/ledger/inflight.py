@@ -39,14 +39,18 @@ class InFlight:
         """The keys that were in the engine when a process died."""
         return list(self._crashes)
 
-    def begin(self, to_do: Collection[Key]) -> tuple[frozenset[Key], frozenset[Key]]:
-        """Return the suspects and the condemned among the known keys that are still to do. Raises StorageError."""
-        left = {key: crashes for key, crashes in self._crashes.items() if key in to_do}
-        condemned = frozenset(key for key, crashes in left.items() if crashes >= CRASHES_TO_CONDEMN)
-        self._crashes = {key: crashes for key, crashes in left.items() if key not in condemned}
+    def begin(self, unfinished: Collection[Key], wanted: Collection[Key]) -> tuple[frozenset[Key], frozenset[Key]]:
+        """Return the suspects and the condemned among the known keys that this start wants. Raises StorageError.
+
+        What is finished is forgotten; what is unfinished and not wanted now is kept for a later start.
+        """
+        self._crashes = {key: crashes for key, crashes in self._crashes.items() if key in unfinished}
+        condemned = frozenset(
+            key for key, crashes in self._crashes.items() if crashes >= CRASHES_TO_CONDEMN and key in wanted
+        )
         if self._crashes or self._path.exists():
             self._write()
-        return frozenset(self._crashes), condemned
+        return frozenset(key for key in self._crashes if key in wanted) - condemned, condemned
 
     def take(self, key: Key) -> None:
         """Write down that the engine has a key, before it does anything with it."""

@@ -60,10 +60,12 @@ def locked(folder: Path, *, take_over: bool = False) -> Iterator[None]:
     `take_over` says that a holder on another host is known to be dead; a living one on this host still wins.
     """
     path = folder / LOCK_NAME
-    lock = FileLock(path)
+    lock = FileLock(path, fallback_to_soft=False)
     with storage_errors(path):
         try:
             lock.acquire(timeout=0)
+        except NotImplementedError:  # a file system without locks: what the file says has to do
+            pass
         except Timeout:  # an OSError too, but one about the other process, not about the disk
             raise _refusal(folder, holder(folder)) from None
     try:

@@ -125,6 +125,15 @@ def visible() -> list[Device]:
     return [Cuda(number) for number in range(cards)] or [Cpu()]
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out; torch's CPU allocator says so in words only."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return type(error) is RuntimeError and "DefaultCPUAllocator" in str(error)
+
+
 def holders_of(listing: str) -> list[str]:
     """Turn lines of "pid, path, MiB" into phrases; the path is cut to the program's name."""
     found = []

@@ -10,8 +10,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.job import ModelSection
+from gxr_batch.models.device import out_of_memory
 from gxr_batch.models.placement import SPREAD, Placement, place
 from gxr_batch.models.quiet import quiet_transformers
 from gxr_batch.models.room import Room
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# What a damaged or foreign folder makes of transformers and safetensors (whose error is a subclass of none of ours).
+_CANNOT_LOAD = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 _END_OF_TURN = "<end_of_turn>"
 
 
@@ -161,7 +166,6 @@ def _config_of(source: Source, section: ModelSection) -> Any:
 
 def _read_weights(source: Source, config: Any, placement: Placement, room: Room) -> PreTrainedModel:
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     dtype: torch.dtype = getattr(torch, placement.dtype)
@@ -174,15 +178,18 @@ def _read_weights(source: Source, config: Any, placement: Placement, room: Room)
                 config=config,
                 dtype=dtype,
                 device_map=SPREAD if placement.device == SPREAD else {"": placement.device},
+                max_memory=room.by_device() if placement.device == SPREAD else None,
                 quantization_config=_four_bit(dtype) if placement.four_bit else None,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (torch.OutOfMemoryError, MemoryError):
-        device = room.freest(room.named("auto" if placement.device == SPREAD else placement.device))
-        raise room.too_little(device, placement.bytes_needed) from None
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:
+        if out_of_memory(error):
+            device = room.freest(room.named("auto" if placement.device == SPREAD else placement.device))
+            raise room.too_little(device, placement.bytes_needed) from None
+        if not isinstance(error, _CANNOT_LOAD):
+            raise
         raise ModelUnavailable(
             f"The model's weights cannot be loaded ({type(error).__name__}).",
             where=str(source.folder),

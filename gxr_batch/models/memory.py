@@ -14,19 +14,28 @@ _FOUR_BIT_SHARE = 0.4
 _LOGITS_COPIES = 6
 
 
-def row_bytes(config: Any, length: int, element_bytes: int) -> int:
+def row_bytes(config: Any, length: int, element_bytes: int, *, windowed: bool = False) -> int:
     """Return the bytes that one row of `length` tokens takes: keys and values of every layer, and its logits.
 
-    `config` is a text configuration of transformers; layers with a sliding window keep no more than the window.
+    `config` is a text configuration of transformers. `windowed` is for caches whose sliding layers keep no more than
+    their window; ours keep whole rows.
     """
-    layers: int = config.num_hidden_layers
+    window: int = (getattr(config, "sliding_window", None) or length) if windowed else length
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    sliding = sum(kind == "sliding_attention" for kind in kinds)
+    positions = (len(kinds) - sliding) * length + sliding * min(length, window)
+    return int(positions * _layer_bytes(config, element_bytes) + config.vocab_size * 4 * _LOGITS_COPIES)
+
+
+def kv_bytes_a_token(config: Any, element_bytes: int) -> int:
+    """Return the bytes that one token takes in the caches of all layers."""
+    return int(config.num_hidden_layers * _layer_bytes(config, element_bytes))
+
+
+def _layer_bytes(config: Any, element_bytes: int) -> int:
     heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    window: int = getattr(config, "sliding_window", None) or length
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
-    positions: int = sum(min(length, window) if kind == "sliding_attention" else length for kind in kinds)
-    vocabulary: int = config.vocab_size
-    return positions * heads * head_dim * 2 * element_bytes + vocabulary * 4 * _LOGITS_COPIES
+    return heads * head_dim * 2 * element_bytes
 
 
 def fits(weight_bytes: int, bytes_a_row: int, free_bytes: int) -> bool:

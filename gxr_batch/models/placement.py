@@ -48,7 +48,8 @@ def place(section: ModelSection, config: Any, weight_bytes: int, room: Room) -> 
     spread = on_cuda and section.device_map == "auto" and not fits(weights, a_row, most)
     if spread:
         device = SPREAD
-        notices.append("The model is spread over the devices, because no single one has room for it.")
+        others = "the cards and the main memory" if len(devices) > 1 else "the card and the main memory"
+        notices.append(f"The model is spread over {others}, because no single card has room for it.")
         for one in devices:
             room.keep_to_limit(one)
     else:

@@ -36,11 +36,6 @@ class Room:
         self.wait_seconds = parse_duration(settings.wait_for_memory) or 0.0
         self._say, self._clock, self._sleep = say, clock, sleep
 
-    @property
-    def on_cuda(self) -> bool:
-        """Whether the run has a graphics card at all."""
-        return self.devices[0].name != "cpu"
-
     def named(self, device_map: str) -> list[Device]:
         """Return the devices that `model.device_map` leaves to choose from. Raises ModelUnavailable for none."""
         if device_map == "auto":
@@ -80,6 +75,12 @@ class Room:
         """On the CPU the limit is the budget of the KV cache alone, since nothing could hold a process below it."""
         return None if device.name == "cpu" else self.size_limit
 
+    def by_device(self) -> dict[int | str, int]:
+        """Return what this run may take of each card and of the main memory, as accelerate's max_memory."""
+        from gxr_batch.models.device import Cpu
+
+        return {number: self.free(device) for number, device in enumerate(self.devices)} | {"cpu": Cpu().free()}
+
     def freest(self, devices: Sequence[Device]) -> Device:
         """Return the device with the most room for this run."""
         return max(devices, key=self.free)
@@ -92,13 +93,14 @@ class Room:
     def wait(self, devices: Sequence[Device], needed: int) -> Device:
         """Return the freest device, once it has `needed` bytes. Raises ModelUnavailable after wait_for_memory.
 
-        Says at once, and every few minutes, who holds the device.
+        Says at once, and every few minutes, who holds the device. What no device could ever give is not waited for.
         """
         began = self._clock()
         said = float("-inf")
+        hopeless = all(self.capacity(device) < needed for device in devices)
         while self.free(device := self.freest(devices)) < needed:
             now = self._clock()
-            if now - began >= self.wait_seconds:
+            if hopeless or now - began >= self.wait_seconds:
                 raise self.too_little(device, needed, waited=now - began)
             if now - said >= _SAY_SECONDS:
                 said = now

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.engines.generate.sampling import processors
+from gxr_batch.models.device import out_of_memory
 from gxr_batch.models.loading import LoadedModel
 from gxr_batch.models.quiet import quiet_transformers
 from gxr_batch.records import Prompt
@@ -55,7 +56,10 @@ class RowState:
 
 
 class Batch:
-    """Rows that are decoded side by side. `tokens` counts what they got so far; `broke` is the error that ended it."""
+    """Rows that are decoded side by side. `tokens` counts what they got so far; `broke` is the error that ended it.
+
+    `no_memory` says that the error was about memory.
+    """
 
     def __init__(self, rows: Sequence[RowState], stop: StopRequest) -> None:
         self.rows = list(rows)
@@ -63,6 +67,7 @@ class Batch:
         self.abandoned = threading.Event()
         self.tokens = 0
         self.broke: type[Exception] | None = None
+        self.no_memory = False
         self.overflowed: set[int] = set()  # rows (by place) whose logits are no numbers any more
         self._stop = stop
         self._clock = 0.0
@@ -82,7 +87,7 @@ class Batch:
             self._generate(loaded, sampling)
         except Exception as error:  # whatever a row does to the model, its neighbours get their chance without it
             # Only the class leaves this thread: messages may quote a prompt, tracebacks keep tensors alive.
-            self.broke = type(error)
+            self.broke, self.no_memory = type(error), out_of_memory(error)
             self._charge(time.monotonic())
 
     def _generate(self, loaded: LoadedModel, sampling: Sampling) -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
 from gxr_batch.engines.generate.batch import Batch, RowState
-from gxr_batch.errors import EngineFailed
+from gxr_batch.errors import EngineFailed, OutOfRoom
 from gxr_batch.job import Job
 from gxr_batch.models.loading import LoadedModel, load_model
 from gxr_batch.models.memory import row_bytes, rows_that_fit
@@ -30,6 +30,8 @@ _PULSE_SECONDS = 0.5
 _LOOK_SECONDS = 0.05
 _CPU_SLOTS = 16
 _MOST_SLOTS = 64
+# So long a stream waits for memory that others took in mid-run before it gives up; what it made is safe by then.
+_PATIENCE_SECONDS = 120.0
 _CALM_BATCHES = 4  # batches without trouble before larger ones are tried again
 _OVERFLOW = "the model's numbers overflowed on this row: its logits were NaN or infinite"
 
@@ -78,6 +80,7 @@ class GenerateSession:
         self._running: Batch | None = None
         self._room = slots
         self._good_batches = 0
+        self._counts = _Counts()
 
     def close(self) -> None:
         """Wait for the step that the worker is in, and let the model go."""
@@ -91,7 +94,7 @@ class GenerateSession:
         `on_text` of a prompt gets the whole answer at its end: `generate` shows no text before. Raises EngineFailed
         where the device can do no more.
         """
-        counts = _Counts()
+        counts = self._counts
         while True:
             rows: list[RowState] = []
             looked = time.monotonic()
@@ -121,6 +124,7 @@ class GenerateSession:
     def _run(self, rows: list[RowState], stop: StopRequest, counts: _Counts) -> Iterator[Completion | Pulse]:
         """Generate for some rows, in as many batches as it takes."""
         groups = [rows]
+        short_since = float("inf")
         while groups and not stop.must_return(time.monotonic()):
             batch = Batch(groups.pop(), stop)
             waiting = sum(map(len, groups))
@@ -134,15 +138,33 @@ class GenerateSession:
                     where=self.info.device,
                     next_step="run the same command again; if it comes back, restart the machine",
                 )
+            no_memory = batch.no_memory
+            if len(left) == 1 and no_memory:
+                short_since = min(short_since, time.monotonic())
+                yield self._wait_for_room(short_since)
+                groups.append(left)
+                continue
+            short_since = float("inf")
             if len(left) == 1:
                 yield _failed(left[0], f"the model could not process this row ({batch.broke.__name__})")
                 continue
-            counts.splits += 1
+            self._counts.splits += 1
             half = (len(left) + 1) // 2
-            if issubclass(batch.broke, torch.OutOfMemoryError | MemoryError):
+            if no_memory:
                 self._room = min(self._room, half)
                 torch.cuda.empty_cache()
             groups += [left[half:], left[:half]]
+
+    def _wait_for_room(self, since: float) -> Pulse:
+        """Pause while others hold the memory. Raises OutOfRoom when that has lasted too long."""
+        if time.monotonic() - since >= _PATIENCE_SECONDS:
+            raise OutOfRoom(
+                f"The device had no memory left for {_PATIENCE_SECONDS:,.0f} s, not even for one row.",
+                where="engine.slots, engine.memory_limit",
+                next_step="free memory, then run the same command again",
+            )
+        time.sleep(_PULSE_SECONDS)
+        return self._counts.pulse(1, self._memory())
 
     def _watch(self, batch: Batch, stop: StopRequest, counts: _Counts, waiting: int) -> Iterator[Completion | Pulse]:
         """Hand over the rows of a running batch as they end, until it ends or has to be left behind."""
@@ -212,11 +234,11 @@ class GenerateSession:
         element = 4 if self._loaded.placement.dtype == "float32" else 2
         most = _MOST_SLOTS if place.type == "cuda" else _CPU_SLOTS
         budget = room.size_limit if device.name == "cpu" and room.size_limit else room.free(device)
-        return rows_that_fit(row_bytes(self._loaded.config, self._max_seq_length, element), budget, most)
+        return rows_that_fit(row_bytes(self._loaded.config, self._max_seq_length, element, windowed=True), budget, most)
 
 
 class _Counts:
-    """What a stream's pulses count since it began."""
+    """What pulses count since the session was opened."""
 
     def __init__(self) -> None:
         self.tokens = 0

@@ -26,6 +26,7 @@ class Driver(Protocol):
 
     name: str
     slots: int
+    least_rows: int  # a step of fewer rows computes, and takes memory for, as many
     capacity: int
     vocab: int
     device: torch.device

@@ -47,18 +47,18 @@ class StepGraphs:
 
 
 def cuda_recorder() -> Record:
-    """Return a recorder for the current graphics card."""
+    """Return a recorder for the current graphics card, which has to be the model's."""
     pool: Any = torch.cuda.graph_pool_handle()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def record(run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP_RUNS):
                 run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, stream=side):
             logits = run()
         return logits, graph.replay
 

@@ -1,7 +1,7 @@
 """Drives any Hugging Face causal model's own forward over the slotted cache, on any device.
 
-A row is prefilled alone and decode runs at bucketed row counts of at least eight, because only then do its bits not
-depend on its neighbours (measured: bfloat16 products of fewer rows, and prefills of several rows, change them).
+A row is prefilled alone and decode runs at eight rows or more, because only then do its bits not depend on its
+neighbours (measured: bfloat16 products of fewer rows, and prefills of several rows, change them).
 Masks are handed over ready-made, so the library's own padding and window logic never runs.
 """
 
@@ -38,6 +38,7 @@ class LibraryModel:
         self.name = "the library's own forward"
         # To be reproducible decode computes at least eight rows, so there are as many; the ones too many stay idle.
         self.slots = max(slots, LEAST_ROWS) if reproducible else slots
+        self.least_rows = LEAST_ROWS if reproducible else 1
         self.capacity, self.vocab = capacity, config.vocab_size
         self._model, self._reproducible = model, reproducible
         self.device = model.get_input_embeddings().weight.device
@@ -84,6 +85,8 @@ class LibraryModel:
     def _span(self, slots: Sequence[int]) -> tuple[int, int]:
         """Return the first slot of a step and how many it computes: a bucket around the active ones."""
         lowest, most = min(slots), max(slots) + 1
+        if self._graphs:  # every shape is recorded once, so there had better be few
+            return 0, max(bucket(most, self.slots), self.least_rows)
         if not self._reproducible:
             return lowest, most - lowest
         first = max(min(lowest, self.slots - LEAST_ROWS), 0)

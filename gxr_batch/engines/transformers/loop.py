@@ -18,7 +18,8 @@ from gxr_batch.engines.transformers.row import RowState, charge, completion
 from gxr_batch.engines.transformers.sampler import Candidates, SeenIds, draw, top_candidates
 from gxr_batch.engines.transformers.schedule import SlotPlan
 from gxr_batch.engines.transformers.splitting import NoRoom, Splitter
-from gxr_batch.errors import EngineFailed
+from gxr_batch.errors import OutOfRoom
+from gxr_batch.models.device import out_of_memory
 from gxr_batch.records import Completion, Prompt
 from gxr_batch.settings import Sampling
 
@@ -41,7 +42,7 @@ class TransformersSession:
         self._driver, self._tokenizer, self._end_ids, self._sampling = driver, tokenizer, end_ids, sampling
         self._seen = SeenIds(driver.slots, driver.capacity, driver.device)
         self._prefixes: dict[tuple[int, ...], int] = {}
-        self._splitter = Splitter(info.slots)
+        self._splitter = Splitter(info.slots, least=driver.least_rows, vocab=driver.vocab, device=driver.device)
         self._tokens = 0
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
@@ -57,8 +58,8 @@ class TransformersSession:
             ended = [row for row in admitted if row.finish]
             admitted = [row for row in admitted if not row.finish]
             try:
-                self._prefill(admitted, len(rows))
-                rows, admitted = rows + admitted, []
+                if self._prefilled(admitted, rows):
+                    rows, admitted = rows + admitted, []
                 if stop.must_return(time.monotonic()):
                     return
                 ended += self._retire(rows, plan)
@@ -78,15 +79,15 @@ class TransformersSession:
                 yield completion(row, self._text(row))
             if time.monotonic() - pulsed >= _PULSE_SECONDS or splits != self._splitter.splits:
                 pulsed, splits = time.monotonic(), self._splitter.splits
-                yield Pulse(self._tokens, len(rows), memory_in_use(), splits)
+                yield Pulse(self._tokens, len(rows), memory_in_use(self._driver.device), splits)
             if not rows and not admitted and (exhausted or not stop.admitting):
                 return
 
     @staticmethod
     def _wait_for_room(since: float) -> None:
-        """Pause while others hold the memory. Raises EngineFailed when that has lasted too long."""
+        """Pause while others hold the memory. Raises OutOfRoom when that has lasted too long."""
         if time.monotonic() - since >= _PATIENCE_SECONDS:
-            raise EngineFailed(
+            raise OutOfRoom(
                 f"The device had no memory left for {_PATIENCE_SECONDS:,.0f} s, not even for a few rows.",
                 where="engine.slots, engine.memory_limit",
                 next_step="free memory or lower engine.slots, then run the same command again",
@@ -119,6 +120,16 @@ class TransformersSession:
             return "the prompt holds a token that the model does not have: its tokenizer belongs to another model"
         return ""
 
+    def _prefilled(self, admitted: Sequence[RowState], rows: Sequence[RowState]) -> bool:
+        """Prefill new rows; False where there is no memory for it now, while the others can still decode."""
+        try:
+            self._prefill(admitted, len(rows))
+        except NoRoom:
+            if not rows:
+                raise
+            return False
+        return True
+
     def _prefill(self, rows: Sequence[RowState], decoding: int) -> None:
         """Run the prompts of new rows through the model and draw their first tokens."""
         if not rows:
@@ -130,7 +141,7 @@ class TransformersSession:
             row.started_at, row.started_at_ms = began, now_ms
             calls.append((row.slot, *self._after_prefix(row, ids)))
             self._seen.start(row.slot, ids)
-        logits, faults = self._splitter.run(calls, self._driver.vocab, self._driver.prefill)
+        logits, faults = self._splitter.run(calls, self._driver.prefill)
         ended = self._sample(rows, logits, faults)
         charge(rows, ended - began, len(rows) + decoding)
 
@@ -145,7 +156,10 @@ class TransformersSession:
             # templates came first.
             full = len(self._prefixes) == PREFIX_SLOTS
             slot = row.slot if full else self._driver.slots + len(self._prefixes)
-            self._splitter.run([(slot, prefix, 0)], self._driver.vocab, self._driver.prefill)
+            _, faults = self._splitter.run([(slot, prefix, 0)], self._driver.prefill)
+            if faults:  # a half-written prefix must not be copied into any row
+                self._driver.clear(slot)
+                return ids, 0
             if full:
                 return ids[length:], length
             self._prefixes[prefix] = slot
@@ -155,8 +169,9 @@ class TransformersSession:
     def _decode(self, rows: Sequence[RowState]) -> None:
         """Feed each row's newest token and draw its next one."""
         began = time.monotonic()
+        rows = sorted(rows, key=lambda row: row.slot)  # neighbours in the cache go through in one piece
         inputs = [(row.slot, row.ids[-1], row.position) for row in rows]
-        logits, faults = self._splitter.run(inputs, self._driver.vocab, self._decode_call)
+        logits, faults = self._splitter.run(inputs, self._decode_call)
         charge(rows, self._sample(rows, logits, faults) - began, len(rows))
 
     def _decode_call(self, inputs: Sequence[tuple[int, int, int]]) -> torch.Tensor:
@@ -166,11 +181,19 @@ class TransformersSession:
     def _sample(self, rows: Sequence[RowState], logits: torch.Tensor, faults: Mapping[int, str]) -> float:
         """Draw one token for each row and return the moment; a row whose logits are not numbers fails alone."""
         slots = [row.slot for row in rows]
-        seen = self._seen.of(slots)
-        candidates = self._driver.candidates(logits, seen, self._sampling)
-        tokens, finite, complete = self._drawn(rows, candidates)
-        if not all(complete):  # more ties than candidates: rare enough to sort everything once more
-            tokens, finite, _ = self._drawn(rows, top_candidates(logits, seen, self._sampling, thorough=True))
+        tokens: list[int] = []
+        finite: list[int] = []
+        while len(tokens) < len(rows):
+            start, size = len(tokens), self._splitter.now
+            try:
+                drawn = self._drawn(rows[start : start + size], logits[start : start + size])
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                self._splitter.shrink(len(rows[start : start + size]))
+            else:
+                tokens += drawn[0]
+                finite += drawn[1]
         self._seen.add(slots, tokens)
         now = time.monotonic()
         for index, (row, token, good) in enumerate(zip(rows, tokens, finite, strict=True)):
@@ -183,7 +206,16 @@ class TransformersSession:
             row.ended_at = now
         return now
 
-    def _drawn(self, rows: Sequence[RowState], candidates: Candidates) -> list[list[int]]:
+    def _drawn(self, rows: Sequence[RowState], logits: torch.Tensor) -> list[list[int]]:
+        """Return tokens and whether logits were finite."""
+        seen = self._seen.of([row.slot for row in rows])
+        candidates = self._driver.candidates(logits, seen, self._sampling)
+        tokens, finite, complete = self._read(rows, candidates)
+        if not all(complete):  # more ties than candidates: rare enough to sort everything once more
+            tokens, finite, _ = self._read(rows, top_candidates(logits, seen, self._sampling, thorough=True))
+        return [tokens, finite]
+
+    def _read(self, rows: Sequence[RowState], candidates: Candidates) -> list[list[int]]:
         """Return tokens, whether logits were finite, and whether all ties were there: the step's one read-back."""
         device = candidates.ids.device
         keys = torch.tensor([[row.prompt.row_seed, len(row.ids)] for row in rows]).to(device)
@@ -231,6 +263,6 @@ class TransformersSession:
         return text
 
 
-def memory_in_use() -> int:
-    """Return the bytes that torch holds on the first CUDA device, 0 without one."""
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+def memory_in_use(device: torch.device) -> int:
+    """Return the bytes that torch holds on a graphics card, 0 on anything else."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

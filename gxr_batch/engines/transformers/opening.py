@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -21,8 +21,10 @@ from gxr_batch.engines.transformers.schedule import slots_for_memory
 from gxr_batch.engines.transformers.support import why_not_drivable
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
+from gxr_batch.models.device import out_of_memory
 from gxr_batch.models.loading import LoadedModel, load_model
 from gxr_batch.models.local import LocalModel
+from gxr_batch.models.memory import kv_bytes_a_token
 from gxr_batch.models.room import Room
 
 _MOST_SLOTS = 64
@@ -42,13 +44,17 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
     try:
         tokenizer = local.tokenizer()
         loaded = load_model(job.model, tokenizer, room)
+        if loaded.model.device.type == "cuda":
+            torch.cuda.set_device(loaded.model.device)  # streams and recordings go by the current card
         slots, fitting = _share(job, loaded, room)
         cramped = fitting < LEAST_ROWS
         try:
             driver, fallback = _driver(job, loaded, slots, reproducible=job.engine.reproducible and not cramped)
             if job.engine.self_check:
                 self_check(driver)
-        except (MemoryError, torch.OutOfMemoryError):
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
             raise ModelUnavailable(
                 f"There is no memory for {slots} rows of {job.model.max_seq_length} tokens.",
                 where="engine.slots, model.max_seq_length",
@@ -107,13 +113,6 @@ def _share(job: Job, loaded: LoadedModel, room: Room) -> _Share:
             next_step="raise it, or lower engine.slots or model.max_seq_length",
         )
     return _Share(slots, fitting)
-
-
-def kv_bytes_a_token(config: Any, element_bytes: int) -> int:
-    """Return the bytes that one token takes in the caches of all layers, which keep full rows whatever their window."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(config.num_hidden_layers * heads * head_dim * 2 * element_bytes)
 
 
 def _driver(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -> tuple[Driver, list[str]]:

@@ -1,6 +1,7 @@
 """Keeps calls of the model going: fewer rows a call while memory is short, and a row that breaks the model alone.
 
-Splitting changes no text: a row's numbers do not depend on the rows that are computed with it.
+Where the engine says that it is reproducible, splitting changes no text: a row's numbers do not depend on the rows that
+are computed with it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from gxr_batch.errors import EngineFailed
+from gxr_batch.models.device import out_of_memory
 
 T = TypeVar("T")
 # Calls that have to go well before more rows are tried in one again; doubled each time that was too early.
@@ -28,15 +30,19 @@ class Splitter:
     `splits` counts how often a call had to be made smaller for want of memory.
     """
 
-    def __init__(self, most: int, least: int = 8) -> None:
-        """Begin with `most` rows a call, and never ask for fewer than `least` while more are there."""
+    def __init__(self, most: int, *, least: int, vocab: int, device: torch.device) -> None:
+        """Begin with `most` rows a call; fewer than `least` rows would take no less memory.
+
+        `vocab` and `device` are those of the logits.
+        """
         self.most = self.now = max(most, 1)
         self.least = least
+        self._nothing = torch.full((1, vocab), torch.nan, device=device)
         self.splits = 0
         self._good, self._calm = 0, _CALM_CALLS
 
     def run(
-        self, rows: Sequence[T], vocab: int, call: Callable[[Sequence[T]], torch.Tensor]
+        self, rows: Sequence[T], call: Callable[[Sequence[T]], torch.Tensor]
     ) -> tuple[torch.Tensor, dict[int, str]]:
         """Return the logits [rows, vocab] of all rows, and why a row has none, by its index; its logits are NaN.
 
@@ -57,7 +63,12 @@ class Splitter:
             pieces += [logits.clone()] if logits is not None else self._one_by_one(piece, start, call, faults)
             start += len(piece)
         self._grow(len(rows))
-        return _joined(pieces, vocab), faults
+        try:
+            return self._joined(pieces), faults
+        except Exception as error:
+            if out_of_memory(error):
+                raise NoRoom from None
+            raise
 
     def _try(self, rows: Sequence[T], call: Callable[[Sequence[T]], torch.Tensor]) -> torch.Tensor | None:
         """Return the logits, None where the rows have to be tried in smaller pieces. Raises NoRoom, EngineFailed."""
@@ -73,14 +84,18 @@ class Splitter:
             if not out_of_memory(error):
                 return None
         # Outside the handler, so that the error no longer holds the tensors of the failed call.
+        self.shrink(len(rows))
+        return None
+
+    def shrink(self, rows: int) -> None:
+        """Ask for fewer rows a call from now on, since so many found no memory. Raises NoRoom where that is no help."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if len(rows) <= min(self.least, self.now):
+        if rows <= min(self.least, self.now):
             raise NoRoom
         self.splits += 1
         self._good, self._calm = 0, min(self._calm * 2, _CALM_MOST)
-        self.now = max(len(rows) // 2, self.least)
-        return None
+        self.now = max(rows // 2, self.least)
 
     def _one_by_one(
         self, rows: Sequence[T], start: int, call: Callable[[Sequence[T]], torch.Tensor], faults: dict[int, str]
@@ -105,15 +120,7 @@ class Splitter:
         if self._good >= self._calm:
             self._good, self.now = 0, min(self.now * 2, self.most)
 
-
-def _joined(pieces: Sequence[torch.Tensor | None], vocab: int) -> torch.Tensor:
-    like = next((piece for piece in pieces if piece is not None), torch.empty(0, vocab))
-    nothing = torch.full((1, vocab), torch.nan, dtype=like.dtype, device=like.device)
-    return torch.cat([nothing if piece is None else piece for piece in pieces])
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out; torch's CPU allocator says so in words only."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return type(error) is RuntimeError and "DefaultCPUAllocator" in str(error)
+    def _joined(self, pieces: Sequence[torch.Tensor | None]) -> torch.Tensor:
+        like = next((piece for piece in pieces if piece is not None), self._nothing)
+        nothing = self._nothing.to(like)
+        return torch.cat([nothing if piece is None else piece for piece in pieces])

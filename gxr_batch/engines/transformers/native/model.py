@@ -24,6 +24,7 @@ class NativeModel:
     """A packed model with `slots` rows of `capacity` tokens. Implements `driver.Driver`."""
 
     name = "native bfloat16 kernels (AMX)"
+    least_rows = 1
 
     def __init__(self, model: Any, *, slots: int, capacity: int) -> None:
         """Pack `model` (bfloat16, on the CPU), which cannot be used itself any more. Raises NativeUnavailable."""

@@ -12,7 +12,7 @@ from engine_contract import CANARY, EngineContract, Subject, Watched
 
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.engines.generate import GenerateEngine
-from gxr_batch.errors import EngineFailed
+from gxr_batch.errors import EngineFailed, OutOfRoom
 from gxr_batch.job import Job
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
 
@@ -309,10 +309,21 @@ def test_a_row_that_breaks_the_model_fails_alone_and_is_not_quoted(tiny, breakin
 
 
 @pytest.mark.model
-def test_a_row_for_which_there_is_no_memory_at_all_fails_alone(tiny, breaking):
+def test_a_row_for_which_there_is_no_memory_fails_alone(tiny, breaking, monkeypatch):
+    monkeypatch.setattr("gxr_batch.engines.generate.session._PATIENCE_SECONDS", 1.0)
+    breaking(lambda ids: ids.shape[1] >= 30, MemoryError())
+    rows = run(tiny, [a_prompt("a", ids_of(10)), a_prompt("b", ids_of(10)), a_prompt("long", ids_of(30))])
+    assert rows["long"].error == "the device had no memory for a prompt of this length"
+    assert rows["a"].error is None
+    assert rows["b"].error is None
+
+
+@pytest.mark.model
+def test_where_one_row_after_another_finds_no_memory_no_row_is_to_blame(tiny, breaking, monkeypatch):
+    monkeypatch.setattr("gxr_batch.engines.generate.session._PATIENCE_SECONDS", 1.0)
     breaking(lambda ids: True, MemoryError())
-    rows = run(tiny, [a_prompt("a", ids_of(10)), a_prompt("b", ids_of(10))])
-    assert {row.error for row in rows.values()} == {"the model could not process this row (MemoryError)"}
+    with pytest.raises(OutOfRoom, match="no memory left"):
+        run(tiny, [a_prompt("a", ids_of(10)), a_prompt("b", ids_of(10))])
 
 
 @pytest.mark.model

@@ -325,7 +325,8 @@ GIB = 2**30
 def test_memory_counts_the_window_and_not_the_length_where_a_layer_has_one():
     config = tiny_gemma().config  # three layers with a window of 8, one without
     logits = config.vocab_size * 4 * 6
-    assert memory.row_bytes(config, 100, 2) - logits == (3 * 8 + 100) * 2 * 32 * 2 * 2
+    assert memory.row_bytes(config, 100, 2, windowed=True) - logits == (3 * 8 + 100) * 2 * 32 * 2 * 2
+    assert memory.row_bytes(config, 100, 2) - logits == 100 * memory.kv_bytes_a_token(config, 2) == 4 * 100 * 256
 
 
 def test_what_fits_leaves_room_for_eight_rows():

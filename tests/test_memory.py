@@ -229,6 +229,23 @@ def test_without_room_for_a_few_rows_it_waits_and_then_gives_up(monkeypatch):
     assert all(isinstance(event, Pulse) for event in events)
 
 
+class ShortPrompts(LibraryModel):
+    """A real model on a device without room for long prompts."""
+
+    def prefill(self, rows):
+        if any(len(ids) > 50 for _, ids, _ in rows):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().prefill(rows)
+
+
+def test_a_prompt_for_which_there_is_never_memory_costs_its_row_and_not_the_night(monkeypatch):
+    monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 1.0)
+    made = ShortPrompts(tiny_gemma(torch.bfloat16), slots=8, capacity=200)
+    done = complete(session(made, 8, SAMPLED), prompts([60, 9, 9, 9, 9, 9]))
+    assert done.pop("r0").error == "the device had no memory for a prompt of this length"
+    assert all(one.error is None for one in done.values())
+
+
 def test_room_that_comes_back_in_time_costs_no_row():
     made = session(crowded(room=0, lasting=4), 32, SAMPLED)
     assert all(done.error is None for done in complete(made, prompts([9] * 20)).values())
@@ -351,7 +368,7 @@ def test_a_splitter_asks_for_fewer_rows_until_they_fit():
             raise MemoryError
         return torch.tensor([[float(row)] for row in rows])
 
-    splitter = Splitter(64, least=8, vocab=1, device=torch.device("cpu"))
+    splitter = Splitter(64, 8, 1, torch.device("cpu"))
     logits, faults = splitter.run(list(range(64)), call)
     assert logits[:, 0].tolist() == list(range(64))
     assert (faults, splitter.splits, splitter.now) == ({}, 3, 8)

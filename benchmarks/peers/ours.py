@@ -51,7 +51,7 @@ class Meter:
         driver.prefill = self._timing("prefill", driver.prefill)
         driver.copy = self._timing("prefill", driver.copy)
         driver.decode = self._timing("decode", driver.decode, self._count)
-        session._sample = self._timing("sampler", session._sample)
+        session._chooser.choose = self._timing("sampler", session._chooser.choose)
 
     def reset(self) -> None:
         """Forget the warm-up."""

@@ -80,6 +80,7 @@ class GenerateSession:
         self._running: Batch | None = None
         self._room = slots
         self._good_batches = 0
+        self._gave_up = False
         self._counts = _Counts()
 
     def close(self) -> None:
@@ -141,9 +142,15 @@ class GenerateSession:
             no_memory = batch.no_memory
             if len(left) == 1 and no_memory:
                 short_since = min(short_since, time.monotonic())
-                yield self._wait_for_room(short_since)
-                groups.append(left)
+                if time.monotonic() - short_since >= _PATIENCE_SECONDS:
+                    yield self._give_up_on(left[0])
+                    short_since = float("inf")
+                else:
+                    time.sleep(_PULSE_SECONDS)
+                    yield self._counts.pulse(1, self._memory())
+                    groups.append(left)
                 continue
+            self._gave_up = False
             short_since = float("inf")
             if len(left) == 1:
                 yield _failed(left[0], f"the model could not process this row ({batch.broke.__name__})")
@@ -155,16 +162,16 @@ class GenerateSession:
                 torch.cuda.empty_cache()
             groups += [left[half:], left[:half]]
 
-    def _wait_for_room(self, since: float) -> Pulse:
-        """Pause while others hold the memory. Raises OutOfRoom when that has lasted too long."""
-        if time.monotonic() - since >= _PATIENCE_SECONDS:
+    def _give_up_on(self, row: RowState) -> Completion:
+        """Fail a row for want of memory; where the one before failed so too, no row is to blame: raises OutOfRoom."""
+        if self._gave_up:
             raise OutOfRoom(
                 f"The device had no memory left for {_PATIENCE_SECONDS:,.0f} s, not even for one row.",
                 where="engine.slots, engine.memory_limit",
                 next_step="free memory, then run the same command again",
             )
-        time.sleep(_PULSE_SECONDS)
-        return self._counts.pulse(1, self._memory())
+        self._gave_up = True
+        return _failed(row, "the device had no memory for a prompt of this length")
 
     def _watch(self, batch: Batch, stop: StopRequest, counts: _Counts, waiting: int) -> Iterator[Completion | Pulse]:
         """Hand over the rows of a running batch as they end, until it ends or has to be left behind."""

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from gxr_batch.engines.base import EngineInfo, Pulse, StopRequest
+from gxr_batch.engines.transformers.choosing import Chooser
 from gxr_batch.engines.transformers.driver import PREFIX_SLOTS, Driver
 from gxr_batch.engines.transformers.row import RowState, charge, completion
-from gxr_batch.engines.transformers.sampler import Candidates, SeenIds, draw, top_candidates
 from gxr_batch.engines.transformers.schedule import SlotPlan
 from gxr_batch.engines.transformers.splitting import NoRoom, Splitter
 from gxr_batch.errors import OutOfRoom
-from gxr_batch.models.device import out_of_memory
 from gxr_batch.records import Completion, Prompt
 from gxr_batch.settings import Sampling
 
@@ -32,6 +32,17 @@ _PREFILL_ROWS = 8
 _LEAST_PREFIX = 16
 
 
+@dataclass
+class _Work:
+    """What one stream has in hand: rows that decode, rows that wait for their prefill, since when memory is short."""
+
+    plan: SlotPlan
+    rows: list[RowState] = field(default_factory=list)
+    admitted: list[RowState] = field(default_factory=list)
+    exhausted: bool = False
+    short_since: float = float("inf")
+
+
 class TransformersSession:
     """A loaded model that decodes rows side by side. Implements the protocol's Session."""
 
@@ -39,75 +50,92 @@ class TransformersSession:
         self, info: EngineInfo, driver: Driver, tokenizer: Any, end_ids: frozenset[int], sampling: Sampling
     ) -> None:
         self.info = info
-        self._driver, self._tokenizer, self._end_ids, self._sampling = driver, tokenizer, end_ids, sampling
-        self._seen = SeenIds(driver.slots, driver.capacity, driver.device)
+        self._driver, self._tokenizer, self._end_ids = driver, tokenizer, end_ids
         self._prefixes: dict[tuple[int, ...], int] = {}
-        self._splitter = Splitter(info.slots, least=driver.least_rows, vocab=driver.vocab, device=driver.device)
+        self._splitter = Splitter(info.slots, driver.least_rows, driver.vocab, driver.device)
+        self._prefills = Splitter(_PREFILL_ROWS, 1, driver.vocab, driver.device)
+        self._chooser = Chooser(driver, sampling, self._splitter)
+        self._gave_up = False
         self._tokens = 0
+
+    @property
+    def splits(self) -> int:
+        """How often a call had to be made smaller for want of memory."""
+        return self._splitter.splits + self._prefills.splits
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt, each in a slot of its own, until there are no more or `stop` says so."""
-        plan = SlotPlan.of(self.info.slots)
-        rows: list[RowState] = []
-        admitted: list[RowState] = []
-        exhausted, splits = False, self._splitter.splits
-        pulsed, short_since = time.monotonic(), float("inf")
+        work = _Work(SlotPlan.of(self.info.slots))
+        pulsed, splits = time.monotonic(), self.splits
         while True:
-            if not admitted and not exhausted and stop.admitting:
-                admitted, exhausted = self._admit(prompts, plan)
-            ended = [row for row in admitted if row.finish]
-            admitted = [row for row in admitted if not row.finish]
-            try:
-                if self._prefilled(admitted, rows):
-                    rows, admitted = rows + admitted, []
-                if stop.must_return(time.monotonic()):
-                    return
-                ended += self._retire(rows, plan)
-                if not ended and rows:
-                    self._decode(rows)
-                    ended += self._retire(rows, plan)
-                short_since = float("inf")
-            except NoRoom:
-                short_since = min(short_since, time.monotonic())
-                self._wait_for_room(short_since)
-                if stop.must_return(time.monotonic()):
-                    return
-            if exhausted or not stop.admitting:
-                self._shrink(rows + admitted, plan)
+            if not work.admitted and not work.exhausted and stop.admitting:
+                self._admit(prompts, work)
+            ended = self._step(work, stop)
+            if stop.must_return(time.monotonic()):
+                return
+            if work.exhausted or not stop.admitting:
+                self._shrink(work.rows + work.admitted, work.plan)
             for row in ended:
                 pulsed = time.monotonic()
                 yield completion(row, self._text(row))
-            if time.monotonic() - pulsed >= _PULSE_SECONDS or splits != self._splitter.splits:
-                pulsed, splits = time.monotonic(), self._splitter.splits
-                yield Pulse(self._tokens, len(rows), memory_in_use(self._driver.device), splits)
-            if not rows and not admitted and (exhausted or not stop.admitting):
+            if time.monotonic() - pulsed >= _PULSE_SECONDS or splits != self.splits:
+                pulsed, splits = time.monotonic(), self.splits
+                yield Pulse(self._tokens, len(work.rows), memory_in_use(self._driver.device), splits)
+            if not work.rows and not work.admitted and (work.exhausted or not stop.admitting):
                 return
 
-    @staticmethod
-    def _wait_for_room(since: float) -> None:
-        """Pause while others hold the memory. Raises OutOfRoom when that has lasted too long."""
-        if time.monotonic() - since >= _PATIENCE_SECONDS:
+    def _step(self, work: _Work, stop: StopRequest) -> list[RowState]:
+        """Prefill what was admitted and decode one token of every row; return the rows that ended."""
+        ended = [row for row in work.admitted if row.finish]
+        work.admitted = [row for row in work.admitted if not row.finish]
+        for row in ended:
+            if row.slot >= 0:
+                work.plan.release(row.slot)
+        try:
+            if work.admitted and self._prefilled(work.admitted, work.rows):
+                work.rows, work.admitted, self._gave_up = work.rows + work.admitted, [], False
+            ended += self._retire(work.rows, work.plan)
+            if not ended and work.rows and not stop.must_return(time.monotonic()):
+                self._decode(work.rows)
+                ended += self._retire(work.rows, work.plan)
+            work.short_since = float("inf")
+        except NoRoom:
+            work.short_since = min(work.short_since, time.monotonic())
+            if time.monotonic() - work.short_since < _PATIENCE_SECONDS:
+                time.sleep(_PULSE_SECONDS)
+            else:
+                self._give_up_on(work.admitted if not work.rows else [])
+                work.short_since = float("inf")
+        return ended
+
+    def _give_up_on(self, admitted: Sequence[RowState]) -> None:
+        """Fail the longest new row for want of memory; where the one before failed so too, no row is to blame.
+
+        Raises OutOfRoom.
+        """
+        if not admitted or self._gave_up:
             raise OutOfRoom(
                 f"The device had no memory left for {_PATIENCE_SECONDS:,.0f} s, not even for a few rows.",
                 where="engine.slots, engine.memory_limit",
                 next_step="free memory or lower engine.slots, then run the same command again",
             )
-        time.sleep(_PULSE_SECONDS)
+        self._gave_up = True
+        row = max(admitted, key=lambda row: row.prompt.encoded.length or 0)
+        row.finish, row.error = "error", "the device had no memory for a prompt of this length"
 
-    def _admit(self, prompts: Iterator[Prompt], plan: SlotPlan) -> tuple[list[RowState], bool]:
-        """Take as many prompts as there are slots to fill now; say whether the prompts are exhausted."""
-        admitted: list[RowState] = []
-        for _ in range(min(plan.to_admit(), _PREFILL_ROWS)):
+    def _admit(self, prompts: Iterator[Prompt], work: _Work) -> None:
+        """Take as many prompts as there are slots to fill now; those that the model cannot take end at once."""
+        for _ in range(min(work.plan.to_admit(), _PREFILL_ROWS)):
             prompt = next(prompts, None)
             if prompt is None:
-                return admitted, True
+                work.exhausted = True
+                return
             row = RowState(prompt, time.monotonic())
-            admitted.append(row)
+            work.admitted.append(row)
             if error := self._refusal(prompt):
                 row.finish, row.error = "error", error
             else:
-                row.slot = plan.take()
-        return admitted, False
+                row.slot = work.plan.take()
 
     def _refusal(self, prompt: Prompt) -> str:
         """Return why the model cannot take a prompt, empty where it can."""
@@ -140,8 +168,8 @@ class TransformersSession:
             ids = row.prompt.encoded.token_ids or []
             row.started_at, row.started_at_ms = began, now_ms
             calls.append((row.slot, *self._after_prefix(row, ids)))
-            self._seen.start(row.slot, ids)
-        logits, faults = self._splitter.run(calls, self._driver.prefill)
+            self._chooser.seen.start(row.slot, ids)
+        logits, faults = self._prefills.run(calls, self._driver.prefill)
         ended = self._sample(rows, logits, faults)
         charge(rows, ended - began, len(rows) + decoding)
 
@@ -156,7 +184,7 @@ class TransformersSession:
             # templates came first.
             full = len(self._prefixes) == PREFIX_SLOTS
             slot = row.slot if full else self._driver.slots + len(self._prefixes)
-            _, faults = self._splitter.run([(slot, prefix, 0)], self._driver.prefill)
+            _, faults = self._prefills.run([(slot, prefix, 0)], self._driver.prefill)
             if faults:  # a half-written prefix must not be copied into any row
                 self._driver.clear(slot)
                 return ids, 0
@@ -180,21 +208,7 @@ class TransformersSession:
 
     def _sample(self, rows: Sequence[RowState], logits: torch.Tensor, faults: Mapping[int, str]) -> float:
         """Draw one token for each row and return the moment; a row whose logits are not numbers fails alone."""
-        slots = [row.slot for row in rows]
-        tokens: list[int] = []
-        finite: list[int] = []
-        while len(tokens) < len(rows):
-            start, size = len(tokens), self._splitter.now
-            try:
-                drawn = self._drawn(rows[start : start + size], logits[start : start + size])
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                self._splitter.shrink(len(rows[start : start + size]))
-            else:
-                tokens += drawn[0]
-                finite += drawn[1]
-        self._seen.add(slots, tokens)
+        tokens, finite = self._chooser.choose(rows, logits)
         now = time.monotonic()
         for index, (row, token, good) in enumerate(zip(rows, tokens, finite, strict=True)):
             if good:
@@ -205,23 +219,6 @@ class TransformersSession:
                 self._driver.clear(row.slot)
             row.ended_at = now
         return now
-
-    def _drawn(self, rows: Sequence[RowState], logits: torch.Tensor) -> list[list[int]]:
-        """Return tokens and whether logits were finite."""
-        seen = self._seen.of([row.slot for row in rows])
-        candidates = self._driver.candidates(logits, seen, self._sampling)
-        tokens, finite, complete = self._read(rows, candidates)
-        if not all(complete):  # more ties than candidates: rare enough to sort everything once more
-            tokens, finite, _ = self._read(rows, top_candidates(logits, seen, self._sampling, thorough=True))
-        return [tokens, finite]
-
-    def _read(self, rows: Sequence[RowState], candidates: Candidates) -> list[list[int]]:
-        """Return tokens, whether logits were finite, and whether all ties were there: the step's one read-back."""
-        device = candidates.ids.device
-        keys = torch.tensor([[row.prompt.row_seed, len(row.ids)] for row in rows]).to(device)
-        tokens = draw(candidates, keys[:, 0], keys[:, 1], self._sampling)
-        read: list[list[int]] = torch.stack([tokens, candidates.values[:, 0].isfinite(), candidates.complete]).tolist()
-        return read
 
     def _take(self, row: RowState, token: int) -> None:
         row.ids.append(token)
@@ -254,7 +251,7 @@ class TransformersSession:
         for source, target in plan.moves():
             row = by_slot[source]
             self._driver.copy(source, target, row.position)
-            self._seen.move(source, target)
+            self._chooser.seen.move(source, target)
             row.slot = target
 
     def _text(self, row: RowState) -> str:

@@ -30,7 +30,7 @@ class Splitter:
     `splits` counts how often a call had to be made smaller for want of memory.
     """
 
-    def __init__(self, most: int, *, least: int, vocab: int, device: torch.device) -> None:
+    def __init__(self, most: int, least: int, vocab: int, device: torch.device) -> None:
         """Begin with `most` rows a call; fewer than `least` rows would take no less memory.
 
         `vocab` and `device` are those of the logits.

@@ -318,3 +318,27 @@ def test_the_manifest_of_a_run_with_everything_in_it(work):
     work.run("--set", "echo.fail_every=2", "--set", "run.max_failed=off", "--json", expect=3)
     work.run("--retry", "failed", "--row", "C0", expect=None)
     assert json.loads((work.folder / "outputs/j/run.json").read_text())["invocations"]
+
+
+def test_a_row_that_kills_the_process_and_its_neighbours(work):
+    work.job("[engine]\nkind = 'echo'\n[echo]\ntokens_per_second = 500\nkill_containing = 'finding 7'\n")
+    for code in (-signal.SIGKILL, -signal.SIGKILL, 3):
+        work.real("run", "j.toml", expect=code)
+    assert (work.folder / "outputs/j/inflight.json").exists()
+
+
+def test_prompts_that_are_cut_or_too_long(work):
+    work.table([(row_id, f"{cell} " * 40) for row_id, cell in ROWS[:6]])
+    sections = "[engine]\nkind = 'echo'\n[model]\nmax_seq_length = 64\n[sampling]\nmax_new_tokens = 16\n[prompt]\n"
+    work.job(sections)
+    work.run("--set", "prompt.template=basic", expect=3)
+    work.run("--set", "prompt.template=basic", "--set", "prompt.too_long=truncate", "--fresh", expect=0)
+    assert {row["gxr_flags"][0] for row in work.results()} == {"findings_truncated"}
+
+
+def test_a_folder_that_another_host_holds(work):
+    work.run("--limit", "5")
+    record = {"host": "elsewhere", "pid": 1, "started": 0, "since": "2026-01-01T00:00:00"}
+    (work.folder / "outputs/j/run.lock").write_text(json.dumps(record))
+    work.run(expect=4)
+    work.run("--take-over")

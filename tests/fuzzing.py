@@ -29,6 +29,8 @@ EXITS = {0, 2, 3, 4, 5, 75, 130}
 HANG_SECONDS = 10.0
 ASLEEP_SECONDS = 90.0
 
+EXPORTS = [(), ("--partial",), ("--format", "csv"), ("--format", "jsonl"), ("--format", "parquet")]
+
 
 class Hang(BaseException):
     """The command did not come back in time; no `except Exception` of the command's may swallow this."""
@@ -187,7 +189,11 @@ def folder_case(case: Case) -> None:
     for _ in range(case.rng.randint(1, 2)):
         inputs.damage(Path("outputs/j"), case.rng)
     case.gxr("status", case.rng.choice(["outputs/j", "outputs"]), *case.rng.choice([(), ("--json",)]))
-    case.gxr("export", "outputs/j", *case.rng.choice([(), ("--partial",)]))
+    case.gxr(
+        "export",
+        "outputs/j",
+        *case.rng.choice(EXPORTS),
+    )
     case.gxr("check", "j.toml")
     code = case.gxr("run", "j.toml")
     if code == 2:  # what it says to rename is renamed, as often as it says so

@@ -82,7 +82,7 @@ def test_the_canary_sings_where_it_may(work):
     assert CANARY in str(work.results())
     assert CANARY in work.gxr("check", "j.toml").stdout
     assert CANARY in work.gxr("templates", "render", "j.toml").stdout
-    work.gxr("export", "outputs/j")
+    work.gxr("export", "outputs/j", "--format", "csv")
     assert CANARY in (work.folder / "outputs/j/results.csv").read_text(encoding="utf-8-sig")
 
 

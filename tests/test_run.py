@@ -413,7 +413,7 @@ def test_parquet_columns_come_out_with_their_types(work):
     assert made.schema.field("tags").type == pa.list_(pa.string())
     assert made["gxr_row_id"].to_pylist() == ["1", "2"]
     assert "a 65-year-old patient" in made["gxr_text"][0].as_py()
-    work.gxr("export", "outputs/j")
+    work.gxr("export", "outputs/j", "--format", "csv")
 
 
 def test_templates_can_be_listed_shown_and_tried(work):
@@ -498,7 +498,7 @@ def test_the_header_of_an_export_is_that_of_its_rows(work):
     work.job("[engine]\nkind = 'echo'\n[echo]\ncrash_after = 0\n[run]\nmax_failed = 1\n")
     (work.folder / "crash.toml").write_text((work.folder / "j.toml").read_text() + "")
     work.gxr("run", "j.toml", "--set", "echo.fail_containing=finding", "--set", "run.max_failed=1", expect=None)
-    work.gxr("export", "outputs/j")
+    work.gxr("export", "outputs/j", "--format", "csv")
     header, first = (work.folder / "outputs/j/results.csv").read_text("utf-8-sig").splitlines()[:2]
     assert header.count('","') == first.count('","')
 

@@ -1,0 +1,81 @@
+"""Cells as text: what null, times, lists and bytes look like, and what a spreadsheet must not run or cannot hold."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from datetime import date, datetime, time
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+# What may start a formula, a command or a field in a spreadsheet (OWASP's list), full-width forms included.
+FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+# Excel's limits of one cell: UTF-16 units, and line feeds beyond which it calls the file damaged.
+MOST_UNITS, MOST_LINE_FEEDS = 32_767, 253
+_CUT_MARK = " […cut: the whole text stands in results.parquet]"
+_LINE_MARK = " ⏎ "
+# What XML 1.0 has no place for: control characters, halves of UTF-16 pairs, the two non-characters of the first plane.
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+class CellText(NamedTuple):
+    """A text that one cell of a workbook can hold; `cut` where something of it had to go."""
+
+    text: str
+    cut: bool = False
+
+
+def as_text(value: Any) -> str:
+    """Return a cell's text: empty for null, ISO for times, JSON for nested and binary values."""
+    if value is None or value == []:
+        return ""
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ", timespec="milliseconds")
+    if isinstance(value, bytes):
+        return json.dumps(plain(value))
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=plain)
+    return str(value)
+
+
+def plain(value: Any) -> str:
+    """Return what JSON lacks as text: bytes in base64, times in ISO form, anything else as Python prints it."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value.isoformat() if isinstance(value, date | time | datetime) else str(value)
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Return whether cells of this type are numbers, which no spreadsheet takes for a formula."""
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def guard(text: str) -> str:
+    """Return the text so that no spreadsheet runs it."""
+    return f"'{text}" if text.lstrip(" \u00a0\u3000")[:1] in FORMULA_STARTS and text else text
+
+
+def for_workbook(text: str) -> CellText:
+    """Return the text as one cell of a workbook can hold it: line ends as LF, no sign that XML lacks, within limits."""
+    if text.isascii() and text.isprintable() and len(text) <= MOST_UNITS and not text.startswith("<r>"):
+        return CellText(text)
+    text = _NOT_XML.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+    if text.startswith("<r>"):  # the workbook writer would take it for markup of its own
+        text = f" {text}"
+    feeds = text.count("\n")
+    if feeds > MOST_LINE_FEEDS:
+        lines = text.split("\n")
+        text = "\n".join(lines[:MOST_LINE_FEEDS]) + _LINE_MARK + _LINE_MARK.join(lines[MOST_LINE_FEEDS:])
+    if _units(text) <= MOST_UNITS:
+        return CellText(text, cut=feeds > MOST_LINE_FEEDS)
+    room = MOST_UNITS - _units(_CUT_MARK)
+    kept = text.encode("utf-16-le")[: 2 * room].decode("utf-16-le", "ignore")  # half a pair at the end is left out
+    return CellText(kept + _CUT_MARK, cut=True)
+
+
+def _units(text: str) -> int:
+    return len(text) + sum(character > "\uffff" for character in text) if not text.isascii() else len(text)

@@ -1,0 +1,81 @@
+"""Files for pipelines: JSON lines, Parquet, and the lines that OpenAI's batch interface answers with. All verbatim."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from gxr_batch.export.cells import plain
+from gxr_batch.export.source import Exported, Source
+from gxr_batch.ledger.files import write_whole
+
+
+def write_jsonl(source: Source, path: Path) -> Exported:
+    """Write one JSON object a row, with every column. Raises StorageError."""
+    return _lines(source, path, lambda row: row)
+
+
+def write_openai_batch(source: Source, path: Path) -> Exported:
+    """Write rows as lines of a batch's output file: `custom_id` is the row id, with `#2` for further samples.
+
+    Raises StorageError.
+    """
+    return _lines(source, path, _batch_line)
+
+
+def write_parquet(source: Source, path: Path) -> Exported:
+    """Write Parquet with the columns' own types. Raises StorageError."""
+    rows = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal rows
+        with pq.ParquetWriter(temporary, source.schema, compression="zstd") as writer:
+            for table in source.tables:
+                rows += table.num_rows
+                writer.write_table(table.cast(source.schema))
+
+    write_whole(path, write)
+    return Exported(path, rows, source.partial)
+
+
+def _lines(source: Source, path: Path, line: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Exported:
+    rows = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal rows
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for table in source.tables:
+                rows += table.num_rows
+                for row in table.to_pylist():
+                    file.write(json.dumps(line(row), ensure_ascii=False, default=plain) + "\n")
+
+    write_whole(path, write)
+    return Exported(path, rows, source.partial)
+
+
+def _batch_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    sample = row["gxr_sample"]
+    name = row["gxr_row_id"] if sample == 1 else f"{row['gxr_row_id']}#{sample}"
+    failed = row["gxr_status"] != "ok"
+    body = {
+        "object": "chat.completion",
+        "model": row["gxr_model"],
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": row["gxr_text"]},
+                "finish_reason": row["gxr_finish_reason"],
+            }
+        ],
+        "usage": {"prompt_tokens": row["gxr_prompt_tokens"], "completion_tokens": row["gxr_new_tokens"]},
+        "metadata": {"ai_generated": row["gxr_ai_generated"], "disclaimer": row["gxr_disclaimer"]},
+    }
+    return {
+        "custom_id": name,
+        "response": None if failed else {"status_code": 200, "body": body},
+        "error": {"message": row["gxr_error"]} if failed else None,
+    }

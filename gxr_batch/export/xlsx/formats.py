@@ -1,0 +1,52 @@
+"""How cells look: every text cell is text, wrapped, and shielded from being read as anything else."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+# Readable in print and to people who do not tell red from green: each status has a shade and is written out too.
+STATUS_COLOURS = {
+    "unreviewed": "#FFF4CE",
+    "approved": "#D9EAD3",
+    "approved_with_edits": "#CFE2F3",
+    "rejected": "#F4CCCC",
+}
+_HEADER = {"bold": True, "text_wrap": True, "valign": "vcenter", "border": 1, "border_color": "#B7B7B7"}
+_CELL = {"valign": "top", "border": 1, "border_color": "#E3E3E3"}
+_TEXT = {**_CELL, "text_wrap": True, "num_format": "@", "quote_prefix": True}
+
+
+class Formats(NamedTuple):
+    """The formats of one workbook."""
+
+    header: Any
+    header_review: Any
+    banner: Any
+    text: Any
+    generated: Any
+    review: Any
+    key: Any
+    number: Any
+    title: Any
+    plain: Any
+    flagged: Any
+    statuses: dict[str, Any]
+
+
+def make_formats(workbook: Any) -> Formats:
+    """Add the formats to a workbook."""
+    add = workbook.add_format
+    return Formats(
+        header=add({**_HEADER, "bg_color": "#1F3864", "font_color": "#FFFFFF"}),
+        header_review=add({**_HEADER, "bg_color": "#7F6000", "font_color": "#FFFFFF"}),
+        banner=add({"bold": True, "font_color": "#9C0006", "bg_color": "#FFE8E8", "valign": "vcenter"}),
+        text=add(_TEXT),
+        generated=add({**_TEXT, "bg_color": "#F3F6FC"}),
+        review=add({**_TEXT, "quote_prefix": False, "bg_color": "#FFFBEF", "locked": False}),
+        key=add({**_TEXT, "bold": True}),
+        number=add({**_CELL, "num_format": "General"}),
+        title=add({"bold": True, "font_size": 16, "font_color": "#1F3864"}),
+        plain=add({"text_wrap": True, "valign": "top"}),
+        flagged=add({"bg_color": "#FCE4D6"}),
+        statuses={status: add({"bg_color": colour}) for status, colour in STATUS_COLOURS.items()},
+    )

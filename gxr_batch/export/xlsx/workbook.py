@@ -1,0 +1,219 @@
+"""The workbook that a radiologist reviews: a README sheet, then the cases, one row each, in constant memory.
+
+XlsxWriter is used directly, because it checks what it writes and holds one row at a time. Every text is written as
+text: no formulas, no links, no numbers guessed. Cells that Excel cannot hold are shortened with a mark and flagged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gxr_batch.errors import StorageError
+from gxr_batch.export.cells import as_text, for_workbook, is_number
+from gxr_batch.export.source import Exported, Source
+from gxr_batch.export.xlsx.formats import Formats, make_formats
+from gxr_batch.export.xlsx.layout import CATEGORIES, QUALITIES, STATUSES, WEIGHTS, Column, layout
+from gxr_batch.export.xlsx.readme import write_readme
+from gxr_batch.ledger.files import write_whole
+from gxr_batch.records import DISCLAIMER
+
+# Excel's limit is 1,048,576 rows a sheet; a round number below it leaves room for banner and header.
+ROWS_A_SHEET = 1_000_000
+_BANNER_ROW, _HEADER_ROW, _FIRST_ROW = 0, 1, 2
+_FROZEN_COLUMNS = 1
+_LINE_POINTS, _MOST_LINES = 15, 24
+_SHORTENED = "shortened_for_excel"
+_BANNER = f"AI-GENERATED, UNREVIEWED until a status says otherwise. {DISCLAIMER}"
+_OPTIONS = {
+    "constant_memory": True,
+    "strings_to_formulas": False,
+    "strings_to_urls": False,
+    "strings_to_numbers": False,
+    "nan_inf_to_errors": True,
+}
+
+
+def write_xlsx(source: Source, path: Path) -> Exported:
+    """Write the workbook. Raises StorageError."""
+    from xlsxwriter import Workbook
+
+    written: list[Exported] = []
+
+    def write(temporary: Path) -> None:
+        with Workbook(str(temporary), _OPTIONS) as workbook:
+            written.append(_Book(workbook, source).fill(path))
+
+    write_whole(path, write)
+    return written[-1]
+
+
+class _Book:
+    """One workbook being filled."""
+
+    def __init__(self, workbook: Any, source: Source) -> None:
+        self._workbook, self._source = workbook, source
+        self._formats = make_formats(workbook)
+        self._shortened = self._rows = 0
+        self._sheet: Any = None
+        self._at = _FIRST_ROW
+        workbook.set_properties(
+            {
+                "title": f"Teaching cases: {source.reader.manifest.name}",
+                "subject": "AI-generated teaching material, not reviewed by a radiologist",
+                "category": "AI-generated",
+                "keywords": "AI-generated, unreviewed, research and education only",
+                "comments": DISCLAIMER,
+            }
+        )
+        workbook.set_custom_property("AI-generated", True)
+
+    def fill(self, path: Path) -> Exported:
+        """Write every sheet."""
+        write_readme(self._workbook, self._formats, self._source)
+        tables = iter(self._source.tables)
+        first = next(tables, self._source.schema.empty_table())
+        columns = layout(self._source.schema.names, _longest(first))
+        for table in chain([first], tables):
+            for row in _rows(table, columns):
+                if self._sheet is None or self._at - _FIRST_ROW == ROWS_A_SHEET:
+                    self._close_sheet(columns)
+                    self._open_sheet(columns)
+                self._write_row(columns, row)
+        if self._sheet is None:
+            self._open_sheet(columns)
+        self._close_sheet(columns)
+        note = (
+            f"{self._shortened:,} rows have a cell that Excel cannot hold whole: it is cut with a mark, gxr_flags says "
+            f"{_SHORTENED}, and results.parquet has the whole text"
+        )
+        return Exported(path, self._rows, self._source.partial, (note,) if self._shortened else ())
+
+    def _open_sheet(self, columns: Sequence[Column]) -> None:
+        number = sum(sheet.get_name().startswith("Cases") for sheet in self._workbook.worksheets()) + 1
+        sheet = self._sheet = self._workbook.add_worksheet("Cases" if number == 1 else f"Cases {number}")
+        self._at = _FIRST_ROW
+        for place, column in enumerate(columns):
+            sheet.set_column(place, place, column.width, _column_format(column, self._formats))
+        sheet.set_row(_BANNER_ROW, 20)
+        _text(
+            sheet,
+            _BANNER_ROW,
+            0,
+            _BANNER,
+            self._formats.banner,
+        )
+        sheet.set_row(_HEADER_ROW, 48)
+        for place, column in enumerate(columns):
+            header = self._formats.header_review if column.role == "review" else self._formats.header
+            _text(sheet, _HEADER_ROW, place, for_workbook(column.name).text, header)
+        sheet.freeze_panes(_FIRST_ROW, _FROZEN_COLUMNS)
+        sheet.ignore_errors({"number_stored_as_text": "A1:XFD1048576"})
+        sheet.set_landscape()
+        sheet.fit_to_pages(1, 0)
+        sheet.repeat_rows(_HEADER_ROW)
+        sheet.set_footer("&LAI-generated teaching material, not for clinical use&RPage &P of &N")
+
+    def _close_sheet(self, columns: Sequence[Column]) -> None:
+        """Add what goes by the number of rows: filter, drop-downs, colours."""
+        if self._sheet is None:
+            return
+        sheet, last = self._sheet, max(self._at - 1, _FIRST_ROW)
+        sheet.autofilter(_HEADER_ROW, 0, last, len(columns) - 1)
+        places = {column.name: place for place, column in enumerate(columns)}
+        status = places["gxr_review_status"]
+        _choose(sheet, status, last, STATUSES, "Choose a status.")
+        _choose(sheet, places["gxr_review_quality"], last, QUALITIES, "1 = unusable … 5 = ready to teach with.")
+        for category in CATEGORIES:
+            for weight in WEIGHTS:
+                _count(sheet, places[f"gxr_review_{category}_{weight}"], last)
+        for value, colour in self._formats.statuses.items():
+            rule = {"type": "cell", "criteria": "==", "value": f'"{value}"', "format": colour}
+            sheet.conditional_format(_FIRST_ROW, status, last, status, rule)
+        flags = places["gxr_flags"]
+        sheet.conditional_format(_FIRST_ROW, flags, last, flags, {"type": "no_blanks", "format": self._formats.flagged})
+
+    def _write_row(self, columns: Sequence[Column], row: Sequence[Any]) -> None:
+        texts = [for_workbook(cell) if isinstance(cell, str) else None for cell in row]
+        shortened = any(text.cut for text in texts if text is not None)
+        self._shortened += shortened
+        self._sheet.set_row(self._at, _height(columns, texts))
+        for place, (column, cell, text) in enumerate(zip(columns, row, texts, strict=True)):
+            if column.name == "gxr_flags" and shortened:
+                flags = f"{cell}, {_SHORTENED}" if cell else _SHORTENED
+                _text(self._sheet, self._at, place, flags, self._formats.text)
+            elif text is not None:
+                if text.text or column.role == "review":
+                    _text(self._sheet, self._at, place, text.text, _column_format(column, self._formats))
+            elif cell is not None:
+                _checked(self._sheet.write_number(self._at, place, cell, self._formats.number))
+        self._at += 1
+        self._rows += 1
+
+
+def _column_format(column: Column, formats: Formats) -> Any:
+    by_role = {"key": formats.key, "text": formats.generated, "review": formats.review}
+    return by_role.get(column.role, formats.text)
+
+
+def _rows(table: pa.Table, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows in the sheet's order: numbers as numbers, everything else as text, reviewers' cells empty."""
+    cells: list[Sequence[Any]] = []
+    for column in columns:
+        if not column.source:
+            cells.append([""] * table.num_rows)
+        elif is_number(table.schema.field(column.source).type):
+            cells.append([None if value is None else float(value) for value in table[column.source].to_pylist()])
+        elif column.source == "gxr_flags":
+            cells.append([", ".join(value or ()) for value in table[column.source].to_pylist()])
+        else:
+            cells.append([as_text(value) for value in table[column.source].to_pylist()])
+    yield from zip(*cells, strict=True)
+
+
+def _longest(table: pa.Table) -> Mapping[str, int]:
+    """Return how long the longest cell of each text column of these rows is."""
+    lengths = {}
+    for field in table.schema:
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            lengths[field.name] = pc.max(pc.utf8_length(table[field.name])).as_py() or 0
+    return lengths
+
+
+def _height(columns: Sequence[Column], texts: Sequence[Any]) -> float:
+    lines = 1
+    for column, text in zip(columns, texts, strict=True):
+        if text is not None and column.role in {"input", "text", "review"} and text.text:
+            wrapped = sum(1 + len(line) // max(int(column.width), 1) for line in text.text.split("\n", _MOST_LINES))
+            lines = max(lines, wrapped)
+    return float(_LINE_POINTS * min(lines, _MOST_LINES))
+
+
+def _text(sheet: Any, row: int, place: int, text: str, form: Any) -> None:
+    """Write a text, or a blank that keeps its format."""
+    _checked(sheet.write_string(row, place, text, form) if text else sheet.write_blank(row, place, None, form))
+
+
+def _checked(code: int) -> None:
+    """XlsxWriter drops what it cannot write and says so in a return code alone."""
+    if code:
+        raise StorageError(
+            "A cell does not fit into the workbook.",
+            where="the cases sheet",
+            next_step="export as csv, and report this",
+        )
+
+
+def _choose(sheet: Any, place: int, last: int, values: Sequence[str], hint: str) -> None:
+    rule = {"validate": "list", "source": list(values), "input_message": hint}
+    sheet.data_validation(_FIRST_ROW, place, last, place, rule | {"error_message": f"One of: {', '.join(values)}"})
+
+
+def _count(sheet: Any, place: int, last: int) -> None:
+    rule = {"validate": "integer", "criteria": ">=", "value": 0, "error_message": "How many of this kind: 0, 1, 2 …"}
+    sheet.data_validation(_FIRST_ROW, place, last, place, rule)

@@ -1,0 +1,85 @@
+"""Exports for pipelines hold every cell verbatim; none replaces what is not an export."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from running import Workplace
+
+from gxr_batch.records import DISCLAIMER
+
+CELLS = ["=1+1", "a,b;c", 'say "x"', "two\nlines", "  blanks  ", "漢字 🫁", "-5", "\u2028"]
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Workplace:
+    made = Workplace(tmp_path)
+    made.table([(f"C{number}", cell) for number, cell in enumerate(CELLS)])
+    made.job("[engine]\nkind = 'echo'\n[echo]\nfail_containing = 'two'\n")
+    made.run(expect=3)
+    return made
+
+
+def exported(work: Workplace, form: str, name: str) -> Path:
+    work.gxr("export", "outputs/j", "--format", form)
+    return work.folder / "outputs/j" / name
+
+
+def test_plain_csv_is_verbatim(work):
+    with exported(work, "csv-plain", "results-plain.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["findings"] for row in rows] == CELLS
+    assert [row["gxr_text"] or None for row in rows] == [row["gxr_text"] for row in work.results()]
+
+
+def test_json_lines_have_every_column_of_the_results(work):
+    lines = exported(work, "jsonl", "results.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    expected = work.results()
+    assert [list(row) for row in rows] == [list(row) for row in expected]
+    assert [row["findings"] for row in rows] == CELLS
+    assert rows[0]["gxr_started_at"] == expected[0]["gxr_started_at"].isoformat()
+
+
+def test_parquet_is_the_results_with_their_types_and_marks(work):
+    path = exported(work, "parquet", "results-export.parquet")
+    whole = work.folder / "outputs/j/results.parquet"
+    assert pq.read_table(path).equals(pq.read_table(whole))
+    assert pq.read_schema(path).metadata[b"gxr_disclaimer"].decode() == DISCLAIMER
+
+
+def test_batch_lines_answer_by_row_id(work):
+    text = exported(work, "openai-batch", "results-openai-batch.jsonl").read_text(encoding="utf-8")
+    lines = {line["custom_id"]: line for line in map(json.loads, text.rstrip("\n").split("\n"))}
+    assert list(lines) == [f"C{number}" for number in range(len(CELLS))]
+    good, bad = lines["C0"], lines["C3"]
+    body = good["response"]["body"]
+    assert body["choices"][0]["message"]["content"] == work.results()[0]["gxr_text"]
+    assert body["usage"]["completion_tokens"] == work.results()[0]["gxr_new_tokens"]
+    assert body["metadata"]["disclaimer"] == DISCLAIMER
+    assert good["error"] is None
+    assert bad["response"] is None
+    assert "told to fail" in bad["error"]["message"]
+
+
+def test_further_samples_have_names_of_their_own(work):
+    work.run("--set", "sampling.samples_per_row=2", expect=3)
+    text = exported(work, "openai-batch", "results-openai-batch.jsonl").read_text(encoding="utf-8")
+    names = [json.loads(line)["custom_id"] for line in text.rstrip("\n").split("\n")]
+    assert names[:2] == ["C0", "C0#2"]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("form", ["xlsx", "csv-plain", "jsonl", "parquet", "openai-batch"])
+def test_no_format_writes_over_the_runs_own_files(work, form):
+    for target in ("outputs/j/results.parquet", "outputs/j/inflight.json", "outputs/j/parts/x", "f.csv"):
+        assert "--to" in work.gxr("export", "outputs/j", "--format", form, "--to", target, expect=2).stderr
+
+
+def test_what_is_not_built_yet_is_refused(work):
+    assert "not available yet" in work.gxr("export", "outputs/j", "--format", "chat-jsonl", expect=2).stderr
+    assert "not available yet" in work.gxr("export", "outputs/j", "--only", "approved", expect=2).stderr

@@ -1,0 +1,187 @@
+"""The workbook, read back with openpyxl: every text is text, and what Excel cannot hold is marked."""
+
+from __future__ import annotations
+
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from running import Workplace
+
+from gxr_batch.export.cells import MOST_LINE_FEEDS, MOST_UNITS, for_workbook
+from gxr_batch.export.xlsx import workbook as xlsx
+from gxr_batch.records import DISCLAIMER
+
+TRAPS = {
+    "formula": "=1+1",
+    "plus": "+49 30 123",
+    "minus": "-5",
+    "at": "@SUM(A1)",
+    "tab": "\t=1+1",
+    "carriage": "a\rb\r\nc",
+    "link": "https://example.org/x?y=1",
+    "mail": "mailto:a@example.org",
+    "control": "a\x00b\x07c\x1b[0m",
+    "nonchar": "a\ufffeb\uffffc",
+    "escape": "_x000D_ and _x0041_",
+    "rich": "<r><t>bold</t></r>",
+    "markup": "<b>&amp;</b> \"quoted\" 'single'",
+    "number": "00123",
+    "date": "1-2",
+    "boolean": "TRUE",
+    "rtl": "التهاب رئوي في الفص السفلي",
+    "emoji": "🫁 lung 👩‍⚕️",
+    "blanks": "  leading and trailing  ",
+    "lines": "\n".join(f"line {number}" for number in range(400)),
+    "long": "word 🫁 " * 6000,
+}
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """The workbook of a run over the traps, and the run's folder."""
+    work = Workplace(tmp_path_factory.mktemp("xlsx"))
+    table = pa.table(
+        {
+            "case_id": list(TRAPS),
+            "findings": list(TRAPS.values()),
+            "age": pa.array(range(len(TRAPS)), pa.int32()),
+            "seen": pa.array([datetime(2026, 1, 2, tzinfo=UTC)] * len(TRAPS)),
+        }
+    )
+    pq.write_table(table, work.folder / "f.parquet")
+    work.job(
+        "[engine]\nkind = 'echo'\n[model]\nmax_seq_length = 100000\n",
+        head="path = 'f.parquet'\nid_column = 'case_id'\n",
+    )
+    work.run()
+    done = work.gxr("export", "outputs/j")
+    path = work.folder / "outputs/j/results.xlsx"
+    loaded = openpyxl.load_workbook(path)
+    yield done.stdout, path, loaded
+    loaded.close()
+
+
+def cases(loaded) -> dict[str, dict[str, object]]:
+    sheet = loaded["Cases"]
+    names = [cell.value for cell in sheet[2]]
+    rows = sheet.iter_rows(min_row=3)
+    return {row[0].value: dict(zip(names, row, strict=True)) for row in rows}
+
+
+def test_the_readme_sheet_comes_first_and_says_what_this_is(book):
+    _, _, loaded = book
+    assert loaded.sheetnames == ["README", "Cases"]
+    text = " ".join(str(cell.value) for row in loaded["README"].iter_rows() for cell in row if cell.value)
+    for part in (DISCLAIMER, "echo", "clinical_case", f"{len(TRAPS)} generated, 0 failed", "approved_with_edits"):
+        assert part in text
+    assert loaded.properties.category == "AI-generated"
+    assert DISCLAIMER in loaded.properties.description
+
+
+@pytest.mark.parametrize("name", [name for name in TRAPS if name not in {"lines", "long"}])
+def test_every_text_is_text(book, name):
+    cell = cases(book[2])[name]["findings"]
+    expected = TRAPS[name].replace("\r\n", "\n").replace("\r", "\n")
+    for sign in "\x00\x07\x1b\ufffe\uffff":
+        expected = expected.replace(sign, "\ufffd")
+    # Excel reads _x005F_ as an underscore, so that a text with _x000D_ in it stays that text; openpyxl does not.
+    assert cell.value.replace("_x005F_", "_") == (f" {expected}" if name == "rich" else expected)
+    assert cell.data_type in {"s", "inlineStr"}
+    assert cell.number_format == "@"
+    assert cell.hyperlink is None
+    assert cell.quotePrefix
+
+
+def test_no_formula_and_no_link_stands_in_the_file(book):
+    with zipfile.ZipFile(book[1]) as content:
+        sheet = content.read("xl/worksheets/sheet2.xml")
+    assert b"<f>" not in sheet
+    assert b"hyperlink" not in sheet
+
+
+@pytest.mark.parametrize("name", ["lines", "long"])
+def test_what_excel_cannot_hold_is_marked_and_flagged(book, name):
+    stdout, _, loaded = book
+    row = cases(loaded)[name]
+    text = row["findings"].value
+    assert text.count("\n") <= MOST_LINE_FEEDS
+    assert len(text.encode("utf-16-le")) // 2 <= MOST_UNITS
+    assert "shortened_for_excel" in row["gxr_flags"].value
+    assert "results.parquet has the whole text" in stdout
+    if name == "lines":
+        assert "line 399" in text, "nothing of it is lost"
+    else:
+        assert text.endswith("results.parquet]")
+
+
+def test_columns_stand_in_the_order_of_a_teaching_file(book):
+    names = [cell.value for cell in book[2]["Cases"][2]]
+    order = [
+        "gxr_row_id",
+        "gxr_review_status",
+        "findings",
+        "gxr_text",
+        "gxr_review_quality",
+        "gxr_reviewer",
+        "gxr_flags",
+    ]
+    places = [names.index(name) for name in order]
+    assert places == sorted(places)
+    assert names[-1].startswith("gxr_")
+    assert len(set(names)) == len(names)
+    assert {f"gxr_review_wrong_location_{weight}" for weight in ("significant", "insignificant")} <= set(names)
+
+
+def test_the_sheet_is_ready_to_review(book):
+    sheet = book[2]["Cases"]
+    assert sheet.freeze_panes == "B3"
+    assert sheet.auto_filter.ref.startswith("A2:")
+    assert DISCLAIMER in sheet["A1"].value
+    rules = {str(rule.sqref): rule for rule in sheet.data_validations.dataValidation}
+    status = next(rule for rule in rules.values() if rule.type == "list" and "approved_with_edits" in rule.formula1)
+    assert "rejected" in status.formula1
+    assert sum(rule.type == "whole" for rule in rules.values()) == 12
+    row = cases(book[2])["formula"]
+    assert row["gxr_review_status"].value == "unreviewed"
+    assert row["gxr_ai_generated"].value == "TRUE"
+    assert row["age"].value == 0
+    assert row["seen"].value == "2026-01-02 00:00:00.000+00:00"
+    assert row["gxr_reviewer"].value is None
+
+
+def test_a_lone_half_of_a_pair_would_fail_the_whole_file_and_is_replaced():
+    assert for_workbook("a\ud800b").text == "a\ufffdb"
+
+
+def test_a_cut_never_splits_a_sign():
+    text = for_workbook("🫁" * 20_000).text
+    assert len(text.encode("utf-16-le")) // 2 <= MOST_UNITS
+    assert text.startswith("🫁")
+    text.encode("utf-8")
+
+
+def test_more_rows_than_a_sheet_holds_go_on_in_another(monkeypatch, tmp_path):
+    monkeypatch.setattr(xlsx, "ROWS_A_SHEET", 25)
+    work = Workplace(tmp_path)
+    work.run()
+    from gxr_batch.export import export
+    from gxr_batch.ledger import RunReader
+
+    done = export(RunReader(tmp_path / "outputs/j"), "xlsx", None, partial=False)
+    assert done.rows == 60
+    loaded = openpyxl.load_workbook(done.path)
+    assert loaded.sheetnames == ["README", "Cases", "Cases 2", "Cases 3"]
+    assert [loaded[name].max_row - 2 for name in loaded.sheetnames[1:]] == [25, 25, 10]
+
+
+def test_a_run_without_rows_gives_an_empty_sheet(tmp_path: Path):
+    work = Workplace(tmp_path)
+    work.table([])
+    work.run()
+    work.gxr("export", "outputs/j")
+    assert openpyxl.load_workbook(tmp_path / "outputs/j/results.xlsx")["Cases"].max_row == 2

@@ -108,7 +108,7 @@ class Feed:
 
     def _known_to_the_ledger(self, keys: Sequence[Key]) -> tuple[set[Key], set[Key]]:
         """Return which of these keys have no result yet, and which of those this invocation wants."""
-        at = self._ledger.positions_of([key.row_id for key in keys])
+        at = self._ledger.positions_of([key.row_id for key in keys]) if keys else {}
         state = self._ledger.state
         unfinished = {
             key

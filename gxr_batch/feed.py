@@ -13,7 +13,7 @@ import numpy as np
 
 from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
-from gxr_batch.fitter import Fitted, Fitter
+from gxr_batch.fitter import TRUNCATED, Fitted, Fitter
 from gxr_batch.job import Job
 from gxr_batch.ledger import TODO, RunWriter
 from gxr_batch.ledger.state import Bools
@@ -45,13 +45,18 @@ class Feed:
         self._in_flight: dict[Key, _Taken] = {}
         self._suspects, self._condemned = ledger.in_flight.begin(*self._known_to_the_ledger(ledger.in_flight.known))
         self._alone: list[_Taken] = []
-        self.rejected = 0
+        self.rejected = self.cut = 0
         self.seconds = 0.0
 
     @property
     def in_flight(self) -> int:
         """How many prompts the engine took and has not returned."""
         return len(self._in_flight)
+
+    @property
+    def condemned(self) -> frozenset[Key]:
+        """The keys that are given up, because the process died over them twice."""
+        return self._condemned
 
     @property
     def suspects(self) -> int:
@@ -63,6 +68,8 @@ class Feed:
         yield self._hand_out(
             longest_first(self._encoded(), self._job.engine.window, lambda taken: taken.prompt.encoded.length or 0)
         )
+        if self._alone:
+            self._ledger.seal()  # what is done by now must not die with the next suspect
         for taken in self._alone:
             yield self._hand_out(iter([taken]))
 
@@ -72,6 +79,7 @@ class Feed:
             taken = next(ordered, None)
             if taken is not None:
                 self._in_flight[taken.prompt.key] = taken
+                self.cut += TRUNCATED in taken.fitted.flags
                 self._ledger.in_flight.take(taken.prompt.key)
             self.seconds += time.perf_counter() - began
             if taken is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +23,7 @@ from gxr_batch.ledger.state import Bools
 from gxr_batch.prepare import Prepared
 from gxr_batch.progress import Progress
 from gxr_batch.provenance import environment, file_marks, fingerprint, follow, provenance, resolved, settle
+from gxr_batch.records import Key
 from gxr_batch.rows import ingest
 from gxr_batch.stopping import StopReason
 
@@ -52,17 +53,18 @@ class Invocation:
         self.info: EngineInfo | None = None
         self.source_key = prepared.source_key(options.limit)
         self.notices: list[str] = []
-        ledger.log.invocation = len(ledger.manifest.invocations) + 1 if ledger.manifest else 1
         self.todo: Bools = np.zeros((0, 1), np.bool_)
         self.raised = False
         self.progress = Progress(counts=ledger.counts())
         self.entry: dict[str, Any] = {
+            "start": ledger.log.start,
             "started_at": _now(),
             "set": list(options.overrides),
             "limit": options.limit,
             **environment(),
         }
         self._log("started", job=self.job.name, pid=os.getpid(), host=socket.gethostname(), set=list(options.overrides))
+        self._look_back()
         self._tell(*prepared.job.warnings(), *prepared.survey.notices)
         self._tell(*notices.of_kind(prepared.job, self.job))
         self._tell(*notices.of_versions(ledger.manifest, self.entry["packages"]))
@@ -71,25 +73,34 @@ class Invocation:
     def _log(self, event: str, **fields: Any) -> None:
         self.ledger.log.event(event, **fields)
 
+    def _look_back(self) -> None:
+        """Say what became of the start before, where it could not say so itself."""
+        if self.ledger.took_over:
+            self.entry["took_over"] = self.ledger.took_over
+            self._tell(f"Taken over from {self.ledger.took_over}.")
+        for entry in self.ledger.manifest.invocations if self.ledger.manifest else ():
+            if "outcome" not in entry:
+                entry["outcome"] = "no end recorded"  # killed, out of power, or a disk too full to say so
+                self._log("earlier_start_without_end", earlier=entry.get("start"), started_at=entry.get("started_at"))
+
     def _check_fingerprint(self) -> None:
         """Refuse settings that would give other texts than those this run already holds."""
         self.fingerprint = fingerprint(self.prepared, self.job, self.identity)
         if self.ledger.manifest is not None:
             raisable = {"sampling.max_new_tokens", "model.max_seq_length"} if self.options.retry else set()
-            self.ledger.manifest.compare(self.fingerprint, raisable=frozenset(raisable))
+            where = str(self.ledger.folder.absolute())
+            self.ledger.manifest.compare(self.fingerprint, raisable=frozenset(raisable), where=where)
             known = self.ledger.manifest.fingerprint
             self.raised = any(known.get(key, self.fingerprint[key]) != self.fingerprint[key] for key in raisable)
 
     def nothing_left(self) -> bool:
         """Return whether results.parquet already is the finished state of this very table."""
-        marks = self.ledger.results_metadata()
         manifest = self.ledger.manifest
-        if self.options.retry or manifest is None or self.ledger.previous_input is None:
+        last = manifest.invocations[-1] if manifest and manifest.invocations else {}
+        if self.options.retry or last.get("outcome") != "finished" or last.get("source_key") != self.source_key:
             return False
+        marks = self.ledger.results_metadata(last.get("results_sha256"))
         if marks.get("gxr_source") != self.source_key:
-            return False
-        last = manifest.invocations[-1] if manifest.invocations else {}
-        if last.get("outcome") != "finished" or last.get("source_key") != self.source_key:
             return False
         if marks.get("gxr_invocation") != str(last.get("number")):
             return False
@@ -135,9 +146,12 @@ class Invocation:
             self._log("notice", text=sentence)
         self.notices += sentences
 
-    def suspects(self, count: int) -> None:
-        """Say that rows were in the engine when an earlier start died."""
-        self._tell(*notices.of_suspects(count))
+    def suspects(self, count: int, condemned: Collection[Key]) -> None:
+        """Say that rows were in the engine when an earlier start died, and which are given up."""
+        told = [*notices.of_suspects(count), *notices.of_condemned(condemned)]
+        if told:
+            self._tell(*told)
+            self._save()
 
     def _todo(self) -> Bools:
         state = self.ledger.state
@@ -152,7 +166,8 @@ class Invocation:
         spent = again & (state.attempt >= self.job.run.max_attempts)
         if spent.any():
             self.say(
-                f"{int(spent.sum()):,} not tried again: run.max_attempts = {self.job.run.max_attempts} is reached."
+                f"{int(spent.sum()):,} not tried again: run.max_attempts = {self.job.run.max_attempts} is reached; "
+                f"--set run.max_attempts={self.job.run.max_attempts + 1} tries them once more."
             )
         chosen: Bools = again & ~spent & self._chosen_rows()[:, None]
         # Named rows are about these rows alone, and a raised limit must not give new rows their first attempt.
@@ -184,11 +199,12 @@ class Invocation:
         self.ledger.part_metadata = encode_metadata(file_marks(self.job, info.identity, self.fingerprint))
         self._save()
 
-    def heed(self, reason: StopReason | None) -> None:
-        """Log once why the run is about to stop."""
+    def heed(self, reason: StopReason | None, in_flight: int) -> None:
+        """Say and log once why the run is about to stop."""
         if reason is not None and "stop_requested" not in self.entry:
             self.entry["stop_requested"] = reason
-            self._log("stop_requested", reason=reason, in_flight=self.progress.rows_in_flight)
+            self._log("stop_requested", reason=reason, in_flight=in_flight)
+            self.say(notices.of_stop(reason, in_flight, self.job.run.grace_seconds))
 
     def broke_off(self, error: BaseException) -> None:
         """Write down that an error ended this invocation; never hides that error behind one of its own."""
@@ -197,7 +213,6 @@ class Invocation:
             self.ledger.drop_unsealed()
         self.entry["counts"] = self.ledger.counts()._asdict()
         with suppress(Exception):
-            self._log("broke_off", error=type(error).__name__, **self.entry["counts"])
             self._save()
             self.ledger.write_failed()
 
@@ -213,6 +228,7 @@ class Invocation:
             "rejected": self.progress.rejected,
             "new_tokens": self.progress.new_tokens,
             "splits": self.progress.splits,
+            "cut": self.progress.cut,
         }
         if counts.left:
             self.ledger.write_failed()
@@ -222,7 +238,7 @@ class Invocation:
                 "gxr_invocation": self._register(),
                 "gxr_counts": counts._asdict(),
             }
-            self.ledger.write_results(provenance(self.identity), encode_metadata(marks))
+            self.entry["results_sha256"] = self.ledger.write_results(provenance(self.identity), encode_metadata(marks))
         self._log("ended", outcome=self.entry["outcome"], done=self.progress.done, **counts._asdict())
         # Last: a manifest that says "finished" stands beside the results that it speaks of.
         self._save()

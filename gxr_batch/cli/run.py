@@ -69,8 +69,10 @@ def command(
     Example:
       gxr-batch run jobs/demo.toml --limit 4
     """
+    from gxr_batch.cli.signals import Signals, catch_early
+
+    catch_early()  # what follows takes a moment
     from gxr_batch.cli.progress import ProgressDisplay
-    from gxr_batch.cli.signals import Signals
     from gxr_batch.invocation import Options
     from gxr_batch.progress import Progress
     from gxr_batch.runner import run
@@ -111,6 +113,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "drift": outcome.drift._asdict() if outcome.drift else None,
         "generated_now": progress.done,
         "rejected_now": progress.rejected,
+        "cut_now": progress.cut,
         "new_tokens_now": progress.new_tokens,
         "seconds": round(progress.seconds, 3),
         "results": str(outcome.folder / "results.parquet") if outcome.counts.left == 0 else None,
@@ -138,6 +141,10 @@ def _text(name: str, outcome: Outcome) -> str:
             f"  speed    {progress.done:,} rows in {duration(progress.seconds)}, {speed * 60:,.1f} rows/min, "
             f"{progress.new_tokens / max(progress.seconds, 1e-9):,.1f} tok/s"
         )
+    if progress.cut:
+        lines.append(f"  cut      {progress.cut:,} prompts lost the end of their longest cell; gxr_flags names them")
+    if outcome.reason and not progress.done:
+        lines.append("  note     no row ended in this start: rows need more time than it had")
     if outcome.reason or counts.left:
         lines.append("  next     run the same command again to go on (without --fresh)")
     if not counts.left:

@@ -115,15 +115,17 @@ class Feed:
                     yield taken
 
     def _known_to_the_ledger(self, keys: Sequence[Key]) -> tuple[set[Key], set[Key]]:
-        """Return which of these keys have no result yet, and which of those this invocation wants."""
+        """Return which of these keys have no result yet, and which of those this invocation wants.
+
+        Rows that are not in the table now, as under --limit, may come back.
+        """
         at = self._ledger.positions_of([key.row_id for key in keys]) if keys else {}
         state = self._ledger.state
-        unfinished = {
-            key
-            for key in keys
-            if key.row_id in at and key.sample <= state.samples and state.status[at[key.row_id], key.sample - 1] == TODO
+        here = {
+            key: (at[key.row_id], key.sample - 1) for key in keys if key.row_id in at and key.sample <= state.samples
         }
-        return unfinished, {key for key in unfinished if self._todo[at[key.row_id], key.sample - 1]}
+        finished = {key for key, place in here.items() if state.status[place] != TODO}
+        return set(keys) - finished, {key for key in here if key not in finished and self._todo[here[key]]}
 
     def _take(self, row: Row, sample: int, fitted: Fitted) -> _Taken:
         attempt = int(self._ledger.state.attempt[row.position, sample - 1]) + 1

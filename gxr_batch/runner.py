@@ -110,7 +110,7 @@ def stream(session: Session, feed: Feed, invocation: Invocation, watch: Watch, s
     finally:
         progress.seconds = time.perf_counter() - began
         progress.rejected, progress.cut = feed.rejected, feed.cut
-        invocation.entry |= {
+        invocation.chronicle.entry |= {
             "streaming_seconds": progress.seconds,
             "generating_seconds": progress.seconds - own - feed.seconds,
         }

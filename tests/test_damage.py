@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import shutil
@@ -273,3 +274,32 @@ def test_status_survives_a_file_that_is_renamed_while_it_looks(work, monkeypatch
     (found,) = statuses(work.folder / "outputs/j")
     assert looks, "nobody asked for it"
     assert found.ok == 50
+
+
+def test_a_finished_run_with_a_damaged_part_generates_its_rows_again(work, whole):
+    work.run()
+    damage(work.parts()[0], "cut")
+    lost = json.loads(work.gxr("status", "outputs/j", "--json").stdout)[0]
+    assert (lost["state"], lost["damaged_parts"]) == ("unfinished", 1)
+    done = work.run()
+    assert "damaged part was set aside" in done.stderr
+    assert without_times(work.results()) == whole
+
+
+def test_results_with_flipped_bits_are_put_together_anew(work, whole):
+    work.run()
+    path = work.folder / "outputs/j/results.parquet"
+    content = bytearray(path.read_bytes())
+    for at in range(100, 164):
+        content[at] ^= 0xFF
+    path.write_bytes(content)
+    frame = gxr_batch.read_results(work.folder / "outputs/j")
+    assert frame["gxr_text"].tolist() == [row["gxr_text"] for row in whole]
+    assert work.run_json()["generated_now"] == 0
+    assert without_times(work.results()) == whole
+
+
+def test_a_run_whose_results_could_not_be_written_is_not_finished(work):
+    work.run()
+    (work.folder / "outputs/j/results.parquet").rename(work.folder / "gone")
+    assert json.loads(work.gxr("status", "outputs/j", "--json").stdout)[0]["state"] == "unfinished"

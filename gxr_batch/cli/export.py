@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from gxr_batch.cli.exits import put
-
 _BUILT = ("csv",)
 _FORMATS = ("xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-batch", "chat-jsonl")
 
@@ -42,6 +40,6 @@ def command(
     if include_held:
         raise NotAvailable("--include-held")
     done = export_csv(RunReader(run_folder), target, partial=partial)
-    put(f"{done.path}: {done.rows:,} rows{', unfinished' if done.partial else ''}")
+    click.echo(f"{done.path}: {done.rows:,} rows{', unfinished' if done.partial else ''}")
     if done.guarded:
-        put(f"  an apostrophe guards cells that look like formulas in: {', '.join(done.guarded)}")
+        click.echo(f"  an apostrophe guards cells that look like formulas in: {', '.join(done.guarded)}")

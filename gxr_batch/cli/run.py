@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gxr_batch.cli.exits import Exit, put
+from gxr_batch.cli.exits import Exit
 from gxr_batch.cli.options import job_options, read_job
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def command(
             display.show(progress)
 
         outcome = run(job, options, stopper, display.say, show)
-    put(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
+    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
     click.get_current_context().exit(_exit_code(outcome))
 
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gxr_batch.cli.exits import put
-
 if TYPE_CHECKING:
     from gxr_batch.status import RunStatus
 
@@ -30,9 +28,9 @@ def command(path: Path, as_json: bool) -> None:
 
     found = statuses(path)
     if as_json:
-        put(json.dumps([status.as_dict() for status in found], indent=2))
+        click.echo(json.dumps([status.as_dict() for status in found], indent=2))
     else:
-        put("\n".join(_line(status) for status in found))
+        click.echo("\n".join(_line(status) for status in found))
 
 
 def _line(status: RunStatus) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from running import Workplace, without_times
+from running import Workplace, mostly_long, without_times
 
 import gxr_batch
 from gxr_batch.errors import StorageError
@@ -88,7 +88,7 @@ def rows_of(path: Path) -> set[str]:
     return set(pq.read_table(path)["gxr_row_id"].to_pylist())
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("kind", mostly_long(list(DAMAGES), every=3))
 def test_a_damaged_part_is_set_aside_told_and_generated_again(work, whole, kind):
     part = work.parts()[1]
     before = {path.name for path in work.parts()}
@@ -180,7 +180,7 @@ def test_a_lost_manifest_is_remembered_from_the_newest_sound_part(work):
     work.run()
 
 
-@pytest.mark.parametrize("kind", ["empty", "cut", "zeros", "garbage"])
+@pytest.mark.parametrize("kind", mostly_long(["cut", "empty", "zeros", "garbage"], every=3))
 def test_a_damaged_copy_of_the_table_is_set_aside_and_taken_in_anew(work, whole, kind):
     content = damage(work.folder / "outputs/j/input.parquet", kind)
     done = work.gxr("status", "outputs/j", expect=2)
@@ -193,7 +193,7 @@ def test_a_damaged_copy_of_the_table_is_set_aside_and_taken_in_anew(work, whole,
     assert work.manifest()["invocations"][-1]["done"] == 10, "sound parts were not used"
 
 
-@pytest.mark.parametrize("kind", ["empty", "cut", "zeros", "garbage"])
+@pytest.mark.parametrize("kind", mostly_long(["cut", "empty", "zeros", "garbage"], every=3))
 def test_damaged_results_are_written_again_from_the_parts(work, whole, kind):
     work.run()
     damage(work.folder / "outputs/j/results.parquet", kind)

@@ -57,7 +57,7 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Finding
     folder = output_folder(job, date.today())
     manifest = load_manifest(folder) if is_run(folder) else None
     job = follow(job, manifest)
-    _compare(prepared, job, manifest)
+    _compare(prepared, job, manifest, folder)
     found = Findings(folder=folder, goes_on=is_run(folder), notices=[*job.warnings(), *prepared.survey.notices])
     encoder = create(job).encoder()
     with tempfile.TemporaryDirectory(prefix="gxr-batch-check-") as scratch:
@@ -93,12 +93,12 @@ def _without_counts(reason: str) -> str:
     return reason.partition(":")[0] if reason.startswith("the prompt is too long") else reason
 
 
-def _compare(prepared: Prepared, job: Job, manifest: Manifest | None) -> None:
+def _compare(prepared: Prepared, job: Job, manifest: Manifest | None, folder: Path) -> None:
     """Refuse, as `run` would, what can be told without the weights. Raises FingerprintError."""
     if manifest is not None:
         wanted = fingerprint(prepared, job, Identity(kind=job.engine.kind, model=job.model.path))
         settled = {key: value for key, value in wanted.items() if not key.startswith("model ") and value != "auto"}
-        manifest.compare(settled)
+        manifest.compare(settled, where=str(folder.absolute()))
 
 
 def _measure_room(found: Findings, job: Job, table_bytes: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
-from gxr_batch.fitter import Fitted, Fitter
+from gxr_batch.fitter import TRUNCATED, Fitted, Fitter
 from gxr_batch.job import Job
 from gxr_batch.ledger import TODO, RunWriter
 from gxr_batch.ledger.state import Bools
@@ -45,13 +45,18 @@ class Feed:
         self._in_flight: dict[Key, _Taken] = {}
         self._suspects, self._condemned = ledger.in_flight.begin(*self._known_to_the_ledger(ledger.in_flight.known))
         self._alone: list[_Taken] = []
-        self.rejected = 0
+        self.rejected = self.cut = 0
         self.seconds = 0.0
 
     @property
     def in_flight(self) -> int:
         """How many prompts the engine took and has not returned."""
         return len(self._in_flight)
+
+    @property
+    def condemned(self) -> frozenset[Key]:
+        """The keys that are given up, because the process died over them twice."""
+        return self._condemned
 
     @property
     def suspects(self) -> int:
@@ -63,6 +68,8 @@ class Feed:
         yield self._hand_out(
             longest_first(self._encoded(), self._job.engine.window, lambda taken: taken.prompt.encoded.length or 0)
         )
+        if self._alone:
+            self._ledger.seal()  # what is done by now must not die with the next suspect
         for taken in self._alone:
             yield self._hand_out(iter([taken]))
 
@@ -72,6 +79,7 @@ class Feed:
             taken = next(ordered, None)
             if taken is not None:
                 self._in_flight[taken.prompt.key] = taken
+                self.cut += TRUNCATED in taken.fitted.flags
                 self._ledger.in_flight.take(taken.prompt.key)
             self.seconds += time.perf_counter() - began
             if taken is None:
@@ -107,15 +115,17 @@ class Feed:
                     yield taken
 
     def _known_to_the_ledger(self, keys: Sequence[Key]) -> tuple[set[Key], set[Key]]:
-        """Return which of these keys have no result yet, and which of those this invocation wants."""
-        at = self._ledger.positions_of([key.row_id for key in keys])
+        """Return which of these keys have no result yet, and which of those this invocation wants.
+
+        Rows that are not in the table now, as under --limit, may come back.
+        """
+        at = self._ledger.positions_of([key.row_id for key in keys]) if keys else {}
         state = self._ledger.state
-        unfinished = {
-            key
-            for key in keys
-            if key.row_id in at and key.sample <= state.samples and state.status[at[key.row_id], key.sample - 1] == TODO
+        here = {
+            key: (at[key.row_id], key.sample - 1) for key in keys if key.row_id in at and key.sample <= state.samples
         }
-        return unfinished, {key for key in unfinished if self._todo[at[key.row_id], key.sample - 1]}
+        finished = {key for key, place in here.items() if state.status[place] != TODO}
+        return set(keys) - finished, {key for key in here if key not in finished and self._todo[here[key]]}
 
     def _take(self, row: Row, sample: int, fitted: Fitted) -> _Taken:
         attempt = int(self._ledger.state.attempt[row.position, sample - 1]) + 1

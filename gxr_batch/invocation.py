@@ -5,24 +5,22 @@ The loop itself is in runner; everything here happens before it starts or after 
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
 import numpy as np
 
 from gxr_batch import notices
+from gxr_batch.chronicle import Chronicle, now
 from gxr_batch.engines import create
 from gxr_batch.engines.base import EngineInfo
-from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, Manifest, RunWriter, encode_metadata
+from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, RunWriter, encode_metadata
 from gxr_batch.ledger.state import Bools
 from gxr_batch.prepare import Prepared
 from gxr_batch.progress import Progress
-from gxr_batch.provenance import environment, file_marks, fingerprint, follow, provenance, resolved, settle
+from gxr_batch.provenance import file_marks, fingerprint, follow, provenance, settle
+from gxr_batch.records import Key
 from gxr_batch.rows import ingest
 from gxr_batch.stopping import StopReason
 
@@ -51,50 +49,43 @@ class Invocation:
         self.identity = self.engine.identity()
         self.info: EngineInfo | None = None
         self.source_key = prepared.source_key(options.limit)
-        self.notices: list[str] = []
-        ledger.log.invocation = len(ledger.manifest.invocations) + 1 if ledger.manifest else 1
         self.todo: Bools = np.zeros((0, 1), np.bool_)
         self.raised = False
         self.progress = Progress(counts=ledger.counts())
-        self.entry: dict[str, Any] = {
-            "started_at": _now(),
-            "set": list(options.overrides),
-            "limit": options.limit,
-            **environment(),
-        }
-        self._log("started", job=self.job.name, pid=os.getpid(), host=socket.gethostname(), set=list(options.overrides))
-        self._tell(*prepared.job.warnings(), *prepared.survey.notices)
-        self._tell(*notices.of_kind(prepared.job, self.job))
-        self._tell(*notices.of_versions(ledger.manifest, self.entry["packages"]))
+        asked = {"set": list(options.overrides), "limit": options.limit}
+        self.chronicle = Chronicle(ledger, say, self.job, asked)
+        self.chronicle.tell(*prepared.job.warnings(), *prepared.survey.notices)
+        self.chronicle.tell(*notices.of_kind(prepared.job, self.job))
+        self.chronicle.tell(*notices.of_versions(ledger.manifest, self.chronicle.entry["packages"]))
         self._check_fingerprint()
-
-    def _log(self, event: str, **fields: Any) -> None:
-        self.ledger.log.event(event, **fields)
 
     def _check_fingerprint(self) -> None:
         """Refuse settings that would give other texts than those this run already holds."""
         self.fingerprint = fingerprint(self.prepared, self.job, self.identity)
         if self.ledger.manifest is not None:
             raisable = {"sampling.max_new_tokens", "model.max_seq_length"} if self.options.retry else set()
-            self.ledger.manifest.compare(self.fingerprint, raisable=frozenset(raisable))
+            where = str(self.ledger.folder.absolute())
+            self.ledger.manifest.compare(self.fingerprint, raisable=frozenset(raisable), where=where)
             known = self.ledger.manifest.fingerprint
             self.raised = any(known.get(key, self.fingerprint[key]) != self.fingerprint[key] for key in raisable)
 
+    def save(self) -> None:
+        """Write down how far this start is. Raises StorageError."""
+        self.chronicle.save(self.job, self.identity, self.info, self.fingerprint)
+
     def nothing_left(self) -> bool:
         """Return whether results.parquet already is the finished state of this very table."""
-        marks = self.ledger.results_metadata()
         manifest = self.ledger.manifest
-        if self.options.retry or manifest is None or self.ledger.previous_input is None:
+        last = manifest.invocations[-1] if manifest and manifest.invocations else {}
+        if self.options.retry or last.get("outcome") != "finished" or last.get("source_key") != self.source_key:
             return False
+        marks = self.ledger.results_metadata(last.get("results_sha256"))
         if marks.get("gxr_source") != self.source_key:
-            return False
-        last = manifest.invocations[-1] if manifest.invocations else {}
-        if last.get("outcome") != "finished" or last.get("source_key") != self.source_key:
             return False
         if marks.get("gxr_invocation") != str(last.get("number")):
             return False
         self.progress.counts = Counts(**last["counts"])
-        self._log("nothing_to_do", **last["counts"])
+        self.chronicle.log("nothing_to_do", **last["counts"])
         return True
 
     def take_in_table(self) -> Drift | None:
@@ -109,11 +100,11 @@ class Invocation:
             limit=self.options.limit,
         )
         drift = ledger.adopt_input(job.sampling.samples_per_row)
-        self._tell(*taken.notices, *ledger.damage())
+        self.chronicle.tell(*taken.notices, *ledger.damage())
         self.todo = self._todo()
         self.progress.counts = ledger.counts()
         self.progress.wanted = int(self.todo.sum())
-        self.entry |= {
+        self.chronicle.entry |= {
             "source_key": self.source_key,
             "input_sha256": self.prepared.survey.sha256,
             "input_files": [str(file.path) for file in self.prepared.survey.files],
@@ -121,23 +112,22 @@ class Invocation:
             "drift": drift._asdict() if drift else None,
             "set_aside": list(ledger.set_aside),
         }
-        self._log("table_read", rows=taken.rows, to_generate=self.progress.wanted, drift=self.entry["drift"])
+        changed = drift._asdict() if drift else None
+        self.chronicle.log("table_read", rows=taken.rows, to_generate=self.progress.wanted, drift=changed)
         if drift is not None:
             self.say(f"Resuming {ledger.folder}: {drift}; {int(self.todo.sum()):,} to generate.")
-        self._tell(*notices.of_room(ledger.folder, job.sampling.settings().max_new_tokens, self.progress.wanted))
-        self._save()  # so that `status` finds the run while its model is still being loaded
+        self.chronicle.tell(
+            *notices.of_room(ledger.folder, job.sampling.settings().max_new_tokens, self.progress.wanted)
+        )
+        self.save()  # so that `status` finds the run while its model is still being loaded
         return drift
 
-    def _tell(self, *sentences: str) -> None:
-        """Say something to the user and keep it in the manifest and the log."""
-        for sentence in sentences:
-            self.say(sentence)
-            self._log("notice", text=sentence)
-        self.notices += sentences
-
-    def suspects(self, count: int) -> None:
-        """Say that rows were in the engine when an earlier start died."""
-        self._tell(*notices.of_suspects(count))
+    def suspects(self, count: int, condemned: Collection[Key]) -> None:
+        """Say that rows were in the engine when an earlier start died, and which are given up."""
+        told = [*notices.of_suspects(count), *notices.of_condemned(condemned)]
+        if told:
+            self.chronicle.tell(*told)
+            self.save()
 
     def _todo(self) -> Bools:
         state = self.ledger.state
@@ -152,7 +142,8 @@ class Invocation:
         spent = again & (state.attempt >= self.job.run.max_attempts)
         if spent.any():
             self.say(
-                f"{int(spent.sum()):,} not tried again: run.max_attempts = {self.job.run.max_attempts} is reached."
+                f"{int(spent.sum()):,} not tried again: run.max_attempts = {self.job.run.max_attempts} is reached; "
+                f"--set run.max_attempts={self.job.run.max_attempts + 1} tries them once more."
             )
         chosen: Bools = again & ~spent & self._chosen_rows()[:, None]
         # Named rows are about these rows alone, and a raised limit must not give new rows their first attempt.
@@ -167,12 +158,12 @@ class Invocation:
     def opened(self, info: EngineInfo) -> None:
         """Write down what was loaded before the first row is generated with it."""
         self.info, self.identity = info, info.identity
-        self._tell(*info.notices)
+        self.chronicle.tell(*info.notices)
         before = self.progress.counts
-        self.entry |= {"generating_since": _now(), "done_before": before.total - before.left}
+        self.chronicle.entry |= {"generating_since": now(), "done_before": before.total - before.left}
         self.job = settle(self.job, info)
         self._check_fingerprint()
-        self._log(
+        self.chronicle.log(
             "engine_opened",
             kind=info.identity.kind,
             model=info.identity.model,
@@ -182,93 +173,55 @@ class Invocation:
             load_seconds=round(info.load_seconds, 3),
         )
         self.ledger.part_metadata = encode_metadata(file_marks(self.job, info.identity, self.fingerprint))
-        self._save()
+        self.save()
 
-    def heed(self, reason: StopReason | None) -> None:
-        """Log once why the run is about to stop."""
-        if reason is not None and "stop_requested" not in self.entry:
-            self.entry["stop_requested"] = reason
-            self._log("stop_requested", reason=reason, in_flight=self.progress.rows_in_flight)
+    def heed(self, reason: StopReason | None, in_flight: int) -> None:
+        """Say and log once why the run is about to stop."""
+        if reason is not None and "stop_requested" not in self.chronicle.entry:
+            self.chronicle.entry["stop_requested"] = reason
+            self.chronicle.log("stop_requested", reason=reason, in_flight=in_flight)
+            self.say(notices.of_stop(reason, in_flight, self.job.run.grace_seconds))
 
     def broke_off(self, error: BaseException) -> None:
         """Write down that an error ended this invocation; never hides that error behind one of its own."""
-        self.entry |= {"finished_at": _now(), "outcome": "broken off", "error": type(error).__name__}
+        self.chronicle.entry |= {"finished_at": now(), "outcome": "broken off", "error": type(error).__name__}
         with suppress(Exception):
             self.ledger.drop_unsealed()
-        self.entry["counts"] = self.ledger.counts()._asdict()
+        self.chronicle.entry["counts"] = self.ledger.counts()._asdict()
         with suppress(Exception):
-            self._log("broke_off", error=type(error).__name__, **self.entry["counts"])
-            self._save()
+            self.save()
             self.ledger.write_failed()
 
     def close(self, reason: StopReason | None) -> None:
         """Write the results where the table is finished, the failed rows in any case, and the manifest last."""
         counts = self.progress.counts = self.ledger.counts()
         finished = counts.left == 0 and not self.unfinished
-        self.entry |= {
-            "finished_at": _now(),
+        self.chronicle.entry |= {
+            "finished_at": now(),
             "outcome": "finished" if finished else reason or "unfinished",
             "counts": counts._asdict(),
             "done": self.progress.done,
             "rejected": self.progress.rejected,
             "new_tokens": self.progress.new_tokens,
             "splits": self.progress.splits,
+            "cut": self.progress.cut,
         }
         if counts.left:
             self.ledger.write_failed()
         else:
             marks = file_marks(self.job, self.identity, self.fingerprint) | {
                 "gxr_source": self.source_key,
-                "gxr_invocation": self._register(),
+                "gxr_invocation": self.chronicle.register(),
                 "gxr_counts": counts._asdict(),
             }
-            self.ledger.write_results(provenance(self.identity), encode_metadata(marks))
-        self._log("ended", outcome=self.entry["outcome"], done=self.progress.done, **counts._asdict())
+            written = self.ledger.write_results(provenance(self.identity), encode_metadata(marks))
+            self.chronicle.entry["results_sha256"] = written
+        outcome = self.chronicle.entry["outcome"]
+        self.chronicle.log("ended", outcome=outcome, done=self.progress.done, **counts._asdict())
         # Last: a manifest that says "finished" stands beside the results that it speaks of.
-        self._save()
+        self.save()
 
     @property
     def unfinished(self) -> int:
         """How many of the keys that this invocation was to generate it did not."""
         return self.progress.wanted - self.progress.done - self.progress.rejected
-
-    def _manifest(self) -> Manifest:
-        if self.ledger.manifest is None:
-            self.ledger.manifest = Manifest(name=self.job.name, created_at=self.entry["started_at"], job={})
-        return self.ledger.manifest
-
-    def _save(self) -> None:
-        manifest = self._manifest()
-        if not manifest.fingerprint:
-            # Only an opened engine has settled every automatic value that the fingerprint holds.
-            manifest.fingerprint = self.fingerprint if self.info else {}
-        elif "templates" in self.fingerprint:
-            manifest.fingerprint["templates"] = (
-                manifest.fingerprint.get("templates", {}) | self.fingerprint["templates"]
-            )
-        manifest.job = self.job.model_dump(mode="json")
-        if self.info is not None:  # a start that failed decides nothing for the next one
-            manifest.resolved = resolved(self.job)
-        manifest.model = {"provenance": provenance(self.identity)}
-        if self.info is not None:
-            self.entry["engine"] = _info_entry(self.info)
-        self.entry["notices"] = self.notices
-        self._register()
-        manifest.save(self.ledger.folder)
-
-    def _register(self) -> int:
-        """Give this invocation its place in the manifest, once, and return its number."""
-        invocations = self._manifest().invocations
-        if not invocations or invocations[-1] is not self.entry:
-            self.entry["number"] = len(invocations) + 1
-            invocations.append(self.entry)
-        return int(self.entry["number"])
-
-
-def _info_entry(info: EngineInfo) -> dict[str, Any]:
-    entry = {name: getattr(info, name) for name in info.__dataclass_fields__ if name not in {"identity", "notices"}}
-    return entry | {"identity": dict(vars(info.identity)), "versions": dict(info.versions)}
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")

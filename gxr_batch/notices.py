@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest
 from gxr_batch.plan import disk_needed
+from gxr_batch.records import Key
+from gxr_batch.stopping import StopReason
 
 
 def of_kind(asked: Job, settled: Job) -> list[str]:
@@ -42,6 +44,31 @@ def of_room(folder: Path, max_new_tokens: int, keys: int) -> list[str]:
         f"The disk has {free / 2**20:,.0f} MiB free, and this run may need up to {needed / 2**20:,.0f} MiB: it may "
         "fill up. A run that finds it full stops with every sealed row safe."
     ]
+
+
+def of_condemned(keys: Collection[Key]) -> list[str]:
+    """Name rows that killed the process twice."""
+    if not keys:
+        return []
+    names = sorted({key.row_id for key in keys})
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return [f"The process died over {', '.join(names[:5])}{more} twice: set aside as failed, crashed the process."]
+
+
+def of_stop(reason: StopReason, in_flight: int, grace_seconds: float) -> str:
+    """Say that the run is about to stop, and what becomes of the rows in the engine."""
+    why = {
+        "interrupt": "Stopping, as Ctrl-C asks",
+        "terminate": "Stopping, as a signal asks",
+        "stop_by": "Stopping, as the stop-by time comes near",
+        "time_limit": "Stopping, as the time limit comes near",
+        "max_failed": "Stopping, as more rows failed than run.max_failed allows",
+    }[reason]
+    if reason == "max_failed":
+        return f"{why}."
+    within = f"within {grace_seconds:g} s" if reason in {"interrupt", "terminate"} else "until then"
+    again = "; Ctrl-C again stops at once" if reason == "interrupt" else ""
+    return f"{why}: no more rows are taken, {in_flight:,} in the engine may end {within}{again}."
 
 
 def of_suspects(count: int) -> list[str]:

@@ -13,7 +13,8 @@ from gxr_batch.records import Result
 class Progress:
     """Where an invocation stands: `counts` is about the whole table, everything else about this invocation.
 
-    `wanted` keys are to be generated; `done` and `failed` came out of the engine, `rejected` could not become a prompt.
+    `wanted` keys are to be generated; `done` and `failed` came out of the engine, `rejected` could not become a prompt,
+    `cut` prompts lost the end of their longest cell.
     """
 
     counts: Counts
@@ -21,6 +22,7 @@ class Progress:
     done: int = 0
     failed: int = 0
     rejected: int = 0
+    cut: int = 0
     new_tokens: int = 0
     rows_in_flight: int = 0
     memory_bytes: int = 0

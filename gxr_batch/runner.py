@@ -71,7 +71,7 @@ def generate(invocation: Invocation, watch: Watch, show: Show) -> None:
         with invocation.engine.open() as session:
             invocation.opened(session.info)
             feed = Feed(invocation.prepared, invocation.job, encoder, invocation.ledger, invocation.todo)
-            invocation.suspects(feed.suspects)
+            invocation.suspects(feed.suspects, feed.condemned)
             try:
                 stream(session, feed, invocation, watch, show)
             finally:
@@ -101,7 +101,7 @@ def stream(session: Session, feed: Feed, invocation: Invocation, watch: Watch, s
                 progress.book(result)
             ledger.seal_if_due(checkpoint_seconds)
             watch.look()
-            invocation.heed(watch.stopper.reason)
+            invocation.heed(watch.stopper.reason, feed.in_flight)
             progress.seconds, progress.rejected = woke - began, feed.rejected
             show(progress)
             own += time.perf_counter() - woke
@@ -109,8 +109,8 @@ def stream(session: Session, feed: Feed, invocation: Invocation, watch: Watch, s
             raise RuntimeError(f"the engine took {feed.in_flight} prompts that it neither answered nor gave back")
     finally:
         progress.seconds = time.perf_counter() - began
-        progress.rejected = feed.rejected
-        invocation.entry |= {
+        progress.rejected, progress.cut = feed.rejected, feed.cut
+        invocation.chronicle.entry |= {
             "streaming_seconds": progress.seconds,
             "generating_seconds": progress.seconds - own - feed.seconds,
         }

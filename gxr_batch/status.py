@@ -12,27 +12,35 @@ from typing import Any
 
 from gxr_batch.errors import MachineError, RunError
 from gxr_batch.job import load_job
-from gxr_batch.ledger import RunReader, is_run
+from gxr_batch.ledger import Counts, RunReader, is_run
 from gxr_batch.prepare import output_folder
 from gxr_batch.storage import storage_errors
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """One run at one moment. `rows_a_minute` and `seconds_left` are None where nothing can be said yet."""
+    """One run at one moment. What cannot be said, or not yet, is None.
+
+    `state` is running, finished or unfinished; "held elsewhere" where a process on another host has the run, alive or
+    dead (`holder` names it, `last_part_at` says when it last sealed rows); or why the run cannot be read.
+    """
 
     run: str
     name: str
     state: str
-    ok: int
-    failed: int
-    held: int
-    left: int
-    rows_a_minute: float | None
-    seconds_left: float | None
-    started_at: str
-    invocations: int
-    bytes: int
+    ok: int | None = None
+    failed: int | None = None
+    held: int | None = None
+    left: int | None = None
+    rows_a_minute: float | None = None
+    seconds_left: float | None = None
+    started_at: str = ""
+    invocations: int = 0
+    last_outcome: str | None = None
+    last_part_at: str | None = None
+    holder: str | None = None
+    damaged_parts: int = 0
+    bytes: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""
@@ -73,15 +81,6 @@ def _status_or_trouble(folder: Path) -> RunStatus:
             run=str(folder),
             name=folder.name,
             state=f"unreadable: {error.what}",
-            ok=0,
-            failed=0,
-            held=0,
-            left=0,
-            rows_a_minute=None,
-            seconds_left=None,
-            started_at="",
-            invocations=0,
-            bytes=0,
         )
 
 
@@ -89,19 +88,33 @@ def _status(folder: Path) -> RunStatus:
     reader = RunReader(folder)
     counts = reader.state.counts()
     invocations = reader.manifest.invocations
-    running = reader.running
-    speed = _rows_a_minute(folder, invocations[-1] if invocations else {}, counts.total - counts.left, running)
+    last = invocations[-1] if invocations else {}
+    holder = reader.holder
+    running = holder is not None and not holder.elsewhere
+    speed = _rows_a_minute(folder, last, counts.total - counts.left, running)
+    written = max(_written_at(folder / "parts"), default=None)
     return RunStatus(
         run=str(folder),
         name=reader.manifest.name,
-        state="running" if running else "finished" if counts.left == 0 else "unfinished",
+        state=_state(reader, counts, last),
         rows_a_minute=speed,
         seconds_left=counts.left / speed * 60 if running and speed else None,
         started_at=invocations[0].get("started_at", "") if invocations else "",
         invocations=len(invocations),
+        last_outcome=None if running else last.get("outcome", "no end recorded"),
+        last_part_at=datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds") if written else None,
+        holder=str(holder) if holder else None,
+        damaged_parts=len(reader.state.damaged),
         bytes=_size(folder),
         **counts._asdict(),
     )
+
+
+def _state(reader: RunReader, counts: Counts, last: dict[str, Any]) -> str:
+    if reader.holder is not None:
+        return "held elsewhere" if reader.holder.elsewhere else "running"
+    done = counts.left == 0 and reader.results is not None and last.get("outcome") == "finished"
+    return "finished" if done else "unfinished"
 
 
 def _size(folder: Path) -> int:

@@ -42,8 +42,8 @@ _REASONS = {
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError inside the block into a StorageError that names `path`."""
+def storage_errors(path: Path, *, gone: str = "") -> Iterator[None]:
+    """Turn an OSError inside the block into a StorageError that names `path`; `gone` is said where it is missing."""
     try:
         yield
     except OSError as error:
@@ -53,6 +53,8 @@ def storage_errors(path: Path) -> Iterator[None]:
             number,
             (f"The disk refused: {error.strerror or type(error).__name__}.", "mend it, then run again"),
         )
+        if number == errno.ENOENT and gone:
+            what, step = gone, "choose another --output"
         raise StorageError(what, where=str(path.absolute()), next_step=step) from None
 
 

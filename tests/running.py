@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
 COMMAND = [sys.executable, "-m", "gxr_batch"]
 
@@ -58,6 +60,13 @@ class Workplace:
 
     def parts(self, run: str = "outputs/j") -> list[Path]:
         return sorted((self.folder / run / "parts").glob("part-*.parquet"))
+
+
+def mostly_long(cases: Sequence[Any], *, every: int) -> list[Any]:
+    """Return cases for parametrize of which `make test` runs every so many, and `make test-long` all."""
+    return [
+        case if number % every == 0 else pytest.param(case, marks=pytest.mark.long) for number, case in enumerate(cases)
+    ]
 
 
 def without_times(rows: list[dict]) -> list[dict]:

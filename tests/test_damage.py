@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from running import Workplace, without_times
+from running import Workplace, mostly_long, without_times
 
 import gxr_batch
 from gxr_batch.errors import StorageError
@@ -87,7 +88,7 @@ def rows_of(path: Path) -> set[str]:
     return set(pq.read_table(path)["gxr_row_id"].to_pylist())
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("kind", mostly_long(list(DAMAGES), every=3))
 def test_a_damaged_part_is_set_aside_told_and_generated_again(work, whole, kind):
     part = work.parts()[1]
     before = {path.name for path in work.parts()}
@@ -179,7 +180,7 @@ def test_a_lost_manifest_is_remembered_from_the_newest_sound_part(work):
     work.run()
 
 
-@pytest.mark.parametrize("kind", ["empty", "cut", "zeros", "garbage"])
+@pytest.mark.parametrize("kind", mostly_long(["cut", "empty", "zeros", "garbage"], every=3))
 def test_a_damaged_copy_of_the_table_is_set_aside_and_taken_in_anew(work, whole, kind):
     content = damage(work.folder / "outputs/j/input.parquet", kind)
     done = work.gxr("status", "outputs/j", expect=2)
@@ -192,7 +193,7 @@ def test_a_damaged_copy_of_the_table_is_set_aside_and_taken_in_anew(work, whole,
     assert work.manifest()["invocations"][-1]["done"] == 10, "sound parts were not used"
 
 
-@pytest.mark.parametrize("kind", ["empty", "cut", "zeros", "garbage"])
+@pytest.mark.parametrize("kind", mostly_long(["cut", "empty", "zeros", "garbage"], every=3))
 def test_damaged_results_are_written_again_from_the_parts(work, whole, kind):
     work.run()
     damage(work.folder / "outputs/j/results.parquet", kind)
@@ -273,3 +274,32 @@ def test_status_survives_a_file_that_is_renamed_while_it_looks(work, monkeypatch
     (found,) = statuses(work.folder / "outputs/j")
     assert looks, "nobody asked for it"
     assert found.ok == 50
+
+
+def test_a_finished_run_with_a_damaged_part_generates_its_rows_again(work, whole):
+    work.run()
+    damage(work.parts()[0], "cut")
+    lost = json.loads(work.gxr("status", "outputs/j", "--json").stdout)[0]
+    assert (lost["state"], lost["damaged_parts"]) == ("unfinished", 1)
+    done = work.run()
+    assert "damaged part was set aside" in done.stderr
+    assert without_times(work.results()) == whole
+
+
+def test_results_with_flipped_bits_are_put_together_anew(work, whole):
+    work.run()
+    path = work.folder / "outputs/j/results.parquet"
+    content = bytearray(path.read_bytes())
+    for at in range(100, 164):
+        content[at] ^= 0xFF
+    path.write_bytes(content)
+    frame = gxr_batch.read_results(work.folder / "outputs/j")
+    assert frame["gxr_text"].tolist() == [row["gxr_text"] for row in whole]
+    assert work.run_json()["generated_now"] == 0
+    assert without_times(work.results()) == whole
+
+
+def test_a_run_whose_results_could_not_be_written_is_not_finished(work):
+    work.run()
+    (work.folder / "outputs/j/results.parquet").rename(work.folder / "gone")
+    assert json.loads(work.gxr("status", "outputs/j", "--json").stdout)[0]["state"] == "unfinished"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from faults import can_trace, traced, workplace
-from running import COMMAND, Workplace, without_times
+from running import COMMAND, Workplace, mostly_long, without_times
 
 ROWS = 150
 SLOW = "[engine]\nkind = 'echo'\nslots = 10\n[echo]\ntokens_per_second = 150\n[run]\ncheckpoint_seconds = 0.05\n"
@@ -86,7 +86,7 @@ def goes_on(work: Workplace, whole: list[dict], sealed: dict[Path, bytes]) -> No
 
 
 # Full at the folder, the lock, the table, the manifest, the first parts, later ones, and the results.
-@pytest.mark.parametrize("kibibytes", [4, 12, 20, 28, 48, 60, 80])
+@pytest.mark.parametrize("kibibytes", mostly_long([12, 4, 20, 48, 28, 60, 80], every=3))
 def test_a_full_disk(work, whole, kibibytes):
     with tmpfs(work.folder / "outputs", f"{kibibytes}k") as disk:
         is_the_one_message(work.run(expect=None), "The disk is full.", "make room")
@@ -96,7 +96,7 @@ def test_a_full_disk(work, whole, kibibytes):
         goes_on(work, whole, sealed)
 
 
-@pytest.mark.parametrize("limit", [0, 16, 1000, 3500, 9000])
+@pytest.mark.parametrize("limit", mostly_long([0, 16, 1000, 3500, 9000], every=3))
 def test_a_file_that_may_not_grow(work, whole, limit):
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -170,23 +170,26 @@ SAYS = {"EIO": "input/output error", "EDQUOT": "quota", "ENOSPC": "The disk is f
 @needs_strace
 @pytest.mark.parametrize(
     "fault",
-    [
-        "mkdir:error=EDQUOT:when=1",
-        "write:error=ENOSPC:when=1",
-        "write:error=EIO:when=5+",
-        "write:error=EDQUOT:when=14+",
-        "write:error=EIO:when=60+",
-        "write:error=EDQUOT:when=200",
-        "write:error=EIO:when=450+",
-        "fsync:error=EIO:when=1",
-        "fsync:error=EIO:when=4+",
-        "fsync:error=EIO:when=7",
-        "fsync:error=EDQUOT:when=8+",
-        "fsync:error=EIO:when=15",
-        "rename:error=EROFS:when=2+",
-        "rename:error=EIO:when=4",
-        "rename:error=ENOSPC:when=8+",
-    ],
+    mostly_long(
+        [
+            "mkdir:error=EDQUOT:when=1",
+            "write:error=ENOSPC:when=1",
+            "write:error=EIO:when=5+",
+            "write:error=EDQUOT:when=14+",
+            "write:error=EIO:when=60+",
+            "write:error=EDQUOT:when=200",
+            "write:error=EIO:when=450+",
+            "fsync:error=EIO:when=1",
+            "fsync:error=EIO:when=4+",
+            "fsync:error=EIO:when=7",
+            "fsync:error=EDQUOT:when=8+",
+            "fsync:error=EIO:when=15",
+            "rename:error=EROFS:when=2+",
+            "rename:error=EIO:when=4",
+            "rename:error=ENOSPC:when=8+",
+        ],
+        every=3,
+    ),
 )
 def test_a_call_that_fails(work, whole, fault):
     """Once, or (+) from then on."""
@@ -215,7 +218,9 @@ def test_a_message_that_cannot_be_printed_leaves_the_exit_code(work):
 
 
 @needs_strace
-@pytest.mark.parametrize("words", ["run j.toml", "status outputs/j", "export outputs/j --format csv --partial"])
+@pytest.mark.parametrize(
+    "words", mostly_long(["run j.toml", "status outputs/j", "export outputs/j --format csv --partial"], every=3)
+)
 @pytest.mark.parametrize("file", ["parts/part-00000001.parquet", "input.parquet"])
 def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(work, whole, words, file):
     work.run("--limit", "30")

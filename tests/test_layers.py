@@ -16,7 +16,7 @@ LEVELS = (
     {"runner", "status", "check", "export"},
     {"invocation", "feed"},
     {"progress", "notices"},
-    {"fitter"},
+    {"fitter", "chronicle"},
     {"provenance"},
     {"stopping", "prepare"},
     {"engines"},

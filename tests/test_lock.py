@@ -70,14 +70,27 @@ def test_a_holder_on_another_host_is_taken_over_only_on_request(work):
     done = work.run(expect=4)
     assert "process 12 on node-7 since 2026-01-01" in done.stderr
     assert "--take-over" in done.stderr
-    assert json.loads(work.gxr("status", "outputs/j", "--json").stdout)[0]["state"] == "running"
+    status = json.loads(work.gxr("status", "outputs/j", "--json").stdout)[0]
+    assert (status["state"], status["seconds_left"]) == ("held elsewhere", None)
+    assert "process 12 on node-7" in status["holder"]
+    assert "alive or dead" in work.gxr("status", "outputs/j").stdout
     assert work.run_json("--take-over")["generated_now"] == 55
+    assert "process 12 on node-7" in work.manifest()["invocations"][-1]["took_over"]
+    assert "Taken over from process 12 on node-7" in (work.folder / "outputs/j/log.jsonl").read_text()
     assert work.run_json()["generated_now"] == 0, "after an end in order nobody is in the way"
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"host": 3}', '{"host": "a", "pid": "x", "started": 0, "since": ""}']
-)
+@pytest.mark.parametrize("content", ['{"host": "node-7"}', '{"host": "node-7", "pid": 3}'])
+def test_a_host_alone_is_enough_to_keep_another_out(work, content):
+    (work.folder / "outputs/j/run.lock").write_text(content)
+    assert "on node-7" in work.run(expect=4).stderr
+    work.run("--take-over")
+
+
+BAD_PID = '{"host": "a", "pid": "x", "started": 0, "since": ""}'
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 3}', BAD_PID])
 def test_a_lock_file_that_says_nothing_locks_nobody_out(work, content):
     (work.folder / "outputs/j/run.lock").write_text(content)
     assert work.run_json()["generated_now"] == 55

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -29,17 +30,51 @@ def test_a_run_is_logged_from_its_start_to_its_end(work):
     work.run(expect=3)
     work.run(expect=3)
     found = lines(work)
-    assert [line["event"] for line in found if line["invocation"] == 1] == [
+    starts = list(dict.fromkeys(line["start"] for line in found))
+    assert len(starts) == 3
+    assert [line["event"] for line in found if line["start"] == starts[0]] == [
         "started", "table_read", "notice", "engine_opened", "part_sealed", "row_failed", "ended",
     ]  # fmt: skip
-    assert [line["event"] for line in found if line["invocation"] == 3] == ["started", "nothing_to_do"]
+    assert [line["event"] for line in found if line["start"] == starts[2]] == ["started", "nothing_to_do"]
+    assert [entry["start"] for entry in work.manifest()["invocations"]] == starts[:2]
     moments = [datetime.fromisoformat(line["at"]) for line in found]
     assert moments == sorted(moments)
     failed = next(line for line in found if line["event"] == "row_failed")
     assert (failed["row_id"], failed["sample"], failed["attempt"]) == ("C7", 1, 1)
     assert found[-1] | {"at": ""} == {
-        "at": "", "invocation": 3, "event": "nothing_to_do", "ok": 59, "failed": 1, "held": 0, "left": 0,
+        "at": "", "start": starts[2], "event": "nothing_to_do", "ok": 59, "failed": 1, "held": 0, "left": 0,
     }  # fmt: skip
+
+
+def test_every_start_has_an_end_or_the_next_one_says_that_it_had_none(work):
+    work.job("[engine]\nkind = 'echo'\n[echo]\ntokens_per_second = 30\n[run]\ncheckpoint_seconds = 0.1\n")
+    process = work.start("run", "j.toml")
+    deadline = time.monotonic() + 60
+    while not work.parts():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    work.run("--set", "sampling.top_k=3", expect=2)
+    work.run("--set", "echo.tokens_per_second=0")
+    found = lines(work)
+    refused = next(line for line in found if line["event"] == "broke_off")
+    assert refused["error"] == "FingerprintError"
+    assert "top_k" in refused["message"]
+    assert refused["where"].endswith("outputs/j")
+    starts = {line["start"]: line["event"] for line in found if line["event"] in {"ended", "broke_off"}}
+    lost = [line["earlier"] for line in found if line["event"] == "earlier_start_without_end"]
+    assert {line["start"] for line in found} == {*starts, *lost}
+    assert [entry["outcome"] for entry in work.manifest()["invocations"]] == ["no end recorded", "finished"]
+
+
+def test_a_torn_last_line_costs_no_other(work):
+    work.run("--limit", "5")
+    path = work.folder / "outputs/j/log.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    work.run()
+    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    assert [json.loads(line)["event"] for line in whole].count("started") == 2
 
 
 def test_every_event_stands_in_the_readme(work):

@@ -536,3 +536,41 @@ def test_one_unreadable_run_does_not_hide_the_others(work):
     shown = work.gxr("status", "outputs").stdout
     assert "outputs/broken: unreadable" in shown
     assert "outputs/j: finished" in shown
+
+
+def test_a_stop_is_said_when_it_is_taken_up(work):
+    work.job(SLOW)
+    process = work.start("run", "j.toml", "--set", "run.grace_seconds=3")
+    wait_for_parts(work, 1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopping, as Ctrl-C asks" in stderr
+    assert "may end within 3 s; Ctrl-C again stops at once" in stderr
+
+
+def test_a_stop_before_any_row_ended_says_that_rows_need_more_time(work):
+    work.job("[engine]\nkind = 'echo'\n[echo]\ntokens_per_second = 1\n")
+    done = work.run("--time-limit", "2s", expect=75)
+    assert "no row ended in this start" in done.stdout
+
+
+def test_a_folder_that_cannot_be_made_is_not_called_gone(work):
+    message = work.run("--output", "/proc/x", expect=4).stderr
+    assert "cannot be made there" in message
+    assert "choose another --output" in message
+
+
+def test_a_key_in_the_wrong_section_names_the_right_one(work):
+    assert "did you mean engine.memory_limit?" in work.run("--set", "run.memory_limit=20GiB", expect=2).stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_while_the_program_loads_ends_it_in_order(work, number):
+    process = work.start("run", "j.toml")
+    time.sleep(0.35)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    # On a fast machine the run may be over by then; on a slow one Python itself may still be starting.
+    assert process.returncode in {75, 0, -number}
+    assert "Traceback" not in stderr

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gxr_batch.cli.exits import put
 from gxr_batch.cli.options import job_options, read_job, say_to_stderr
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def command(
 
     job = read_job(job_file, overrides, output=output)
     found = check(job, limit=limit, say=say_to_stderr(quiet))
-    put(json.dumps(_summary(found), indent=2) if as_json else _text(job.name, found))
+    click.echo(json.dumps(_summary(found), indent=2) if as_json else _text(job.name, found))
 
 
 def _summary(found: Findings) -> dict[str, Any]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import IntEnum
 
 import click
 
-from gxr_batch.errors import GxrError, MachineError, StorageError
+from gxr_batch.errors import GxrError, MachineError
 
 
 class Exit(IntEnum):
@@ -30,28 +29,13 @@ class Terminated(BaseException):
     """SIGTERM or SIGUSR1 before anything was generated: there is nothing to finish."""
 
 
-def put(text: str) -> None:
-    """Print a verb's result on stdout. Raises StorageError where what stdout goes to is full or failing."""
-    try:
-        click.echo(text)
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise  # the reader has seen enough; click ends quietly
-        raise StorageError(
-            f"The result cannot be printed: {error.strerror}.",
-            where="standard output",
-            next_step="make room, then run the same command again; what was generated is safe in the run folder",
-        ) from None
-
-
 @contextmanager
 def reported(ctx: click.Context) -> Iterator[None]:
     """Turn an error that somebody can mend into its message on stderr and its exit code; a bug keeps its traceback."""
     try:
         yield
     except GxrError as error:
-        with suppress(OSError):  # where stderr is on a full disk, the code still says it
-            click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {error}", err=True)
         ctx.exit(Exit.MACHINE if isinstance(error, MachineError) else Exit.INPUT)
     except KeyboardInterrupt:
         click.echo("Stopped by Ctrl-C. Run the same command again to go on.", err=True)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-from gxr_batch.cli.exits import put
-
 _FORMATS = ("xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-batch", "chat-jsonl")
 
 
@@ -42,6 +40,6 @@ def command(
     if include_held:
         raise NotAvailable("--include-held")
     done = export(RunReader(run_folder), form, target, partial=partial)
-    put(f"{done.path}: {done.rows:,} rows{', unfinished' if done.partial else ''}")
+    click.echo(f"{done.path}: {done.rows:,} rows{', unfinished' if done.partial else ''}")
     for note in done.notes:
-        put(f"  {note}")
+        click.echo(f"  {note}")

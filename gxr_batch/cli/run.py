@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gxr_batch.cli.exits import Exit, put
+from gxr_batch.cli.exits import Exit
 from gxr_batch.cli.options import job_options, read_job
 
 if TYPE_CHECKING:
@@ -69,8 +69,10 @@ def command(
     Example:
       gxr-batch run jobs/demo.toml --limit 4
     """
+    from gxr_batch.cli.signals import Signals, catch_early
+
+    catch_early()  # what follows takes a moment
     from gxr_batch.cli.progress import ProgressDisplay
-    from gxr_batch.cli.signals import Signals
     from gxr_batch.invocation import Options
     from gxr_batch.progress import Progress
     from gxr_batch.runner import run
@@ -89,7 +91,7 @@ def command(
             display.show(progress)
 
         outcome = run(job, options, stopper, display.say, show)
-    put(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
+    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
     click.get_current_context().exit(_exit_code(outcome))
 
 
@@ -111,6 +113,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "drift": outcome.drift._asdict() if outcome.drift else None,
         "generated_now": progress.done,
         "rejected_now": progress.rejected,
+        "cut_now": progress.cut,
         "new_tokens_now": progress.new_tokens,
         "seconds": round(progress.seconds, 3),
         "results": str(outcome.folder / "results.parquet") if outcome.counts.left == 0 else None,
@@ -138,6 +141,10 @@ def _text(name: str, outcome: Outcome) -> str:
             f"  speed    {progress.done:,} rows in {duration(progress.seconds)}, {speed * 60:,.1f} rows/min, "
             f"{progress.new_tokens / max(progress.seconds, 1e-9):,.1f} tok/s"
         )
+    if progress.cut:
+        lines.append(f"  cut      {progress.cut:,} prompts lost the end of their longest cell; gxr_flags names them")
+    if outcome.reason and not progress.done:
+        lines.append("  note     no row ended in this start: rows need more time than it had")
     if outcome.reason or counts.left:
         lines.append("  next     run the same command again to go on (without --fresh)")
     if not counts.left:

@@ -6,9 +6,22 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from gxr_batch.cli.exits import Terminated
-from gxr_batch.stopping import Stopper
+
+if TYPE_CHECKING:
+    from gxr_batch.stopping import Stopper
+
+
+def catch_early() -> None:
+    """End in order on a signal that comes while the program is still being loaded."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, end)
 
 
 class Signals:

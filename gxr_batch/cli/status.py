@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gxr_batch.cli.exits import put
-
 if TYPE_CHECKING:
     from gxr_batch.status import RunStatus
 
@@ -30,18 +28,25 @@ def command(path: Path, as_json: bool) -> None:
 
     found = statuses(path)
     if as_json:
-        put(json.dumps([status.as_dict() for status in found], indent=2))
+        click.echo(json.dumps([status.as_dict() for status in found], indent=2))
     else:
-        put("\n".join(_line(status) for status in found))
+        click.echo("\n".join(_line(status) for status in found))
 
 
 def _line(status: RunStatus) -> str:
     from gxr_batch.cli.progress import duration
 
+    if status.ok is None or status.left is None:
+        return f"{status.run}: {status.state}"
     text = f"{status.run}: {status.state}, {status.ok:,} generated, {status.failed:,} failed, {status.held:,} held"
     text += f", {status.left:,} left"
     if status.rows_a_minute is not None:
         text += f", {status.rows_a_minute:,.1f} rows/min"
     if status.seconds_left is not None:
         text += f", {duration(status.seconds_left)} to go"
-    return f"{text}, {status.bytes / 2**20:,.1f} MiB, {status.invocations} invocation{'s' * (status.invocations != 1)}"
+    text += f", {(status.bytes or 0) / 2**20:,.1f} MiB, {status.invocations} start{'s' * (status.invocations != 1)}"
+    if status.state == "held elsewhere":
+        text += f"; by {status.holder}, alive or dead; its last rows were sealed {status.last_part_at or 'never'}"
+    elif status.state == "unfinished" and status.last_outcome:
+        text += f"; last start: {status.last_outcome}"
+    return text + (f"; {status.damaged_parts} damaged parts" if status.damaged_parts else "")

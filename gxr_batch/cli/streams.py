@@ -47,7 +47,8 @@ class _Stream:
             if self._must_arrive and error.errno != errno.EPIPE:
                 reason = error.strerror or type(error).__name__
                 raise StorageError(
-                    f"The result cannot be written to standard output: {reason}.",
+                    f"The result cannot be written: {reason}.",
+                    where="standard output",
                     next_step="make room there, then run the same command again; what a run generated is safe",
                 ) from None
             self._must_arrive = False

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import click
 
-from gxr_batch.cli.exits import put
-
 
 @click.group(name="templates")
 def command() -> None:
@@ -36,8 +34,8 @@ def list_() -> None:
     for name, description in templates.available().items():
         template = templates.get(name)
         optional = [field for field in template.fields if field not in template.required]
-        put(f"{name}: {description}")
-        put(f"  needs {', '.join(template.required)}{'; uses ' + ', '.join(optional) if optional else ''}")
+        click.echo(f"{name}: {description}")
+        click.echo(f"  needs {', '.join(template.required)}{'; uses ' + ', '.join(optional) if optional else ''}")
 
 
 @command.command()
@@ -52,7 +50,7 @@ def show(name: str) -> None:
     from gxr_batch.job import PromptSection
     from gxr_batch.templates import Templates
 
-    put(Templates(PromptSection(template=name)).default.source)
+    click.echo(Templates(PromptSection(template=name)).default.source)
 
 
 @command.command()
@@ -79,10 +77,10 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
         table = Path(scratch) / "input.parquet"
         ingest(prepared.survey, prepared.fields, table, id_column=job.input.id_column, prior=None, limit=rows)
         for row in islice(read_rows(table, prepared.fields, None), rows):
-            put(f"--- row {row.row_id} ({row.template})")
+            click.echo(f"--- row {row.row_id} ({row.template})")
             try:
                 messages = fill(row_template(prepared.templates, row.template), row.values, system=job.prompt.system)
             except RowError as error:
-                put(f"cannot be used: {error.what}")
+                click.echo(f"cannot be used: {error.what}")
             else:
-                put("\n".join(f"[{turn.role}]\n{turn.text}" for turn in messages.turns))
+                click.echo("\n".join(f"[{turn.role}]\n{turn.text}" for turn in messages.turns))

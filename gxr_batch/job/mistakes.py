@@ -63,7 +63,9 @@ def explain(error: ValidationError, path: Path, text: str, options: Mapping[str,
         known = list(_known_keys(keys[:-1]))
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
         what = f"Unknown key: {dotted}."
-        step = f"did you mean {'.'.join([*keys[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
+        elsewhere = [f"{section}.{keys[-1]}" for section in Job.model_fields if keys[-1] in set(_known_keys([section]))]
+        nearest = elsewhere or [".".join([*keys[:-1], name]) for name in near]
+        step = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}"
     elif first["type"] == "missing":
         what, step = f"The job file lacks {dotted}.", "add it; the README shows a complete job file"
     else:

@@ -4,6 +4,7 @@ A file exists under its final name whole, or not at all."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +38,12 @@ def publish(temporary: Path, target: Path) -> None:
         os.close(descriptor)
     temporary.replace(target)
     sync_folder(target.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, hex. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def put_aside(path: Path) -> str:

@@ -54,8 +54,10 @@ class Holder:
 
 
 @contextmanager
-def locked(folder: Path, *, take_over: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, take_over: bool = False) -> Iterator[Holder | None]:
     """Hold the folder's lock for the block. Raises RunLocked, naming the holder, where another process has it.
+
+    Yields the holder on another host that was taken over, None where there was none.
 
     `take_over` says that a holder on another host is known to be dead; a living one on this host still wins.
     """
@@ -69,10 +71,10 @@ def locked(folder: Path, *, take_over: bool = False) -> Iterator[None]:
         except Timeout:  # an OSError too, but one about the other process, not about the disk
             raise _refusal(folder, holder(folder)) from None
     try:
-        _refuse_others(folder, take_over)
+        before = _refuse_others(folder, take_over)
         with storage_errors(path):
             path.write_text(json.dumps(asdict(_own())))
-        yield
+        yield before
     finally:
         with suppress(OSError):  # the folder may be gone
             if (mine := holder(folder)) and not mine.elsewhere and mine.pid == os.getpid():
@@ -89,12 +91,13 @@ def _own() -> Holder:
     )
 
 
-def _refuse_others(folder: Path, take_over: bool) -> None:
+def _refuse_others(folder: Path, take_over: bool) -> Holder | None:
     last = holder(folder)
     if last is None or (last.pid == os.getpid() and not last.elsewhere):
-        return
+        return None
     if last.alive or (last.elsewhere and not take_over):
         raise _refusal(folder, last)
+    return last if last.elsewhere else None
 
 
 def _refusal(folder: Path, last: Holder | None) -> RunLocked:
@@ -110,20 +113,21 @@ def holder(folder: Path) -> Holder | None:
     """Return who took the lock last and did not give it back in order, None where nobody or it cannot be read."""
     try:
         record = json.loads((folder / LOCK_NAME).read_text())
+        # A host alone is enough to keep another one out.
         return Holder(
             host=str(record["host"]),
-            pid=int(record["pid"]),
-            started=float(record["started"]),
-            since=str(record["since"]),
+            pid=int(record.get("pid", 0)),
+            started=float(record.get("started", 0)),
+            since=str(record.get("since", "an unknown time")),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def is_locked(folder: Path) -> bool:
-    """Return whether a process writes to this run now, without touching the lock.
+def writing(folder: Path) -> Holder | None:
+    """Return who writes to this run now, without touching the lock.
 
     A holder on another host counts as writing, dead or not: only `--take-over` ends that.
     """
     last = holder(folder)
-    return last is not None and (last.elsewhere or last.alive)
+    return last if last is not None and (last.elsewhere or last.alive) else None

@@ -1,20 +1,23 @@
 """log.jsonl: what a run did and when, one JSON object a line, for people and monitors. It decides nothing.
 
-Every line has `at` (UTC), `invocation` and `event`; the README lists the events and their fields. Row ids, reasons,
-counts and settings stand in it, never the text of a cell, a prompt or an answer.
+Every line has `at` (UTC), `start` (which start of the run, as in run.json) and `event`; the README lists the events and
+their fields. Row ids, reasons, counts and settings stand in it, never the text of a cell, a prompt or an answer.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from gxr_batch.errors import GxrError
 from gxr_batch.storage import storage_errors
 
 LOG_NAME = "log.jsonl"
+_ENDS = frozenset({"ended", "broke_off", "nothing_to_do"})
 # Failed rows that one invocation names one by one; all of them stand in failed.parquet.
 _ROWS_NAMED = 1000
 
@@ -24,19 +27,40 @@ class RunLog:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOG_NAME
-        self.invocation = 0
+        self.start = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
+        self._open = False  # between `started` and an event that ends a start
         self._file: TextIO | None = None
         self._rows_named = 0
 
     def event(self, event: str, **fields: Any) -> None:
         """Append one event. Raises StorageError."""
         moment = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"at": moment, "invocation": self.invocation, "event": event, **fields}, ensure_ascii=False)
+        line = json.dumps({"at": moment, "start": self.start, "event": event, **fields}, ensure_ascii=False)
         with storage_errors(self.path):
             if self._file is None:
-                self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
+                self._file = self._append()
             self._file.write(line + "\n")
             self._file.flush()
+        self._open = event == "started" or (self._open and event not in _ENDS)
+
+    def failed(self, error: BaseException) -> None:
+        """Say that an error or a signal ended a start that was logged and has no end yet. Never raises."""
+        if not self._open:
+            return
+        told = {"message": error.what, "where": error.where} if isinstance(error, GxrError) else {}
+        with suppress(Exception):
+            self.event("broke_off", error=type(error).__name__, **told)
+
+    def _append(self) -> TextIO:
+        file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
+        if file.tell() and not self._ends_a_line():  # the power went in the middle of one
+            file.write("\n")
+        return file
+
+    def _ends_a_line(self) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
 
     def row_failed(self, row_id: str, sample: int, attempt: int, error: str) -> None:
         """Name a failed row, up to a number of them. Raises StorageError."""

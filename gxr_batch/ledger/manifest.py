@@ -55,7 +55,7 @@ class Manifest:
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
         write_whole(folder / MANIFEST_NAME, lambda path: _write_text(path, text))
 
-    def compare(self, fingerprint: dict[str, Any], *, raisable: frozenset[str] = frozenset()) -> None:
+    def compare(self, fingerprint: dict[str, Any], *, raisable: frozenset[str] = frozenset(), where: str = "") -> None:
         """Raise FingerprintError, naming the keys, where a run with this fingerprint must not go on here.
 
         Keys in `raisable` may grow. Templates are compared by name: a run may come to use more of them.
@@ -70,6 +70,7 @@ class Manifest:
         if changed:
             raise FingerprintError(
                 f"This run was made with other settings: {', '.join(changed)}.",
+                where=where,
                 next_step="add --fresh to start anew (the old folder is kept under another name), "
                 "choose another --output, or set the old value again",
             )

@@ -89,7 +89,7 @@ def write_results(folder: Path, state: State, provenance: Mapping[str, Any], met
     schema = joined_schema(folder).with_metadata(dict(metadata))
 
     def write(path: Path) -> None:
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
             for table in joined(folder, state, provenance):
                 writer.write_table(table)
 

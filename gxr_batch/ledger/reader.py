@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import RunError
-from gxr_batch.ledger.lock import is_locked
+from gxr_batch.ledger.lock import Holder, writing
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
 from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, joined, joined_schema
 from gxr_batch.ledger.state import State
 from gxr_batch.ledger.table import has_footer, own_fields
+from gxr_batch.storage import reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,9 +49,9 @@ class RunReader:
         return State.scan(self.folder, self.folder / INPUT_NAME, samples, whole=whole)
 
     @property
-    def running(self) -> bool:
-        """True while a process writes to this run."""
-        return is_locked(self.folder)
+    def holder(self) -> Holder | None:
+        """The process that writes to this run: a living one here, or one on another host, alive or dead."""
+        return writing(self.folder)
 
     @property
     def results(self) -> Path | None:
@@ -84,9 +85,19 @@ def read_results(run_dir: str | Path) -> pd.DataFrame:
     Raises RunError where the folder holds no run.
     """
     reader = RunReader(Path(run_dir))
-    if reader.results and reader.state.counts().left == 0 and not reader.running:
-        table = pq.read_table(reader.results, partitioning=None)
-    else:
+    table = _whole(reader)
+    if table is None:
         table = pa.concat_tables([reader.schema.empty_table(), *reader.finished()])
     frame: pd.DataFrame = table.to_pandas()
     return frame
+
+
+def _whole(reader: RunReader) -> pa.Table | None:
+    """Return results.parquet where it is the run's present state and can be read, else None: the parts know it all."""
+    if reader.results is None or reader.state.counts().left or reader.holder:
+        return None
+    try:
+        with reading(reader.results, RunError("")):
+            return pq.read_table(reader.results, partitioning=None, page_checksum_verification=True)
+    except RunError:
+        return None

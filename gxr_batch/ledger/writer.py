@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.errors import EngineFailed, GxrError, RunError
-from gxr_batch.ledger.files import TEMPORARY_SUFFIX, make_folder, publish, put_aside, sync_folder
+from gxr_batch.errors import RunError
+from gxr_batch.ledger.files import TEMPORARY_SUFFIX, publish, put_aside, sha256_of
 from gxr_batch.ledger.inflight import InFlight
-from gxr_batch.ledger.lock import LOCK_NAME, locked
 from gxr_batch.ledger.log import RunLog
-from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
+from gxr_batch.ledger.manifest import Manifest, load_manifest
 from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, write_failed, write_results
-from gxr_batch.ledger.parts import PARTS_NAME, next_part_number, part_numbers, part_path, write_part
+from gxr_batch.ledger.parts import next_part_number, part_numbers, part_path, write_part
 from gxr_batch.ledger.state import Bools, Counts, State
-from gxr_batch.ledger.table import is_sound, keys_of
+from gxr_batch.ledger.table import has_footer, is_sound, keys_of
 from gxr_batch.records import Result
 from gxr_batch.storage import storage_errors
 
@@ -58,6 +56,7 @@ class RunWriter:
         self._characters = 0
         self._sealed_at = time.monotonic()
         self.set_aside: list[str] = []
+        self.took_over = ""  # the holder on another host whose run this is
         self._next_part = next_part_number(folder)
         self.manifest: Manifest | None = load_manifest(folder) or self._remembered()
         self.in_flight = InFlight(folder)
@@ -136,17 +135,24 @@ class RunWriter:
         """Count the keys of the table by state."""
         return self.state.counts()
 
-    def write_results(self, provenance: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-        """Replace results.parquet and failed.parquet by the state as it is now. Raises StorageError."""
+    def write_results(self, provenance: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+        """Replace results.parquet and failed.parquet by the state as it is now; return the sha256 of the results.
+
+        Raises StorageError.
+        """
         write_results(self.folder, self.state, provenance, metadata)
         write_failed(self.folder, self.state)
+        with storage_errors(self.folder / RESULTS_NAME):
+            return sha256_of(self.folder / RESULTS_NAME)
 
     def rows_named(self, row_ids: Sequence[str]) -> Bools:
         """Return which positions have one of these ids. Raises RunError where an id is not in the table."""
         ids = keys_of(self.folder / INPUT_NAME)["gxr_row_id"]
         unknown = [row_id for row_id in row_ids if not pc.any(pc.equal(ids, row_id)).as_py()]
         if unknown:
-            raise RunError(f"The table has no row {', '.join(unknown)}.", next_step="row ids stand in gxr_row_id")
+            raise RunError(
+                f"The table has no row {', '.join(unknown)}.", where="--row", next_step="row ids stand in gxr_row_id"
+            )
         named: Bools = pc.is_in(ids, value_set=pa.array(row_ids, pa.string())).to_numpy()
         return named
 
@@ -160,17 +166,17 @@ class RunWriter:
         """Replace failed.parquet alone, for a run that ends before all its rows are done. Raises StorageError."""
         write_failed(self.folder, self.state)
 
-    def results_metadata(self) -> dict[str, str]:
-        """Return the key-value metadata of results.parquet, {} where it or the run's table is missing or damaged."""
-        if self.previous_input is None:
+    def results_metadata(self, sha256: str | None) -> dict[str, str]:
+        """Return the metadata of results.parquet where it has this sha256 and table and parts are sound, else {}."""
+        path = self.folder / RESULTS_NAME
+        if self.previous_input is None or not is_sound(self.previous_input):
             return {}
-        try:
-            with pq.ParquetFile(self.folder / RESULTS_NAME) as file:
-                ids = file.read(columns=["gxr_row_id"])["gxr_row_id"]
-        except (OSError, pa.ArrowException, ValueError, LookupError):
-            return {}
-        complete = len(pc.unique(ids)) == keys_of(self.previous_input).num_rows
-        return file_metadata(self.folder / RESULTS_NAME) if complete else {}
+        with suppress(OSError):
+            if sha256 == sha256_of(path) and all(
+                has_footer(part_path(self.folder, number)) for number in part_numbers(self.folder)
+            ):
+                return file_metadata(path)
+        return {}
 
     def _remembered(self) -> Manifest | None:
         """Return what the newest sound part says of a run whose run.json is lost; None where there is none."""
@@ -190,69 +196,6 @@ def file_metadata(path: Path) -> dict[str, str]:
         return {key.decode(): value.decode() for key, value in pairs.items() if key.startswith(b"gxr_")}
     except (OSError, pa.ArrowException, ValueError):
         return {}
-
-
-@contextmanager
-def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> Iterator[RunWriter]:
-    """Open a run folder to write, made where it is missing, and hold its lock.
-
-    `fresh` moves an earlier run aside under the name NAME.before-<timestamp>; `take_over` says that its holder on
-    another host is dead. Raises RunLocked, StorageError, RunError.
-    """
-    with storage_errors(folder):
-        _refuse_other_folders(folder)
-    if fresh and folder.exists() and any(folder.iterdir()):
-        with locked(folder, take_over=take_over), storage_errors(folder):
-            target = _aside(folder)
-            folder.rename(target)
-            sync_folder(folder.parent)
-            (target / LOCK_NAME).write_text("")  # nobody writes there any more
-    with storage_errors(folder):
-        make_folder(folder / PARTS_NAME)
-    with locked(folder, take_over=take_over):
-        writer = RunWriter(folder)
-        in_order = False
-        try:
-            yield writer
-            in_order = True
-        except Exception as error:
-            # An engine that broke, or a bug, may be one row's doing; a full disk or a missing model is not.
-            in_order = isinstance(error, GxrError) and not isinstance(error, EngineFailed)
-            raise
-        except BaseException:  # a signal
-            in_order = True
-            raise
-        finally:
-            writer.in_flight.close(in_order=in_order)
-            writer.log.close()
-
-
-def _aside(folder: Path) -> Path:
-    stamp = datetime.now().astimezone().strftime("%Y%m%dT%H%M%S")
-    target = folder.with_name(f"{folder.name}.before-{stamp}")
-    number = 2
-    while target.exists():
-        target = folder.with_name(f"{folder.name}.before-{stamp}-{number}")
-        number += 1
-    return target
-
-
-def _refuse_other_folders(folder: Path) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise RunError("The output path is a file, not a folder.", where=str(folder.absolute()))
-    # Names such as "parts" stand in many folders; what only a run has decides. A run that was killed at its very start
-    # leaves an empty folder of parts behind.
-    names = {path.name for path in folder.iterdir()}
-    ours = names & {MANIFEST_NAME, LOCK_NAME} or part_numbers(folder)
-    started = names == {PARTS_NAME} and not any((folder / PARTS_NAME).iterdir())
-    if names and not ours and not started:
-        raise RunError(
-            "The output folder holds other things than a run of gxr-batch.",
-            where=str(folder.absolute()),
-            next_step="choose an empty or a new folder with --output",
-        )
 
 
 def _drift(previous: Path, current: Path) -> Drift:

@@ -42,12 +42,19 @@ _OPTIONS = {
 def write_xlsx(source: Source, path: Path) -> Exported:
     """Write the workbook. Raises StorageError."""
     from xlsxwriter import Workbook
+    from xlsxwriter.exceptions import FileCreateError
 
     written: list[Exported] = []
 
     def write(temporary: Path) -> None:
-        with Workbook(str(temporary), _OPTIONS) as workbook:
+        workbook = Workbook(str(temporary), _OPTIONS)
+        try:
             written.append(_Book(workbook, source).fill(path))
+            workbook.close()
+        except FileCreateError as error:  # the disk's own error stands inside
+            raise error.args[0] from None
+        finally:
+            workbook.fileclosed = True  # else its destructor would try once more
 
     write_whole(path, write)
     return written[-1]

@@ -7,6 +7,7 @@ text: no formulas, no links, no numbers guessed. Cells that Excel cannot hold ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,21 @@ def write_xlsx(source: Source, path: Path) -> Exported:
         except FileCreateError as error:  # the disk's own error stands inside
             raise error.args[0] from None
         finally:
-            workbook.fileclosed = True  # else its destructor would try once more
+            _let_go(workbook)
 
     write_whole(path, write)
     return written[-1]
+
+
+def _let_go(workbook: Any) -> None:
+    """Close what a workbook that was given up leaves open: its destructor would try to write it once more."""
+    workbook.fileclosed = True
+    for sheet in workbook.worksheets():
+        if sheet.row_data_fh is not None and not sheet.row_data_fh.closed:
+            with suppress(OSError):
+                sheet.row_data_fh.close()
+            with suppress(OSError):
+                Path(sheet.row_data_filename).unlink()
 
 
 class _Book:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from gxr_batch.errors import GxrError, RunError, StorageError
 
+_DENIED = ("Permission to write was denied.", "mend the folder's permissions, or choose another --output")
 _REASONS = {
     errno.ENOSPC: (
         "The disk is full.",
@@ -19,14 +20,8 @@ _REASONS = {
     errno.EDQUOT: ("Your disk quota is used up.", "make room, then run the same command again"),
     errno.EFBIG: ("The file grew past the size limit of this process.", "raise `ulimit -f`, then run again"),
     errno.EROFS: ("The file system is read-only.", "make it writable, then run the same command again"),
-    errno.EACCES: (
-        "Permission to write was denied.",
-        "mend the folder's permissions, or choose another --output",
-    ),
-    errno.EPERM: (
-        "Permission to write was denied.",
-        "mend the folder's permissions, or choose another --output",
-    ),
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
     errno.ENOENT: (
         "The run folder is gone.",
         "was it moved or deleted? put it back, then run the same command again",

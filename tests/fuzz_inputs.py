@@ -7,6 +7,7 @@ import datetime as dt
 import io
 import random
 import shutil
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 
@@ -297,7 +298,10 @@ def damage(run: Path, rng: random.Random) -> None:
             if rng.random() < 0.5:
                 (run / "parts").write_text("no folder")
         case _:
-            (run / "parts").mkdir(exist_ok=True)
+            with suppress(FileExistsError):  # an earlier damage may have put a file there
+                (run / "parts").mkdir()
+            if (run / "parts").is_file():
+                return
             (run / "parts" / rng.choice(["part-00000007.parquet", "part-x.parquet", "notes.txt"])).write_bytes(content)
 
 

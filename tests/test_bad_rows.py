@@ -75,7 +75,7 @@ def test_an_end_in_order_leaves_no_suspect(work):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 75
-    assert hint(work) == {"crashes": [], "in_flight": []}
+    assert (hint(work)["crashes"], hint(work)["in_flight"]) == ([], [])
     assert "one at a time" not in work.run("--set", "echo.tokens_per_second=0").stderr
 
 
@@ -95,6 +95,15 @@ def test_a_torn_hint_is_no_harm(work, content):
     (work.folder / "outputs/j/inflight.json").write_text(content)
     work.run()
     assert len(work.results()) == 40
+
+
+def test_a_machine_that_went_down_makes_no_row_a_suspect(work):
+    work.job(POISON)
+    work.run(expect=-signal.SIGKILL)
+    content = hint(work)
+    assert content["in_flight"]
+    (work.folder / "outputs/j/inflight.json").write_text(json.dumps(content | {"boot": "another boot"}))
+    assert "one at a time" not in work.run(expect=-signal.SIGKILL).stderr
 
 
 def test_suspects_that_left_the_table_are_forgotten(work):

@@ -91,7 +91,11 @@ def command(
             display.show(progress)
 
         outcome = run(job, options, stopper, display.say, show)
-    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
+    _tell(job.name, outcome, as_json=as_json)
+
+
+def _tell(name: str, outcome: Outcome, *, as_json: bool) -> None:
+    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(name, outcome))
     click.get_current_context().exit(_exit_code(outcome))
 
 

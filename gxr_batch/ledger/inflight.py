@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 from gxr_batch.records import Key
@@ -82,7 +83,8 @@ class InFlight:
 
     def _write(self) -> None:
         """Replace the content in one system call: blanks cover what was longer before."""
-        content = {"crashes": [[*key, times] for key, times in self._crashes.items()], "in_flight": list(self._held)}
+        crashes = [[*key, times] for key, times in self._crashes.items()]
+        content = {"boot": _boot(), "crashes": crashes, "in_flight": list(self._held)}
         text = json.dumps(content).encode()
         with storage_errors(self._path):
             if self._descriptor < 0:
@@ -92,11 +94,22 @@ class InFlight:
         self._written = max(self._written, len(text))
 
 
+@cache
+def _boot() -> str:
+    """Return what names this boot of the machine, "" where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def _read(path: Path) -> dict[Key, int]:
     """Return how often the process died over each key; {} where nothing is known."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         crashes = {Key(str(row_id), int(sample)): int(times) for row_id, sample, times in content["crashes"]}
+        if content.get("boot") != _boot():  # the machine went down, and took the process with it
+            return crashes
         for row_id, sample in content["in_flight"]:
             key = Key(str(row_id), int(sample))
             crashes[key] = crashes.get(key, 0) + 1

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -147,19 +148,19 @@ class RunWriter:
 
     def rows_named(self, row_ids: Sequence[str]) -> Bools:
         """Return which positions have one of these ids. Raises RunError where an id is not in the table."""
-        ids = keys_of(self.folder / INPUT_NAME)["gxr_row_id"]
-        unknown = [row_id for row_id in row_ids if not pc.any(pc.equal(ids, row_id)).as_py()]
-        if unknown:
+        at = self.positions_of(row_ids)
+        if unknown := [row_id for row_id in row_ids if row_id not in at]:
             raise RunError(
                 f"The table has no row {', '.join(unknown)}.", where="--row", next_step="row ids stand in gxr_row_id"
             )
-        named: Bools = pc.is_in(ids, value_set=pa.array(row_ids, pa.string())).to_numpy()
+        named: Bools = np.zeros(self.state.rows, np.bool_)
+        named[list(at.values())] = True
         return named
 
     def positions_of(self, row_ids: Sequence[str]) -> dict[str, int]:
         """Return where these rows stand in the table; ids that are not there are left out."""
-        ids = pq.read_table(self.folder / INPUT_NAME, columns=["gxr_row_id"], partitioning=None)["gxr_row_id"]
-        found = pc.index_in(pa.array(row_ids, pa.string()), value_set=pc.cast(ids, pa.string()).combine_chunks())
+        ids = keys_of(self.folder / INPUT_NAME)["gxr_row_id"]
+        found = pc.index_in(pa.array(row_ids, pa.string()), value_set=ids.combine_chunks())
         return {row_id: at for row_id, at in zip(row_ids, found.to_pylist(), strict=True) if at is not None}
 
     def write_failed(self) -> None:
@@ -167,9 +168,9 @@ class RunWriter:
         write_failed(self.folder, self.state)
 
     def results_metadata(self, sha256: str | None) -> dict[str, str]:
-        """Return the metadata of results.parquet where it has this sha256 and table and parts are sound, else {}."""
+        """Return the metadata of results.parquet where it has this sha256 and every part is sound, else {}."""
         path = self.folder / RESULTS_NAME
-        if self.previous_input is None or not is_sound(self.previous_input):
+        if self.previous_input is None:  # none, or one that was set aside when the run was opened
             return {}
         with suppress(OSError):
             if sha256 == sha256_of(path) and all(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import EngineSection
-from gxr_batch.models.device import Device, gib, visible
+from gxr_batch.models.device import Cpu, Device, gib, visible
 from gxr_batch.settings import parse_bytes, parse_duration
 
 Say = Callable[[str], None]
@@ -41,9 +41,7 @@ class Room:
         if device_map == "auto":
             return self.devices
         if device_map == "cpu":
-            from gxr_batch.models.device import Cpu
-
-            return [device for device in self.devices if device.name == "cpu"] or [Cpu()]
+            return [self.at("cpu")]
         wanted = "cuda:0" if device_map == "cuda" else device_map
         if found := [device for device in self.devices if device.name == wanted]:
             return found
@@ -53,6 +51,10 @@ class Room:
             where="model.device_map",
             next_step=f'choose "auto" or one of: {here}',
         )
+
+    def at(self, place: object) -> Device:
+        """Return the device that torch calls so; the main memory where it is none of the visible ones."""
+        return next((device for device in self.devices if device.name == str(place)), Cpu())
 
     def free(self, device: Device) -> int:
         """Return the bytes that this run may still take of a device."""
@@ -77,8 +79,6 @@ class Room:
 
     def by_device(self) -> dict[int | str, int]:
         """Return what this run may take of each card and of the main memory, as accelerate's max_memory."""
-        from gxr_batch.models.device import Cpu
-
         return {number: self.free(device) for number, device in enumerate(self.devices)} | {"cpu": Cpu().free()}
 
     def freest(self, devices: Sequence[Device]) -> Device:

@@ -237,7 +237,7 @@ class GenerateSession:
         place = self._loaded.model.device
         if place.type != "cuda" and room.size_limit is None:
             return _CPU_SLOTS
-        device = next((one for one in room.devices if one.name == str(place)), room.named("cpu")[0])
+        device = room.at(place)
         element = 4 if self._loaded.placement.dtype == "float32" else 2
         most = _MOST_SLOTS if place.type == "cuda" else _CPU_SLOTS
         budget = room.size_limit if device.name == "cpu" and room.size_limit else room.free(device)

@@ -61,15 +61,11 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
                 next_step="lower one of them, or free memory",
             ) from None
         notices = [*loaded.placement.notices, *fallback]
-        # Measured: the library's forward keeps its bits in bfloat16 on the CPU. In float32 products of other row counts
-        # round otherwise, and no card has been tried.
-        plain = loaded.placement.dtype == "bfloat16" and loaded.device == "cpu" and job.engine.reproducible
-        plain = plain and not cramped
-        reproducible = isinstance(driver, NativeModel) or plain
+        reproducible = isinstance(driver, NativeModel) or (
+            job.engine.reproducible and not cramped and _keeps_bits(loaded)
+        )
         if job.engine.reproducible and not reproducible:
-            if cramped:
-                notices.append(f"The memory has no room for {LEAST_ROWS} rows, which reproducible texts need.")
-            notices.append("Here the last bits of a row's numbers may depend on its neighbours, and rarely its text.")
+            notices += _why_not_reproducible(cramped)
         info = EngineInfo(
             identity=local.identity(),
             device=loaded.device,
@@ -88,6 +84,19 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
         torch.set_num_threads(threads)
 
 
+def _why_not_reproducible(cramped: bool) -> list[str]:
+    room = [f"The memory has no room for {LEAST_ROWS} rows, which reproducible texts need."] if cramped else []
+    return [*room, "Here the last bits of a row's numbers may depend on its neighbours, and rarely its text."]
+
+
+def _keeps_bits(loaded: LoadedModel) -> bool:
+    """Return whether the library's forward gives a row the same bits beside others: measured in bfloat16 on the CPU.
+
+    In float32 products of other row counts round otherwise, and no card has been tried.
+    """
+    return loaded.placement.dtype == "bfloat16" and loaded.device == "cpu"
+
+
 class _Share(NamedTuple):
     """How many rows decode side by side, and how many there could be in this run's share of the memory."""
 
@@ -97,8 +106,7 @@ class _Share(NamedTuple):
 
 def _share(job: Job, loaded: LoadedModel, room: Room) -> _Share:
     """Find the slots. Raises ModelUnavailable where a limit leaves no room for them."""
-    place = str(loaded.model.get_input_embeddings().weight.device)
-    device = next((one for one in room.devices if one.name == place), room.named("cpu")[0])
+    device = room.at(loaded.model.get_input_embeddings().weight.device)
     capacity = job.model.max_seq_length
     bytes_a_token = kv_bytes_a_token(loaded.config, torch.finfo(loaded.model.dtype).bits // 8)
     budget = room.for_cache(device) - PREFIX_SLOTS * bytes_a_token * capacity

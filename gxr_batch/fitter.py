@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import traceback
 from collections.abc import Mapping
@@ -13,7 +11,7 @@ from typing import Any, NamedTuple
 from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
 from gxr_batch.job import Job
-from gxr_batch.prompts import render, row_template
+from gxr_batch.prompts import messages_sha256, render, row_template
 from gxr_batch.records import Encoded, Messages, Row
 from gxr_batch.templates import Templates
 
@@ -57,8 +55,8 @@ class Fitter:
                     f"sampling.max_new_tokens leaves room for {self._room}"
                 )
             messages, encoded = self._cut(row)
-            return Fitted(messages, encoded, _messages_sha256(messages), (TRUNCATED,))
-        return Fitted(messages, encoded, _messages_sha256(messages))
+            return Fitted(messages, encoded, messages_sha256(messages), (TRUNCATED,))
+        return Fitted(messages, encoded, messages_sha256(messages))
 
     def _attempt(self, row: Row, values: Mapping[str, Any]) -> tuple[Messages, Encoded]:
         messages = render(row_template(self._templates, row.template), values, system=self._system)
@@ -85,7 +83,3 @@ class Fitter:
         if fitting is None:
             raise RowError(f"the prompt is too long even with one word of {longest or 'its cells'}")
         return fitting
-
-
-def _messages_sha256(messages: Messages) -> str:
-    return hashlib.sha256(json.dumps(messages.turns, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,6 +54,11 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str):
         return value.strip() or None
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def messages_sha256(messages: Messages) -> str:
+    """Return the sha256 (hex) of a prompt's turns, by which a row's prompt can be recognised without being stored."""
+    return hashlib.sha256(json.dumps(messages.turns, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def row_template(templates: Templates, name: str) -> Template:

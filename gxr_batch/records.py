@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -15,12 +16,30 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "failed", "held"]
 FinishReason = Literal["stop", "length", "error"]
+ReviewStatus = Literal["unreviewed", "approved", "approved_with_edits", "rejected"]
 Role = Literal["system", "user", "model"]
 
 DISCLAIMER = (
     "AI-generated teaching material, not reviewed by a radiologist. Research and education only; not for diagnosis, "
     "treatment or any clinical use. May contain errors: verify against the images and sources."
 )
+REVIEWED_DISCLAIMER = (
+    "AI-generated teaching material, reviewed by {reviewer} on {date}. Research and education only; not for diagnosis, "
+    "treatment or any clinical use. May contain errors: verify against the images and sources."
+)
+REVIEW_STATUSES: tuple[ReviewStatus, ...] = ("unreviewed", "approved", "approved_with_edits", "rejected")
+APPROVED: tuple[ReviewStatus, ...] = ("approved", "approved_with_edits")
+# The error categories in which reviewers of radiology texts count, each as significant or not.
+ERROR_CATEGORIES = {
+    "false_finding": "false finding",
+    "missing_finding": "missing finding",
+    "wrong_location": "wrong location",
+    "wrong_severity": "wrong severity",
+    "comparison_not_in_reference": "comparison not in the reference",
+    "omitted_comparison": "omitted comparison",
+}
+ERROR_WEIGHTS = ("significant", "insignificant")
+ERROR_COUNTS = tuple(f"{category}_{weight}" for category in ERROR_CATEGORIES for weight in ERROR_WEIGHTS)
 
 
 class Key(NamedTuple):
@@ -136,6 +155,25 @@ class Result(NamedTuple):
     prompt_sha256: str | None
 
 
+class Review(NamedTuple):
+    """What one reviewer says of one generated text.
+
+    `text_sha256` is the sha256 (hex) of the generated text that was judged: of any other text the review says nothing.
+    `text` is the whole corrected text of `approved_with_edits`, `quality` runs from 1 to 5, `errors` counts in the order
+    of ERROR_COUNTS (None = not filled in).
+    """
+
+    key: Key
+    text_sha256: str
+    status: ReviewStatus
+    reviewer: str
+    reviewed_at: date
+    quality: int | None
+    errors: tuple[int | None, ...]
+    text: str | None
+    comment: str | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """Which weights an engine would generate with; known before they are loaded, part of the run's fingerprint.
@@ -199,3 +237,22 @@ def result_schema() -> pa.Schema:
         pa.field(name, pa.bool_() if name == "gxr_ai_generated" else pa.string()) for name in PROVENANCE_COLUMNS
     ]
     return pa.schema(public + provenance)
+
+
+def review_schema() -> pa.Schema:
+    """Return the Arrow schema of what a review adds to a row, in the order in which a reviewer fills it in.
+
+    `gxr_review_status` stands among the result columns already.
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("gxr_review_quality", pa.int32()),
+            *(pa.field(f"gxr_review_{name}", pa.int32()) for name in ERROR_COUNTS),
+            pa.field("gxr_review_text", pa.string()),
+            pa.field("gxr_review_comment", pa.string()),
+            pa.field("gxr_reviewer", pa.string()),
+            pa.field("gxr_reviewed_at", pa.date32()),
+        ]
+    )

@@ -40,6 +40,8 @@ class RunStatus:
     last_part_at: str | None = None
     holder: str | None = None
     damaged_parts: int = 0
+    reviewed: int | None = None
+    outdated_exports: tuple[str, ...] = ()
     bytes: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,6 +107,8 @@ def _status(folder: Path) -> RunStatus:
         last_part_at=datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds") if written else None,
         holder=str(holder) if holder else None,
         damaged_parts=len(reader.state.damaged),
+        reviewed=len(reader.reviews),
+        outdated_exports=tuple(reader.outdated()),
         bytes=_size(folder),
         **counts._asdict(),
     )

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "gxr_batch"
 # From left to right. What stands side by side in a level does not import each other.
 LEVELS = (
     {"cli"},
-    {"runner", "status", "check", "export"},
+    {"runner", "status", "check", "export", "review"},
     {"invocation", "feed"},
     {"progress", "notices"},
     {"fitter", "chronicle"},
@@ -24,7 +24,7 @@ LEVELS = (
     {"ledger", "prompts"},
     {"plan", "templates", "rows"},
     {"job"},
-    {"settings", "records", "storage"},
+    {"settings", "records", "storage", "cells"},
     {"errors"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -91,7 +91,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["run", "check", "status", "export", "templates"])
+@pytest.mark.parametrize("verb", ["run", "check", "status", "export", "review", "templates"])
 def test_the_help_of_a_verb_imports_nothing_heavy_either(verb):
     code = (
         "import sys\nfrom gxr_batch.cli import main\n"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from running import Workplace
 
-from gxr_batch.export.cells import MOST_LINE_FEEDS, MOST_UNITS, for_workbook
+from gxr_batch.cells import MOST_LINE_FEEDS, MOST_UNITS, for_workbook
 from gxr_batch.export.xlsx import workbook as xlsx
 from gxr_batch.records import DISCLAIMER
 
@@ -152,6 +152,8 @@ def test_the_sheet_is_ready_to_review(book):
     assert row["age"].value == 0
     assert row["seen"].value == "2026-01-02 00:00:00.000+00:00"
     assert row["gxr_reviewer"].value is None
+    assert row["gxr_reviewed_at"].number_format == "yyyy-mm-dd"
+    assert row["gxr_review_quality"].number_format == "0", "a text would not pass the check for whole numbers"
 
 
 def test_a_lone_half_of_a_pair_would_fail_the_whole_file_and_is_replaced():
@@ -169,10 +171,10 @@ def test_more_rows_than_a_sheet_holds_go_on_in_another(monkeypatch, tmp_path):
     monkeypatch.setattr(xlsx, "ROWS_A_SHEET", 25)
     work = Workplace(tmp_path)
     work.run()
-    from gxr_batch.export import export
+    from gxr_batch.export import Choice, export
     from gxr_batch.ledger import RunReader
 
-    done = export(RunReader(tmp_path / "outputs/j"), "xlsx", None, partial=False)
+    done = export(RunReader(tmp_path / "outputs/j"), "xlsx", None, Choice())
     assert done.rows == 60
     loaded = openpyxl.load_workbook(done.path)
     assert loaded.sheetnames == ["README", "Cases", "Cases 2", "Cases 3"]

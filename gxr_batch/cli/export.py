@@ -12,7 +12,7 @@ _FORMATS = ("xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-batch", "cha
 @click.command(name="export")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(_FORMATS), default="xlsx", show_default=True, help="Kind of file.")
-@click.option("--only", type=click.Choice(["approved"]), help="Not available yet.")
+@click.option("--only", type=click.Choice(["approved"]), help="Take the rows that a reviewer approved.")
 @click.option("--partial", is_flag=True, help="Take the rows that are done, of a run that is unfinished.")
 @click.option("--include-held", is_flag=True, help="Not available yet.")
 @click.option("--to", "target", type=click.Path(path_type=Path), help="Write here. Default: results.<format> in RUN.")
@@ -23,23 +23,20 @@ def command(
 
     xlsx is for reviewers: a README sheet, then one row a case with columns to fill in. csv is for Excel: cells that a
     spreadsheet would run as a formula start with an apostrophe, and the columns in which that happened are named. All
-    other formats hold every cell verbatim.
+    other formats hold every cell verbatim. chat-jsonl is for fine-tuning: the prompts and the approved texts, with the
+    reviewer's edits, of the rows that a reviewer approved. The newest review of each row is laid over it.
 
     \b
     Example:
       gxr-batch export outputs/demo
     """
     from gxr_batch.errors import NotAvailable
-    from gxr_batch.export import FORMATS, export
+    from gxr_batch.export import Choice, export
     from gxr_batch.ledger import RunReader
 
-    if form not in FORMATS:
-        raise NotAvailable(f"--format {form}")
-    if only:
-        raise NotAvailable(f"--only {only}")
     if include_held:
         raise NotAvailable("--include-held")
-    done = export(RunReader(run_folder), form, target, partial=partial)
-    click.echo(f"{done.path}: {done.rows:,} rows{', unfinished' if done.partial else ''}")
+    done = export(RunReader(run_folder), form, target, Choice(partial=partial, approved=only == "approved"))
+    click.echo(f"{done.path}: {done.rows:,} rows{', of an unfinished run' if done.partial else ''}")
     for note in done.notes:
         click.echo(f"  {note}")

@@ -72,6 +72,7 @@ def command(
     from gxr_batch.cli.signals import Signals, catch_early
 
     catch_early()  # what follows takes a moment
+    from gxr_batch.cli.exports import write_exports
     from gxr_batch.cli.progress import ProgressDisplay
     from gxr_batch.invocation import Options
     from gxr_batch.progress import Progress
@@ -91,6 +92,8 @@ def command(
             display.show(progress)
 
         outcome = run(job, options, stopper, display.say, show)
+        if outcome.counts.left == 0:
+            write_exports(outcome.folder, job.export.formats, display.say)
     _tell(job.name, outcome, as_json=as_json)
 
 
@@ -153,7 +156,7 @@ def _text(name: str, outcome: Outcome) -> str:
         lines.append("  next     run the same command again to go on (without --fresh)")
     if not counts.left:
         lines.append(f"  results  {folder / 'results.parquet'}")
-        lines.append(f"  next     gxr-batch export {folder} --format csv")
+        lines.append(f"  next     gxr-batch export {folder}")
     if counts.failed or counts.held:
         lines.append(f"  failed   {folder / 'failed.parquet'} names each row's reason in gxr_error")
     return "\n".join([*lines, DISCLAIMER])

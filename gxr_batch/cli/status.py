@@ -49,4 +49,8 @@ def _line(status: RunStatus) -> str:
         text += f"; by {status.holder}, alive or dead; its last rows were sealed {status.last_part_at or 'never'}"
     elif status.state == "unfinished" and status.last_outcome:
         text += f"; last start: {status.last_outcome}"
+    if status.reviewed:
+        text += f", {status.reviewed:,} reviewed"
+    if status.outdated_exports:
+        text += f"; older than the results or reviews: {', '.join(status.outdated_exports)}"
     return text + (f"; {status.damaged_parts} damaged parts" if status.damaged_parts else "")

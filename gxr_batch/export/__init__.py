@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from gxr_batch.export.delimited import write_csv, write_plain_csv
 from gxr_batch.export.pipelines import write_jsonl, write_openai_batch, write_parquet
 from gxr_batch.export.source import Exported, Source, checked_target, open_source
+from gxr_batch.export.training import write_chat_jsonl
 from gxr_batch.export.xlsx import write_xlsx
 from gxr_batch.ledger import RunReader
 
@@ -19,14 +21,35 @@ FORMATS: dict[str, tuple[Callable[[Source, Path], Exported], str]] = {
     "jsonl": (write_jsonl, "results.jsonl"),
     "parquet": (write_parquet, "results-export.parquet"),
     "openai-batch": (write_openai_batch, "results-openai-batch.jsonl"),
+    "chat-jsonl": (write_chat_jsonl, "approved-chat.jsonl"),
 }
+# Nobody trains on what nobody approved.
+_APPROVED_ONLY = {"chat-jsonl"}
 
 
-def export(reader: RunReader, form: str, target: Path | None, *, partial: bool) -> Exported:
-    """Write a run's results in one of FORMATS. Raises RunError, StorageError."""
-    write, name = FORMATS[form]
-    path = checked_target(reader, target, name)
-    return write(open_source(reader, partial=partial), path)
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which rows are exported: of an unfinished run too, and only those that a reviewer approved."""
+
+    partial: bool = False
+    approved: bool = False
 
 
-__all__ = ["FORMATS", "Exported", "export"]
+def export(reader: RunReader, form: str, target: Path | None, choice: Choice) -> Exported:
+    """Write a run's results in one of FORMATS. Raises RunError, TemplateError, StorageError.
+
+    Approved rows alone go to a file of their own (`approved.xlsx`), so that they never replace the whole.
+    """
+    write, _ = FORMATS[form]
+    approved = choice.approved or form in _APPROVED_ONLY
+    path = checked_target(reader, target or default_path(reader, form, approved=approved))
+    return write(open_source(reader, partial=choice.partial, approved=approved), path)
+
+
+def default_path(reader: RunReader, form: str, *, approved: bool = False) -> Path:
+    """Return where an export of this format goes where nobody says otherwise."""
+    _, name = FORMATS[form]
+    return reader.folder / (name.replace("results", "approved", 1) if approved else name)
+
+
+__all__ = ["FORMATS", "Choice", "Exported", "default_path", "export"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from gxr_batch.export.cells import plain
+from gxr_batch.cells import plain
 from gxr_batch.export.source import Exported, Source
 from gxr_batch.ledger.files import write_whole
 

@@ -8,23 +8,30 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import Counts, RunReader
+from gxr_batch.ledger.reviews import DISAGREEMENT, laid_over
+from gxr_batch.records import APPROVED
 from gxr_batch.storage import storage_errors
 
 _ROWS_A_BATCH = 16_384
 
 
 class Source(NamedTuple):
-    """The rows of an export: their schema, the tables that hold them, its counts, and whether some are missing."""
+    """The rows of an export: their schema, the tables that hold them, its counts, and whether some are missing.
+
+    `approved` says that only rows are taken whose text a reviewer approved, with or without edits, and none rejected.
+    """
 
     reader: RunReader
     schema: pa.Schema
     tables: Iterator[pa.Table]
     counts: Counts
     partial: bool
+    approved: bool = False
 
 
 class Exported(NamedTuple):
@@ -36,11 +43,25 @@ class Exported(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def open_source(reader: RunReader, *, partial: bool) -> Source:
-    """Return the rows of the last complete state, or with `partial` those that are done now.
+def open_source(reader: RunReader, *, partial: bool, approved: bool = False) -> Source:
+    """Return the rows of the last complete state, or with `partial` those that are done now; reviews are laid over.
 
     Raises RunError where the run is unfinished and `partial` is not set.
     """
+    source = _open(reader, partial=partial)
+    if not approved:
+        return source
+    return source._replace(tables=map(_approved, source.tables), approved=True)
+
+
+def _approved(table: pa.Table) -> pa.Table:
+    """Return the rows that may be published: generated, approved, and no reviewer says otherwise."""
+    status = pc.is_in(table["gxr_review_status"], value_set=pa.array(APPROVED))
+    agreed = pa.array([DISAGREEMENT not in (flags or ()) for flags in table["gxr_flags"].to_pylist()], pa.bool_())
+    return table.filter(pc.and_(pc.and_(status, agreed), pc.equal(table["gxr_status"], "ok")))
+
+
+def _open(reader: RunReader, *, partial: bool) -> Source:
     counts = reader.state.counts()
     if partial:
         return Source(reader, reader.schema, reader.finished(), counts, counts.left > 0)
@@ -52,7 +73,8 @@ def open_source(reader: RunReader, *, partial: bool) -> Source:
         )
     with damage(reader.results):
         schema = pq.read_schema(reader.results)  # of the file itself: the table may have got other columns since
-    return Source(reader, schema, _stored(reader.results), counts, partial=False)
+    tables = map(reader.reviews.lay_over, _stored(reader.results))
+    return Source(reader, laid_over(schema), tables, counts, partial=False)
 
 
 def _stored(results: Path) -> Iterator[pa.Table]:
@@ -76,12 +98,11 @@ def damage(results: Path) -> Iterator[None]:
         ) from None
 
 
-def checked_target(reader: RunReader, target: Path | None, name: str) -> Path:
-    """Return where to write: `target`, else `name` in the run folder.
+def checked_target(reader: RunReader, path: Path) -> Path:
+    """Return where to write.
 
     Raises RunError where that is one of the run's own files, its input, or no regular file; StorageError.
     """
-    path = target or reader.folder / name
     with storage_errors(path):
         _refuse(reader, path)
     return path
@@ -92,8 +113,8 @@ def _refuse(reader: RunReader, path: Path) -> None:
     inputs = {Path(file).resolve() for entry in reader.manifest.invocations for file in entry.get("input_files", ())}
     real, folder = path.resolve(), reader.folder.resolve()
     wrong = {
-        "It is one of the run's own files.": (real.parent == folder and real.name in {*own, "parts"})
-        or folder / "parts" in real.parents,
+        "It is one of the run's own files.": (real.parent == folder and real.name in {*own, "parts", "reviews"})
+        or bool({folder / "parts", folder / "reviews"} & set(real.parents)),
         "It is the run's input.": real in inputs,
         "It exists and is no regular file.": not path.name or (path.exists() and not path.is_file()),
         "Its folder does not exist.": not real.parent.is_dir(),

@@ -101,7 +101,6 @@ def _refuse_unbuilt(job: Job) -> None:
         "model.adapter": job.model.adapter not in {"", "none"},
         "model.base": bool(job.model.base),
         f'privacy.identifiers = "{job.privacy.identifiers}"': job.privacy.identifiers in {"flag", "hold"},
-        "export.formats": bool(job.export.formats),
     }
     for thing, asked in unbuilt.items():
         if asked:

@@ -161,10 +161,13 @@ class PrivacySection(Section):
     identifiers: Literal["auto", "off", "flag", "hold"] = "auto"
 
 
+ExportFormat = Literal["xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-batch", "chat-jsonl", "report"]
+
+
 class ExportSection(Section):
     """What is written beside the results when the run finishes."""
 
-    formats: tuple[str, ...] = ()
+    formats: tuple[ExportFormat, ...] = ()
 
 
 class EchoSection(Section):

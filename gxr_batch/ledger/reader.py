@@ -11,15 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import RunError
+from gxr_batch.ledger.files import TEMPORARY_SUFFIX
 from gxr_batch.ledger.lock import Holder, writing
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
 from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, joined, joined_schema
+from gxr_batch.ledger.reviews import Reviews, laid_over, review_files
 from gxr_batch.ledger.state import State
 from gxr_batch.ledger.table import has_footer, own_fields
 from gxr_batch.storage import reading
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# What exports and the report are called where nobody names them.
+_EXPORTS = ("results*.*", "approved*.*", "report.html")
 
 
 class RunReader:
@@ -60,13 +65,32 @@ class RunReader:
         return path if path.exists() and has_footer(path) else None
 
     @property
+    def changed_at(self) -> float:
+        """When results or reviews changed last, in seconds since 1970; an export from before that is out of date."""
+        paths = [self.folder / RESULTS_NAME, *review_files(self.folder)]
+        return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
+
+    def outdated(self) -> list[str]:
+        """Return the names of the exports in the run folder that are older than the results or the reviews."""
+        changed = self.changed_at
+        found = {path for pattern in _EXPORTS for path in self.folder.glob(pattern) if path.is_file()}
+        old = (path.name for path in found if path.name != RESULTS_NAME and path.stat().st_mtime < changed)
+        return sorted(name for name in old if not name.endswith(TEMPORARY_SUFFIX))
+
+    @property
     def schema(self) -> pa.Schema:
-        """The columns of the finished rows."""
-        return joined_schema(self.folder)
+        """The columns of the finished rows, those of reviews included."""
+        return laid_over(joined_schema(self.folder))
+
+    @cached_property
+    def reviews(self) -> Reviews:
+        """What people said of the generated texts. Raises RunError where a file of reviews is damaged."""
+        return Reviews.load(self.folder)
 
     def finished(self) -> Iterator[pa.Table]:
-        """Yield the rows that are done at this moment, in input order, as tables of the contract's columns."""
-        return joined(self.folder, self._scan(whole=True), self.manifest.model.get("provenance", {}))
+        """Yield the rows that are done at this moment, in input order, as tables of `schema`, reviews laid over."""
+        tables = joined(self.folder, self._scan(whole=True), self.manifest.model.get("provenance", {}))
+        return map(self.reviews.lay_over, tables)
 
 
 def is_run(folder: Path) -> bool:
@@ -81,8 +105,8 @@ def read_results(run_dir: str | Path) -> pd.DataFrame:
     """Return the finished rows of a run as a DataFrame of the contract's columns, in input order.
 
     `run_dir` is a run folder. Works at any time: of an unfinished run it returns the rows that are generated, failed or
-    held so far; rows still to do are absent. Seconds are seconds, `gxr_started_at` and `gxr_finished_at` are UTC.
-    Raises RunError where the folder holds no run.
+    held so far; rows still to do are absent. Seconds are seconds, `gxr_started_at` and `gxr_finished_at` are UTC. The
+    newest review is laid over each row: `gxr_review_status`, `gxr_review_text` and the other review columns. Raises RunError where the folder holds no run.
     """
     reader = RunReader(Path(run_dir))
     table = _whole(reader)
@@ -98,6 +122,7 @@ def _whole(reader: RunReader) -> pa.Table | None:
         return None
     try:
         with reading(reader.results, RunError("")):
-            return pq.read_table(reader.results, partitioning=None, page_checksum_verification=True)
+            stored = pq.read_table(reader.results, partitioning=None, page_checksum_verification=True)
     except RunError:
         return None
+    return reader.reviews.lay_over(stored)

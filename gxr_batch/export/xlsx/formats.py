@@ -13,6 +13,7 @@ STATUS_COLOURS = {
 }
 _HEADER = {"bold": True, "text_wrap": True, "valign": "vcenter", "border": 1, "border_color": "#B7B7B7"}
 _CELL = {"valign": "top", "border": 1, "border_color": "#E3E3E3"}
+_REVIEW = {**_CELL, "text_wrap": True, "bg_color": "#FFFBEF", "locked": False}
 _TEXT = {**_CELL, "text_wrap": True, "num_format": "@", "quote_prefix": True}
 
 
@@ -25,6 +26,8 @@ class Formats(NamedTuple):
     text: Any
     generated: Any
     review: Any
+    review_number: Any
+    review_date: Any
     key: Any
     number: Any
     title: Any
@@ -42,7 +45,10 @@ def make_formats(workbook: Any) -> Formats:
         banner=add({"bold": True, "font_color": "#9C0006", "bg_color": "#FFE8E8", "valign": "vcenter"}),
         text=add(_TEXT),
         generated=add({**_TEXT, "bg_color": "#F3F6FC"}),
-        review=add({**_TEXT, "quote_prefix": False, "bg_color": "#FFFBEF", "locked": False}),
+        review=add({**_REVIEW, "num_format": "@"}),
+        # What is typed there becomes a number or a date, whatever the language of the spreadsheet.
+        review_number=add({**_REVIEW, "num_format": "0"}),
+        review_date=add({**_REVIEW, "num_format": "yyyy-mm-dd"}),
         key=add({**_TEXT, "bold": True}),
         number=add({**_CELL, "num_format": "General"}),
         title=add({"bold": True, "font_size": 16, "font_color": "#1F3864"}),

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from gxr_batch.export.cells import for_workbook
+from gxr_batch.cells import for_workbook
 from gxr_batch.export.source import Source
 from gxr_batch.export.xlsx.formats import Formats
-from gxr_batch.export.xlsx.layout import CATEGORIES, STATUSES
-from gxr_batch.records import DISCLAIMER
+from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES, REVIEW_STATUSES
 
+APPROVED_TITLE = "AI-generated teaching cases, approved by a reviewer"
+APPROVED_BANNER = (
+    "AI-generated teaching material. Each case was approved by the person in gxr_reviewer; gxr_review_text, where filled, "
+    "replaces gxr_text. Research and education only; not for diagnosis, treatment or any clinical use."
+)
 _HOW = (
     "Each row of the sheet Cases is one case. The dark blue columns are as they were generated: please leave them "
     "unchanged, a changed text is refused when the sheet is read back.",
-    f"gxr_review_status: {', '.join(STATUSES)}.",
+    f"gxr_review_status: {', '.join(REVIEW_STATUSES)}.",
     "gxr_review_quality: 1 (unusable) to 5 (ready to teach with).",
-    f"Counts of errors, significant and insignificant each: {', '.join(CATEGORIES.values())}.",
+    f"Counts of errors, significant and insignificant each: {', '.join(ERROR_CATEGORIES.values())}.",
     "gxr_review_text: the whole corrected text, for approved_with_edits. gxr_review_comment: anything else.",
     "gxr_reviewer and gxr_reviewed_at: your name and the date.",
     "Rows may be sorted, filtered or deleted, columns moved or added: rows are found by gxr_row_id and gxr_sample.",
@@ -38,6 +42,7 @@ def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
         "job": manifest.name,
         "rows": f"{counts.total:,}: {counts.ok:,} generated, {counts.failed:,} failed, {counts.held:,} held"
         + (f", {counts.left:,} still to do and not in this file" if source.partial else ""),
+        "in this file": "the approved cases alone" if source.approved else "every row that is done",
         "model": " ".join(str(part) for part in (model.get("gxr_model"), model.get("gxr_model_revision")) if part),
         "adapter": model.get("gxr_adapter") or "none",
         "template": job.get("prompt", {}).get("template_column") or job.get("prompt", {}).get("template", ""),
@@ -45,8 +50,9 @@ def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
         "last change": last.get("finished_at", ""),
         "run folder": str(source.reader.folder.name),
     }
-    lines: list[tuple[str, str, Any]] = [("AI-generated teaching cases, not reviewed", "", formats.title)]
-    lines += [("", DISCLAIMER, formats.banner), ("", "", formats.plain)]
+    about = APPROVED_TITLE if source.approved else "AI-generated teaching cases, not reviewed"
+    lines: list[tuple[str, str, Any]] = [(about, "", formats.title)]
+    lines += [("", APPROVED_BANNER if source.approved else DISCLAIMER, formats.banner), ("", "", formats.plain)]
     lines += [(name, str(value), formats.plain) for name, value in facts.items()]
     lines += [("", "", formats.plain), ("How to review", "", formats.title)]
     lines += [("", sentence, formats.plain) for sentence in _HOW]

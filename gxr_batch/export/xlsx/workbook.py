@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gxr_batch.errors import StorageError
-from gxr_batch.export.cells import as_text, for_workbook, is_number
+from gxr_batch.cells import as_text, for_workbook, is_number
 from gxr_batch.export.source import Exported, Source
 from gxr_batch.export.xlsx.formats import Formats, make_formats
-from gxr_batch.export.xlsx.layout import CATEGORIES, QUALITIES, STATUSES, WEIGHTS, Column, layout
-from gxr_batch.export.xlsx.readme import write_readme
+from gxr_batch.export.xlsx.layout import QUALITIES, Column, layout
+from gxr_batch.export.xlsx.readme import APPROVED_BANNER, write_readme
 from gxr_batch.ledger.files import write_whole
-from gxr_batch.records import DISCLAIMER
+from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_STATUSES, review_schema
 
 # Excel's limit is 1,048,576 rows a sheet; a round number below it leaves room for banner and header.
 ROWS_A_SHEET = 1_000_000
@@ -30,6 +31,7 @@ _BANNER_ROW, _HEADER_ROW, _FIRST_ROW = 0, 1, 2
 _FROZEN_COLUMNS = 1
 _LINE_POINTS, _MOST_LINES = 15, 24
 _SHORTENED = "shortened_for_excel"
+_REVIEW_TYPES = {field.name: field.type for field in review_schema()}
 _BANNER = f"AI-GENERATED, UNREVIEWED until a status says otherwise. {DISCLAIMER}"
 _OPTIONS = {
     "constant_memory": True,
@@ -81,13 +83,14 @@ class _Book:
         self._shortened = self._rows = 0
         self._sheet: Any = None
         self._at = _FIRST_ROW
+        state = "approved by a reviewer" if source.approved else "unreviewed"
         workbook.set_properties(
             {
                 "title": f"Teaching cases: {source.reader.manifest.name}",
-                "subject": "AI-generated teaching material, not reviewed by a radiologist",
+                "subject": APPROVED_BANNER if source.approved else DISCLAIMER,
                 "category": "AI-generated",
-                "keywords": "AI-generated, unreviewed, research and education only",
-                "comments": DISCLAIMER,
+                "keywords": f"AI-generated, {state}, research and education only",
+                "comments": APPROVED_BANNER if source.approved else DISCLAIMER,
             }
         )
         workbook.set_custom_property("AI-generated", True)
@@ -124,7 +127,7 @@ class _Book:
             sheet,
             _BANNER_ROW,
             0,
-            _BANNER,
+            APPROVED_BANNER if self._source.approved else _BANNER,
             self._formats.banner,
         )
         sheet.set_row(_HEADER_ROW, 48)
@@ -146,11 +149,11 @@ class _Book:
         sheet.autofilter(_HEADER_ROW, 0, last, len(columns) - 1)
         places = {column.name: place for place, column in enumerate(columns)}
         status = places["gxr_review_status"]
-        _choose(sheet, status, last, STATUSES, "Choose a status.")
+        _choose(sheet, status, last, REVIEW_STATUSES, "Choose a status.")
         _choose(sheet, places["gxr_review_quality"], last, QUALITIES, "1 = unusable … 5 = ready to teach with.")
-        for category in CATEGORIES:
-            for weight in WEIGHTS:
-                _count(sheet, places[f"gxr_review_{category}_{weight}"], last)
+        for name in ERROR_COUNTS:
+            _count(sheet, places[f"gxr_review_{name}"], last)
+        _day(sheet, places["gxr_reviewed_at"], last)
         for value, colour in self._formats.statuses.items():
             rule = {"type": "cell", "criteria": "==", "value": f'"{value}"', "format": colour}
             sheet.conditional_format(_FIRST_ROW, status, last, status, rule)
@@ -169,29 +172,39 @@ class _Book:
             elif text is not None:
                 if text.text or column.role == "review":
                     _text(self._sheet, self._at, place, text.text, _column_format(column, self._formats))
+            elif isinstance(cell, date):
+                form = _column_format(column, self._formats)
+                _checked(self._sheet.write_datetime(self._at, place, cell, form))
             elif cell is not None:
-                _checked(self._sheet.write_number(self._at, place, cell, self._formats.number))
+                form = _column_format(column, self._formats) if column.role == "review" else self._formats.number
+                _checked(self._sheet.write_number(self._at, place, cell, form))
+            elif column.role == "review":
+                _text(self._sheet, self._at, place, "", _column_format(column, self._formats))
         self._at += 1
         self._rows += 1
 
 
 def _column_format(column: Column, formats: Formats) -> Any:
+    kind = _REVIEW_TYPES.get(column.name)
+    if column.role == "review" and kind is not None and not pa.types.is_string(kind):
+        return formats.review_date if pa.types.is_date(kind) else formats.review_number
     by_role = {"key": formats.key, "text": formats.generated, "review": formats.review}
     return by_role.get(column.role, formats.text)
 
 
 def _rows(table: pa.Table, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows in the sheet's order: numbers as numbers, everything else as text, reviewers' cells empty."""
+    """Yield the rows in the sheet's order: numbers as numbers, review dates as dates, everything else as text."""
     cells: list[Sequence[Any]] = []
     for column in columns:
-        if not column.source:
-            cells.append([""] * table.num_rows)
-        elif is_number(table.schema.field(column.source).type):
-            cells.append([None if value is None else float(value) for value in table[column.source].to_pylist()])
-        elif column.source == "gxr_flags":
-            cells.append([", ".join(value or ()) for value in table[column.source].to_pylist()])
+        values = table[column.name].to_pylist()
+        if is_number(table.schema.field(column.name).type):
+            cells.append([None if value is None else float(value) for value in values])
+        elif column.name == "gxr_reviewed_at":
+            cells.append(values)
+        elif column.name == "gxr_flags":
+            cells.append([", ".join(value or ()) for value in values])
         else:
-            cells.append([as_text(value) for value in table[column.source].to_pylist()])
+            cells.append([as_text(value) for value in values])
     yield from zip(*cells, strict=True)
 
 
@@ -228,9 +241,15 @@ def _checked(code: int) -> None:
         )
 
 
-def _choose(sheet: Any, place: int, last: int, values: Sequence[str], hint: str) -> None:
+def _choose(sheet: Any, place: int, last: int, values: Sequence[object], hint: str) -> None:
     rule = {"validate": "list", "source": list(values), "input_message": hint}
-    sheet.data_validation(_FIRST_ROW, place, last, place, rule | {"error_message": f"One of: {', '.join(values)}"})
+    known = ", ".join(map(str, values))
+    sheet.data_validation(_FIRST_ROW, place, last, place, rule | {"error_message": f"One of: {known}"})
+
+
+def _day(sheet: Any, place: int, last: int) -> None:
+    rule = {"validate": "date", "criteria": ">=", "value": date(2020, 1, 1), "error_message": "A date: 2026-01-31"}
+    sheet.data_validation(_FIRST_ROW, place, last, place, rule)
 
 
 def _count(sheet: Any, place: int, last: int) -> None:

@@ -1,0 +1,42 @@
+"""The exports that a job asks for, written when its run is finished. One that fails is reported and fails nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gxr_batch.cli.exits import bug_report
+from gxr_batch.errors import GxrError
+
+if TYPE_CHECKING:
+    from gxr_batch.ledger import RunReader
+
+
+def write_exports(folder: Path, formats: Sequence[str], say: Callable[[str], None]) -> None:
+    """Write a finished run in these formats, but for files that are there and newer than results and reviews."""
+    if not formats:
+        return
+    from gxr_batch.ledger import RunReader
+
+    for form in formats:
+        try:
+            written = _write(RunReader(folder), form)
+        except GxrError as error:
+            say(f"The export as {form} failed; the results are safe. {error}")
+        except Exception as error:  # nobody may lose a night's results to a bug in an export
+            say(f"The export as {form} failed; the results are safe.\n{bug_report(error)}")
+        else:
+            if written:
+                say(written)
+
+
+def _write(reader: RunReader, form: str) -> str:
+    """Write one export; return what to tell the user, "" where it is there already."""
+    from gxr_batch.export import Choice, default_path, export
+
+    path = default_path(reader, form)
+    if path.exists() and path.stat().st_mtime >= reader.changed_at:
+        return ""
+    done = export(reader, form, None, Choice())
+    return "\n".join([f"Exported {done.path}: {done.rows:,} rows", *done.notes])

@@ -1,0 +1,97 @@
+"""`gxr-batch review`: what reviewers wrote, back into the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gxr_batch.cli.exits import Exit
+
+if TYPE_CHECKING:
+    from gxr_batch.review import Imported
+
+_MOST_LISTED = 50
+
+
+@click.group(name="review")
+def command() -> None:
+    """Take reviewed sheets back into a run.
+
+    \b
+    Example:
+      gxr-batch review import outputs/demo reviewed.xlsx
+    """
+
+
+@command.command(name="import")
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("sheets", metavar="SHEET...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--reviewer", metavar="NAME", default="", help="Name for rows in which gxr_reviewer is empty.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def import_command(run_folder: Path, sheets: tuple[Path, ...], reviewer: str, as_json: bool) -> None:
+    """Read what reviewers filled into SHEETs, and store it beside the run's results.
+
+    A SHEET is the workbook that `gxr-batch export` wrote, or its sheet Cases saved as CSV. Rows are found by gxr_row_id
+    and gxr_sample: they may have been sorted, filtered or deleted, columns moved or added. A row whose generated text
+    was changed is refused and named; the others are taken. Where two reviewers differ, both are kept and reported.
+
+    \b
+    Exit codes: 0 all taken, 2 a file cannot be used, 3 some rows were refused.
+
+    \b
+    Example:
+      gxr-batch review import outputs/demo reviewed.xlsx
+    """
+    from gxr_batch.ledger import RunReader
+    from gxr_batch.review import import_reviews
+
+    done = import_reviews(RunReader(run_folder), sheets, reviewer)
+    click.echo(json.dumps(_summary(done), indent=2) if as_json else _text(run_folder, done))
+    if done.refused:
+        click.get_current_context().exit(Exit.SOME_FAILED)
+
+
+def _summary(done: Imported) -> dict[str, object]:
+    return {
+        "taken": done.taken,
+        "unchanged": done.unchanged,
+        "unreviewed": done.unreviewed,
+        "refused": [one._asdict() for one in done.refused],
+        "disagreements": [
+            {"row_id": one.row_id, "sample": one.sample, "verdicts": dict(one.verdicts)} for one in done.disagreements
+        ],
+    }
+
+
+def _text(run_folder: Path, done: Imported) -> str:
+    lines = [
+        f"{done.taken:,} reviews taken, {done.unchanged:,} unchanged, {done.unreviewed:,} rows unreviewed, "
+        f"{len(done.refused):,} refused"
+    ]
+    lines += [
+        f"  refused   {one.row_id}{_sample(one.sample)} ({one.file}, sheet {one.sheet}, row {one.row}): {one.why}"
+        for one in done.refused[:_MOST_LISTED]
+    ]
+    lines += _more(len(done.refused))
+    lines += [
+        f"  disagree  {one.row_id}{_sample(one.sample)}: "
+        + "; ".join(f"{name or 'unnamed'}: {status}" for name, status in one.verdicts)
+        for one in done.disagreements[:_MOST_LISTED]
+    ]
+    lines += _more(len(done.disagreements))
+    if done.disagreements:
+        lines.append("  note      a case on which reviewers disagree is in no approved export until they agree")
+    if done.taken:
+        lines.append(f"  next      gxr-batch export {run_folder} --only approved")
+    return "\n".join(lines)
+
+
+def _sample(sample: int) -> str:
+    return f" sample {sample}" if sample > 1 else ""
+
+
+def _more(count: int) -> list[str]:
+    return [f"  … and {count - _MOST_LISTED:,} more: add --json"] if count > _MOST_LISTED else []

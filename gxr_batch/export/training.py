@@ -1,0 +1,87 @@
+"""Reviewed cases as fine-tuning data: the prompt that was generated from, the text that a reviewer approved.
+
+Prompts are made anew by the very function that `run` uses and compared with what the run recorded, so that nobody trains
+on a prompt that the model never saw.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from gxr_batch.errors import RowError, RunError
+from gxr_batch.export.source import Exported, Source
+from gxr_batch.job import Job
+from gxr_batch.ledger.files import write_whole
+from gxr_batch.prompts import field_map, messages_sha256, render, row_template
+from gxr_batch.records import Messages
+from gxr_batch.rows.fields import python_values
+from gxr_batch.templates import Templates
+
+_ROLES = {"system": "system", "user": "user", "model": "assistant"}
+_MARKS = ("gxr_row_id", "gxr_sample", "gxr_review_status", "gxr_reviewer", "gxr_ai_generated", "gxr_disclaimer")
+
+
+def write_chat_jsonl(source: Source, path: Path) -> Exported:
+    """Write approved rows as chat messages, one JSON object a line. Raises RunError, TemplateError, StorageError."""
+    prompts = _Prompts(source)
+    rows = lost = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal rows, lost
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for table in source.tables:
+                for row, messages in zip(table.to_pylist(), prompts.of(table), strict=True):
+                    if messages is None:
+                        lost += 1
+                    else:
+                        rows += 1
+                        file.write(json.dumps(_line(row, messages), ensure_ascii=False) + "\n")
+
+    write_whole(path, write)
+    note = (
+        f"{lost:,} rows are left out: their prompts cannot be made again as they were (the template was edited since, "
+        "or the prompt had been cut)"
+    )
+    return Exported(path, rows, source.partial, (note,) if lost else ())
+
+
+class _Prompts:
+    """Makes the prompts of a run's rows again, with the run's own template, system text and columns."""
+
+    def __init__(self, source: Source) -> None:
+        try:
+            job = Job.model_validate(source.reader.manifest.job)
+        except ValueError:  # pydantic's words may quote the file
+            raise RunError(
+                "The job in the run's manifest cannot be read.", where=str(source.reader.folder / "run.json")
+            ) from None
+        self._system, self._templates = job.prompt.system, Templates(job.prompt)
+        own = [name for name in source.schema.names if not name.startswith("gxr_")]
+        self._fields = field_map(self._templates, job, own)
+
+    def of(self, table: pa.Table) -> Iterator[Messages | None]:
+        """Yield each row's prompt, None where it is not the one that was generated from."""
+        cells = {name: python_values(table, column) for name, column in self._fields.columns.items()}
+        names, recorded = table["gxr_template"].to_pylist(), table["gxr_prompt_sha256"].to_pylist()
+        for at, (name, sha256) in enumerate(zip(names, recorded, strict=True)):
+            values = {field: column[at] for field, column in cells.items()}
+            try:
+                messages = render(row_template(self._templates, name), values, system=self._system)
+            except RowError:
+                yield None
+            else:
+                yield messages if messages_sha256(messages) == sha256 else None
+
+
+def _line(row: dict[str, Any], messages: Messages) -> dict[str, Any]:
+    answer = row["gxr_review_text"] or row["gxr_text"]
+    turns = [{"role": _ROLES[turn.role], "content": turn.text} for turn in messages.turns]
+    return {
+        "messages": [*turns, {"role": "assistant", "content": answer}],
+        "metadata": {name: row[name] for name in _MARKS},
+    }

@@ -1,0 +1,205 @@
+"""What people said of generated texts: files of their own beside the parts, laid over the rows when these are read.
+
+A review never touches a generated text. It belongs to the very text that was judged: once a row was generated anew, its
+old review is stale, says nothing of the new text, and is only marked. Every import is one immutable file; of what one
+reviewer says of one text the newest counts, and where two reviewers differ nobody decides for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from gxr_batch.errors import RunError, RunLocked
+from gxr_batch.ledger.files import make_folder, write_whole
+from gxr_batch.records import ERROR_COUNTS, REVIEW_STATUSES, REVIEWED_DISCLAIMER, Key, Review, review_schema
+from gxr_batch.storage import reading, storage_errors
+
+REVIEWS_NAME = "reviews"
+STALE, DISAGREEMENT = "stale_review", "reviewers_disagree"
+UNREVIEWED = "unreviewed"
+_NAME = re.compile(r"review-(\d{8})\.parquet")
+_LOCK_NAME, _LOCK_SECONDS = "import.lock", 30
+
+
+def text_sha256(text: str) -> str:
+    """Return the sha256 of a generated text, hex."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Reviews:
+    """The reviews of one run: of each key what each reviewer said last, in the order in which it came in."""
+
+    def __init__(self, reviews: Sequence[Review] = ()) -> None:
+        self._of: dict[Key, dict[str, Review]] = {}
+        for review in reviews:
+            by_reviewer = self._of.setdefault(review.key, {})
+            by_reviewer.pop(review.reviewer, None)  # so that the newest stands last
+            by_reviewer[review.reviewer] = review
+
+    @classmethod
+    def load(cls, folder: Path) -> Reviews:
+        """Read all reviews of a run. Raises RunError where a file is damaged, StorageError."""
+        return cls([review for path in review_files(folder) for review in _read(path)])
+
+    def __len__(self) -> int:
+        """Count the keys that somebody judged, be it an earlier text of theirs."""
+        return sum(any(one.status != UNREVIEWED for one in said.values()) for said in self._of.values())
+
+    def valid(self, key: Key, text: str | None) -> list[Review]:
+        """Return what each reviewer says of this text of a key, the newest last."""
+        said = self._of.get(key)
+        if not said or text is None:
+            return []
+        digest = text_sha256(text)
+        return [review for review in said.values() if review.text_sha256 == digest]
+
+    def lay_over(self, table: pa.Table) -> pa.Table:
+        """Return a table of result rows with the review columns added and status, flags and disclaimer as reviewed."""
+        extra = review_schema()
+        if not self._of:
+            nulls = [pa.nulls(table.num_rows, field.type) for field in extra]
+            return pa.Table.from_arrays([*table.columns, *nulls], schema=laid_over(table.schema))
+        columns: dict[str, list[Any]] = {field.name: [None] * table.num_rows for field in extra}
+        columns |= {name: table[name].to_pylist() for name in ("gxr_review_status", "gxr_flags", "gxr_disclaimer")}
+        keys = zip(table["gxr_row_id"].to_pylist(), table["gxr_sample"].to_pylist(), strict=True)
+        for at, (key, text) in enumerate(zip(keys, table["gxr_text"].to_pylist(), strict=True)):
+            if key in self._of:
+                for name, value in self._cells(Key(*key), text, columns["gxr_flags"][at]).items():
+                    columns[name][at] = value
+        schema = laid_over(table.schema)
+        arrays = [
+            pa.array(columns[field.name], field.type) if field.name in columns else table[field.name]
+            for field in schema
+        ]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    def _cells(self, key: Key, text: str | None, flags: Sequence[str] | None) -> Mapping[str, Any]:
+        """Return the cells of a row that was reviewed at some time."""
+        valid = self.valid(key, text)
+        if not valid:
+            return {"gxr_flags": [*(flags or ()), STALE]}
+        cells: dict[str, Any] = dict(_columns(valid[-1]))
+        if valid[-1].status != UNREVIEWED:
+            cells["gxr_disclaimer"] = REVIEWED_DISCLAIMER.format(
+                reviewer=valid[-1].reviewer, date=valid[-1].reviewed_at.isoformat()
+            )
+        if disagree(valid):
+            cells["gxr_flags"] = [*(flags or ()), DISAGREEMENT]
+        return cells
+
+
+def disagree(reviews: Sequence[Review]) -> bool:
+    """Return whether reviewers of one text differ in their verdicts or in their corrected texts."""
+    judged = [review for review in reviews if review.status != UNREVIEWED]
+    return len({(review.status, review.text) for review in judged}) > 1
+
+
+def laid_over(schema: pa.Schema) -> pa.Schema:
+    """Return the schema of result rows with the review columns added."""
+    return pa.schema([*schema, *review_schema()], metadata=schema.metadata)
+
+
+@contextmanager
+def one_import(folder: Path) -> Iterator[None]:
+    """Keep other imports into this run out for the block; a run that goes on is not disturbed. Raises RunLocked."""
+    home = folder / REVIEWS_NAME
+    with storage_errors(home):
+        make_folder(home)
+    lock = FileLock(home / _LOCK_NAME, fallback_to_soft=False, timeout=_LOCK_SECONDS)
+    with storage_errors(home / _LOCK_NAME):
+        try:
+            with suppress(NotImplementedError):  # a file system without locks
+                lock.acquire()
+        except Timeout:
+            raise RunLocked(
+                "Another import into this run goes on.", where=str(home.absolute()), next_step="try again"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def add_reviews(folder: Path, reviews: Sequence[Review], metadata: Mapping[str, str]) -> Path:
+    """Write reviews as one new file of a run, inside `one_import`. Raises StorageError."""
+    number = max((int(path.stem.rpartition("-")[2]) for path in review_files(folder)), default=0) + 1
+    target = folder / REVIEWS_NAME / f"review-{number:08d}.parquet"
+    schema = _file_schema().with_metadata(dict(metadata))
+    rows = [
+        {
+            "gxr_row_id": review.key.row_id,
+            "gxr_sample": review.key.sample,
+            "gxr_text_sha256": review.text_sha256,
+            **_columns(review),
+        }
+        for review in reviews
+    ]
+    table = pa.Table.from_pylist(rows, schema=schema)
+    write_whole(target, lambda path: pq.write_table(table, path, compression="zstd", write_page_checksum=True))
+    return target
+
+
+def _columns(review: Review) -> dict[str, Any]:
+    return {
+        "gxr_review_status": review.status,
+        "gxr_review_quality": review.quality,
+        **{f"gxr_review_{name}": count for name, count in zip(ERROR_COUNTS, review.errors, strict=True)},
+        "gxr_review_text": review.text,
+        "gxr_review_comment": review.comment,
+        "gxr_reviewer": review.reviewer,
+        "gxr_reviewed_at": review.reviewed_at,
+    }
+
+
+def _file_schema() -> pa.Schema:
+    names = ("gxr_row_id", "gxr_text_sha256", "gxr_review_status")
+    key = [*(pa.field(name, pa.string()) for name in names), pa.field("gxr_sample", pa.int32())]
+    return pa.schema([*key, *review_schema()])
+
+
+def review_files(folder: Path) -> list[Path]:
+    """Return the review files in the order of their numbers."""
+    home = folder / REVIEWS_NAME
+    with storage_errors(home):
+        return sorted(path for path in home.glob("review-*.parquet") if _NAME.fullmatch(path.name))
+
+
+def _read(path: Path) -> list[Review]:
+    damaged = RunError(
+        "A file of reviews is damaged.",
+        where=str(path.absolute()),
+        next_step=f"rename it to {path.name}.damaged and import its sheets again",
+    )
+    with reading(path, damaged):
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                table = file.read()
+            table.validate(full=True)
+            return [_review(row) for row in table.cast(_file_schema()).to_pylist()]
+        except (ValueError, LookupError, TypeError):
+            raise damaged from None
+
+
+def _review(row: Mapping[str, Any]) -> Review:
+    if row["gxr_review_status"] not in REVIEW_STATUSES or not row["gxr_row_id"] or row["gxr_reviewed_at"] is None:
+        raise ValueError
+    return Review(
+        key=Key(row["gxr_row_id"], row["gxr_sample"]),
+        text_sha256=row["gxr_text_sha256"],
+        status=row["gxr_review_status"],
+        reviewer=row["gxr_reviewer"] or "",
+        reviewed_at=row["gxr_reviewed_at"],
+        quality=row["gxr_review_quality"],
+        errors=tuple(row[f"gxr_review_{name}"] for name in ERROR_COUNTS),
+        text=row["gxr_review_text"],
+        comment=row["gxr_review_comment"],
+    )

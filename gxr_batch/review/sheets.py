@@ -1,0 +1,147 @@
+"""Reviewed sheets as rows of named cells: workbooks, and the CSV files that a spreadsheet saves.
+
+The header is found by its column gxr_row_id, not by its place: a banner may stand above it, sheets may have been added,
+columns moved. What the sheet means is not decided here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gxr_batch.errors import RunError
+from gxr_batch.rows.text import open_lines, scan, separator_line
+from gxr_batch.storage import storage_errors
+
+KEY = "gxr_row_id"
+_HEADER_WITHIN = 20  # rows from the top in which a header is looked for
+_MOST_CHARACTERS = 2**24  # of one CSV cell
+
+
+class SheetRow(NamedTuple):
+    """One row: the sheet and its row number as a person sees them, and its cells by column name.
+
+    Cells are text, numbers or dates as the file has them; None where empty. Of a CSV all are text.
+    """
+
+    sheet: str
+    number: int
+    cells: Mapping[str, Any]
+
+
+def read_sheets(path: Path) -> Iterator[SheetRow]:
+    """Yield the rows below every header that names gxr_row_id. Raises RunError where there is none, StorageError."""
+    _refuse_what_is_no_file(path)
+    sheets = _workbook_rows(path) if path.suffix.lower() in {".xlsx", ".xlsm"} else _csv_rows(path)
+    found = False
+    for name, rows in sheets:
+        for row in _below_header(name, rows):
+            found = True
+            if row is not None:
+                yield row
+    if not found:
+        raise RunError(
+            f"No sheet of this file has a column {KEY}.",
+            where=str(path.absolute()),
+            next_step="give the workbook that `gxr-batch export` wrote and a reviewer filled in, or its sheet Cases "
+            "saved as CSV",
+        )
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    if not path.is_file():
+        raise RunError("There is no such sheet.", where=str(path.absolute()), next_step="check the path")
+    if path.suffix.lower() in {".ods", ".xls", ".numbers", ".fods"}:
+        raise RunError(
+            f"A {path.suffix} file cannot be read.",
+            where=str(path.absolute()),
+            next_step="save it as .xlsx or as CSV and import that",
+        )
+
+
+def _below_header(name: str, rows: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[SheetRow | None]:
+    """Yield None for a header that was found, then the rows below it that hold anything."""
+    header: list[str] = []
+    for number, cells in rows:
+        if header:
+            named = {column: cell for column, cell in zip(header, cells, strict=False) if column and cell is not None}
+            if named:
+                yield SheetRow(name, number, named)
+        elif KEY in cells:
+            header = [str(cell).strip() if cell is not None else "" for cell in cells]
+            yield None
+        elif number >= _HEADER_WITHIN:
+            return
+
+
+def _workbook_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequence[Any]]]]]:
+    from openpyxl import load_workbook
+
+    with _damage(path):
+        book = load_workbook(path, read_only=True, data_only=True)
+    try:
+        for sheet in book.worksheets:
+            yield sheet.title, _sheet_rows(path, sheet)
+    finally:
+        book.close()
+
+
+def _sheet_rows(path: Path, sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
+    with _damage(path):
+        sheet.reset_dimensions()  # a sheet that another program saved may state them wrongly
+        for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1):
+            yield number, [_unescaped(cell) for cell in cells]
+
+
+def _unescaped(cell: Any) -> Any:
+    """Return a workbook's cell as it was typed: `_x000D_` is how its file writes a carriage return."""
+    from openpyxl.utils.escape import unescape
+
+    if isinstance(cell, str):
+        text = unescape(cell) if "_x" in cell else cell
+        return text if text.strip() else None
+    return cell
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what openpyxl raises for a file that is no workbook into a RunError; its words may quote the file."""
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    with storage_errors(path):
+        try:
+            yield
+        except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError, TypeError, SyntaxError, EOFError):
+            raise RunError(
+                "This file is no workbook that can be read.",
+                where=str(path.absolute()),
+                next_step="open it in a spreadsheet and save it anew as .xlsx",
+            ) from None
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequence[Any]]]]]:
+    encoding = scan(path, "auto").encoding
+    with open_lines(path, encoding) as lines:
+        text = "".join(lines)
+    yield path.name, _csv_cells(text, _delimiter(text))
+
+
+def _csv_cells(text: str, delimiter: str) -> Iterator[tuple[int, Sequence[Any]]]:
+    csv.field_size_limit(_MOST_CHARACTERS)
+    for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), start=1):
+        yield number, [cell if cell.strip() else None for cell in cells]
+
+
+def _delimiter(text: str) -> str:
+    """Return what separates the cells of the header; which it is depends on the spreadsheet's language."""
+    for line in text.split("\n", _HEADER_WITHIN)[:_HEADER_WITHIN]:
+        if named := separator_line(line):
+            return named
+        if KEY in line:
+            return max(",;\t", key=line.count)
+    return ","

@@ -1,0 +1,361 @@
+"""Reviewed sheets come back by row id, whatever happened to them; what cannot be taken is named and changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from datetime import date, datetime
+from pathlib import Path
+
+import openpyxl
+import pytest
+from running import Workplace
+
+from gxr_batch import read_results
+from gxr_batch.errors import RunError, RunLocked
+from gxr_batch.export import Choice, export
+from gxr_batch.ledger import RunReader
+from gxr_batch.ledger.reviews import one_import
+from gxr_batch.review import Imported, import_reviews
+
+ROWS = 12
+HEADER, FIRST = 2, 3
+
+
+class Desk:
+    """A run with a workbook exported from it, and a reviewer who fills it in."""
+
+    def __init__(self, work: Workplace) -> None:
+        self.work, self.run = work, work.folder / "outputs/j"
+
+    def export(self, form: str = "xlsx", *, approved: bool = False) -> Path:
+        return export(RunReader(self.run), form, None, Choice(approved=approved)).path
+
+    def edit(self, change: Callable[[openpyxl.worksheet.worksheet.Worksheet], None], name: str = "edited.xlsx") -> Path:
+        book = openpyxl.load_workbook(self.export())
+        change(book["Cases"])
+        target = self.work.folder / name
+        book.save(target)
+        return target
+
+    def fill(self, reviews: dict[str, dict[str, object]], name: str = "edited.xlsx") -> Path:
+        return self.edit(lambda sheet: fill(sheet, reviews), name)
+
+    def take(self, *sheets: Path, reviewer: str = "Dr A") -> Imported:
+        return import_reviews(RunReader(self.run), sheets, reviewer)
+
+    def frame(self):
+        return read_results(self.run).set_index("gxr_row_id")
+
+
+def columns(sheet) -> dict[str, int]:
+    return {cell.value: cell.column for cell in sheet[HEADER] if cell.value}
+
+
+def rows(sheet) -> dict[str, int]:
+    return {row[0].value: row[0].row for row in sheet.iter_rows(min_row=FIRST) if row[0].value}
+
+
+def fill(sheet, reviews: dict[str, dict[str, object]]) -> None:
+    at, places = rows(sheet), columns(sheet)
+    for row_id, cells in reviews.items():
+        for name, value in cells.items():
+            sheet.cell(at[row_id], places[f"gxr_{name}"], value)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    work = Workplace(tmp_path)
+    cells = [f"finding number {number}" for number in range(ROWS)]
+    cells[3], cells[4] = "=1+1 and _x000D_ is a text", "two\nlines and 🫁"
+    work.table([(f"C{number:02}", cell) for number, cell in enumerate(cells)])
+    work.job("[prompt]\ntemplate = 'basic'\n[engine]\nkind = 'echo'\n[echo]\nfail_containing = 'number 7'\n")
+    work.run(expect=3)
+    return Desk(work)
+
+
+APPROVED = {"review_status": "approved"}
+EDITED = {"review_status": "approved_with_edits", "review_text": "A better text.", "review_quality": 4}
+REJECTED = {"review_status": "rejected", "review_false_finding_significant": 2, "review_comment": "wrong lung"}
+
+
+def test_a_review_comes_back_to_its_row(desk):
+    done = desk.take(desk.fill({"C00": APPROVED, "C01": EDITED, "C02": REJECTED}))
+    assert (done.taken, done.unreviewed, done.refused, done.disagreements) == (3, ROWS - 3, [], [])
+    frame = desk.frame()
+    assert list(frame["gxr_review_status"][:4]) == ["approved", "approved_with_edits", "rejected", "unreviewed"]
+    assert frame.loc["C01", "gxr_review_text"] == "A better text."
+    assert frame.loc["C01", "gxr_review_quality"] == 4
+    assert frame.loc["C02", "gxr_review_false_finding_significant"] == 2
+    assert frame.loc["C02", "gxr_review_comment"] == "wrong lung"
+    assert frame.loc["C00", "gxr_reviewer"] == "Dr A"
+    assert frame.loc["C00", "gxr_reviewed_at"] == date.today()
+    assert f"reviewed by Dr A on {date.today()}" in frame.loc["C00", "gxr_disclaimer"]
+    assert "not reviewed" in frame.loc["C05", "gxr_disclaimer"]
+
+
+def test_the_generated_text_stays_what_it_was(desk):
+    before = desk.frame()["gxr_text"]
+    stored = (desk.run / "results.parquet").read_bytes()
+    desk.take(desk.fill({"C01": EDITED}))
+    assert desk.frame()["gxr_text"].equals(before)
+    assert (desk.run / "results.parquet").read_bytes() == stored
+
+
+def test_rows_are_found_by_id_after_sorting_deleting_moving_and_adding(desk):
+    def rearrange(sheet) -> None:
+        fill(sheet, {"C03": APPROVED, "C04": EDITED, "C09": REJECTED})
+        sheet.delete_rows(rows(sheet)["C01"])
+        kept = [[cell.value for cell in row] for row in sheet.iter_rows(min_row=HEADER)]
+        header, body = kept[0], sorted(kept[1:], key=lambda row: str(row[0]), reverse=True)
+        order = [*range(5, len(header)), *range(5)]
+        sheet.delete_rows(1, sheet.max_row)
+        sheet.append(["a title of my own"])
+        for line in [header, *body]:
+            sheet.append(["my notes", *(line[place] for place in order)])
+
+    done = desk.take(desk.edit(rearrange))
+    assert (done.taken, done.refused) == (3, [])
+    frame = desk.frame()
+    assert frame.loc[["C03", "C04", "C09"], "gxr_review_status"].tolist() == [
+        "approved",
+        "approved_with_edits",
+        "rejected",
+    ]
+
+
+def test_a_changed_generated_text_is_refused_and_named(desk):
+    sheet = desk.fill({"C00": APPROVED, "C01": {**APPROVED, "text": "something else entirely"}})
+    done = desk.take(sheet)
+    assert done.taken == 1
+    (refused,) = done.refused
+    assert (refused.row_id, refused.sheet, refused.row, refused.file) == ("C01", "Cases", 4, "edited.xlsx")
+    assert "generated text was changed" in refused.why
+    assert desk.frame().loc["C01", "gxr_review_status"] == "unreviewed"
+
+
+def test_blanks_that_a_program_changed_are_no_change(desk):
+    text = desk.frame().loc["C04", "gxr_text"]
+    done = desk.take(desk.fill({"C04": {**APPROVED, "text": text.replace("\n", "\r\n") + "  \n"}}))
+    assert (done.taken, done.refused) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("cells", "why"),
+    [
+        ({"review_status": "fine"}, "none of unreviewed, approved"),
+        ({"review_status": "approved_with_edits"}, "needs the whole corrected text"),
+        ({"review_status": "approved", "review_text": "another text"}, "choose approved_with_edits"),
+        ({**APPROVED, "review_quality": 6}, "from 1 to 5"),
+        ({**APPROVED, "review_quality": 2.5}, "from 1 to 5"),
+        ({**APPROVED, "review_wrong_location_significant": "many"}, "wrong_location_significant is no whole number"),
+        ({**APPROVED, "reviewed_at": "01/02/2026"}, "2026-01-31"),
+        ({**APPROVED, "reviewed_at": "2026-02-31"}, "2026-01-31"),
+    ],
+)
+def test_cells_that_make_no_sense_are_refused_with_their_reason(desk, cells, why):
+    done = desk.take(desk.fill({"C00": cells, "C01": APPROVED}))
+    assert done.taken == 1
+    assert [one.row_id for one in done.refused] == ["C00"]
+    assert why in done.refused[0].why
+
+
+@pytest.mark.parametrize(
+    "cell", [datetime(2026, 1, 31, 8), date(2026, 1, 31), "2026-01-31", "31.01.2026", "2026-01-31T08:00:00Z"]
+)
+def test_a_date_is_read_in_every_clear_form(desk, cell):
+    desk.take(desk.fill({"C00": {**APPROVED, "reviewed_at": cell}}))
+    assert desk.frame().loc["C00", "gxr_reviewed_at"] == date(2026, 1, 31)
+
+
+def test_a_row_without_text_or_without_place_in_the_run_is_refused(desk):
+    def change(sheet) -> None:
+        fill(sheet, {"C07": APPROVED})
+        at = rows(sheet)["C02"]
+        sheet.cell(at, 1, "X99")
+        sheet.cell(at, columns(sheet)["gxr_review_status"], "approved")
+
+    done = desk.take(desk.edit(change))
+    assert done.taken == 0
+    assert {one.row_id: one.why for one in done.refused} == {
+        "C07": "the row failed and has no text",
+        "X99": "this run has no such row, or has not generated it yet",
+    }
+
+
+def test_a_review_without_a_name_is_refused(desk):
+    done = desk.take(desk.fill({"C00": APPROVED}), reviewer="")
+    assert "--reviewer NAME" in done.refused[0].why
+
+
+def test_one_row_said_twice_in_two_ways_is_refused(desk):
+    def change(sheet) -> None:
+        fill(sheet, {"C00": APPROVED})
+        line = [cell.value for cell in sheet[rows(sheet)["C00"]]]
+        line[columns(sheet)["gxr_review_status"] - 1] = "rejected"
+        sheet.append(line)
+
+    done = desk.take(desk.edit(change))
+    assert done.taken == 1
+    assert "says something else in edited.xlsx, sheet Cases, row 3" in done.refused[0].why
+
+
+def test_the_same_sheet_again_changes_nothing(desk):
+    sheet = desk.fill({"C00": APPROVED, "C01": EDITED})
+    desk.take(sheet)
+    files = sorted((desk.run / "reviews").glob("*.parquet"))
+    done = desk.take(sheet)
+    assert (done.taken, done.unchanged) == (0, 2)
+    assert sorted((desk.run / "reviews").glob("*.parquet")) == files
+
+
+def test_a_new_word_of_the_same_reviewer_replaces_the_old(desk):
+    desk.take(desk.fill({"C00": REJECTED}))
+    done = desk.take(desk.fill({"C00": {**APPROVED, "review_false_finding_significant": None}}))
+    assert (done.taken, done.disagreements) == (1, [])
+    assert desk.frame().loc["C00", "gxr_review_status"] == "approved"
+
+
+def test_reviewers_who_differ_are_both_kept_and_reported(desk):
+    first = desk.fill({"C00": APPROVED, "C01": APPROVED}, "a.xlsx")
+    second = desk.fill({"C00": REJECTED, "C02": EDITED}, "b.xlsx")
+    desk.take(first, reviewer="Dr A")
+    done = desk.take(second, reviewer="Dr B")
+    assert [(one.row_id, one.verdicts) for one in done.disagreements] == [
+        ("C00", (("Dr A", "approved"), ("Dr B", "rejected")))
+    ]
+    frame = desk.frame()
+    assert frame.loc["C00", "gxr_review_status"] == "rejected", "the newest is shown"
+    assert "reviewers_disagree" in frame.loc["C00", "gxr_flags"]
+    approved = [json.loads(line) for line in desk.export("jsonl", approved=True).read_text().splitlines()]
+    assert [row["gxr_row_id"] for row in approved] == ["C01", "C02"]
+
+
+def test_a_review_is_stale_once_its_row_was_generated_anew(desk):
+    desk.take(desk.fill({"C05": APPROVED, "C06": APPROVED}))
+    table = [(f"C{number:02}", f"finding number {number}") for number in range(ROWS)]
+    table[5] = ("C05", "an edited finding")
+    desk.work.table(table)
+    desk.work.run(expect=3)
+    frame = desk.frame()
+    assert frame.loc["C05", "gxr_review_status"] == "unreviewed"
+    assert "stale_review" in frame.loc["C05", "gxr_flags"]
+    assert frame.loc["C06", "gxr_review_status"] == "approved", "reviews survive a resumed run"
+    approved = [json.loads(line) for line in desk.export("jsonl", approved=True).read_text().splitlines()]
+    assert [row["gxr_row_id"] for row in approved] == ["C06"]
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "encoding"), [(",", "utf-8-sig"), (";", "cp1252"), ("\t", "utf-16"), (",", "utf-8")]
+)
+def test_a_sheet_saved_as_csv_is_taken(desk, delimiter, encoding):
+    def save(sheet) -> None:
+        fill(sheet, {"C00": APPROVED, "C01": EDITED})
+        with (desk.work.folder / "saved.csv").open("w", newline="", encoding=encoding, errors="replace") as file:
+            writer = csv.writer(file, delimiter=delimiter, lineterminator="\r\n")
+            for row in sheet.iter_rows(values_only=True):
+                writer.writerow(["" if cell is None else cell for cell in row])
+
+    desk.edit(save)
+    done = desk.take(desk.work.folder / "saved.csv")
+    assert (done.taken, done.refused) == (2, [])
+    assert desk.frame().loc["C01", "gxr_review_text"] == "A better text."
+
+
+def test_the_csv_for_excel_can_be_filled_in_as_well(desk):
+    path = desk.export("csv")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = list(csv.DictReader(file))
+    table[3] |= {"gxr_review_status": "approved"}
+    with (desk.work.folder / "filled.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+    done = desk.take(desk.work.folder / "filled.csv")
+    assert (done.taken, done.refused) == (1, []), "the guarded text of =1+1 is the generated text"
+
+
+def test_a_reviewed_workbook_exported_again_shows_the_reviews(desk):
+    desk.take(desk.fill({"C01": {**EDITED, "reviewed_at": "2026-01-31"}}))
+    sheet = openpyxl.load_workbook(desk.export())["Cases"]
+    cells = {name: sheet.cell(rows(sheet)["C01"], place).value for name, place in columns(sheet).items()}
+    assert cells["gxr_review_status"] == "approved_with_edits"
+    assert cells["gxr_review_text"] == "A better text."
+    assert cells["gxr_review_quality"] == 4
+    assert cells["gxr_reviewed_at"] == datetime(2026, 1, 31)
+    done = desk.take(desk.fill({}))
+    assert (done.taken, done.unchanged) == (0, 1)
+
+
+def test_only_the_approved_cases_go_into_a_file_of_their_own(desk):
+    desk.take(desk.fill({"C00": APPROVED, "C01": EDITED, "C02": REJECTED}))
+    done = desk.work.gxr("export", "outputs/j", "--only", "approved")
+    assert "approved.xlsx: 2 rows" in done.stdout
+    book = openpyxl.load_workbook(desk.run / "approved.xlsx")
+    assert list(rows(book["Cases"])) == ["C00", "C01"]
+    assert "approved" in book["README"]["A1"].value
+    assert "approved by the person" in book["Cases"]["A1"].value
+
+
+def test_approved_cases_become_training_data_with_the_prompts_of_the_run(desk):
+    desk.take(desk.fill({"C00": APPROVED, "C01": EDITED, "C02": REJECTED}))
+    lines = [json.loads(line) for line in desk.export("chat-jsonl").read_text().splitlines()]
+    assert [line["metadata"]["gxr_row_id"] for line in lines] == ["C00", "C01"]
+    first, second = (line["messages"] for line in lines)
+    assert [turn["role"] for turn in first] == ["user", "assistant"]
+    assert "finding number 0" in first[0]["content"]
+    assert first[1]["content"] == desk.frame().loc["C00", "gxr_text"]
+    assert second[1]["content"] == "A better text."
+
+
+def test_a_prompt_that_cannot_be_made_again_is_left_out_and_counted(desk):
+    work = desk.work
+    (work.folder / "own.md.j2").write_text("Say {{ findings }}.")
+    work.job("[prompt]\ntemplate = 'own.md.j2'\n[engine]\nkind = 'echo'\n")
+    work.run("--fresh")
+    desk.take(desk.fill({"C00": APPROVED}))
+    (work.folder / "own.md.j2").write_text("Tell {{ findings }}.")
+    done = export(RunReader(desk.run), "chat-jsonl", None, Choice())
+    assert done.rows == 0
+    assert "1 rows are left out" in done.notes[0]
+
+
+def test_a_file_that_is_no_sheet_of_a_run_is_refused(desk):
+    other = desk.work.folder / "other.xlsx"
+    openpyxl.Workbook().save(other)
+    with pytest.raises(RunError, match="column gxr_row_id"):
+        desk.take(other)
+    (desk.work.folder / "broken.xlsx").write_bytes(b"no workbook")
+    with pytest.raises(RunError, match="no workbook"):
+        desk.take(desk.work.folder / "broken.xlsx")
+    with pytest.raises(RunError, match="no such sheet"):
+        desk.take(desk.work.folder / "absent.xlsx")
+    with pytest.raises(RunError, match="cannot be read"):
+        (desk.work.folder / "sheet.ods").write_bytes(b"x")
+        desk.take(desk.work.folder / "sheet.ods")
+
+
+def test_two_imports_do_not_write_at_once(desk, monkeypatch):
+    monkeypatch.setattr("gxr_batch.ledger.reviews._LOCK_SECONDS", 0.1)
+    sheet = desk.fill({"C00": APPROVED})
+    with one_import(desk.run), pytest.raises(RunLocked, match="Another import"):
+        desk.take(sheet)
+
+
+def test_a_damaged_file_of_reviews_is_named(desk):
+    desk.take(desk.fill({"C00": APPROVED}))
+    path = desk.run / "reviews/review-00000001.parquet"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(RunError, match="A file of reviews is damaged"):
+        desk.frame()
+
+
+def test_the_command_says_what_it_took_and_refused_and_quotes_no_text(desk):
+    sheet = desk.fill({"C00": APPROVED, "C01": {**APPROVED, "text": "secret words"}})
+    done = desk.work.gxr("review", "import", "outputs/j", str(sheet), "--reviewer", "Dr A", expect=3)
+    assert "1 reviews taken, 0 unchanged, 10 rows unreviewed, 1 refused" in done.stdout
+    assert "C01 (edited.xlsx, sheet Cases, row 4)" in done.stdout
+    assert "secret" not in done.stdout + done.stderr
+    again = json.loads(desk.work.gxr("review", "import", "outputs/j", str(sheet), "--json", expect=3).stdout)
+    assert again["refused"][1]["row_id"] == "C01"

@@ -1,0 +1,77 @@
+"""`[export] formats`: exports that a finished run writes by itself, and how `status` tells which are out of date."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from running import Workplace
+
+from gxr_batch.export import FORMATS
+from gxr_batch.job.sections import ExportFormat
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Workplace:
+    made = Workplace(tmp_path)
+    made.job("[engine]\nkind = 'echo'\n[export]\nformats = ['xlsx', 'csv']\n")
+    return made
+
+
+def status(work: Workplace) -> dict:
+    (found,) = json.loads(work.gxr("status", "outputs/j", "--json").stdout)
+    return found
+
+
+def age(path: Path, seconds: float) -> None:
+    at = path.stat().st_mtime - seconds
+    os.utime(path, (at, at))
+
+
+def test_the_job_file_knows_every_format():
+    assert set(get_args(ExportFormat)) == {*FORMATS, "report"}
+
+
+def test_a_finished_run_writes_what_the_job_asks_for(work):
+    done = work.run()
+    assert "results.xlsx: 60 rows" in done.stderr
+    assert (work.folder / "outputs/j/results.xlsx").stat().st_size > 0
+    assert (work.folder / "outputs/j/results.csv").stat().st_size > 0
+
+
+def test_an_unfinished_run_writes_none(work):
+    work.run("--set", "echo.fail_every=1", "--set", "run.max_failed=1", expect=5)
+    assert not (work.folder / "outputs/j/results.xlsx").exists()
+
+
+def test_run_again_it_writes_only_what_is_missing_or_out_of_date(work):
+    work.run()
+    paper, table = (work.folder / "outputs/j" / name for name in ("results.xlsx", "results.csv"))
+    paper.unlink()
+    written = table.stat().st_mtime_ns
+    assert "nothing left to do" in work.run().stdout
+    assert paper.exists()
+    assert table.stat().st_mtime_ns == written
+    age(table, 3600)
+    work.run()
+    assert table.stat().st_mtime_ns >= written
+
+
+def test_an_export_that_fails_is_reported_and_fails_nothing(work):
+    work.run("--set", "export.formats=[]")
+    (work.folder / "outputs/j/results.xlsx").mkdir()
+    done = work.run()
+    assert "The export as xlsx failed; the results are safe." in done.stderr
+    assert "results.csv: 60 rows" in done.stderr
+    assert len(work.results()) == 60
+
+
+def test_status_names_exports_that_are_older_than_the_results(work):
+    work.run()
+    assert status(work)["outdated_exports"] == []
+    age(work.folder / "outputs/j/results.csv", 3600)
+    assert status(work)["outdated_exports"] == ["results.csv"]
+    assert "older than the results or reviews: results.csv" in work.gxr("status", "outputs/j").stdout

@@ -75,7 +75,10 @@ PEERS = (
     Peer("static32", "static.py", ("--batch", "32"), once=True),
     Peer("continuous", "continuous.py", once=True),
     Peer("vllm", "vllm_cpu.py", environment="vllm", once=True),
-    Peer("llamacpp", "llamacpp.py", environment="llamacpp"),
+    *(
+        Peer(f"llamacpp-{rows}", "llamacpp.py", ("--parallel", str(rows)), environment="llamacpp", once=True)
+        for rows in (8, 16, 32)
+    ),
     Peer("openvino", "openvino_genai_ir.py", environment="openvino"),
     *(_ours(str(slots), "--slots", str(slots)) for slots in (8, 16, 32, 64)),
     _ours("32-no-prefix", "--slots", "32", "--no-prefix"),

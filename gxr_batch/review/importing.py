@@ -21,7 +21,7 @@ from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.files import sha256_of
 from gxr_batch.ledger.reviews import Reviews, add_reviews, disagree, one_import
 from gxr_batch.records import Key, Review
-from gxr_batch.review.judgement import Defaults, Wrong, review_of, says_something
+from gxr_batch.review.judgement import COLUMNS_READ, Defaults, Wrong, review_of, says_something
 from gxr_batch.review.sheets import SheetRow, read_sheets
 
 
@@ -109,7 +109,8 @@ def _collect(path: Path, samples: int, judged: dict[Key, list[_Judged]], done: I
             why = "gxr_row_id is empty" if not row_id else "gxr_sample is missing or no number"
             done.refused.append(Refused(row_id, 0, path.name, row.sheet, row.number, why))
         else:
-            judged.setdefault(Key(row_id, sample), []).append(_Judged(path.name, row))
+            read = {name: cell for name, cell in row.cells.items() if name in COLUMNS_READ}
+            judged.setdefault(Key(row_id, sample), []).append(_Judged(path.name, row._replace(cells=read)))
 
 
 def _spelled(cell: Any) -> str:

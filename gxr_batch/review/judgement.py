@@ -17,6 +17,8 @@ _COUNTS = {f"gxr_review_{name}" for name in ERROR_COUNTS}
 REVIEW_COLUMNS = frozenset(
     {"gxr_review_quality", "gxr_review_text", "gxr_review_comment", "gxr_reviewer", "gxr_reviewed_at", *_COUNTS}
 )
+# All that is read of a sheet's row.
+COLUMNS_READ = REVIEW_COLUMNS | {"gxr_row_id", "gxr_sample", "gxr_text", "gxr_review_status"}
 _ISO = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[T ].*)?")
 _DOTTED = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})")
 _BLANKS = re.compile(r"\s+")

@@ -30,7 +30,12 @@ kind = "echo"
 output = "run"
 max_failed = "off"
 """
-FILLED = {"gxr_review_status": "approved", "gxr_review_quality": "4", "gxr_reviewer": "A", "gxr_reviewed_at": "2026-01-31"}
+FILLED = {
+    "gxr_review_status": "approved",
+    "gxr_review_quality": "4",
+    "gxr_reviewer": "A",
+    "gxr_reviewed_at": "2026-01-31",
+}
 
 
 def write_table(path: Path, rows: int) -> None:
@@ -47,13 +52,18 @@ def timed(folder: Path, *arguments: str) -> None:
     """Run gxr-batch and print wall seconds and peak resident memory of the process."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "gxr_batch", *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "gxr_batch", *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     _, status, usage = os.wait4(process.pid, 0)
     code = os.waitstatus_to_exitcode(status)
     if code:
         raise SystemExit(f"{' '.join(arguments)} exited with {code}")
-    print(f"{' '.join(arguments):60} {time.perf_counter() - began:7.1f} s {usage.ru_maxrss / 1024:7.0f} MiB", flush=True)
+    print(
+        f"{' '.join(arguments):60} {time.perf_counter() - began:7.1f} s {usage.ru_maxrss / 1024:7.0f} MiB", flush=True
+    )
 
 
 def fill(folder: Path) -> None:

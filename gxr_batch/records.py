@@ -159,8 +159,8 @@ class Review(NamedTuple):
     """What one reviewer says of one generated text.
 
     `text_sha256` is the sha256 (hex) of the generated text that was judged: of any other text the review says nothing.
-    `text` is the whole corrected text of `approved_with_edits`, `quality` runs from 1 to 5, `errors` counts in the order
-    of ERROR_COUNTS (None = not filled in).
+    `text` is the whole corrected text of `approved_with_edits`, `quality` runs from 1 to 5, `errors` counts in the
+    order of ERROR_COUNTS (None = not filled in).
     """
 
     key: Key

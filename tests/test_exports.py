@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from running import Workplace
 
+from gxr_batch.errors import RunError
+from gxr_batch.export import FORMATS, Choice, export
+from gxr_batch.ledger import RunReader
 from gxr_batch.records import DISCLAIMER, review_schema
 
 CELLS = ["=1+1", "a,b;c", 'say "x"', "two\nlines", "  blanks  ", "漢字 🫁", "-5", "\u2028"]
@@ -75,7 +78,20 @@ def test_further_samples_have_names_of_their_own(work):
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("form", ["xlsx", "csv-plain", "jsonl", "parquet", "openai-batch", "chat-jsonl"])
-def test_no_format_writes_over_the_runs_own_files(work, form):
-    for target in ("outputs/j/results.parquet", "outputs/j/inflight.json", "outputs/j/parts/x", "outputs/j/reviews/x", "f.csv"):
-        assert "--to" in work.gxr("export", "outputs/j", "--format", form, "--to", target, expect=2).stderr
+@pytest.mark.parametrize("form", list(FORMATS))
+def test_no_format_writes_over_the_runs_own_files(work, form, monkeypatch):
+    monkeypatch.chdir(work.folder)
+    names = (
+        "outputs/j/results.parquet",
+        "outputs/j/inflight.json",
+        "outputs/j/parts/x",
+        "outputs/j/reviews/x",
+        "f.csv",
+    )
+    for name in names:
+        with pytest.raises(RunError, match="cannot be written there"):
+            export(RunReader(Path("outputs/j")), form, Path(name), Choice())
+
+
+def test_the_message_names_what_to_choose_instead(work):
+    assert "--to" in work.gxr("export", "outputs/j", "--to", "f.csv", expect=2).stderr

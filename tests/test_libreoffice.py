@@ -79,7 +79,7 @@ def reviewed(tmp_path_factory):
     return work
 
 
-@pytest.mark.parametrize("name", ["reviewed.xlsx", "reviewed.csv"])
+@pytest.mark.parametrize("name", ["reviewed.xlsx", "reviewed-Cases.csv"])
 def test_what_libreoffice_saved_comes_back_to_its_rows(reviewed, name):
     run = reviewed.folder / "outputs/j"
     for path in (run / "reviews").glob("*.parquet"):

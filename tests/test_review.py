@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
@@ -64,14 +65,22 @@ def fill(sheet, reviews: dict[str, dict[str, object]]) -> None:
             sheet.cell(at[row_id], places[f"gxr_{name}"], value)
 
 
-@pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    work = Workplace(tmp_path)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder of a job whose run is finished; every test gets a copy."""
+    work = Workplace(tmp_path_factory.mktemp("review"))
     cells = [f"finding number {number}" for number in range(ROWS)]
     cells[3], cells[4] = "=1+1 and _x000D_ is a text", "two\nlines and 🫁"
     work.table([(f"C{number:02}", cell) for number, cell in enumerate(cells)])
     work.job("[prompt]\ntemplate = 'basic'\n[engine]\nkind = 'echo'\n[echo]\nfail_containing = 'number 7'\n")
     work.run(expect=3)
+    return work.folder
+
+
+@pytest.fixture
+def desk(tmp_path: Path, finished: Path) -> Desk:
+    work = Workplace(tmp_path)
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return Desk(work)
 
 
@@ -309,13 +318,14 @@ def test_approved_cases_become_training_data_with_the_prompts_of_the_run(desk):
     assert second[1]["content"] == "A better text."
 
 
-def test_a_prompt_that_cannot_be_made_again_is_left_out_and_counted(desk):
+def test_a_prompt_that_cannot_be_made_again_is_left_out_and_counted(desk, monkeypatch):
     work = desk.work
     (work.folder / "own.md.j2").write_text("Say {{ findings }}.")
     work.job("[prompt]\ntemplate = 'own.md.j2'\n[engine]\nkind = 'echo'\n")
     work.run("--fresh")
     desk.take(desk.fill({"C00": APPROVED}))
     (work.folder / "own.md.j2").write_text("Tell {{ findings }}.")
+    monkeypatch.chdir(work.folder)
     done = export(RunReader(desk.run), "chat-jsonl", None, Choice())
     assert done.rows == 0
     assert "1 rows are left out" in done.notes[0]
@@ -331,8 +341,8 @@ def test_a_file_that_is_no_sheet_of_a_run_is_refused(desk):
         desk.take(desk.work.folder / "broken.xlsx")
     with pytest.raises(RunError, match="no such sheet"):
         desk.take(desk.work.folder / "absent.xlsx")
+    (desk.work.folder / "sheet.ods").write_bytes(b"x")
     with pytest.raises(RunError, match="cannot be read"):
-        (desk.work.folder / "sheet.ods").write_bytes(b"x")
         desk.take(desk.work.folder / "sheet.ods")
 
 

@@ -36,7 +36,7 @@ def _write(reader: RunReader, form: str) -> str:
     from gxr_batch.export import Choice, default_path, export
 
     path = default_path(reader, form)
-    if path.exists() and path.stat().st_mtime >= reader.changed_at:
+    if path.is_file() and path.stat().st_mtime >= reader.changed_at:
         return ""
     done = export(reader, form, None, Choice())
     return "\n".join([f"Exported {done.path}: {done.rows:,} rows", *done.notes])

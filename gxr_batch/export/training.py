@@ -1,7 +1,7 @@
 """Reviewed cases as fine-tuning data: the prompt that was generated from, the text that a reviewer approved.
 
-Prompts are made anew by the very function that `run` uses and compared with what the run recorded, so that nobody trains
-on a prompt that the model never saw.
+Prompts are made anew by the very function that `run` uses and compared with what the run recorded, so that nobody
+trains on a prompt that the model never saw.
 """
 
 from __future__ import annotations

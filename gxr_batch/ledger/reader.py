@@ -106,7 +106,8 @@ def read_results(run_dir: str | Path) -> pd.DataFrame:
 
     `run_dir` is a run folder. Works at any time: of an unfinished run it returns the rows that are generated, failed or
     held so far; rows still to do are absent. Seconds are seconds, `gxr_started_at` and `gxr_finished_at` are UTC. The
-    newest review is laid over each row: `gxr_review_status`, `gxr_review_text` and the other review columns. Raises RunError where the folder holds no run.
+    newest review is laid over each row: `gxr_review_status`, `gxr_review_text` and the other review columns.
+    Raises RunError where the folder holds no run.
     """
     reader = RunReader(Path(run_dir))
     table = _whole(reader)

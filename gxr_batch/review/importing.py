@@ -55,6 +55,16 @@ class Imported:
     disagreements: list[Disagreement] = field(default_factory=list)
 
 
+class _Generated(NamedTuple):
+    """What the run has for a key: its status ("" = no such row, or still to do) and its text."""
+
+    status: str
+    text: str | None
+
+
+_NO_ROW = _Generated("", None)
+
+
 class _Judged(NamedTuple):
     """A row of a sheet in which a reviewer said something."""
 
@@ -88,9 +98,9 @@ def _take(
     known, texts = Reviews.load(reader.folder), dict(_texts(reader, judged))
     new: list[Review] = []
     for key, rows in judged.items():
-        status, text = texts.get(key, ("", None))
-        reviews = _reviews(key, status, text, rows, defaults, done)
-        fresh = [review for review in reviews if review not in known.valid(key, text)]
+        generated = texts.get(key, _NO_ROW)
+        reviews = _reviews(key, generated, rows, defaults, done)
+        fresh = [review for review in reviews if review not in known.valid(key, generated.text)]
         done.unchanged += len(reviews) - len(fresh)
         new += fresh
     if new:
@@ -126,26 +136,26 @@ def _sample(cell: Any, samples: int) -> int | None:
     return None
 
 
-def _texts(reader: RunReader, wanted: Mapping[Key, Any]) -> Iterator[tuple[Key, tuple[str, str | None]]]:
-    """Yield status and generated text of the wanted keys."""
+def _texts(reader: RunReader, wanted: Mapping[Key, Any]) -> Iterator[tuple[Key, _Generated]]:
+    """Yield what the run has for the wanted keys."""
     ids = pa.array({key.row_id for key in wanted}, pa.string())
     for table in reader.finished():
         chosen = table.filter(pc.is_in(table["gxr_row_id"], value_set=ids))
         names = ("gxr_row_id", "gxr_sample", "gxr_status", "gxr_text")
         for row_id, sample, status, text in zip(*(chosen[name].to_pylist() for name in names), strict=True):
-            yield Key(row_id, sample), (status, text)
+            yield Key(row_id, sample), _Generated(status, text)
 
 
 def _reviews(
-    key: Key, status: str, text: str | None, rows: Sequence[_Judged], defaults: Defaults, done: Imported
+    key: Key, generated: _Generated, rows: Sequence[_Judged], defaults: Defaults, done: Imported
 ) -> list[Review]:
     """Return what the rows of the sheets say of one key, one review a reviewer; note those that cannot be taken."""
     found: dict[str, tuple[Review, _Judged]] = {}
     for one in rows:
         try:
-            if text is None or status != "ok":
-                raise Wrong(_no_text(status))
-            review = review_of(key, text, one.row.cells, defaults)
+            if generated.text is None or generated.status != "ok":
+                raise Wrong(_no_text(generated.status))
+            review = review_of(key, generated.text, one.row.cells, defaults)
             before = found.get(review.reviewer)
             if before is not None and before[0] != review:
                 raise Wrong(f"{review.reviewer or 'the reviewer'} says something else in {_place(before[1])}")
@@ -167,11 +177,9 @@ def _place(one: _Judged) -> str:
     return f"{one.file}, sheet {one.row.sheet}, row {one.row.number}"
 
 
-def _disagreements(
-    reviews: Reviews, texts: Mapping[Key, tuple[str, str | None]]
-) -> Iterator[Disagreement]:
-    for key, (_, text) in texts.items():
-        said = reviews.valid(key, text)
+def _disagreements(reviews: Reviews, texts: Mapping[Key, _Generated]) -> Iterator[Disagreement]:
+    for key, generated in texts.items():
+        said = reviews.valid(key, generated.text)
         if disagree(said):
             yield Disagreement(*key, tuple((review.reviewer, review.status) for review in said))
 

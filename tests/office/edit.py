@@ -2,8 +2,9 @@
 
     python3 edit.py PIPE WORKBOOK EDITS.json FOLDER
 
-PIPE names the pipe on which a headless soffice listens. EDITS.json maps row ids to {column: what is typed}. The sheet is
-filled in, sorted by row id from last to first, and saved to FOLDER as reviewed.xlsx, reviewed.csv and reviewed.pdf.
+PIPE names the pipe on which a headless soffice listens. EDITS.json maps row ids to {column: what is typed}. The
+sheet is filled in, sorted by row id from last to first, and saved to FOLDER as reviewed.xlsx, reviewed-Cases.csv and
+reviewed.pdf.
 """
 
 import json
@@ -29,8 +30,9 @@ def main():
     sort(sheet)
     save(document, Path(folder) / "reviewed.pdf", "calc_pdf_Export")
     save(document, Path(folder) / "reviewed.xlsx", "Calc MS Excel 2007 XML")
-    document.CurrentController.setActiveSheet(sheet)  # a CSV holds the sheet in front
-    save(document, Path(folder) / "reviewed.csv", "Text - txt - csv (StarCalc)", "59,34,76,1,,0,false,true")
+    # Semicolons, quotes, UTF-8, cells as shown, and the second sheet, whose name LibreOffice adds to the file's.
+    options = "59,34,76,1,,0,false,true,false,false,false,2"
+    save(document, Path(folder) / "reviewed.csv", "Text - txt - csv (StarCalc)", options)
     document.close(True)
     desktop.terminate()
 

@@ -11,8 +11,8 @@ from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES, REVIEW_STATUSES
 
 APPROVED_TITLE = "AI-generated teaching cases, approved by a reviewer"
 APPROVED_BANNER = (
-    "AI-generated teaching material. Each case was approved by the person in gxr_reviewer; gxr_review_text, where filled, "
-    "replaces gxr_text. Research and education only; not for diagnosis, treatment or any clinical use."
+    "AI-generated teaching material. Each case was approved by the person in gxr_reviewer; gxr_review_text, where "
+    "filled, replaces gxr_text. Research and education only; not for diagnosis, treatment or any clinical use."
 )
 _HOW = (
     "Each row of the sheet Cases is one case. The dark blue columns are as they were generated: please leave them "

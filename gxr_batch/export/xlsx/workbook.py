@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.errors import StorageError
 from gxr_batch.cells import as_text, for_workbook, is_number
+from gxr_batch.errors import StorageError
 from gxr_batch.export.source import Exported, Source
 from gxr_batch.export.xlsx.formats import Formats, make_formats
 from gxr_batch.export.xlsx.layout import QUALITIES, Column, layout

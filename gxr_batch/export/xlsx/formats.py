@@ -23,6 +23,7 @@ class Formats(NamedTuple):
     header: Any
     header_review: Any
     banner: Any
+    strip: Any
     text: Any
     generated: Any
     review: Any
@@ -31,6 +32,8 @@ class Formats(NamedTuple):
     key: Any
     number: Any
     title: Any
+    heading: Any
+    label: Any
     plain: Any
     flagged: Any
     statuses: dict[str, Any]
@@ -42,7 +45,10 @@ def make_formats(workbook: Any) -> Formats:
     return Formats(
         header=add({**_HEADER, "bg_color": "#1F3864", "font_color": "#FFFFFF"}),
         header_review=add({**_HEADER, "bg_color": "#7F6000", "font_color": "#FFFFFF"}),
-        banner=add({"bold": True, "font_color": "#9C0006", "bg_color": "#FFE8E8", "valign": "vcenter"}),
+        banner=add(
+            {"bold": True, "font_color": "#9C0006", "bg_color": "#FFE8E8", "valign": "vcenter", "text_wrap": True}
+        ),
+        strip=add({"bold": True, "font_color": "#9C0006", "bg_color": "#FFE8E8", "valign": "vcenter"}),
         text=add(_TEXT),
         generated=add({**_TEXT, "bg_color": "#F3F6FC"}),
         review=add({**_REVIEW, "num_format": "@"}),
@@ -51,7 +57,9 @@ def make_formats(workbook: Any) -> Formats:
         review_date=add({**_REVIEW, "num_format": "yyyy-mm-dd"}),
         key=add({**_TEXT, "bold": True}),
         number=add({**_CELL, "num_format": "General"}),
-        title=add({"bold": True, "font_size": 16, "font_color": "#1F3864"}),
+        title=add({"bold": True, "font_size": 16, "font_color": "#1F3864", "valign": "vcenter"}),
+        heading=add({"bold": True, "font_size": 13, "font_color": "#1F3864", "valign": "vcenter"}),
+        label=add({"bold": True, "font_color": "#44546A", "valign": "top"}),
         plain=add({"text_wrap": True, "valign": "top"}),
         flagged=add({"bg_color": "#FCE4D6"}),
         statuses={status: add({"bg_color": colour}) for status, colour in STATUS_COLOURS.items()},

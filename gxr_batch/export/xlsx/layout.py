@@ -14,9 +14,17 @@ from gxr_batch.records import review_schema
 Role = Literal["key", "mark", "input", "text", "review", "flags", "provenance"]
 
 QUALITIES = tuple(range(1, 6))
-_WIDTHS = {"key": 16, "mark": 14, "input": 24, "text": 90, "review": 16, "flags": 26, "provenance": 18}
-_WIDE = {"gxr_review_text": 60, "gxr_review_comment": 40, "gxr_error": 40, "gxr_disclaimer": 40}
-_LONG_INPUT = 42  # a user's column whose longest sampled cell is beyond so many characters gets this width
+_WIDTHS = {"key": 16, "mark": 17, "input": 24, "text": 80, "review": 16, "flags": 28, "provenance": 18}
+_OWN_WIDTHS = {
+    "gxr_sample": 12,
+    "gxr_review_status": 20,
+    "gxr_review_text": 60,
+    "gxr_review_comment": 40,
+    "gxr_error": 40,
+    "gxr_disclaimer": 40,
+}
+# The user's columns are as wide as their longest cell, within limits; longer cells wrap.
+_LEAST_INPUT, _MOST_INPUT = 8, 42
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,16 @@ def layout(names: Sequence[str], longest: Mapping[str, int]) -> list[Column]:
     rest = [name for name in names if name.startswith("gxr_") and name not in placed]
     columns = [_column(name, "key") for name in first]
     columns += [_column("gxr_review_status", "review"), _column("gxr_ai_generated", "mark")]
-    columns += [_column(name, "input", _LONG_INPUT if longest.get(name, 0) > _LONG_INPUT else None) for name in own]
+    columns += [Column(name, "input", _fitting(name, longest.get(name, _WIDTHS["input"]))) for name in own]
     columns += [_column("gxr_text", "text")]
     columns += [_column(name, "review") for name in review]
     columns += [_column("gxr_flags", "flags"), *(_column(name, "provenance") for name in rest)]
     return columns
 
 
-def _column(name: str, role: Role, width: float | None = None) -> Column:
-    return Column(name, role, width or _WIDE.get(name, _WIDTHS[role]))
+def _column(name: str, role: Role) -> Column:
+    return Column(name, role, _OWN_WIDTHS.get(name, _WIDTHS[role]))
+
+
+def _fitting(name: str, longest: int) -> int:
+    return max(_LEAST_INPUT, len(name) + 3, min(longest + 2, _MOST_INPUT))

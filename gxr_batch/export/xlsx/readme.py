@@ -2,41 +2,90 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from gxr_batch.cells import for_workbook
 from gxr_batch.export.source import Source
 from gxr_batch.export.xlsx.formats import Formats
-from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES, REVIEW_STATUSES
+from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES
 
 APPROVED_TITLE = "AI-generated teaching cases, approved by a reviewer"
 APPROVED_BANNER = (
     "AI-generated teaching material. Each case was approved by the person in gxr_reviewer; gxr_review_text, where "
     "filled, replaces gxr_text. Research and education only; not for diagnosis, treatment or any clinical use."
 )
-_HOW = (
-    "Each row of the sheet Cases is one case. The dark blue columns are as they were generated: please leave them "
-    "unchanged, a changed text is refused when the sheet is read back.",
-    f"gxr_review_status: {', '.join(REVIEW_STATUSES)}.",
-    "gxr_review_quality: 1 (unusable) to 5 (ready to teach with).",
-    f"Counts of errors, significant and insignificant each: {', '.join(ERROR_CATEGORIES.values())}.",
-    "gxr_review_text: the whole corrected text, for approved_with_edits. gxr_review_comment: anything else.",
-    "gxr_reviewer and gxr_reviewed_at: your name and the date.",
-    "Rows may be sorted, filtered or deleted, columns moved or added: rows are found by gxr_row_id and gxr_sample.",
-    "gxr_flags points at what deserves a closer look. A flag is a hint of a rule, never a score, and its absence is no "
-    "proof of anything.",
-)
+_STATUS_MEANINGS = {
+    "unreviewed": "nobody has judged this text yet",
+    "approved": "good as it is",
+    "approved_with_edits": "good with the corrected text in gxr_review_text",
+    "rejected": "not to be used",
+}
+_HOW = {
+    "in short": "Each row of the sheet Cases is one case. Fill in the yellow columns and leave the blue ones as they "
+    "are: a row whose generated text was changed is refused when the sheet is read back.",
+    "gxr_review_quality": "1 (unusable) to 5 (ready to teach with)",
+    "error counts": "how many errors of each kind, significant and insignificant: "
+    f"{', '.join(ERROR_CATEGORIES.values())}",
+    "gxr_review_text": "the whole corrected text, for approved_with_edits",
+    "gxr_review_comment": "anything else",
+    "gxr_reviewer": "your name; gxr_reviewed_at: the date (empty = the day of the import)",
+    "your own changes": "Rows may be sorted, filtered or deleted, columns moved or added: rows are found by gxr_row_id "
+    "and gxr_sample.",
+}
+_FLAGS = "Flags in gxr_flags point at what deserves a closer look. None is a score, and none missing is a proof."
+_WIDTHS = (26, 110)
+_LINE_POINTS = 15
 
 
 def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
     """Write the sheet."""
     sheet = workbook.add_worksheet("README")
-    sheet.set_column(0, 0, 26)
-    sheet.set_column(1, 1, 100)
+    for place, width in enumerate(_WIDTHS):
+        sheet.set_column(place, place, width)
     sheet.hide_gridlines(2)
+    sheet.set_landscape()
+    sheet.set_paper(9)
+    sheet.fit_to_pages(1, 0)
+    title = APPROVED_TITLE if source.approved else "AI-generated teaching cases, not reviewed"
+    banner = APPROVED_BANNER if source.approved else DISCLAIMER
+    lines: list[_Line] = [_Line(title, "", formats.title), _Line("", banner, formats.banner), _BLANK]
+    lines += [_Line(name, value) for name, value in _facts(source).items()]
+    lines += [_BLANK, _Line("How to review", "", formats.heading)]
+    lines += [_Line(name, text) for name, text in _HOW.items()]
+    lines += [_BLANK, _Line("Status", "", formats.heading)]
+    lines += [_Line(status, text, label=formats.statuses[status]) for status, text in _STATUS_MEANINGS.items()]
+    lines += [_BLANK, _Line("Flags", "", formats.heading), _Line("", _FLAGS)]
+    for row, line in enumerate(lines):
+        _write(sheet, row, line, formats)
+
+
+class _Line(NamedTuple):
+    """A label and a text; `form` is the format of both, or of the text alone where the label has its own."""
+
+    name: str
+    text: str
+    form: Any = None
+    label: Any = None
+
+
+_BLANK = _Line("", "")
+
+
+def _write(sheet: Any, row: int, line: _Line, formats: Formats) -> None:
+    # A row's height is fixed when it is written: programs that open the file do not all find it out themselves.
+    wrapped = max(1, -(-len(line.text) // _WIDTHS[1]))
+    sheet.set_row(row, 26 if line.form in (formats.title, formats.heading) else _LINE_POINTS * wrapped + 3)
+    if line.name:
+        sheet.write_string(row, 0, for_workbook(line.name).text, line.label or line.form or formats.label)
+    if line.text:
+        sheet.write_string(row, 1, for_workbook(line.text).text, line.form or formats.plain)
+
+
+def _facts(source: Source) -> dict[str, str]:
+    """Return what a reviewer should know of where the cases came from."""
     manifest, counts = source.reader.manifest, source.counts
-    model = manifest.model.get("provenance", {})
-    job = manifest.job
+    model, prompt = manifest.model.get("provenance", {}), manifest.job.get("prompt", {})
     last = manifest.invocations[-1] if manifest.invocations else {}
     facts = {
         "job": manifest.name,
@@ -45,19 +94,17 @@ def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
         "in this file": "the approved cases alone" if source.approved else "every row that is done",
         "model": " ".join(str(part) for part in (model.get("gxr_model"), model.get("gxr_model_revision")) if part),
         "adapter": model.get("gxr_adapter") or "none",
-        "template": job.get("prompt", {}).get("template_column") or job.get("prompt", {}).get("template", ""),
-        "started": manifest.created_at,
-        "last change": last.get("finished_at", ""),
-        "run folder": str(source.reader.folder.name),
+        "template": prompt.get("template_column") or prompt.get("template", ""),
+        "started": _moment(manifest.created_at),
+        "last change": _moment(last.get("finished_at", "")),
+        "run folder": source.reader.folder.name,
     }
-    about = APPROVED_TITLE if source.approved else "AI-generated teaching cases, not reviewed"
-    lines: list[tuple[str, str, Any]] = [(about, "", formats.title)]
-    lines += [("", APPROVED_BANNER if source.approved else DISCLAIMER, formats.banner), ("", "", formats.plain)]
-    lines += [(name, str(value), formats.plain) for name, value in facts.items()]
-    lines += [("", "", formats.plain), ("How to review", "", formats.title)]
-    lines += [("", sentence, formats.plain) for sentence in _HOW]
-    for row, (name, text, form) in enumerate(lines):
-        if name:
-            sheet.write_string(row, 0, for_workbook(name).text, form)
-        if text:
-            sheet.write_string(row, 1, for_workbook(text).text, form)
+    return {name: str(value) for name, value in facts.items()}
+
+
+def _moment(written: str) -> str:
+    """Return a moment of the manifest as people read it, with its offset from UTC."""
+    try:
+        return datetime.fromisoformat(written).strftime("%Y-%m-%d %H:%M (UTC%z)")
+    except ValueError:
+        return written

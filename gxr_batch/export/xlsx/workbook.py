@@ -128,7 +128,7 @@ class _Book:
             _BANNER_ROW,
             0,
             APPROVED_BANNER if self._source.approved else _BANNER,
-            self._formats.banner,
+            self._formats.strip,
         )
         sheet.set_row(_HEADER_ROW, 48)
         for place, column in enumerate(columns):
@@ -137,6 +137,7 @@ class _Book:
         sheet.freeze_panes(_FIRST_ROW, _FROZEN_COLUMNS)
         sheet.ignore_errors({"number_stored_as_text": "A1:XFD1048576"})
         sheet.set_landscape()
+        sheet.set_paper(8)  # A3
         sheet.fit_to_pages(1, 0)
         sheet.repeat_rows(_HEADER_ROW)
         sheet.set_footer("&LAI-generated teaching material, not for clinical use&RPage &P of &N")
@@ -147,6 +148,8 @@ class _Book:
             return
         sheet, last = self._sheet, max(self._at - 1, _FIRST_ROW)
         sheet.autofilter(_HEADER_ROW, 0, last, len(columns) - 1)
+        # Paper gets the cases; what is filled in, and where they came from, would make them too small to read.
+        sheet.print_area(_BANNER_ROW, 0, last, [column.role for column in columns].index("text"))
         places = {column.name: place for place, column in enumerate(columns)}
         status = places["gxr_review_status"]
         _choose(sheet, status, last, REVIEW_STATUSES, "Choose a status.")

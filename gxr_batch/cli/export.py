@@ -14,7 +14,7 @@ _FORMATS = ("xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-batch", "cha
 @click.option("--format", "form", type=click.Choice(_FORMATS), default="xlsx", show_default=True, help="Kind of file.")
 @click.option("--only", type=click.Choice(["approved"]), help="Not available yet.")
 @click.option("--partial", is_flag=True, help="Take the rows that are done, of a run that is unfinished.")
-@click.option("--include-held", is_flag=True, help="Not available yet.")
+@click.option("--include-held", is_flag=True, help="Show the texts that identifier screening holds back.")
 @click.option("--to", "target", type=click.Path(path_type=Path), help="Write here. Default: results.<format> in RUN.")
 def command(
     run_folder: Path, form: str, only: str | None, partial: bool, include_held: bool, target: Path | None
@@ -37,9 +37,11 @@ def command(
         raise NotAvailable(f"--format {form}")
     if only:
         raise NotAvailable(f"--only {only}")
-    if include_held:
-        raise NotAvailable("--include-held")
-    done = export(RunReader(run_folder), form, target, partial=partial)
+    reader = RunReader(run_folder)
+    done = export(reader, form, target, partial=partial, include_held=include_held)
     click.echo(f"{done.path}: {done.rows:,} rows{', unfinished' if done.partial else ''}")
     for note in done.notes:
         click.echo(f"  {note}")
+    if held := reader.state.counts().held:
+        which = "with the texts" if include_held else "without the text (--include-held shows it)"
+        click.echo(f"  held rows: {held:,}, {which}")

@@ -22,11 +22,11 @@ FORMATS: dict[str, tuple[Callable[[Source, Path], Exported], str]] = {
 }
 
 
-def export(reader: RunReader, form: str, target: Path | None, *, partial: bool) -> Exported:
+def export(reader: RunReader, form: str, target: Path | None, *, partial: bool, include_held: bool = False) -> Exported:
     """Write a run's results in one of FORMATS. Raises RunError, StorageError."""
     write, name = FORMATS[form]
     path = checked_target(reader, target, name)
-    return write(open_source(reader, partial=partial), path)
+    return write(open_source(reader, partial=partial, include_held=include_held), path)
 
 
 __all__ = ["FORMATS", "Exported", "export"]

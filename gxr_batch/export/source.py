@@ -36,15 +36,17 @@ class Exported(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def open_source(reader: RunReader, *, partial: bool) -> Source:
+def open_source(reader: RunReader, *, partial: bool, include_held: bool = False) -> Source:
     """Return the rows of the last complete state, or with `partial` those that are done now.
+
+    `include_held` takes the texts of held rows from the parts: results.parquet has none of them.
 
     Raises RunError where the run is unfinished and `partial` is not set.
     """
     counts = reader.state.counts()
-    if partial:
-        return Source(reader, reader.schema, reader.finished(), counts, counts.left > 0)
-    if reader.results is None:
+    if partial or (include_held and not counts.left):
+        return Source(reader, reader.schema, reader.finished(include_held=include_held), counts, counts.left > 0)
+    if reader.results is None or include_held:
         raise RunError(
             f"This run is unfinished: {counts.left:,} rows are still to do.",
             where=str(reader.folder),

@@ -18,11 +18,29 @@ _ROLE_WORDS = (
     "physician", "doctor", "radiologist", "clinician", "consultant", "resident", "technologist", "technician",
     "surgeon", "attending", "next of kin", "emergency contact", *(f"{word} by" for word in _BY_WORDS),
 )  # fmt: skip
-_FULL_WORDS = ("patient", "pt", "subject", "mother", "father")
+_FULL_WORDS = ("patient", "pt", "subject", "mother", "father", "cc")
 
 # In lower case. "ms " would be the end of symptoms, forms and arms.
 TITLE_CUES = (
-    *("dr.", "dr ", "drs", "mr.", "mr ", "mrs", " ms", "\nms", "(ms", "mx.", "mx ", "miss ", "mme ", "prof", "doctor"),
+    *(
+        "dr.",
+        "dr ",
+        "drs",
+        "mr.",
+        "mr ",
+        "mrs",
+        " ms",
+        "\nms",
+        "(ms",
+        "mx.",
+        "mx ",
+        "sr.",
+        "sra.",
+        "miss ",
+        "mme ",
+        "prof",
+        "doctor",
+    ),
     *("nurse ", "herr ", "frau "),
 )
 ROLE_CUES = (":",)
@@ -44,7 +62,7 @@ def _name(group: str) -> str:
 
 _FIRST, _SECOND = _name("first"), _name("second")
 _TITLED = re.compile(
-    r"\b(?P<title>(?i:drs?|mrs?|ms|mx|miss|prof|professor|doctor|nurse|herr|frau|mme))\b"
+    r"\b(?P<title>(?i:drs?|mrs?|ms|mx|sra?(?=\.)|miss|prof|professor|doctor|nurse|herr|frau|mme))\b"
     rf"(?:(?P<dot>\.)[ \t]{{0,3}}|[ \t]{{1,3}}){_FIRST}"
 )
 _NAMED = re.compile(
@@ -52,12 +70,12 @@ _NAMED = re.compile(
     r"(?:'s|\u2019s)?[ \t]name|\bsurname)|(?:^|(?<=[\n.;,|(\x00-\x1f])|(?<=[.;,|(][ ]))(?i:name))"
     rf"[ \t]{{0,2}}(?:[:=]|\bis\b)\s{{0,3}}{_FIRST}"
 )
-_IN_A_ROLE = re.compile(rf"\b(?i:{'|'.join(_ROLE_WORDS)})[ \t]{{0,2}}:\s{{0,3}}{_FIRST}")
+_IN_A_ROLE = re.compile(rf"\b(?i:{'|'.join(_ROLE_WORDS)})(?:[ ]MD)?[ \t]{{0,2}}:\s{{0,3}}{_FIRST}")
 _IN_FULL = re.compile(
     rf"\b(?:(?i:{'|'.join(_FULL_WORDS)})[ \t]{{0,2}}(?P<colon>:)"
     rf"|(?i:{'|'.join(_BY_WORDS)})[ ](?i:by))\s{{1,3}}{_FIRST}(?:[ ]|,[ ]?){_SECOND}"
 )
-_PATIENT = re.compile(rf"atient(?<=\b[Pp]atient)[ ]{_FIRST}[ ]{_SECOND}")
+_PATIENT = re.compile(rf"\b(?:[Pp]atient|[Pp]t\.?)[ ]{_FIRST}[ ]{_SECOND}")
 _LETTERED = re.compile(rf"\b{_FIRST}[ ]{_SECOND},?[ ]{{1,2}}{_LETTERS}")
 
 

@@ -18,17 +18,18 @@ _LINK = r"(?:\W{0,3}\b(?:numbers?|num|no|nr|ids?|identifier|is|was|at|on|ending|
 _RECORD = re.compile(
     rf"""\b(?:m\.?r\.?n\b|med(?:ical)?[ ]rec(?:ord)?\b|accession\b|acc(?=[ .]{{0,2}}(?:\#|n[ou]))
     |record(?=[ ](?:no|num|id|\#))|id(?=[ ]?[:\#])
-    |(?:patient|pt|hospital|hosp|nhs|chart|account|acct|encounter|member|policy|insurance|beneficiary|exam|study|case)
-        (?:'s)?\.?(?=[ ](?:id|no|num|\#)))
+    |(?:patient|pt|hospital|hosp|nhs|chart|account|acct|encounter|member|policy|insurance|beneficiary|exam|study|case
+        |order|requisition|unit)(?:'s)?\.?(?=[ ]?(?:\#|(?:id|no|num)))
+    |specimen\b)
     {_LINK}(?:[A-Z]{{1,5}}[-/ ]?)?$""",
     re.IGNORECASE | re.VERBOSE,
 )
 _PHONE = re.compile(
     rf"\b(?:(?:tele)?phone|tel|mobile(?=[ ]?(?:phone|no|num|:))|cell(?=[ ]?(?:phone|no|num|:))|pager|beeper|fax"
-    rf"|ext(?:ension)?|call[ -]?back)\b(?:[ ]phone)?{_LINK}$",
+    rf"|ext(?:ension)?|call[ -]?back|text[ -]page)\b(?:[ ]phone)?{_LINK}$|\b(?:at|call|dial)[ ]x$",
     re.IGNORECASE,
 )
-_SSN = re.compile(rf"\b(?:ssn|social security)\b{_LINK}$", re.IGNORECASE)
+_SSN = re.compile(rf"\b(?:ssn|ss(?=\#)|soc(?:ial)?\.?[ ]sec(?:urity)?)\b{_LINK}(?:[X*-]{{2,8}})?$", re.IGNORECASE)
 
 _LONG_NUMBER = re.compile("[0-9]{7,}")
 _UID = "1.2.840."  # what the unique ids of DICOM studies, series and images begin with
@@ -41,11 +42,11 @@ _EMAIL = re.compile(r"@(?<=[\w.+-]@)[\w-]{1,63}(?:\.[\w-]{1,63}){0,5}\.[A-Za-z]{
 _OLD = re.compile(r"[19](?<![\w.,/][19])(?:(?<=9)[0-9]|(?<=1)[0-2][0-9])(?![0-9%]|[.,][0-9])")
 _YEARS_AFTER = re.compile(
     r"""[- ]{0,2}(?i:years?[- ]{0,2}old|yrs?\.?[- ]{0,2}old|(?:years?|yrs?)[ ]of[ ]age|y[/.]?[ ]?o\b
-        |(?:years?|yrs?|y)[.,;]{0,2}[ ](?:male|female|man|woman|lady|gentleman|m|f)\b)
+        |(?:years?|yrs?|y)[.,;]{0,2}[ ](?:male|female|man|woman|lady|gentleman|m|f)\b|(?:yrs?|y)\.?(?=[ ]?(?:$|[,;)])))
     |[MF](?=[ ](?:with|w/|who|presents|presenting|admitted|s/p|p/w|c/o))""",
     re.VERBOSE,
 )
-_AGE_BEFORE = re.compile(r"\bage[ds]?\b[ \t]*(?:is|was|of|[:=])?[ \t]*$", re.IGNORECASE)
+_AGE_BEFORE = re.compile(r"\bage[ds]?(?:[ ]?/[ ]?sex)?\b[ \t]*(?:is|was|of|[:=])?[ \t]*$", re.IGNORECASE)
 _NO_YEARS_AFTER = re.compile(
     r"[ -]?(?:mm|cm|days?|weeks?|wks?|months?|mos?|hours?|hrs?|minutes?|percent)\b", re.IGNORECASE
 )

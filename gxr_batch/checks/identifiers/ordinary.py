@@ -22,7 +22,8 @@ diaphragm hemidiaphragm clavicle scapula sternum vertebra vertebral shoulder arm
 left right upper middle lower bilateral unilateral bibasilar basilar basal apical perihilar peripheral central diffuse
 focal patchy mild moderate severe small large minimal marked subtle acute chronic interval increased decreased
 anterior posterior lateral medial superior inferior frontal oblique decubitus supine erect upright portable mobile
-semierect bedside inspiratory expiratory pa ap lat ll view views film films image images imaging radiograph radiographs
+semierect bedside inspiratory expiratory pa ap lat ll view views film films image images series
+sequence plate imaging radiograph radiographs
 radiography radiology radiologist radiologists radiological xray x-ray ct cta mr mri mra us pet ultrasound scan scans
 angiography angiogram spectroscopy enterography cholangiography mammography fluoroscopy tomography echo detector
 pneumonia pneumothorax effusion effusions edema oedema opacity opacities consolidation atelectasis nodule nodules mass

@@ -15,7 +15,7 @@ _STREET = re.compile(
 )
 _STREET_ALONE = re.compile(r"\b(?P<words>[A-Z][a-z'\u2019-]{2,30})[ ](?:Street|Avenue|Boulevard|Road)\b")
 _BOX = re.compile(r"\bP\.?[ ]?O\.?[ ]?Box[ ]#?[0-9]", re.IGNORECASE)
-_ZIP = re.compile(r",[ ]?[A-Z]{2}[ ]{1,2}[0-9]{5}(?![0-9])")
+_ZIP = re.compile(r",[ ]?(?P<words>[A-Z]{2}|[A-Z][a-z]{3,12}(?:[ ][A-Z][a-z]{3,12})?)[ ]{1,2}[0-9]{5}(?![0-9])")
 _AFTER_WORD = re.compile(
     r"\baddress[ \t]?[:=]\s{0,3}(?![Xx_])\w|\b(?:lives|living|resides|residing)[ ](?:at|on)[ ][0-9]", re.IGNORECASE
 )
@@ -24,14 +24,24 @@ ADDRESS_CUES = ("box ", "address", "lives ", "living ", "resid")
 
 _FACILITY = re.compile(
     r"\b(?:hospital|hosp\.|medical[ ]cent(?:er|re)|med\.?[ ]ctr|clinic|infirmary|hospice|health[ ]system"
-    r"|health[ ]cent(?:er|re)|cancer[ ]cent(?:er|re)|nursing[ ]home)(?!\w)",
+    r"|(?:health|cancer|imaging)[ ]cent(?:er|re)|nursing[ ]home)(?!\w)",
     re.IGNORECASE,
 )
 _OF = re.compile(
     r"[ ](?i:of|for)[ ](?:(?i:the)[ ])?(?:(?i:university)[ ](?i:of)[ ](?:(?i:the)[ ])?)?"
     r"(?P<name>[A-Z][\w'\u2019-]{1,30})"
 )
-HOSPITAL_CUES = ("hosp", "medical cent", "ctr", "clinic", "infirmary", "health ", "cancer cent", "nursing home")
+HOSPITAL_CUES = (
+    "hosp",
+    "medical cent",
+    "ctr",
+    "clinic",
+    "infirmary",
+    "health ",
+    "cancer cent",
+    "imaging cent",
+    "nursing home",
+)
 # What may stand between a hospital's name and the word itself.
 _KIND_WORDS = """
 general memorial regional community county city university royal national veterans medical teaching state central
@@ -46,17 +56,17 @@ _CHARACTERS_BEFORE, _WORDS_BEFORE = 80, 6
 
 def street(text: str) -> bool:
     """Return whether there is a street with its number."""
-    return _ends_in_a_name(_STREET, text)
+    return _has_a_name(_STREET, text)
 
 
 def street_alone(text: str) -> bool:
     """Return whether there is a street without a number, in title case."""
-    return _ends_in_a_name(_STREET_ALONE, text)
+    return _has_a_name(_STREET_ALONE, text)
 
 
-def _ends_in_a_name(pattern: re.Pattern[str], text: str) -> bool:
-    lasts = (match["words"].split()[-1] for match in pattern.finditer(text))
-    return any(is_name(last) or last[0].isdigit() for last in lasts)
+def _has_a_name(pattern: re.Pattern[str], text: str) -> bool:
+    words = (word for match in pattern.finditer(text) for word in match["words"].split())
+    return any(is_name(word) or word[0].isdigit() for word in words)
 
 
 def address(text: str) -> bool:
@@ -66,7 +76,7 @@ def address(text: str) -> bool:
 
 def zip_code(text: str) -> bool:
     """Return whether a ZIP code stands after a state."""
-    return _ZIP.search(text) is not None
+    return _has_a_name(_ZIP, text)
 
 
 def hospital(text: str) -> bool:

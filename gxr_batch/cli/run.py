@@ -159,7 +159,8 @@ def _text(name: str, outcome: Outcome) -> str:
         lines.append(f"  failed   {folder / 'failed.parquet'} names each row's reason in gxr_error")
     if counts.held:
         lines.append(
-            f"  held     {counts.held:,} until a person has looked (export --include-held shows answers that are held);"
+            f"  held     {counts.held:,} by identifier screening, until a person has looked; gxr_error names the rules"
         )
-        lines.append("           the same command with --retry held releases them, with --row ID only some")
+        lines.append("  next     the same command with --retry held releases them all, with --row ID some;")
+        lines.append("           answers that are held: gxr-batch export --include-held")
     return "\n".join([*lines, DISCLAIMER])

@@ -5,8 +5,7 @@ Rules are told by name, in flags, errors, notices and counts; the text that they
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from gxr_batch.checks.identifiers import identifiers_in
 from gxr_batch.job import Job
@@ -43,16 +42,13 @@ class Screen:
 
     def of_row(self, row: Row, messages: Messages) -> tuple[str, ...]:
         """Return the rules that hit the row's cells or its prompt, but for what the template says for every row."""
-        cells = identifiers_in(_BETWEEN.join(_texts(row.values)))
-        prompt = identifiers_in("\n".join(turn.text for turn in messages.turns if turn.role != "system"))
-        if not cells and not prompt:
-            return ()
-        own = self._own.get(row.template, frozenset())
-        return tuple(dict.fromkeys((*cells, *(rule for rule in prompt if rule not in own))))
-
-
-def _texts(values: Mapping[str, Any]) -> list[str]:
-    return [str(value) for value in values.values() if value is not None]
+        cells = [str(value) for value in row.values.values() if value is not None]
+        prompt = "\n".join(turn.text for turn in messages.turns if turn.role != "system")
+        own = self._own[row.template]
+        if not own:
+            return identifiers_in(_BETWEEN.join([*cells, prompt]))
+        of_prompt = (rule for rule in identifiers_in(prompt) if rule not in own)
+        return tuple(dict.fromkeys((*identifiers_in(_BETWEEN.join(cells)), *of_prompt)))
 
 
 def flags(where: str, rules: Iterable[str]) -> tuple[str, ...]:

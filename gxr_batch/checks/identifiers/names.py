@@ -10,42 +10,21 @@ import re
 
 from gxr_batch.checks.identifiers.ordinary import ORDINARY
 
-_BY_WORDS = (
+BY_WORDS = (
     "dictated", "signed", "reported", "interpreted", "read", "reviewed", "verified", "transcribed", "authenticated",
     "ordered", "referred", "approved", "finalized", "performed", "requested",
 )  # fmt: skip
 _ROLE_WORDS = (
     "physician", "doctor", "radiologist", "clinician", "consultant", "resident", "technologist", "technician",
-    "surgeon", "attending", "next of kin", "emergency contact", *(f"{word} by" for word in _BY_WORDS),
+    "surgeon", "attending", "next of kin", "emergency contact", *(f"{word} by" for word in BY_WORDS),
 )  # fmt: skip
 _FULL_WORDS = ("patient", "pt", "subject", "mother", "father", "cc")
 
-# In lower case. "ms " would be the end of symptoms, forms and arms.
 TITLE_CUES = (
-    *(
-        "dr.",
-        "dr ",
-        "drs",
-        "mr.",
-        "mr ",
-        "mrs",
-        " ms",
-        "\nms",
-        "(ms",
-        "mx.",
-        "mx ",
-        "sr.",
-        "sra.",
-        "miss ",
-        "mme ",
-        "prof",
-        "doctor",
-    ),
-    *("nurse ", "herr ", "frau "),
+    *("dr", "drs", "mr", "mrs", "ms", "mx", "sr", "sra", "miss", "mme", "prof", "professor", "doctor", "nurse"),
+    *("herr", "frau"),
 )
-ROLE_CUES = (":",)
-FULL_CUES = (":", "ed by ", "read by ")
-LETTER_CUES = (" md", " m.d", " d.o", " mbbs", " frc", " rn", " ph", " pa-c")
+LETTER_CUES = ("md", "m", "d", "mbbs", "frcr", "frcpc", "rn", "phd", "ph", "c")  # m for M.D., c for PA-C
 
 # Capitals that are titles and abbreviations alike: magnetic resonance, multiple sclerosis, digital radiography.
 _AMBIGUOUS = frozenset({"MR", "MS", "DR"})
@@ -73,7 +52,7 @@ _NAMED = re.compile(
 _IN_A_ROLE = re.compile(rf"\b(?i:{'|'.join(_ROLE_WORDS)})(?:[ ]MD)?[ \t]{{0,2}}:\s{{0,3}}{_FIRST}")
 _IN_FULL = re.compile(
     rf"\b(?:(?i:{'|'.join(_FULL_WORDS)})[ \t]{{0,2}}(?P<colon>:)"
-    rf"|(?i:{'|'.join(_BY_WORDS)})[ ](?i:by))\s{{1,3}}{_FIRST}(?:[ ]|,[ ]?){_SECOND}"
+    rf"|(?i:{'|'.join(BY_WORDS)})[ ](?i:by))\s{{1,3}}{_FIRST}(?:[ ]|,[ ]?){_SECOND}"
 )
 _PATIENT = re.compile(rf"\b(?:[Pp]atient|[Pp]t\.?)[ ]{_FIRST}[ ]{_SECOND}")
 _LETTERED = re.compile(rf"\b{_FIRST}[ ]{_SECOND},?[ ]{{1,2}}{_LETTERS}")

@@ -52,9 +52,12 @@ _NO_YEARS_AFTER = re.compile(
 )
 _AGE_IN_WORDS = re.compile(
     r"\b(?:ninety(?:[- ]\w{3,5})?|one[- ]hundred(?:[- ]and)?(?:[- ]\w{3,9})?)[- ]years?[- ]old"
-    r"|\b(?:nonagenarian|centenarian)|\bin (?:his|her|their) (?:(?:early|mid|late)[- ])?(?:90'?s|nineties)",
+    r"|\b(?:nonagenarian|centenarian)|\bin (?:his|her|their) (?:(?:early|mid|late)[- ])?nineties",
     re.IGNORECASE,
 )
+AGE_CUES = ("ninety", "hundred", "nineties", "nonagenarian", "nonagenarians", "centenarian", "centenarians")
+_NINETIES = re.compile(r"90'?s(?!\w)")
+_IN_HIS = re.compile(r"\bin (?:his|her|their) (?:(?:early|mid|late)[- ])?$", re.IGNORECASE)
 
 
 def any_figure(text: str) -> bool:
@@ -68,10 +71,11 @@ def record_number(text: str) -> bool:
 
 
 def _stands_after(words: re.Pattern[str], text: str) -> bool:
-    return any(
-        words.search(text[max(0, match.start() - _CHARACTERS_BEFORE) : match.start()])
-        for match in _FOUR_DIGITS.finditer(text)
-    )
+    return any(words.search(_before(text, match)) for match in _FOUR_DIGITS.finditer(text))
+
+
+def _before(text: str, match: re.Match[str]) -> str:
+    return text[max(0, match.start() - _CHARACTERS_BEFORE) : match.start()]
 
 
 def long_number(text: str) -> bool:
@@ -81,10 +85,7 @@ def long_number(text: str) -> bool:
 
 def _is_known(text: str, match: re.Match[str]) -> bool:
     """Return whether a number goes on before or behind a point or comma, is a date, or follows another rule's word."""
-    before, after = (
-        text[max(0, match.start() - _CHARACTERS_BEFORE) : match.start()],
-        text[match.end() : match.end() + 2],
-    )
+    before, after = _before(text, match), text[match.end() : match.end() + 2]
     part = re.search(r"[0-9][.,]$", before) or re.match(r"[.,][0-9]", after)
     return bool(part or _PHONE.search(before) or _SSN.search(before) or is_date_in_one_piece(match[0]))
 
@@ -112,14 +113,15 @@ def e_mail(text: str) -> bool:
 
 def age_over_89(text: str) -> bool:
     """Return whether an age of 90 years or more is given in figures."""
-    return any(_is_age(text, match) for match in _OLD.finditer(text))
+    if any(_is_age(text, match) for match in _OLD.finditer(text)):
+        return True
+    return any(_IN_HIS.search(_before(text, match)) for match in _NINETIES.finditer(text))
 
 
 def _is_age(text: str, match: re.Match[str]) -> bool:
     if _YEARS_AFTER.match(text, match.end()):
         return True
-    before = text[max(0, match.start() - _CHARACTERS_BEFORE) : match.start()]
-    return bool(_AGE_BEFORE.search(before)) and not _NO_YEARS_AFTER.match(text, match.end())
+    return bool(_AGE_BEFORE.search(_before(text, match))) and not _NO_YEARS_AFTER.match(text, match.end())
 
 
 def age_in_words(text: str) -> bool:

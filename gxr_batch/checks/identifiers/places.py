@@ -19,8 +19,8 @@ _ZIP = re.compile(r",[ ]?(?P<words>[A-Z]{2}|[A-Z][a-z]{3,12}(?:[ ][A-Z][a-z]{3,1
 _AFTER_WORD = re.compile(
     r"\baddress[ \t]?[:=]\s{0,3}(?![Xx_])\w|\b(?:lives|living|resides|residing)[ ](?:at|on)[ ][0-9]", re.IGNORECASE
 )
-STREET_ALONE_CUES = (" street", " avenue", " road", " boulevard")
-ADDRESS_CUES = ("box ", "address", "lives ", "living ", "resid")
+STREET_ALONE_CUES = ("street", "avenue", "boulevard", "road")
+ADDRESS_CUES = ("box", "address", "lives", "living", "resides", "residing")
 
 _FACILITY = re.compile(
     r"\b(?:hospital|hosp\.|medical[ ]cent(?:er|re)|med\.?[ ]ctr|clinic|infirmary|hospice|health[ ]system"
@@ -31,17 +31,7 @@ _OF = re.compile(
     r"[ ](?i:of|for)[ ](?:(?i:the)[ ])?(?:(?i:university)[ ](?i:of)[ ](?:(?i:the)[ ])?)?"
     r"(?P<name>[A-Z][\w'\u2019-]{1,30})"
 )
-HOSPITAL_CUES = (
-    "hosp",
-    "medical cent",
-    "ctr",
-    "clinic",
-    "infirmary",
-    "health ",
-    "cancer cent",
-    "imaging cent",
-    "nursing home",
-)
+HOSPITAL_CUES = (*("hospital", "hosp", "clinic", "infirmary", "hospice", "center", "centre", "ctr", "system", "home"),)
 # What may stand between a hospital's name and the word itself.
 _KIND_WORDS = """
 general memorial regional community county city university royal national veterans medical teaching state central

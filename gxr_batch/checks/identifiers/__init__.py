@@ -25,41 +25,44 @@ RULES = {
 
 
 class _Search(NamedTuple):
-    """A way to find something, tried where the text has one of the cues; without cues, where it has a figure.
+    """A way to find something, tried where the text has one of the cues.
 
-    Cues are words in lower case, or one of the signs below: they spare an ordinary cell nearly every pattern.
+    Cues are words in lower case, one of the signs below, _FIGURE for any digit, or _NUMBER for four of them close
+    together. They spare an ordinary cell nearly every pattern.
     """
 
     rule: str
     find: Callable[[str], bool]
-    cues: tuple[str, ...] = ()
+    cues: tuple[str, ...]
+
+
+_FIGURE, _NUMBER = ("0",), ("0000",)
 
 
 _SEARCHES = (
-    _Search("mrn", numbers.record_number),
-    _Search("mrn", numbers.long_number),
+    _Search("mrn", numbers.record_number, _NUMBER),
+    _Search("mrn", numbers.long_number, _NUMBER),
     _Search("name", names.titled, names.TITLE_CUES),
     _Search("name", names.named, ("name", "surname")),
     _Search("name", names.in_a_role, (":",)),
     _Search("name", names.in_full, (":", *names.BY_WORDS)),
     _Search("name", names.patient, ("patient", "pt")),
     _Search("name", names.lettered, names.LETTER_CUES),
-    _Search("date", dates.in_figures),
-    _Search("date", dates.in_one_piece),
+    _Search("date", dates.in_figures, _NUMBER),
+    _Search("date", dates.in_one_piece, _NUMBER),
     _Search("date", dates.with_month, dates.MONTH_CUES),
-    _Search("age_over_89", numbers.age_over_89),
+    _Search("age_over_89", numbers.age_over_89, _FIGURE),
     _Search("age_over_89", numbers.age_in_words, numbers.AGE_CUES),
-    _Search("phone", numbers.phone_number),
+    _Search("phone", numbers.phone_number, _NUMBER),
     _Search("phone", numbers.phone_number_abroad, ("+",)),
-    _Search("ssn", numbers.social_security_number),
+    _Search("ssn", numbers.social_security_number, _NUMBER),
     _Search("email", numbers.e_mail, ("@",)),
-    _Search("address", places.street),
-    _Search("address", places.zip_code),
+    _Search("address", places.street, _FIGURE),
+    _Search("address", places.zip_code, _NUMBER),
     _Search("address", places.street_alone, places.STREET_ALONE_CUES),
     _Search("address", places.address, places.ADDRESS_CUES),
     _Search("hospital", places.hospital, places.HOSPITAL_CUES),
 )
-_BY_FIGURE = tuple(search for search in _SEARCHES if not search.cues)
 _CUES = frozenset(cue for search in _SEARCHES for cue in search.cues)
 _SIGNS = ":@+"
 # What is no letter becomes a blank, so that "03MAR2019" and "(Dr.Smith" fall into words.
@@ -70,8 +73,10 @@ def identifiers_in(text: str) -> tuple[str, ...]:
     """Return the names of the rules that find something, in the order of RULES, each once."""
     words = _CUES.intersection(text.lower().translate(_BLANKS).split())
     words |= {sign for sign in _SIGNS if sign in text}
-    tried = [*_BY_FIGURE] if numbers.any_figure(text) else []
-    if words:
-        tried += [search for search in _SEARCHES if not words.isdisjoint(search.cues)]
+    if numbers.any_figure(text):
+        words |= {*_FIGURE, *_NUMBER} if numbers.any_number(text) else {*_FIGURE}
+    if not words:
+        return ()
+    tried = [search for search in _SEARCHES if not words.isdisjoint(search.cues)]
     found = {search.rule for search in tried if search.find(text)}
     return tuple(rule for rule in RULES if rule in found) if found else ()

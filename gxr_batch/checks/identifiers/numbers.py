@@ -11,8 +11,8 @@ import re
 from gxr_batch.checks.identifiers.dates import is_date_in_one_piece
 
 _FIGURE = re.compile("[0-9]")
-# Four digits, with at most two signs or capitals between them, and the words that may announce such a number.
-_FOUR_DIGITS = re.compile("[0-9](?:[ ()./A-Z-]{0,2}[0-9]){3}")
+# Four digits, with at most three signs or capitals between them, and the words that may announce such a number.
+_FOUR_DIGITS = re.compile("[0-9](?:[ ()./A-Z-]{0,3}[0-9]){3}")
 _CHARACTERS_BEFORE = 60
 _LINK = r"(?:\W{0,3}\b(?:numbers?|num|no|nr|ids?|identifier|is|was|at|on|ending|in)\b){0,3}\W{0,4}"
 _RECORD = re.compile(
@@ -63,6 +63,11 @@ _IN_HIS = re.compile(r"\bin (?:his|her|their) (?:(?:early|mid|late)[- ])?$", re.
 def any_figure(text: str) -> bool:
     """Return whether there is a digit at all."""
     return _FIGURE.search(text) is not None
+
+
+def any_number(text: str) -> bool:
+    """Return whether there are four digits close together, as every number and date in figures has."""
+    return _FOUR_DIGITS.search(text) is not None
 
 
 def record_number(text: str) -> bool:

@@ -29,7 +29,8 @@ LETTER_CUES = ("md", "m", "d", "mbbs", "frcr", "frcpc", "rn", "phd", "ph", "c") 
 # Capitals that are titles and abbreviations alike: magnetic resonance, multiple sclerosis, digital radiography.
 _AMBIGUOUS = frozenset({"MR", "MS", "DR"})
 _HIDDEN = frozenset("Xx_")
-_LETTERS = r"(?:MD|M\.D\.|D\.O\.|MBBS|FRCR|FRCPC|RN|PhD|PHD|Ph\.D\.|PA-C)(?!\w)"
+_LETTERS = re.compile(r"(?:MD|M\.D\.|MBBS|D\.O\.|FRCR|FRCPC|RN|PhD|PHD|Ph\.D\.|PA-C)(?!\w)")
+_CHARACTERS_BEFORE = 80
 
 
 def _name(group: str) -> str:
@@ -55,7 +56,7 @@ _IN_FULL = re.compile(
     rf"|(?i:{'|'.join(BY_WORDS)})[ ](?i:by))\s{{1,3}}{_FIRST}(?:[ ]|,[ ]?){_SECOND}"
 )
 _PATIENT = re.compile(rf"\b(?:[Pp]atient|[Pp]t\.?)[ ]{_FIRST}[ ]{_SECOND}")
-_LETTERED = re.compile(rf"\b{_FIRST}[ ]{_SECOND},?[ ]{{1,2}}{_LETTERS}")
+_BEFORE_LETTERS = re.compile(rf"\b{_FIRST}[ ]{_SECOND},?[ ]{{1,2}}$")
 
 
 def is_name(word: str) -> bool:
@@ -112,4 +113,8 @@ def _are_names(match: re.Match[str], after_colon: bool) -> bool:
 
 def lettered(text: str) -> bool:
     """Return whether a name of two words stands in front of letters such as MD."""
-    return any(is_name(match["first"]) and is_name(match["second"]) for match in _LETTERED.finditer(text))
+    for letters in _LETTERS.finditer(text):
+        match = _BEFORE_LETTERS.search(text[max(0, letters.start() - _CHARACTERS_BEFORE) : letters.start()])
+        if match is not None and is_name(match["first"]) and is_name(match["second"]):
+            return True
+    return False

@@ -15,10 +15,9 @@ from datetime import date
 from pathlib import Path
 
 from gxr_batch.engines import create
-from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
 from gxr_batch.fitter import TRUNCATED, Fitter
-from gxr_batch.job import Job
+from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import load_manifest
 from gxr_batch.plan import disk_needed
@@ -26,6 +25,7 @@ from gxr_batch.prepare import Prepared, output_folder, prepare
 from gxr_batch.provenance import fingerprint, follow
 from gxr_batch.records import Identity, Messages
 from gxr_batch.rows import ingest, read_rows
+from gxr_batch.screening import Screen
 
 _SHOWN = 3
 
@@ -34,7 +34,8 @@ _SHOWN = 3
 class Findings:
     """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts.
 
-    `cut` counts prompts that prompt.too_long = "truncate" shortened.
+    `cut` counts prompts that prompt.too_long = "truncate" shortened. `identifiers` counts usable rows by the rule of
+    identifier screening that hits them, `identified` names these rows.
     """
 
     rows: int = 0
@@ -46,6 +47,9 @@ class Findings:
     reasons: Counter[str] = field(default_factory=Counter)
     unusable: list[str] = field(default_factory=list)
     cut: int = 0
+    screening: Screening = "off"
+    identifiers: Counter[str] = field(default_factory=Counter)
+    identified: list[str] = field(default_factory=list)
     shown: list[tuple[str, Messages]] = field(default_factory=list)
     bytes_needed: int = 0
     bytes_free: int = 0
@@ -58,22 +62,23 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Finding
     manifest = load_manifest(folder) if is_run(folder) else None
     job = follow(job, manifest)
     _compare(prepared, job, manifest, folder)
-    found = Findings(folder=folder, goes_on=is_run(folder), notices=[*job.warnings(), *prepared.survey.notices])
+    screen = Screen(prepared.templates, prepared.fields.templates, job)
+    told = [*job.warnings(), *prepared.survey.notices, *screen.notices()]
+    found = Findings(folder=folder, goes_on=is_run(folder), notices=told, screening=screen.mode)
     encoder = create(job).encoder()
     with tempfile.TemporaryDirectory(prefix="gxr-batch-check-") as scratch:
         table = Path(scratch) / "input.parquet"
         taken = ingest(prepared.survey, prepared.fields, table, id_column=job.input.id_column, prior=None, limit=limit)
         found.rows = taken.rows
         found.notices += taken.notices
-        _try_rows(found, prepared, encoder, table)
+        _try_rows(found, prepared, Fitter(prepared.templates, prepared.job, encoder), screen, table)
         _measure_room(found, job, table.stat().st_size)
     for sentence in found.notices:
         say(sentence)
     return found
 
 
-def _try_rows(found: Findings, prepared: Prepared, encoder: Encoder, table: Path) -> None:
-    fitter = Fitter(prepared.templates, prepared.job, encoder)
+def _try_rows(found: Findings, prepared: Prepared, fitter: Fitter, screen: Screen, table: Path) -> None:
     for row in read_rows(table, prepared.fields, None):
         try:
             fitted = fitter.fit(row)
@@ -84,6 +89,9 @@ def _try_rows(found: Findings, prepared: Prepared, encoder: Encoder, table: Path
         found.templates[row.template] += 1
         found.lengths.append(fitted.encoded.length or 0)
         found.cut += TRUNCATED in fitted.flags
+        if screen.mode != "off" and (hits := screen.of_row(row, fitted.messages)):
+            found.identifiers.update(hits)
+            found.identified.append(row.row_id)
         if len(found.shown) < _SHOWN:
             found.shown.append((row.row_id, fitted.messages))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -88,3 +89,11 @@ def _described(info: EngineInfo) -> dict[str, Any]:
 def now() -> str:
     """Return the local time with its offset, to the second."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def user_name() -> str:
+    """Return who this process runs as; the environment, which anybody can set, is not asked."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # as in containers: a number without a name
+        return f"uid {os.getuid()}"

@@ -1,6 +1,7 @@
 """Turns rows that are still to do into prompts, and what comes back into results.
 
-Rows that cannot become a prompt are booked as failed with their reason and never reach the engine.
+Rows that cannot become a prompt are booked as failed with their reason and never reach the engine; nor do those that
+identifier screening holds.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gxr_batch.checks.identifiers import identifiers_in
 from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
 from gxr_batch.fitter import TRUNCATED, Fitted, Fitter
-from gxr_batch.job import Job
-from gxr_batch.ledger import TODO, RunWriter
+from gxr_batch.job import Job, Screening
+from gxr_batch.ledger import HELD, TODO, RunWriter
 from gxr_batch.ledger.state import Bools
 from gxr_batch.plan import longest_first, row_seed
 from gxr_batch.prepare import Prepared
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Result, Row, Status
 from gxr_batch.rows import read_rows
+from gxr_batch.screening import IN_INPUT, IN_OUTPUT, Screen, flags, reason
 
 _NO_PROMPT = Fitted(Messages((), ""), Encoded(None, None), "")
 
@@ -32,6 +35,7 @@ class _Taken(NamedTuple):
     attempt: int
     prompt: Prompt
     fitted: Fitted
+    screening: Screening = "off"
 
 
 class Feed:
@@ -40,12 +44,15 @@ class Feed:
     def __init__(self, prepared: Prepared, job: Job, encoder: Encoder, ledger: RunWriter, todo: Bools) -> None:
         self._prepared, self._job, self._ledger, self._todo = prepared, job, ledger, todo
         self._fitter = Fitter(prepared.templates, job, encoder)
+        self._screen = Screen(prepared.templates, prepared.fields.templates, job)
+        self._released = ledger.manifest.released() if ledger.manifest else frozenset()
+        self._held: Bools = np.any(ledger.state.status == HELD, axis=1)  # before this start: it may release some
         self._seed = int(job.sampling.seed)
         self._max_new_tokens = job.sampling.settings().max_new_tokens
         self._in_flight: dict[Key, _Taken] = {}
         self._suspects, self._condemned = ledger.in_flight.begin(*self._known_to_the_ledger(ledger.in_flight.known))
         self._alone: list[_Taken] = []
-        self.rejected = self.cut = 0
+        self.rejected = self.withheld = self.cut = 0
         self.seconds = 0.0
 
     @property
@@ -93,7 +100,13 @@ class Feed:
         error = completion.error
         if error is None and not completion.text.strip():
             error = "the model returned empty text"
-        return taken.row.position, self._result(taken, completion, error)
+        if error is not None:
+            return taken.row.position, self._result(taken, completion, "failed", error)
+        hits = identifiers_in(completion.text) if taken.screening != "off" else ()
+        taken = taken._replace(fitted=taken.fitted.flagged(*flags(IN_OUTPUT, hits)))
+        if hits and taken.screening == "hold":
+            return taken.row.position, self._result(taken, completion, "held", reason(IN_OUTPUT, hits))
+        return taken.row.position, self._result(taken, completion, "ok", None)
 
     def _encoded(self) -> Iterator[_Taken]:
         wanted: Bools = np.any(self._todo, axis=1)
@@ -107,12 +120,24 @@ class Feed:
             except RowError as error:
                 self._reject(row, samples, error)
                 continue
+            screening = self._screening(row)
+            hits = self._screen.of_row(row, fitted.messages) if samples and screening != "off" else ()
+            fitted = fitted.flagged(*flags(IN_INPUT, hits))
+            if hits and screening == "hold":
+                self._withhold(row, samples, fitted, reason(IN_INPUT, hits))
+                continue
             for sample in samples:
-                taken = self._take(row, sample, fitted)
+                taken = self._take(row, sample, fitted)._replace(screening=screening)
                 if taken.prompt.key in self._suspects:
                     self._alone.append(taken)
                 else:
                     yield taken
+
+    def _screening(self, row: Row) -> Screening:
+        """Return what a hit does to this row: one that is held stays so until a person releases it."""
+        if (row.row_id, row.content_hash) in self._released:
+            return "off" if self._screen.mode == "off" else "flag"
+        return "hold" if self._held[row.position] else self._screen.mode
 
     def _known_to_the_ledger(self, keys: Sequence[Key]) -> tuple[set[Key], set[Key]]:
         """Return which of these keys have no result yet, and which of those this invocation wants.
@@ -135,18 +160,30 @@ class Feed:
 
     def _reject(self, row: Row, samples: Sequence[int], error: RowError) -> None:
         """Book samples of a row that is not to be generated as failed."""
-        now = int(time.time() * 1000)
         for sample in samples:
-            taken = self._take(row, sample, _NO_PROMPT)
-            completion = Completion(
-                taken.prompt.key, "", "error", error.what, None, 0, 0.0, None, 0.0, 0.0, 0.0, now, now
-            )
-            self._ledger.add(row.position, self._result(taken, completion, error.what))
+            self._keep_back(self._take(row, sample, _NO_PROMPT), "failed", error.what)
             self.rejected += 1
 
-    def _result(self, taken: _Taken, completion: Completion, error: str | None) -> Result:
+    def _withhold(self, row: Row, samples: Sequence[int], fitted: Fitted, error: str) -> None:
+        """Book samples of a row that no engine may see as held.
+
+        That is no attempt: once released, the row gets the attempts, the seed and so the text that it would have had.
+        """
+        for sample in samples:
+            taken = self._take(row, sample, fitted)
+            self._keep_back(taken._replace(attempt=taken.attempt - 1), "held", error)
+            self.withheld += 1
+
+    def _keep_back(self, taken: _Taken, status: Status, error: str) -> None:
+        """Book a key that never comes to the engine."""
+        now = int(time.time() * 1000)
+        length = taken.fitted.encoded.length
+        completion = Completion(taken.prompt.key, "", "error", error, length, 0, 0.0, None, 0.0, 0.0, 0.0, now, now)
+        self._ledger.add(taken.row.position, self._result(taken, completion, status, error))
+
+    def _result(self, taken: _Taken, completion: Completion, status: Status, error: str | None) -> Result:
         row, prompt = taken.row, taken.prompt
-        status: Status = "ok" if error is None else "failed"
+        text = completion.text if status != "failed" and completion.text else None
         generated = completion.rows_in_batch > 0
         seconds = completion.seconds_generating
         return Result(
@@ -154,8 +191,8 @@ class Feed:
             sample=prompt.key.sample,
             content_hash=row.content_hash,
             status=status,
-            text=completion.text if error is None else None,
-            finish_reason=completion.finish_reason if error is None else "error",
+            text=text,
+            finish_reason=completion.finish_reason if text is not None else "error",
             error=error,
             flags=list(taken.fitted.flags),
             prompt_tokens=completion.prompt_tokens,

@@ -26,6 +26,10 @@ class Fitted(NamedTuple):
     sha256: str
     flags: tuple[str, ...] = ()
 
+    def flagged(self, *flags: str) -> Fitted:
+        """Return the same with more flags."""
+        return self._replace(flags=self.flags + flags) if flags else self
+
 
 class Fitter:
     """Fits the rows of one job. Raises RowError for a row that cannot become a prompt, and for nothing else."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gxr_batch import notices
-from gxr_batch.chronicle import Chronicle, now
+from gxr_batch.chronicle import Chronicle, now, user_name
 from gxr_batch.engines import create
 from gxr_batch.engines.base import EngineInfo
 from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, RunWriter, encode_metadata
@@ -22,9 +22,11 @@ from gxr_batch.progress import Progress
 from gxr_batch.provenance import file_marks, fingerprint, follow, provenance, settle
 from gxr_batch.records import Key
 from gxr_batch.rows import ingest
+from gxr_batch.screening import Screen
 from gxr_batch.stopping import StopReason
 
 Say = Callable[[str], None]
+_ROW_IDS_LOGGED = 1000  # of released rows; all of them stand in run.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,7 @@ class Invocation:
         self.chronicle = Chronicle(ledger, say, self.job, asked)
         self.chronicle.tell(*prepared.job.warnings(), *prepared.survey.notices)
         self.chronicle.tell(*notices.of_kind(prepared.job, self.job))
+        self.chronicle.tell(*Screen(prepared.templates, prepared.fields.templates, self.job).notices())
         self.chronicle.tell(*notices.of_versions(ledger.manifest, self.chronicle.entry["packages"]))
         self._check_fingerprint()
 
@@ -146,8 +149,18 @@ class Invocation:
                 f"--set run.max_attempts={self.job.run.max_attempts + 1} tries them once more."
             )
         chosen: Bools = again & ~spent & self._chosen_rows()[:, None]
+        if self.options.retry == "held" and chosen.any():
+            self._release(chosen)
         # Named rows are about these rows alone, and a raised limit must not give new rows their first attempt.
         return chosen if self.options.retry_rows or self.raised else todo | chosen
+
+    def _release(self, chosen: Bools) -> None:
+        """Write down that a person released these rows, with their content, before any of them runs."""
+        rows = self.ledger.keys_at(np.any(chosen, axis=1))
+        by = user_name()
+        self.chronicle.entry["released"] = {"by": by, "at": now(), "rows": rows}
+        self.chronicle.log("released", by=by, rows=len(rows), row_ids=list(rows)[:_ROW_IDS_LOGGED])
+        self.chronicle.tell(notices.of_release(len(rows), by))
 
     def _chosen_rows(self) -> Bools:
         """Return which rows `--retry` is about: those named by `--row`, else all."""
@@ -202,6 +215,7 @@ class Invocation:
             "counts": counts._asdict(),
             "done": self.progress.done,
             "rejected": self.progress.rejected,
+            "withheld": self.progress.withheld,
             "new_tokens": self.progress.new_tokens,
             "splits": self.progress.splits,
             "cut": self.progress.cut,
@@ -224,4 +238,5 @@ class Invocation:
     @property
     def unfinished(self) -> int:
         """How many of the keys that this invocation was to generate it did not."""
-        return self.progress.wanted - self.progress.done - self.progress.rejected
+        progress = self.progress
+        return progress.wanted - progress.done - progress.rejected - progress.withheld

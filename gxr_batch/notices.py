@@ -55,6 +55,12 @@ def of_condemned(keys: Collection[Key]) -> list[str]:
     return [f"The process died over {', '.join(names[:5])}{more} twice: set aside as failed, crashed the process."]
 
 
+def of_release(rows: int, by: str) -> str:
+    """Say that rows that were held are generated now, and who is on record for it."""
+    which = "1 held row is" if rows == 1 else f"{rows:,} held rows are"
+    return f"{which} released by {by}, as run.json records: identifier screening only flags what it finds in them."
+
+
 def of_stop(reason: StopReason, in_flight: int, grace_seconds: float) -> str:
     """Say that the run is about to stop, and what becomes of the rows in the engine."""
     why = {

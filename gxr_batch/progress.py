@@ -14,7 +14,7 @@ class Progress:
     """Where an invocation stands: `counts` is about the whole table, everything else about this invocation.
 
     `wanted` keys are to be generated; `done` and `failed` came out of the engine, `rejected` could not become a prompt,
-    `cut` prompts lost the end of their longest cell.
+    `withheld` were kept from the engine by identifier screening, `cut` prompts lost the end of their longest cell.
     """
 
     counts: Counts
@@ -22,6 +22,7 @@ class Progress:
     done: int = 0
     failed: int = 0
     rejected: int = 0
+    withheld: int = 0
     cut: int = 0
     new_tokens: int = 0
     rows_in_flight: int = 0

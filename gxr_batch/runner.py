@@ -102,14 +102,14 @@ def stream(session: Session, feed: Feed, invocation: Invocation, watch: Watch, s
             ledger.seal_if_due(checkpoint_seconds)
             watch.look()
             invocation.heed(watch.stopper.reason, feed.in_flight)
-            progress.seconds, progress.rejected = woke - began, feed.rejected
+            progress.seconds, progress.rejected, progress.withheld = woke - began, feed.rejected, feed.withheld
             show(progress)
             own += time.perf_counter() - woke
         if feed.in_flight and watch.stopper.reason is None:
             raise RuntimeError(f"the engine took {feed.in_flight} prompts that it neither answered nor gave back")
     finally:
         progress.seconds = time.perf_counter() - began
-        progress.rejected, progress.cut = feed.rejected, feed.cut
+        progress.rejected, progress.withheld, progress.cut = feed.rejected, feed.withheld, feed.cut
         invocation.chronicle.entry |= {
             "streaming_seconds": progress.seconds,
             "generating_seconds": progress.seconds - own - feed.seconds,

@@ -342,3 +342,16 @@ def test_a_folder_that_another_host_holds(work):
     (work.folder / "outputs/j/run.lock").write_text(json.dumps(record))
     work.run(expect=4)
     work.run("--take-over")
+
+
+def test_rows_that_identifier_screening_holds_and_releases(work):
+    work.table([(row_id, f"MRN 778123{n}, {cell}") for n, (row_id, cell) in enumerate(ROWS)])
+    hold = ("--set", "privacy.identifiers=hold")
+    (work.folder / "own.j2").write_text("Dr. Greyson asks about {{ findings }}")
+    work.run(*hold, expect=3)
+    for arguments in ((), ("--json",), ("--retry", "held", "--row", "C0"), ("--retry", "failed"), ("--retry", "held")):
+        work.run(*hold, *arguments, expect=None)
+    work.gxr("check", "j.toml", *hold)
+    assert CANARY not in work.gxr("check", "j.toml", "--json", *hold).stdout
+    work.run(*hold, "--fresh", "--set", "prompt.template=own.j2", expect=3)
+    work.gxr("export", "outputs/j", "--format", "csv", "--include-held")

@@ -13,6 +13,8 @@ from gxr_batch.cli.options import job_options, read_job, say_to_stderr
 if TYPE_CHECKING:
     from gxr_batch.check import Findings
 
+_NAMED = 5
+
 
 @click.command(name="check")
 @job_options
@@ -48,6 +50,12 @@ def _summary(found: Findings) -> dict[str, Any]:
         "usable": len(found.lengths),
         "unusable": len(found.unusable),
         "cut": found.cut,
+        "identifiers": {
+            "screening": found.screening,
+            "rows": len(found.identified),
+            "rules": dict(found.identifiers),
+            "row_ids": found.identified[:_NAMED],
+        },
         "reasons": dict(found.reasons),
         "templates": dict(found.templates),
         "prompt_tokens": {"shortest": shortest, "median": median, "longest": longest},
@@ -69,7 +77,7 @@ def _text(name: str, found: Findings) -> str:
         f"  prompts    {shortest:,} to {longest:,} tokens, median {median:,}",
         f"  output     {found.folder} ({'an earlier run is there: run goes on with it' if found.goes_on else 'new'})",
         f"  room       up to {_mib(found.bytes_needed)} needed, {_mib(found.bytes_free)} free",
-        "  privacy    identifiers are not screened in this version",
+        f"  privacy    {_privacy(found)}",
     ]
     if found.bytes_needed > found.bytes_free:
         lines.append("  WARNING    the disk may fill up before the run ends")
@@ -78,11 +86,23 @@ def _text(name: str, found: Findings) -> str:
     for reason, count in found.reasons.most_common(5):
         lines.append(f"  unusable   {count:,} rows: {reason}")
     if found.unusable:
-        lines.append(f"             e.g. {', '.join(found.unusable[:5])}; a run books them as failed and goes on")
+        lines.append(f"             e.g. {', '.join(found.unusable[:_NAMED])}; a run books them as failed and goes on")
     for row_id, messages in found.shown:
         lines.append(f"\n--- prompt of row {row_id} ({messages.template})")
         lines += [f"[{turn.role}]\n{turn.text}" for turn in messages.turns]
     return "\n".join(lines)
+
+
+def _privacy(found: Findings) -> str:
+    """Say what identifier screening hits, by rule and row id; the texts are in the table."""
+    if found.screening == "off":
+        return "identifier screening is off"
+    if not found.identified:
+        return f"identifier screening ({found.screening}) hits no row"
+    rules = ", ".join(f"{rule} {count:,}" for rule, count in found.identifiers.most_common())
+    ids, rows = ", ".join(found.identified[:_NAMED]), len(found.identified)
+    what = "a run holds these rows" if found.screening == "hold" else "a run flags these rows"
+    return f"identifier screening ({found.screening}) hits {rows:,} rows: {rules}; e.g. {ids}; {what}"
 
 
 def _mib(size: int) -> str:

@@ -14,7 +14,7 @@ _FORMATS = ("xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-batch", "cha
 @click.option("--format", "form", type=click.Choice(_FORMATS), default="xlsx", show_default=True, help="Kind of file.")
 @click.option("--only", type=click.Choice(["approved"]), help="Take the rows that a reviewer approved.")
 @click.option("--partial", is_flag=True, help="Take the rows that are done, of a run that is unfinished.")
-@click.option("--include-held", is_flag=True, help="Not available yet.")
+@click.option("--include-held", is_flag=True, help="Show the texts that identifier screening holds back.")
 @click.option("--to", "target", type=click.Path(path_type=Path), help="Write here. Default: results.<format> in RUN.")
 def command(
     run_folder: Path, form: str, only: str | None, partial: bool, include_held: bool, target: Path | None
@@ -30,13 +30,16 @@ def command(
     Example:
       gxr-batch export outputs/demo
     """
-    from gxr_batch.errors import NotAvailable
     from gxr_batch.export import Choice, export
     from gxr_batch.ledger import RunReader
 
-    if include_held:
-        raise NotAvailable("--include-held")
-    done = export(RunReader(run_folder), form, target, Choice(partial=partial, approved=only == "approved"))
+    reader = RunReader(run_folder)
+    choice = Choice(partial=partial, approved=only == "approved", include_held=include_held)
+    done = export(reader, form, target, choice)
     click.echo(f"{done.path}: {done.rows:,} rows{', of an unfinished run' if done.partial else ''}")
     for note in done.notes:
         click.echo(f"  {note}")
+    held = reader.state.counts().held
+    if held and only is None and form != "chat-jsonl":
+        which = "with the texts" if include_held else "without the text (--include-held shows it)"
+        click.echo(f"  held rows: {held:,}, {which}")

@@ -63,8 +63,8 @@ class ProgressDisplay:
 
 
 def settled(progress: Progress) -> int:
-    """Return how many of the wanted rows are generated or rejected."""
-    return progress.done + progress.rejected
+    """Return how many of the wanted rows are generated, rejected or kept from the engine."""
+    return progress.done + progress.rejected + progress.withheld
 
 
 def describe(progress: Progress) -> str:
@@ -75,7 +75,8 @@ def describe(progress: Progress) -> str:
         speed = progress.done / progress.seconds
         text += f", {speed * 60:,.1f} rows/min, {progress.new_tokens / progress.seconds:,.1f} tok/s"
         text += f", {duration((total - done) / speed)} left"
-    return f"{text}, {progress.failed + progress.rejected:,} failed"
+    text += f", {progress.failed + progress.rejected:,} failed"
+    return f"{text}, {progress.withheld:,} held" if progress.withheld else text
 
 
 def duration(seconds: float) -> str:

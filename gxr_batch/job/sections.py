@@ -17,6 +17,7 @@ from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, pars
 MOST_TOKENS = 1_000_000  # beyond any model
 MOST = 2**31 - 1  # what a column of the results holds
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
+Screening = Literal["off", "flag", "hold"]
 
 
 def _spelled(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -156,9 +157,15 @@ class RunSection(Section):
 
 
 class PrivacySection(Section):
-    """Screening for identifiers."""
+    """What is done about rows in which identifier screening hits."""
 
     identifiers: Literal["auto", "off", "flag", "hold"] = "auto"
+
+    def screening(self, engine_kind: str) -> Screening:
+        """Return what a hit does with this engine: a prompt for an API leaves the machine, so there it is held."""
+        if self.identifiers == "auto":
+            return "hold" if engine_kind == "api" else "flag"
+        return self.identifiers
 
 
 ExportFormat = Literal["xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-batch", "chat-jsonl", "report"]

@@ -18,7 +18,7 @@ from gxr_batch.storage import storage_errors
 
 LOG_NAME = "log.jsonl"
 _ENDS = frozenset({"ended", "broke_off", "nothing_to_do"})
-# Failed rows that one invocation names one by one; all of them stand in failed.parquet.
+# Failed and held rows that one invocation names one by one; all of them stand in failed.parquet.
 _ROWS_NAMED = 1000
 
 
@@ -64,9 +64,16 @@ class RunLog:
 
     def row_failed(self, row_id: str, sample: int, attempt: int, error: str) -> None:
         """Name a failed row, up to a number of them. Raises StorageError."""
+        self._row("row_failed", row_id, sample, attempt, error)
+
+    def row_held(self, row_id: str, sample: int, attempt: int, error: str) -> None:
+        """Name a held row, up to the same number. Raises StorageError."""
+        self._row("row_held", row_id, sample, attempt, error)
+
+    def _row(self, event: str, row_id: str, sample: int, attempt: int, error: str) -> None:
         self._rows_named += 1
         if self._rows_named <= _ROWS_NAMED:
-            self.event("row_failed", row_id=row_id, sample=sample, attempt=attempt, error=error)
+            self.event(event, row_id=row_id, sample=sample, attempt=attempt, error=error)
         elif self._rows_named == _ROWS_NAMED + 1:
             self.event("more_rows_failed", see="failed.parquet")
 

@@ -30,6 +30,7 @@ _KINDS: dict[str, Any] = {
     "done_before": int,
     "streaming_seconds": int | float,
     "input_files": list,
+    "released": dict,
 }
 
 
@@ -54,6 +55,11 @@ class Manifest:
         """Replace run.json. Raises StorageError."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
         write_whole(folder / MANIFEST_NAME, lambda path: _write_text(path, text))
+
+    def released(self) -> frozenset[tuple[str, str]]:
+        """Return row id and content hash of the rows that a person released: identifier screening only flags these."""
+        entries = (entry.get("released", {}).get("rows", {}) for entry in self.invocations)
+        return frozenset(row for rows in entries for row in rows.items())
 
     def compare(self, fingerprint: dict[str, Any], *, raisable: frozenset[str] = frozenset(), where: str = "") -> None:
         """Raise FingerprintError, naming the keys, where a run with this fingerprint must not go on here.
@@ -83,6 +89,8 @@ def _validate(manifest: Manifest) -> None:
     entries = [(name, value) for entry in manifest.invocations for name, value in entry.items()]
     wrong = [name for name, value in entries if not isinstance(value, _KINDS.get(name, object))]
     wrong += [name for name, value in entries if name == "counts" and set(value) != set(Counts._fields)]
+    released = [value["rows"] for name, value in entries if name == "released"]
+    wrong += [name for rows in released for name, value in rows.items() if not isinstance(value, str)]
     wrong += [name for name, value in marks.items() if not isinstance(value, bool if name == _AI else str | None)]
     for name, value in entries:
         if name == "generating_since":

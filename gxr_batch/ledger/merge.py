@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.ledger.files import write_whole
@@ -44,8 +45,13 @@ class _Parts:
         return self._open[number].take(pa.array(lines))
 
 
-def joined(folder: Path, state: State, provenance: Mapping[str, Any]) -> Iterator[pa.Table]:
-    """Yield the finished keys as tables of the contract's columns, in input order, sample after sample."""
+def joined(
+    folder: Path, state: State, provenance: Mapping[str, Any], *, include_held: bool = False
+) -> Iterator[pa.Table]:
+    """Yield the finished keys as tables of the contract's columns, in input order, sample after sample.
+
+    A held row's text is left out, null, unless it is asked for.
+    """
     parts = _Parts(folder)
     start = 0
     for batch in batches_of(folder / INPUT_NAME):
@@ -53,6 +59,8 @@ def joined(folder: Path, state: State, provenance: Mapping[str, Any]) -> Iterato
         start += batch.num_rows
         row, sample = np.nonzero(state.status[rows] != TODO)
         results = _gather(parts, state.part[rows][row, sample], state.line[rows][row, sample])
+        if not include_held:
+            results = _without_held_texts(results)
         own = pa.Table.from_batches([batch.drop_columns(list(KEY_COLUMNS_OF_INPUT))]).take(pa.array(row))
         yield _with_provenance(own, results, provenance)
 
@@ -72,6 +80,12 @@ def _gather(parts: _Parts, part: npt.NDArray[np.int32], line: npt.NDArray[np.int
     if not pieces:
         return part_schema().empty_table()
     return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(order))))
+
+
+def _without_held_texts(results: pa.Table) -> pa.Table:
+    held = pc.equal(results["gxr_status"], "held")
+    texts = pc.if_else(held, pa.scalar(None, pa.string()), results["gxr_text"])
+    return results.set_column(results.schema.get_field_index("gxr_text"), results.schema.field("gxr_text"), texts)
 
 
 def _with_provenance(own: pa.Table, results: pa.Table, provenance: Mapping[str, Any]) -> pa.Table:

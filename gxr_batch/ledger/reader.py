@@ -87,9 +87,13 @@ class RunReader:
         """What people said of the generated texts. Raises RunError where a file of reviews is damaged."""
         return Reviews.load(self.folder)
 
-    def finished(self) -> Iterator[pa.Table]:
-        """Yield the rows that are done at this moment, in input order, as tables of `schema`, reviews laid over."""
-        tables = joined(self.folder, self._scan(whole=True), self.manifest.model.get("provenance", {}))
+    def finished(self, *, include_held: bool = False) -> Iterator[pa.Table]:
+        """Yield the rows that are done at this moment, in input order, as tables of `schema`, reviews laid over.
+
+        The text of a held row is null unless `include_held` is set.
+        """
+        marks = self.manifest.model.get("provenance", {})
+        tables = joined(self.folder, self._scan(whole=True), marks, include_held=include_held)
         return map(self.reviews.lay_over, tables)
 
 
@@ -101,18 +105,18 @@ def is_run(folder: Path) -> bool:
         return False
 
 
-def read_results(run_dir: str | Path) -> pd.DataFrame:
+def read_results(run_dir: str | Path, *, include_held: bool = False) -> pd.DataFrame:
     """Return the finished rows of a run as a DataFrame of the contract's columns, in input order.
 
     `run_dir` is a run folder. Works at any time: of an unfinished run it returns the rows that are generated, failed or
     held so far; rows still to do are absent. Seconds are seconds, `gxr_started_at` and `gxr_finished_at` are UTC. The
-    newest review is laid over each row: `gxr_review_status`, `gxr_review_text` and the other review columns.
-    Raises RunError where the folder holds no run.
+    newest review is laid over each row: `gxr_review_status`, `gxr_review_text` and the other review columns. The text
+    of a held row is left out unless `include_held` is set. Raises RunError where the folder holds no run.
     """
     reader = RunReader(Path(run_dir))
-    table = _whole(reader)
+    table = None if include_held else _whole(reader)
     if table is None:
-        table = pa.concat_tables([reader.schema.empty_table(), *reader.finished()])
+        table = pa.concat_tables([reader.schema.empty_table(), *reader.finished(include_held=include_held)])
     frame: pd.DataFrame = table.to_pandas()
     return frame
 

@@ -118,13 +118,19 @@ class RunWriter:
         """Write the results added since the last part as a part of their own. Raises StorageError."""
         if self._open:
             write_part(self.folder, self._next_part, self._open, self.part_metadata)
-            failed = [result for result in self._open if result.status == "failed"]
-            self.log.event("part_sealed", part=self._next_part, rows=len(self._open), failed=len(failed))
-            for result in failed:
-                self.log.row_failed(result.row_id, result.sample, result.attempt, result.error or "")
+            self._log_part()
             self._open, self._characters = [], 0
             self._next_part += 1
         self._sealed_at = time.monotonic()
+
+    def _log_part(self) -> None:
+        failed = [result for result in self._open if result.status == "failed"]
+        held = [result for result in self._open if result.status == "held"]
+        rows = len(self._open)
+        self.log.event("part_sealed", part=self._next_part, rows=rows, failed=len(failed), held=len(held))
+        for results, name in ((failed, self.log.row_failed), (held, self.log.row_held)):
+            for result in results:
+                name(result.row_id, result.sample, result.attempt, result.error or "")
 
     def drop_unsealed(self) -> None:
         """Forget the results that could not be sealed, so that the state is what a later start will find."""
@@ -156,6 +162,11 @@ class RunWriter:
         named: Bools = np.zeros(self.state.rows, np.bool_)
         named[list(at.values())] = True
         return named
+
+    def keys_at(self, rows: Bools) -> dict[str, str]:
+        """Return row id and content hash of the rows in a mask."""
+        keys = keys_of(self.folder / INPUT_NAME).filter(pa.array(rows))
+        return dict(zip(keys["gxr_row_id"].to_pylist(), keys["gxr_content_hash"].to_pylist(), strict=True))
 
     def positions_of(self, row_ids: Sequence[str]) -> dict[str, int]:
         """Return where these rows stand in the table; ids that are not there are left out."""

@@ -1,0 +1,212 @@
+"""What a sentence says about the findings that it names: present, absent or open, and on which side.
+
+After the idea of NegEx (Chapman and others, 2001): cue words before and after a finding, each with a reach that ends at
+certain words. What is hedged, hypothetical or said in general is open, and so is a negation with a restriction ("no
+large effusion", "no other nodule"): rules that compare leave it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from gxr_batch.checks.flags.lexicon import Spot, spots_in
+from gxr_batch.checks.flags.words import word_set
+
+Status = Literal["present", "absent", "open"]
+
+
+class Mention(NamedTuple):
+    """A finding named in words `start` to `end` of a sentence."""
+
+    finding: str
+    status: Status
+    start: int
+    end: int
+
+
+# One of these makes the whole sentence a general one.
+GENERAL = word_set(
+    "if whether would might typically usually often commonly classically classic sometimes rarely frequently generally "
+    "patients students readers clinicians children adults remember pitfall pearl defined definition refers "
+    "recognised recognized characterised characterized hallmark mimic mimics mistaken mistake taken differential "
+    "differentials differentiate distinguish distinguishes unlike guidelines threshold common example cases "
+    "causes include includes occurs develops means called doubt who term"
+)
+_NO = word_set(
+    "no without not never neither nor none nothing cannot can't isn't aren't wasn't weren't doesn't don't didn't "
+    "hasn't haven't free negative absence lack excludes"
+)
+_OF = {"free": {"of", "from"}, "negative": {"for"}, "absence": {"of"}, "lack": {"of"}}
+_NO_NEGATION_BEFORE = word_set(
+    "change changes changed doubt only necessarily increase decrease improvement exclude interval"
+)
+_RESTRICTED = word_set(
+    "other further additional new large larger massive tension lobar significant sizeable major gross displaced "
+    "pathological acute old definite convincing obvious clear residual second another associated more complete "
+    "contralateral increasing longer"
+)
+_HEDGES = word_set(
+    "may could can should possible possibly probable probably likely suspected suspicious suspicion suggest suggests "
+    "suggesting suggestive consistent compatible keeping concern concerning questionable question consider considered "
+    "considering versus vs risk look search check assess evaluate exclude excluded rule ruled hide hides hidden hiding "
+    "confused than like resembles think expect expected must unlikely differ rather instead cause history previous "
+    "prior earlier known unless until when where such against"
+)
+_TURNS = word_set("but however although though while whereas yet except there")
+_CONNECTS = word_set(", and")
+_FRESH_START = word_set(
+    "a an the small large moderate mild severe tiny minimal both bilateral multiple there with also"
+)
+_VERBS = word_set("is are was were has have had remains remain appears appear seen visible present shows show")
+_BACK = 7  # words between a cue and what it governs, counted anew at each item of a list
+
+_BE = word_set("is are was were has have had been be remains remain appears appear")
+_SEEN = word_set(
+    "seen visible identified present evident detected appreciated demonstrated noted found apparent shown visualised "
+    "visualized observed described made recognised recognized enlarged mentioned reported there"
+)
+_GONE = word_set("absent none resolved cleared disappeared excluded negative gone")
+_AFTER_HEDGES = word_set(
+    "may might could can would should possible likely unlikely suspected questionable ? considered"
+)
+_AFTER_STOPS = word_set("but however although though while whereas which that because with without despite so since as")
+_FORWARD = 10
+
+_SIDES = {
+    "left": "left", "right": "right", "lingula": "left", "lingular": "left", "leftward": "left", "rightward": "right",
+    "leftwards": "left", "rightwards": "right", "bilateral": "both", "bilaterally": "both", "both": "both",
+    "bibasal": "both", "bibasilar": "both",
+}  # fmt: skip
+SIDE_WORDS = frozenset(_SIDES) | {"middle"}
+_SIDE_STOPS = _TURNS | word_set(
+    ": ; and with that which displacing displaces displaced pushing pushes pushed obscuring obscures silhouetting "
+    "shifting shifts away causing"
+)
+_SIDE_REACH = 8
+
+
+def mentions_in(sentence: Sequence[str]) -> tuple[list[Spot], list[Mention]]:
+    """Return where a sentence names findings, and what it says of each."""
+    spots = spots_in(sentence)
+    if not spots:
+        return spots, []
+    general = not GENERAL.isdisjoint(sentence)
+    found = []
+    for spot in spots:
+        status = "open" if general else _status(sentence, spot)
+        found += [Mention(finding, status, spot.start, spot.end) for finding in spot.findings]
+    return spots, found
+
+
+def _status(sentence: Sequence[str], spot: Spot) -> Status:
+    inside = sentence[spot.start : spot.end]
+    before = _before(sentence, spot.start)
+    if before == "open" or (before == "absent" and spot.normal):
+        return "open"
+    negated = spot.paired and not _NO.isdisjoint(inside)
+    if spot.normal:
+        return "open" if negated or not _REST.isdisjoint(sentence) else "absent"
+    if before == "absent" or negated:
+        return "absent"
+    return _after(sentence, spot.end)
+
+
+_REST = word_set("otherwise remaining rest remainder apart except other elsewhere remainder near nearly almost")
+
+
+def _before(sentence: Sequence[str], start: int) -> Status:
+    """Return what the words to the left of a finding say of it, from the nearest on."""
+    steps = 0
+    connected = False  # a comma or "and" lies between here and the finding
+    for at in range(start - 1, -1, -1):
+        word = sentence[at]
+        steps += 1
+        if word in _NO:
+            return _negation(sentence, at, start)
+        if word in _HEDGES:
+            return "open"
+        if word in _TURNS or (connected and word in _VERBS) or steps > _BACK:
+            return "present"
+        if word in _CONNECTS:
+            if sentence[at + 1] in _FRESH_START:
+                return "present"
+            connected, steps = True, 0
+        elif word == "or":
+            steps = 0
+    return "present"
+
+
+def _negation(sentence: Sequence[str], at: int, start: int) -> Status:
+    between = sentence[at + 1 : start]
+    if sentence[at] in _OF and (not between or between[0] not in _OF[sentence[at]]):
+        return "present"
+    if not _NO_NEGATION_BEFORE.isdisjoint(between[:2]) or not _RESTRICTED.isdisjoint(between):
+        return "open"
+    return "absent"
+
+
+def _after(sentence: Sequence[str], end: int) -> Status:
+    """Return what the words to the right of a finding say of it, as far as its clause goes."""
+    verb = False
+    for at in range(end, min(end + _FORWARD, len(sentence))):
+        word = sentence[at]
+        if word in _AFTER_STOPS or (verb and word in _CONNECTS):
+            return "present"
+        if word in _BE or word == ":":
+            verb = True
+        elif word in _AFTER_HEDGES:
+            return "open"
+        elif word == "no":
+            longer = at + 1 < len(sentence) and sentence[at + 1] == "longer"
+            return "absent" if longer or sentence[at - 1] == ":" else "present"
+        elif word in _NO and word not in _GONE and word not in _OF:
+            return "absent" if not _SEEN.isdisjoint(sentence[at + 1 : at + 4]) else "open"
+        elif (word in _GONE and verb) or (word == "ruled" and verb):
+            return "absent"
+    return "present"
+
+
+def side_of(sentence: Sequence[str], mention: Mention, spots: Sequence[Spot]) -> str | None:
+    """Return "left", "right" or "both" where the clause of a finding gives its side."""
+    others = {at for spot in spots if spot.start != mention.start for at in range(spot.start, spot.end)}
+    if mention.finding == "mediastinal_shift":  # to a side; a side before it is that of its cause
+        return _side_after(sentence, mention, others) or _side_at(sentence, max(mention.start - 1, 0))
+    inside = next((side for at in range(mention.start, mention.end) if (side := _side_at(sentence, at))), None)
+    return inside or _side_before(sentence, mention.start, others) or _side_after(sentence, mention, others)
+
+
+def _side_at(sentence: Sequence[str], at: int) -> str | None:
+    word = sentence[at]
+    side = _SIDES.get(word)
+    if side is None:
+        middle_lobe = word == "middle" and at + 1 < len(sentence) and sentence[at + 1] in {"lobe", "and"}
+        return "right" if middle_lobe else None
+    if side != "both" and at + 2 < len(sentence) and sentence[at + 1] in {"and", "or"} and sentence[at + 2] in _SIDES:
+        return "both"
+    return "both" if at >= 2 and sentence[at - 1] in {"and", "or"} and sentence[at - 2] in _SIDES else side
+
+
+def _side_before(sentence: Sequence[str], start: int, others: set[int]) -> str | None:
+    for at in range(start - 1, max(start - 1 - _SIDE_REACH, -1), -1):
+        word = sentence[at]
+        if at in others or (word in _SIDE_STOPS and word != "there"):
+            return None
+        if word == ",":  # "On the left, a small effusion"
+            near = (_side_at(sentence, back) for back in range(max(at - 2, 0), at))
+            return next((side for side in near if side), None)
+        if side := _side_at(sentence, at):
+            return None if "to" in sentence[max(at - 2, 0) : at] else side
+    return None
+
+
+def _side_after(sentence: Sequence[str], mention: Mention, others: set[int]) -> str | None:
+    first = mention.start if mention.finding == "mediastinal_shift" else mention.end
+    for at in range(first, min(mention.end + _SIDE_REACH, len(sentence))):
+        word = sentence[at]
+        inside = at < mention.end
+        if at in others or word == "," or (word in _SIDE_STOPS and not inside):
+            return None
+        if side := _side_at(sentence, at):
+            return side
+    return None

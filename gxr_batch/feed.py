@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from gxr_batch.checks.flags import NOT_COMPUTED, Evidence, flags_of
 from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
 from gxr_batch.fitter import TRUNCATED, Fitted, Fitter
@@ -47,6 +48,7 @@ class Feed:
         self._alone: list[_Taken] = []
         self.rejected = self.cut = 0
         self.seconds = 0.0
+        self._flag_faults: set[str] = set()
 
     @property
     def in_flight(self) -> int:
@@ -157,7 +159,7 @@ class Feed:
             text=completion.text if error is None else None,
             finish_reason=completion.finish_reason if error is None else "error",
             error=error,
-            flags=list(taken.fitted.flags),
+            flags=[*taken.fitted.flags, *(self._flags(taken, completion) if error is None else ())],
             prompt_tokens=completion.prompt_tokens,
             new_tokens=completion.new_tokens,
             max_new_tokens=prompt.max_new_tokens,
@@ -174,3 +176,17 @@ class Feed:
             template=row.template,
             prompt_sha256=taken.fitted.sha256 or None,
         )
+
+    def _flags(self, taken: _Taken, completion: Completion) -> list[str]:
+        """Return the flags of a generated text. A rule that fails is a bug, and must not cost the night its rows."""
+        reason: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
+        prompt = taken.fitted.messages.turns[-1].text
+        try:
+            return flags_of(Evidence(completion.text, prompt, taken.row.values, reason))
+        except Exception as error:
+            kind = type(error).__name__
+            if kind not in self._flag_faults:  # once a start: it may meet every row
+                self._flag_faults.add(kind)
+                key = taken.prompt.key
+                self._ledger.log.event(NOT_COMPUTED, row_id=key.row_id, sample=key.sample, error=kind)
+            return [NOT_COMPUTED]

@@ -21,7 +21,7 @@ LEVELS = (
     {"stopping", "prepare"},
     {"engines"},
     {"models"},
-    {"ledger", "prompts"},
+    {"ledger", "prompts", "checks"},
     {"plan", "templates", "rows"},
     {"job"},
     {"settings", "records", "storage"},

@@ -27,15 +27,15 @@ _COMPARES = re.compile(
     rf"{_STUDY} (?:of|from|taken))\b|no longer (?:seen|visible|present|evident|identified)\b)|^stable \w+"
 )
 _CUES = word_set(
-    "prior previous previously earlier last preceding former baseline first initial old older recent since yesterday "
-    "interval unchanged stable again increased decreased improved worsened progressed grown enlarged regressed "
-    "diminished compared comparison longer"
+    "prior previous previously earlier last preceding former baseline first initial old older recent since "
+    "yesterday interval unchanged stable again increased decreased improved worsened progressed grown enlarged "
+    "regressed diminished compared comparison longer"
 )
 # An earlier film that is wished for, missing, or spoken of in general.
 _WISHED = word_set(
-    "recommend recommended recommends recommendation help helps helpful useful needed essential available unavailable "
-    "obtain obtained request ask compare comparing where when without no nobody not unknown unclear could must lacking "
-    "important crucial advised over years cheapest best if"
+    "recommend recommended recommends recommendation help helps helpful useful needed essential available "
+    "unavailable obtain obtained request ask compare comparing where when without no nobody not unknown unclear "
+    "could must lacking important crucial advised over years cheapest best if"
 )
 _KNOWN = word_set(
     "prior previous previously earlier since unchanged stable again before longer interval grown resolved cleared "

@@ -17,8 +17,9 @@ from gxr_batch.checks.flags.words import sentences_of, word_set, words_of
 
 # What says of the case, rather than of the finding in general, that it is there.
 _ANCHORS = word_set(
-    "there shows show showing seen visible present noted identified evident observed demonstrates demonstrated reveals "
-    "left right bilateral both small large moderate mild severe this with has contains contain film is are"
+    "there shows show showing seen visible present noted identified evident observed demonstrates demonstrated "
+    "reveals left right bilateral both small large moderate mild severe this with has contains contain film is "
+    "are"
 )
 # Words for what fills airspaces: one film's opacity is another's consolidation.
 _SAME_PLACE = dict.fromkeys(("consolidation", "opacity", "pneumonia", "air_bronchograms"), "airspace")
@@ -41,7 +42,7 @@ class _Facts:
         self.sides: dict[str, set[str]] = {}
         for mention, side in _said(findings):
             fact = self.facts.setdefault(mention.finding, _Fact())
-            if mention.status == "open":
+            if mention.status in {"open", "likely"}:
                 fact.open = True
             else:
                 (fact.present if mention.status == "present" else fact.absent).add(side)
@@ -98,7 +99,7 @@ def finding_flags(reading: Reading) -> set[str]:
         sided = not SIDE_WORDS.isdisjoint(sentence)
         anchored = sided or not _ANCHORS.isdisjoint(sentence)
         for mention in mentions:
-            if mention.status == "open" or (mention.status == "present" and not anchored):
+            if mention.status == "open" or (mention.status != "absent" and not anchored):
                 continue
             side = side_of(sentence, mention, spots) or "" if sided else ""
             flag = _contradiction(facts, mention.finding, mention.status, side)
@@ -114,7 +115,7 @@ def _contradiction(facts: _Facts, finding: str, status: Status, side: str) -> st
             return ""
         # "no effusion on the right" contradicts only a row that has one there
         return "negates_given_finding" if not side or side == "both" or given & {side, "both"} else ""
-    denied = facts.is_absent(finding)
+    denied = facts.is_absent(finding) if status == "present" else None
     if denied is not None:
         return "asserts_negated_finding" if "" in denied or "both" in denied or not side or side in denied else ""
     return "side_flipped" if side and _elsewhere(facts.sides, finding, side) else ""
@@ -122,5 +123,5 @@ def _contradiction(facts: _Facts, finding: str, status: Status, side: str) -> st
 
 def _elsewhere(sides: Mapping[str, set[str]], finding: str, side: str) -> bool:
     """Say whether a row has a finding on one side only, and that is another one."""
-    known = sides.get(_place(finding), set())
+    known = sides.get(_place(finding), set()) - {""}
     return len(known) == 1 and bool(known & {"left", "right"}) and side not in known

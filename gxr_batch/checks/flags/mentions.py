@@ -1,8 +1,9 @@
 """What a sentence says about the findings that it names: present, absent or open, and on which side.
 
 After the idea of NegEx (Chapman and others, 2001): cue words before and after a finding, each with a reach that ends at
-certain words. What is hedged, hypothetical or said in general is open, and so is a negation with a restriction ("no
-large effusion", "no other nodule"): rules that compare leave it alone.
+certain words. What is hypothetical or said in general is open, and so is a negation with a restriction ("no large
+effusion", "no other nodule"): rules that compare leave it alone. A finding that the text concludes ("consistent with
+pneumonia") is likely.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Literal, NamedTuple
 from gxr_batch.checks.flags.lexicon import Spot, spots_in
 from gxr_batch.checks.flags.words import word_set
 
-Status = Literal["present", "absent", "open"]
+Status = Literal["present", "likely", "absent", "open"]
 
 
 class Mention(NamedTuple):
@@ -27,11 +28,12 @@ class Mention(NamedTuple):
 
 # One of these makes the whole sentence a general one.
 GENERAL = word_set(
-    "if whether would might typically usually often commonly classically classic sometimes rarely frequently generally "
-    "patients students readers clinicians children adults remember pitfall pearl defined definition refers "
+    "if whether would might typically usually often commonly classically classic sometimes rarely frequently "
+    "generally patients students readers clinicians children adults remember pitfall pearl definition refers "
     "recognised recognized characterised characterized hallmark mimic mimics mistaken mistake taken differential "
     "differentials differentiate distinguish distinguishes unlike guidelines threshold common example cases "
-    "causes include includes occurs develops means called doubt who term"
+    "causes uncommon unusual rare frequent hide hides review search look check include includes occurs develops "
+    "means called doubt who term"
 )
 _NO = word_set(
     "no without not never neither nor none nothing cannot can't isn't aren't wasn't weren't doesn't don't didn't "
@@ -47,11 +49,14 @@ _RESTRICTED = word_set(
     "contralateral increasing longer"
 )
 _HEDGES = word_set(
-    "may could can should possible possibly probable probably likely suspected suspicious suspicion suggest suggests "
-    "suggesting suggestive consistent compatible keeping concern concerning questionable question consider considered "
-    "considering versus vs risk look search check assess evaluate exclude excluded rule ruled hide hides hidden hiding "
-    "confused than like resembles think expect expected must unlikely differ rather instead cause history previous "
-    "prior earlier known unless until when where such against"
+    "may can could should possible possibly suspected questionable question consider considered considering "
+    "versus vs risk assess evaluate exclude excluded rule ruled hidden hiding confused than like resembles think "
+    "expect expected must unlikely differ rather instead cause history previous prior earlier known unless until "
+    "when where such against"
+)
+_CONCLUDES = word_set(
+    "probable probably likely suspicious suspicion suggest suggests suggesting suggestive consistent compatible "
+    "keeping concern concerning"
 )
 _TURNS = word_set("but however although though while whereas yet except there")
 _CONNECTS = word_set(", and")
@@ -63,15 +68,17 @@ _BACK = 7  # words between a cue and what it governs, counted anew at each item 
 
 _BE = word_set("is are was were has have had been be remains remain appears appear")
 _SEEN = word_set(
-    "seen visible identified present evident detected appreciated demonstrated noted found apparent shown visualised "
-    "visualized observed described made recognised recognized enlarged mentioned reported there"
+    "seen visible identified present evident detected appreciated demonstrated noted found apparent shown "
+    "visualised visualized observed described made recognised recognized enlarged mentioned reported there"
 )
 _GONE = word_set("absent none resolved cleared disappeared excluded negative gone")
 _AFTER_HEDGES = word_set(
-    "may might could can would should possible likely unlikely suspected questionable ? considered"
+    "may can could should possible likely unlikely suspected questionable ? missed overlooked looks look "
+    "resembles tends tend differs considered"
 )
+_ARTICLES = word_set("a an the one")
 _AFTER_STOPS = word_set("but however although though while whereas which that because with without despite so since as")
-_FORWARD = 10
+_FORWARD = 16
 
 _SIDES = {
     "left": "left", "right": "right", "lingula": "left", "lingular": "left", "leftward": "left", "rightward": "right",
@@ -83,7 +90,8 @@ _SIDE_STOPS = _TURNS | word_set(
     ": ; and with that which displacing displaces displaced pushing pushes pushed obscuring obscures silhouetting "
     "shifting shifts away causing"
 )
-_SIDE_REACH = 8
+_SIDE_BACK, _SIDE_FORWARD = 8, 14
+_PLACING = word_set("lies located situated seen in at within occupying involving")
 
 
 def mentions_in(sentence: Sequence[str]) -> tuple[list[Spot], list[Mention]]:
@@ -109,7 +117,10 @@ def _status(sentence: Sequence[str], spot: Spot) -> Status:
         return "open" if negated or not _REST.isdisjoint(sentence) else "absent"
     if before == "absent" or negated:
         return "absent"
-    return _after(sentence, spot.end)
+    after = _after(sentence, spot.end)
+    if after == "absent" and not _RESTRICTED.isdisjoint(sentence[max(spot.start - 3, 0) : spot.start]):
+        return "open"  # "a further effusion is not seen"
+    return before if after == "present" else after
 
 
 _REST = word_set("otherwise remaining rest remainder apart except other elsewhere remainder near nearly almost")
@@ -126,6 +137,8 @@ def _before(sentence: Sequence[str], start: int) -> Status:
             return _negation(sentence, at, start)
         if word in _HEDGES:
             return "open"
+        if word in _CONCLUDES:
+            return "likely"
         if word in _TURNS or (connected and word in _VERBS) or steps > _BACK:
             return "present"
         if word in _CONNECTS:
@@ -149,6 +162,8 @@ def _negation(sentence: Sequence[str], at: int, start: int) -> Status:
 def _after(sentence: Sequence[str], end: int) -> Status:
     """Return what the words to the right of a finding say of it, as far as its clause goes."""
     verb = False
+    if end < len(sentence) and sentence[end] in _BE and not _ARTICLES.isdisjoint(sentence[end + 1 : end + 2]):
+        return "open"  # "pneumothorax is a collection of air"
     for at in range(end, min(end + _FORWARD, len(sentence))):
         word = sentence[at]
         if word in _AFTER_STOPS or (verb and word in _CONNECTS):
@@ -157,14 +172,18 @@ def _after(sentence: Sequence[str], end: int) -> Status:
             verb = True
         elif word in _AFTER_HEDGES:
             return "open"
-        elif word == "no":
-            longer = at + 1 < len(sentence) and sentence[at + 1] == "longer"
-            return "absent" if longer or sentence[at - 1] == ":" else "present"
         elif word in _NO and word not in _GONE and word not in _OF:
-            return "absent" if not _SEEN.isdisjoint(sentence[at + 1 : at + 4]) else "open"
-        elif (word in _GONE and verb) or (word == "ruled" and verb):
+            return _negation_after(sentence, at)
+        elif verb and (word in _GONE or word == "ruled"):
             return "absent"
     return "present"
+
+
+def _negation_after(sentence: Sequence[str], at: int) -> Status:
+    following = sentence[at + 1 : at + 4]
+    if sentence[at] == "no":
+        return "absent" if "longer" in following[:1] or sentence[at - 1] == ":" else "present"
+    return "absent" if not _SEEN.isdisjoint(following) else "open"
 
 
 def side_of(sentence: Sequence[str], mention: Mention, spots: Sequence[Spot]) -> str | None:
@@ -188,7 +207,7 @@ def _side_at(sentence: Sequence[str], at: int) -> str | None:
 
 
 def _side_before(sentence: Sequence[str], start: int, others: set[int]) -> str | None:
-    for at in range(start - 1, max(start - 1 - _SIDE_REACH, -1), -1):
+    for at in range(start - 1, max(start - 1 - _SIDE_BACK, -1), -1):
         word = sentence[at]
         if at in others or (word in _SIDE_STOPS and word != "there"):
             return None
@@ -202,9 +221,11 @@ def _side_before(sentence: Sequence[str], start: int, others: set[int]) -> str |
 
 def _side_after(sentence: Sequence[str], mention: Mention, others: set[int]) -> str | None:
     first = mention.start if mention.finding == "mediastinal_shift" else mention.end
-    for at in range(first, min(mention.end + _SIDE_REACH, len(sentence))):
+    for at in range(first, min(mention.end + _SIDE_FORWARD, len(sentence))):
         word = sentence[at]
         inside = at < mention.end
+        if word == "," and at + 1 < len(sentence) and sentence[at + 1] in _PLACING:
+            continue
         if at in others or word == "," or (word in _SIDE_STOPS and not inside):
             return None
         if side := _side_at(sentence, at):

@@ -29,13 +29,14 @@ _CUES = frozenset(_UNITS) | {"ratio"}
 _NUMBERS = "one two three four five six seven eight nine ten eleven twelve"
 _SPELLED = {word: str(number) for number, word in enumerate(_NUMBERS.split(), start=1)}
 _RANGE = frozenset({"to", "x", "by", "and", "or", "times"})
+_SPAN = frozenset({"to", "and", "or"})
 _COMPARATORS = word_set(
-    "more less greater larger smaller fewer than above under exceeds exceeding exceed least most up within beyond over "
-    "below normal normally < > until between"
+    "more less greater larger smaller fewer than above under exceeds exceeding exceed least most up within beyond "
+    "over below normal normally < > until between"
 )
 _ADVICE = word_set(
     "should recommended recommend recommends follow repeat control limit criterion criteria needed treatment "
-    "antibiotics therapy ideal ideally advised exceeds definition cutoff puncture aspirate pulled drain"
+    "antibiotics therapy ideal ideally advised exceeds definition cutoff puncture aspirate pulled"
 )
 _PEOPLE = word_set("cases patients people children adults such them all individuals")
 _LASTS = frozenset({"for", "since", "past", "last"})
@@ -108,7 +109,16 @@ def _unit_after(sentence: Sequence[str], at: int) -> int | None:
     return None
 
 
+def _is_range(sentence: Sequence[str], at: int) -> bool:
+    """Say whether a number is an end of "3 to 5" or "3-5": films are measured, ranges are learnt."""
+    near = [sentence[place] if 0 <= place < len(sentence) else "" for place in (at - 2, at - 1, at + 1, at + 2)]
+    numbers = [bool(word) and word[0].isdecimal() for word in near]
+    return numbers[1] or numbers[2] or (numbers[0] and near[1] in _SPAN) or (numbers[3] and near[2] in _SPAN)
+
+
 def _is_of_the_case(sentence: Sequence[str], measure: _Measure) -> bool:
+    if _is_range(sentence, measure.at):
+        return False
     before = sentence[max(measure.at - 3, 0) : measure.at]
     after = sentence[measure.unit_at + 1 : measure.unit_at + 5]
     if not _COMPARATORS.isdisjoint(before):

@@ -27,19 +27,19 @@ _DENSE_RATIO = 4.0  # zlib makes prose of this length about half as long
 _NOT_LATIN = re.compile(r"[^\W\d_a-zA-ZÀ-ɏ]")
 _NOT_LATIN_SHARE, _NOT_LATIN_LETTERS = 0.25, 25
 _ENGLISH = word_set(
-    "the of and a an in is are was to with without no not on at for by from this that it as or there be has have had "
-    "which can may but if than then these its will would should be been patient findings finding shows seen present "
-    "normal clear lung lungs heart chest right left upper lower lobe lobes small large mild moderate effusion "
-    "effusions pneumothorax consolidation opacity opacities nodule nodules mass size ribs rib bones angles sharp free "
-    "enlarged intact trachea central pleura pleural diaphragm both bilateral fracture line lines tube "
-    "ray film study i you we see what when also other one two three more most"
+    "the of and a an in is are was to with without no not on at for by from this that it as or there be has have "
+    "had which can may but if than then these its will would should be been patient findings finding shows seen "
+    "present normal clear lung lungs heart chest right left upper lower lobe lobes small large mild moderate "
+    "effusion effusions pneumothorax consolidation opacity opacities nodule nodules mass size ribs rib bones "
+    "angles sharp free enlarged intact trachea central pleura pleural diaphragm both bilateral fracture line "
+    "lines tube ray film study i you we see what when also other one two three more most"
 )
 _ENGLISH_SHARE = 0.1
 _FEW_WORDS, _MANY_WORDS = 8, 20  # English in telegram style has no small words, but no accents either
 # Frequent small words of Spanish, French, German, Italian, Portuguese and Dutch that are no English words.
 _FOREIGN = word_set(
-    "el los las del que con para por una un se y est de des du le la les et dans avec sur pour une sont aux "
-    "der das und ist mit nicht ein eine auf für im zu sind den dem von des wird es sich gli della nel nella che è di "
+    "el los las del que con para por una un se y est de des du le la les et dans avec sur pour une sont aux der "
+    "das und ist mit nicht ein eine auf für im zu sind den dem von des wird es sich gli della nel nella che è di "
     "il lo al os da em um uma não com ao na het een van niet met voor zijn op wordt más está son más sin au il ou"
 )
 _FOREIGN_KINDS, _FOREIGN_WORDS = 3, 5

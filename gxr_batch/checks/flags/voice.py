@@ -43,8 +43,8 @@ _SEEING = re.compile(
     r"as (?:you can see|can be seen|seen|shown) (?:here )?(?:in|on) (?:the |this )?(?:image|picture|photo|figure)\b)"
 )
 _SEEN_THINGS = word_set(
-    "image images picture pictures photo photos photograph figure figures i've thank thanks provided attached uploaded "
-    "submitted shared enclosed supplied accompanying"
+    "image images picture pictures photo photos photograph figure figures i've thank thanks provided attached "
+    "uploaded submitted shared enclosed supplied accompanying"
 )
 _TELLING = frozenset({"when", "before", "students", "should", "always", "readers", "cannot", "if"})
 

@@ -17,6 +17,7 @@ SETS = {
     "tuning": DATA / "flags_tuning.toml",
     "held out": DATA / "flags_held_out.toml",
     "long answers": DATA / "flags_long.toml",
+    "long, held out": DATA / "flags_long_held_out.toml",
 }
 _TEMPLATES = Templates(PromptSection())
 # Names that no rule over a text gives: the program itself sets them.

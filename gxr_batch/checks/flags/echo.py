@@ -11,6 +11,8 @@ _SENTENCE_WORDS, _REST_WORDS = 4, 8  # of a whole sentence; of what is left of o
 _FIRST_WORDS = 6  # of a sentence, since what follows may be worded by the row
 _COPY_CHARS = 60
 _COPY_SHARE = 0.7
+# What models make up once they have learnt how prompts begin.
+_NEW_ROLE = re.compile(r"(?:\A|[.!?:\n])\s*you are an? ")
 _PIECE = re.compile(r"(?<=[.?!:])\s+|\n+")
 
 
@@ -25,6 +27,8 @@ def echoes(reading: Reading) -> bool:
     long = [cell for cell in cells if len(cell) >= _LONG_CELL]
     shown = text.casefold()
     if any(piece in shown for piece in _instruction(prompt, long)):
+        return True
+    if "you are a" in shown and _NEW_ROLE.search(shown) and _NEW_ROLE.match(prompt.casefold()):
         return True
     return any(len(cell) >= _COPY_CHARS and len(cell) >= _COPY_SHARE * len(text) and cell in text for cell in long)
 

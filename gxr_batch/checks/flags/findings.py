@@ -6,21 +6,22 @@ one way. What other cells mention (an earlier effusion, a history of pneumonia) 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from gxr_batch.checks.flags.evidence import Reading
 from gxr_batch.checks.flags.lexicon import HEADS
-from gxr_batch.checks.flags.mentions import SIDE_WORDS, Mention, Status, mentions_in, side_of
+from gxr_batch.checks.flags.mentions import SIDE_WORDS, Mention, Status, mentions_in, only_side, side_of
 from gxr_batch.checks.flags.words import sentences_of, word_set, words_of
 
 # What says of the case, rather than of the finding in general, that it is there.
 _ANCHORS = word_set(
     "there shows show showing seen visible present noted identified evident observed demonstrates demonstrated "
-    "reveals left right bilateral both small large moderate mild severe this with has contains contain film is "
-    "are"
+    "reveals small large moderate mild severe this with has contains contain film is are"
 )
+_PLURAL = re.compile(r".*[^siu]s").fullmatch
 # Words for what fills airspaces: one film's opacity is another's consolidation.
 _SAME_PLACE = dict.fromkeys(("consolidation", "opacity", "pneumonia", "air_bronchograms"), "airspace")
 
@@ -76,7 +77,7 @@ def _said(cell: str) -> Iterator[tuple[Mention, str]]:
             spots, mentions = mentions_in(sentence)
             sided = bool(mentions) and not SIDE_WORDS.isdisjoint(sentence)
             for mention in mentions:
-                yield mention, (side_of(sentence, mention, spots) or "") if sided else ""
+                yield mention, (side_of(sentence, mention, spots) or only_side(sentence) or "") if sided else ""
 
 
 @lru_cache(maxsize=64)  # the samples of a row follow each other
@@ -97,9 +98,11 @@ def finding_flags(reading: Reading) -> set[str]:
             continue
         spots, mentions = mentions_in(sentence)
         sided = not SIDE_WORDS.isdisjoint(sentence)
-        anchored = sided or not _ANCHORS.isdisjoint(sentence)
+        anchored = not _ANCHORS.isdisjoint(sentence)
         for mention in mentions:
-            if mention.status == "open" or (mention.status != "absent" and not anchored):
+            # "middle lobe consolidation erases ..." is of the case, "right-sided fractures endanger ..." a lesson
+            of_the_case = anchored or (sided and not _PLURAL(sentence[mention.end - 1]))
+            if mention.status == "open" or (mention.status != "absent" and not of_the_case):
                 continue
             side = side_of(sentence, mention, spots) or "" if sided else ""
             flag = _contradiction(facts, mention.finding, mention.status, side)

@@ -16,11 +16,12 @@ FLAGS: Mapping[str, str] = MappingProxyType(
         "empty_text": "The text has no words, only punctuation or markup.",
         "cut_mid_sentence": "The text reached its token limit in the middle of a sentence.",
         "repeats_itself": "The text says the same words over and over.",
-        "echoes_prompt": "The text repeats the instruction, or is mostly a copy of the findings.",
+        "echoes_prompt": "The text repeats the instruction, makes up a new one, or is mostly a copy of the findings.",
         "leaked_turn_markers": "The text holds marks of a chat, such as <end_of_turn> or a line that only says model.",
         "refusal": "The text declines the task or speaks as an AI.",
-        "other_language": "The text, or a good part of it, is not in English.",
-        "claims_to_see_image": "The text claims to have looked at an image; the model was given words only.",
+        "other_language": "The text, or a part of it, is not in English.",
+        "claims_to_see_image": "The text claims to have looked at an image, or points to a figure; the model was "
+        "given words only.",
         "invented_comparison": "The text compares with an earlier film, but the row mentions none.",
         "side_flipped": "The text places a finding on a side where the row does not have it.",
         "number_not_in_input": "The text gives a measurement, an age or a duration of the case that the row does not "

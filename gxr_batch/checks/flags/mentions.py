@@ -32,8 +32,8 @@ GENERAL = word_set(
     "generally patients students readers clinicians children adults remember pitfall pearl definition refers "
     "recognised recognized characterised characterized hallmark mimic mimics mistaken mistake taken differential "
     "differentials differentiate distinguish distinguishes unlike guidelines threshold common example cases "
-    "causes uncommon unusual rare frequent hide hides review search look check include includes occurs develops "
-    "means called doubt who term"
+    "causes uncommon unusual rare frequent hide hides review include includes occurs develops means called doubt "
+    "term equivalent counterpart mirror"
 )
 _NO = word_set(
     "no without not never neither nor none nothing cannot can't isn't aren't wasn't weren't doesn't don't didn't "
@@ -50,9 +50,9 @@ _RESTRICTED = word_set(
 )
 _HEDGES = word_set(
     "may can could should possible possibly suspected questionable question consider considered considering "
-    "versus vs risk assess evaluate exclude excluded rule ruled hidden hiding confused than like resembles think "
-    "expect expected must unlikely differ rather instead cause history previous prior earlier known unless until "
-    "when where such against"
+    "versus vs risk look search check assess evaluate exclude excluded rule ruled hidden hiding confused than "
+    "like resembles think expect expected must unlikely differ rather instead cause history previous prior "
+    "earlier known unless until when where such against"
 )
 _CONCLUDES = word_set(
     "probable probably likely suspicious suspicion suggest suggests suggesting suggestive consistent compatible "
@@ -66,10 +66,15 @@ _FRESH_START = word_set(
 _VERBS = word_set("is are was were has have had remains remain appears appear seen visible present shows show")
 _BACK = 7  # words between a cue and what it governs, counted anew at each item of a list
 
+_BEFORE_CUES = _NO | _HEDGES | _CONCLUDES | _TURNS | _CONNECTS | _VERBS | {"or"}
+
 _BE = word_set("is are was were has have had been be remains remain appears appear")
 _SEEN = word_set(
     "seen visible identified present evident detected appreciated demonstrated noted found apparent shown "
     "visualised visualized observed described made recognised recognized enlarged mentioned reported there"
+)
+_ACTS = word_set(
+    "suggest suggests indicate indicates show shows point points raise raises mean means favour favours favor favors"
 )
 _GONE = word_set("absent none resolved cleared disappeared excluded negative gone")
 _AFTER_HEDGES = word_set(
@@ -79,6 +84,7 @@ _AFTER_HEDGES = word_set(
 _ARTICLES = word_set("a an the one")
 _AFTER_STOPS = word_set("but however although though while whereas which that because with without despite so since as")
 _FORWARD = 16
+_AFTER_CUES = _AFTER_STOPS | _AFTER_HEDGES | _CONNECTS | _BE | _ACTS | _NO | _GONE | {":", "ruled"}
 
 _SIDES = {
     "left": "left", "right": "right", "lingula": "left", "lingular": "left", "leftward": "left", "rightward": "right",
@@ -128,25 +134,26 @@ _REST = word_set("otherwise remaining rest remainder apart except other elsewher
 
 def _before(sentence: Sequence[str], start: int) -> Status:
     """Return what the words to the left of a finding say of it, from the nearest on."""
-    steps = 0
+    anew = start  # where the words are counted from
     connected = False  # a comma or "and" lies between here and the finding
     for at in range(start - 1, -1, -1):
         word = sentence[at]
-        steps += 1
+        if word not in _BEFORE_CUES:
+            continue
+        if anew - at > _BACK or word in _TURNS or (connected and word in _VERBS):
+            return "present"
         if word in _NO:
             return _negation(sentence, at, start)
         if word in _HEDGES:
             return "open"
         if word in _CONCLUDES:
             return "likely"
-        if word in _TURNS or (connected and word in _VERBS) or steps > _BACK:
-            return "present"
         if word in _CONNECTS:
             if sentence[at + 1] in _FRESH_START:
                 return "present"
-            connected, steps = True, 0
+            connected, anew = True, at
         elif word == "or":
-            steps = 0
+            anew = at
     return "present"
 
 
@@ -166,9 +173,11 @@ def _after(sentence: Sequence[str], end: int) -> Status:
         return "open"  # "pneumothorax is a collection of air"
     for at in range(end, min(end + _FORWARD, len(sentence))):
         word = sentence[at]
+        if word not in _AFTER_CUES:
+            continue
         if word in _AFTER_STOPS or (verb and word in _CONNECTS):
             return "present"
-        if word in _BE or word == ":":
+        if word in _BE or word in _ACTS or word == ":":
             verb = True
         elif word in _AFTER_HEDGES:
             return "open"
@@ -193,6 +202,12 @@ def side_of(sentence: Sequence[str], mention: Mention, spots: Sequence[Spot]) ->
         return _side_after(sentence, mention, others) or _side_at(sentence, max(mention.start - 1, 0))
     inside = next((side for at in range(mention.start, mention.end) if (side := _side_at(sentence, at))), None)
     return inside or _side_before(sentence, mention.start, others) or _side_after(sentence, mention, others)
+
+
+def only_side(sentence: Sequence[str]) -> str | None:
+    """Return the side of a sentence that gives one side only."""
+    sides = {side for at in range(len(sentence)) if (side := _side_at(sentence, at))}
+    return sides.pop() if len(sides) == 1 else None
 
 
 def _side_at(sentence: Sequence[str], at: int) -> str | None:

@@ -25,9 +25,10 @@ _UNITS = {
     **dict.fromkeys(("year", "years"), ("time", 365.0)),
     "pack": ("smoking", 1.0),
 }
-_CUES = frozenset(_UNITS) | {"ratio"}
+_CUES = frozenset(_UNITS) | {"ratio", "age", "aged"}
 _NUMBERS = "one two three four five six seven eight nine ten eleven twelve"
 _SPELLED = {word: str(number) for number, word in enumerate(_NUMBERS.split(), start=1)}
+_AGES = frozenset({"age", "aged"})
 _RANGE = frozenset({"to", "x", "by", "and", "or", "times"})
 _SPAN = frozenset({"to", "and", "or"})
 _COMPARATORS = word_set(
@@ -59,7 +60,7 @@ def invents_number(reading: Reading) -> bool:
     told = [
         measure
         for sentence in reading.case
-        if not _CUES.isdisjoint(sentence) and GENERAL.isdisjoint(sentence) and _ADVICE.isdisjoint(sentence)
+        if not _CUES.isdisjoint(sentence) and GENERAL.isdisjoint(sentence)
         for measure in _measures(sentence)
         if _is_of_the_case(sentence, measure)
     ]
@@ -89,7 +90,10 @@ def _measures(sentence: Sequence[str]) -> Iterator[_Measure]:
         unit_at = _unit_after(sentence, at)
         if unit_at is not None:
             kind, scale = _UNITS[sentence[unit_at]]
-            yield _Measure(at, number, kind, number * scale, unit_at)
+            age = kind == "time" and "old" in sentence[unit_at + 1 : unit_at + 2]
+            yield _Measure(at, number, "age" if age else kind, number * scale, unit_at)
+        elif sentence[at - 1] in _AGES and at:
+            yield _Measure(at, number, "age", number * _UNITS["years"][1], at)
         elif number < 1 and "ratio" in sentence[max(at - 5, 0) : at]:
             yield _Measure(at, number, "share", number * 100, at)
 
@@ -117,28 +121,29 @@ def _is_range(sentence: Sequence[str], at: int) -> bool:
 
 
 def _is_of_the_case(sentence: Sequence[str], measure: _Measure) -> bool:
-    if _is_range(sentence, measure.at):
-        return False
     before = sentence[max(measure.at - 3, 0) : measure.at]
     after = sentence[measure.unit_at + 1 : measure.unit_at + 5]
-    if not _COMPARATORS.isdisjoint(before):
+    if _is_range(sentence, measure.at) or not _COMPARATORS.isdisjoint(before):
+        return False
+    if measure.kind == "age":
+        return True
+    if not _ADVICE.isdisjoint(sentence):
         return False
     if measure.kind == "share":
         ratio = sentence.index("ratio") if "ratio" in sentence else measure.at
         normal = "normal" in sentence[max(ratio - 3, 0) : ratio]
         return not normal and _PEOPLE.isdisjoint(after)
     if measure.kind == "time":
-        old = bool(after) and after[0] == "old"
-        return old or (bool(before) and before[-1] in _LASTS) or not _HISTORY.isdisjoint(after[:2])
+        return (bool(before) and before[-1] in _LASTS) or not _HISTORY.isdisjoint(after[:2])
     return True
 
 
 def _is_known(measure: _Measure, known: Sequence[_Measure], numbers: set[float]) -> bool:
+    if measure.number in numbers:  # a cell often has no unit, an age above all
+        return True
     if measure.kind == "time":
-        near = any(other.kind == "time" and _near(other.size, measure.size) for other in known)
-        return near or measure.number in numbers  # an age is often a cell of its own, without "years"
-    same = any(other.kind == measure.kind and abs(other.size - measure.size) < 1e-6 * other.size for other in known)
-    return same or measure.number in numbers
+        return any(other.kind == "time" and _near(other.size, measure.size) for other in known)
+    return any(other.kind == measure.kind and abs(other.size - measure.size) <= 1e-6 * other.size for other in known)
 
 
 def _near(one: float, other: float) -> bool:

@@ -25,7 +25,8 @@ _DENSE_CHARS = 200
 _DENSE_RATIO = 4.0  # zlib makes prose of this length about half as long
 
 _NOT_LATIN = re.compile(r"[^\W\d_a-zA-ZÀ-ɏ]")
-_NOT_LATIN_SHARE, _NOT_LATIN_LETTERS = 0.25, 25
+_GREEK = re.compile("[\u0370-\u03ff\u1f00-\u1fff]")  # letters and words of it stand in English texts
+_NOT_LATIN_SHARE, _GREEK_LETTERS, _OTHER_LETTERS = 0.25, 25, 4
 _ENGLISH = word_set(
     "the of and a an in is are was to with without no not on at for by from this that it as or there be has have "
     "had which can may but if than then these its will would should be been patient findings finding shows seen "
@@ -94,8 +95,10 @@ def is_foreign(reading: Reading) -> bool:
     """Say whether a text, or a good part of it, is in another script or has the small words of another language."""
     if not reading.new.isascii():
         strange = len(_NOT_LATIN.findall(reading.new))
-        letters = sum(map(str.isalpha, reading.new)) if strange else 0
-        if strange and (strange >= _NOT_LATIN_LETTERS or strange >= _NOT_LATIN_SHARE * letters):
+        greek = len(_GREEK.findall(reading.new)) if strange else 0
+        if greek >= _GREEK_LETTERS or strange - greek >= _OTHER_LETTERS:
+            return True
+        if strange and strange >= _NOT_LATIN_SHARE * sum(map(str.isalpha, reading.new)):
             return True
     kinds = _FOREIGN & reading.vocabulary
     if len(kinds) >= _FOREIGN_KINDS and sum(word in kinds for word in reading.words) >= _FOREIGN_WORDS:

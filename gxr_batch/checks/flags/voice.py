@@ -28,7 +28,8 @@ _SPEAKERS = frozenset({"i", "i'm", "we", "ai", "language", "sorry", "apologize",
 _IMAGE = r"(?:image|picture|photo|photograph|figure|scan|x ray|xray|radiograph|film|radiographic image)s?"
 _KIND = r"(?:(?:chest|medical|x ray|xray|radiographic|frontal|same) )*"
 _SEEING = re.compile(
-    rf"\b(?:(?:provided|attached|uploaded|submitted|shared|enclosed|supplied|accompanying) {_KIND}{_IMAGE}\b|"
+    rf"\b(?:(?:provided|attached|uploaded|submitted|shared|enclosed|supplied|accompanying) {_KIND}{_IMAGE}\b"
+    r"(?! (?:findings?|descriptions?|reports?|results?|information))|"
     rf"{_IMAGE} (?:that |which )?you (?:have |'ve )?(?:provided|shared|uploaded|attached|sent|submitted|posted|gave)|"
     r"(?:image|picture|photo|figure)s? (?:is |are |was )?(?:shown |displayed |attached |provided |uploaded )?"
     r"(?:above|below|here|provided|attached|uploaded)\b|"
@@ -43,9 +44,11 @@ _SEEING = re.compile(
     r"as (?:you can see|can be seen|seen|shown) (?:here )?(?:in|on) (?:the |this )?(?:image|picture|photo|figure)\b)"
 )
 _SEEN_THINGS = word_set(
-    "image images picture pictures photo photos photograph figure figures i've thank thanks provided attached "
+    "i image images picture pictures photo photos photograph figure figures i've thank thanks provided attached "
     "uploaded submitted shared enclosed supplied accompanying"
 )
+_FIGURE = re.compile(r"\bfig(?:ure)?s?\.?\s?\d", re.IGNORECASE)
+_FIGURES = frozenset({"fig", "figs", "figure", "figures"})
 _TELLING = frozenset({"when", "before", "students", "should", "always", "readers", "cannot", "if"})
 
 
@@ -56,10 +59,11 @@ def refuses(reading: Reading) -> bool:
 
 def claims_to_see(reading: Reading) -> bool:
     """Say whether a text claims to have looked at an image, other than in advice on how to look."""
-    telling = _SEEN_THINGS | {"i"}
-    if telling.isdisjoint(reading.vocabulary):
+    if not _FIGURES.isdisjoint(reading.vocabulary) and _FIGURE.search(reading.new):
+        return True
+    if _SEEN_THINGS.isdisjoint(reading.vocabulary):
         return False
-    return _any(_SEEING, (words for words in reading.sentences if _TELLING.isdisjoint(words)), telling)
+    return _any(_SEEING, (words for words in reading.sentences if _TELLING.isdisjoint(words)), _SEEN_THINGS)
 
 
 def _any(pattern: re.Pattern[str], sentences: Iterable[Sequence[str]], cues: frozenset[str]) -> bool:

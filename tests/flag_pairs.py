@@ -76,17 +76,22 @@ def cases(path: Path) -> list[Case]:
 
 
 def scores(texts: Iterable[Case]) -> tuple[dict[str, Score], list[str]]:
-    """Return how each flag did, and a line for each text whose flags are not those planted."""
+    """Return how each flag did, and a line for each text whose flags are not those planted.
+
+    A wrong flag counts once a pair.
+    """
     counts = {name: [0, 0, 0] for name in RULED}
-    told = []
+    told, known = [], set()
     for case in texts:
         flags = flags_of(case.evidence)
         if case.planted:
             counts[case.planted][0] += 1
             counts[case.planted][1] += case.planted in flags
         wrong = [flag for flag in flags if flag != case.planted and flag not in case.also]
+        pair = case.name.split()[0]
         for flag in wrong:
-            counts[flag][2] += 1
+            counts[flag][2] += (pair, flag) not in known  # its clean text and its faulty ones share most sentences
+            known.add((pair, flag))
         if wrong or (case.planted and case.planted not in flags):
             told.append(f"{case.name}: planted {case.planted or 'nothing'}, flagged {', '.join(flags) or 'nothing'}")
     return {name: Score(*count) for name, count in counts.items()}, told

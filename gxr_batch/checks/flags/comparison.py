@@ -12,7 +12,7 @@ from gxr_batch.checks.flags.words import word_set, words_of
 _STUDY = (
     r"(?:films?|stud(?:y|ies)|radiographs?|x ?rays?|exams?|examinations?|cts?|scans?|imaging|images?|chest|reports?)"
 )
-_BEFORE = r"(?:prior|previous|earlier|last|preceding|former|baseline|first|initial|old|older|most recent)"
+_BEFORE = r"(?:prior|previous|earlier|last|preceding|former|baseline|preoperative|first|initial|old|older|most recent)"
 _COMPARES = re.compile(
     rf"\b(?:{_BEFORE} (?:available )?(?:chest |frontal |portable )?{_STUDY}\b|"
     rf"since (?:the |an? |his |her )?{_BEFORE}\b|since (?:yesterday|admission)\b|"
@@ -27,21 +27,21 @@ _COMPARES = re.compile(
     rf"{_STUDY} (?:of|from|taken))\b|no longer (?:seen|visible|present|evident|identified)\b)|^stable \w+"
 )
 _CUES = word_set(
-    "prior previous previously earlier last preceding former baseline first initial old older recent since "
-    "yesterday interval unchanged stable again increased decreased improved worsened progressed grown enlarged "
-    "regressed diminished compared comparison longer"
+    "prior previous previously earlier last preceding former baseline preoperative first initial old older recent "
+    "since yesterday interval unchanged stable again increased decreased improved worsened progressed grown "
+    "enlarged regressed diminished compared comparison longer"
 )
 # An earlier film that is wished for, missing, or spoken of in general.
 _WISHED = word_set(
     "recommend recommended recommends recommendation help helps helpful useful needed essential available "
-    "unavailable obtain obtained request ask compare comparing where when without no nobody not unknown unclear "
-    "could must lacking important crucial advised over years cheapest best if"
+    "unavailable obtain obtained request ask compare comparing where when nobody unknown unclear could must "
+    "lacking important crucial advised over years cheapest best if"
 )
 _KNOWN = word_set(
     "prior previous previously earlier since unchanged stable again before longer interval grown resolved cleared "
     "progressed improved worsened last persistent persists residual old new increasing decreasing"
 )
-_STILL_SAID = re.compile(r"no (?:\w+ )?(?:interval )?change|no longer|not (?:\w+ )?changed")
+_NONE = re.compile(rf"\b(?:no|without|lacking|not) (?:an? |any |the )?(?:{_BEFORE}|comparison)\b")
 
 
 def invents_comparison(reading: Reading) -> bool:
@@ -62,4 +62,4 @@ def _is_comparison(words: Sequence[str]) -> bool:
     sentence = " ".join(words)
     if _COMPARES.search(sentence) is None:
         return False
-    return _WISHED.isdisjoint(words) or _STILL_SAID.search(sentence) is not None
+    return _WISHED.isdisjoint(words) and _NONE.search(sentence) is None

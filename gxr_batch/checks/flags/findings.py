@@ -43,10 +43,10 @@ class _Facts:
         self.sides: dict[str, set[str]] = {}
         for mention, side in _said(findings):
             fact = self.facts.setdefault(mention.finding, _Fact())
-            if mention.status in {"open", "likely"}:
+            if mention.status == "open":
                 fact.open = True
             else:
-                (fact.present if mention.status == "present" else fact.absent).add(side)
+                (fact.absent if mention.status == "absent" else fact.present).add(side)
             if mention.status != "absent":
                 self.sides.setdefault(_place(mention.finding), set()).add(side)
         self.elsewhere: set[str] = set()
@@ -77,7 +77,10 @@ def _said(cell: str) -> Iterator[tuple[Mention, str]]:
             spots, mentions = mentions_in(sentence)
             sided = bool(mentions) and not SIDE_WORDS.isdisjoint(sentence)
             for mention in mentions:
-                yield mention, (side_of(sentence, mention, spots) or only_side(sentence) or "") if sided else ""
+                side = side_of(sentence, mention, spots) if sided else None
+                if sided and side is None and mention.status != "absent":
+                    side = only_side(sentence)
+                yield mention, side or ""
 
 
 @lru_cache(maxsize=64)  # the samples of a row follow each other

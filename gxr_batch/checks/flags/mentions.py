@@ -26,14 +26,14 @@ class Mention(NamedTuple):
     end: int
 
 
-# One of these makes the whole sentence a general one.
+# One of these makes a sentence, or its part up to a turn such as "but", a general one.
 GENERAL = word_set(
     "if whether would might typically usually often commonly classically classic sometimes rarely frequently "
     "generally patients students readers clinicians children adults remember pitfall pearl definition refers "
-    "recognised recognized characterised characterized hallmark mimic mimics mistaken mistake taken differential "
+    "recognised recognized characterised characterized hallmark mimic mimics mistaken mistake differential "
     "differentials differentiate distinguish distinguishes unlike guidelines threshold common example cases "
     "causes uncommon unusual rare frequent hide hides review include includes occurs develops means called doubt "
-    "term equivalent counterpart mirror"
+    "term equivalent counterpart mirror typical commonest"
 )
 _NO = word_set(
     "no without not never neither nor none nothing cannot can't isn't aren't wasn't weren't doesn't don't didn't "
@@ -51,8 +51,8 @@ _RESTRICTED = word_set(
 _HEDGES = word_set(
     "may can could should possible possibly suspected questionable question consider considered considering "
     "versus vs risk look search check assess evaluate exclude excluded rule ruled hidden hiding confused than "
-    "like resembles think expect expected must unlikely differ rather instead cause history previous prior "
-    "earlier known unless until when where such against"
+    "resembles think expect expected must unlikely differ rather instead cause history previous prior earlier "
+    "known unless until when where such against"
 )
 _CONCLUDES = word_set(
     "probable probably likely suspicious suspicion suggest suggests suggesting suggestive consistent compatible "
@@ -108,9 +108,17 @@ def mentions_in(sentence: Sequence[str]) -> tuple[list[Spot], list[Mention]]:
     general = not GENERAL.isdisjoint(sentence)
     found = []
     for spot in spots:
-        status = "open" if general else _status(sentence, spot)
+        status = "open" if general and _is_general(sentence, spot) else _status(sentence, spot)
         found += [Mention(finding, status, spot.start, spot.end) for finding in spot.findings]
     return spots, found
+
+
+def _is_general(sentence: Sequence[str], spot: Spot) -> bool:
+    """Say whether a general word stands in the part of a sentence, between turns, that names a finding."""
+    turns = [at for at, word in enumerate(sentence) if word in _TURNS and word != "there"]
+    start = max((at for at in turns if at < spot.start), default=0)
+    end = min((at for at in turns if at >= spot.end), default=len(sentence))
+    return not GENERAL.isdisjoint(sentence[start:end])
 
 
 def _status(sentence: Sequence[str], spot: Spot) -> Status:
@@ -138,7 +146,7 @@ def _before(sentence: Sequence[str], start: int) -> Status:
     connected = False  # a comma or "and" lies between here and the finding
     for at in range(start - 1, -1, -1):
         word = sentence[at]
-        if word not in _BEFORE_CUES:
+        if word not in _BEFORE_CUES or (word == "there" and "nor" in sentence[max(at - 2, 0) : at]):
             continue
         if anew - at > _BACK or word in _TURNS or (connected and word in _VERBS):
             return "present"
@@ -241,7 +249,7 @@ def _side_after(sentence: Sequence[str], mention: Mention, others: set[int]) -> 
         inside = at < mention.end
         if word == "," and at + 1 < len(sentence) and sentence[at + 1] in _PLACING:
             continue
-        if at in others or word == "," or (word in _SIDE_STOPS and not inside):
+        if at in others or word == "," or (word in _SIDE_STOPS and word != "with" and not inside):
             return None
         if side := _side_at(sentence, at):
             return side

@@ -21,6 +21,7 @@ _DISTINCT_TRIGRAMS = 0.6  # prose has above 0.9, a loop that fills half of the t
 _SENTENCE_WORDS = 4
 _SENTENCE_REPEATS = 3
 _WORD_REPEATS = 4
+_SENTENCE_RUN = 4  # of sentences of any length, one after the other
 _DENSE_CHARS = 200
 _DENSE_RATIO = 4.0  # zlib makes prose of this length about half as long
 
@@ -69,10 +70,13 @@ def repeats(reading: Reading) -> bool:
         return True
     if any(first == second == third and first.isalpha() for first, second, third in distinct):
         return _in_a_row(words)
-    if len(reading.sentences) >= _SENTENCE_REPEATS:
-        long = [tuple(words) for words in reading.sentences if len(words) > _SENTENCE_WORDS]
+    sentences = [tuple(sentence) for sentence in reading.sentences]
+    if len(sentences) >= _SENTENCE_REPEATS:
+        long = [sentence for sentence in sentences if len(sentence) > _SENTENCE_WORDS]
         if len(long) - len(set(long)) >= _SENTENCE_REPEATS - 1 and max(Counter(long).values()) >= _SENTENCE_REPEATS:
             return True
+    if any(len(set(run)) == 1 for run in zip(*(sentences[shift:] for shift in range(_SENTENCE_RUN)), strict=False)):
+        return True
     few_words = len(words) * 10 < len(reading.new)  # prose has a word or mark in every five characters
     return few_words and len(reading.new) >= _DENSE_CHARS and _density(reading.new) > _DENSE_RATIO
 

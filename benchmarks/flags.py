@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--misses", action="store_true", help="name the tuning texts that were flagged otherwise")
     misses = parser.parse_args().misses
-    sets = {name: cases(path) for name, path in SETS.items()}
+    sets = {name: cases(name) for name in SETS}
     found = {name: scores(texts) for name, texts in sets.items()}
     print(f"{'':<26}" + "".join(f"{name:^26}" for name in sets))
     print(f"{'flag':<26}" + f"{'planted':>8}{'recall':>8}{'precision':>10}" * len(sets))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,8 @@ from gxr_batch.templates import Templates
 
 DATA = Path(__file__).parent / "data"
 SETS = {
-    "tuning": DATA / "flags_tuning.toml",
-    "held out": DATA / "flags_held_out.toml",
-    "long answers": DATA / "flags_long.toml",
-    "long, held out": DATA / "flags_long_held_out.toml",
+    "tuning": [DATA / "flags_tuning.toml", DATA / "flags_long.toml"],
+    "held out": [DATA / "flags_held_out.toml", DATA / "flags_long_held_out.toml"],
 }
 _TEMPLATES = Templates(PromptSection())
 # Names that no rule over a text gives: the program itself sets them.
@@ -58,10 +57,10 @@ def evidence(text: str, *, template: str = "clinical_case", finish_reason: Any =
     return Evidence(text, prompt, values, finish_reason)
 
 
-def cases(path: Path) -> list[Case]:
+def cases(name: str) -> list[Case]:
     """Return the texts of a set, clean ones and faulty ones."""
     found = []
-    for pair in tomllib.loads(path.read_text(encoding="utf-8"))["pair"]:
+    for pair in chain.from_iterable(tomllib.loads(path.read_text(encoding="utf-8"))["pair"] for path in SETS[name]):
         name, flag, also = pair.pop("id"), pair.pop("flag", ""), frozenset(pair.pop("also", ()))
         clean, faulty, planted = pair.pop("clean"), pair.pop("faulty", None), pair.pop("planted", ())
         changed = {key.removeprefix("faulty_"): pair.pop(key) for key in list(pair) if key.startswith("faulty_")}

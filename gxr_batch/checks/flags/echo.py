@@ -13,6 +13,7 @@ _COPY_CHARS = 60
 _COPY_SHARE = 0.7
 # What models make up once they have learnt how prompts begin.
 _NEW_ROLE = re.compile(r"(?:\A|[.!?:\n])\s*you are an? ")
+_STOPS = " \t\r\n.,;:?!"
 _PIECE = re.compile(r"(?<=[.?!:])\s+|\n+")
 
 
@@ -35,7 +36,7 @@ def echoes(reading: Reading) -> bool:
 
 def _bare(cell: str) -> str:
     """Return a cell as templates print it: without blanks around it and the mark that ends it."""
-    return cell.strip().rstrip(" \t\r\n.,;:")
+    return cell.strip().rstrip(_STOPS)
 
 
 def _instruction(prompt: str, cells: list[str]) -> list[str]:
@@ -44,12 +45,12 @@ def _instruction(prompt: str, cells: list[str]) -> list[str]:
     What tells that findings follow ("The X-ray shows ...") is how an answer may begin, so it does not count.
     """
     places = [(place, place + len(cell)) for cell in cells if (place := prompt.find(cell)) >= 0]
-    first = min((start for start, _ in places), default=len(prompt))
-    last = max((end for _, end in places), default=len(prompt))
-    rest, *after = _PIECE.split(prompt[last:].casefold())
+    first, last = (min(places)[0], max(places)[1]) if places else (len(prompt), len(prompt))
+    rest, *sentences = _PIECE.split(prompt[last:].casefold())
     found = [rest] if rest.count(" ") >= _REST_WORDS else []
-    for sentence in (*_PIECE.split(prompt[:first].casefold()), *after):
-        words = sentence.strip(" \t.,;:?!").split(" ", _FIRST_WORDS)
+    sentences += _PIECE.split(prompt[:first].casefold())
+    for sentence in sentences:
+        words = sentence.split(" ", _FIRST_WORDS)
         if len(words) >= _SENTENCE_WORDS and words[0] != "the":
-            found.append(" ".join(words[:_FIRST_WORDS]))
+            found.append(" ".join(words[:_FIRST_WORDS]).rstrip(_STOPS))
     return found

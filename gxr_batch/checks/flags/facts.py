@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from gxr_batch.checks.flags.lexicon import HEADS
-from gxr_batch.checks.flags.mentions import SIDE_WORDS, Mention, mentions_in, only_side, side_of
+from gxr_batch.checks.flags.mentions import Mention, mentions_in
 from gxr_batch.checks.flags.words import sentences_of, words_of
 
 # Words for what fills airspaces: one film's opacity is another's consolidation.
@@ -74,15 +74,9 @@ def _place(finding: str) -> str:
 def _said(cell: str) -> Iterator[tuple[Mention, str]]:
     """Yield what a cell says of findings, with the side of each ("" = none given)."""
     for sentence in sentences_of(words_of(cell)):
-        if HEADS.isdisjoint(sentence):
-            continue
-        spots, mentions = mentions_in(sentence)
-        sided = bool(mentions) and not SIDE_WORDS.isdisjoint(sentence)
-        for mention in mentions:
-            side = side_of(sentence, mention, spots) if sided else None
-            if sided and side is None and mention.status != "absent":
-                side = only_side(sentence)
-            yield mention, side or ""
+        if not HEADS.isdisjoint(sentence):
+            for mention in mentions_in(sentence):
+                yield mention, mention.side if mention.status == "absent" else mention.guess
 
 
 @lru_cache(maxsize=64)  # the samples of a row follow each other

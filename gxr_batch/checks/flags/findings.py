@@ -9,13 +9,13 @@ from typing import NamedTuple
 from gxr_batch.checks.flags.evidence import Reading
 from gxr_batch.checks.flags.facts import Facts, facts_of
 from gxr_batch.checks.flags.lexicon import HEADS
-from gxr_batch.checks.flags.mentions import SIDE_WORDS, Status, mentions_in, side_of
+from gxr_batch.checks.flags.mentions import Status, mentions_in
 from gxr_batch.checks.flags.words import word_set
 
 # What says of the case, rather than of the finding in general, that it is there.
 _ANCHORS = word_set(
-    "there shows show showing seen visible present noted identified evident observed demonstrates demonstrated reveals "
-    "small large moderate mild severe this with has contains contain film is are"
+    "there shows show showing seen visible present noted identified evident observed demonstrates demonstrated "
+    "reveals small large moderate mild severe this with has contains contain film is are"
 )
 _PLURAL = re.compile(r".*[^siu]s").fullmatch
 
@@ -43,15 +43,12 @@ def _claims(sentences: Iterable[Sequence[str]]) -> Iterator[_Claim]:
     for sentence in sentences:
         if HEADS.isdisjoint(sentence):
             continue
-        spots, mentions = mentions_in(sentence)
-        sided = not SIDE_WORDS.isdisjoint(sentence)
         anchored = not _ANCHORS.isdisjoint(sentence)
-        for mention in mentions:
+        for finding, status, side, spot, _ in mentions_in(sentence):
             # "middle lobe consolidation erases ..." is of the case, "right-sided fractures endanger ..." a lesson
-            of_the_case = anchored or (sided and not _PLURAL(sentence[mention.end - 1]))
-            if mention.status == "absent" or (mention.status != "open" and of_the_case):
-                side = side_of(sentence, mention, spots) if sided else None
-                yield _Claim(mention.finding, mention.status, side or "")
+            of_the_case = anchored or (side and not _PLURAL(sentence[spot.end - 1]))
+            if status == "absent" or (status != "open" and of_the_case):
+                yield _Claim(finding, status, side)
 
 
 def _contradiction(claim: _Claim, facts: Facts) -> str:

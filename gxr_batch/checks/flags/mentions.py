@@ -1,4 +1,4 @@
-"""What a sentence says about the findings that it names: present, absent or open, and on which side.
+"""What a sentence says about the findings that it names: present, likely, absent or open.
 
 After the idea of NegEx (Chapman and others, 2001): cue words before and after a finding, each with a reach that ends at
 certain words. What is hypothetical or said in general is open, and so is a negation with a restriction ("no large
@@ -12,18 +12,20 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from gxr_batch.checks.flags.lexicon import Spot, spots_in
+from gxr_batch.checks.flags.sides import SIDE_WORDS, Sides
 from gxr_batch.checks.flags.words import word_set
 
 Status = Literal["present", "likely", "absent", "open"]
 
 
 class Mention(NamedTuple):
-    """A finding named in words `start` to `end` of a sentence."""
+    """A finding that a sentence names. `side` is "" where its clause gives none, `guess` then the sentence's only one."""
 
     finding: str
     status: Status
-    start: int
-    end: int
+    side: str
+    spot: Spot
+    guess: str
 
 
 # One of these makes a sentence, or its part up to a turn such as "but", a general one.
@@ -86,31 +88,24 @@ _AFTER_STOPS = word_set("but however although though while whereas which that be
 _FORWARD = 16
 _AFTER_CUES = _AFTER_STOPS | _AFTER_HEDGES | _CONNECTS | _BE | _ACTS | _NO | _GONE | {":", "ruled"}
 
-_SIDES = {
-    "left": "left", "right": "right", "lingula": "left", "lingular": "left", "leftward": "left", "rightward": "right",
-    "leftwards": "left", "rightwards": "right", "bilateral": "both", "bilaterally": "both", "both": "both",
-    "bibasal": "both", "bibasilar": "both",
-}  # fmt: skip
-SIDE_WORDS = frozenset(_SIDES) | {"middle"}
-_SIDE_STOPS = _TURNS | word_set(
-    ": ; and with that which displacing displaces displaced pushing pushes pushed obscuring obscures silhouetting "
-    "shifting shifts away causing"
-)
-_SIDE_BACK, _SIDE_FORWARD = 8, 14
-_PLACING = word_set("lies located situated seen in at within occupying involving")
+
+_REST = word_set("otherwise remaining rest remainder apart except other elsewhere near nearly almost")
 
 
-def mentions_in(sentence: Sequence[str]) -> tuple[list[Spot], list[Mention]]:
-    """Return where a sentence names findings, and what it says of each."""
+def mentions_in(sentence: Sequence[str]) -> list[Mention]:
+    """Return what a sentence says of each finding that it names."""
     spots = spots_in(sentence)
     if not spots:
-        return spots, []
+        return []
     general = not GENERAL.isdisjoint(sentence)
+    sides = None if SIDE_WORDS.isdisjoint(sentence) else Sides(sentence, spots)
     found = []
     for spot in spots:
         status = "open" if general and _is_general(sentence, spot) else _status(sentence, spot)
-        found += [Mention(finding, status, spot.start, spot.end) for finding in spot.findings]
-    return spots, found
+        for finding in spot.findings:
+            side = sides.of(finding, spot) if sides else ""
+            found.append(Mention(finding, status, side, spot, sides.only() if sides and not side else side))
+    return found
 
 
 def _is_general(sentence: Sequence[str], spot: Spot) -> bool:
@@ -122,11 +117,10 @@ def _is_general(sentence: Sequence[str], spot: Spot) -> bool:
 
 
 def _status(sentence: Sequence[str], spot: Spot) -> Status:
-    inside = sentence[spot.start : spot.end]
     before = _before(sentence, spot.start)
     if before == "open" or (before == "absent" and spot.normal):
         return "open"
-    negated = spot.paired and not _NO.isdisjoint(inside)
+    negated = spot.paired and not _NO.isdisjoint(sentence[spot.start : spot.end])
     if spot.normal:
         return "open" if negated or not _REST.isdisjoint(sentence) else "absent"
     if before == "absent" or negated:
@@ -135,9 +129,6 @@ def _status(sentence: Sequence[str], spot: Spot) -> Status:
     if after == "absent" and not _RESTRICTED.isdisjoint(sentence[max(spot.start - 3, 0) : spot.start]):
         return "open"  # "a further effusion is not seen"
     return before if after == "present" else after
-
-
-_REST = word_set("otherwise remaining rest remainder apart except other elsewhere remainder near nearly almost")
 
 
 def _before(sentence: Sequence[str], start: int) -> Status:
@@ -201,56 +192,3 @@ def _negation_after(sentence: Sequence[str], at: int) -> Status:
     if sentence[at] == "no":
         return "absent" if "longer" in following[:1] or sentence[at - 1] == ":" else "present"
     return "absent" if not _SEEN.isdisjoint(following) else "open"
-
-
-def side_of(sentence: Sequence[str], mention: Mention, spots: Sequence[Spot]) -> str | None:
-    """Return "left", "right" or "both" where the clause of a finding gives its side."""
-    others = {at for spot in spots if spot.start != mention.start for at in range(spot.start, spot.end)}
-    if mention.finding == "mediastinal_shift":  # to a side; a side before it is that of its cause
-        return _side_after(sentence, mention, others) or _side_at(sentence, max(mention.start - 1, 0))
-    inside = next((side for at in range(mention.start, mention.end) if (side := _side_at(sentence, at))), None)
-    return inside or _side_before(sentence, mention.start, others) or _side_after(sentence, mention, others)
-
-
-def only_side(sentence: Sequence[str]) -> str | None:
-    """Return the side of a sentence that gives one side only."""
-    sides = {side for at in range(len(sentence)) if (side := _side_at(sentence, at))}
-    return sides.pop() if len(sides) == 1 else None
-
-
-def _side_at(sentence: Sequence[str], at: int) -> str | None:
-    word = sentence[at]
-    side = _SIDES.get(word)
-    if side is None:
-        middle_lobe = word == "middle" and at + 1 < len(sentence) and sentence[at + 1] in {"lobe", "and"}
-        return "right" if middle_lobe else None
-    if side != "both" and at + 2 < len(sentence) and sentence[at + 1] in {"and", "or"} and sentence[at + 2] in _SIDES:
-        return "both"
-    return "both" if at >= 2 and sentence[at - 1] in {"and", "or"} and sentence[at - 2] in _SIDES else side
-
-
-def _side_before(sentence: Sequence[str], start: int, others: set[int]) -> str | None:
-    for at in range(start - 1, max(start - 1 - _SIDE_BACK, -1), -1):
-        word = sentence[at]
-        if at in others or (word in _SIDE_STOPS and word != "there"):
-            return None
-        if word == ",":  # "On the left, a small effusion"
-            near = (_side_at(sentence, back) for back in range(max(at - 2, 0), at))
-            return next((side for side in near if side), None)
-        if side := _side_at(sentence, at):
-            return None if "to" in sentence[max(at - 2, 0) : at] else side
-    return None
-
-
-def _side_after(sentence: Sequence[str], mention: Mention, others: set[int]) -> str | None:
-    first = mention.start if mention.finding == "mediastinal_shift" else mention.end
-    for at in range(first, min(mention.end + _SIDE_FORWARD, len(sentence))):
-        word = sentence[at]
-        inside = at < mention.end
-        if word == "," and at + 1 < len(sentence) and sentence[at + 1] in _PLACING:
-            continue
-        if at in others or word == "," or (word in _SIDE_STOPS and word != "with" and not inside):
-            return None
-        if side := _side_at(sentence, at):
-            return side
-    return None

@@ -13,7 +13,7 @@ from gxr_batch.checks.flags import FLAGS, NOT_COMPUTED, Evidence, flags_of
 from gxr_batch.fitter import TRUNCATED
 
 FLOOR = 0.9
-BELOW_FLOOR = {("held out", "invented_comparison"): 0.85}  # one of seven is missed: "since the film taken at admission"
+BELOW_FLOOR = {("held out", "invented_comparison"): 0.85}  # it misses one of seven: "since the film taken at admission"
 CLEAR = "The lungs are clear. Heart size is normal. No pleural effusion and no pneumothorax."
 
 
@@ -132,6 +132,35 @@ def test_teaching_about_an_absent_finding_does_not_assert_it(said):
     assert flags(said, CLEAR) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("You are a radiographer. A patient comes to you with a cough.", "echoes_prompt"),
+        ("The effusion is small (Figure 2).", "claims_to_see_image"),
+        ("The effusion is small. した場合", "other_language"),
+        ("The effusion is small. Lines. Lines. Lines. Lines.", "repeats_itself"),
+        ("The effusion is small. I am an AI and cannot give advice.", "refusal"),
+        ("The effusion is small.\nmodel\n", "leaked_turn_markers"),
+    ],
+)
+def test_what_small_models_leave_in_a_text_is_flagged(text, flag):
+    assert flags(text) == [flag]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The provided X-ray findings point to an effusion.",
+        "A right effusion (from Greek πλευρά, the side) is present.",
+        "| sign | left | right |\n|---|---|---|\n| effusion | yes | yes |",
+        "The level of T10 to L1 is normal.",
+        "Old films, if there are any, should be compared.",
+    ],
+)
+def test_what_only_looks_like_a_fault_is_left_alone(text):
+    assert flags(text) == []
+
+
 def test_what_the_row_tells_of_before_may_be_spoken_of():
     said = "The effusion that was present on the earlier film is gone: there was a moderate effusion."
     assert flags(said, CLEAR, comparison="moderate effusion last week") == []
@@ -174,14 +203,16 @@ def test_cells_of_any_type_and_length_are_read():
     flags_of(Evidence("<" * 50_000 + "no " * 50_000, "no " * 90_000, {"findings": "not a nodule, " * 50_000}, "stop"))
 
 
-@pytest.mark.parametrize(
-    "piece", ["a ", "no ", "no effusion, ", "1 ", "1 mm ", "<a ", "[", "i can ", "prior ", "\n", "x" * 9]
-)
+PIECES = ["a ", "no ", "no effusion, ", "1 ", "1 mm ", "<a ", "[", "i can ", "prior ", "\n", "x" * 9, "left nodule "]
+PIECES += ["but nodule if ", "\nyou are", "the left and the right effusion with ", "provided chest ", "?", "\u2019", "é "]
+
+
+@pytest.mark.parametrize("piece", PIECES)
 def test_no_text_takes_long(piece):
-    text = piece * (20_000 // len(piece))
-    began = time.perf_counter()
-    flags_of(Evidence(text, text[:9000], {"findings": text, "comparison": None}, "length"))
-    assert time.perf_counter() - began < 2
+    text = piece * (20_000 // len(piece)) + "you are a radiologist"
+    began = time.process_time()
+    flags_of(Evidence(text, f"You are a radiologist. {text[:9000]}", {"findings": text, "comparison": None}, "length"))
+    assert time.process_time() - began < 3
 
 
 # --- in a run

@@ -1,1 +1,1 @@
-"""What is looked for in a row's cells, prompt and text: hints for the people who review it."""
+"""What is looked for in the texts of a row, before and after it is generated; pure, fast, without downloads."""

@@ -12,9 +12,8 @@ _FIRST_WORDS = 6  # of a sentence, since what follows may be worded by the row
 _COPY_CHARS = 60
 _COPY_SHARE = 0.7
 # What models make up once they have learnt how prompts begin.
-_NEW_ROLE = re.compile(r"(?:\A|[.!?:\n])\s*you are an? ")
+_NEW_ROLE = re.compile(r"(?:\A|[.!?:\n])\s{0,4}you are an? ")
 _STOPS = " \t\r\n.,;:?!"
-_PIECE = re.compile(r"(?<=[.?!:])\s+|\n+")
 
 
 def echoes(reading: Reading) -> bool:
@@ -46,11 +45,18 @@ def _instruction(prompt: str, cells: list[str]) -> list[str]:
     """
     places = [(place, place + len(cell)) for cell in cells if (place := prompt.find(cell)) >= 0]
     first, last = (min(places)[0], max(places)[1]) if places else (len(prompt), len(prompt))
-    rest, *sentences = _PIECE.split(prompt[last:].casefold())
+    rest, *sentences = _sentences(prompt[last:])
     found = [rest] if rest.count(" ") >= _REST_WORDS else []
-    sentences += _PIECE.split(prompt[:first].casefold())
+    sentences += _sentences(prompt[:first])
     for sentence in sentences:
         words = sentence.split(" ", _FIRST_WORDS)
         if len(words) >= _SENTENCE_WORDS and words[0] != "the":
             found.append(" ".join(words[:_FIRST_WORDS]).rstrip(_STOPS))
     return found
+
+
+def _sentences(text: str) -> list[str]:
+    for mark in ("? ", "! ", ": ", "\n"):
+        if mark in text:
+            text = text.replace(mark, ". ")
+    return text.casefold().split(". ")

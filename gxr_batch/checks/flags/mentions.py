@@ -19,7 +19,7 @@ Status = Literal["present", "likely", "absent", "open"]
 
 
 class Mention(NamedTuple):
-    """A finding that a sentence names. `side` is "" where its clause gives none, `guess` then the sentence's only one."""
+    """A finding that a sentence names. `side` is "" where its clause has none, `guess` then the sentence's only one."""
 
     finding: str
     status: Status

@@ -70,13 +70,14 @@ def repeats(reading: Reading) -> bool:
         return True
     if any(first == second == third and first.isalpha() for first, second, third in distinct):
         return _in_a_row(words)
-    sentences = [tuple(sentence) for sentence in reading.sentences]
-    if len(sentences) >= _SENTENCE_REPEATS:
+    if len(reading.sentences) >= _SENTENCE_REPEATS:
+        sentences = [tuple(sentence) for sentence in reading.sentences]
         long = [sentence for sentence in sentences if len(sentence) > _SENTENCE_WORDS]
         if len(long) - len(set(long)) >= _SENTENCE_REPEATS - 1 and max(Counter(long).values()) >= _SENTENCE_REPEATS:
             return True
-    if any(len(set(run)) == 1 for run in zip(*(sentences[shift:] for shift in range(_SENTENCE_RUN)), strict=False)):
-        return True
+        runs = zip(*(sentences[shift:] for shift in range(_SENTENCE_RUN)), strict=False)
+        if any(len(set(run)) == 1 for run in runs):
+            return True
     few_words = len(words) * 10 < len(reading.new)  # prose has a word or mark in every five characters
     return few_words and len(reading.new) >= _DENSE_CHARS and _density(reading.new) > _DENSE_RATIO
 

@@ -1,4 +1,4 @@
-"""On which side a sentence places a finding: the nearest side word of its clause, first on its left, then on its right."""
+"""On which side a sentence places a finding: the nearest side word of its clause, before it, else after it."""
 
 from __future__ import annotations
 

@@ -197,6 +197,13 @@ def test_a_row_with_a_comparison_may_compare():
     assert flags("The effusion has grown since the prior film.", comparison="smaller last week") == []
 
 
+@pytest.mark.parametrize("missing", [None, "", "  ", float("nan")])
+def test_a_blank_cell_is_no_comparison(missing):
+    values = {"findings": "an effusion", "comparison": missing}
+    said = "The effusion has grown since the prior film."
+    assert flags_of(Evidence(said, "", values, "stop")) == ["invented_comparison"]
+
+
 def test_cells_of_any_type_and_length_are_read():
     values = {"findings": ["an", "effusion"], "age": 65, "comparison": None, "presentation": b"\xff"}
     assert flags_of(Evidence("An effusion. " + "é" * 5, "", values, "stop")) == []
@@ -204,7 +211,15 @@ def test_cells_of_any_type_and_length_are_read():
 
 
 PIECES = ["a ", "no ", "no effusion, ", "1 ", "1 mm ", "<a ", "[", "i can ", "prior ", "\n", "x" * 9, "left nodule "]
-PIECES += ["but nodule if ", "\nyou are", "the left and the right effusion with ", "provided chest ", "?", "\u2019", "é "]
+PIECES += [
+    "but nodule if ",
+    "\nyou are",
+    "the left and the right effusion with ",
+    "provided chest ",
+    "?",
+    "\u2019",
+    "é ",
+]
 
 
 @pytest.mark.parametrize("piece", PIECES)

@@ -49,8 +49,8 @@ def invents_comparison(reading: Reading) -> bool:
 
     Only for templates with a field `comparison`: without one, nobody was asked for an earlier film.
     """
-    values = reading.evidence.values
-    if "comparison" not in values or values["comparison"] is not None or _CUES.isdisjoint(reading.vocabulary):
+    asked = "comparison" in reading.evidence.values
+    if not asked or reading.cell("comparison") or _CUES.isdisjoint(reading.vocabulary):
         return False
     said = any(_is_comparison(words) for words in reading.case if not _CUES.isdisjoint(words))
     return said and _KNOWN.isdisjoint(words_of(f"{reading.findings}\n{reading.story}"))

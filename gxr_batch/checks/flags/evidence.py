@@ -6,6 +6,7 @@ MAX_CHARS of either.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -54,16 +55,19 @@ class Reading:
     @property
     def findings(self) -> str:
         """The findings cell, "" where the row has none or its template has no such field."""
-        return self._cell("findings")
+        return self.cell("findings")
 
     @property
     def story(self) -> str:
         """What the row tells besides its findings: comparison, history, presentation."""
-        return "\n".join(filter(None, map(self._cell, _STORIES)))
+        return "\n".join(filter(None, map(self.cell, _STORIES)))
 
-    def _cell(self, field: str) -> str:
+    def cell(self, field: str) -> str:
+        """Return a cell as text, "" where it is missing: null, blank or not a number."""
         value = self.evidence.values.get(field)
-        return "" if value is None else str(value)[:MAX_CHARS]
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return ""
+        return str(value)[:MAX_CHARS].strip()
 
 
 def _is_said(prompt: str, text: str) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from gxr_batch.checks.flags import NOT_COMPUTED, Evidence, flags_of
 from gxr_batch.checks.identifiers import identifiers_in
 from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
@@ -54,6 +55,7 @@ class Feed:
         self._alone: list[_Taken] = []
         self.rejected = self.withheld = self.cut = 0
         self.seconds = 0.0
+        self._flag_faults: set[str] = set()
 
     @property
     def in_flight(self) -> int:
@@ -106,6 +108,7 @@ class Feed:
         taken = taken._replace(fitted=taken.fitted.flagged(*flags(IN_OUTPUT, hits)))
         if hits and taken.screening == "hold":
             return taken.row.position, self._result(taken, completion, "held", reason(IN_OUTPUT, hits))
+        taken = taken._replace(fitted=taken.fitted.flagged(*self._flags(taken, completion, hits)))
         return taken.row.position, self._result(taken, completion, "ok", None)
 
     def _encoded(self) -> Iterator[_Taken]:
@@ -211,3 +214,17 @@ class Feed:
             template=row.template,
             prompt_sha256=taken.fitted.sha256 or None,
         )
+
+    def _flags(self, taken: _Taken, completion: Completion, identifiers: Sequence[str]) -> list[str]:
+        """Return the flags of a generated text. A rule that fails is a bug, and must not cost the night its rows."""
+        end: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
+        prompt = taken.fitted.messages.turns[-1].text
+        try:
+            return flags_of(Evidence(completion.text, prompt, taken.row.values, end, identifiers))
+        except Exception as error:
+            kind = type(error).__name__
+            if kind not in self._flag_faults:  # once a start: it may meet every row
+                self._flag_faults.add(kind)
+                key = taken.prompt.key
+                self._ledger.log.event(NOT_COMPUTED, row_id=key.row_id, sample=key.sample, error=kind)
+            return [NOT_COMPUTED]

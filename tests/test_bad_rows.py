@@ -178,10 +178,10 @@ def test_truncating_cuts_the_longest_cell_at_a_word_and_says_so(long_rows):
     long_rows.job(LONG + TEMPLATE + "too_long = 'truncate'\n")
     long_rows.run("--set", "sampling.max_new_tokens=16", expect=3)
     by_id = {row["case_id"]: row for row in long_rows.results()}
-    assert by_id["short"]["gxr_flags"] == []
+    assert TRUNCATED not in by_id["short"]["gxr_flags"]
     for name in ("long", "note"):
         assert by_id[name]["gxr_status"] == "ok"
-        assert by_id[name]["gxr_flags"] == [TRUNCATED]
+        assert by_id[name]["gxr_flags"][0] == TRUNCATED
         assert by_id[name]["gxr_prompt_tokens"] == 48, "as many words as fit"
     assert by_id["giant"]["gxr_status"] == "failed", "its longest cell is one word"
     assert by_id["giant"]["gxr_error"] == "the prompt is too long even with one word of findings"

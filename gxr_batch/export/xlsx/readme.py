@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from gxr_batch.cells import for_workbook
+from gxr_batch.export.legend import LEGEND
 from gxr_batch.export.source import Source
 from gxr_batch.export.xlsx.formats import Formats
 from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES
@@ -34,7 +35,7 @@ _HOW = {
     "and gxr_sample.",
 }
 _FLAGS = "Flags in gxr_flags point at what deserves a closer look. None is a score, and none missing is a proof."
-_WIDTHS = (26, 110)
+_WIDTHS = (30, 110)
 _LINE_POINTS = 15
 
 
@@ -56,6 +57,7 @@ def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
     lines += [_BLANK, _Line("Status", "", formats.heading)]
     lines += [_Line(status, text, label=formats.statuses[status]) for status, text in _STATUS_MEANINGS.items()]
     lines += [_BLANK, _Line("Flags", "", formats.heading), _Line("", _FLAGS)]
+    lines += [_Line(flag, text) for flag, text in LEGEND.items()]
     for row, line in enumerate(lines):
         _write(sheet, row, line, formats)
 

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from gxr_batch.cells import as_text, for_workbook, is_number
 from gxr_batch.errors import StorageError
+from gxr_batch.export.legend import SHORTENED
 from gxr_batch.export.source import Exported, Source
 from gxr_batch.export.xlsx.formats import Formats, make_formats
 from gxr_batch.export.xlsx.layout import QUALITIES, Column, layout
@@ -30,7 +31,6 @@ ROWS_A_SHEET = 1_000_000
 _BANNER_ROW, _HEADER_ROW, _FIRST_ROW = 0, 1, 2
 _FROZEN_COLUMNS = 1
 _LINE_POINTS, _MOST_LINES = 15, 24
-_SHORTENED = "shortened_for_excel"
 _REVIEW_TYPES = {field.name: field.type for field in review_schema()}
 _BANNER = f"AI-GENERATED, UNREVIEWED until a status says otherwise. {DISCLAIMER}"
 _OPTIONS = {
@@ -112,7 +112,7 @@ class _Book:
         self._close_sheet(columns)
         note = (
             f"{self._shortened:,} rows have a cell that Excel cannot hold whole: it is cut with a mark, gxr_flags says "
-            f"{_SHORTENED}, and results.parquet has the whole text"
+            f"{SHORTENED}, and results.parquet has the whole text"
         )
         return Exported(path, self._rows, self._source.partial, (note,) if self._shortened else ())
 
@@ -170,7 +170,7 @@ class _Book:
         self._sheet.set_row(self._at, _height(columns, texts))
         for place, (column, cell, text) in enumerate(zip(columns, row, texts, strict=True)):
             if column.name == "gxr_flags" and shortened:
-                flags = f"{cell}, {_SHORTENED}" if cell else _SHORTENED
+                flags = f"{cell}, {SHORTENED}" if cell else SHORTENED
                 _text(self._sheet, self._at, place, flags, self._formats.text)
             elif text is not None:
                 if text.text or column.role == "review":

@@ -1,0 +1,81 @@
+"""On which side a sentence places a finding: the nearest side word of its clause, before it, else after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gxr_batch.checks.flags.lexicon import Spot
+from gxr_batch.checks.flags.words import word_set
+
+_SIDES = {
+    "left": "left", "right": "right", "lingula": "left", "lingular": "left", "leftward": "left", "rightward": "right",
+    "leftwards": "left", "rightwards": "right", "bilateral": "both", "bilaterally": "both", "both": "both",
+    "bibasal": "both", "bibasilar": "both",
+}  # fmt: skip
+SIDE_WORDS = frozenset(_SIDES) | {"middle"}
+_STOPS = word_set(
+    ": ; and but however although though while whereas yet except that which displacing displaces displaced "
+    "pushing pushes pushed obscuring obscures silhouetting shifting shifts away causing"
+)
+_STOPS_BEFORE = _STOPS | {"with"}
+_BACK, _FORWARD = 8, 14
+# "The opacity measures 4 cm, lies in the left lower lobe"
+_PLACING = word_set("lies located situated seen in at within occupying involving")
+
+
+class Sides:
+    """The sides that one sentence gives to the findings that it names; `known` has the place of each side word."""
+
+    def __init__(self, sentence: Sequence[str], spots: Sequence[Spot]) -> None:
+        self._sentence, self._spots = sentence, spots
+        places = [at for at, word in enumerate(sentence) if word in SIDE_WORDS]
+        self.known = {at: side for at in places if (side := _side_at(sentence, at))}
+
+    def of(self, finding: str, spot: Spot) -> str:
+        """Return "left", "right" or "both" where the clause of a finding gives its side, else ""."""
+        if not self.known:
+            return ""
+        if finding == "mediastinal_shift":  # to a side; a side before it is that of its cause
+            return self._after(spot, spot.start) or self.known.get(spot.start - 1, "")
+        inside = next((self.known[at] for at in range(spot.start, spot.end) if at in self.known), "")
+        return inside or self._before(spot) or self._after(spot, spot.end)
+
+    def only(self) -> str:
+        """Return the side where the sentence gives one side only, else ""."""
+        sides = set(self.known.values())
+        return sides.pop() if len(sides) == 1 else ""
+
+    def _before(self, spot: Spot) -> str:
+        at = max((at for at in self.known if at < spot.start), default=-1)
+        if at < max(spot.start - _BACK, 0) or self._names_between(at, spot.start, spot):
+            return ""
+        between = self._sentence[at + 1 : spot.start]
+        if not _STOPS_BEFORE.isdisjoint(between) or "to" in self._sentence[max(at - 2, 0) : at]:
+            return ""
+        # "On the left, a small effusion", and nothing else before a comma
+        return self.known[at] if "," not in between or "," in between[:2] else ""
+
+    def _after(self, spot: Spot, first: int) -> str:
+        at = min((at for at in self.known if at >= first), default=len(self._sentence))
+        if at >= spot.end + _FORWARD or at == len(self._sentence) or self._names_between(first, at, spot):
+            return ""
+        between = self._sentence[max(first, spot.end) : at]
+        if not _STOPS.isdisjoint(between):
+            return ""
+        crossing = ("," in between) and self._sentence[max(first, spot.end) + between.index(",") + 1] not in _PLACING
+        return "" if crossing else self.known[at]
+
+    def _names_between(self, start: int, end: int, spot: Spot) -> bool:
+        """Say whether another finding is named in words `start` to `end`; side words belong to the nearest one."""
+        return any(other.start < end and other.end > start for other in self._spots if other is not spot)
+
+
+def _side_at(sentence: Sequence[str], at: int) -> str:
+    word = sentence[at]
+    if word == "middle":
+        return "right" if sentence[at + 1 : at + 2] and sentence[at + 1] in {"lobe", "and"} else ""
+    side = _SIDES[word]
+    ahead, behind = sentence[at + 1 : at + 3], sentence[max(at - 2, 0) : at]
+    if len(ahead) == 2 and ahead[0] in {"and", "or"} and ahead[1] in _SIDES:
+        return "both"
+    return "both" if len(behind) == 2 and behind[1] in {"and", "or"} and behind[0] in _SIDES else side

@@ -1,0 +1,70 @@
+"""Reads a text into words and sentences, and leaves out sections that teach in general rather than on the case."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# Hyphens separate words, so that "left-sided" has a side and "65-year-old" a number.
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:[.,]\d+)*|[.;:,!?()%<>|\n]")
+_ENDS = frozenset(".;!?\n")
+
+
+def word_set(words: str) -> frozenset[str]:
+    """Return the words of a list that is written as a text."""
+    return frozenset(words.split())
+
+
+_GENERAL_SECTIONS = word_set(
+    "differential differentials teaching learning pearl pearls pitfall pitfalls tip tips next recommendation "
+    "recommendations recommended management treatment discussion cause causes etiology aetiology complication "
+    "complications background considerations steps followup correlation mimics reminder"
+)
+_CASE_SECTIONS = word_set(
+    "finding findings impression description interpretation analysis conclusion summary report observation "
+    "observations case lungs heart pleura mediastinum bones diagnosis"
+)
+_HEADING_WORDS = 6
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words, numbers and marks of a text in lower case; typographic apostrophes become plain ones."""
+    return _WORD.findall(text.lower().replace("\u2019", "'"))
+
+
+def sentences_of(words: Sequence[str]) -> list[Sequence[str]]:
+    """Return the words of each sentence, with the mark that ends it. A line end and a semicolon end one too."""
+    found = []
+    start = 0
+    for at in [place for place, word in enumerate(words) if word in _ENDS]:
+        if at > start:
+            found.append(words[start : at + 1])
+        start = at + 1
+    if start < len(words):
+        found.append(words[start:])
+    return found
+
+
+def case_sentences(sentences: list[Sequence[str]], vocabulary: frozenset[str]) -> list[Sequence[str]]:
+    """Return the sentences without those under a heading such as "Differential diagnosis"."""
+    if _GENERAL_SECTIONS.isdisjoint(vocabulary):
+        return sentences
+    kept = []
+    general = False
+    for sentence in sentences:
+        heading = _heading(sentence)
+        if heading and not _GENERAL_SECTIONS.isdisjoint(heading):
+            general = True
+        elif heading and not _CASE_SECTIONS.isdisjoint(heading):
+            general = False
+        if not general:
+            kept.append(sentence)
+    return kept
+
+
+def _heading(sentence: Sequence[str]) -> Sequence[str]:
+    """Return the words before an early colon, or the whole of a short line without a full stop; else nothing."""
+    label = sentence[: _HEADING_WORDS + 2]
+    if ":" in label:
+        return label[: label.index(":")]
+    return sentence if len(sentence) <= _HEADING_WORDS + 1 and sentence[-1] not in ".;!?" else ()

@@ -29,7 +29,7 @@ _APPROVED_ONLY = {"chat-jsonl"}
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which rows are exported: of an unfinished run too, only those that a reviewer approved, texts of held rows too."""
+    """Which rows: of an unfinished run too, only those that a reviewer approved, with the texts of held rows."""
 
     partial: bool = False
     approved: bool = False

@@ -108,7 +108,7 @@ class Feed:
         taken = taken._replace(fitted=taken.fitted.flagged(*flags(IN_OUTPUT, hits)))
         if hits and taken.screening == "hold":
             return taken.row.position, self._result(taken, completion, "held", reason(IN_OUTPUT, hits))
-        taken = taken._replace(fitted=taken.fitted.flagged(*self._flags(taken, completion, hits)))
+        taken = taken._replace(fitted=taken.fitted.flagged(*self._flags(taken, completion)))
         return taken.row.position, self._result(taken, completion, "ok", None)
 
     def _encoded(self) -> Iterator[_Taken]:
@@ -215,12 +215,13 @@ class Feed:
             prompt_sha256=taken.fitted.sha256 or None,
         )
 
-    def _flags(self, taken: _Taken, completion: Completion, identifiers: Sequence[str]) -> list[str]:
+    def _flags(self, taken: _Taken, completion: Completion) -> list[str]:
         """Return the flags of a generated text. A rule that fails is a bug, and must not cost the night its rows."""
         end: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
         prompt = taken.fitted.messages.turns[-1].text
         try:
-            return flags_of(Evidence(completion.text, prompt, taken.row.values, end, identifiers))
+            # Screening has flags of its own, by rule, and may be switched off: nothing is left to ask here.
+            return flags_of(Evidence(completion.text, prompt, taken.row.values, end, identifiers=()))
         except Exception as error:
             kind = type(error).__name__
             if kind not in self._flag_faults:  # once a start: it may meet every row

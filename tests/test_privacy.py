@@ -37,6 +37,11 @@ def by_case(work: Workplace) -> dict[str, dict]:
     return {row["case_id"]: row for row in work.results()}
 
 
+def hits(row: dict) -> list[str]:
+    """Return the row's flags of screening; other rules have flags too."""
+    return [flag for flag in row["gxr_flags"] if flag.startswith(("identifier", "possible_identifier"))]
+
+
 def held(work: Workplace) -> dict[str, str]:
     return {name: row["gxr_error"] for name, row in by_case(work).items() if row["gxr_status"] == "held"}
 
@@ -55,17 +60,17 @@ def test_by_default_rows_run_and_are_flagged_by_rule(work):
     work.job("[engine]\nkind = 'echo'\n")
     work.run()
     rows = by_case(work)
-    assert rows["C3"]["gxr_flags"] == ["identifier_in_input:mrn", "identifier_in_output:mrn"]
-    assert rows["C7"]["gxr_flags"] == [
+    assert hits(rows["C3"]) == ["identifier_in_input:mrn", "identifier_in_output:mrn"]
+    assert hits(rows["C7"]) == [
         "identifier_in_input:name", "identifier_in_input:phone",
         "identifier_in_output:name", "identifier_in_output:phone",
     ]  # fmt: skip
-    assert all(row["gxr_flags"] == [] for name, row in rows.items() if name not in ERRORS)
+    assert all(hits(row) == [] for name, row in rows.items() if name not in ERRORS)
 
 
 def test_screening_can_be_switched_off(work):
     work.run("--set", "privacy.identifiers=off")
-    assert all((row["gxr_status"], row["gxr_flags"]) == ("ok", []) for row in work.results())
+    assert all((row["gxr_status"], hits(row)) == ("ok", []) for row in work.results())
 
 
 def test_a_hit_keeps_a_row_from_the_engine(work):
@@ -76,7 +81,7 @@ def test_a_hit_keeps_a_row_from_the_engine(work):
     row = by_case(work)["C7"]
     assert (row["gxr_text"], row["gxr_finish_reason"], row["gxr_attempt"]) == (None, "error", 0)
     assert (row["gxr_new_tokens"], row["gxr_seconds_generating"]) == (0, None)
-    assert row["gxr_flags"] == ["identifier_in_input:name", "identifier_in_input:phone"]
+    assert hits(row) == ["identifier_in_input:name", "identifier_in_input:phone"]
     listed = pq.read_table(work.folder / "outputs/j/failed.parquet").to_pylist()
     assert {row["case_id"]: row["gxr_error"] for row in listed} == ERRORS
     assert work.manifest()["invocations"][-1]["outcome"] == "finished"
@@ -127,7 +132,7 @@ def test_words_of_the_template_and_the_system_text_are_told_once_and_are_no_rows
     assert "the template own.j2 itself: name" in done.stderr
     assert "prompt.system itself: email" in done.stderr
     assert done.stderr.count("screening hits the text of") == 2
-    flags = {name: row["gxr_flags"] for name, row in by_case(work).items()}
+    flags = {name: hits(row) for name, row in by_case(work).items()}
     assert flags["C0"] == ["identifier_in_output:name"]  # the echo engine repeats them
     assert flags["C7"][:2] == ["identifier_in_input:name", "identifier_in_input:phone"]  # its own name is in the cell
     assert not any(secret in done.stdout + done.stderr for secret in SECRETS)
@@ -184,7 +189,7 @@ def test_a_person_releases_one_row_and_that_is_on_record(work):
     assert held(work) == {"C7": ERRORS["C7"]}
     row = by_case(work)["C3"]
     assert (row["gxr_status"], row["gxr_attempt"], row["gxr_error"]) == ("ok", 1, None)
-    assert row["gxr_flags"] == ["identifier_in_input:mrn", "identifier_in_output:mrn"]
+    assert hits(row) == ["identifier_in_input:mrn", "identifier_in_output:mrn"]
     released = work.manifest()["invocations"][-1]["released"]
     assert (released["by"], list(released["rows"])) == (me, ["C3"])
     assert released["at"][:4].isdigit()
@@ -234,7 +239,7 @@ def test_a_released_answer_is_flagged_and_no_longer_held(work):
     work.run("--limit", "3", "--retry", "held")
     rows = work.results()
     assert {(row["gxr_status"], row["gxr_attempt"]) for row in rows} == {("ok", 2)}
-    assert all("Greyson" in row["gxr_text"] and row["gxr_flags"] == ["identifier_in_output:name"] for row in rows)
+    assert all("Greyson" in row["gxr_text"] and hits(row) == ["identifier_in_output:name"] for row in rows)
 
 
 @pytest.mark.parametrize("mode", ["off", "flag", "auto"])

@@ -9,9 +9,9 @@ from gxr_batch.ledger.reviews import DISAGREEMENT, STALE
 SHORTENED = "shortened_for_excel"
 
 LEGEND = {
-    **FLAGS,
+    **{flag: text for flag, text in FLAGS.items() if flag != "possible_identifier"},
     "identifier_in_input:RULE": f"Identifier screening hits a cell or the prompt. Rules: {', '.join(RULES)}.",
-    "identifier_in_output:RULE": "Identifier screening hits the generated text.",
+    "identifier_in_output:RULE": FLAGS["possible_identifier"],
     STALE: "The text was generated anew after a reviewer had judged an earlier one.",
     DISAGREEMENT: "Reviewers differ in their verdict or in the corrected text; the newest review is shown.",
     SHORTENED: "A cell is too long for Excel and was cut with a mark; results.parquet has all of it.",

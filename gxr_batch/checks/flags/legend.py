@@ -28,6 +28,7 @@ FLAGS: Mapping[str, str] = MappingProxyType(
         "have.",
         "asserts_negated_finding": "The text says that a finding is present which the row says is absent.",
         "negates_given_finding": "The text says that a finding is absent which the row says is present.",
+        # A run says which rule hit instead: identifier_in_output:RULE.
         "possible_identifier": "The text holds something that looks like a name, a date or a number of a real person.",
         NOT_COMPUTED: "The rules failed on this row, a fault of the program; its flags are not known.",
     }

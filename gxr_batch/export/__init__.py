@@ -7,9 +7,10 @@ from pathlib import Path
 
 from gxr_batch.export.delimited import write_csv, write_plain_csv
 from gxr_batch.export.pipelines import write_jsonl, write_openai_batch, write_parquet
-from gxr_batch.export.source import Exported, Source, checked_target, open_source
+from gxr_batch.export.source import Exported, Source, open_source
 from gxr_batch.export.xlsx import write_xlsx
 from gxr_batch.ledger import RunReader
+from gxr_batch.ledger.targets import checked_target
 
 # format -> (its writer, the file that it makes in the run folder)
 FORMATS: dict[str, tuple[Callable[[Source, Path], Exported], str]] = {
@@ -25,7 +26,7 @@ FORMATS: dict[str, tuple[Callable[[Source, Path], Exported], str]] = {
 def export(reader: RunReader, form: str, target: Path | None, *, partial: bool) -> Exported:
     """Write a run's results in one of FORMATS. Raises RunError, StorageError."""
     write, name = FORMATS[form]
-    path = checked_target(reader, target, name)
+    path = checked_target(reader, target or reader.folder / name)
     return write(open_source(reader, partial=partial), path)
 
 

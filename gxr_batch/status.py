@@ -40,6 +40,7 @@ class RunStatus:
     last_part_at: str | None = None
     holder: str | None = None
     damaged_parts: int = 0
+    reviewed: int | None = None
     bytes: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,6 +106,7 @@ def _status(folder: Path) -> RunStatus:
         last_part_at=datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds") if written else None,
         holder=str(holder) if holder else None,
         damaged_parts=len(reader.state.damaged),
+        reviewed=_reviewed(reader),
         bytes=_size(folder),
         **counts._asdict(),
     )
@@ -115,6 +117,12 @@ def _state(reader: RunReader, counts: Counts, last: dict[str, Any]) -> str:
         return "held elsewhere" if reader.holder.elsewhere else "running"
     done = counts.left == 0 and reader.results is not None and last.get("outcome") == "finished"
     return "finished" if done else "unfinished"
+
+
+def _reviewed(reader: RunReader) -> int | None:
+    """Return how many rows somebody reviewed, None where this version of the ledger keeps no reviews."""
+    reviews = getattr(reader, "reviews", None)
+    return None if reviews is None else len(reviews)
 
 
 def _size(folder: Path) -> int:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "gxr_batch"
 # From left to right. What stands side by side in a level does not import each other.
 LEVELS = (
     {"cli"},
-    {"runner", "status", "check", "export"},
+    {"runner", "status", "check", "export", "report"},
     {"invocation", "feed"},
     {"progress", "notices"},
     {"fitter", "chronicle"},
@@ -28,7 +28,7 @@ LEVELS = (
     {"errors"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-HEAVY = {"torch", "transformers", "pandas", "accelerate", "bitsandbytes", "tokenizers"}
+HEAVY = {"torch", "transformers", "pandas", "accelerate", "bitsandbytes", "tokenizers", "vl_convert"}
 
 
 def modules() -> list[Path]:
@@ -91,7 +91,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["run", "check", "status", "export", "templates"])
+@pytest.mark.parametrize("verb", ["run", "check", "status", "export", "report", "templates"])
 def test_the_help_of_a_verb_imports_nothing_heavy_either(verb):
     code = (
         "import sys\nfrom gxr_batch.cli import main\n"

@@ -20,6 +20,7 @@ from gxr_batch.ledger import RunReader
 from gxr_batch.records import DISCLAIMER
 from gxr_batch.report import charts, columns, packing, report, series
 from gxr_batch.report.chosen import Chooser
+from gxr_batch.report.page import disclaimer_for
 from gxr_batch.report.tally import Tally
 
 ROWS = 130
@@ -114,6 +115,18 @@ def test_the_page_says_first_what_the_texts_are(html):
     body = html[html.index("<body>") :]
     assert body.index(DISCLAIMER) < body.index("<h1>")
     assert "<strong>AI-generated, unreviewed.</strong>" in body
+
+
+@pytest.mark.parametrize(
+    ("reviewed", "told"),
+    [
+        (0, DISCLAIMER),
+        (3, "AI-generated teaching material, 45 of 48 texts not reviewed by a radiologist. Research"),
+        (48, "AI-generated teaching material, reviewed: each case says by whom. Research and education only; not for"),
+    ],
+)
+def test_the_disclaimer_says_how_much_is_reviewed(reviewed, told):
+    assert disclaimer_for(reviewed, 48).startswith(told)
 
 
 def test_the_page_holds_every_case_whole(made, html):

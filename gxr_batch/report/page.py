@@ -27,6 +27,8 @@ from gxr_batch.report.tally import Tally
 from gxr_batch.report.words import change, compared_with, figure, job_facts, model_facts, starts_table
 
 _SCRIPTS = ("theme.js", "unpack.js", "elements.js", "table.js", "case.js", "start.js")
+# The words of the disclaimer that a review makes untrue.
+_UNREVIEWED = "not reviewed by a radiologist"
 _REVIEWED = ("approved", "approved_with_edits", "rejected")
 _REASONS_SHOWN = 12
 
@@ -53,7 +55,6 @@ def page(content: Content) -> str:
         script=Markup(script),
         style_hash=_hash(style),
         script_hash=_hash(script),
-        disclaimer=DISCLAIMER,
         version=version("gxr-batch"),
         made_at=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
         packed=content.packed,
@@ -88,7 +89,8 @@ def _run(content: Content) -> dict[str, Any]:
         "folder": reader.folder.absolute().name,
         "day": day,
         "subtitle": " · ".join(str(part) for part in (day, facts.get("gxr_model"), facts.get("gxr_adapter")) if part),
-        "reviewed": f"{reviewed:,} of {tally.rows:,} texts reviewed, each case says by whom" if reviewed else "",
+        "reviewed": "unreviewed" if not reviewed else "reviewed" if reviewed == tally.rows else "partly reviewed",
+        "disclaimer": disclaimer_for(reviewed, tally.rows),
         "tiles": _tiles(content.counts, tally, newest, reviewed),
         "job": job_facts(reader),
         "model": model_facts(reader, newest or (found[-1] if found else None)),
@@ -101,6 +103,18 @@ def _run(content: Content) -> dict[str, Any]:
         },
         "compared": content.comparison and compared_with(content.surveyed, content.comparison),
     }
+
+
+def disclaimer_for(reviewed: int, rows: int) -> str:
+    """Return the disclaimer as it holds for a page on which some texts may be reviewed."""
+    if not reviewed:
+        return DISCLAIMER
+    told = (
+        "reviewed: each case says by whom"
+        if reviewed == rows
+        else f"{rows - reviewed:,} of {rows:,} texts {_UNREVIEWED}"
+    )
+    return DISCLAIMER.replace(_UNREVIEWED, told)
 
 
 def _tiles(counts: Counts, tally: Tally, newest: Start | None, reviewed: int) -> list[dict[str, str]]:

@@ -64,11 +64,12 @@ function sides(row) {
     const other = cases.otherText(row);
     const marked = text !== null && other !== null && text !== other ? difference(other, text) : null;
     const [left, right] = marked ?? [null, null];
-    found.push(side("Generated text, this run", text, right), side(`Generated text, ${cases.head.other}`, other, left));
+    const kind = marked || text === other ? "(AI)" : "(AI, too few words in common to mark)";
+    found.push(side(`Generated text, this run ${kind}`, text, right), side(`Generated text, ${cases.head.other} ${kind}`, other, left));
   } else {
     found.push(side("Generated text (AI)", text));
   }
-  if (edited !== null) found.push(side("Corrected by the reviewer", edited));
+  if (edited !== null) found.push(side("Corrected by the reviewer", edited, text === null ? null : (difference(text, edited)?.[1] ?? null)));
   const comment = cases.of("gxr_review_comment", row);
   if (comment !== null) found.push(side("The reviewer's comment", comment));
   return element("div", { class: "sides" }, ...found);

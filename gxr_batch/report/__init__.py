@@ -112,7 +112,7 @@ def _sentence(surveyed: Surveyed, cases: Cases) -> str:
     if not cases.marked_only:
         which = "all that failed, are held or have a flag, and the first of the others"
     return (
-        f"{shown:,} of {rows:,} finished rows: {which}. The others stand in results.parquet of the run folder; "
+        f"{shown:,} of {rows:,} finished rows: {which}. The others stand in the run folder; "
         "gxr-batch export writes all of them as a workbook."
     )
 
@@ -135,7 +135,7 @@ def _notices(shortened: int, withheld: int) -> tuple[str, ...]:
         found.append(f"Cells and text of {rows} are withheld here; gxr-batch report --include-held shows them.")
     if shortened:
         cells = "1 very long cell is" if shortened == 1 else f"{shortened:,} very long cells are"
-        found.append(f"{cells} shortened in this page; results.parquet has the whole.")
+        found.append(f"{cells} shortened in this page; the run's Parquet has the whole.")
     return tuple(found)
 
 

@@ -302,7 +302,7 @@ def test_a_table_that_is_not_there_is_exit_2_with_its_absolute_path(work):
     assert str(work.folder / "f.csv") in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["report", "bench", "finetune", "generate"])
+@pytest.mark.parametrize("verb", ["bench", "finetune", "generate"])
 def test_verbs_that_are_not_built_say_so(work, verb):
     assert "not available yet" in work.gxr(verb, expect=2).stderr
 
@@ -534,8 +534,20 @@ def test_one_unreadable_run_does_not_hide_the_others(work):
     broken.mkdir()
     (broken / "run.json").write_text("{")
     shown = work.gxr("status", "outputs").stdout
-    assert "outputs/broken: unreadable" in shown
-    assert "outputs/j: finished" in shown
+    header, broken, sound = shown.splitlines()
+    assert header.split() == ["run", "date", "done", "failed", "held", "left", "reviewed", "size", "state"]
+    assert broken.startswith("outputs/broken")
+    assert "unreadable: The run's manifest is damaged." in broken
+    assert sound.split()[:3] == ["outputs/j", work.manifest()["created_at"][:10], "60"]
+    assert sound.endswith("finished")
+
+
+def test_many_runs_stand_in_a_table_with_its_columns_in_line(work):
+    work.run()
+    work.run("--output", "outputs/a-much-longer-name", "--limit", "2")
+    lines = work.gxr("status", "outputs").stdout.splitlines()
+    ends = [line.index(cell) + len(cell) for line, cell in zip(lines, ("done", " 2 ", " 60 "), strict=True)]
+    assert ends[1] - 1 == ends[2] - 1 == ends[0]
 
 
 def test_a_stop_is_said_when_it_is_taken_up(work):

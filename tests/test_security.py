@@ -196,6 +196,7 @@ def test_no_secret_of_the_environment_reaches_a_file_or_a_message(work, monkeypa
         (["check", "j.toml"], 0),
         (["status", "outputs", "--json"], 0),
         (["export", "outputs/j"], 0),
+        (["report", "outputs/j"], 0),
     ):
         done = work.gxr(*arguments, expect=code)
         said.append(done.stdout + done.stderr)

@@ -23,9 +23,10 @@ VERBS = {
     "status": "Say how far a run is.",
     "export": "Write a run's results for a spreadsheet.",
     "review": "Take reviewed sheets back into a run.",
+    "report": "Write a run as one HTML page.",
     "templates": "List, show or preview prompt templates.",
 }
-UNBUILT_VERBS = ("report", "generate", "bench", "finetune")
+UNBUILT_VERBS = ("generate", "bench", "finetune")
 
 
 class Verbs(click.Group):

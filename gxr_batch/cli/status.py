@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ import click
 if TYPE_CHECKING:
     from gxr_batch.status import RunStatus
 
+# Places of the columns that hold words.
+_TEXTS = (0, 1, 8)
+
 
 @click.command(name="status")
 @click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
@@ -18,7 +22,8 @@ if TYPE_CHECKING:
 def command(path: Path, as_json: bool) -> None:
     """Say how far a run is: rows done, failed, held and left, rows a minute, time left, size on disk.
 
-    PATH is a job file, a run folder, or a folder of runs. Works while a run goes on and never disturbs it.
+    PATH is a job file, a run folder, or a folder of runs, of which each gets a line of a table. Works while a run goes
+    on and never disturbs it.
 
     \b
     Example:
@@ -30,7 +35,31 @@ def command(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([status.as_dict() for status in found], indent=2))
     else:
-        click.echo("\n".join(_line(status) for status in found))
+        click.echo(_line(found[0]) if len(found) == 1 else _table(found))
+
+
+def _table(found: Sequence[RunStatus]) -> str:
+    """Return many runs as a table, one line each; names to the left, numbers to the right."""
+    header = ("run", "date", "done", "failed", "held", "left", "reviewed", "size", "state")
+    lines = [header, *(_cells(status) for status in found)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = []
+    for cells in lines:
+        padded = [
+            cell.ljust(width) if place in _TEXTS else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        rows.append("  ".join(padded).rstrip())
+    return "\n".join(rows)
+
+
+def _cells(status: RunStatus) -> tuple[str, ...]:
+    numbers = (status.ok, status.failed, status.held, status.left, status.reviewed)
+    counted = ("-" if number is None else f"{number:,}" for number in numbers)
+    size = "-" if status.bytes is None else f"{status.bytes / 2**20:,.1f} MiB"
+    damaged = f"; {status.damaged_parts} damaged parts" if status.damaged_parts else ""
+    old = f"; outdated: {', '.join(status.outdated_exports)}" if status.outdated_exports else ""
+    return (status.run, status.started_at[:10] or "-", *counted, size, status.state + damaged + old)
 
 
 def _line(status: RunStatus) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from gxr_batch.export.delimited import write_csv, write_plain_csv
 from gxr_batch.export.pipelines import write_jsonl, write_openai_batch, write_parquet
-from gxr_batch.export.source import Exported, Source, checked_target, only_approved, open_source
+from gxr_batch.export.source import Exported, Source, only_approved, open_source
 from gxr_batch.export.training import write_chat_jsonl
 from gxr_batch.export.xlsx import write_xlsx
 from gxr_batch.ledger import RunReader
+from gxr_batch.ledger.targets import checked_target
 
 # format -> (its writer, the file that it makes in the run folder)
 FORMATS: dict[str, tuple[Callable[[Source, Path], Exported], str]] = {

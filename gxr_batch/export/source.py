@@ -1,4 +1,4 @@
-"""Which rows an export takes, and where it may be written."""
+"""Which rows an export takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from gxr_batch.errors import RunError
 from gxr_batch.ledger import Counts, RunReader
 from gxr_batch.ledger.reviews import DISAGREEMENT, laid_over
 from gxr_batch.records import APPROVED
-from gxr_batch.storage import storage_errors
 
 _ROWS_A_BATCH = 16_384
 
@@ -96,31 +95,3 @@ def damage(results: Path) -> Iterator[None]:
             where=str(results.absolute()),
             next_step=f"rename them to {results.name}.damaged and run the job again: they are put together anew",
         ) from None
-
-
-def checked_target(reader: RunReader, path: Path) -> Path:
-    """Return where to write.
-
-    Raises RunError where that is one of the run's own files, its input, or no regular file; StorageError.
-    """
-    with storage_errors(path):
-        _refuse(reader, path)
-    return path
-
-
-def _refuse(reader: RunReader, path: Path) -> None:
-    own = {"run.json", "input.parquet", "results.parquet", "failed.parquet", "run.lock", "log.jsonl", "inflight.json"}
-    inputs = {Path(file).resolve() for entry in reader.manifest.invocations for file in entry.get("input_files", ())}
-    real, folder = path.resolve(), reader.folder.resolve()
-    wrong = {
-        "It is one of the run's own files.": (real.parent == folder and real.name in {*own, "parts", "reviews"})
-        or bool({folder / "parts", folder / "reviews"} & set(real.parents)),
-        "It is the run's input.": real in inputs,
-        "It exists and is no regular file.": not path.name or (path.exists() and not path.is_file()),
-        "Its folder does not exist.": not real.parent.is_dir(),
-    }
-    for reason, holds in wrong.items():
-        if holds:
-            raise RunError(
-                f"The export cannot be written there. {reason}", where=str(real), next_step="choose another --to"
-            )

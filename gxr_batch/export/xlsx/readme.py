@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from gxr_batch.cells import for_workbook
-from gxr_batch.export.legend import LEGEND
 from gxr_batch.export.source import Source
 from gxr_batch.export.xlsx.formats import Formats
+from gxr_batch.legend import LEGEND
 from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES
 
 APPROVED_TITLE = "AI-generated teaching cases, approved by a reviewer"

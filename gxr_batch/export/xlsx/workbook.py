@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 
 from gxr_batch.cells import as_text, for_workbook, is_number
 from gxr_batch.errors import StorageError
-from gxr_batch.export.legend import SHORTENED
 from gxr_batch.export.source import Exported, Source
 from gxr_batch.export.xlsx.formats import Formats, make_formats
 from gxr_batch.export.xlsx.layout import QUALITIES, Column, layout
 from gxr_batch.export.xlsx.readme import APPROVED_BANNER, write_readme
 from gxr_batch.ledger.files import write_whole
+from gxr_batch.legend import SHORTENED
 from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_STATUSES, review_schema
 
 # Excel's limit is 1,048,576 rows a sheet; a round number below it leaves room for banner and header.

@@ -1,0 +1,34 @@
+"""`gxr-batch report`: the morning page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(name="report")
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--against", metavar="RUN2", type=click.Path(path_type=Path), help="Show this run's texts beside RUN's.")
+@click.option("--include-held", is_flag=True, help="Show held rows too. Default: their cells and texts are withheld.")
+@click.option("--to", "target", type=click.Path(path_type=Path), help="Write here. Default: report.html in RUN.")
+def command(run_folder: Path, against: Path | None, include_held: bool, target: Path | None) -> None:
+    """Write a run as one HTML page: what ran, figures, and the cases to read.
+
+    The page opens in any browser, needs no network and holds the cases themselves: keep it where the run may be kept.
+    Works while a run goes on. Its table shows up to 10,000 cases, its figures count all rows. --against compares the
+    same rows of two runs, matched by row id, e.g. to judge an adapter or a template.
+
+    \b
+    Example:
+      gxr-batch report outputs/demo
+      gxr-batch report outputs/new-adapter --against outputs/demo
+    """
+    from gxr_batch.ledger import RunReader
+    from gxr_batch.report import report
+
+    other = RunReader(against) if against is not None else None
+    done = report(RunReader(run_folder), other, target, include_held=include_held)
+    click.echo(f"{done.path}: {done.rows:,} rows, {done.shown:,} to read, {done.size / 1e6:,.1f} MB")
+    for notice in done.notices:
+        click.echo(f"  {notice}")

@@ -1,0 +1,149 @@
+"""Two runs over the same rows side by side, so that an adapter or a template can be judged.
+
+Rows are matched by row id and sample, whatever their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gxr_batch.report.chosen import Cases, Places
+from gxr_batch.report.columns import Column, columns_of
+from gxr_batch.report.digest import Digest, keys_of
+from gxr_batch.report.survey import Surveyed
+from gxr_batch.report.tally import STATUSES, Bools, Floats
+
+# The verdict on a row of this run: `Comparison.verdicts` holds places in this list.
+VERDICTS = ("same text", "different text", "only in this run", "no text in one")
+SAME, DIFFERENT, ALONE, TEXTLESS = range(4)
+# What the case view shows of the other run; a column that is the same in every row is held once.
+_SHOWN = (
+    "gxr_text", "gxr_status", "gxr_flags", "gxr_error", "gxr_finish_reason", "gxr_new_tokens", "gxr_seconds_generating",
+    "gxr_review_status", "gxr_review_text", "gxr_template", "gxr_model", "gxr_adapter",
+)  # fmt: skip
+_KEY = ("gxr_row_id", "gxr_sample")
+
+
+class Line(NamedTuple):
+    """One line of the comparison: a figure of this run beside the other's; `unit` stands behind both."""
+
+    name: str
+    this: float | None
+    other: float | None
+    unit: str = ""
+
+
+class Comparison(NamedTuple):
+    """What two runs have in common and where they differ. `verdicts` has one entry for each row of this run."""
+
+    other: Surveyed
+    matched: int
+    same: int
+    different: int
+    without_text: int
+    other_prompt: int
+    only_this: int
+    only_other: int
+    lines: tuple[Line, ...]
+    flags: tuple[Line, ...]
+    verdicts: Places
+
+
+def compare(this: Surveyed, other: Surveyed) -> Comparison:
+    """Lay two runs side by side; both were surveyed to be compared."""
+    assert this.digest is not None
+    assert other.digest is not None
+    place = pc.index_in(this.digest.keys, value_set=other.digest.keys)
+    here: Bools = place.is_valid().to_numpy(zero_copy_only=False)
+    at = pc.fill_null(place, 0).to_numpy(zero_copy_only=False)[here]
+    mine, theirs = this.digest.texts[here], other.digest.texts[at]
+    texts = (mine != 0) & (theirs != 0)
+    same = mine == theirs
+    verdicts = np.full(len(here), ALONE)
+    verdicts[here] = np.select([~texts, same], [TEXTLESS, SAME], DIFFERENT)
+    return Comparison(
+        other=other,
+        matched=int(here.sum()),
+        same=int((texts & same).sum()),
+        different=int((texts & ~same).sum()),
+        without_text=int((~texts).sum()),
+        other_prompt=int((this.digest.prompts[here] != other.digest.prompts[at]).sum()),
+        only_this=int((~here).sum()),
+        only_other=other.tally.rows - int(here.sum()),
+        lines=_lines(this, other, np.flatnonzero(here), at),
+        flags=_flags(this, other),
+        verdicts=verdicts,
+    )
+
+
+def _lines(this: Surveyed, other: Surveyed, mine: Places, theirs: Places) -> tuple[Line, ...]:
+    """Return the figures over the rows that both runs have."""
+
+    def both(name: str, unit: str, figure: Any) -> Line:
+        return Line(name, figure(this, mine), figure(other, theirs), unit)
+
+    lines = (
+        both("failed or held", "", lambda run, at: float((run.tally.status[at] != STATUSES.index("ok")).sum())),
+        both("characters a text", "", lambda run, at: _mean(_digest(run).lengths[at])),
+        both("tokens a row", "", lambda run, at: _mean(run.tally.new_tokens[at])),
+        both("seconds a row", "s", lambda run, at: _mean(run.tally.seconds[at])),
+    )
+    judged = {name for run in (this, other) for name in run.tally.reviews if name != "unreviewed"}
+    reviews = [
+        Line(f"reviewed: {_spoken(name)}", this.tally.reviews[name], other.tally.reviews[name]) for name in judged
+    ]
+    return (*lines, *sorted(reviews))
+
+
+def _flags(this: Surveyed, other: Surveyed) -> tuple[Line, ...]:
+    """Return how often each flag stands on the rows of either run."""
+    names = sorted({*this.tally.flags, *other.tally.flags})
+    found = [Line(name, this.tally.flags[name], other.tally.flags[name]) for name in names]
+    return (Line("any flag", this.tally.flagged, other.tally.flagged), *found)
+
+
+def _spoken(status: str) -> str:
+    return status.replace("_", " ")
+
+
+def _digest(run: Surveyed) -> Digest:
+    assert run.digest is not None
+    return run.digest
+
+
+def _mean(values: Floats) -> float | None:
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None
+
+
+def other_rows(comparison: Comparison, cases: Cases) -> pa.Table:
+    """Return the other run's rows for these cases, in their order; a row of nulls where it has none."""
+    keys = keys_of(cases.table)
+    pieces = [comparison.other.reader.schema.empty_table()]
+    rows = comparison.other.reader.finished(include_held=comparison.other.include_held)
+    pieces += [table.filter(pc.is_in(keys_of(table), value_set=keys)) for table in rows]
+    found = pa.concat_tables([piece.select([*_KEY, *_present(piece)]) for piece in pieces])
+    return found.take(pc.index_in(keys, value_set=keys_of(found))).select(_present(found))
+
+
+def case_columns(
+    comparison: Comparison, cases: Cases, rows: pa.Table, hidden: Sequence[bool]
+) -> tuple[list[Column], int]:
+    """Return the columns of `other_rows`, and how many cells were shortened.
+
+    A text that is the same in both runs is held once: its cell is empty, and the verdict says so.
+    """
+    verdicts = comparison.verdicts[cases.places]
+    columns, shortened = columns_of(rows, hidden, other=True)
+    texts = next(column for column in columns if column.name == "gxr_text")
+    texts.values[:] = [None if verdict == SAME else text for verdict, text in zip(verdicts, texts.values, strict=True)]
+    verdict = Column("comparison", "text", [VERDICTS[number] for number in verdicts], other=True)
+    return [verdict, *columns], shortened
+
+
+def _present(table: pa.Table) -> list[str]:
+    return [name for name in _SHOWN if name in table.column_names]

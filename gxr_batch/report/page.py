@@ -1,0 +1,192 @@
+"""Puts the page together: one HTML file with its style, its script, its charts and its cases inside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from gxr_batch.ledger import Counts, RunReader
+from gxr_batch.records import DISCLAIMER
+from gxr_batch.report.against import Comparison
+from gxr_batch.report.charts import Chart, bar_chart, histogram_chart
+from gxr_batch.report.facts import Start, newest_that_generated, previous, starts, zone_of
+from gxr_batch.report.legend import LEGEND
+from gxr_batch.report.nightly import night_charts
+from gxr_batch.report.packing import Packed
+from gxr_batch.report.series import Night, histogram, night_of
+from gxr_batch.report.survey import Surveyed
+from gxr_batch.report.tally import Tally
+from gxr_batch.report.words import change, compared_with, figure, job_facts, model_facts, starts_table
+
+_SCRIPTS = ("theme.js", "unpack.js", "elements.js", "table.js", "case.js", "start.js")
+# The words of the disclaimer that a review makes untrue.
+_UNREVIEWED = "not reviewed by a radiologist"
+_REVIEWED = ("approved", "approved_with_edits", "rejected")
+_REASONS_SHOWN = 12
+
+
+class Content(NamedTuple):
+    """What the page is made of, besides what run.json says."""
+
+    surveyed: Surveyed
+    counts: Counts
+    packed: Packed
+    findings: str
+    shown: str
+    notices: Sequence[str]
+    comparison: Comparison | None
+
+
+def page(content: Content) -> str:
+    """Return the page as HTML."""
+    style, script = _web("page.css"), "\n".join(_web(name) for name in _SCRIPTS)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(_web("page.html.j2"))
+    return template.render(
+        style=Markup(style),  # the package's own files
+        script=Markup(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        version=version("gxr-batch"),
+        made_at=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
+        packed=content.packed,
+        findings=content.findings,
+        shown=content.shown,
+        notices=content.notices,
+        **_run(content),
+        **_figures(content),
+    )
+
+
+def _web(name: str) -> str:
+    return files("gxr_batch.report").joinpath("web", name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """Return what a Content-Security-Policy calls an inline script or style by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _run(content: Content) -> dict[str, Any]:
+    """Return what ran."""
+    reader, tally = content.surveyed.reader, content.surveyed.tally
+    found = starts(reader.manifest)
+    newest = newest_that_generated(found)
+    before = previous(reader, found)
+    reviewed = sum(tally.reviews[status] for status in _REVIEWED)
+    day = str(reader.manifest.created_at)[:10]
+    facts = reader.manifest.model.get("provenance", {})
+    return {
+        "name": reader.manifest.name,
+        "folder": reader.folder.absolute().name,
+        "day": day,
+        "subtitle": " · ".join(str(part) for part in (day, facts.get("gxr_model"), facts.get("gxr_adapter")) if part),
+        "reviewed": "unreviewed" if not reviewed else "reviewed" if reviewed == tally.rows else "partly reviewed",
+        "disclaimer": disclaimer_for(reviewed, tally.rows),
+        "tiles": _tiles(content.counts, tally, newest, reviewed),
+        "job": job_facts(reader),
+        "model": model_facts(reader, newest or (found[-1] if found else None)),
+        "starts": starts_table(found, zone_of(reader.manifest)),
+        "previous": before
+        and {
+            "where": before.where,
+            "rows": change(before.start, newest) if newest else (),
+            "changed": before.changed,
+        },
+        "compared": content.comparison and compared_with(content.surveyed, content.comparison),
+    }
+
+
+def disclaimer_for(reviewed: int, rows: int) -> str:
+    """Return the disclaimer as it holds for a page on which some texts may be reviewed."""
+    if not reviewed:
+        return DISCLAIMER
+    told = (
+        "reviewed: each case says by whom"
+        if reviewed == rows
+        else f"{rows - reviewed:,} of {rows:,} texts {_UNREVIEWED}"
+    )
+    return DISCLAIMER.replace(_UNREVIEWED, told)
+
+
+def _tiles(counts: Counts, tally: Tally, newest: Start | None, reviewed: int) -> list[dict[str, str]]:
+    speed = newest.rows_a_minute if newest else None
+    tokens = f"{newest.tokens_a_second:,.0f} tok/s" if newest and newest.tokens_a_second else ""
+    return [
+        _tile("ok", f"{counts.ok:,}", "generated", f"of {counts.total:,} rows"),
+        _tile("failed", f"{counts.failed:,}", "failed", _share(counts.failed, counts.total)),
+        _tile("held", f"{counts.held:,}", "held", _share(counts.held, counts.total)),
+        _tile("left", f"{counts.left:,}", "still to do", _share(counts.left, counts.total)),
+        _tile("flags", f"{tally.flagged:,}", "with a flag", _share(tally.flagged, tally.rows)),
+        _tile("reviewed", f"{reviewed:,}", "reviewed", _share(reviewed, tally.rows)),
+        _tile("speed", figure(speed) if speed else "-", "rows a minute", tokens),
+    ]
+
+
+def _tile(kind: str, number: str, what: str, detail: str) -> dict[str, str]:
+    return {"kind": kind, "number": number, "what": what, "detail": detail}
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if part and whole else ""
+
+
+def _figures(content: Content) -> dict[str, Any]:
+    """Return the charts and what stands around them."""
+    tally, reader = content.surveyed.tally, content.surveyed.reader
+    night = night_of(tally)
+    newest = newest_that_generated(starts(reader.manifest))
+    slots = newest.slots if newest else None
+    charts = night_charts(night, content.counts.left, slots, zone_of(reader.manifest)) if night else []
+    common = tally.reasons.most_common(_REASONS_SHOWN)
+    return {
+        "total": f"{tally.rows:,}",
+        "charts": charts + _row_charts(tally),
+        "slot_use": _slot_use(tally, slots, night),
+        "reasons": [(reason, f"{count:,}", tally.reason_rows[reason]) for reason, count in common],
+        "legend": [(flag, LEGEND[flag]) for flag in sorted(tally.flags) if flag in LEGEND],
+    }
+
+
+def _row_charts(tally: Tally) -> list[Chart]:
+    generated = tally.seconds > 0
+    charts = []
+    for title, unit, values in (
+        ("Seconds a row", "seconds beside its neighbours", tally.seconds[generated]),
+        ("Tokens a row", "new tokens", tally.new_tokens[generated]),
+    ):
+        if (found := histogram(values)) is not None:
+            charts.append(histogram_chart(title, unit, found))
+    if tally.finish_reasons:
+        endings = {_ENDINGS.get(name, name): count for name, count in tally.finish_reasons.items()}
+        charts.append(bar_chart("How texts ended", "rows", endings, tally.rows))
+    if tally.flags:
+        charts.append(bar_chart("Flags by kind", "rows; a row can have several", tally.flags, tally.rows))
+    return charts
+
+
+_ENDINGS = {"stop": "at their own end", "length": "at the token limit", "error": "with an error"}
+
+
+def _slot_use(tally: Tally, slots: float | None, night: Night | None) -> str:
+    """Say how many rows were decoded side by side, as each row saw it."""
+    weight = tally.seconds[tally.rows_in_batch > 0]
+    beside = tally.rows_in_batch[tally.rows_in_batch > 0]
+    if night is None or not len(beside) or not weight.sum():
+        return ""
+    mean = float((beside * weight).sum() / weight.sum())
+    of = f" of {slots:.0f} slots" if slots else ""
+    return f"While a row was worked on, {figure(mean)}{of} were in use on average."
+
+
+def reader_name(reader: RunReader) -> str:
+    """Return how the page calls a run that it compares with."""
+    return reader.folder.absolute().name

@@ -1,0 +1,123 @@
+// One case at a time, with all its columns, beside the other run's text where two are compared.
+
+const opened = { at: -1 };
+
+// Marks what one text has and the other has not, by words. Returns nothing where there is little in common (marks on
+// nearly every word say less than none) or where the texts are very long.
+function difference(before, after) {
+  const [a, b] = [before, after].map((text) => text.match(/\S+\s*|\s+/gu) ?? []);
+  if (a.length * b.length > 4e6) return null;
+  const word = (piece) => piece.trim();
+  const width = b.length + 1;
+  const longest = new Uint16Array((a.length + 1) * width); // of the words that both have from here on, in this order
+  for (let i = a.length - 1; i >= 0; i--) {
+    for (let j = b.length - 1; j >= 0; j--) {
+      const at = i * width + j;
+      longest[at] = word(a[i]) === word(b[j]) ? longest[at + width + 1] + 1 : Math.max(longest[at + width], longest[at + 1]);
+    }
+  }
+  if (longest[0] < 0.4 * Math.max(a.length, b.length)) return null;
+  const [left, right] = [[], []];
+  const put = (list, kind, piece) => { // neighbours of one kind become one mark
+    if (list.at(-1)?.kind === kind) list.at(-1).text += piece;
+    else list.push({ kind, text: piece });
+  };
+  let [i, j] = [0, 0];
+  while (i < a.length || j < b.length) {
+    if (i < a.length && j < b.length && word(a[i]) === word(b[j])) {
+      put(left, "", a[i++]);
+      put(right, "", b[j++]);
+    } else if (j >= b.length || (i < a.length && longest[(i + 1) * width + j] >= longest[i * width + j + 1])) {
+      put(left, "gone", a[i++]);
+    } else {
+      put(right, "added", b[j++]);
+    }
+  }
+  return [left, right].map((list) => list.map(({ kind, text }) => (kind ? element("mark", { class: kind }, text) : text)));
+}
+
+function side(title, text, pieces = null) {
+  const prose = element("div", { class: text === null ? "prose none" : "prose" });
+  if (text !== null && pieces) { prose.setAttribute("dir", "auto"); prose.append(...pieces); }
+  else write(prose, text ?? "nothing to show", text === null ? [] : view.words);
+  return element("section", { class: "side" }, element("h3", {}, title), prose);
+}
+
+function table(columns, row) {
+  const lines = columns.map((column) => {
+    const value = shown(cases.value(column, row), column.kind);
+    const name = column.other ? `${column.name} (${cases.head.other})` : column.name;
+    return value === "" ? null : element("tr", {}, element("th", { scope: "row" }, name), write(element("td"), value, view.words));
+  });
+  return element("table", { class: "facts" }, element("tbody", {}, ...lines));
+}
+
+function sides(row) {
+  const text = cases.of("gxr_text", row);
+  const edited = cases.of("gxr_review_text", row);
+  const found = [];
+  const own = [...cases.own.values()].filter((column) => column.own);
+  const input = side(cases.head.findings, cases.of(cases.head.findings, row));
+  input.append(table(own.filter((column) => column.name !== cases.head.findings), row));
+  found.push(input);
+  if (cases.head.other) {
+    const other = cases.otherText(row);
+    const marked = text !== null && other !== null && text !== other ? difference(other, text) : null;
+    const [left, right] = marked ?? [null, null];
+    const kind = marked || text === other ? "(AI)" : "(AI, too few words in common to mark)";
+    found.push(side(`Generated text, this run ${kind}`, text, right), side(`Generated text, ${cases.head.other} ${kind}`, other, left));
+  } else {
+    found.push(side("Generated text (AI)", text));
+  }
+  if (edited !== null) found.push(side("Corrected by the reviewer", edited, text === null ? null : (difference(text, edited)?.[1] ?? null)));
+  const comment = cases.of("gxr_review_comment", row);
+  if (comment !== null) found.push(side("The reviewer's comment", comment));
+  return element("div", { class: "sides" }, ...found);
+}
+
+function show(at) {
+  opened.at = at;
+  const row = view.order[at];
+  byId("case-title").textContent = cases.name(row);
+  byId("case-at").textContent = `${whole.format(at + 1)} of ${whole.format(view.order.length)}`;
+  byId("case-back").disabled = at === 0;
+  byId("case-on").disabled = at === view.order.length - 1;
+  const error = cases.of("gxr_error", row);
+  const reviewer = cases.of("gxr_reviewer", row);
+  const by = reviewer && `by ${reviewer} on ${cases.of("gxr_reviewed_at", row) ?? "an unknown day"}`;
+  const labels = element("div", { class: "labels" }, state(cases.of("gxr_status", row)), state(cases.of("gxr_review_status", row)),
+    by ? write(element("span"), by) : null, cases.other.size ? state(cases.ofOther("comparison", row), "compared") : null, ...cases.flags(row).map(chip));
+  const rest = [...cases.own.values()].filter((column) => !column.own && !["gxr_text", "gxr_review_text", "gxr_review_comment"].includes(column.name));
+  const others = [...cases.other.values()].filter((column) => !["gxr_text", "comparison"].includes(column.name));
+  byId("case-body").replaceChildren(labels,
+    ...(error === null ? [] : [write(element("p", { class: "error" }), error)]),
+    sides(row),
+    element("details", {}, element("summary", {}, "All other columns"), table([...rest, ...others], row)));
+  byId("case-body").scrollTop = 0;
+  if (!byId("case").open) byId("case").showModal();
+  byId("case-title").focus();
+  address(`#case=${encodeURIComponent(cases.name(row))}`);
+}
+
+function address(hash) {
+  try { history.replaceState(null, "", hash || location.pathname); } catch { /* not where a file may have no history */ }
+}
+
+function step(by) {
+  const at = opened.at + by;
+  if (at >= 0 && at < view.order.length) show(at);
+}
+
+function closed() {
+  address("#cases");
+  view.page = Math.floor(opened.at / view.size);
+  draw();
+  focusOn(byId("rows").querySelector(`tr[data-row="${view.order[opened.at]}"] .open`));
+}
+
+function openFromAddress() {
+  if (!location.hash.startsWith("#case=")) return;
+  const name = decodeURIComponent(location.hash.slice("#case=".length));
+  const at = view.order.findIndex((row) => cases.name(row) === name);
+  if (at >= 0) show(at);
+}

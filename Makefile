@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
+# Most tests wait for a command that they started, so two at a time take little more than half as long.
+PARALLEL ?= -n 2 --dist worksteal
 
 .PHONY: demo test test-long lint clean-venv
 
@@ -9,10 +11,10 @@ demo: $(STAMP)
 	$(BIN)/gxr-batch run jobs/demo.toml
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
 test-long: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check

@@ -17,7 +17,7 @@ from gxr_batch.job.sections import ExportFormat
 @pytest.fixture
 def work(tmp_path: Path) -> Workplace:
     made = Workplace(tmp_path)
-    made.job("[engine]\nkind = 'echo'\n[export]\nformats = ['xlsx', 'csv']\n")
+    made.job("[engine]\nkind = 'echo'\n[export]\nformats = ['xlsx', 'csv', 'report']\n")
     return made
 
 
@@ -40,6 +40,7 @@ def test_a_finished_run_writes_what_the_job_asks_for(work):
     assert "results.xlsx: 60 rows" in done.stderr
     assert (work.folder / "outputs/j/results.xlsx").stat().st_size > 0
     assert (work.folder / "outputs/j/results.csv").stat().st_size > 0
+    assert "report.html: 60 cases of 60 rows" in done.stderr
 
 
 def test_an_unfinished_run_writes_none(work):

@@ -34,9 +34,13 @@ def write_exports(folder: Path, formats: Sequence[str], say: Callable[[str], Non
 def _write(reader: RunReader, form: str) -> str:
     """Write one export; return what to tell the user, "" where it is there already."""
     from gxr_batch.export import Choice, default_path, export
+    from gxr_batch.report import REPORT_NAME, report
 
-    path = default_path(reader, form)
+    path = reader.folder / REPORT_NAME if form == "report" else default_path(reader, form)
     if path.is_file() and path.stat().st_mtime >= reader.changed_at:
         return ""
+    if form == "report":
+        page = report(reader, None, None, include_held=False)
+        return "\n".join([f"Exported {page.path}: {page.shown:,} cases of {page.rows:,} rows", *page.notices])
     done = export(reader, form, None, Choice())
     return "\n".join([f"Exported {done.path}: {done.rows:,} rows", *done.notes])

@@ -14,11 +14,11 @@ import jinja2
 from markupsafe import Markup
 
 from gxr_batch.ledger import Counts, RunReader
+from gxr_batch.legend import EVERY_FLAG
 from gxr_batch.records import DISCLAIMER
 from gxr_batch.report.against import Comparison
 from gxr_batch.report.charts import Chart, bar_chart, histogram_chart
 from gxr_batch.report.facts import Start, newest_that_generated, previous, starts, zone_of
-from gxr_batch.report.legend import LEGEND
 from gxr_batch.report.nightly import night_charts
 from gxr_batch.report.packing import Packed
 from gxr_batch.report.series import Night, histogram, night_of
@@ -152,7 +152,7 @@ def _figures(content: Content) -> dict[str, Any]:
         "charts": charts + _row_charts(tally),
         "slot_use": _slot_use(tally, slots, night),
         "reasons": [(reason, f"{count:,}", tally.reason_rows[reason]) for reason, count in common],
-        "legend": [(flag, LEGEND[flag]) for flag in sorted(tally.flags) if flag in LEGEND],
+        "legend": [(flag, EVERY_FLAG[flag]) for flag in sorted(tally.flags) if flag in EVERY_FLAG],
     }
 
 

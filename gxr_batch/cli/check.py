@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ def _summary(found: Findings) -> dict[str, Any]:
         "goes_on": found.goes_on,
         "bytes_needed": found.bytes_needed,
         "bytes_free": found.bytes_free,
+        "fits": [asdict(fit) for fit in found.fits],
     }
 
 
@@ -71,6 +73,8 @@ def _text(name: str, found: Findings) -> str:
         f"  room       up to {_mib(found.bytes_needed)} needed, {_mib(found.bytes_free)} free",
         "  privacy    identifiers are not screened in this version",
     ]
+    if found.fits:
+        lines.insert(5, f"  memory     {found.device}: {_fits(found)}")
     if found.bytes_needed > found.bytes_free:
         lines.append("  WARNING    the disk may fill up before the run ends")
     if found.cut:
@@ -83,6 +87,14 @@ def _text(name: str, found: Findings) -> str:
         lines.append(f"\n--- prompt of row {row_id} ({messages.template})")
         lines += [f"[{turn.role}]\n{turn.text}" for turn in messages.turns]
     return "\n".join(lines)
+
+
+def _fits(found: Findings) -> str:
+    said = [
+        f"{fit.max_seq_length} {f'fits with up to {fit.slots} slots' if fit.slots else 'does not fit'}"
+        for fit in found.fits
+    ]
+    return f"max_seq_length {', '.join(said)}"
 
 
 def _mib(size: int) -> str:

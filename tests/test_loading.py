@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from tiny import tiny_gemma, tiny_llama
 
 from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
 from gxr_batch.job import EngineSection, ModelSection
-from gxr_batch.models import memory, weights
+from gxr_batch.models import memory
+from gxr_batch.models import weights as hashes
 from gxr_batch.models.loading import end_ids, identity, load_model, load_tokenizer
 from gxr_batch.models.room import Room
 
@@ -147,7 +149,9 @@ def lora_dir(tmp_path_factory, tiny_dir) -> Path:
     """An adapter with an effect, whose base is nobody/tiny."""
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(tiny_gemma(), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft asks for what transformers is about to rename
+        model = get_peft_model(tiny_gemma(), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
     model.peft_config["default"].base_model_name_or_path = str(tiny_dir)
     folder = tmp_path_factory.mktemp("lora")
     model.save_pretrained(folder)
@@ -338,16 +342,16 @@ def test_a_hash_is_read_from_the_cache_until_the_file_changes(tmp_path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"one")
-    first = weights.weights_sha256([file])
+    first = hashes.weights_sha256([file])
     assert first == hashlib.sha256(b"one").hexdigest()
-    monkeypatch.setattr(weights, "_sha256", lambda path: pytest.fail("read again"))
-    assert weights.weights_sha256([file]) == first
+    monkeypatch.setattr(hashes, "_sha256", lambda path: pytest.fail("read again"))
+    assert hashes.weights_sha256([file]) == first
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file.write_bytes(b"two")
-    assert weights.weights_sha256([file]) == hashlib.sha256(b"two").hexdigest()
+    assert hashes.weights_sha256([file]) == hashlib.sha256(b"two").hexdigest()
     (tmp_path / "cache" / "gxr-batch" / "weights-sha256.json").write_text("torn {")
-    assert weights.weights_sha256([file]) == hashlib.sha256(b"two").hexdigest()
+    assert hashes.weights_sha256([file]) == hashlib.sha256(b"two").hexdigest()
 
 
 def test_loading_is_silent(tiny_dir, capfd):

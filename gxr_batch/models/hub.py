@@ -42,9 +42,12 @@ def _hub_errors(name: str, revision: str, where: str) -> Iterator[None]:
         step = f"check the name; for a private model log in: {_LOG_IN}"
     except errors.RevisionNotFoundError:
         what, step = "The model has no such revision.", f"choose one of {page}/tree/main, or leave it empty"
-    except errors.LocalEntryNotFoundError:
-        what = "The hub cannot be reached, and its cache on this machine does not hold the whole model."
-        step = f"connect (HF_HUB_OFFLINE must be unset), or first fetch it elsewhere: hf download {name}"
+    except errors.LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, errors.HfHubHTTPError):  # it was reached, and gave an answer of its own
+            what, step = _refused(error.__cause__.response.status_code)
+        else:
+            what = "The hub cannot be reached, and its cache on this machine does not hold the whole model."
+            step = f"connect (HF_HUB_OFFLINE must be unset), or first fetch it elsewhere: hf download {name}"
     except errors.HfHubHTTPError as error:
         what, step = _refused(error.response.status_code)
     except OSError as error:

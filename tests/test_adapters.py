@@ -27,6 +27,7 @@ from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.ledger import Manifest
 from gxr_batch.models import hub, loading, reading, source
 from gxr_batch.models.adapter import read_adapter
+from gxr_batch.models.adapter_config import AdapterConfig
 from gxr_batch.models.loading import LoadedModel, identity, load_config, load_model, load_tokenizer
 from gxr_batch.models.placement import SPREAD, Placement
 from gxr_batch.models.room import Room
@@ -255,6 +256,14 @@ def test_rows_beside_each_other_keep_their_bits_with_an_adapter_beside_four_bit_
         assert torch.equal(steps([row])[0], together[row]), f"row {row}"
 
 
+def test_putting_an_adapter_on_is_silent(bases, adapter, gemma_tokenizer, capfd):
+    capfd.readouterr()
+    for four_bit_weights in (False, True):
+        work = section(bases["text"], adapter=str(adapter), dtype="bfloat16", load_in_4bit=four_bit_weights)
+        load_model(work, gemma_tokenizer, HERE)
+        assert capfd.readouterr() == ("", "")
+
+
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory, bases, tiny_model_dir) -> Path:
     """A checkpoint that is stored in 4 bits, as many bases of adapters are."""
@@ -369,13 +378,39 @@ def test_an_adapter_without_its_effect_is_refused_with_the_reason(bases, changed
         ({"invented_in_2027": 1}, "uses invented_in_2027"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"lora_alpha": "many"}, "not a positive number"),
-        ({"rank_pattern": [1]}, "rank_pattern is no table"),
+        ({"rank_pattern": [1]}, "rank_pattern is nothing that peft writes"),
+        ({"target_modules": "("}, "target_modules is nothing that peft writes"),
+        ({"layers_to_transform": "all"}, "layers_to_transform is nothing"),
     ],
     ids=str,
 )
 def test_settings_that_are_not_followed_are_refused_by_name(bases, changed, gemma_tokenizer, settings, said):
     with pytest.raises(ModelUnavailable, match=said):
         load_model(section(bases["text"], adapter=str(changed(**settings))), gemma_tokenizer, HERE)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "mlp.up_proj", "lm_head"]},
+        {"target_modules": r".*language.*\.(q|v)_proj"},
+        {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["layers.1.self_attn.q_proj"]},
+        {"target_modules": ["q_proj"], "exclude_modules": r".*layers\.1\..*"},
+        {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": [1, 3]},
+        {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": 1, "layers_pattern": "layers"},
+    ],
+    ids=str,
+)
+def test_the_modules_that_settings_mean_are_those_that_peft_means(bases, settings):
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    ours = AdapterConfig(path=Path(), settings=settings)
+    theirs = LoraConfig(**settings)
+    for base in bases.values():
+        model = AutoModelForCausalLM.from_pretrained(base)
+        for name, _ in model.named_modules():
+            assert ours.targets(name) == bool(check_target_module_exists(theirs, name)), name
 
 
 def test_an_adapter_of_another_size_is_refused_with_its_shapes(adapter, tmp_path, gemma_tokenizer):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from safetensors import SafetensorError
@@ -189,11 +188,8 @@ def _misfits(adapter: Adapter, patch: Patch, module: Any) -> list[str]:
 
 def _missing(adapter: Adapter, modules: Mapping[str, Any], placed: Mapping[str, Patch], prefix: str) -> list[str]:
     """Name the modules that the adapter's settings target and its file says nothing of."""
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    settings = {"exclude_modules", "target_modules", "modules_to_save", "layers_to_transform", "layers_pattern"}
-    config = SimpleNamespace(**{key: adapter.config.settings.get(key) for key in settings}, target_parameters=None)
-    if not config.target_modules or config.target_modules == "all-linear":
+    config = adapter.config
+    if config.settings.get("target_modules") in (None, [], "", "all-linear"):
         return []  # peft writes out the names of what it trained, unless it was made by other means
     spoken = (name for name in adapter.patches if name.startswith(_TEXT_SPELLINGS) and not _VISION.match(name))
     trained_as = next(spoken, prefix)
@@ -202,7 +198,7 @@ def _missing(adapter: Adapter, modules: Mapping[str, Any], placed: Mapping[str, 
     for name, module in modules.items():
         linear = hasattr(module, "in_features") or hasattr(module, "num_embeddings")
         own = _as_trained(name, prefix, spelling)
-        if linear and own and name not in placed and check_target_module_exists(config, own):
+        if linear and own and name not in placed and config.targets(own):
             found.append(own)
     return found
 

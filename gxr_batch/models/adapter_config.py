@@ -67,6 +67,33 @@ class AdapterConfig:
         rank = self.rank(module)
         return alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
 
+    def targets(self, module: str) -> bool:
+        """Return whether the training put matrices on a module of this name, by peft's rules.
+
+        They are written out here, since importing peft takes seconds and merging needs nothing else of it.
+        """
+        wanted = self.settings.get("target_modules") or ()
+        saved = self.settings.get("modules_to_save") or ()
+        if self._named(self.settings.get("exclude_modules") or (), module):
+            return False
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved):
+            return False
+        layers = self.settings.get("layers_to_transform")
+        if isinstance(wanted, str) or layers in (None, []) or module in wanted:  # a whole name counts in any layer
+            return self._named(wanted, module)
+        patterns = self.settings.get("layers_pattern") or [r"[^.]*"]
+        kinds = [patterns] if isinstance(patterns, str) else patterns
+        layer = next((found for kind in kinds if (found := re.match(rf"(?:^|.*?\.){kind}\.(\d+)\.", module))), None)
+        chosen = layers if isinstance(layers, list) else [layers]
+        return self._named(wanted, module) and layer is not None and int(layer[1]) in chosen
+
+    @staticmethod
+    def _named(names: Any, module: str) -> bool:
+        """Return whether a regular expression matches a module's name, or a list holds its end."""
+        if isinstance(names, str):
+            return re.fullmatch(names, module) is not None
+        return any(module == name or module.endswith(f".{name}") for name in names)
+
     def _by_pattern(self, key: str, module: str, otherwise: Any) -> Any:
         """Return the value of the first pattern that a module's name ends in, as peft looks it up."""
         patterns = self.settings.get(key) or {}
@@ -106,12 +133,38 @@ def _refusal(settings: Mapping[str, Any]) -> tuple[str, str] | None:
             f"The adapter began with init_lora_weights = {start!r}, which changes the base model's weights as well.",
             "save it with peft's path_initial_model_for_weight_conversion, or merge it into its model first",
         )
-    numbers = [settings.get("r", 8), settings.get("lora_alpha", 8)]
-    for key in ("rank_pattern", "alpha_pattern"):
-        patterns = settings.get(key) or {}
-        if not isinstance(patterns, dict):
-            return f"{key} is no table.", "copy the adapter's folder again"
-        numbers += patterns.values()
+    again = "copy the adapter's folder again"
+    if damaged := next((key for key, holds in _SHAPES.items() if not holds(settings.get(key))), None):
+        return f"The adapter's {damaged} is nothing that peft writes.", again
+    patterns = [settings.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    numbers = [settings.get("r", 8), settings.get("lora_alpha", 8), *(n for table in patterns for n in table.values())]
     if not all(isinstance(one, int | float) and not isinstance(one, bool) and one > 0 for one in numbers):
-        return "A rank or an alpha is not a positive number.", "copy the adapter's folder again"
+        return "A rank or an alpha of the adapter is not a positive number.", again
     return None
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        re.compile(value)
+    except (re.error, TypeError):
+        return False
+    return isinstance(value, str)
+
+
+def _is_names(value: Any) -> bool:
+    return value is None or _is_pattern(value) or (isinstance(value, list) and all(map(_is_pattern, value)))
+
+
+def _is_table(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_pattern, value)))
+
+
+def _is_layers(value: Any) -> bool:
+    return value is None or all(isinstance(one, int) for one in (value if isinstance(value, list) else [value]))
+
+
+_SHAPES = {
+    **dict.fromkeys(("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"), _is_names),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), _is_table),
+    "layers_to_transform": _is_layers,
+}

@@ -168,13 +168,13 @@ def _compare(adapter: Adapter, before: torch.Tensor, after: torch.Tensor, dtype:
 
 def _described(patches: Mapping[str, Patch], four_bit: Mapping[str, Patch], dtype: torch.dtype) -> str:
     lora = sum(patch.is_lora for patch in patches.values())
-    replaced = sum(patch.weight is not None for patch in patches.values())
+    replaced = sum(not patch.is_lora for patch in patches.values())
     if four_bit:
         how = f"beside the 4-bit weights, in {_short(dtype)}: {len(four_bit)} LoRA modules"
         how += f"; merged: {lora - len(four_bit)}" * (lora > len(four_bit))
     else:
         how = f"merged in float32, rounded once to {_short(dtype)}: {lora} LoRA modules"
-    return how + (f"; {replaced} weights replaced" if replaced else "")
+    return how + (f"; weights replaced: {replaced}" if replaced else "")
 
 
 def _short(dtype: torch.dtype) -> str:

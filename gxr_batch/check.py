@@ -147,6 +147,10 @@ def _measure_memory(found: Findings, job: Job) -> None:
         if not seen.longest or length <= seen.longest:
             slots = slots_for_memory(left, seen.bytes_a_token, length) if left >= a_row else 0
             found.fits.append(Fit(max_seq_length=length, slots=slots))
+            if length == job.model.max_seq_length and job.engine.slots != "auto" and job.engine.slots > slots:
+                found.notices.append(
+                    f"engine.slots = {job.engine.slots}, and the memory has room for {slots} rows now."
+                )
 
 
 def quantiles(lengths: Sequence[int]) -> tuple[int, int, int]:

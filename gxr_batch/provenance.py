@@ -87,8 +87,9 @@ def settle(job: Job, info: EngineInfo) -> Job:
 
 def resolved(job: Job) -> dict[str, Any]:
     """Return the settled automatic values, as the manifest keeps them."""
-    values = {key: _value(job, key) for key in _DECIDED}
-    return {key: value for key, value in values.items() if value != _AUTOMATIC.get(key, "")}
+    values = {key: _value(job, key) for key in _AUTOMATIC}
+    found = {key: value for key, value in values.items() if value != _AUTOMATIC[key]}
+    return found | ({"model.adapter": job.model.adapter} if "@" in job.model.adapter else {})
 
 
 def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, Any]:

@@ -526,6 +526,8 @@ def test_the_adapters_tokenizer_wins_and_both_end_ids_hold(bases, changed, gemma
     loaded = load_model(work, tokenizer, HERE)
     assert {1, 106} <= set(loaded.end_ids)
     assert tokenizer_folder(section(lora, adapter="none")) == bases["text"]
+    (lora / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
+    assert {1, 7, 106} <= set(loading.end_ids(loaded.model, tokenizer, lora))
 
 
 # ---------------------------------------------------------------------- identity

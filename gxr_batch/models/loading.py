@@ -6,9 +6,12 @@ What a setting cannot mean for this model is refused before the weights are read
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gxr_batch.errors import JobFileError, ModelUnavailable
@@ -105,6 +108,8 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
                 where=str(folder),
                 next_step="the folder needs tokenizer.json and tokenizer_config.json, as save_pretrained writes them",
             ) from None
+    if sources.adapter is not None and (own := sources.adapter.folder / "chat_template.jinja").is_file():
+        tokenizer.chat_template = own.read_text(encoding="utf-8")  # an adapter may bring it without a tokenizer
     return tokenizer
 
 
@@ -142,7 +147,7 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, room: 
     )
     model, applied = read_model(sources.base, config, placement, room, adapter)
     told = notices_of_format(section, sources.base, placement, adapter.config if adapter else None)
-    ends = end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer, sources.adapter.folder if sources.adapter else None)
     # The model's own sampling defaults would fill every setting that a caller leaves out.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     return LoadedModel(
@@ -155,14 +160,18 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, room: 
     )
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return every id that ends an answer, sorted.
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Path | None = None) -> tuple[int, ...]:
+    """Return every id that ends an answer, sorted; `adapter` is the folder of one.
 
     They are gathered from wherever a model may name them: a base model or an adapter's folder often lacks some, and
     without Gemma's <end_of_turn> an answer runs on into the next turn.
     """
     found: set[int] = set()
     named = [getattr(model.generation_config, "eos_token_id", None), model.config.get_text_config().eos_token_id]
+    with suppress(OSError, ValueError, AttributeError):  # most adapters have none
+        named.append(
+            json.loads((adapter / "generation_config.json").read_text()).get("eos_token_id") if adapter else None
+        )
     for ids in [*named, tokenizer.eos_token_id]:
         found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
     vocabulary = tokenizer.get_vocab()

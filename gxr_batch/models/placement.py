@@ -56,10 +56,7 @@ def place(
     spread = on_cuda and section.device_map == "auto" and not fits(weights, a_row, most)
     if spread:
         device = SPREAD
-        others = "the cards and the main memory" if len(devices) > 1 else "the card and the main memory"
-        notices.append(f"The model is spread over {others}, because no single card has room for it.")
-        for one in devices:
-            room.keep_to_limit(one)
+        notices.append(_spread_over(devices, room))
     else:
         chosen = _settle_on(devices, room_needed(weights, a_row), room)
         device = chosen.name
@@ -74,6 +71,13 @@ def place(
         stored_in_four_bits=stored_in_four_bits,
         notices=tuple(notices),
     )
+
+
+def _spread_over(devices: list[Device], room: Room) -> str:
+    for one in devices:
+        room.keep_to_limit(one)
+    others = "the cards and the main memory" if len(devices) > 1 else "the card and the main memory"
+    return f"The model is spread over {others}, because no single card has room for it."
 
 
 def _settle_on(devices: list[Device], needed: int, room: Room) -> Device:

@@ -109,7 +109,7 @@ class Sources(NamedTuple):
 
     def pins(self) -> dict[str, str]:
         """Return the job keys that mean newest versions or an adapter's own choice, and what exactly they mean now."""
-        pins = {"model.revision": self.path.revision}
+        pins = {"model.revision": self.path.revision} if self.path.revision else {}
         if self.path is not self.base:
             pins["model.base"] = self.base.pinned
         elif self.adapter is not None and self.adapter.revision:

@@ -582,15 +582,25 @@ def test_weights_that_hold_a_tensor_too_many_are_refused(bases, tmp_path, gemma_
         load_model(section(tmp_path), gemma_tokenizer, HERE)
 
 
-def test_a_spread_model_is_merged_before_it_is_spread(bases, adapter, gemma_tokenizer, monkeypatch):
-    spread = []
-    monkeypatch.setattr(reading, "_spread", lambda model, room: spread.append(model) or model)
+class RoomInMainMemory(Room):
+    """Lets accelerate divide a model among devices where the main memory is the only one."""
+
+    def by_device(self) -> dict[int | str, int]:
+        return {"cpu": 2**30}
+
+
+def test_a_model_is_spread_with_its_adapter_merged(bases, adapter, gemma_tokenizer):
     base = source.find(section(bases["text"]), weights=True).base
-    where = Placement(device=SPREAD, dtype="float32", four_bit=False)
     lora = read_adapter(source.Source(name="lora", folder=adapter))
-    model, applied = reading.read_model(base, load_config(section(bases["text"])), where, HERE, lora)
-    assert spread == [model]
+    where = Placement(device=SPREAD, dtype="float32", four_bit=False)
+    room = RoomInMainMemory(EngineSection())
+    model, applied = reading.read_model(base, load_config(section(bases["text"])), where, room, lora)
+    assert applied is not None
     assert applied.how.startswith("merged")
+    assert set(model.hf_device_map.values()) == {"cpu"}
+    whole = load_model(section(bases["text"], adapter=str(adapter)), gemma_tokenizer, HERE)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=IDS).logits, logits(whole))
 
 
 # ---------------------------------------------------------------------- the command

@@ -15,11 +15,14 @@ from datetime import date
 from pathlib import Path
 
 from gxr_batch.engines import create
+from gxr_batch.engines.transformers.driver import PREFIX_SLOTS
+from gxr_batch.engines.transformers.schedule import slots_for_memory
 from gxr_batch.errors import RowError
 from gxr_batch.fitter import TRUNCATED, Fitter
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import load_manifest
+from gxr_batch.models.device import gib
 from gxr_batch.plan import disk_needed
 from gxr_batch.prepare import Prepared, output_folder, prepare
 from gxr_batch.provenance import fingerprint, follow
@@ -28,6 +31,17 @@ from gxr_batch.rows import ingest, read_rows
 from gxr_batch.screening import Screen
 
 _SHOWN = 3
+# The guide's two lengths.
+_LENGTHS = (2048, 4096)
+_LOCAL_ENGINES = ("transformers", "generate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How many rows of a length find room beside the model; `slots` is 0 where not even one does."""
+
+    max_seq_length: int
+    slots: int
 
 
 @dataclass(kw_only=True)
@@ -35,7 +49,8 @@ class Findings:
     """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts.
 
     `cut` counts prompts that prompt.too_long = "truncate" shortened. `identifiers` counts usable rows by the rule of
-    identifier screening that hits them, `identified` names these rows.
+    identifier screening that hits them, `identified` names these rows. `device` describes where
+    the model would go, and `fits` what finds room there; both are empty for engines that have no model here.
     """
 
     rows: int = 0
@@ -53,6 +68,8 @@ class Findings:
     shown: list[tuple[str, Messages]] = field(default_factory=list)
     bytes_needed: int = 0
     bytes_free: int = 0
+    device: str = ""
+    fits: list[Fit] = field(default_factory=list)
 
 
 def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Findings:
@@ -73,6 +90,8 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Finding
         found.notices += taken.notices
         _try_rows(found, prepared, Fitter(prepared.templates, prepared.job, encoder), screen, table)
         _measure_room(found, job, table.stat().st_size)
+    if job.engine.kind in _LOCAL_ENGINES:
+        _measure_memory(found, job)
     for sentence in found.notices:
         say(sentence)
     return found
@@ -117,6 +136,29 @@ def _measure_room(found: Findings, job: Job, table_bytes: int) -> None:
         with suppress(OSError):  # not there yet
             found.bytes_free = shutil.disk_usage(path).free
             return
+
+
+def _measure_memory(found: Findings, job: Job) -> None:
+    """Say which lengths, and how many rows of each, the memory has room for now. Raises ModelUnavailable."""
+    from gxr_batch.models.fitting import measure
+
+    seen = measure(job.model, job.engine)
+    placement = seen.placement
+    in_four_bits = " in 4 bits" if placement.four_bit else ""
+    found.device = (
+        f"{placement.device}, {gib(seen.free_bytes)} free, {gib(placement.weight_bytes)} of weights{in_four_bits}"
+    )
+    found.notices += placement.notices
+    for length in sorted({*_LENGTHS, job.model.max_seq_length}):
+        a_row = length * seen.bytes_a_token
+        left = seen.cache_bytes - PREFIX_SLOTS * a_row
+        if not seen.longest or length <= seen.longest:
+            slots = slots_for_memory(left, seen.bytes_a_token, length) if left >= a_row else 0
+            found.fits.append(Fit(max_seq_length=length, slots=slots))
+            if length == job.model.max_seq_length and job.engine.slots != "auto" and job.engine.slots > slots:
+                found.notices.append(
+                    f"engine.slots = {job.engine.slots}, and the memory has room for {slots} rows now."
+                )
 
 
 def quantiles(lengths: Sequence[int]) -> tuple[int, int, int]:

@@ -29,6 +29,7 @@ _PACKAGES = (
     "tokenizers",
     "accelerate",
     "bitsandbytes",
+    "peft",
     "pyarrow",
     "pandas",
 )
@@ -39,8 +40,11 @@ _AUTOMATIC = {
     "model.dtype": "auto",
     "model.load_in_4bit": "auto",
     "model.revision": "",
+    "model.base": "",
     "sampling.seed": "new",
 }
+# An adapter on the hub is pinned to its commit as well; its "" means the model's own and is nothing to decide.
+_DECIDED = (*_AUTOMATIC, "model.adapter")
 
 
 def follow(job: Job, manifest: Manifest | None) -> Job:
@@ -52,7 +56,9 @@ def follow(job: Job, manifest: Manifest | None) -> Job:
         decided |= manifest.resolved
     if "engine.kind" not in decided:
         decided["engine.kind"] = resolve_kind(job)
-    chosen = {key: decided[key] for key in _AUTOMATIC if key in decided and _value(job, key) == _AUTOMATIC[key]}
+    if manifest is not None and not _same_path(job, manifest):  # another model has other revisions and another base
+        decided = {key: value for key, value in decided.items() if key not in {"model.revision", "model.base"}}
+    chosen = {key: decided[key] for key in _DECIDED if key in decided and _leaves_open(job, key, decided[key])}
     try:
         return job.with_values(chosen)
     except ValueError:  # pydantic's is one
@@ -63,21 +69,27 @@ def follow(job: Job, manifest: Manifest | None) -> Job:
         ) from None
 
 
+def _same_path(job: Job, manifest: Manifest) -> bool:
+    known = manifest.job.get("model")
+    return isinstance(known, dict) and known.get("path") == job.model.path
+
+
 def settle(job: Job, info: EngineInfo) -> Job:
     """Return the job with the values that the opened engine chose in place of the automatic ones."""
     chosen = {
         "engine.slots": info.slots,
-        "model.revision": info.identity.revision,
         "model.dtype": info.dtype or "auto",
         "model.load_in_4bit": info.quantization is not None if info.dtype else "auto",
+        **info.identity.pins,
     }
-    return job.with_values({key: value for key, value in chosen.items() if _value(job, key) == _AUTOMATIC[key]})
+    return job.with_values({key: value for key, value in chosen.items() if _leaves_open(job, key, value)})
 
 
 def resolved(job: Job) -> dict[str, Any]:
     """Return the settled automatic values, as the manifest keeps them."""
     values = {key: _value(job, key) for key in _AUTOMATIC}
-    return {key: value for key, value in values.items() if value != _AUTOMATIC[key]}
+    found = {key: value for key, value in values.items() if value != _AUTOMATIC[key]}
+    return found | ({"model.adapter": job.model.adapter} if "@" in job.model.adapter else {})
 
 
 def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, Any]:
@@ -148,6 +160,13 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _leaves_open(job: Job, key: str, decided: Any) -> bool:
+    """Return whether a job leaves a key to what was decided: an automatic value, or a hub id without its commit."""
+    value = _value(job, key)
+    pinned = isinstance(value, str) and bool(value) and str(decided).startswith(f"{value}@")
+    return pinned or (key in _AUTOMATIC and value == _AUTOMATIC[key])
 
 
 def _value(job: Job, dotted: str) -> Any:

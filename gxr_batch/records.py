@@ -7,7 +7,7 @@ through one run; `Result` lists its fields in the order of the result columns, s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -178,7 +178,8 @@ class Review(NamedTuple):
 class Identity:
     """Which weights an engine would generate with; known before they are loaded, part of the run's fingerprint.
 
-    Hashes are sha256 hex digests; None where the engine has no weights of its own.
+    Hashes are sha256 hex digests; None where the engine has no weights of its own. `pins` are job keys that leave
+    something open (the newest revision, the base that an adapter names), and what exactly they mean.
     """
 
     kind: str
@@ -187,6 +188,7 @@ class Identity:
     adapter: str | None = None
     weights_sha256: str | None = None
     adapter_sha256: str | None = None
+    pins: Mapping[str, str] = field(default_factory=dict)
 
 
 # Columns that the join takes from the manifest, the same for every row of a run.

@@ -153,7 +153,6 @@ def test_values_of_a_job_never_appear_in_the_message(job_file):
         "engine.kind=api",
         "api.model=x",
         "finetune.steps=3",
-        "model.adapter=folder",
     ],
 )
 def test_what_is_not_built_yet_is_refused_and_never_ignored(job_file, override):

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import pytest
 import torch
 from tiny import tiny_gemma, tiny_llama
 
-from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable, NotAvailable
+from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
 from gxr_batch.job import EngineSection, ModelSection
-from gxr_batch.models import memory, weights
+from gxr_batch.models import memory
+from gxr_batch.models import weights as hashes
 from gxr_batch.models.loading import end_ids, identity, load_model, load_tokenizer
 from gxr_batch.models.room import Room
 
@@ -100,10 +102,13 @@ def test_end_ids_are_gathered_from_wherever_a_model_names_them(gemma_tokenizer):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch, tiny_dir):
-    """A hub on this machine that serves the tiny model as nobody/tiny; returns a run of `code` as its client."""
-    files = {path.name: path.read_bytes() for path in tiny_dir.iterdir()}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), hub_of(files))
+def hub(tmp_path, tiny_dir, lora_dir):
+    """A hub on this machine that serves the tiny model and an adapter of nobody's; returns a run of code as client."""
+    repositories = {
+        name: {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".md"}
+        for name, folder in (("nobody/tiny", tiny_dir), ("nobody/lora", lora_dir))
+    }
+    server = ThreadingHTTPServer(("127.0.0.1", 0), hub_of(repositories))
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def client(code: str, **environment: str) -> str:
@@ -139,7 +144,23 @@ def section(**keys): return ModelSection.model_validate(keys)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def hub_of(files: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
+@pytest.fixture(scope="module")
+def lora_dir(tmp_path_factory, tiny_dir) -> Path:
+    """An adapter with an effect, whose base is nobody/tiny."""
+    from peft import LoraConfig, get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft asks for what transformers is about to rename
+        model = get_peft_model(tiny_gemma(), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    model.peft_config["default"].base_model_name_or_path = str(tiny_dir)
+    folder = tmp_path_factory.mktemp("lora")
+    model.save_pretrained(folder)
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(tiny_dir), "nobody/tiny"))
+    return folder
+
+
+def hub_of(repositories: dict[str, dict[str, bytes]]) -> type[BaseHTTPRequestHandler]:
     """As much of the hub's HTTP as a snapshot takes: the commit of a revision, its files, and the three refusals."""
 
     class Hub(BaseHTTPRequestHandler):
@@ -153,9 +174,15 @@ def hub_of(files: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
+            name = next((name for name in repositories if f"/{name}" in path), "")
+            files = repositories.get(name, {})
             if "/gated" in path:
                 self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
-            elif "/nobody/tiny" not in path:
+            elif "/teapot" in path:
+                self.answer(418, b"")
+            elif "/stale-token" in path:
+                self.answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+            elif not name:
                 self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
             elif "/no-such" in path:
                 self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
@@ -167,7 +194,7 @@ def hub_of(files: dict[str, bytes]) -> type[BaseHTTPRequestHandler]:
                 self.answer(200, json.dumps(tree).encode())
             elif path.startswith("/api/models/"):
                 siblings = [{"rfilename": name} for name in files]
-                self.answer(200, json.dumps({"id": "nobody/tiny", "sha": COMMIT, "siblings": siblings}).encode())
+                self.answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode())
             else:
                 body = files[path.rpartition("/")[2]]
                 self.answer(200, body, {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": COMMIT})
@@ -195,10 +222,29 @@ def test_a_hub_model_is_fetched_once_and_then_found_offline(hub, tiny_dir):
     assert hub(f"print(load_model({pinned}, load_tokenizer({pinned}), HERE).end_ids)", **offline).strip() == "(1, 106)"
 
 
+def test_an_adapter_on_the_hub_brings_its_base_and_both_are_pinned(hub):
+    say = (
+        "asked = section(path='nobody/lora')\nfound = identity(asked)\n"
+        "print(found.model, found.revision, found.adapter, found.pins['model.base'])\n"
+        "print(load_model(asked, load_tokenizer(asked), HERE).adapter)\n"
+    )
+    names, how = hub(say).splitlines()
+    assert names == f"nobody/lora {COMMIT} nobody/lora@{COMMIT} nobody/tiny@{COMMIT}"
+    assert how.startswith("merged in float32")
+    offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    on_top = (
+        f"asked = section(path='nobody/tiny@{COMMIT}', adapter='nobody/lora@{COMMIT}')\nprint(identity(asked).adapter)"
+    )
+    assert hub(on_top, **offline).strip() == f"nobody/lora@{COMMIT}"
+
+
 @pytest.mark.parametrize(
     ("path", "keys", "said", "step"),
     [
-        ("nobody/gated", {}, "gated", "accept its terms"),
+        ("nobody/gated", {}, "gated, and you are not logged in", "accept its terms"),
+        ("nobody/tiny", {"adapter": "nobody/gated"}, "gated", "accept its terms"),
+        ("nobody/stale-token", {}, "does not take your token", "log in again"),
+        ("nobody/teapot", {}, "HTTP status 418", "run again later"),
         ("nobody/other", {}, "neither a folder", "check the name"),
         ("nobody/tiny", {"revision": "no-such"}, "no such revision", "choose one of"),
         ("nobody--odd", {}, "neither a folder", "check the name"),
@@ -212,7 +258,7 @@ def test_what_the_hub_refuses_is_one_message_with_a_next_step(hub, path, keys, s
     )
     what, where, next_step = hub(code).split(" | ")
     assert said in what
-    assert path in where
+    assert (keys.get("adapter") or path) in where
     assert step in next_step
 
 
@@ -265,12 +311,6 @@ def test_only_safetensors_are_loaded(tiny_dir, tmp_path):
         identity(section(tmp_path))
 
 
-def test_an_adapter_folder_is_not_available_yet(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(NotAvailable):
-        load_tokenizer(section(tmp_path))
-
-
 def test_code_that_comes_with_a_model_is_not_run(tiny_dir, tmp_path):
     copy(tiny_dir, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -302,16 +342,16 @@ def test_a_hash_is_read_from_the_cache_until_the_file_changes(tmp_path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"one")
-    first = weights.weights_sha256([file])
+    first = hashes.weights_sha256([file])
     assert first == hashlib.sha256(b"one").hexdigest()
-    monkeypatch.setattr(weights, "_sha256", lambda path: pytest.fail("read again"))
-    assert weights.weights_sha256([file]) == first
+    monkeypatch.setattr(hashes, "_sha256", lambda path: pytest.fail("read again"))
+    assert hashes.weights_sha256([file]) == first
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     file.write_bytes(b"two")
-    assert weights.weights_sha256([file]) == hashlib.sha256(b"two").hexdigest()
+    assert hashes.weights_sha256([file]) == hashlib.sha256(b"two").hexdigest()
     (tmp_path / "cache" / "gxr-batch" / "weights-sha256.json").write_text("torn {")
-    assert weights.weights_sha256([file]) == hashlib.sha256(b"two").hexdigest()
+    assert hashes.weights_sha256([file]) == hashlib.sha256(b"two").hexdigest()
 
 
 def test_loading_is_silent(tiny_dir, capfd):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ def _summary(found: Findings) -> dict[str, Any]:
         "goes_on": found.goes_on,
         "bytes_needed": found.bytes_needed,
         "bytes_free": found.bytes_free,
+        "fits": [asdict(fit) for fit in found.fits],
     }
 
 
@@ -79,6 +81,8 @@ def _text(name: str, found: Findings) -> str:
         f"  room       up to {_mib(found.bytes_needed)} needed, {_mib(found.bytes_free)} free",
         f"  privacy    {_privacy(found)}",
     ]
+    if found.fits:
+        lines.insert(5, f"  memory     {found.device}: {_fits(found)}")
     if found.bytes_needed > found.bytes_free:
         lines.append("  WARNING    the disk may fill up before the run ends")
     if found.cut:
@@ -103,6 +107,14 @@ def _privacy(found: Findings) -> str:
     ids, rows = ", ".join(found.identified[:_NAMED]), len(found.identified)
     what = "a run holds these rows" if found.screening == "hold" else "a run flags these rows"
     return f"identifier screening ({found.screening}) hits {rows:,} rows: {rules}; e.g. {ids}; {what}"
+
+
+def _fits(found: Findings) -> str:
+    said = [
+        f"{fit.max_seq_length} {f'fits with up to {fit.slots} slots' if fit.slots else 'does not fit'}"
+        for fit in found.fits
+    ]
+    return f"max_seq_length {', '.join(said)}"
 
 
 def _mib(size: int) -> str:

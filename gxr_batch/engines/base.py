@@ -42,7 +42,7 @@ class EngineInfo:
     """What an opened engine says of itself; it goes to the manifest.
 
     `reproducible` is a promise: a row's text depends on its prompt, row seed, model and sampling alone. `notices` are
-    sentences that the user should read.
+    sentences that the user should read, `adapter` says how the adapter was put on, None where there is none.
     """
 
     identity: Identity
@@ -54,6 +54,7 @@ class EngineInfo:
     reproducible: bool
     versions: Mapping[str, str] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    adapter: str | None = None
 
 
 class StopRequest:

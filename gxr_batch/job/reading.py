@@ -98,8 +98,6 @@ def _put(data: dict[str, Any], keys: Sequence[str], value: Any, *, where: str) -
 def _refuse_unbuilt(job: Job) -> None:
     unbuilt = {
         f'engine.kind = "{job.engine.kind}"': job.engine.kind in {"api", "vllm", "ray"},
-        "model.adapter": job.model.adapter not in {"", "none"},
-        "model.base": bool(job.model.base),
     }
     for thing, asked in unbuilt.items():
         if asked:

@@ -78,12 +78,12 @@ class PromptSection(Section):
 
 
 class ModelSection(Section):
-    """Which weights, in which number format, on which device."""
+    """Which weights, with which adapter, in which number format, on which device."""
 
     path: FilePath = Field(default="demo", min_length=1)
-    base: str = ""
+    base: FilePath = ""
     revision: str = ""
-    adapter: str = ""
+    adapter: FilePath = ""
     dtype: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
     load_in_4bit: Literal["auto"] | bool = "auto"
     device_map: str = "auto"

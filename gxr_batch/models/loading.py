@@ -1,53 +1,64 @@
-"""From a model's folder to loaded objects: tokenizer, weights in their number format, on their device.
+"""From the names in a job file to loaded objects: tokenizer, weights in their number format, on their device.
 
 What a setting cannot mean for this model is refused before the weights are read. Where the model comes from is left to
-`source`, on which device and in which number format it goes to `placement`.
+`source`, on which device and in which number format it goes to `placement`, how it is read to `reading`.
 """
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from safetensors import SafetensorError
 
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.job import ModelSection
-from gxr_batch.models.device import out_of_memory
+from gxr_batch.models.adapter_config import read_adapter_config
+from gxr_batch.models.four_bit import notices_of_format, refuse_format, stored_in_four_bits
 from gxr_batch.models.placement import SPREAD, Placement, place
 from gxr_batch.models.quiet import quiet_transformers
 from gxr_batch.models.room import Room
-from gxr_batch.models.source import Source, find
+from gxr_batch.models.source import Source, Sources, find
 from gxr_batch.models.weights import weights_sha256
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# What a damaged or foreign folder makes of transformers and safetensors (whose error is a subclass of none of ours).
-_CANNOT_LOAD = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
-_END_OF_TURN = "<end_of_turn>"
+# Gemma's own end tokens: ids 1 and 106.
+_ENDS = ("<eos>", "<end_of_turn>")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Which weights a job means: model as the job names it, commit of a hub model or "", sha256 of the weights."""
+    """Which weights a job means: names as the job has them, commits of hub models or "", sha256 of the bytes.
+
+    `pins` are job keys that leave something open, and what exactly they mean now.
+    """
 
     model: str
     revision: str
     weights_sha256: str
+    adapter: str | None = None
+    adapter_sha256: str | None = None
+    pins: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model ready to generate. `config` is its text configuration, `end_ids` the ids that end an answer."""
+    """A model ready to generate. `config` is its text configuration, `end_ids` the ids that end an answer.
+
+    `adapter` says how its adapter was put on, None where there is none.
+    """
 
     model: PreTrainedModel
     config: Any
     placement: Placement
     end_ids: tuple[int, ...]
     load_seconds: float
+    adapter: str | None = None
 
     @property
     def device(self) -> str:
@@ -64,66 +75,108 @@ class LoadedModel:
 
 def identity(section: ModelSection) -> Origin:
     """Return which weights would be loaded. Raises ModelUnavailable, JobFileError."""
-    source = find(section, weights=True)
-    return Origin(model=section.path, revision=source.revision, weights_sha256=weights_sha256(source.weight_files()))
+    sources = find(section, weights=True)
+    base, adapter, path = sources
+    # An adapter that model.path names is the model; without it the base is, whatever names that.
+    model = path if adapter is path else base
+    return Origin(
+        model=section.path if model is path else base.name,
+        revision=model.revision,
+        weights_sha256=weights_sha256(base.weight_files()),
+        adapter=adapter.pinned if adapter else None,
+        adapter_sha256=weights_sha256(adapter.adapter_files()) if adapter else None,
+        pins=sources.pins(),
+    )
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; the weights are neither needed nor fetched. Raises ModelUnavailable, JobFileError."""
-    source = find(section, weights=False)
-    _config_of(source, section)
+    """Load the tokenizer, the adapter's own where it has one; the weights are neither needed nor fetched.
+
+    Raises ModelUnavailable, JobFileError.
+    """
+    sources = find(section, weights=False)
+    _config_of(sources, section)
     from transformers import AutoTokenizer
 
+    folder = _tokenizer_of(sources).folder
     with quiet_transformers():
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ModelUnavailable(
                 f"The model's tokenizer cannot be loaded ({type(error).__name__}).",
-                where=str(source.folder),
+                where=str(folder),
                 next_step="the folder needs tokenizer.json and tokenizer_config.json, as save_pretrained writes them",
             ) from None
+    if sources.adapter is not None and (own := sources.adapter.folder / "chat_template.jinja").is_file():
+        tokenizer.chat_template = own.read_text(encoding="utf-8")  # an adapter may bring it without a tokenizer
     return tokenizer
 
 
+def _tokenizer_of(sources: Sources) -> Source:
+    """Return where the tokenizer lies: a fine-tune may have changed its chat template."""
+    files = ("tokenizer.json", "tokenizer.model")
+    adapter = sources.adapter
+    if adapter is not None and any((adapter.folder / name).is_file() for name in files):
+        return adapter
+    return sources.base
+
+
 def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, room: Room) -> LoadedModel:
-    """Load the weights onto their device, within this run's share of it.
+    """Load the weights onto their device, within this run's share of it, and put the adapter on.
 
     Raises ModelUnavailable where the machine cannot, JobFileError.
     """
-    began = time.monotonic()
-    source = find(section, weights=True)
-    files = source.weight_files()
-    config = _config_of(source, section)
-    placement = place(section, config.get_text_config(), sum(file.stat().st_size for file in files), room)
-    model = _read_weights(source, config, placement, room)
-    ends = end_ids(model, tokenizer)
-    # The model's own sampling defaults would fill every setting that a caller leaves out.
     from transformers import GenerationConfig
 
+    from gxr_batch.models.adapter import read_adapter
+    from gxr_batch.models.reading import read_model
+
+    began = time.monotonic()
+    sources = find(section, weights=True)
+    config = _config_of(sources, section)
+    files = sources.base.weight_files()
+    # First, since it takes no time and finds most of what can be wrong with it.
+    adapter = None if sources.adapter is None else read_adapter(sources.adapter)
+    placement = place(
+        section,
+        config.get_text_config(),
+        sum(file.stat().st_size for file in files),
+        room,
+        stored_in_four_bits=stored_in_four_bits(config),
+    )
+    model, applied = read_model(sources.base, config, placement, room, adapter)
+    told = notices_of_format(section, sources.base, placement, adapter.config if adapter else None)
+    ends = end_ids(model, tokenizer, sources.adapter.folder if sources.adapter else None)
+    # The model's own sampling defaults would fill every setting that a caller leaves out.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     return LoadedModel(
         model=model,
         config=config.get_text_config(),
-        placement=placement,
+        placement=replace(placement, notices=(*placement.notices, *told, *(applied.notices if applied else ()))),
         end_ids=ends,
         load_seconds=time.monotonic() - began,
+        adapter=applied.how if applied else None,
     )
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return every id that ends an answer, sorted.
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Path | None = None) -> tuple[int, ...]:
+    """Return every id that ends an answer, sorted; `adapter` is the folder of one.
 
     They are gathered from wherever a model may name them: a base model or an adapter's folder often lacks some, and
     without Gemma's <end_of_turn> an answer runs on into the next turn.
     """
     found: set[int] = set()
     named = [getattr(model.generation_config, "eos_token_id", None), model.config.get_text_config().eos_token_id]
+    with suppress(OSError, ValueError, AttributeError):  # most adapters have none
+        named.append(
+            json.loads((adapter / "generation_config.json").read_text()).get("eos_token_id") if adapter else None
+        )
     for ids in [*named, tokenizer.eos_token_id]:
         found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    by_name = tokenizer.get_vocab().get(_END_OF_TURN)
-    if by_name is not None:
-        found.add(by_name)
+    vocabulary = tokenizer.get_vocab()
+    if _ENDS[1] in vocabulary:  # a fine-tune's tokenizer may name one of the two as its end, and forget the other
+        found.update(vocabulary[name] for name in _ENDS if name in vocabulary)
     return tuple(sorted(found))
 
 
@@ -135,25 +188,28 @@ def load_config(section: ModelSection) -> Any:
     return _config_of(find(section, weights=False), section)
 
 
-def _config_of(source: Source, section: ModelSection) -> Any:
+def _config_of(sources: Sources, section: ModelSection) -> Any:
     from transformers import AutoConfig
 
     with quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(sources.base.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ModelUnavailable(
                 f"The model's config.json is missing, damaged or of a kind that this transformers does not know "
                 f"without code of the model's own, which is never run ({type(error).__name__}).",
-                where=str(source.folder),
+                where=str(sources.base.folder),
                 next_step="choose another model, or a newer transformers",
             ) from None
+    if sources.adapter is not None:
+        read_adapter_config(sources.adapter.folder)  # refuses by name what is not handled
     if section.dtype == "float16" and str(config.model_type).startswith("gemma3"):
         raise JobFileError(
             "Gemma 3 overflows in float16 and then returns empty text.",
             where="model.dtype",
             next_step='use "auto", "bfloat16" or "float32"',
         )
+    refuse_format(section, sources, config)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and section.max_seq_length > longest:
         raise JobFileError(
@@ -162,52 +218,3 @@ def _config_of(source: Source, section: ModelSection) -> Any:
             next_step=f"use {longest} or less",
         )
     return config
-
-
-def _read_weights(source: Source, config: Any, placement: Placement, room: Room) -> PreTrainedModel:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    dtype: torch.dtype = getattr(torch, placement.dtype)
-    loader: Any = AutoModelForCausalLM  # its types do not know output_loading_info
-    try:
-        # This class also loads the text side of multimodal Gemma 3 checkpoints.
-        with quiet_transformers():
-            model, report = loader.from_pretrained(
-                source.folder,
-                config=config,
-                dtype=dtype,
-                device_map=SPREAD if placement.device == SPREAD else {"": placement.device},
-                max_memory=room.by_device() if placement.device == SPREAD else None,
-                quantization_config=_four_bit(dtype) if placement.four_bit else None,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except Exception as error:
-        if out_of_memory(error):
-            device = room.freest(room.named("auto" if placement.device == SPREAD else placement.device))
-            raise room.too_little(device, placement.bytes_needed) from None
-        if not isinstance(error, _CANNOT_LOAD):
-            raise
-        raise ModelUnavailable(
-            f"The model's weights cannot be loaded ({type(error).__name__}).",
-            where=str(source.folder),
-            next_step="check that the folder is complete and that its config.json belongs to its weights",
-        ) from None
-    # transformers would fill what a checkpoint lacks with random numbers and say so in its log only.
-    if missing := report["missing_keys"]:
-        raise ModelUnavailable(
-            f"The weights lack {len(missing)} of the model's tensors, e.g. {min(missing)}.",
-            where=str(source.folder),
-            next_step="check that config.json belongs to these weights",
-        )
-    loaded: PreTrainedModel = model.eval()
-    return loaded
-
-
-def _four_bit(dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
-    return BitsAndBytesConfig(load_in_4bit=True, **settings)  # type: ignore[no-untyped-call]

@@ -27,9 +27,7 @@ class LocalModel:
 
         if self._identity is None:
             origin = identity(self._job.model)
-            self._identity = Identity(
-                kind=self._kind, model=origin.model, revision=origin.revision, weights_sha256=origin.weights_sha256
-            )
+            self._identity = Identity(kind=self._kind, **vars(origin))
         return self._identity
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

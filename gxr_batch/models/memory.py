@@ -56,3 +56,13 @@ def four_bit_bytes(weight_bytes: int) -> int:
 def rows_that_fit(bytes_a_row: int, free_bytes: int, most: int) -> int:
     """Return how many rows go beside loaded weights into the free memory: at least 1, at most `most`."""
     return max(1, min(most, int(_USABLE * free_bytes) // max(1, bytes_a_row)))
+
+
+def weight_bytes(config: Any) -> int:
+    """Return about how many bytes a model's text side takes in 16 bits, by its sizes; norms are too small to count."""
+    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    attention = 2 * config.hidden_size * head_dim * (config.num_attention_heads + kv_heads)
+    a_layer = attention + 3 * config.hidden_size * config.intermediate_size
+    tables = 1 if getattr(config, "tie_word_embeddings", True) else 2
+    return int(2 * (config.num_hidden_layers * a_layer + tables * config.vocab_size * config.hidden_size))

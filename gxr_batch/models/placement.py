@@ -17,17 +17,22 @@ SPREAD = "auto"  # accelerate's word for dividing a model among the devices
 class Placement:
     """How a model is loaded: torch device or "auto" (spread by accelerate), dtype by name, in 4 bits or not.
 
-    `bytes_needed` is the device memory for the weights and the rows that must fit beside them.
+    `bytes_needed` is the device memory for the weights (`weight_bytes`) and the rows that must fit beside them.
+    `stored_in_four_bits`: the files already hold 4-bit weights, and nothing is left to choose.
     """
 
     device: str
     dtype: str
     four_bit: bool
     bytes_needed: int = 0
+    weight_bytes: int = 0
+    stored_in_four_bits: bool = False
     notices: tuple[str, ...] = ()
 
 
-def place(section: ModelSection, config: Any, weight_bytes: int, room: Room) -> Placement:
+def place(
+    section: ModelSection, config: Any, weight_bytes: int, room: Room, *, stored_in_four_bits: bool = False
+) -> Placement:
     """Decide device, number format and quantisation; `weight_bytes` is the size of the weight files.
 
     With engine.wait_for_memory it is decided by what the device could give, and then waited for; without, by what is
@@ -37,21 +42,21 @@ def place(section: ModelSection, config: Any, weight_bytes: int, room: Room) -> 
     on_cuda = devices[0].name != "cpu"
     dtype = section.dtype if section.dtype != "auto" else _best_dtype(on_cuda)
     a_row = row_bytes(config, section.max_seq_length, 4 if dtype == "float32" else 2)
-    full = weight_bytes * (2 if dtype == "float32" else 1)
+    full = weight_bytes * (2 if dtype == "float32" and not stored_in_four_bits else 1)
     seen = room.capacity if room.wait_seconds else room.free
     most = max(seen(device) for device in devices)
-    four_bit = on_cuda and not fits(full, a_row, most) if section.load_in_4bit == "auto" else section.load_in_4bit
-    weights = four_bit_bytes(weight_bytes) if four_bit else full
+    chosen_here = section.load_in_4bit == "auto" and not stored_in_four_bits
+    four_bit = (
+        on_cuda and not fits(full, a_row, most) if chosen_here else stored_in_four_bits or bool(section.load_in_4bit)
+    )
+    weights = four_bit_bytes(weight_bytes) if four_bit and not stored_in_four_bits else full
     notices = []
-    if four_bit and section.load_in_4bit == "auto":
+    if four_bit and chosen_here:
         notices.append("The model is loaded in 4 bits, because it does not fit the memory of the device otherwise.")
     spread = on_cuda and section.device_map == "auto" and not fits(weights, a_row, most)
     if spread:
         device = SPREAD
-        others = "the cards and the main memory" if len(devices) > 1 else "the card and the main memory"
-        notices.append(f"The model is spread over {others}, because no single card has room for it.")
-        for one in devices:
-            room.keep_to_limit(one)
+        notices.append(_spread_over(devices, room))
     else:
         chosen = _settle_on(devices, room_needed(weights, a_row), room)
         device = chosen.name
@@ -62,8 +67,17 @@ def place(section: ModelSection, config: Any, weight_bytes: int, room: Room) -> 
         dtype=dtype,
         four_bit=four_bit,
         bytes_needed=room_needed(weights, a_row),
+        weight_bytes=weights,
+        stored_in_four_bits=stored_in_four_bits,
         notices=tuple(notices),
     )
+
+
+def _spread_over(devices: list[Device], room: Room) -> str:
+    for one in devices:
+        room.keep_to_limit(one)
+    others = "the cards and the main memory" if len(devices) > 1 else "the card and the main memory"
+    return f"The model is spread over {others}, because no single card has room for it."
 
 
 def _settle_on(devices: list[Device], needed: int, room: Room) -> Device:

@@ -1,7 +1,8 @@
-"""Keeps transformers' own chatter off stderr while we call it, and puts its settings back afterwards."""
+"""Keeps the libraries' own chatter off stderr while we load with them, and puts their settings back afterwards."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,15 +11,20 @@ from typing import Any
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Let transformers log errors only and draw no bars inside the block; nothing is changed at import or for good."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    settings: Any = logging  # its switches carry no types
+    settings: Any = transformers_logging  # its switches carry no types
+    # On the CPU it says at every start that it goes without a kernel from the hub.
+    chatty = logging.getLogger("bitsandbytes")
+    before = chatty.level
+    chatty.setLevel(logging.ERROR)
     verbosity, bars = settings.get_verbosity(), settings.is_progress_bar_enabled()
     settings.set_verbosity_error()
     settings.disable_progress_bar()
     try:
         yield
     finally:
+        chatty.setLevel(before)
         settings.set_verbosity(verbosity)
         if bars:
             settings.enable_progress_bar()

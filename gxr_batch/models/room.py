@@ -67,11 +67,13 @@ class Room:
         limit = self._limit_of(device)
         return device.total() if limit is None else min(device.total(), limit)
 
-    def for_cache(self, device: Device) -> int:
-        """Return the bytes that the KV cache may take, once the weights are there."""
+    def for_cache(self, device: Device, *, beside: int = 0) -> int:
+        """Return the bytes that the KV cache may take; weights of `beside` bytes are still to come."""
         if device.name == "cpu" and self.size_limit is not None:
             return self.size_limit
-        return int(self.free(device) * (_CACHE_SHARE if self.size_limit is None else _CACHE_SHARE_OF_LIMIT))
+        return int(
+            max(0, self.free(device) - beside) * (_CACHE_SHARE if self.size_limit is None else _CACHE_SHARE_OF_LIMIT)
+        )
 
     def _limit_of(self, device: Device) -> int | None:
         """On the CPU the limit is the budget of the KV cache alone, since nothing could hold a process below it."""

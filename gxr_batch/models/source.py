@@ -1,36 +1,53 @@
-"""From the path of a job file to a local folder: the embedded demo model, a folder, or a snapshot of a hub model.
+"""From the names in a job file to folders on this machine: a model, and the adapter that goes on top of it.
 
-Everything that can be wrong with a path, a name, a login or a network becomes one message here, told apart by the
-class of the error. Weights are safetensors only, and code that comes with a model is never run.
+A name is "demo", a folder, or a hub id: "owner/name", or pinned "owner/name@commit". What can be wrong with a name is
+one message here, with a network in `hub`. Weights are safetensors only, and code that comes with a model is never run.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from gxr_batch.errors import JobFileError, ModelUnavailable, NotAvailable
+from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.job import ModelSection
+from gxr_batch.models.adapter_config import CONFIG, WEIGHTS, read_adapter_config
 from gxr_batch.models.demo import DEMO, ensure_demo_model
+from gxr_batch.models.hub import fetch
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+NONE = "none"  # model.adapter for the base model alone
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?", re.ASCII)
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 # What transformers loads; a hub repository may hold copies of the weights in other formats as well.
-_WEIGHT_FILES = ["model.safetensors", "model-*.safetensors"]
+_WEIGHT_FILES = ["model.safetensors", "model-*.safetensors", WEIGHTS]
 _INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a model lies on this machine. `revision` is the commit of a hub model, else ""."""
+    """Where a model or an adapter lies on this machine. `revision` is the commit of a hub repository, else ""."""
 
-    path: str
+    name: str
     folder: Path
     revision: str = ""
+
+    @property
+    def pinned(self) -> str:
+        """The name that means these very files: with the commit, where they come from the hub."""
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter lies in the folder."""
+        return (self.folder / CONFIG).is_file()
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds an adapter and no model."""
+        return self.has_adapter and not (self.folder / "config.json").is_file()
 
     def weight_files(self) -> list[Path]:
         """Return the safetensors files that make up the weights. Raises ModelUnavailable where one is missing."""
@@ -49,87 +66,169 @@ class Source:
                 raise ModelUnavailable("A weight file is missing.", where=str(file), next_step="copy the folder again")
         return files
 
-    def _without_weights(self) -> NotAvailable | ModelUnavailable:
-        if (self.folder / "adapter_config.json").is_file():
-            return NotAvailable("an adapter folder as model.path")
+    def adapter_files(self) -> list[Path]:
+        """Return what decides an adapter's effect: its settings and its tensors. Raises ModelUnavailable."""
+        files = [self.folder / CONFIG, self.folder / WEIGHTS]
+        for file in files:
+            if not file.is_file():
+                raise ModelUnavailable(
+                    f"The adapter has no {file.name}, and no other format is loaded.",
+                    where=str(self.folder),
+                    next_step="save it with save_pretrained of a current peft, or copy the folder again",
+                )
+        return files
+
+    def weight_bytes(self) -> int | None:
+        """Return the size of the weights as far as it is known here; a hub model's may not be fetched yet."""
+        try:
+            return sum(file.stat().st_size for file in self.weight_files())
+        except (ModelUnavailable, OSError):
+            return None
+
+    def _without_weights(self) -> ModelUnavailable:
+        if self.has_adapter:
+            return ModelUnavailable(
+                "The folder holds a config.json and an adapter, but no weights of a model.",
+                where=str(self.folder),
+                next_step=f'name its base as model.path, and set model.adapter = "{self.name}"',
+            )
+        step = "save it with save_pretrained of a current transformers"
         return ModelUnavailable(
             "The model has no weights in safetensors format, and no other format is loaded.",
             where=str(self.folder),
-            next_step="save it with save_pretrained of a current transformers",
+            next_step=f"connect to the hub, or {step}" if self.revision else step,
         )
 
 
-def find(section: ModelSection, *, weights: bool) -> Source:
-    """Return where the model lies, converting or downloading it first where needed.
+class Sources(NamedTuple):
+    """The model whose weights are loaded, the adapter on top of it, if any, and which of them `model.path` names."""
 
-    Without `weights` a hub model's weights are not downloaded. Raises ModelUnavailable, JobFileError, NotAvailable.
+    base: Source
+    adapter: Source | None
+    path: Source
+
+    def pins(self) -> dict[str, str]:
+        """Return the job keys that mean newest versions or an adapter's own choice, and what exactly they mean now."""
+        pins = {"model.revision": self.path.revision} if self.path.revision else {}
+        if self.path is not self.base:
+            pins["model.base"] = self.base.pinned
+        elif self.adapter is not None and self.adapter.revision:
+            pins["model.adapter"] = self.adapter.pinned
+        return pins
+
+
+def default_adapter(path: str) -> Path | None:
+    """Return the folder of the adapter that the model `path` comes with, None where it comes with none.
+
+    model.adapter = "" takes it. None for every model so far: the demo model's own will lie in the package.
     """
-    path = section.path
-    folder = Path(path).expanduser()
-    if path != DEMO and not folder.is_dir() and not _looks_local(path, folder):
-        return _snapshot(section, weights=weights)
-    if section.revision:
+    return None
+
+
+def find(section: ModelSection, *, weights: bool) -> Sources:
+    """Return where model and adapter lie, converting or downloading them first where needed.
+
+    Without `weights` those of a hub repository are not downloaded. Raises ModelUnavailable, JobFileError.
+    """
+    named = _locate(section.path, section.revision, weights=weights, where="model.path")
+    if named.is_adapter:
+        if section.adapter not in {"", NONE, section.path}:
+            raise JobFileError(
+                "model.path is an adapter already, and model.adapter names another one.",
+                where=f"model.adapter = {section.adapter}",
+                next_step="name the base model as model.path, or remove model.adapter",
+            )
+        base = _base_of(named, section.base, weights=weights)
+        return Sources(base, None if section.adapter == NONE else named, named)
+    if section.base:
+        raise JobFileError(
+            "model.base is for an adapter as model.path, and this one is a whole model.",
+            where=f"model.path = {section.path}",
+            next_step="remove model.base, or name the adapter as model.path",
+        )
+    return Sources(named, _adapter_on(named, section, weights=weights), named)
+
+
+def _adapter_on(base: Source, section: ModelSection, *, weights: bool) -> Source | None:
+    if section.adapter == NONE:
+        return None
+    if not section.adapter:
+        own = default_adapter(section.path)
+        if own is None and base.has_adapter:
+            raise JobFileError(
+                "The folder holds a whole model and an adapter, and nothing says whether its weights have it already.",
+                where=str(base.folder),
+                next_step=f'set model.adapter = "none" to take the weights as they are, or model.adapter = '
+                f'"{section.path}" to put the adapter on top',
+            )
+        return None if own is None else Source(name=own.name, folder=own)
+    adapter = _locate(section.adapter, "", weights=weights, where="model.adapter")
+    if not adapter.has_adapter:
+        raise ModelUnavailable(
+            f"There is no {CONFIG}: this is not an adapter.",
+            where=f"model.adapter = {section.adapter}",
+            next_step="name a folder or a hub id that peft's save_pretrained made; a whole model goes to model.path",
+        )
+    return adapter
+
+
+def _base_of(adapter: Source, given: str, *, weights: bool) -> Source:
+    """Return the model that an adapter belongs on: `given`, else the one that it names itself."""
+    config = read_adapter_config(adapter.folder)
+    name, revision = given or config.base, "" if given else config.base_revision
+    if not name:
+        raise ModelUnavailable(
+            "The adapter does not say which model it belongs on.",
+            where=str(config.path),
+            next_step="name it as model.base: a hub id or a folder",
+        )
+    where = "model.base" if given else f"base_model_name_or_path of {config.path}"
+    try:
+        # Only a hub repository has revisions; peft writes the key for folders as well.
+        base = _locate(name, revision if _on_hub(name) else "", weights=weights, where=where)
+    except ModelUnavailable as error:
+        if given:
+            raise
+        step = f"{error.next_step}; or set model.base to the base model's hub id or folder"
+        raise ModelUnavailable(f"The adapter's base model: {error.what}", where=where, next_step=step) from None
+    if base.is_adapter:
+        raise ModelUnavailable(
+            "The adapter's base is an adapter itself.",
+            where=f"{where} = {name}",
+            next_step="merge the lower one into its model first, and name the result as model.base",
+        )
+    return base
+
+
+def _locate(name: str, revision: str, *, weights: bool, where: str) -> Source:
+    if _on_hub(name):
+        plain, _, commit = name.partition("@")
+        patterns = _TOKENIZER_FILES + (_WEIGHT_FILES if weights else [])
+        folder = fetch(plain, revision or commit, patterns, where=where)
+        # A snapshot's folder is named after its commit.
+        return Source(name=plain, folder=folder, revision=folder.name)
+    if revision:
         raise JobFileError(
             "model.revision belongs to a model of the hub, and this one is on this machine.",
-            where=f"model.path = {path}",
+            where=f"{where} = {name}",
             next_step="remove model.revision",
         )
-    if path == DEMO:
-        return Source(path=path, folder=ensure_demo_model())
+    if name == DEMO:
+        return Source(name=name, folder=ensure_demo_model())
+    folder = Path(name).expanduser()
     if not folder.is_dir():
         raise ModelUnavailable(
             "The model is not a folder." if folder.exists() else "There is no such model folder.",
             where=str(folder.absolute()),
-            next_step='name a folder that holds config.json and safetensors, a hub id, or "demo" as model.path',
+            next_step=f'name a folder that holds config.json and safetensors, a hub id, or "demo" as {where}'
+            if where.startswith("model.")
+            else "put the folder there",
         )
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise NotAvailable("an adapter folder as model.path")
-    return Source(path=path, folder=folder.absolute())
+    return Source(name=name, folder=folder.absolute())
 
 
-def _looks_local(path: str, folder: Path) -> bool:
-    return path.startswith((".", "/", "~")) or folder.exists() or not _HUB_ID.fullmatch(path)
-
-
-def _snapshot(section: ModelSection, *, weights: bool) -> Source:
-    """Fetch a hub model into the hub's own cache, or find it there where the hub cannot be reached."""
-    from huggingface_hub import snapshot_download
-
-    with _hub_errors(section):
-        folder = snapshot_download(
-            section.path,
-            revision=section.revision or None,
-            allow_patterns=_TOKENIZER_FILES + (_WEIGHT_FILES if weights else []),
-        )
-    # A snapshot's folder is named after its commit.
-    return Source(path=section.path, folder=Path(folder), revision=Path(folder).name)
-
-
-@contextmanager
-def _hub_errors(section: ModelSection) -> Iterator[None]:
-    """Turn the hub client's errors into ModelUnavailable, by class."""
-    from huggingface_hub import errors
-
-    where = f"model.path = {section.path}" + (f", model.revision = {section.revision}" if section.revision else "")
-    page = f"https://huggingface.co/{section.path}"
-    try:
-        yield
-    except errors.GatedRepoError:
-        what, step = "The model is gated.", f"accept its terms at {page}, then log in: hf auth login"
-    except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        what = f"There is neither a folder {Path(section.path).absolute()} nor such a model on the hub."
-        step = "check the name; for a private model log in: hf auth login"
-    except errors.RevisionNotFoundError:
-        what, step = "The model has no such revision.", f"choose one of {page}/tree/main, or leave it empty"
-    except errors.LocalEntryNotFoundError:
-        what = "The hub cannot be reached, and its cache on this machine does not hold the whole model."
-        step = f"connect (HF_HUB_OFFLINE must be unset), or first fetch it elsewhere: hf download {section.path}"
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        what, step = f"The model could not be downloaded: {reason}.", "mend the connection or the disk, then run again"
-    except errors.HTTPError as error:  # type: ignore[attr-defined]  # the client's base class, whichever it is built on
-        what = f"The model could not be downloaded: {type(error).__name__}."
-        step = "mend the connection, then run again: what has arrived is kept"
-    else:
-        return
-    raise ModelUnavailable(what, where=where, next_step=step)
+def _on_hub(name: str) -> bool:
+    folder = Path(name).expanduser()
+    if name == DEMO or folder.is_dir():
+        return False
+    return not (name.startswith((".", "/", "~")) or folder.exists() or not _HUB_ID.fullmatch(name))

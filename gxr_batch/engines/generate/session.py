@@ -75,6 +75,7 @@ class GenerateSession:
             reproducible=slots == 1,
             versions={name: version(name) for name in ("torch", "transformers")},
             notices=loaded.placement.notices,
+            adapter=loaded.adapter,
         )
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="gxr-batch-generate")
         self._running: Batch | None = None

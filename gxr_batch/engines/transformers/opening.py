@@ -76,6 +76,7 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
             reproducible=reproducible,
             versions={"torch": version("torch"), "transformers": version("transformers"), "forward": driver.name},
             notices=tuple(notices),
+            adapter=loaded.adapter,
         )
         yield TransformersSession(info, driver, tokenizer, frozenset(loaded.end_ids), job.sampling.settings())
     finally:

@@ -1,0 +1,170 @@
+"""An adapter's own settings, adapter_config.json as peft writes it: what they mean, and which are refused by name.
+
+A setting that changes the numbers and is not handled is refused; none is read and ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gxr_batch.errors import ModelUnavailable
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+# Settings that are followed, and such as only matter while training.
+_FOLLOWED = frozenset(
+    {"peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "rank_pattern", "alpha_pattern"}
+    | {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
+    | {"use_rslora", "use_dora"}
+)
+_TRAINING_ONLY = frozenset(
+    {"auto_mapping", "task_type", "peft_version", "inference_mode", "lora_dropout", "fan_in_fan_out"}
+    | {"init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"}
+    | {"megatron_core", "qalora_group_size"}
+)
+# Values by which a setting says that it is not used.
+_UNUSED: tuple[Any, ...] = (None, False, "none", "", [], {})
+# Ways to start the training that leave the base model's weights as they are; others change them and keep that to
+# themselves, so that the adapter alone does not give the trained model.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_MERGE_FIRST = "merge it into its model with the program that trained it, and name the merged model as model.path"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """The settings of one LoRA adapter, checked. Module names are those of the class that it was trained on."""
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def base(self) -> str:
+        """The model that the adapter names as its base, "" where it names none."""
+        return str(self.settings.get("base_model_name_or_path") or "")
+
+    @property
+    def base_revision(self) -> str:
+        """The revision of that model, "" for the newest."""
+        return str(self.settings.get("revision") or "")
+
+    @property
+    def uses_dora(self) -> bool:
+        """Whether weights are split into magnitude and direction."""
+        return bool(self.settings.get("use_dora"))
+
+    def rank(self, module: str) -> int:
+        """Return the rank that a module's matrices have."""
+        return int(self._by_pattern("rank_pattern", module, self.settings.get("r", 8)))
+
+    def scale(self, module: str) -> float:
+        """Return what a module's product of matrices is multiplied by."""
+        alpha = float(self._by_pattern("alpha_pattern", module, self.settings.get("lora_alpha", 8)))
+        rank = self.rank(module)
+        return alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
+
+    def targets(self, module: str) -> bool:
+        """Return whether the training put matrices on a module of this name, by peft's rules.
+
+        They are written out here, since importing peft takes seconds and merging needs nothing else of it.
+        """
+        wanted = self.settings.get("target_modules") or ()
+        saved = self.settings.get("modules_to_save") or ()
+        if self._named(self.settings.get("exclude_modules") or (), module):
+            return False
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved):
+            return False
+        layers = self.settings.get("layers_to_transform")
+        if isinstance(wanted, str) or layers in (None, []) or module in wanted:  # a whole name counts in any layer
+            return self._named(wanted, module)
+        patterns = self.settings.get("layers_pattern") or [r"[^.]*"]
+        kinds = [patterns] if isinstance(patterns, str) else patterns
+        layer = next((found for kind in kinds if (found := re.match(rf"(?:^|.*?\.){kind}\.(\d+)\.", module))), None)
+        chosen = layers if isinstance(layers, list) else [layers]
+        return self._named(wanted, module) and layer is not None and int(layer[1]) in chosen
+
+    @staticmethod
+    def _named(names: Any, module: str) -> bool:
+        """Return whether a regular expression matches a module's name, or a list holds its end."""
+        if isinstance(names, str):
+            return re.fullmatch(names, module) is not None
+        return any(module == name or module.endswith(f".{name}") for name in names)
+
+    def _by_pattern(self, key: str, module: str, otherwise: Any) -> Any:
+        """Return the value of the first pattern that a module's name ends in, as peft looks it up."""
+        patterns = self.settings.get(key) or {}
+        return next((value for end, value in patterns.items() if re.match(rf"(.*\.)?({end})$", module)), otherwise)
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Read and check a folder's adapter_config.json. Raises ModelUnavailable."""
+    path = folder / CONFIG
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict) or not settings:
+        raise ModelUnavailable(
+            "The adapter's settings cannot be read: the file is damaged.",
+            where=str(path),
+            next_step="copy the adapter's folder again",
+        )
+    if refusal := _refusal(settings):
+        what, step = refusal
+        raise ModelUnavailable(what, where=str(path), next_step=step)
+    return AdapterConfig(path=path, settings=settings)
+
+
+def _refusal(settings: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return what an adapter asks for that is not done here, and what helps."""
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        return f"The adapter is of the kind {kind!r}, and only LORA is handled.", _MERGE_FIRST
+    for key, value in settings.items():
+        if key not in _FOLLOWED | _TRAINING_ONLY and not any(value is one or value == one for one in _UNUSED):
+            return f"The adapter uses {key}, which is not handled.", _MERGE_FIRST
+    start = settings.get("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:
+        return (
+            f"The adapter began with init_lora_weights = {start!r}, which changes the base model's weights as well.",
+            "save it with peft's path_initial_model_for_weight_conversion, or merge it into its model first",
+        )
+    again = "copy the adapter's folder again"
+    if damaged := next((key for key, holds in _SHAPES.items() if not holds(settings.get(key))), None):
+        return f"The adapter's {damaged} is nothing that peft writes.", again
+    patterns = [settings.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    numbers = [settings.get("r", 8), settings.get("lora_alpha", 8), *(n for table in patterns for n in table.values())]
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) and one > 0 for one in numbers):
+        return "A rank or an alpha of the adapter is not a positive number.", again
+    return None
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        re.compile(value)
+    except (re.error, TypeError):
+        return False
+    return isinstance(value, str)
+
+
+def _is_names(value: Any) -> bool:
+    return value is None or _is_pattern(value) or (isinstance(value, list) and all(map(_is_pattern, value)))
+
+
+def _is_table(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_pattern, value)))
+
+
+def _is_layers(value: Any) -> bool:
+    return value is None or all(isinstance(one, int) for one in (value if isinstance(value, list) else [value]))
+
+
+_SHAPES = {
+    **dict.fromkeys(("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"), _is_names),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), _is_table),
+    "layers_to_transform": _is_layers,
+}

@@ -1,0 +1,51 @@
+"""What fits the memory of this machine, worked out from a model's configuration: no weights are fetched or read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gxr_batch.job import EngineSection, ModelSection
+from gxr_batch.models.four_bit import stored_in_four_bits
+from gxr_batch.models.loading import load_config
+from gxr_batch.models.memory import four_bit_bytes, kv_bytes_a_token, weight_bytes
+from gxr_batch.models.placement import SPREAD, Placement, place
+from gxr_batch.models.room import Room
+from gxr_batch.models.source import find
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Where a model would go, and what would be left there for the rows' keys and values.
+
+    `free_bytes` is what this run may take, `cache_bytes` what of that would go to the cache beside the weights;
+    `longest` is the most tokens that the model takes, 0 where it does not say.
+    """
+
+    placement: Placement
+    free_bytes: int
+    cache_bytes: int
+    bytes_a_token: int
+    longest: int
+
+
+def measure(section: ModelSection, engine: EngineSection) -> Measured:
+    """Look how much of a device a model would leave. Raises ModelUnavailable where its device is not here."""
+    # Looking is for now: a run waits for memory, a check does not.
+    room = Room(engine.model_copy(update={"wait_for_memory": ""}))
+    base = find(section, weights=False).base
+    whole = load_config(section)
+    config = whole.get_text_config()
+    stored = stored_in_four_bits(whole)
+    size = base.weight_bytes()
+    if size is None:  # not fetched yet
+        size = four_bit_bytes(weight_bytes(config)) if stored else weight_bytes(config)
+    placement = place(section, config, size, room, stored_in_four_bits=stored)
+    devices = room.named(section.device_map)
+    device = room.freest(devices) if placement.device == SPREAD else room.at(placement.device)
+    return Measured(
+        placement=placement,
+        free_bytes=room.free(device),
+        cache_bytes=room.for_cache(device, beside=placement.weight_bytes),
+        bytes_a_token=kv_bytes_a_token(config, 4 if placement.dtype == "float32" else 2),
+        longest=int(getattr(config, "max_position_embeddings", None) or 0),
+    )

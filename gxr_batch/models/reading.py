@@ -1,0 +1,124 @@
+"""Reads a model's weights onto their device, complete and nothing besides, and puts its adapter on.
+
+transformers alone would fill what a checkpoint lacks with random numbers, and pass over what it cannot place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gxr_batch.errors import ModelUnavailable
+from gxr_batch.models.adapter import Adapter
+from gxr_batch.models.adapting import Applied, apply_adapter
+from gxr_batch.models.device import out_of_memory
+from gxr_batch.models.placement import SPREAD, Placement
+from gxr_batch.models.quiet import quiet_transformers
+from gxr_batch.models.room import Room
+from gxr_batch.models.source import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What a damaged or foreign folder makes of transformers and safetensors (whose error is a subclass of none of ours).
+_CANNOT_LOAD = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+# transformers would load an adapter that lies beside a model by itself, unchecked; it finds none in such a subfolder.
+_NO_ADAPTER = {"subfolder": "adapters-are-loaded-by-gxr-batch"}
+
+
+def read_model(
+    source: Source, config: Any, placement: Placement, room: Room, adapter: Adapter | None
+) -> tuple[PreTrainedModel, Applied | None]:
+    """Return the model in eval mode, and how its adapter was put on. Raises ModelUnavailable."""
+    check_whole(source.weight_files())
+    # An adapter is merged before a model is spread: weights that accelerate has offloaded cannot be written to.
+    later = adapter is not None and placement.device == SPREAD and not placement.four_bit
+    try:
+        model, report = _load(source, config, placement, room, device="cpu" if later else placement.device)
+        _refuse_gaps(source, report)
+        applied = None if adapter is None else apply_adapter(model, adapter)
+        if later:
+            model = _spread(model, room)
+    except Exception as error:
+        if out_of_memory(error):
+            device = room.freest(room.named("auto" if placement.device == SPREAD else placement.device))
+            raise room.too_little(device, placement.bytes_needed) from None
+        if not isinstance(error, _CANNOT_LOAD):
+            raise
+        raise ModelUnavailable(
+            f"The model's weights cannot be loaded ({type(error).__name__}).",
+            where=str(source.folder),
+            next_step="check that the folder is complete and that its config.json belongs to its weights",
+        ) from None
+    return model.eval(), applied
+
+
+def check_whole(files: Iterable[Path]) -> None:
+    """Raise ModelUnavailable for a safetensors file that is damaged or cut short; its header tells its length."""
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError):
+            raise ModelUnavailable(
+                "The model's weights cannot be loaded: a file is damaged or cut short.",
+                where=str(file),
+                next_step="copy it again; a file in the hub's cache may be deleted, and is fetched anew",
+            ) from None
+
+
+def _load(source: Source, config: Any, placement: Placement, room: Room, *, device: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    dtype: torch.dtype = getattr(torch, placement.dtype)
+    loader: Any = AutoModelForCausalLM  # its types do not know output_loading_info
+    # This class also loads the text side of multimodal Gemma 3 checkpoints.
+    with quiet_transformers():
+        return loader.from_pretrained(  # type: ignore[no-any-return]
+            source.folder,
+            config=config,
+            dtype=dtype,
+            device_map=SPREAD if device == SPREAD else {"": device},
+            max_memory=room.by_device() if device == SPREAD else None,
+            # A checkpoint that is stored in 4 bits brings its own settings.
+            quantization_config=_four_bit(dtype) if placement.four_bit and not placement.stored_in_four_bits else None,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            adapter_kwargs=dict(_NO_ADAPTER),
+        )
+
+
+def _refuse_gaps(source: Source, report: Any) -> None:
+    """Raise ModelUnavailable where the weights lack tensors of the model, or hold others."""
+    for key, sentence in (
+        ("missing_keys", "The weights lack {} of the model's tensors, e.g. {}."),
+        ("unexpected_keys", "The weights hold {} tensors that the model has not, e.g. {}."),
+    ):
+        if names := report[key]:
+            raise ModelUnavailable(
+                sentence.format(len(names), min(names)),
+                where=str(source.folder),
+                next_step="check that config.json belongs to these weights",
+            )
+
+
+def _spread(model: Any, room: Room) -> Any:
+    """Divide a model in the main memory among the devices, as from_pretrained would have."""
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    places = infer_auto_device_map(
+        model, max_memory=room.by_device(), no_split_module_classes=list(model._no_split_modules or [])
+    )
+    return dispatch_model(model, places)
+
+
+def _four_bit(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    settings = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype, "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(load_in_4bit=True, **settings)  # type: ignore[no-untyped-call]

@@ -1,0 +1,663 @@
+"""LoRA adapters: on every shape of Gemma 3 they give what peft's own model gives, or are refused by name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from running import Workplace
+from safetensors.torch import load_file, save_file
+from tiny import tiny_gemma
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma3Config, Gemma3ForConditionalGeneration
+
+from gxr_batch.engines.base import EngineInfo
+from gxr_batch.engines.transformers.library import LibraryModel
+from gxr_batch.engines.transformers.native.support import why_not
+from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
+from gxr_batch.job import EngineSection, Job, ModelSection
+from gxr_batch.ledger import Manifest
+from gxr_batch.models import hub, loading, reading, source
+from gxr_batch.models.adapter import read_adapter
+from gxr_batch.models.adapter_config import AdapterConfig
+from gxr_batch.models.loading import LoadedModel, identity, load_config, load_model, load_tokenizer
+from gxr_batch.models.placement import SPREAD, Placement
+from gxr_batch.models.room import Room
+from gxr_batch.provenance import follow, resolved, settle
+from gxr_batch.records import Identity
+
+pytestmark = pytest.mark.model
+
+HERE = Room(EngineSection())
+IDS = torch.tensor([[2, 5, 9, 700, 44, 31, 8, 902, 17, 3, 60, 71]])
+TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny products on many threads wait for the threads, most of all beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def section(path: object, **keys: object) -> ModelSection:
+    return ModelSection.model_validate({"path": str(path), "dtype": "float32", **keys})
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory, tiny_model_dir) -> dict[str, Path]:
+    """The same text weights as a text-only checkpoint and inside a multimodal one."""
+    text = tiny_gemma()
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Gemma3Config(
+        text_config=text.config.to_dict(), vision_config=vision | {"image_size": 28, "patch_size": 14}
+    )
+    torch.manual_seed(3)
+    both = Gemma3ForConditionalGeneration(config).eval()
+    both.model.language_model.load_state_dict(text.model.state_dict())
+    folder = tmp_path_factory.mktemp("bases") / "tiny-multimodal"
+    both.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model_dir / name, folder)
+    return {"text": tiny_model_dir, "multimodal": folder}
+
+
+def train(base: Path, folder: Path, *, untrained: bool = False, size: float = 0.1, **settings: Any) -> torch.Tensor:
+    """Write an adapter with random matrices on a base, as peft saves one; return peft's own logits, unmerged."""
+    settings = {"r": 4, "lora_alpha": 12, "target_modules": list(TARGETS), "task_type": "CAUSAL_LM"} | settings
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    torch.manual_seed(11)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's advice on tied embeddings
+        made = get_peft_model(model, LoraConfig(**settings)).eval()
+        for name, parameter in made.named_parameters():
+            if parameter.requires_grad and not untrained:
+                if "magnitude" in name:
+                    parameter.data *= 1 + 0.2 * torch.rand_like(parameter)
+                else:
+                    parameter.data += size * torch.randn_like(parameter)
+        made.save_pretrained(folder)
+    with torch.no_grad():
+        return made(input_ids=IDS).logits
+
+
+def logits(loaded: LoadedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return loaded.model(input_ids=IDS).logits
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory, bases) -> Path:
+    """A plain adapter of the text-only base, for tests that copy and change it."""
+    folder = tmp_path_factory.mktemp("adapters") / "plain"
+    train(bases["text"], folder)
+    return folder
+
+
+@pytest.fixture
+def changed(tmp_path, adapter) -> Callable[..., Path]:
+    """Return a copy of the adapter with other settings, or with tensors put through a function."""
+
+    def change(tensors: Callable[[dict], dict] | None = None, **settings: Any) -> Path:
+        folder = tmp_path / "changed"
+        shutil.copytree(adapter, folder)
+        config = folder / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+        if tensors is not None:
+            file = folder / "adapter_model.safetensors"
+            save_file(tensors(load_file(file)), file)
+        return folder
+
+    return change
+
+
+# ---------------------------------------------------------------------- every shape
+
+
+def legacy(folder: Path) -> None:
+    """Spell the modules of a multimodal adapter as libraries before transformers 4.52 did."""
+    file = folder / "adapter_model.safetensors"
+    tensors = {
+        name.replace("model.model.language_model.", "model.language_model.model."): tensor
+        for name, tensor in load_file(file).items()
+    }
+    assert all("language_model.model." in name for name in tensors)
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize("spelling", ["text", "multimodal", "legacy"])
+@pytest.mark.parametrize("base", ["text", "multimodal"])
+def test_an_adapter_of_either_class_gives_pefts_logits_on_either_class(
+    bases, tmp_path, gemma_tokenizer, base, spelling
+):
+    language = r".*language_model.*\.(q_proj|v_proj|o_proj|up_proj|down_proj)"
+    targets = list(TARGETS) if spelling == "text" else language
+    trained_on = bases["text" if spelling == "text" else "multimodal"]
+    wanted = train(trained_on, tmp_path / "lora", target_modules=targets)
+    if spelling == "legacy":
+        legacy(tmp_path / "lora")
+    loaded = load_model(section(bases[base], adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
+    torch.testing.assert_close(logits(loaded), wanted, atol=2e-4, rtol=1e-4)
+    assert loaded.adapter == "merged in float32, rounded once to float32: 20 LoRA modules"
+    assert why_not(loaded.model) == "it is not in bfloat16", "nothing else keeps our own kernels off a merged model"
+
+
+def test_parts_for_images_are_set_aside_and_said(bases, tmp_path, gemma_tokenizer):
+    wanted = train(bases["multimodal"], tmp_path / "lora", target_modules=["q_proj", "v_proj"])
+    for base in bases.values():
+        loaded = load_model(section(base, adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
+        torch.testing.assert_close(logits(loaded), wanted, atol=2e-4, rtol=1e-4)
+        assert any("2 parts of the adapter are for images" in notice for notice in loaded.placement.notices)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 6}, "alpha_pattern": {"down_proj": 3}},
+        {"layers_to_transform": [1, 3]},
+        {"target_modules": "all-linear"},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens", "norm"]},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["lm_head", "q_proj"]},
+        {"init_lora_weights": "gaussian", "lora_dropout": 0.1},
+    ],
+    ids=",".join,
+)
+def test_what_peft_can_train_is_what_peft_would_give(bases, tmp_path, gemma_tokenizer, settings):
+    wanted = train(bases["text"], tmp_path / "lora", **settings)
+    loaded = load_model(section(bases["text"], adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
+    torch.testing.assert_close(logits(loaded), wanted, atol=2e-4, rtol=1e-4)
+
+
+def test_merging_rounds_once_in_bfloat16(bases, adapter, gemma_tokenizer):
+    full = load_model(section(bases["text"], adapter=str(adapter)), gemma_tokenizer, HERE).model
+    half = load_model(section(bases["text"], adapter=str(adapter), dtype="bfloat16"), gemma_tokenizer, HERE)
+    base = load_model(section(bases["text"]), gemma_tokenizer, HERE).model
+    for name, weight in half.model.named_parameters():
+        delta = full.get_parameter(name) - base.get_parameter(name)
+        wanted = (base.get_parameter(name).bfloat16().float() + delta).bfloat16()
+        # The difference of two float32 numbers is not the product itself: a tie may fall to the other side.
+        assert (weight != wanted).float().mean() < 1e-3, name
+    assert why_not(half.model) == ""
+    assert half.adapter == "merged in float32, rounded once to bfloat16: 20 LoRA modules"
+
+
+def test_the_same_adapter_gives_the_same_bits_every_time(bases, adapter, gemma_tokenizer):
+    work = section(bases["text"], adapter=str(adapter), dtype="bfloat16")
+    first, second = (load_model(work, gemma_tokenizer, HERE) for _ in range(2))
+    assert torch.equal(logits(first), logits(second))
+
+
+# ---------------------------------------------------------------------- 4 bits
+
+
+def four_bit() -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_use_double_quant=True,
+    )
+
+
+@pytest.mark.parametrize("base", ["text", "multimodal"])
+def test_beside_four_bit_weights_an_adapter_really_runs_on_the_cpu(bases, adapter, gemma_tokenizer, base):
+    from bitsandbytes.nn import Linear4bit
+    from peft import PeftModel
+
+    work = section(bases[base], adapter=str(adapter), dtype="bfloat16", load_in_4bit=True)
+    loaded = load_model(work, gemma_tokenizer, HERE)
+    layers = [module for module in loaded.model.modules() if isinstance(module, Linear4bit)]
+    assert len(layers) >= 28
+    assert {layer.weight.quant_type for layer in layers} == {"nf4"}
+    assert loaded.adapter == "beside the 4-bit weights, in bfloat16: 20 LoRA modules"
+    plain = AutoModelForCausalLM.from_pretrained(
+        bases["text"], quantization_config=four_bit(), dtype=torch.bfloat16, device_map={"": "cpu"}
+    )
+    with torch.no_grad():
+        without = plain(input_ids=IDS).logits.float()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft asks for what transformers is about to rename
+            wanted = PeftModel.from_pretrained(plain, str(adapter)).eval()(input_ids=IDS).logits.float()
+    got = logits(loaded).float()
+    effect = (wanted - without).norm()
+    # peft keeps the matrices in float32 there, and we in the format that the layers compute in.
+    assert (got - wanted).norm() < 0.1 * effect
+
+
+def test_rows_beside_each_other_keep_their_bits_with_an_adapter_beside_four_bit_weights(
+    bases, adapter, gemma_tokenizer
+):
+    work = section(bases["text"], adapter=str(adapter), dtype="bfloat16", load_in_4bit=True)
+    driver = LibraryModel(load_model(work, gemma_tokenizer, HERE).model, slots=16, capacity=64)
+    prompts = [[2, *range(3 + number, 12 + 2 * number)] for number in range(12)]
+
+    def steps(rows: list[int]) -> torch.Tensor:
+        slots = list(range(len(rows)))
+        first = driver.prefill([(slot, prompts[row], 0) for slot, row in zip(slots, rows, strict=True)])
+        then = driver.decode(slots, first.argmax(-1).tolist(), [len(prompts[row]) for row in rows])
+        return torch.stack([first, then], dim=1).clone()
+
+    together = steps(list(range(12)))
+    for row in (0, 5, 11):
+        assert torch.equal(steps([row])[0], together[row]), f"row {row}"
+
+
+def test_putting_an_adapter_on_is_silent(bases, adapter, gemma_tokenizer, capfd):
+    capfd.readouterr()
+    for four_bit_weights in (False, True):
+        work = section(bases["text"], adapter=str(adapter), dtype="bfloat16", load_in_4bit=four_bit_weights)
+        load_model(work, gemma_tokenizer, HERE)
+        assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory, bases, tiny_model_dir) -> Path:
+    """A checkpoint that is stored in 4 bits, as many bases of adapters are."""
+    folder = tmp_path_factory.mktemp("stored") / "tiny-gemma-bnb-4bit"
+    model = AutoModelForCausalLM.from_pretrained(
+        bases["text"], quantization_config=four_bit(), dtype=torch.bfloat16, device_map={"": "cpu"}
+    )
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model_dir / name, folder)
+    return folder
+
+
+def test_a_base_stored_in_four_bits_is_named_as_such(stored, changed, gemma_tokenizer):
+    lora = changed(base_model_name_or_path=str(stored))
+    loaded = load_model(section(lora, dtype="bfloat16"), gemma_tokenizer, HERE)
+    assert loaded.quantization == "nf4"
+    assert loaded.adapter.startswith("beside the 4-bit weights")
+    (notice,) = loaded.placement.notices
+    assert "stored in 4 bits" in notice
+    assert f'set model.base = "{str(stored).removesuffix("-bnb-4bit")}"' in notice
+    asked = load_model(section(lora, dtype="bfloat16", load_in_4bit=True), gemma_tokenizer, HERE)
+    assert asked.placement.notices == ()
+    with pytest.raises(JobFileError, match="stored in 4 bits"):
+        load_config(section(lora, load_in_4bit=False))
+
+
+def test_an_adapter_trained_on_four_bits_says_so_on_full_weights(bases, changed, gemma_tokenizer):
+    lora = changed(base_model_name_or_path="unsloth/tiny-gemma-unsloth-bnb-4bit")
+    loaded = load_model(section(lora, base=str(bases["text"])), gemma_tokenizer, HERE)
+    (notice,) = loaded.placement.notices
+    assert "trained on 4-bit weights (unsloth/tiny-gemma-unsloth-bnb-4bit)" in notice
+    assert "model.load_in_4bit = true" in notice
+
+
+def test_an_adapter_on_another_base_than_its_own_says_so(bases, changed, gemma_tokenizer):
+    lora = changed(base_model_name_or_path="google/gemma-3-4b-pt")
+    loaded = load_model(section(bases["text"], adapter=str(lora)), gemma_tokenizer, HERE)
+    assert "was trained on google/gemma-3-4b-pt" in loaded.placement.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"use_dora": True}, "DoRA adapter needs full weights"), ({"modules_to_save": ["up_proj"]}, "modules_to_save")],
+)
+def test_what_cannot_be_put_beside_four_bits_is_refused(bases, tmp_path, gemma_tokenizer, settings, said):
+    train(bases["text"], tmp_path / "lora", target_modules=["q_proj"], **settings)
+    work = section(bases["text"], adapter=str(tmp_path / "lora"), dtype="bfloat16", load_in_4bit=True)
+    with pytest.raises(ModelUnavailable, match=said):
+        load_model(work, gemma_tokenizer, HERE)
+
+
+# ---------------------------------------------------------------------- refused by name
+
+
+def zero_b(tensors: dict) -> dict:
+    return {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in tensors.items()}
+
+
+def far_too_small(tensors: dict) -> dict:
+    return {name: tensor * 1e-12 for name, tensor in tensors.items()}
+
+
+def without_one(tensors: dict) -> dict:
+    return {name: tensor for name, tensor in tensors.items() if "layers.2.self_attn.q_proj" not in name}
+
+
+def without_a_half(tensors: dict) -> dict:
+    return {name: tensor for name, tensor in tensors.items() if "layers.2.self_attn.q_proj.lora_A" not in name}
+
+
+def with_nan(tensors: dict) -> dict:
+    return {name: tensor / 0 if "layers.1.mlp.up_proj.lora_B" in name else tensor for name, tensor in tensors.items()}
+
+
+def elsewhere(tensors: dict) -> dict:
+    return {name.replace("model.layers.", "transformer.h."): tensor for name, tensor in tensors.items()}
+
+
+def with_a_bias(tensors: dict) -> dict:
+    return tensors | {"base_model.model.model.layers.0.self_attn.q_proj.bias": torch.ones(4)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (zero_b, "all its B matrices are zero"),
+        (far_too_small, "logits are the same in float32"),
+        (without_one, r"lacks the matrices of 1 modules .* model\.layers\.2\.self_attn\.q_proj"),
+        (without_a_half, r"lacks some of the matrices of model\.layers\.2\.self_attn\.q_proj"),
+        (with_nan, r"not finite: .*layers\.1\.mlp\.up_proj\.lora_B"),
+        (elsewhere, r"20 of the adapter's 20 modules are not in this one, transformer\.h\.0"),
+        (with_a_bias, r"not LoRA's: .*q_proj\.bias"),
+        (lambda tensors: {}, "holds no LoRA matrices"),
+    ],
+)
+def test_an_adapter_without_its_effect_is_refused_with_the_reason(bases, changed, gemma_tokenizer, tensors, said):
+    with pytest.raises(ModelUnavailable, match=said) as caught:
+        load_model(section(bases["text"], adapter=str(changed(tensors))), gemma_tokenizer, HERE)
+    assert caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"r": 8}, r"up_proj A is 4 x 64, not 8 x 64"),
+        ({"peft_type": "IA3"}, "of the kind 'IA3'"),
+        ({"trainable_token_indices": [1, 2]}, "uses trainable_token_indices"),
+        ({"bias": "all"}, "uses bias"),
+        ({"lora_bias": True}, "uses lora_bias"),
+        ({"alora_invocation_tokens": [5]}, "uses alora_invocation_tokens"),
+        ({"invented_in_2027": 1}, "uses invented_in_2027"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
+        ({"lora_alpha": "many"}, "not a positive number"),
+        ({"rank_pattern": [1]}, "rank_pattern is nothing that peft writes"),
+        ({"target_modules": "("}, "target_modules is nothing that peft writes"),
+        ({"layers_to_transform": "all"}, "layers_to_transform is nothing"),
+    ],
+    ids=str,
+)
+def test_settings_that_are_not_followed_are_refused_by_name(bases, changed, gemma_tokenizer, settings, said):
+    with pytest.raises(ModelUnavailable, match=said):
+        load_model(section(bases["text"], adapter=str(changed(**settings))), gemma_tokenizer, HERE)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj", "mlp.up_proj", "lm_head"]},
+        {"target_modules": r".*language.*\.(q|v)_proj"},
+        {"target_modules": ["q_proj", "up_proj"], "exclude_modules": ["layers.1.self_attn.q_proj"]},
+        {"target_modules": ["q_proj"], "exclude_modules": r".*layers\.1\..*"},
+        {"target_modules": ["q_proj", "lm_head"], "modules_to_save": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": [1, 3]},
+        {"target_modules": ["q_proj", "lm_head"], "layers_to_transform": 1, "layers_pattern": "layers"},
+    ],
+    ids=str,
+)
+def test_the_modules_that_settings_mean_are_those_that_peft_means(bases, settings):
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    ours = AdapterConfig(path=Path(), settings=settings)
+    theirs = LoraConfig(**settings)
+    for base in bases.values():
+        model = AutoModelForCausalLM.from_pretrained(base)
+        for name, _ in model.named_modules():
+            assert ours.targets(name) == bool(check_target_module_exists(theirs, name)), name
+
+
+def test_an_adapter_of_another_size_is_refused_with_its_shapes(adapter, tmp_path, gemma_tokenizer):
+    config = tiny_gemma().config
+    config.hidden_size = 96
+    type(tiny_gemma())(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelUnavailable, match=r"does not fit this model: .*up_proj A is 4 x 64, not 4 x 96"):
+        load_model(section(tmp_path, adapter=str(adapter)), gemma_tokenizer, HERE)
+
+
+def test_a_freshly_made_adapter_is_refused(bases, tmp_path, gemma_tokenizer):
+    train(bases["text"], tmp_path / "lora", untrained=True)
+    with pytest.raises(ModelUnavailable, match="before the first step of a training"):
+        load_model(section(bases["text"], adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
+
+
+def test_files_that_are_damaged_or_missing_are_one_message_each(bases, changed, gemma_tokenizer):
+    lora = changed()
+    weights, config = lora / "adapter_model.safetensors", lora / "adapter_config.json"
+    work = section(bases["text"], adapter=str(lora))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelUnavailable, match="damaged or cut short"):
+        load_model(work, gemma_tokenizer, HERE)
+    weights.rename(lora / "adapter_model.bin")
+    with pytest.raises(ModelUnavailable, match="no other format"):
+        identity(work)
+    for text in ("{", "[]", "{}"):
+        config.write_text(text)
+        with pytest.raises(ModelUnavailable, match="file is damaged"):
+            load_config(work)
+    config.unlink()
+    with pytest.raises(ModelUnavailable, match="not an adapter"):
+        load_config(work)
+
+
+# ---------------------------------------------------------------------- names
+
+
+def test_an_adapter_as_model_path_brings_its_base(bases, changed, gemma_tokenizer):
+    lora = changed(base_model_name_or_path=str(bases["text"]))
+    loaded = load_model(section(lora), gemma_tokenizer, HERE)
+    other = load_model(section(bases["text"], adapter=str(lora)), gemma_tokenizer, HERE)
+    assert torch.equal(logits(loaded), logits(other))
+    plain = load_model(section(lora, adapter="none"), gemma_tokenizer, HERE)
+    assert plain.adapter is None
+    assert torch.equal(logits(plain), logits(load_model(section(bases["text"]), gemma_tokenizer, HERE)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys", "said", "step"),
+    [
+        ({"base_model_name_or_path": None}, {}, "does not say which model", "model.base"),
+        ({"base_model_name_or_path": "/no/such/base"}, {}, "base model: There is no such", "set model.base"),
+        ({}, {"base": "/no/such/base"}, "There is no such model folder", "name a folder"),
+        ({}, {"adapter": "other"}, "names another one", "remove model.adapter"),
+        ({}, {"revision": "main"}, "belongs to a model of the hub", "remove model.revision"),
+    ],
+    ids=str,
+)
+def test_a_base_that_is_not_there_is_named_with_the_next_step(changed, settings, keys, said, step):
+    with pytest.raises(GxrError, match=said) as caught:
+        load_config(section(changed(**settings), **keys))
+    assert step in caught.value.next_step
+
+
+def test_names_that_contradict_each_other_are_refused(bases, adapter, changed):
+    with pytest.raises(JobFileError, match="is a whole model"):
+        load_config(section(bases["text"], base="some/model"))
+    with pytest.raises(ModelUnavailable, match="an adapter itself"):
+        load_config(section(changed(base_model_name_or_path=str(adapter))))
+
+
+def test_a_model_folder_that_also_holds_an_adapter_waits_for_a_decision(bases, adapter, tmp_path, gemma_tokenizer):
+    for folder in (bases["text"], adapter):
+        for file in folder.iterdir():
+            if file.suffix in {".json", ".safetensors"}:
+                shutil.copy(file, tmp_path)
+    with pytest.raises(JobFileError, match="a whole model and an adapter"):
+        load_config(section(tmp_path))
+    plain = load_model(section(tmp_path, adapter="none"), gemma_tokenizer, HERE)
+    assert torch.equal(logits(plain), logits(load_model(section(bases["text"]), gemma_tokenizer, HERE)))
+    both = load_model(section(tmp_path, adapter=str(tmp_path)), gemma_tokenizer, HERE)
+    assert both.adapter.startswith("merged")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable, match="no weights of a model"):
+        identity(section(tmp_path, adapter="none"))
+
+
+def test_the_models_own_adapter_is_taken_unless_the_job_says_otherwise(bases, adapter, gemma_tokenizer, monkeypatch):
+    monkeypatch.setattr(source, "default_adapter", lambda path: adapter)
+    assert load_model(section(bases["text"]), gemma_tokenizer, HERE).adapter is not None
+    assert load_model(section(bases["text"], adapter="none"), gemma_tokenizer, HERE).adapter is None
+    monkeypatch.undo()
+    assert source.default_adapter("demo") is None
+
+
+def tokenizer_folder(work: ModelSection) -> Path:
+    return loading._tokenizer_of(source.find(work, weights=False)).folder
+
+
+def test_the_adapters_tokenizer_wins_and_both_end_ids_hold(bases, changed, gemma_tokenizer):
+    lora = changed(base_model_name_or_path=str(bases["text"]))
+    work = section(lora)
+    assert tokenizer_folder(work) == bases["text"], "it has none"
+    shutil.copy(bases["text"] / "tokenizer.json", lora)
+    settings = json.loads((bases["text"] / "tokenizer_config.json").read_text())
+    (lora / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<end_of_turn>"}))
+    (lora / "chat_template.jinja").write_text("{{ 'its own' }}")
+    tokenizer = load_tokenizer(work)
+    assert tokenizer.chat_template == "{{ 'its own' }}"
+    assert tokenizer.eos_token_id == 106
+    loaded = load_model(work, tokenizer, HERE)
+    assert {1, 106} <= set(loaded.end_ids)
+    assert tokenizer_folder(section(lora, adapter="none")) == bases["text"]
+    (lora / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
+    assert {1, 7, 106} <= set(loading.end_ids(loaded.model, tokenizer, lora))
+
+
+# ---------------------------------------------------------------------- identity
+
+
+def test_the_hash_follows_every_byte_of_an_adapter(bases, changed):
+    lora = changed(base_model_name_or_path=str(bases["text"]))
+    first = identity(section(lora))
+    assert first.adapter == str(lora)
+    assert first.weights_sha256 == identity(section(bases["text"])).weights_sha256
+    assert first.adapter_sha256 == identity(section(bases["text"], adapter=str(lora))).adapter_sha256
+    config, weights = lora / "adapter_config.json", lora / "adapter_model.safetensors"
+    config.write_text(config.read_text().replace('"lora_alpha": 12', '"lora_alpha": 13'))
+    second = identity(section(lora)).adapter_sha256
+    save_file({name: tensor * 2 for name, tensor in load_file(weights).items()}, weights)
+    third = identity(section(lora)).adapter_sha256
+    assert len({first.adapter_sha256, second, third, None}) == 4
+
+
+def test_what_a_job_leaves_open_is_pinned_by_the_first_start_and_kept():
+    asked = Job.model_validate({"name": "j", "input": {"path": "f.csv"}, "model": {"path": "a/b", "adapter": "c/d"}})
+    pins = {"model.revision": "1" * 40, "model.adapter": "c/d@" + "2" * 40}
+    info = EngineInfo(
+        identity=Identity(kind="generate", model="a/b", pins=pins),
+        device="cpu", dtype="float32", quantization=None, slots=2, load_seconds=0, reproducible=True,
+    )  # fmt: skip
+    settled = settle(asked, info)
+    assert (settled.model.revision, settled.model.adapter) == ("1" * 40, "c/d@" + "2" * 40)
+    manifest = Manifest(name="j", created_at="", job=settled.model_dump(), resolved=resolved(settled))
+    again = follow(asked.with_values({"engine.kind": "generate"}), manifest)
+    assert (again.model.revision, again.model.adapter) == ("1" * 40, "c/d@" + "2" * 40)
+    none = follow(asked.with_values({"engine.kind": "generate", "model.adapter": "none"}), manifest)
+    assert none.model.adapter == "none", "another adapter is for the fingerprint to refuse"
+    other = follow(asked.with_values({"engine.kind": "generate", "model.path": "x/y"}), manifest)
+    assert other.model.revision == "", "another model has other revisions"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_while_a_model_arrives_is_one_message(code):
+    with pytest.raises(ModelUnavailable, match="disk is full") as caught, hub._hub_errors("a/b", "", "model.adapter"):
+        raise OSError(code, "No space left on device")
+    assert "HF_HOME" in caught.value.next_step
+    assert "model.adapter = a/b" in caught.value.where
+
+
+def test_weights_that_hold_a_tensor_too_many_are_refused(bases, tmp_path, gemma_tokenizer):
+    shutil.copytree(bases["text"], tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.9.extra.weight"] = torch.ones(2, 2)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=r"hold 1 tensors .* model\.layers\.9\.extra"):
+        load_model(section(tmp_path), gemma_tokenizer, HERE)
+
+
+class RoomInMainMemory(Room):
+    """Lets accelerate divide a model among devices where the main memory is the only one."""
+
+    def by_device(self) -> dict[int | str, int]:
+        return {"cpu": 2**30}
+
+
+def test_a_model_is_spread_with_its_adapter_merged(bases, adapter, gemma_tokenizer):
+    base = source.find(section(bases["text"]), weights=True).base
+    lora = read_adapter(source.Source(name="lora", folder=adapter))
+    where = Placement(device=SPREAD, dtype="float32", four_bit=False)
+    room = RoomInMainMemory(EngineSection())
+    model, applied = reading.read_model(base, load_config(section(bases["text"])), where, room, lora)
+    assert applied is not None
+    assert applied.how.startswith("merged")
+    assert set(model.hf_device_map.values()) == {"cpu"}
+    whole = load_model(section(bases["text"], adapter=str(adapter)), gemma_tokenizer, HERE)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=IDS).logits, logits(whole))
+
+
+# ---------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory, gemma_tokenizer) -> Path:
+    """A tiny model with Gemma's whole vocabulary, so that real prompts go through it, and an adapter of it."""
+    folder = tmp_path_factory.mktemp("big")
+    tiny_gemma(vocab=len(gemma_tokenizer)).save_pretrained(folder / "base")
+    gemma_tokenizer.save_pretrained(folder / "base")
+    train(folder / "base", folder / "lora")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["transformers", "generate"])
+def test_a_run_on_an_adapter_says_so_and_refuses_to_go_on_with_another(tmp_path, big, kind):
+    shutil.copytree(big / "lora", tmp_path / "lora")
+    work = Workplace(tmp_path)
+    work.job(f"[model]\npath = 'lora'\n[engine]\nkind = '{kind}'\nslots = 2\n[sampling]\nmax_new_tokens = 3\n")
+    work.table(2)
+    work.run()
+    assert {row["gxr_adapter"] for row in work.results()} == {"lora"}
+    engine = work.manifest()["invocations"][-1]["engine"]
+    assert engine["adapter"].startswith("merged in float32")
+    assert work.manifest()["resolved"]["model.base"] == str(big / "base")
+    if kind == "generate":
+        return  # what may not change is found out before any engine is opened
+    texts = [row["gxr_text"] for row in work.results()]
+    file = tmp_path / "lora/adapter_model.safetensors"
+    save_file({name: tensor * 3 for name, tensor in load_file(file).items()}, file)
+    work.table(3)
+    refused = work.run(expect=2).stderr
+    assert "model adapter" in refused
+    assert "model weights" not in refused
+    assert [row["gxr_text"] for row in work.results()] == texts
+    assert "model adapter" in work.run("--set", "model.adapter=none", expect=2).stderr
+
+
+def test_an_adapter_that_changes_nothing_ends_a_run_with_exit_4(tmp_path, big):
+    train(big / "base", tmp_path / "fresh", untrained=True)
+    work = Workplace(tmp_path)
+    work.job(f"[model]\npath = '{big / 'base'}'\nadapter = 'fresh'\n[sampling]\nmax_new_tokens = 3\n")
+    said = work.run(expect=4).stderr
+    assert "changes nothing" in said
+    assert "Traceback" not in said
+
+
+def test_check_says_what_fits_and_refuses_an_adapter_that_run_would_refuse(tmp_path, big):
+    shutil.copytree(big / "lora", tmp_path / "lora")
+    work = Workplace(tmp_path)
+    work.job("[model]\npath = 'lora'\n[engine]\nmemory_limit = '200MiB'\n")
+    said = work.gxr("check", "j.toml").stdout
+    (line,) = [line for line in said.splitlines() if line.startswith("  memory ")]
+    found = re.search(r"max_seq_length 2048 fits with up to (\d+) slots, 4096 fits with up to (\d+) slots$", line)
+    assert found is not None, line
+    assert int(found[1]) > int(found[2]) >= 1
+    config = tmp_path / "lora/adapter_config.json"
+    config.write_text(config.read_text().replace('"LORA"', '"VERA"'))
+    assert "of the kind 'VERA'" in work.gxr("check", "j.toml", expect=4).stderr

@@ -204,6 +204,7 @@ class Invocation:
             "rejected": self.progress.rejected,
             "new_tokens": self.progress.new_tokens,
             "splits": self.progress.splits,
+            "retries": self.progress.retries,
             "cut": self.progress.cut,
         }
         if counts.left:

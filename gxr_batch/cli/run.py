@@ -20,6 +20,7 @@ _EXITS = {
     "stop_by": Exit.STOPPED,
     "time_limit": Exit.STOPPED,
     "max_failed": Exit.MAX_FAILED,
+    "api_outage": Exit.STOPPED,
 }
 _WHY = {
     "interrupt": "stopped by Ctrl-C",
@@ -27,6 +28,7 @@ _WHY = {
     "stop_by": "stopped because the stop-by time came near",
     "time_limit": "stopped because the time limit came near",
     "max_failed": "stopped because more rows failed than run.max_failed allows",
+    "api_outage": "stopped because the server gave no answer for longer than api.give_up_after",
 }
 
 

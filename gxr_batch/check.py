@@ -32,7 +32,8 @@ _SHOWN = 3
 
 @dataclass(kw_only=True)
 class Findings:
-    """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts.
+    """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts,
+    none where the engine cannot count.
 
     `cut` counts prompts that prompt.too_long = "truncate" shortened.
     """
@@ -49,6 +50,11 @@ class Findings:
     shown: list[tuple[str, Messages]] = field(default_factory=list)
     bytes_needed: int = 0
     bytes_free: int = 0
+
+    @property
+    def usable(self) -> int:
+        """How many rows can become a prompt."""
+        return self.templates.total()
 
 
 def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Findings:
@@ -82,7 +88,8 @@ def _try_rows(found: Findings, prepared: Prepared, encoder: Encoder, table: Path
             found.unusable.append(row.row_id)
             continue
         found.templates[row.template] += 1
-        found.lengths.append(fitted.encoded.length or 0)
+        if fitted.encoded.length is not None:
+            found.lengths.append(fitted.encoded.length)
         found.cut += TRUNCATED in fitted.flags
         if len(found.shown) < _SHOWN:
             found.shown.append((row.row_id, fitted.messages))

@@ -125,6 +125,7 @@ def _handler(server: FaultServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 10
+        disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import email.utils
+import functools
 import gzip
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import httpx2
 import pytest
 from engine_contract import CANARY, EngineContract, Subject, Watched
 from fault_server import Act, FaultServer, completion, repeated, streamed
@@ -19,7 +21,7 @@ from gxr_batch.engines.api.faults import retry_after
 from gxr_batch.engines.api.session import ApiSession
 from gxr_batch.engines.api.throttle import Meter, Throttle
 from gxr_batch.engines.base import StopRequest
-from gxr_batch.errors import ApiOutage, EngineFailed, GxrError, ModelUnavailable
+from gxr_batch.errors import ApiOutage, EngineFailed, ModelUnavailable, RowError
 from gxr_batch.job import Job
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Turn
 
@@ -454,6 +456,7 @@ def test_a_text_is_shown_as_it_comes():
         assert server.rows[0].body["stream_options"] == {"include_usage": True}
     assert shown == ["Left ", "lung ", "clear."]
     assert (made.text, made.finish_reason, made.new_tokens) == ("Left lung clear.", "stop", 3)
+    assert 0 < made.seconds_to_first_token <= made.seconds_generating
 
 
 @pytest.mark.parametrize("refuses", [True, False], ids=["refuses", "ignores"])
@@ -522,6 +525,70 @@ def test_the_meter_gives_every_moment_to_somebody():
     assert all(share <= seconds for seconds, share, _ in shares)
 
 
+# --- Hugging Face Inference
+
+
+@pytest.fixture
+def router(monkeypatch):
+    """What is sent to Hugging Face, which is not there in a test."""
+    sent: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request)
+        return httpx2.Response(200, json=repeated(json.loads(request.content)))
+
+    connection = functools.partial(httpx2.AsyncClient, transport=httpx2.MockTransport(answer))
+    monkeypatch.setattr(httpx2, "AsyncClient", connection)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
+    return sent
+
+
+def test_hugging_face_is_asked_for_the_model_with_the_users_token(router):
+    with create(job("", model="google/gemma-3-4b-it"), lambda _: None).open() as opened:
+        seen = Watched().watch(opened, prompts(1))
+    assert seen.completions[0].text == f"{WORDS} 0"
+    assert str(router[-1].url) == "https://router.huggingface.co/v1/chat/completions"
+    assert router[-1].headers["authorization"] == "Bearer hf_of_somebody"
+    assert json.loads(router[-1].content)["model"] == "google/gemma-3-4b-it"
+    assert "https://router.huggingface.co" in opened.info.notices[0]
+
+
+def test_a_provider_that_nobody_knows_is_one_message(router):
+    engine = create(job("", provider="nobody"), lambda _: None)
+    with pytest.raises(ModelUnavailable, match="cannot be asked for this model") as caught, engine.open():
+        pass
+    assert "api.provider = nobody" in caught.value.where
+    assert not router
+
+
+def test_without_a_login_or_while_offline_hugging_face_is_not_asked(router, monkeypatch):
+    engine = create(job(""), lambda _: None)
+    monkeypatch.setattr("gxr_batch.engines.api.get_token", lambda: None)
+    with pytest.raises(ModelUnavailable, match="There is no token") as caught, engine.open():
+        pass
+    assert "hf auth login" in caught.value.next_step
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelUnavailable, match="HF_HUB_OFFLINE"), engine.open():
+        pass
+    assert not router
+
+
+# --- what a prompt may hold
+
+
+@pytest.mark.parametrize("token", ["<start_of_turn>", "<end_of_turn>", "<bos>", "</s>", "<|im_start|>", "[/INST]"])
+def test_text_that_a_server_would_read_as_a_control_token_is_not_sent(token):
+    encoder = create(job("http://localhost/v1"), lambda _: None).encoder()
+    with pytest.raises(RowError, match="control token") as caught:
+        encoder.encode(prompt(0, f"{CANARY} {token} model").messages)
+    assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["pH < 7.3 > 7.1", "a <5 mm nodule>", "|x| [sic]", "<b>bold</b>", "size<|3"])
+def test_other_angles_and_bars_are_text(text):
+    assert create(job("http://localhost/v1"), lambda _: None).encoder().encode(prompt(0, text).messages).length is None
+
+
 # --- what a job may say
 
 
@@ -554,9 +621,3 @@ def test_a_section_that_cannot_be_meant_is_refused_without_its_values(api, part)
 def test_what_only_a_local_tokenizer_can_do_is_refused_with_the_reason(values):
     with pytest.raises(ValueError, match="needs an engine of this machine"):
         job("http://localhost/v1").with_values(values)
-
-
-def test_no_error_of_the_engine_is_a_bug():
-    assert issubclass(ApiOutage, EngineFailed)
-    assert issubclass(EngineFailed, GxrError)
-    assert dataclasses.is_dataclass(Act)

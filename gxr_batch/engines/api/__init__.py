@@ -7,8 +7,10 @@ reproducible, even where the server takes a seed.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from urllib.parse import urlsplit
@@ -22,19 +24,26 @@ from gxr_batch.engines.api.loop import LoopThread
 from gxr_batch.engines.api.outage import Outage
 from gxr_batch.engines.api.session import ApiSession
 from gxr_batch.engines.base import EngineInfo, Identity, Say
-from gxr_batch.errors import ModelUnavailable
+from gxr_batch.errors import ModelUnavailable, RowError
 from gxr_batch.job import Job
 from gxr_batch.records import Encoded, Messages
 from gxr_batch.settings import parse_duration
 
+# A server lays out the turns and then reads control tokens wherever they stand: a cell could end its turn and begin
+# another. These are how the model families write them; engines on this machine need no such list.
+_CONTROL = re.compile(
+    r"<(start|end)_of_\w+>|<(bos|eos|pad|unk|mask|s)>|</s>|<image_soft_token>|\[multimodal\]|\[/?INST\]|<\|[^|<>]{1,40}\|>"
+)
 _LOOK_SECONDS, _CLOSE_SECONDS = 0.1, 1.0
 
 
 class ApiEncoder:
-    """Cannot count: the server has the tokenizer."""
+    """Cannot count: the server has the tokenizer. Keeps back what would be more than text there."""
 
     def encode(self, messages: Messages) -> Encoded:
-        """Return neither ids nor a length."""
+        """Return neither ids nor a length. Raises RowError where a row's text holds what may be a control token."""
+        if any(turn.role != "system" and _CONTROL.search(turn.text) for turn in messages.turns):
+            raise RowError("the prompt holds what a server may read as a control token, such as <start_of_turn>")
         return Encoded(None, None)
 
 
@@ -74,7 +83,7 @@ class ApiEngine:
         greeting = loop.submit(calls.greet())
         while not greeting.done():
             outage.look()
-            time.sleep(_LOOK_SECONDS)
+            wait([greeting], timeout=_LOOK_SECONDS)
         try:
             return greeting.result()
         except Unusable as fault:

@@ -27,12 +27,16 @@ _HARMLESS = Question([{"role": "user", "content": "Say OK."}], seed=1, max_token
 
 
 class Call(NamedTuple):
-    """An answer and the request that brought it: seconds, their share, mean requests in flight, when it began."""
+    """An answer and the request that brought it: seconds, their share, mean requests in flight, when it began.
+
+    `first` are the seconds to the first piece of a text, None where it came whole.
+    """
 
     answer: Answer
     seconds: float
     share: float
     in_flight: float
+    first: float | None
     started_at: float
     started_at_ms: int
     finished_at_ms: int
@@ -139,9 +143,10 @@ class Calls:
     async def _attempt(self, question: Question, on_text: OnText | None) -> Call:
         async with self._throttle.entered():
             started_at, started_at_ms = time.monotonic(), int(time.time() * 1000)
+            pieces_at: list[float] = []
             mark = self._meter.enter()
             try:
-                answer = await self._answer(question, on_text)
+                answer = await self._answer(question, on_text, pieces_at)
             except Trouble as trouble:
                 self._outage.trouble(trouble)
                 if trouble.flooded:
@@ -155,16 +160,17 @@ class Calls:
         self._outage.answer()
         self._last_answered = max(self._last_answered, started_at)
         self._throttle.answered()
-        return Call(answer, seconds, share, in_flight, started_at, started_at_ms, int(time.time() * 1000))
+        first = pieces_at[0] - started_at if pieces_at else None
+        finished_at_ms = int(time.time() * 1000)
+        return Call(answer, seconds, share, in_flight, first, started_at, started_at_ms, finished_at_ms)
 
-    async def _answer(self, question: Question, on_text: OnText | None) -> Answer:
+    async def _answer(self, question: Question, on_text: OnText | None, pieces_at: list[float]) -> Answer:
         answered = self._outage.answered
         if on_text is None:
             return await self._client.ask(question, answered=answered)
-        shown: list[str] = []
 
         def show(text: str) -> None:
-            shown.append(text)
+            pieces_at.append(time.monotonic())
             on_text(text)
 
         answer = None
@@ -172,7 +178,7 @@ class Calls:
             try:
                 answer = await self._client.stream(question, show, answered=answered)
             except (Trouble, Refusal) as fault:
-                if shown:  # a second try would show another beginning
+                if pieces_at:  # a second try would show another beginning
                     raise Refusal(f"{fault.what}, in the middle of a text that was being shown") from None
                 if isinstance(fault, Trouble):
                     raise

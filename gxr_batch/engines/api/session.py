@@ -125,7 +125,7 @@ def _completion(prompt: Prompt, call: Call, taken_at: float) -> Completion:
         prompt_tokens=answer.prompt_tokens,
         new_tokens=answer.new_tokens,
         seconds_queued=call.started_at - taken_at,
-        seconds_to_first_token=None,  # whole answers come; only the server knows when it began
+        seconds_to_first_token=call.first,
         seconds_generating=call.seconds,
         seconds_share=call.share,
         rows_in_batch=call.in_flight,

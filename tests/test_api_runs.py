@@ -90,6 +90,7 @@ def test_a_server_that_is_not_there_is_exit_75_before_the_first_row(work):
     done = work.run(expect=75)
     assert "gave no answer for longer than api.give_up_after" in done.stdout
     assert "cannot be reached" in done.stderr
+    assert "more time" not in done.stdout
     assert "Traceback" not in done.stderr
 
 

@@ -239,6 +239,28 @@ def test_a_row_that_the_server_cannot_answer_fails_alone_and_quotes_nothing(act,
     assert all(CANARY not in (completion.error or "") + completion.text for completion in seen.completions)
 
 
+@pytest.mark.parametrize("tries", [1, 2, 5])
+def test_a_row_gets_as_many_tries_as_the_job_says(tries):
+    with FaultServer(about(0, Act(500))) as server:
+        made = one(server, max_retries=tries - 1)
+    assert "HTTP 500" in made.error
+    assert len(server.rows) == tries
+
+
+def test_a_row_is_not_blamed_for_an_outage_that_ends_between_its_try_and_the_question():
+    """The server is down for all tries but the last: the question after one of them is answered, the row then too."""
+    down = Act(503)
+
+    def behave(body: dict, _: int) -> Act | None:
+        harmless = body["messages"][-1]["content"] == "Say OK."
+        return None if harmless or len(server.rows) > 3 else down
+
+    with FaultServer(behave) as server:
+        made = one(server, max_retries=3)
+    assert made.error is None
+    assert len(server.rows) == 4
+
+
 def test_an_empty_answer_is_left_to_the_runner():
     with FaultServer(about(0, Act(body=completion("", usage={"prompt_tokens": 4, "completion_tokens": 1})))) as server:
         made = one(server)
@@ -615,6 +637,11 @@ def test_a_section_that_cannot_be_meant_is_refused_without_its_values(api, part)
         job("http://localhost/v1", **api)
     assert "secret" not in str(caught.value)
     assert "hf_abc" not in str(caught.value)
+
+
+def test_slots_say_nothing_to_a_server_and_the_user_hears_so():
+    (warning,) = job("http://localhost/v1").with_values({"engine.slots": 4}).warnings()[-1:]
+    assert "engine.slots has no effect" in warning
 
 
 @pytest.mark.parametrize("values", [{"prompt.format": "literal"}, {"prompt.too_long": "truncate"}])

@@ -149,7 +149,7 @@ def _text(name: str, outcome: Outcome) -> str:
         )
     if progress.cut:
         lines.append(f"  cut      {progress.cut:,} prompts lost the end of their longest cell; gxr_flags names them")
-    if outcome.reason and not progress.done:
+    if outcome.reason not in {None, "api_outage"} and not progress.done:
         lines.append("  note     no row ended in this start: rows need more time than it had")
     if outcome.reason or counts.left:
         lines.append("  next     run the same command again to go on (without --fresh)")

@@ -94,6 +94,15 @@ def test_a_server_that_is_not_there_is_exit_75_before_the_first_row(work):
     assert "Traceback" not in done.stderr
 
 
+def test_a_server_that_is_not_there_is_waited_for_no_longer_than_the_run_may_last(work):
+    with FaultServer() as server:
+        pass
+    job(work, server)
+    began = time.monotonic()
+    work.run("--time-limit", "1s", "--set", "api.give_up_after=10m", expect=75)
+    assert time.monotonic() - began < 30
+
+
 def test_a_run_in_an_outage_looks_alive_from_outside(work):
     with FaultServer() as server:
         server.behave = lambda body, number: Act(503) if number > 5 else None

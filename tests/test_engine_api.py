@@ -179,13 +179,13 @@ def test_a_server_that_drips_is_held_to_the_timeout_too():
 
 def test_retry_after_is_kept_to_by_every_row_not_by_the_refused_one_alone():
     flood = Act(429, {}, headers={"Retry-After": "1"})
-    with FaultServer(about_rows(lambda number: flood if number == 1 else None)) as server, session(server) as opened:
+    with FaultServer(about_rows(lambda number: flood if number <= 4 else None)) as server, session(server) as opened:
         seen = Watched().watch(opened, prompts(12))
     assert all(completion.error is None for completion in seen.completions)
-    refused = min(row.at for row in server.rows)
-    late = [row for row in server.rows if row.at > refused + 0.2]
-    assert len(late) >= 9  # all but those that were under way
-    assert all(row.at >= refused + 0.95 for row in late)
+    # Four were under way at most; the eight rows that were refused nothing wait too.
+    times = sorted(row.at for row in server.rows)
+    assert len(times) == 16
+    assert all(at >= times[0] + 0.95 for at in times[4:])
 
 
 def test_retry_after_as_a_date():
@@ -423,10 +423,10 @@ def test_an_outage_that_ends_in_time_costs_no_row():
     def behave(body: dict, number: int) -> Act | None:
         if number == 3:
             down.set()
-            threading.Timer(0.8, down.clear).start()
+            threading.Timer(1.5, down.clear).start()
         return Act(503) if down.is_set() else None
 
-    with FaultServer(behave) as server, session(server, said, give_up_after="1.2s", timeout="1s") as opened:
+    with FaultServer(behave) as server, session(server, said, give_up_after="2.6s", timeout="1s") as opened:
         seen = Watched().watch(opened, prompts(9))
     assert len(seen.completions) == 9
     assert all(completion.error is None for completion in seen.completions)
@@ -521,14 +521,16 @@ def test_a_stream_that_breaks_off_before_its_first_word_is_asked_again():
 
 def test_a_request_that_is_given_up_is_closed_and_not_left_to_the_server():
     stop = StopRequest()
-    with FaultServer(about_rows(lambda _: Act(delay=1.0, body=b" " * 900_000))) as server, session(server) as opened:
+    with FaultServer(about_rows(lambda _: Act(delay=1.5, body=b" " * 900_000))) as server, session(server) as opened:
         timer = threading.Timer(0.2, stop.now)
         timer.start()
         seen = Watched().watch(opened, prompts(4), stop)
-        assert seen.seconds < 0.8
+        assert seen.seconds < 1.2
         assert seen.completions == []
-        time.sleep(1.2)
-    assert server.dropped == 4
+        deadline = time.monotonic() + 5
+        while server.dropped < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def test_the_meter_gives_every_moment_to_somebody():

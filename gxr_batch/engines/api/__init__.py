@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
@@ -26,8 +27,9 @@ from gxr_batch.engines.api.session import ApiSession
 from gxr_batch.engines.base import EngineInfo, Identity, Say
 from gxr_batch.errors import ModelUnavailable, RowError
 from gxr_batch.job import Job
+from gxr_batch.plan import seconds_until
 from gxr_batch.records import Encoded, Messages
-from gxr_batch.settings import parse_duration
+from gxr_batch.settings import parse_clock, parse_duration
 
 # A server lays out the turns and then reads control tokens wherever they stand: a cell could end its turn and begin
 # another. These are how the model families write them; engines on this machine need no such list.
@@ -52,6 +54,7 @@ class ApiEngine:
 
     def __init__(self, job: Job, say: Say) -> None:
         self._settings, self._sampling, self._say = job.api, job.sampling.settings(), say
+        self._run = job.run
         own = self._settings.base_url
         self._place = f"api.base_url = {own}" if own else f"api.provider = {self._settings.provider}"
 
@@ -80,14 +83,21 @@ class ApiEngine:
                     loop.submit(client.close()).result(_CLOSE_SECONDS)
 
     def _greeted(self, loop: LoopThread, calls: Calls, outage: Outage) -> list[str]:
+        until = time.monotonic() + self._seconds_left()
         greeting = loop.submit(calls.greet())
         while not greeting.done():
-            outage.look()
+            outage.look(until)
             wait([greeting], timeout=_LOOK_SECONDS)
         try:
             return greeting.result()
         except Unusable as fault:
             raise ModelUnavailable(f"The server {fault.what}.", where=self._place, next_step=fault.next_step) from None
+
+    def _seconds_left(self) -> float:
+        """Return how long the run may last: nobody else looks at the clock before the first row is asked for."""
+        clock = parse_clock(self._run.stop_by)
+        left = [parse_duration(self._run.time_limit), seconds_until(clock, datetime.now()) if clock else None]
+        return min((seconds for seconds in left if seconds is not None), default=float("inf"))
 
     def _token(self) -> str | None:
         """Return the token that the environment holds; a server of one's own gets none unless the job names one."""

@@ -38,8 +38,11 @@ class Outage:
         self.answered = True
         self._trouble = None
 
-    def look(self) -> None:
-        """Say once that an outage lasts, and once that it is over. Raises ApiOutage where it lasts too long."""
+    def look(self, until: float = float("inf")) -> None:
+        """Say once that an outage lasts, and once that it is over.
+
+        Raises ApiOutage where it lasts too long, or beyond `until` (time.monotonic seconds).
+        """
         trouble = self._trouble
         if trouble is None:
             if self._said:
@@ -48,7 +51,7 @@ class Outage:
             return
         since, what = trouble
         lasts = time.monotonic() - since
-        if lasts >= self._give_up_seconds:
+        if lasts >= self._give_up_seconds or time.monotonic() >= until:
             raise ApiOutage(
                 f"For {spelled(lasts)} no request was answered; the last one failed because the server {what}.",
                 where=self.place,

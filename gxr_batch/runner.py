@@ -79,7 +79,7 @@ def generate(invocation: Invocation, watch: Watch, show: Show) -> None:
                 invocation.ledger.seal()
     except ApiOutage as outage:  # nobody's mistake, and what is sealed is safe: a stop like that of a clock
         watch.stopper.ask("api_outage")
-        invocation.chronicle.tell(str(outage))
+        invocation.chronicle.tell(f"{outage.what} ({outage.where})")
         invocation.heed(watch.stopper.reason, invocation.progress.rows_in_flight)
     except BaseException as error:
         invocation.broke_off(error)

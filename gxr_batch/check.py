@@ -46,7 +46,8 @@ class Fit:
 
 @dataclass(kw_only=True)
 class Findings:
-    """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts.
+    """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts,
+    none where the engine cannot count.
 
     `cut` counts prompts that prompt.too_long = "truncate" shortened. `identifiers` counts usable rows by the rule of
     identifier screening that hits them, `identified` names these rows. `device` describes where
@@ -70,6 +71,11 @@ class Findings:
     bytes_free: int = 0
     device: str = ""
     fits: list[Fit] = field(default_factory=list)
+
+    @property
+    def usable(self) -> int:
+        """How many rows can become a prompt."""
+        return self.templates.total()
 
 
 def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Findings:
@@ -106,7 +112,8 @@ def _try_rows(found: Findings, prepared: Prepared, fitter: Fitter, screen: Scree
             found.unusable.append(row.row_id)
             continue
         found.templates[row.template] += 1
-        found.lengths.append(fitted.encoded.length or 0)
+        if fitted.encoded.length is not None:
+            found.lengths.append(fitted.encoded.length)
         found.cut += TRUNCATED in fitted.flags
         if screen.mode != "off" and (hits := screen.of_row(row, fitted.messages)):
             found.identifiers.update(hits)

@@ -14,6 +14,7 @@
     │   ├── RunLocked           another process writes to this run folder
     │   ├── OutOfRoom           others hold the memory, and went on holding it
     │   └── EngineFailed        an engine that cannot go on
+    │       └── ApiOutage           a server that gave no answer for too long; ends a run as a stop, not as an error
     └── RowError            one row cannot be generated; becomes a failed row and never leaves the runner
 
 Messages name places (file, line, row id, column), never the text of a cell, a prompt or an answer.
@@ -97,6 +98,10 @@ class OutOfRoom(MachineError):
 
 class EngineFailed(MachineError):
     """The engine cannot go on; rows that it took and did not return are still to do."""
+
+
+class ApiOutage(EngineFailed):
+    """A server gave no answer for longer than the job waits; rows that it was asked for are still to do."""
 
 
 class RowError(GxrError):

@@ -188,7 +188,7 @@ class Feed:
         row, prompt = taken.row, taken.prompt
         text = completion.text if status != "failed" and completion.text else None
         generated = completion.rows_in_batch > 0
-        seconds = completion.seconds_generating
+        seconds, tokens = completion.seconds_generating, completion.new_tokens
         return Result(
             row_id=row.row_id,
             sample=prompt.key.sample,
@@ -199,7 +199,7 @@ class Feed:
             error=error,
             flags=list(taken.fitted.flags),
             prompt_tokens=completion.prompt_tokens,
-            new_tokens=completion.new_tokens,
+            new_tokens=tokens,
             max_new_tokens=prompt.max_new_tokens,
             seed=prompt.row_seed,
             attempt=taken.attempt,
@@ -207,7 +207,7 @@ class Feed:
             seconds_to_first_token=completion.seconds_to_first_token,
             seconds_generating=seconds if generated else None,
             seconds_share=completion.seconds_share if generated else None,
-            tokens_per_second=completion.new_tokens / seconds if seconds > 0 else None,
+            tokens_per_second=tokens / seconds if seconds > 0 and tokens is not None else None,
             rows_in_batch=completion.rows_in_batch if generated else None,
             started_at=completion.started_at_ms,
             finished_at=completion.finished_at_ms,

@@ -218,6 +218,7 @@ class Invocation:
             "withheld": self.progress.withheld,
             "new_tokens": self.progress.new_tokens,
             "splits": self.progress.splits,
+            "retries": self.progress.retries,
             "cut": self.progress.cut,
         }
         if counts.left:

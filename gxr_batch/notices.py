@@ -69,8 +69,9 @@ def of_stop(reason: StopReason, in_flight: int, grace_seconds: float) -> str:
         "stop_by": "Stopping, as the stop-by time comes near",
         "time_limit": "Stopping, as the time limit comes near",
         "max_failed": "Stopping, as more rows failed than run.max_failed allows",
+        "api_outage": "Stopping, as the server is gone: rows that it was asked for are still to do",
     }[reason]
-    if reason == "max_failed":
+    if reason in {"max_failed", "api_outage"}:
         return f"{why}."
     within = f"within {grace_seconds:g} s" if reason in {"interrupt", "terminate"} else "until then"
     again = "; Ctrl-C again stops at once" if reason == "interrupt" else ""

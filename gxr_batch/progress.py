@@ -28,18 +28,16 @@ class Progress:
     rows_in_flight: int = 0
     memory_bytes: int = 0
     splits: int = 0
+    retries: int = 0
     seconds: float = 0.0
 
     def book(self, result: Result) -> None:
         """Count a row that came out of the engine."""
         self.done += 1
         self.failed += result.status == "failed"
-        self.new_tokens += result.new_tokens
+        self.new_tokens += result.new_tokens or 0
 
     def pulse(self, pulse: Pulse) -> None:
         """Take over what the engine says of itself."""
-        self.rows_in_flight, self.memory_bytes, self.splits = (
-            pulse.rows_in_flight,
-            pulse.memory_bytes,
-            pulse.splits,
-        )
+        self.rows_in_flight, self.memory_bytes = pulse.rows_in_flight, pulse.memory_bytes
+        self.splits, self.retries = pulse.splits, pulse.retries

@@ -110,9 +110,16 @@ def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, A
         "model.load_in_4bit": job.model.load_in_4bit,
         "model.max_seq_length": job.model.max_seq_length,
         "engine.kind": job.engine.kind,
+        **(_server(job) if job.engine.kind == "api" else {}),
         **{f"sampling.{name}": value for name, value in asdict(job.sampling.settings()).items()},
         "sampling.seed": job.sampling.seed,
     }
+
+
+def _server(job: Job) -> dict[str, Any]:
+    """Return what stands for the weights where a server has them."""
+    api = job.api
+    return {"api.model": api.model, "api.base_url": api.base_url, "api.provider": "" if api.base_url else api.provider}
 
 
 def provenance(identity: Identity) -> dict[str, Any]:

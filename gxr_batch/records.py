@@ -109,7 +109,8 @@ class Completion(NamedTuple):
     Seconds come from one monotonic clock, stamped after the device was synchronised: `seconds_queued` from taking the
     prompt to its prefill, `seconds_to_first_token` and `seconds_generating` from its prefill on. `seconds_share` is a
     step's time divided among the rows active in it. `rows_in_batch` is the mean over the row's steps, itself included.
-    `started_at_ms` and `finished_at_ms` are UTC milliseconds since 1970 of prefill and last token.
+    `started_at_ms` and `finished_at_ms` are UTC milliseconds since 1970 of prefill and last token. Counts are None
+    where the engine cannot know them, as is the time of a first token that it did not see.
     """
 
     key: Key
@@ -117,7 +118,7 @@ class Completion(NamedTuple):
     finish_reason: FinishReason
     error: str | None
     prompt_tokens: int | None
-    new_tokens: int
+    new_tokens: int | None
     seconds_queued: float
     seconds_to_first_token: float | None
     seconds_generating: float
@@ -139,7 +140,7 @@ class Result(NamedTuple):
     error: str | None
     flags: list[str]
     prompt_tokens: int | None
-    new_tokens: int
+    new_tokens: int | None
     max_new_tokens: int
     seed: int
     attempt: int

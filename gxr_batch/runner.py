@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from gxr_batch.engines.base import EngineInfo, Pulse, Session
+from gxr_batch.errors import ApiOutage
 from gxr_batch.feed import Feed
 from gxr_batch.invocation import Invocation, Options, Say
 from gxr_batch.job import Job
@@ -76,6 +77,10 @@ def generate(invocation: Invocation, watch: Watch, show: Show) -> None:
                 stream(session, feed, invocation, watch, show)
             finally:
                 invocation.ledger.seal()
+    except ApiOutage as outage:  # nobody's mistake, and what is sealed is safe: a stop like that of a clock
+        watch.stopper.ask("api_outage")
+        invocation.chronicle.tell(f"{outage.what} ({outage.where})")
+        invocation.heed(watch.stopper.reason, invocation.progress.rows_in_flight)
     except BaseException as error:
         invocation.broke_off(error)
         raise

@@ -1,4 +1,4 @@
-"""Why and when a run stops before its rows are done: a signal, a clock, too many failures."""
+"""Why and when a run stops before its rows are done: a signal, a clock, too many failures, a server that is gone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gxr_batch.plan import drain_at, seconds_until, too_many_failed
 from gxr_batch.records import Result
 from gxr_batch.settings import parse_clock, parse_duration
 
-StopReason = Literal["interrupt", "terminate", "stop_by", "time_limit", "max_failed"]
+StopReason = Literal["interrupt", "terminate", "stop_by", "time_limit", "max_failed", "api_outage"]
 
 
 class Stopper:

@@ -150,8 +150,7 @@ def test_values_of_a_job_never_appear_in_the_message(job_file):
     [
         "engine.kind=vllm",
         "engine.kind=ray",
-        "engine.kind=api",
-        "api.model=x",
+        "vllm.model=x",
         "finetune.steps=3",
     ],
 )

@@ -46,9 +46,10 @@ def _summary(found: Findings) -> dict[str, Any]:
     from gxr_batch.check import quantiles
 
     shortest, median, longest = quantiles(found.lengths)
+    counted = bool(found.lengths) or not found.usable
     return {
         "rows": found.rows,
-        "usable": len(found.lengths),
+        "usable": found.usable,
         "unusable": len(found.unusable),
         "cut": found.cut,
         "identifiers": {
@@ -59,7 +60,7 @@ def _summary(found: Findings) -> dict[str, Any]:
         },
         "reasons": dict(found.reasons),
         "templates": dict(found.templates),
-        "prompt_tokens": {"shortest": shortest, "median": median, "longest": longest},
+        "prompt_tokens": {"shortest": shortest, "median": median, "longest": longest} if counted else None,
         "output": str(found.folder),
         "goes_on": found.goes_on,
         "bytes_needed": found.bytes_needed,
@@ -72,11 +73,13 @@ def _text(name: str, found: Findings) -> str:
     from gxr_batch.check import quantiles
 
     shortest, median, longest = quantiles(found.lengths)
+    counted = bool(found.lengths) or not found.usable
+    lengths = f"{shortest:,} to {longest:,} tokens, median {median:,}" if counted else "counted by the server alone"
     templates = ", ".join(f"{template} {count:,}" for template, count in found.templates.items()) or "none used"
     lines = [
-        f"{name}: {found.rows:,} rows, {len(found.lengths):,} usable, {len(found.unusable):,} not",
+        f"{name}: {found.rows:,} rows, {found.usable:,} usable, {len(found.unusable):,} not",
         f"  templates  {templates}",
-        f"  prompts    {shortest:,} to {longest:,} tokens, median {median:,}",
+        f"  prompts    {lengths}",
         f"  output     {found.folder} ({'an earlier run is there: run goes on with it' if found.goes_on else 'new'})",
         f"  room       up to {_mib(found.bytes_needed)} needed, {_mib(found.bytes_free)} free",
         f"  privacy    {_privacy(found)}",

@@ -20,6 +20,7 @@ _EXITS = {
     "stop_by": Exit.STOPPED,
     "time_limit": Exit.STOPPED,
     "max_failed": Exit.MAX_FAILED,
+    "api_outage": Exit.STOPPED,
 }
 _WHY = {
     "interrupt": "stopped by Ctrl-C",
@@ -27,6 +28,7 @@ _WHY = {
     "stop_by": "stopped because the stop-by time came near",
     "time_limit": "stopped because the time limit came near",
     "max_failed": "stopped because more rows failed than run.max_failed allows",
+    "api_outage": "stopped because the server gave no answer for longer than api.give_up_after",
 }
 
 
@@ -151,7 +153,7 @@ def _text(name: str, outcome: Outcome) -> str:
         )
     if progress.cut:
         lines.append(f"  cut      {progress.cut:,} prompts lost the end of their longest cell; gxr_flags names them")
-    if outcome.reason and not progress.done:
+    if outcome.reason not in {None, "api_outage"} and not progress.done:
         lines.append("  note     no row ended in this start: rows need more time than it had")
     if outcome.reason or counts.left:
         lines.append("  next     run the same command again to go on (without --fresh)")

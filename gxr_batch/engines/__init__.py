@@ -28,6 +28,10 @@ def create(job: Job, say: Say = silent) -> Engine:
         from gxr_batch.engines.echo import EchoEngine
 
         return EchoEngine(job)
+    if job.engine.kind == "api":
+        from gxr_batch.engines.api import ApiEngine
+
+        return ApiEngine(job, say)
     if job.engine.kind == "generate":
         from gxr_batch.engines.generate import GenerateEngine
 

@@ -27,14 +27,15 @@ def silent(_sentence: str) -> None:
 class Pulse(NamedTuple):
     """A sign of life, yielded when no row ended for a while.
 
-    `new_tokens` and `splits` count since the session was opened; `memory_bytes` is the device memory in use, 0 if
-    unknown.
+    `new_tokens`, `splits` and `retries` (requests sent once more) count since the session was opened; `memory_bytes` is
+    the device memory in use, 0 if unknown.
     """
 
     new_tokens: int
     rows_in_flight: int
     memory_bytes: int = 0
     splits: int = 0
+    retries: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

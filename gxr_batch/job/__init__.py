@@ -1,5 +1,6 @@
 """The job file: its sections as frozen models, how it is read, and what is said where it is wrong."""
 
+from gxr_batch.job.api import ApiSection
 from gxr_batch.job.reading import UNBUILT_SECTIONS, load_job
 from gxr_batch.job.sections import (
     EchoSection,
@@ -15,6 +16,7 @@ from gxr_batch.job.sections import (
 
 __all__ = [
     "UNBUILT_SECTIONS",
+    "ApiSection",
     "EchoSection",
     "EngineSection",
     "InputSection",

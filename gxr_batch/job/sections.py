@@ -6,46 +6,20 @@ Values outside the guide's ranges are warnings. Nothing here touches the table, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from gxr_batch.job.api import ApiSection
+from gxr_batch.job.section import FilePath, Section, spelled
 from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, parse_duration
 
 MOST_TOKENS = 1_000_000  # beyond any model
 MOST = 2**31 - 1  # what a column of the results holds
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 Screening = Literal["off", "flag", "hold"]
-
-
-def _spelled(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """Return a validator that keeps the text as it is spelled and refuses what `parse` cannot read."""
-
-    def check(value: str) -> str:
-        parse(value)
-        return value
-
-    return check
-
-
-def _path_of_a_file(value: str) -> str:
-    """Return a path as it is; raise ValueError for one that no file can have."""
-    if "\0" in value:
-        raise ValueError("holds a NUL character, and no path does")
-    if len(value.encode()) > 4000 or any(len(name.encode()) > 255 for name in value.split("/")):
-        raise ValueError("is too long for a path: a name has at most 255 bytes, a path 4000")
-    return value
-
-
-FilePath = Annotated[str, AfterValidator(_path_of_a_file)]
-
-
-class Section(BaseModel):
-    """A table of the job file: frozen, strict about unknown keys, silent about values in its errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class InputSection(Section):
@@ -56,7 +30,7 @@ class InputSection(Section):
     delimiter: str = "auto"
     encoding: str = "auto"
     null_values: tuple[str, ...] = ()
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
 
     @field_validator("delimiter")
     @classmethod
@@ -74,7 +48,7 @@ class PromptSection(Section):
     system: str = ""
     format: Literal["chat", "literal"] = "chat"
     too_long: Literal["fail", "truncate"] = "fail"
-    templates: dict[Annotated[str, Field(pattern=TEMPLATE_NAME)], FilePath] = {}
+    templates: dict[Annotated[str, Field(pattern=TEMPLATE_NAME)], FilePath] = Field(default={})
 
 
 class ModelSection(Section):
@@ -121,8 +95,8 @@ class EngineSection(Section):
     threads: int = Field(default=0, ge=0, le=MOST)
     window: int = Field(default=4096, ge=1, le=MOST)
 
-    _memory = field_validator("memory_limit")(_spelled(parse_bytes))
-    _wait = field_validator("wait_for_memory")(_spelled(parse_duration))
+    _memory = field_validator("memory_limit")(spelled(parse_bytes))
+    _wait = field_validator("wait_for_memory")(spelled(parse_duration))
 
 
 class RunSection(Section):
@@ -136,8 +110,8 @@ class RunSection(Section):
     max_failed: Literal["off"] | int | float = 0.5
     max_attempts: int = Field(default=3, ge=1, le=1000)
 
-    _clock = field_validator("stop_by")(_spelled(parse_clock))
-    _limit = field_validator("time_limit")(_spelled(parse_duration))
+    _clock = field_validator("stop_by")(spelled(parse_clock))
+    _limit = field_validator("time_limit")(spelled(parse_duration))
 
     @field_validator("max_failed")
     @classmethod
@@ -205,11 +179,26 @@ class Job(Section):
     privacy: PrivacySection = PrivacySection()
     export: ExportSection = ExportSection()
     echo: EchoSection = EchoSection()
+    api: ApiSection = ApiSection()
 
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> Job:
         if self.sampling.settings().max_new_tokens >= self.model.max_seq_length:
             raise ValueError("sampling.max_new_tokens must be smaller than model.max_seq_length: no prompt would fit")
+        return self
+
+    @model_validator(mode="after")
+    def _what_a_server_needs(self) -> Job:
+        if self.engine.kind != "api":
+            return self
+        if not self.api.model.strip():
+            raise ValueError('api.model must name the model to ask for, since engine.kind = "api"')
+        if self.api.base_url and self.api.provider != "auto":
+            raise ValueError("api.base_url and api.provider exclude each other: providers are Hugging Face's")
+        if self.prompt.format == "literal":
+            raise ValueError('prompt.format = "literal" needs an engine of this machine: a server lays out the turns')
+        if self.prompt.too_long == "truncate":
+            raise ValueError('prompt.too_long = "truncate" needs an engine of this machine: a server alone counts')
         return self
 
     def with_values(self, values: Mapping[str, Any]) -> Job:
@@ -231,4 +220,6 @@ class Job(Section):
                 f'sampling.preset "{self.sampling.preset}" has no effect: '
                 f"{', '.join(sorted(changed))} {'is' if len(changed) == 1 else 'are'} set in the job file"
             )
+        if self.engine.kind == "api" and self.engine.slots != "auto":
+            found.append('engine.slots has no effect with engine.kind = "api": api.concurrency says how many are asked')
         return found

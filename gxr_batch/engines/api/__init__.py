@@ -1,0 +1,147 @@
+"""The engine that asks a server: Hugging Face Inference, or any server that speaks OpenAI's chat completions.
+
+The server lays out the turns, counts the tokens and draws them; nothing of the model is here. Texts are therefore not
+reproducible, even where the server takes a seed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from importlib.metadata import version
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants, get_token
+
+from gxr_batch.engines.api.calls import Calls
+from gxr_batch.engines.api.client import ROUTER, Client, is_loopback, proxy_of
+from gxr_batch.engines.api.faults import Unusable
+from gxr_batch.engines.api.loop import LoopThread
+from gxr_batch.engines.api.outage import Outage
+from gxr_batch.engines.api.session import ApiSession
+from gxr_batch.engines.base import EngineInfo, Identity, Say
+from gxr_batch.errors import ModelUnavailable, RowError
+from gxr_batch.job import Job
+from gxr_batch.plan import seconds_until
+from gxr_batch.records import Encoded, Messages
+from gxr_batch.settings import parse_clock, parse_duration
+
+# A server lays out the turns and then reads control tokens wherever they stand: a cell could end its turn and begin
+# another. These are how the model families write them; engines on this machine need no such list.
+_CONTROL = re.compile(
+    r"<(start|end)_of_\w+>|<(bos|eos|pad|unk|mask|s)>|</s>|<image_soft_token>|\[multimodal\]|\[/?INST\]|<\|[^|<>]{1,40}\|>"
+)
+_LOOK_SECONDS, _CLOSE_SECONDS = 0.1, 1.0
+
+
+class ApiEncoder:
+    """Cannot count: the server has the tokenizer. Keeps back what would be more than text there."""
+
+    def encode(self, messages: Messages) -> Encoded:
+        """Return neither ids nor a length. Raises RowError where a row's text holds what may be a control token."""
+        if any(turn.role != "system" and _CONTROL.search(turn.text) for turn in messages.turns):
+            raise RowError("the prompt holds what a server may read as a control token, such as <start_of_turn>")
+        return Encoded(None, None)
+
+
+class ApiEngine:
+    """Asks the server that the job's [api] section names. `say` hears of outages while they last."""
+
+    def __init__(self, job: Job, say: Say) -> None:
+        self._settings, self._sampling, self._say = job.api, job.sampling.settings(), say
+        self._run = job.run
+        own = self._settings.base_url
+        self._place = f"api.base_url = {own}" if own else f"api.provider = {self._settings.provider}"
+
+    def identity(self) -> Identity:
+        """Name the model; which weights a server has behind that name cannot be known."""
+        return Identity(kind="api", model=self._settings.model)
+
+    def encoder(self) -> ApiEncoder:
+        """Return what cannot count."""
+        return ApiEncoder()
+
+    @contextmanager
+    def open(self) -> Iterator[ApiSession]:
+        """Ask the server a harmless thing. Raises ModelUnavailable where it will not do, ApiOutage where it is out."""
+        began = time.monotonic()
+        settings = self._settings
+        client = Client(settings, self._token(), self._sampling)
+        outage = Outage(self._place, parse_duration(settings.give_up_after) or 0.0, self._say)
+        with client.in_charge(), LoopThread() as loop:
+            calls = Calls(client, settings, outage)
+            try:
+                refused = self._greeted(loop, calls, outage)
+                yield ApiSession(self._info(began, refused), loop, calls, outage, self._say)
+            finally:
+                with suppress(TimeoutError):
+                    loop.submit(client.close()).result(_CLOSE_SECONDS)
+
+    def _greeted(self, loop: LoopThread, calls: Calls, outage: Outage) -> list[str]:
+        until = time.monotonic() + self._seconds_left()
+        greeting = loop.submit(calls.greet())
+        while not greeting.done():
+            outage.look(until)
+            wait([greeting], timeout=_LOOK_SECONDS)
+        try:
+            return greeting.result()
+        except Unusable as fault:
+            raise ModelUnavailable(f"The server {fault.what}.", where=self._place, next_step=fault.next_step) from None
+
+    def _seconds_left(self) -> float:
+        """Return how long the run may last: nobody else looks at the clock before the first row is asked for."""
+        clock = parse_clock(self._run.stop_by)
+        left = [parse_duration(self._run.time_limit), seconds_until(clock, datetime.now()) if clock else None]
+        return min((seconds for seconds in left if seconds is not None), default=float("inf"))
+
+    def _token(self) -> str | None:
+        """Return the token that the environment holds; a server of one's own gets none unless the job names one."""
+        settings = self._settings
+        if not settings.base_url and constants.is_offline_mode():
+            raise ModelUnavailable(
+                "Hugging Face may not be asked: HF_HUB_OFFLINE is set.",
+                where=self._place,
+                next_step="unset HF_HUB_OFFLINE, or name a server of yours in api.base_url",
+            )
+        if settings.token_env:
+            token = os.environ.get(settings.token_env, "").strip()
+            where, step = f"api.token_env = {settings.token_env}", f"export {settings.token_env}=..., and start again"
+        elif settings.base_url:
+            return None
+        else:
+            token = (get_token() or "").strip()
+            where, step = self._place, "hf auth login, or export HF_TOKEN=..., and start again"
+        if not token or not token.isascii() or not token.isprintable():
+            wrong = "There is no token" if not token else "The token holds characters that no token has"
+            raise ModelUnavailable(f"{wrong}.", where=where, next_step=step)
+        return token
+
+    def _info(self, began: float, refused: list[str]) -> EngineInfo:
+        settings = self._settings
+        address = settings.base_url or ROUTER
+        notices = [
+            f"Every prompt is sent to {address}: use findings without identifiers. Its texts are not reproducible."
+        ]
+        if address.startswith("http://") and not is_loopback(urlsplit(address).hostname or ""):
+            notices.append("The address is not https: prompts, texts and token travel unencrypted.")
+        if proxy_of(address):
+            notices.append("Requests go through the proxy that the environment names.")
+        if refused:
+            keys = ", ".join(f"sampling.{name}" for name in refused)
+            notices.append(f"The server refuses {keys}; its own default holds there.")
+        return EngineInfo(
+            identity=self.identity(),
+            device="server",
+            dtype=None,
+            quantization=None,
+            slots=settings.concurrency,
+            load_seconds=time.monotonic() - began,
+            reproducible=False,
+            versions={name: version(name) for name in ("huggingface_hub", "httpx2", "tenacity")},
+            notices=tuple(notices),
+        )

@@ -1,0 +1,141 @@
+"""The api engine's stream: prompts out to the loop's thread, completions and pieces of text back through a queue."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from gxr_batch.engines.api.calls import Call, Calls
+from gxr_batch.engines.api.client import Question
+from gxr_batch.engines.api.faults import Refusal, Trouble, Unusable
+from gxr_batch.engines.api.loop import LoopThread
+from gxr_batch.engines.api.outage import Outage
+from gxr_batch.engines.base import EngineInfo, Pulse, Say, StopRequest
+from gxr_batch.errors import EngineFailed
+from gxr_batch.records import Completion, Key, Prompt
+
+_PULSE_SECONDS = 0.5
+_TICK_SECONDS = 0.05
+_ROLES = {"system": "system", "user": "user", "model": "assistant"}
+
+
+class _Piece(NamedTuple):
+    """Text that came for a prompt that a person watches."""
+
+    prompt: Prompt
+    text: str
+
+
+class _Ended(NamedTuple):
+    """A prompt whose request is over, one way or the other."""
+
+    key: Key
+    future: Future[Completion]
+
+
+_Events = queue.SimpleQueue[_Piece | _Ended]
+
+
+class ApiSession:
+    """A server that answered a harmless question. One stream at a time."""
+
+    def __init__(self, info: EngineInfo, loop: LoopThread, calls: Calls, outage: Outage, say: Say) -> None:
+        self.info = info
+        self._loop, self._calls, self._outage, self._say = loop, calls, outage, say
+        self._tokens = 0
+        self._told_of_streams = False
+
+    def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
+        """Ask for every prompt. Raises EngineFailed where no request can be answered, ApiOutage where none is."""
+        events: _Events = queue.SimpleQueue()
+        flight: dict[Key, Future[Completion]] = {}
+        pulsed, exhausted = time.monotonic(), False
+        try:
+            while True:
+                while not exhausted and len(flight) < self.info.slots and stop.admitting:
+                    prompt = next(prompts, None)
+                    exhausted = prompt is None
+                    if prompt is not None:
+                        flight[prompt.key] = self._start(prompt, events)
+                if stop.must_return(time.monotonic()) or not flight:
+                    return
+                self._outage.look()
+                if (ended := self._next(events)) is not None:
+                    del flight[ended.key]
+                    yield self._completed(ended)
+                if time.monotonic() - pulsed >= _PULSE_SECONDS:
+                    pulsed = time.monotonic()
+                    yield Pulse(self._tokens, len(flight), retries=self._calls.retries)
+        finally:
+            for future in flight.values():
+                future.cancel()
+
+    def _start(self, prompt: Prompt, events: _Events) -> Future[Completion]:
+        future = self._loop.submit(self._row(prompt, time.monotonic(), events))
+        future.add_done_callback(lambda done: events.put(_Ended(prompt.key, done)))
+        return future
+
+    def _next(self, events: _Events) -> _Ended | None:
+        """Return the next prompt that is over, if one is within a tick; pieces of text go to whoever watches."""
+        try:
+            event = events.get(timeout=_TICK_SECONDS)
+        except queue.Empty:
+            return None
+        if isinstance(event, _Ended):
+            return event
+        if event.prompt.on_text is not None:
+            event.prompt.on_text(event.text)
+        return None
+
+    def _completed(self, ended: _Ended) -> Completion:
+        try:
+            completion = ended.future.result()
+        except Unusable as fault:
+            raise EngineFailed(
+                f"The server {fault.what}.", where=self._outage.place, next_step=fault.next_step
+            ) from None
+        self._tokens += completion.new_tokens or 0
+        if not self._calls.streams and not self._told_of_streams:
+            self._told_of_streams = True
+            self._say("The server does not stream: a text is shown once it is complete.")
+        return completion
+
+    async def _row(self, prompt: Prompt, taken_at: float, events: _Events) -> Completion:
+        turns = [{"role": _ROLES[turn.role], "content": turn.text} for turn in prompt.messages.turns]
+        question = Question(turns, prompt.row_seed, prompt.max_new_tokens)
+        shown = None if prompt.on_text is None else lambda text: events.put(_Piece(prompt, text))
+        try:
+            return _completion(prompt, await self._calls.row(question, shown), taken_at)
+        except Refusal as fault:
+            return _failed(prompt, f"the server {fault.what}", taken_at)
+        except Trouble as fault:
+            return _failed(prompt, f"the server {fault.what}, again and again, while it answered others", taken_at)
+
+
+def _completion(prompt: Prompt, call: Call, taken_at: float) -> Completion:
+    answer = call.answer
+    return Completion(
+        key=prompt.key,
+        text=answer.text,
+        finish_reason=answer.finish_reason,
+        error=answer.error,
+        prompt_tokens=answer.prompt_tokens,
+        new_tokens=answer.new_tokens,
+        seconds_queued=call.started_at - taken_at,
+        seconds_to_first_token=call.first,
+        seconds_generating=call.seconds,
+        seconds_share=call.share,
+        rows_in_batch=call.in_flight,
+        started_at_ms=call.started_at_ms,
+        finished_at_ms=call.finished_at_ms,
+    )
+
+
+def _failed(prompt: Prompt, error: str, taken_at: float) -> Completion:
+    """Return the completion of a row that got no answer: nothing was generated, so nothing is measured."""
+    now = int(time.time() * 1000)
+    waited = time.monotonic() - taken_at
+    return Completion(prompt.key, "", "error", error, None, 0, waited, None, 0.0, 0.0, 0.0, now, now)

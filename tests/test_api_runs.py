@@ -1,0 +1,197 @@
+"""Whole runs against a server: exit codes, what the folder says, what leaves the machine and what does not."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+from fault_server import Act, FaultServer, completion
+from running import Workplace
+
+PATIENCE = "first_wait = '0.01s'\nlongest_wait = '0.1s'\ntimeout = '1s'\ngive_up_after = '2s'\n"
+
+
+@pytest.fixture
+def work(tmp_path):
+    return Workplace(tmp_path)
+
+
+def job(work: Workplace, server: FaultServer, more: str = "", sections: str = "") -> None:
+    api = f"model = 'm'\nbase_url = '{server.url}'\n{PATIENCE}{more}"
+    work.job(f"[engine]\nkind = 'api'\n[run]\nmax_failed = 'off'\n[api]\n{api}{sections}")
+
+
+def everything_written(work: Workplace) -> bytes:
+    files = [path for path in (work.folder / "outputs").rglob("*") if path.is_file()]
+    return b"\n".join(path.read_bytes() for path in files)
+
+
+def test_a_run_generates_every_row_with_the_servers_model_named(work, monkeypatch):
+    monkeypatch.setenv("SERVER_TOKEN", "token-of-the-tests")
+    with FaultServer() as server:
+        job(work, server, "token_env = 'SERVER_TOKEN'\n")
+        summary = work.run_json()
+        again = work.run("--json")
+    assert (summary["ok"], summary["reason"]) == (60, None)
+    assert json.loads(again.stdout)["generated_now"] == 0
+    rows = work.results()
+    assert {row["gxr_model"] for row in rows} == {"m"}
+    assert all("finding number" in row["gxr_text"] for row in rows)
+    assert all(row["gxr_seconds_share"] <= row["gxr_seconds_generating"] + 1e-6 for row in rows)
+    assert all(row["gxr_seconds_to_first_token"] is None for row in rows)
+    assert server.requests[-1].headers["authorization"] == "Bearer token-of-the-tests"
+    manifest = work.manifest()
+    assert manifest["fingerprint"]["api.base_url"] == server.url
+    assert manifest["fingerprint"]["api.model"] == "m"
+    assert manifest["invocations"][0]["engine"]["reproducible"] is False
+    assert b"token-of-the-tests" not in everything_written(work)
+
+
+def test_another_server_or_model_is_another_run(work):
+    with FaultServer() as server:
+        job(work, server)
+        work.run("--limit", "3")
+        job(work, server, sections="")
+        for changed in ("api.model=other", f"api.base_url=http://127.0.0.1:{server.port}/v2"):
+            refused = work.run("--set", changed, expect=2)
+            assert changed.partition("=")[0] in refused.stderr
+        work.run("--set", "api.concurrency=2", "--set", "api.timeout=2s")
+
+
+def test_an_outage_is_exit_75_keeps_what_was_made_and_goes_on_later(work):
+    with FaultServer() as server:
+        server.behave = lambda body, number: Act(503) if number > 21 else None
+        job(work, server, "concurrency = 4\n")
+        done = work.run("--json", expect=75)
+        summary = json.loads(done.stdout)
+        assert summary["reason"] == "api_outage"
+        assert summary["ok"] >= 17
+        assert summary["failed"] == 0
+        assert "HTTP 503" in done.stderr
+        assert done.stderr.count("Trying on") == 1
+        assert "Traceback" not in done.stderr
+        entry = work.manifest()["invocations"][-1]
+        assert entry["outcome"] == "api_outage"
+        assert entry["retries"] > 0
+        assert sum(len(part.read_bytes()) > 0 for part in work.parts()) >= 1
+        server.behave = lambda body, number: None
+        assert work.run_json()["ok"] == 60
+    answered = [row.body["messages"][-1]["content"] for row in server.rows]
+    assert len(set(answered)) == 60
+    assert {entry["error"] for entry in work.manifest()["invocations"] if "error" in entry} == set()
+
+
+def test_a_server_that_is_not_there_is_exit_75_before_the_first_row(work):
+    with FaultServer() as server:
+        pass
+    job(work, server, "")
+    done = work.run(expect=75)
+    assert "gave no answer for longer than api.give_up_after" in done.stdout
+    assert "cannot be reached" in done.stderr
+    assert "more time" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_is_not_there_is_waited_for_no_longer_than_the_run_may_last(work):
+    with FaultServer() as server:
+        pass
+    job(work, server)
+    began = time.monotonic()
+    work.run("--time-limit", "1s", "--set", "api.give_up_after=10m", expect=75)
+    assert time.monotonic() - began < 30
+
+
+def test_a_run_in_an_outage_looks_alive_from_outside(work):
+    with FaultServer() as server:
+        server.behave = lambda body, number: Act(503) if number > 5 else None
+        job(work, server, "concurrency = 1\n")
+        child = work.start("run", "j.toml", "--set", "api.give_up_after=5s")
+        deadline = time.monotonic() + 20
+        while len(server.requests) < 12:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (state,) = json.loads(work.gxr("status", "--json", "outputs/j").stdout)
+        child.communicate(timeout=30)
+    assert state["state"] == "running"
+    assert child.returncode == 75
+
+
+def test_a_wrong_token_is_exit_4_with_one_message(work):
+    with FaultServer(lambda body, number: Act(401, {"error": "zebrafish"})) as server:
+        job(work, server)
+        done = work.run(expect=4)
+    assert "does not accept the token (HTTP 401)" in done.stderr
+    assert "zebrafish" not in done.stderr + done.stdout
+    assert work.manifest()["invocations"][-1]["counts"]["failed"] == 0
+
+
+def test_a_row_that_is_refused_fails_alone_and_no_file_quotes_the_server(work):
+    refusal = Act(400, {"error": {"message": "zebrafish: context too long"}})
+    with FaultServer() as server:
+        server.behave = lambda body, number: refusal if body["messages"][-1]["content"].count("number 7") else None
+        job(work, server)
+        summary = json.loads(work.run("--json", expect=3).stdout)
+    assert (summary["ok"], summary["failed"]) == (59, 1)
+    (failed,) = [row for row in work.results() if row["gxr_status"] == "failed"]
+    assert failed["gxr_error"] == "the server refused this row (HTTP 400)"
+    assert failed["gxr_seconds_generating"] is None
+    assert b"zebrafish" not in everything_written(work)
+
+
+def test_empty_answers_and_unknown_counts_are_what_they_are(work):
+    def behave(body: dict, number: int) -> Act | None:
+        text = body["messages"][-1]["content"]
+        return Act(body=completion("" if "number 7" in text else "Some text."))
+
+    with FaultServer(behave) as server:
+        job(work, server)
+        work.run("--limit", "12", expect=3)
+    rows = {row["case_id"]: row for row in work.results()}
+    assert rows["C7"]["gxr_error"] == "the model returned empty text"
+    assert rows["C5"]["gxr_new_tokens"] is None
+    assert rows["C5"]["gxr_tokens_per_second"] is None
+    assert rows["C5"]["gxr_seconds_generating"] > 0
+    work.gxr("export", "outputs/j")
+    work.gxr("export", "outputs/j", "--format", "openai-batch")
+
+
+def test_ctrl_c_lets_the_requests_end_that_are_under_way(work):
+    with FaultServer(lambda body, number: Act(body=completion("Text."), delay=0.5)) as server:
+        job(work, server, "concurrency = 3\n")
+        child = work.start("run", "j.toml", "--json")
+        deadline = time.monotonic() + 20
+        while len(server.rows) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        child.send_signal(2)
+        out, _ = child.communicate(timeout=30)
+        sent = len(server.rows)
+    assert child.returncode == 130
+    assert json.loads(out)["ok"] == sent
+
+
+def test_check_asks_no_server_and_says_that_it_cannot_count(work):
+    with FaultServer() as server:
+        job(work, server)
+        shown = work.gxr("check", "j.toml", "--limit", "4").stdout
+        counts = json.loads(work.gxr("check", "j.toml", "--json").stdout)
+        assert server.requests == []
+    assert "4 usable" in shown
+    assert "counted by the server alone" in shown
+    assert counts["prompt_tokens"] is None
+
+
+def test_a_time_limit_holds_in_an_outage_too(work):
+    down = threading.Event()
+
+    def behave(body: dict, number: int) -> Act | None:
+        if number > 9:
+            down.set()
+        return Act(503) if down.is_set() else None
+
+    with FaultServer(behave) as server:
+        job(work, server, "concurrency = 1\n")
+        work.run("--time-limit", "3s", "--set", "api.give_up_after=10m", expect=75)
+    assert work.manifest()["invocations"][-1]["outcome"] == "time_limit"

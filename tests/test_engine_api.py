@@ -1,0 +1,652 @@
+"""The api engine against a server that stalls, drops, floods, lies and refuses: every case ends, and ends rightly."""
+
+from __future__ import annotations
+
+import email.utils
+import functools
+import gzip
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx2
+import pytest
+from engine_contract import CANARY, EngineContract, Subject, Watched
+from fault_server import Act, FaultServer, completion, repeated, streamed
+
+from gxr_batch.engines import create
+from gxr_batch.engines.api.faults import retry_after
+from gxr_batch.engines.api.session import ApiSession
+from gxr_batch.engines.api.throttle import Meter, Throttle
+from gxr_batch.engines.base import StopRequest
+from gxr_batch.errors import ApiOutage, EngineFailed, ModelUnavailable, RowError
+from gxr_batch.job import Job
+from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Turn
+
+WORDS = "a small pleural effusion on the left and a normal heart"
+
+
+def job(url: str, **api: object) -> Job:
+    patience = {"first_wait": "0.01s", "longest_wait": "0.05s", "give_up_after": "20s", "timeout": "10s"}
+    sampling = api.pop("sampling", {})
+    settings = {"model": "m", "base_url": url, "concurrency": 4, "max_retries": 2} | patience | api
+    return Job.model_validate(
+        {
+            "name": "j",
+            "input": {"path": "f.csv"},
+            "engine": {"kind": "api"},
+            "api": settings,
+            "sampling": {"max_new_tokens": 32} | sampling,
+        }
+    )
+
+
+def prompt(number: int, text: str = WORDS, **more: object) -> Prompt:
+    turns = (Turn("system", "Be brief."), Turn("user", f"{text} {number}"))
+    return Prompt(Key(f"C{number}", 1), Messages(turns, "t"), Encoded(None, None), 1000 + number, 32)._replace(**more)
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [prompt(number) for number in range(count)]
+
+
+@contextmanager
+def session(server: FaultServer, said: list[str] | None = None, **api: object) -> Iterator[ApiSession]:
+    with create(job(server.url, **api), (said if said is not None else []).append).open() as opened:
+        yield opened
+
+
+def one(server: FaultServer, **api: object) -> Completion:
+    """Return what becomes of one row."""
+    with session(server, **api) as opened:
+        return Watched().watch(opened, prompts(1)).completions[0]
+
+
+def about_rows(act: Callable[[int], Act | None]) -> Callable[[dict, int], Act | None]:
+    """Behave so to the rows' requests, counted from 1, and well to the engine's own harmless questions."""
+    count = iter(range(1, 10**6))
+
+    def behave(body: dict, _: int) -> Act | None:
+        return None if body["messages"][-1]["content"] == "Say OK." else act(next(count))
+
+    return behave
+
+
+def about(row: int, act: Act) -> Callable[[dict, int], Act | None]:
+    """Behave so to one row, and well to all others."""
+    return lambda body, _: act if body["messages"][-1]["content"].endswith(f" {row}") else None
+
+
+class TestApiContract(EngineContract):
+    @pytest.fixture
+    def subject(self):
+        def behave(body: dict, _: int) -> Act | None:
+            text = body["messages"][-1]["content"]
+            if CANARY in text:
+                return Act(400, {"error": {"message": f"cannot read: {text}"}})
+            return Act(body=repeated(body), delay=1.3 if "slow" in text else 0.0)
+
+        with FaultServer(behave) as server:
+            yield Subject(
+                open=lambda: create(job(server.url), lambda _: None).open(),
+                prompts=prompts,
+                lasting=lambda count: [prompt(number, f"slow {WORDS}") for number in range(count)],
+                spoil=lambda spoiled: prompt(int(spoiled.key.row_id[1:]), CANARY),
+                sees_first_token=False,
+            )
+
+
+def test_a_row_is_sent_as_chat_messages_with_its_own_seed_and_the_jobs_sampling():
+    with FaultServer() as server:
+        completion = one(server)
+    (seen,) = server.rows
+    assert seen.path == "/v1/chat/completions"
+    assert seen.body["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": f"{WORDS} 0"},
+    ]
+    wanted = {"model": "m", "seed": 1000, "max_tokens": 32, "temperature": 0.7, "top_p": 0.9, "top_k": 50}
+    assert wanted.items() <= seen.body.items()
+    assert seen.body["repetition_penalty"] == 1.1
+    assert not seen.body["stream"]
+    assert completion.text == f"{WORDS} 0"
+    assert (completion.finish_reason, completion.error) == ("stop", None)
+    assert (completion.prompt_tokens, completion.new_tokens) == (16, 12)
+
+
+def test_a_greedy_job_sends_no_seed_and_nothing_to_draw_with():
+    with FaultServer() as server:
+        one(server, sampling={"temperature": 0})
+    assert server.rows[0].body["temperature"] == 0
+    assert not {"seed", "top_p", "top_k"} & set(server.rows[0].body)
+
+
+# --- a server that has trouble and recovers
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        Act(500, {"error": CANARY}),
+        Act(503, b"<html>busy</html>"),
+        Act(429, {}, headers={"Retry-After": "0"}),
+        Act(408),
+        Act(cut=0),
+        Act(body=completion("half"), cut=40),
+        Act(body=b"{not json"),
+        Act(body=b"[]"),
+        Act(body=b"\xff\xfe"),
+        Act(body=[1, 2]),
+        Act(body={"choices": []}),
+        Act(body={"choices": "none"}),
+        Act(body={"choices": [7]}),
+        Act(body={"choices": {"0": {}}}),
+        Act(body={"choices": [{"message": {"content": 7}, "finish_reason": "stop"}]}),
+        Act(body={"choices": [{"message": "text", "finish_reason": "stop"}]}),
+        Act(body={"error": {"message": CANARY}}),
+        Act(body=b'{"choices": [{"message": {"content": "\\ud800"}, "finish_reason": "stop"}]}'),
+        Act(body=b"[" * 200_000),
+        Act(body=gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"}),
+        Act(body=b" " * 2_000_000 + b"{}"),
+        Act(body=b" " * 65536, endless=True),
+    ],
+    ids=lambda act: f"{act.status}-{str(act.body)[:24]}-{act.cut}",
+)
+def test_what_may_pass_is_asked_again(act):
+    with FaultServer(about_rows(lambda number: act if number == 1 else None)) as server:
+        completion = one(server)
+    assert completion.error is None
+    assert completion.text == f"{WORDS} 0"
+    assert len(server.rows) == 2
+
+
+def test_a_server_that_stalls_is_asked_again_after_the_timeout():
+    with FaultServer(about_rows(lambda number: Act(delay=30) if number == 1 else None)) as server:
+        completion = one(server, timeout="0.3s")
+    assert completion.error is None
+    assert completion.seconds_queued >= 0.3
+    assert completion.seconds_generating < 0.3
+
+
+def test_a_server_that_drips_is_held_to_the_timeout_too():
+    drip = Act(pieces=[b" "] * 1000, gap=0.05)
+    with FaultServer(about_rows(lambda number: drip if number == 1 else None)) as server:
+        completion = one(server, timeout="0.3s")
+    assert completion.error is None
+
+
+def test_retry_after_is_kept_to_by_every_row_not_by_the_refused_one_alone():
+    flood = Act(429, {}, headers={"Retry-After": "1"})
+    with FaultServer(about_rows(lambda number: flood if number <= 4 else None)) as server, session(server) as opened:
+        seen = Watched().watch(opened, prompts(12))
+    assert all(completion.error is None for completion in seen.completions)
+    # Four were under way at most; the eight rows that were refused nothing wait too.
+    times = sorted(row.at for row in server.rows)
+    assert len(times) == 16
+    assert all(at >= times[0] + 0.95 for at in times[4:])
+
+
+def test_retry_after_as_a_date():
+    in_ten = email.utils.formatdate(time.time() + 10, usegmt=True)
+    assert 8 < retry_after({"retry-after": in_ten}) <= 10
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert retry_after({"retry-after": " 7 "}) == 7
+    for nonsense in ("", "soon", "-3", "1.5", "Wed, 99 Oct 2015 07:28:00 GMT", "٣"):
+        assert retry_after({"retry-after": nonsense}) is None
+
+
+def test_a_flooded_server_is_asked_less_at_a_time():
+    throttle = Throttle(8)
+    for _ in range(3):
+        throttle.flooded(0.0, None)  # three requests of one flood
+    assert throttle.room == 4
+    throttle.flooded(time.monotonic(), None)
+    assert throttle.room == 2
+    for _ in range(2 + 3 + 4):
+        throttle.answered()
+    assert throttle.room == 5
+
+
+# --- a row that is to blame, and rows that are not
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (Act(400, {"error": f"bad {CANARY}"}), "the server refused this row (HTTP 400)"),
+        (Act(413), "the server refused this row (HTTP 413)"),
+        (Act(422, {"error": CANARY}), "the server refused this row (HTTP 422)"),
+        (Act(403, {"error": CANARY}), "the server refused this row (HTTP 403)"),
+        (Act(body=completion(CANARY, reason="content_filter")), "the server's content filter stopped the answer"),
+        (Act(body=completion(None, reason="tool_calls")), "answered with a call of a tool"),
+        (Act(body=completion(CANARY, reason="recitation")), "ended the answer for a reason of its own"),
+        (Act(500, {"error": CANARY}), "answered HTTP 500, again and again, while it answered others"),
+        (Act(cut=0), "broke off the connection, again and again, while it answered others"),
+        (Act(body=b"{"), "sent something that is no chat completion, again and again"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+@pytest.mark.parametrize("count", [1, 6], ids=["alone", "among others"])
+def test_a_row_that_the_server_cannot_answer_fails_alone_and_quotes_nothing(act, reason, count):
+    with FaultServer(about(0, act)) as server, session(server) as opened:
+        seen = Watched().watch(opened, prompts(count))
+    errors = {completion.key.row_id: completion.error for completion in seen.completions}
+    assert reason in errors.pop("C0")
+    assert set(errors.values()) <= {None}
+    assert len(seen.completions) == count
+    assert all(CANARY not in (completion.error or "") + completion.text for completion in seen.completions)
+
+
+@pytest.mark.parametrize("tries", [1, 2, 5])
+def test_a_row_gets_as_many_tries_as_the_job_says(tries):
+    with FaultServer(about(0, Act(500))) as server:
+        made = one(server, max_retries=tries - 1)
+    assert "HTTP 500" in made.error
+    assert len(server.rows) == tries
+
+
+def test_a_row_is_not_blamed_for_an_outage_that_ends_between_its_try_and_the_question():
+    """The server is down for all tries but the last: the question after one of them is answered, the row then too."""
+    down = Act(503)
+
+    def behave(body: dict, _: int) -> Act | None:
+        harmless = body["messages"][-1]["content"] == "Say OK."
+        return None if harmless or len(server.rows) > 3 else down
+
+    with FaultServer(behave) as server:
+        made = one(server, max_retries=3)
+    assert made.error is None
+    assert len(server.rows) == 4
+
+
+def test_an_empty_answer_is_left_to_the_runner():
+    with FaultServer(about(0, Act(body=completion("", usage={"prompt_tokens": 4, "completion_tokens": 1})))) as server:
+        made = one(server)
+    assert (made.text, made.error, made.finish_reason) == ("", None, "stop")
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        [],
+        "many",
+        {},
+        {"prompt_tokens": -1, "completion_tokens": -5},
+        {"prompt_tokens": "4", "completion_tokens": "12"},
+        {"prompt_tokens": 2**40, "completion_tokens": 2**40},
+        {"prompt_tokens": 0, "completion_tokens": 0},
+        {"prompt_tokens": True, "completion_tokens": 33},
+        {"prompt_tokens": 1.5, "completion_tokens": 1.5},
+    ],
+    ids=str,
+)
+def test_counts_that_are_missing_or_cannot_be_are_unknown_and_cost_no_text(usage):
+    with FaultServer(about(0, Act(body=completion("Some text.", usage=usage)))) as server:
+        made = one(server)
+    assert made.text == "Some text."
+    assert (made.prompt_tokens, made.new_tokens, made.error) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "tokens", "means"),
+    [
+        ("eos_token", 5, "stop"),
+        ("max_tokens", 32, "length"),
+        (None, 5, "stop"),
+        (None, 32, "length"),
+        ("", 32, "length"),
+    ],
+)
+def test_reasons_to_end_are_ours(reason, tokens, means):
+    usage = {"prompt_tokens": 4, "completion_tokens": tokens}
+    with FaultServer(about(0, Act(body=completion("Text.", reason=reason, usage=usage)))) as server:
+        assert one(server).finish_reason == means
+
+
+# --- a server that is of no use
+
+
+@pytest.mark.parametrize(
+    ("act", "part"),
+    [
+        (Act(401, {"error": CANARY}), "does not accept the token (HTTP 401)"),
+        (Act(402), "no credit left (HTTP 402)"),
+        (Act(403, {"error": CANARY}), "does not let this token use the model (HTTP 403)"),
+        (Act(404, {"error": CANARY}), "knows no such model or address (HTTP 404)"),
+        (Act(307, headers={"Location": "http://127.0.0.1:9/v1"}), "sends us elsewhere (HTTP 307)"),
+        (Act(400, {"error": CANARY}), "refused even a harmless question (HTTP 400)"),
+        (Act(body=b"<html>Welcome</html>"), "sent something that is no chat completion"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_a_wrong_token_model_or_address_is_one_message_and_fails_no_row(act, part):
+    with FaultServer(lambda body, _: act) as server:
+        with pytest.raises(ModelUnavailable) as caught, session(server):
+            pass
+        assert part in caught.value.what
+        assert server.url in caught.value.where
+        assert caught.value.next_step
+        assert CANARY not in str(caught.value)
+        assert not server.rows
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+def test_an_account_that_ends_in_the_middle_ends_the_engine_and_fails_no_row(status):
+    with FaultServer(lambda body, number: Act(status, {}) if number > 3 else None) as server:
+        seen = Watched()
+        with session(server, concurrency=1) as opened, pytest.raises(EngineFailed):
+            seen.watch(opened, prompts(9))
+    assert len(seen.completions) == 2
+    assert all(completion.error is None for completion in seen.completions)
+
+
+def test_prompts_and_tokens_never_follow_a_redirect(monkeypatch):
+    monkeypatch.setenv("SERVER_TOKEN", "secret-token")
+    with FaultServer() as other, FaultServer() as server:
+        server.behave = about_rows(lambda _: Act(307, headers={"Location": f"{other.url}/chat/completions"}))
+        with session(server, token_env="SERVER_TOKEN") as opened, pytest.raises(EngineFailed, match="elsewhere"):
+            Watched().watch(opened, prompts(2))
+    assert other.requests == []
+
+
+def test_a_server_of_ones_own_gets_no_token_but_the_one_that_the_job_names(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
+    monkeypatch.setenv("SERVER_TOKEN", "secret-token")
+    with FaultServer() as server:
+        one(server)
+        assert "authorization" not in server.requests[-1].headers
+        one(server, token_env="SERVER_TOKEN")
+        assert server.requests[-1].headers["authorization"] == "Bearer secret-token"
+
+
+def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with FaultServer() as server:
+        assert one(server).error is None
+
+
+@pytest.mark.parametrize("token", ["", "two\nlines", "naïve"])
+def test_a_token_that_is_none_is_one_message_without_it(monkeypatch, token):
+    monkeypatch.setenv("SERVER_TOKEN", token)
+    with FaultServer() as server:
+        with pytest.raises(ModelUnavailable) as caught, session(server, token_env="SERVER_TOKEN"):
+            pass
+        assert "SERVER_TOKEN" in str(caught.value)
+        assert not token or token not in str(caught.value)
+        assert not server.requests
+
+
+def test_tls_that_does_not_fit_is_one_message_at_once():
+    with FaultServer() as server:
+        server.url = server.url.replace("http://", "https://")
+        with pytest.raises(ModelUnavailable, match="speaks no TLS that fits"), session(server):
+            pass
+
+
+# --- an outage
+
+
+def test_a_server_that_is_not_there_yet_is_waited_for_and_spoken_of_once():
+    said: list[str] = []
+    with FaultServer(lambda body, number: Act(503) if number < 12 else None) as server:
+        with session(server, said, give_up_after="3s", timeout="2s", longest_wait="0.4s") as opened:
+            seen = Watched().watch(opened, prompts(2))
+        assert all(completion.error is None for completion in seen.completions)
+    assert len([sentence for sentence in said if "HTTP 503" in sentence]) <= 1
+
+
+def test_an_outage_ends_the_stream_and_no_row_is_blamed():
+    said: list[str] = []
+    with FaultServer(lambda body, number: Act(cut=0) if number > 3 else None) as server:
+        seen = Watched()
+        patience = {"give_up_after": "1s", "timeout": "1s", "concurrency": 2}
+        with session(server, said, **patience) as opened, pytest.raises(ApiOutage) as caught:
+            seen.watch(opened, prompts(9))
+    assert len(seen.completions) == 2
+    assert all(completion.error is None for completion in seen.completions)
+    assert seen.pulses
+    assert seen.pulses[-1].retries > 2
+    assert seen.longest_silence < 1.0
+    assert len(said) == 1
+    assert "broke off the connection" in said[0]
+    assert "broke off the connection" in caught.value.what
+
+
+def test_an_outage_that_ends_in_time_costs_no_row():
+    said: list[str] = []
+    down = threading.Event()
+
+    def behave(body: dict, number: int) -> Act | None:
+        if number == 3:
+            down.set()
+            threading.Timer(1.5, down.clear).start()
+        return Act(503) if down.is_set() else None
+
+    with FaultServer(behave) as server, session(server, said, give_up_after="2.6s", timeout="1s") as opened:
+        seen = Watched().watch(opened, prompts(9))
+    assert len(seen.completions) == 9
+    assert all(completion.error is None for completion in seen.completions)
+    assert len(said) == 2
+    assert said[1] == "The server answers again."
+
+
+def test_a_server_that_is_never_there_is_an_outage_of_the_opening():
+    with FaultServer() as server:
+        closed = server.url
+    engine = create(job(closed, give_up_after="0.5s", timeout="0.5s"), lambda _: None)
+    with pytest.raises(ApiOutage, match="cannot be reached"), engine.open():
+        pass
+
+
+# --- parameters that a server does not know
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize(
+    "unknown", [{"top_k"}, {"seed", "repetition_penalty"}, {"seed", "top_k", "repetition_penalty"}]
+)
+def test_parameters_that_a_server_refuses_are_left_out_and_named(unknown, status):
+    with FaultServer(lambda body, _: Act(status, {"error": CANARY}) if unknown & set(body) else None) as server:
+        with session(server) as opened:
+            seen = Watched().watch(opened, prompts(3))
+        notices = " ".join(opened.info.notices)
+    assert all(completion.error is None for completion in seen.completions)
+    for name in ("seed", "top_k", "repetition_penalty"):
+        assert (f"sampling.{name}" in notices) == (name in unknown)
+        assert all((name in row.body) == (name not in unknown) for row in server.rows)
+
+
+# --- streaming to a person
+
+
+def watched_row(server: FaultServer, said: list[str] | None = None, **api: object) -> tuple[Completion, list[str]]:
+    shown: list[str] = []
+    with session(server, said, **api) as opened:
+        seen = Watched().watch(opened, [prompt(0, on_text=shown.append)])
+    return seen.completions[0], shown
+
+
+def test_a_text_is_shown_as_it_comes():
+    usage = {"prompt_tokens": 9, "completion_tokens": 3}
+    act = Act(pieces=streamed(["Left ", "lung ", "clear."], usage=usage))
+    with FaultServer(about(0, act)) as server:
+        made, shown = watched_row(server)
+        assert server.rows[0].body["stream_options"] == {"include_usage": True}
+    assert shown == ["Left ", "lung ", "clear."]
+    assert (made.text, made.finish_reason, made.new_tokens) == ("Left lung clear.", "stop", 3)
+    assert 0 < made.seconds_to_first_token <= made.seconds_generating
+
+
+@pytest.mark.parametrize("refuses", [True, False], ids=["refuses", "ignores"])
+def test_a_server_that_does_not_stream_gives_the_whole_text_at_the_end_and_it_is_said(refuses):
+    said: list[str] = []
+    refusal = Act(422, {})
+    with FaultServer(lambda body, _: refusal if refuses and body.get("stream") else None) as server:
+        made, shown = watched_row(server, said)
+    assert shown == [f"{WORDS} 0"] == [made.text]
+    assert said == ["The server does not stream: a text is shown once it is complete."]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        streamed(["Left "], reason=None, done=False),
+        [*streamed(["Left "], reason=None, done=False), b'data: {"error": "zebrafish"}\n\n'],
+        [*streamed(["Left "], reason=None, done=False), b"data: {\n\n"],
+        [*streamed(["Left "], reason=None, done=False), b'data: {"choices": [{"delta": {"content": 4}}]}\n\n'],
+    ],
+    ids=["ends", "error", "no json", "no text"],
+)
+def test_a_stream_that_breaks_off_fails_the_row_and_shows_no_second_beginning(pieces):
+    with FaultServer(about(0, Act(pieces=pieces))) as server:
+        made, shown = watched_row(server)
+    assert shown == ["Left "]
+    assert "in the middle of a text that was being shown" in made.error
+    assert CANARY not in made.error
+
+
+def test_a_stream_that_breaks_off_before_its_first_word_is_asked_again():
+    acts = {1: Act(pieces=[b'data: {"error": "busy"}\n\n']), 2: Act(pieces=streamed(["Clear."]))}
+    with FaultServer(about_rows(acts.get)) as server:
+        made, shown = watched_row(server)
+    assert (shown, made.text, made.error) == (["Clear."], "Clear.", None)
+
+
+# --- what stops, stops
+
+
+def test_a_request_that_is_given_up_is_closed_and_not_left_to_the_server():
+    stop = StopRequest()
+    with FaultServer(about_rows(lambda _: Act(delay=1.5, body=b" " * 900_000))) as server, session(server) as opened:
+        timer = threading.Timer(0.2, stop.now)
+        timer.start()
+        seen = Watched().watch(opened, prompts(4), stop)
+        assert seen.seconds < 1.2
+        assert seen.completions == []
+        deadline = time.monotonic() + 5
+        while server.dropped < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_the_meter_gives_every_moment_to_somebody():
+    meter = Meter()
+    began = time.monotonic()
+    first = meter.enter()
+    time.sleep(0.02)
+    second = meter.enter()
+    time.sleep(0.02)
+    shares = [meter.leave(first)]
+    time.sleep(0.02)
+    shares.append(meter.leave(second))
+    lasted = time.monotonic() - began
+    assert sum(share for _, share, _ in shares) == pytest.approx(lasted, abs=0.002)
+    assert all(1 <= rows <= 2 for _, _, rows in shares)
+    assert all(share <= seconds for seconds, share, _ in shares)
+
+
+# --- Hugging Face Inference
+
+
+@pytest.fixture
+def router(monkeypatch):
+    """What is sent to Hugging Face, which is not there in a test."""
+    sent: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request)
+        return httpx2.Response(200, json=repeated(json.loads(request.content)))
+
+    connection = functools.partial(httpx2.AsyncClient, transport=httpx2.MockTransport(answer))
+    monkeypatch.setattr(httpx2, "AsyncClient", connection)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
+    return sent
+
+
+def test_hugging_face_is_asked_for_the_model_with_the_users_token(router):
+    with create(job("", model="google/gemma-3-4b-it"), lambda _: None).open() as opened:
+        seen = Watched().watch(opened, prompts(1))
+    assert seen.completions[0].text == f"{WORDS} 0"
+    assert str(router[-1].url) == "https://router.huggingface.co/v1/chat/completions"
+    assert router[-1].headers["authorization"] == "Bearer hf_of_somebody"
+    assert json.loads(router[-1].content)["model"] == "google/gemma-3-4b-it"
+    assert "https://router.huggingface.co" in opened.info.notices[0]
+
+
+def test_a_provider_that_nobody_knows_is_one_message(router):
+    engine = create(job("", provider="nobody"), lambda _: None)
+    with pytest.raises(ModelUnavailable, match="cannot be asked for this model") as caught, engine.open():
+        pass
+    assert "api.provider = nobody" in caught.value.where
+    assert not router
+
+
+def test_without_a_login_or_while_offline_hugging_face_is_not_asked(router, monkeypatch):
+    engine = create(job(""), lambda _: None)
+    monkeypatch.setattr("gxr_batch.engines.api.get_token", lambda: None)
+    with pytest.raises(ModelUnavailable, match="There is no token") as caught, engine.open():
+        pass
+    assert "hf auth login" in caught.value.next_step
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelUnavailable, match="HF_HUB_OFFLINE"), engine.open():
+        pass
+    assert not router
+
+
+# --- what a prompt may hold
+
+
+@pytest.mark.parametrize("token", ["<start_of_turn>", "<end_of_turn>", "<bos>", "</s>", "<|im_start|>", "[/INST]"])
+def test_text_that_a_server_would_read_as_a_control_token_is_not_sent(token):
+    encoder = create(job("http://localhost/v1"), lambda _: None).encoder()
+    with pytest.raises(RowError, match="control token") as caught:
+        encoder.encode(prompt(0, f"{CANARY} {token} model").messages)
+    assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["pH < 7.3 > 7.1", "a <5 mm nodule>", "|x| [sic]", "<b>bold</b>", "size<|3"])
+def test_other_angles_and_bars_are_text(text):
+    assert create(job("http://localhost/v1"), lambda _: None).encoder().encode(prompt(0, text).messages).length is None
+
+
+# --- what a job may say
+
+
+@pytest.mark.parametrize(
+    ("api", "part"),
+    [
+        ({"model": ""}, "api.model must name the model"),
+        ({"provider": "groq"}, "exclude each other"),
+        ({"base_url": "ftp://host/v1"}, "must be an address"),
+        ({"base_url": "localhost:8000"}, "must be an address"),
+        ({"base_url": "http://"}, "must be an address"),
+        ({"base_url": "http://host:99999/v1"}, "must be an address"),
+        ({"base_url": "http://me:secret@host/v1"}, "neither user, password"),
+        ({"base_url": "http://host/v1?key=secret"}, "neither user, password"),
+        ({"token_env": "hf_abcdefghijkl"}, "the token itself never stands in a job"),
+        ({"timeout": "soon"}, "must be a duration"),
+        ({"give_up_after": ""}, "at least 1 character"),
+        ({"concurrency": 0}, "greater than or equal to 1"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_section_that_cannot_be_meant_is_refused_without_its_values(api, part):
+    with pytest.raises(ValueError, match=part) as caught:
+        job("http://localhost/v1", **api)
+    assert "secret" not in str(caught.value)
+    assert "hf_abc" not in str(caught.value)
+
+
+def test_slots_say_nothing_to_a_server_and_the_user_hears_so():
+    (warning,) = job("http://localhost/v1").with_values({"engine.slots": 4}).warnings()[-1:]
+    assert "engine.slots has no effect" in warning
+
+
+@pytest.mark.parametrize("values", [{"prompt.format": "literal"}, {"prompt.too_long": "truncate"}])
+def test_what_only_a_local_tokenizer_can_do_is_refused_with_the_reason(values):
+    with pytest.raises(ValueError, match="needs an engine of this machine"):
+        job("http://localhost/v1").with_values(values)

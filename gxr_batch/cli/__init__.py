@@ -22,9 +22,10 @@ VERBS = {
     "check": "Try everything of a job but the model's weights.",
     "status": "Say how far a run is.",
     "export": "Write a run's results for a spreadsheet.",
+    "generate": "Answer one prompt, or a conversation.",
     "templates": "List, show or preview prompt templates.",
 }
-UNBUILT_VERBS = ("report", "review", "generate", "bench", "finetune")
+UNBUILT_VERBS = ("report", "review", "bench", "finetune")
 
 
 class Verbs(click.Group):

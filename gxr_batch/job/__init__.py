@@ -1,6 +1,6 @@
 """The job file: its sections as frozen models, how it is read, and what is said where it is wrong."""
 
-from gxr_batch.job.reading import UNBUILT_SECTIONS, load_job
+from gxr_batch.job.reading import UNBUILT_SECTIONS, load_job, make_job
 from gxr_batch.job.sections import (
     EchoSection,
     EngineSection,
@@ -23,4 +23,5 @@ __all__ = [
     "RunSection",
     "SamplingSection",
     "load_job",
+    "make_job",
 ]

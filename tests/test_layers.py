@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "gxr_batch"
 # From left to right. What stands side by side in a level does not import each other.
 LEVELS = (
     {"cli"},
-    {"runner", "status", "check", "export", "conversation"},
+    {"runner", "status", "check", "export", "conversation", "bench"},
     {"invocation", "feed"},
     {"progress", "notices"},
     {"fitter", "chronicle"},
@@ -91,7 +91,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["run", "check", "status", "export", "generate", "templates"])
+@pytest.mark.parametrize("verb", ["run", "check", "status", "export", "generate", "bench", "templates"])
 def test_the_help_of_a_verb_imports_nothing_heavy_either(verb):
     code = (
         "import sys\nfrom gxr_batch.cli import main\n"

@@ -23,9 +23,10 @@ VERBS = {
     "status": "Say how far a run is.",
     "export": "Write a run's results for a spreadsheet.",
     "generate": "Answer one prompt, or a conversation.",
+    "bench": "Measure this machine.",
     "templates": "List, show or preview prompt templates.",
 }
-UNBUILT_VERBS = ("report", "review", "bench", "finetune")
+UNBUILT_VERBS = ("report", "review", "finetune")
 
 
 class Verbs(click.Group):

@@ -24,9 +24,11 @@ VERBS = {
     "export": "Write a run's results for a spreadsheet.",
     "review": "Take reviewed sheets back into a run.",
     "report": "Write a run as one HTML page.",
+    "generate": "Answer one prompt, or a conversation.",
+    "bench": "Measure this machine.",
     "templates": "List, show or preview prompt templates.",
 }
-UNBUILT_VERBS = ("generate", "bench", "finetune")
+UNBUILT_VERBS = ("finetune",)
 
 
 class Verbs(click.Group):

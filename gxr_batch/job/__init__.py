@@ -1,7 +1,7 @@
 """The job file: its sections as frozen models, how it is read, and what is said where it is wrong."""
 
 from gxr_batch.job.api import ApiSection
-from gxr_batch.job.reading import UNBUILT_SECTIONS, load_job
+from gxr_batch.job.reading import UNBUILT_SECTIONS, load_job, make_job
 from gxr_batch.job.sections import (
     EchoSection,
     EngineSection,
@@ -27,4 +27,5 @@ __all__ = [
     "SamplingSection",
     "Screening",
     "load_job",
+    "make_job",
 ]

@@ -35,11 +35,25 @@ def load_job(path: Path, overrides: Sequence[str] = (), given: Mapping[str, Any]
             where=str(path),
             next_step="mend that line; strings need quotes" if known else "write it simpler",
         ) from None
+    return _validated(data, overrides, given or {}, path, text)
+
+
+def make_job(name: str, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Job:
+    """Make a job without a job file and without a table, from options alone, for verbs that generate no table.
+
+    Raises JobFileError, NotAvailable.
+    """
+    data = {"name": name, "input": {"path": "-"}}
+    return _validated(data, overrides, given or {}, Path("command line"), "")
+
+
+def _validated(data: dict[str, Any], overrides: Sequence[str], given: Mapping[str, Any], path: Path, text: str) -> Job:
+    """Lay options over a job file's data and validate all of it."""
     options: dict[str, str] = {}
     for override in overrides:
         dotted = _apply(data, override)
         options[dotted] = f"--set {dotted}"
-    for dotted, value in (given or {}).items():
+    for dotted, value in given.items():
         options[dotted] = f"--{dotted.rpartition('.')[2].replace('_', '-')}"
         _put(data, dotted.split("."), value, where=options[dotted])
     for section in UNBUILT_SECTIONS:

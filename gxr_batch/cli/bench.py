@@ -1,0 +1,61 @@
+"""`gxr-batch bench`: this machine's figures."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from gxr_batch.cli.options import say_to_stderr
+
+
+class SlotCounts(click.ParamType):
+    """Numbers of slots, as in 1,8,32."""
+
+    name = "slots"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers; refuse anything else."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            counts = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            counts = ()
+        if not counts or min(counts) < 1:
+            self.fail("takes whole numbers from 1, e.g. 1,8,32", param, ctx)
+        return counts
+
+
+@click.command(name="bench")
+@click.option("--model", default="demo", show_default=True, help="Hub id, folder, or the embedded demo model.")
+@click.option("--slots", type=SlotCounts(), default="1,8,32", show_default=True, help="Slot counts to measure.")
+@click.option("--rows-a-slot", type=click.IntRange(min=1), default=2, show_default=True, help="Rows for each slot.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
+@click.option("--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="Set any key of a job file.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    model: str,
+    slots: tuple[int, ...],
+    rows_a_slot: int,
+    max_new_tokens: int,
+    overrides: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure load time, seconds for 256 tokens, memory, and rows a minute on this machine.
+
+    The model is loaded anew for every slot count. The result is a table that can be pasted into an issue.
+
+    \b
+    Example:
+      gxr-batch bench --model demo --slots 1,8,32
+    """
+    from gxr_batch.bench import bench, table
+    from gxr_batch.job import make_job
+
+    given = {"model.path": model, "sampling.max_new_tokens": max_new_tokens}
+    job = make_job("bench", overrides, given)
+    found = bench(job, slots, rows_a_slot, say_to_stderr(quiet))
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else table(found))

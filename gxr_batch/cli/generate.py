@@ -1,0 +1,200 @@
+"""`gxr-batch generate`: one prompt, or a conversation, with the engine of `run`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gxr_batch.cli.exits import Exit
+from gxr_batch.cli.options import say_to_stderr
+
+if TYPE_CHECKING:
+    from gxr_batch.conversation import Conversation
+    from gxr_batch.job import Job
+    from gxr_batch.records import Completion
+
+# option -> the key of a job file that it sets
+_KEYS = {
+    "model": "model.path",
+    "base": "model.base",
+    "adapter": "model.adapter",
+    "revision": "model.revision",
+    "load_in_4bit": "model.load_in_4bit",
+    "max_seq_length": "model.max_seq_length",
+    "system_prompt": "prompt.system",
+    "template": "prompt.template",
+    "preset": "sampling.preset",
+    "temperature": "sampling.temperature",
+    "top_p": "sampling.top_p",
+    "top_k": "sampling.top_k",
+    "repetition_penalty": "sampling.repetition_penalty",
+    "max_new_tokens": "sampling.max_new_tokens",
+    "seed": "sampling.seed",
+    "engine": "engine.kind",
+}
+
+
+def _settings(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that set keys of a job file. Some keep the spelling of the model's first script as well."""
+    options = (
+        click.option(
+            "--model", "--model-id", "--hub", metavar="PATH", help='Hub id, folder or "demo".  [default: demo]'
+        ),
+        click.option("--adapter", metavar="PATH", help='LoRA adapter: hub id, folder, or "none".'),
+        click.option("--base", metavar="PATH", help="Base model of an adapter, in place of the one that it names."),
+        click.option("--revision", help="Commit or tag of a hub model."),
+        click.option("--load-in-4bit/--no-load-in-4bit", default=None, help="Load the weights in 4 bits or in full."),
+        click.option("--max-seq-length", type=int, help="Tokens of prompt and answer together.  [default: 2048]"),
+        click.option("--system-prompt", "--system", help="System text, in front of the first question."),
+        click.option("--preset", help="default, deterministic, creative, detailed or concise."),
+        click.option("--temperature", type=float, help="0 = greedy.  [default: 0.7]"),
+        click.option("--do-sample/--no-do-sample", default=None, help="--no-do-sample is --temperature 0."),
+        click.option("--top-p", type=float, help="Share of probability kept.  [default: 0.9]"),
+        click.option("--top-k", type=int, help="Tokens kept, 0 = off.  [default: 50]"),
+        click.option("--repetition-penalty", type=float, help="1.0 = off.  [default: 1.1]"),
+        click.option("--max-new-tokens", "--max-tokens", type=int, help="Longest answer in tokens.  [default: 256]"),
+        click.option("--seed", type=int, help="Seed of the draws.  [default: 0]"),
+        click.option("--engine", help="auto, transformers, generate, api or echo.  [default: auto]"),
+        click.option("--batch-size", type=int, hidden=True),
+        click.option(
+            "--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="Set any key of a job file."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command(name="generate")
+@click.option("--prompt", help="Answer this one prompt.")
+@click.option("--interactive", is_flag=True, help="Answer question after question; /help lists the commands.")
+@click.option("--template", metavar="NAME", help="Fill this template with the --field values instead of --prompt.")
+@click.option("--field", "fields", metavar="NAME=VALUE", multiple=True, help="A field of the template; repeatable.")
+@click.option("--job", "job_file", type=click.Path(path_type=Path), help="Take model and settings from a job file.")
+@_settings
+@click.option("--quiet", is_flag=True, help="Show no notices.")
+@click.option("--json", "as_json", is_flag=True, help="With one prompt: print answer, counts and times as JSON.")
+def command(
+    prompt: str | None,
+    interactive: bool,
+    fields: tuple[str, ...],
+    job_file: Path | None,
+    overrides: tuple[str, ...],
+    do_sample: bool | None,
+    batch_size: int | None,
+    quiet: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Generate from one prompt, or in a conversation, as the tokens come.
+
+    It uses the engine, the prompt layout and the defaults of `run`; every option sets a key of the job file.
+
+    \b
+    Examples:
+      gxr-batch generate --prompt "Analyze this chest X-ray showing a small left pleural effusion."
+      gxr-batch generate --template clinical_case --field findings="Clear lungs." --field age=40
+      gxr-batch generate --interactive --temperature 0.4 --model my/adapter-folder
+    """
+    _check_usage(prompt, interactive, settings["template"], fields, as_json)
+    say = say_to_stderr(quiet)
+    given = {_KEYS[name]: value for name, value in settings.items() if value is not None}
+    if do_sample is False:
+        given["sampling.temperature"] = 0
+    if batch_size not in {None, 1}:
+        say("--batch-size has no meaning here: one prompt is answered at a time. `run` has engine.slots for that.")
+    job = _job(job_file, overrides, given)
+    from gxr_batch.conversation import open_conversation
+
+    text = prompt if prompt is not None else _filled(job, fields) if settings["template"] else None
+    with open_conversation(job, say) as conversation:
+        if interactive:
+            from gxr_batch.cli.talk import talk
+
+            talk(conversation, first=text)
+        else:
+            _answer(conversation, text or "", as_json=as_json)
+
+
+def _check_usage(
+    prompt: str | None, interactive: bool, template: str | None, fields: tuple[str, ...], as_json: bool
+) -> None:
+    if prompt is not None and template:
+        raise click.UsageError("--prompt and --template both make the prompt; give one of them.")
+    if prompt is None and not template and not interactive:
+        raise click.UsageError("Give --prompt, --template with --field, or --interactive.")
+    if fields and not template:
+        raise click.UsageError("--field goes with --template.")
+    if as_json and interactive:
+        raise click.UsageError("--json goes with one prompt.")
+    if prompt is not None and not prompt.strip():
+        raise click.UsageError("--prompt is empty.")
+
+
+def _job(job_file: Path | None, overrides: tuple[str, ...], given: dict[str, Any]) -> Job:
+    from gxr_batch.job import load_job, make_job
+
+    return load_job(job_file, overrides, given) if job_file else make_job("generate", overrides, given)
+
+
+def _filled(job: Job, fields: tuple[str, ...]) -> str:
+    """Return the template's text with the given fields, as a row with these cells would give it."""
+    from gxr_batch.errors import RowError, UserError
+    from gxr_batch.prompts import render
+    from gxr_batch.templates import Templates
+
+    template = Templates(job.prompt).default
+    values = {}
+    for field in fields:
+        name, equals, value = field.partition("=")
+        if not equals or name.strip() not in template.fields:
+            raise click.UsageError(
+                f"--field takes NAME=VALUE; the template {template.name} has {', '.join(template.fields)}."
+            )
+        values[name.strip()] = value
+    try:
+        return render(template, values, system="").turns[-1].text
+    except RowError as error:
+        raise UserError(f"The prompt cannot be made: {error.what}.", where="--field") from None
+
+
+def _answer(conversation: Conversation, text: str, *, as_json: bool) -> None:
+    """Answer one prompt on stdout."""
+    from gxr_batch.engines.base import StopRequest
+    from gxr_batch.records import DISCLAIMER
+
+    def show(piece: str) -> None:
+        if not as_json:
+            click.echo(piece, nl=False)
+
+    done = conversation.ask(text, show, StopRequest())
+    if done is None or done.error is not None:
+        click.echo(f"Error: no answer: {done.error if done else 'the engine gave none'}", err=True)
+        click.get_current_context().exit(Exit.SOME_FAILED)
+    elif as_json:
+        click.echo(json.dumps(_summary(conversation, done), ensure_ascii=False, indent=2))
+    else:
+        click.echo(f"\n\n{DISCLAIMER}")
+
+
+def _summary(conversation: Conversation, done: Completion) -> dict[str, Any]:
+    from gxr_batch.records import DISCLAIMER
+
+    identity = conversation.info.identity
+    return {
+        "text": done.text,
+        "finish_reason": done.finish_reason,
+        "prompt_tokens": done.prompt_tokens,
+        "new_tokens": done.new_tokens,
+        "seconds_to_first_token": done.seconds_to_first_token,
+        "seconds_generating": done.seconds_generating,
+        "model": identity.model,
+        "model_revision": identity.revision,
+        "adapter": identity.adapter,
+        "ai_generated": True,
+        "disclaimer": DISCLAIMER,
+    }

@@ -1,0 +1,149 @@
+"""The interactive half of `gxr-batch generate`: reads questions, shows answers, knows a few commands.
+
+Ctrl-C stops the answer and not the conversation; Ctrl-D or /quit ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from gxr_batch.engines.base import StopRequest
+from gxr_batch.errors import GxrError
+from gxr_batch.records import DISCLAIMER
+
+if TYPE_CHECKING:
+    from gxr_batch.conversation import Conversation
+
+_HELP = """/reset         forget what was said
+/system TEXT   use this system text and start anew; without TEXT show the present one
+/save FILE     write the conversation as JSON
+/help          show this
+/quit          end (also Ctrl-D); Ctrl-C stops an answer"""
+_ROLES = {"system": "system", "user": "user", "model": "assistant"}
+
+
+def talk(conversation: Conversation, first: str | None = None) -> None:
+    """Answer questions until the person ends it; `first` is answered before anything is read."""
+    click.echo(f"{DISCLAIMER}\n/help lists the commands.")
+    with suppress(ImportError):  # line editing and history where the platform has them
+        import readline  # noqa: F401
+    if first is not None:
+        click.echo(f"> {first}")
+        _answer(conversation, first)
+    for line in _lines():
+        if line.startswith("/"):
+            if not _command(conversation, line):
+                return
+        else:
+            _answer(conversation, line)
+
+
+def _lines() -> Iterator[str]:
+    """Yield what the person types, without empty lines, until Ctrl-D."""
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            click.echo()
+            return
+        except KeyboardInterrupt:
+            click.echo("\n(/quit or Ctrl-D ends)")
+            continue
+        if line:
+            yield line
+
+
+def _answer(conversation: Conversation, text: str) -> None:
+    try:
+        with _interruptible() as stop:
+            done = conversation.ask(text, lambda piece: click.echo(piece, nl=False), stop)
+    except GxrError as error:
+        click.echo(f"Error: {error}", err=True)
+        return
+    if done is None:
+        click.echo("\n[stopped]")
+    elif done.error is not None:
+        click.echo(f"[no answer: {done.error}]")
+    else:
+        speed = done.new_tokens / done.seconds_generating if done.seconds_generating > 0 else 0.0
+        cut = ", cut off by max_new_tokens" if done.finish_reason == "length" else ""
+        click.echo(f"\n[AI-generated, {done.new_tokens} tokens, {speed:.1f} tok/s{cut}]")
+
+
+@contextmanager
+def _interruptible() -> Iterator[StopRequest]:
+    """Let Ctrl-C end the stream in an orderly way inside the block."""
+    stop = StopRequest()
+
+    def on(number: int, frame: FrameType | None) -> None:
+        stop.now()
+
+    before = signal.signal(signal.SIGINT, on)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _command(conversation: Conversation, line: str) -> bool:
+    """Obey one command; False ends the conversation."""
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name in {"/quit", "/exit"}:
+        return False
+    if name == "/reset":
+        conversation.reset()
+        click.echo("[anew]")
+    elif name == "/system":
+        _set_system(conversation, rest)
+    elif name == "/save":
+        _save(conversation, rest)
+    elif name == "/help":
+        click.echo(_HELP)
+    else:
+        click.echo(f"There is no {name}.\n{_HELP}", err=True)
+    return True
+
+
+def _set_system(conversation: Conversation, text: str) -> None:
+    if text:
+        conversation.system = text
+        conversation.reset()
+        click.echo("[system text set; the conversation starts anew]")
+    else:
+        click.echo(conversation.system or "[no system text]")
+
+
+def _save(conversation: Conversation, name: str) -> None:
+    """Write the conversation; a file that exists is never replaced."""
+    if not name:
+        click.echo("/save takes a file name.", err=True)
+        return
+    system = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    identity = conversation.info.identity
+    content = {
+        "ai_generated": True,
+        "disclaimer": DISCLAIMER,
+        "model": identity.model,
+        "model_revision": identity.revision,
+        "adapter": identity.adapter,
+        "messages": [*system, *({"role": _ROLES[turn.role], "content": turn.text} for turn in conversation.turns)],
+    }
+    path = Path(name).expanduser()
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+    except FileExistsError:
+        click.echo(f"{path} exists; choose another name.", err=True)
+    except (OSError, ValueError) as error:
+        click.echo(f"{path} cannot be written: {getattr(error, 'strerror', None) or 'no such name'}.", err=True)
+    else:
+        click.echo(f"[saved to {path}]")

@@ -1,0 +1,41 @@
+"""`bench`: the figures of this machine, measured through the engine of `run`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from running import Workplace
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
+
+
+def test_every_slot_count_is_measured_fewest_first(work):
+    told = json.loads(work.gxr("bench", "--set", "engine.kind=echo", "--slots", "8,1", "--json").stdout)
+    assert [one["slots"] for one in told["measurements"]] == [1, 8]
+    assert [one["rows"] for one in told["measurements"]] == [2, 16]
+    assert all(one["rows_a_minute"] > 0 and one["memory_bytes"] > 2**20 for one in told["measurements"])
+
+
+def test_the_table_can_be_pasted(work):
+    lines = work.gxr("bench", "--set", "engine.kind=echo", "--slots", "1,2").stdout.splitlines()
+    assert "| Hardware | Loading time | Inference time (256 tokens) | Memory usage |" in lines
+    assert sum(line.startswith("| 1 |") or line.startswith("| 2 |") for line in lines) == 2
+
+
+def test_slots_that_are_no_numbers_are_refused(work):
+    assert "takes whole numbers" in work.gxr("bench", "--slots", "many", expect=2).stderr
+    assert "takes whole numbers" in work.gxr("bench", "--slots", "0", expect=2).stderr
+
+
+@pytest.mark.model
+def test_a_real_model_is_measured(work, demo_model_dir):
+    told = json.loads(work.gxr("bench", "--slots", "2", "--max-new-tokens", "8", "--json").stdout)
+    (one,) = told["measurements"]
+    assert told["engine"] == "transformers"
+    assert told["load_seconds"] > 0
+    assert one["tokens_a_second"] > 1

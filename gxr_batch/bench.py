@@ -1,4 +1,4 @@
-"""How fast this machine is with one model: load time, time for 256 tokens, memory, rows a minute at several slot counts.
+"""How fast this machine is with one model: load time, time for 256 tokens, memory, rows a minute by slots.
 
 Measured through the engine that `run` uses, on prompts of the ordinary kind. A benchmark of our engine beside others is
 `benchmarks/engines.py`.
@@ -119,7 +119,7 @@ def _measure(session: Session, prompts: Sequence[Prompt]) -> Measurement:
     began = time.perf_counter()
     done, device_bytes = _run(session, prompts)
     seconds = time.perf_counter() - began
-    tokens = sum(one.new_tokens for one in done)
+    tokens = sum(one.new_tokens or 0 for one in done)
     a_token = sum(one.seconds_generating for one in done) / max(tokens, 1)
     return Measurement(
         slots=session.info.slots,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from gxr_batch.checks.identifiers import identifiers_in
 from gxr_batch.engines import create
 from gxr_batch.engines.base import Encoder, EngineInfo, Pulse, Say, Session, StopRequest
 from gxr_batch.errors import UserError
@@ -26,8 +27,9 @@ _ROW_ID = "generate"
 class Conversation:
     """The turns so far. `system` may be changed between questions."""
 
-    def __init__(self, job: Job, session: Session, encoder: Encoder) -> None:
-        self._job, self._session, self._encoder = job, session, encoder
+    def __init__(self, job: Job, session: Session, encoder: Encoder, say: Say) -> None:
+        self._job, self._session, self._encoder, self._say = job, session, encoder, say
+        self._screening = job.privacy.screening(job.engine.kind)
         self.system = job.prompt.system.strip()
         self.turns: list[Turn] = []
 
@@ -44,8 +46,9 @@ class Conversation:
         """Ask for an answer to `text` after all turns so far; `on_text` gets it as it comes.
 
         Returns None where `stop` ended it first; what was shown by then counts as the answer. A failed answer and its
-        question are not kept. Raises UserError where the turns no longer fit the model.
+        question are not kept. Raises UserError where the turns no longer fit the model, or screening holds them.
         """
+        self._screen(text)
         asked = [*self.turns, Turn("user", text)]
         prompt = self._prompt(asked)
         shown: list[str] = []
@@ -59,6 +62,18 @@ class Conversation:
         if completion is None or completion.error is None:
             self.turns = [*asked, Turn("model", answer)]
         return completion
+
+    def _screen(self, text: str) -> None:
+        """Screen a question as `run` screens a row. Raises UserError where a hit keeps it from the engine."""
+        hits = identifiers_in(text) if self._screening != "off" else ()
+        if hits and self._screening == "hold":
+            raise UserError(
+                f"Identifier screening holds this prompt back: {', '.join(hits)}.",
+                where="privacy.identifiers",
+                next_step="take them out, or release it yourself: --set privacy.identifiers=flag",
+            )
+        if hits:
+            self._say(f"Identifier screening hits this prompt: {', '.join(hits)}.")
 
     def _prompt(self, turns: list[Turn]) -> Prompt:
         system = [Turn("system", self.system)] if self.system else []
@@ -108,4 +123,4 @@ def open_conversation(job: Job, say: Say) -> Iterator[Conversation]:
             f"{identity.model}{with_adapter} on {session.info.device}, engine {identity.kind}, "
             f"loaded in {time.monotonic() - began:.1f} s"
         )
-        yield Conversation(settled, session, encoder)
+        yield Conversation(settled, session, encoder, say)

@@ -135,6 +135,14 @@ def test_a_conversation_that_no_longer_fits_is_said_and_can_go_on(work):
     assert "short" in done.stdout
 
 
+def test_a_prompt_with_identifiers_is_told_or_kept_from_the_engine(work):
+    told = ask(work, "--prompt", "MRN 4455667: effusion").stderr
+    assert "Identifier screening hits this prompt: mrn" in told
+    held = ask(work, "--prompt", "MRN 4455667: effusion", "--set", "privacy.identifiers=hold", expect=2)
+    assert "holds this prompt back: mrn" in held.stderr
+    assert "4455667" not in held.stdout + held.stderr
+
+
 @pytest.mark.model
 def test_an_answer_is_bit_for_bit_what_run_gives_the_row_of_that_name(work, demo_model_dir):
     work.table([("generate", "a small left pleural effusion")])

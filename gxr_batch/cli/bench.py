@@ -9,7 +9,7 @@ import click
 from gxr_batch.cli.options import say_to_stderr
 
 
-class SlotCounts(click.ParamType):
+class SlotCounts(click.ParamType[tuple[int, ...]]):
     """Numbers of slots, as in 1,8,32."""
 
     name = "slots"

@@ -73,9 +73,11 @@ def _answer(conversation: Conversation, text: str) -> None:
     elif done.error is not None:
         click.echo(f"[no answer: {done.error}]")
     else:
-        speed = done.new_tokens / done.seconds_generating if done.seconds_generating > 0 else 0.0
+        counted = ""
+        if done.new_tokens is not None and done.seconds_generating > 0:
+            counted = f", {done.new_tokens} tokens, {done.new_tokens / done.seconds_generating:.1f} tok/s"
         cut = ", cut off by max_new_tokens" if done.finish_reason == "length" else ""
-        click.echo(f"\n[AI-generated, {done.new_tokens} tokens, {speed:.1f} tok/s{cut}]")
+        click.echo(f"\n[AI-generated{counted}{cut}]")
 
 
 @contextmanager

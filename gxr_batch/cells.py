@@ -14,7 +14,7 @@ import pyarrow as pa
 FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 # Excel's limits of one cell: UTF-16 units, and line feeds beyond which it calls the file damaged.
 MOST_UNITS, MOST_LINE_FEEDS = 32_767, 253
-_CUT_MARK = " […cut: the whole text stands in results.parquet]"
+CUT_MARK = " […cut: the whole text stands in results.parquet]"
 _LINE_MARK = " ⏎ "
 # What XML 1.0 has no place for: control characters, halves of UTF-16 pairs, the two non-characters of the first plane.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -59,6 +59,11 @@ def guard(text: str) -> str:
     return f"'{text}" if text.lstrip(" \u00a0\u3000")[:1] in FORMULA_STARTS and text else text
 
 
+def unguard(text: str) -> str:
+    """Return a text without the apostrophe that `guard` puts in front."""
+    return text[1:] if text[:1] == "'" and guard(text[1:]) == text else text
+
+
 def for_workbook(text: str) -> CellText:
     """Return the text as one cell of a workbook can hold it: line ends as LF, no sign that XML lacks, within limits."""
     if text.isascii() and text.isprintable() and len(text) <= MOST_UNITS and not text.startswith("<r>"):
@@ -72,9 +77,9 @@ def for_workbook(text: str) -> CellText:
         text = "\n".join(lines[:MOST_LINE_FEEDS]) + _LINE_MARK + _LINE_MARK.join(lines[MOST_LINE_FEEDS:])
     if _units(text) <= MOST_UNITS:
         return CellText(text, cut=feeds > MOST_LINE_FEEDS)
-    room = MOST_UNITS - _units(_CUT_MARK)
+    room = MOST_UNITS - _units(CUT_MARK)
     kept = text.encode("utf-16-le")[: 2 * room].decode("utf-16-le", "ignore")  # half a pair at the end is left out
-    return CellText(kept + _CUT_MARK, cut=True)
+    return CellText(kept + CUT_MARK, cut=True)
 
 
 def _units(text: str) -> int:

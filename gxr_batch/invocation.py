@@ -110,7 +110,7 @@ class Invocation:
         self.chronicle.entry |= {
             "source_key": self.source_key,
             "input_sha256": self.prepared.survey.sha256,
-            "input_files": [str(file.path) for file in self.prepared.survey.files],
+            "input_files": [str(file.path.absolute()) for file in self.prepared.survey.files],
             "rows": taken.rows,
             "drift": drift._asdict() if drift else None,
             "set_aside": list(ledger.set_aside),

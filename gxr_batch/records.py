@@ -28,6 +28,7 @@ REVIEWED_DISCLAIMER = (
     "treatment or any clinical use. May contain errors: verify against the images and sources."
 )
 REVIEW_STATUSES: tuple[ReviewStatus, ...] = ("unreviewed", "approved", "approved_with_edits", "rejected")
+REVIEW_QUALITIES = range(1, 6)
 APPROVED: tuple[ReviewStatus, ...] = ("approved", "approved_with_edits")
 # The error categories in which reviewers of radiology texts count, each as significant or not.
 ERROR_CATEGORIES = {
@@ -159,13 +160,13 @@ class Result(NamedTuple):
 class Review(NamedTuple):
     """What one reviewer says of one generated text.
 
-    `text_sha256` is the sha256 (hex) of the generated text that was judged: of any other text the review says nothing.
+    `judged_sha256` names the generated text that was judged and its prompt: of any others the review says nothing.
     `text` is the whole corrected text of `approved_with_edits`, `quality` runs from 1 to 5, `errors` counts in the
     order of ERROR_COUNTS (None = not filled in).
     """
 
     key: Key
-    text_sha256: str
+    judged_sha256: str
     status: ReviewStatus
     reviewer: str
     reviewed_at: date

@@ -13,6 +13,8 @@ from typing import Any
 from gxr_batch.errors import MachineError, RunError
 from gxr_batch.job import load_job
 from gxr_batch.ledger import Counts, RunReader, is_run
+from gxr_batch.ledger.exports import outdated
+from gxr_batch.ledger.reviews import reviewed_keys
 from gxr_batch.prepare import output_folder
 from gxr_batch.storage import storage_errors
 
@@ -107,8 +109,8 @@ def _status(folder: Path) -> RunStatus:
         last_part_at=datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds") if written else None,
         holder=str(holder) if holder else None,
         damaged_parts=len(reader.state.damaged),
-        reviewed=len(reader.reviews),
-        outdated_exports=tuple(reader.outdated()),
+        reviewed=reviewed_keys(folder),
+        outdated_exports=tuple(outdated(folder)),
         bytes=_size(folder),
         **counts._asdict(),
     )

@@ -57,7 +57,7 @@ class Watched(Workplace):
 
     def search(self) -> None:
         """Search names of files and the content of all that is neither the user's nor Parquet."""
-        own = {"f.csv", "f.parquet", "results.csv"}
+        own = {"f.csv", "f.parquet", "results.csv", "results-with-held.csv"}
         assert self.asked
         for path in self.folder.rglob("*"):
             assert CANARY not in str(path)

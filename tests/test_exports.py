@@ -74,7 +74,7 @@ def test_further_samples_have_names_of_their_own(work):
     work.run("--set", "sampling.samples_per_row=2", expect=3)
     text = exported(work, "openai-batch", "results-openai-batch.jsonl").read_text(encoding="utf-8")
     names = [json.loads(line)["custom_id"] for line in text.rstrip("\n").split("\n")]
-    assert names[:2] == ["C0", "C0#2"]
+    assert names[:2] == ["C0/1", "C0/2"]
     assert len(set(names)) == len(names)
 
 
@@ -89,7 +89,7 @@ def test_no_format_writes_over_the_runs_own_files(work, form, monkeypatch):
         "f.csv",
     )
     for name in names:
-        with pytest.raises(RunError, match="cannot be written there"):
+        with pytest.raises(RunError, match="No file can be written there"):
             export(RunReader(Path("outputs/j")), form, Path(name), Choice())
 
 

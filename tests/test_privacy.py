@@ -148,7 +148,7 @@ def test_a_held_answer_stays_in_the_part_and_goes_nowhere_else(work):
     run = work.folder / "outputs/j"
     for form in (("csv", "--partial"), ("csv-plain",), ("jsonl",), ("parquet",), ("openai-batch",), ("xlsx",)):
         done = work.gxr("export", "outputs/j", "--format", *form)
-        assert "held rows: 3, without the text (--include-held shows it)" in done.stdout
+        assert "held rows: 3, without cells and texts (--include-held shows them)" in done.stdout
     assert not any("Greyson" in path.read_text("utf-8-sig") for path in run.glob("results*.[cj]s*"))
     assert "Greyson" not in str(pq.read_table(run / "results-export.parquet").to_pylist())
     cells = [
@@ -163,11 +163,11 @@ def test_a_held_answer_is_shown_to_who_asks_for_it(work):
     work.run("--limit", "3", expect=3)
     run = work.folder / "outputs/j"
     done = work.gxr("export", "outputs/j", "--format", "csv", "--include-held")
-    assert "held rows: 3, with the texts" in done.stdout
-    with (run / "results.csv").open(encoding="utf-8-sig") as file:
+    assert "held rows: 3, with cells and texts" in done.stdout
+    with (run / "results-with-held.csv").open(encoding="utf-8-sig") as file:
         assert all("Greyson" in row["gxr_text"] and row["gxr_status"] == "held" for row in csv.DictReader(file))
     work.gxr("export", "outputs/j", "--format", "openai-batch", "--include-held")
-    line = json.loads((run / "results-openai-batch.jsonl").read_text().splitlines()[0])
+    line = json.loads((run / "results-with-held-openai-batch.jsonl").read_text().splitlines()[0])
     assert "Greyson" in line["response"]["body"]["choices"][0]["message"]["content"]
     assert line["error"]["message"] == "identifier screening of the output: name"
     assert "Greyson" in gxr_batch.read_results(run, include_held=True)["gxr_text"][0]
@@ -178,7 +178,7 @@ def test_an_unfinished_run_shows_held_answers_only_with_partial(work):
     own_words(work, HOLD + "[echo]\ncrash_after = 4\n")
     work.run(expect=4)
     assert "--partial" in work.gxr("export", "outputs/j", "--include-held", expect=2).stderr
-    assert "held rows: 6, with the texts" in work.gxr("export", "outputs/j", "--include-held", "--partial").stdout
+    assert "held rows: 6, with cells and texts" in work.gxr("export", "outputs/j", "--include-held", "--partial").stdout
 
 
 def test_a_person_releases_one_row_and_that_is_on_record(work):

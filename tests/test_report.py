@@ -265,7 +265,8 @@ def test_a_page_that_would_grow_too_large_shows_fewer_cases_and_says_which(made,
     done = report(RunReader(made.folder / "outputs/j"), None, made.folder / "small.html", include_held=False)
     html = (made.folder / "small.html").read_text(encoding="utf-8")
     assert 2 < done.shown < ROWS
-    assert f"{done.shown} of {ROWS} finished rows: all that failed, are held or have a flag, and the first of" in html
+    # The echo engine's texts copy their prompts, so that nearly every row has a flag.
+    assert f"{done.shown} of {ROWS} finished rows: the first that failed, are held or have a flag" in html
     ids = [case["gxr_row_id"] for case in unpacked(html)]
     assert {"C3", "C4"} <= set(ids), "the failed and the flagged one"
     assert ids == sorted(ids, key=lambda name: int(name[1:]))
@@ -487,18 +488,19 @@ def test_sorting_and_paging(opened):
     assert opened.locator("#rows tr").count() == ROWS
 
 
-def test_filters(opened):
+def test_filters(opened, made):
     opened.select_option("#filter-status", "failed")
     assert first_ids(opened) == ["C3"]
     assert "told to fail" in opened.inner_text("#rows tr")
     opened.select_option("#filter-status", "")
     opened.select_option("#filter-flag", "findings_truncated")
     assert first_ids(opened) == ["C4"]
-    assert opened.locator("#rows .flag").inner_text() == "findings_truncated"
+    assert "findings_truncated" in opened.locator("#rows .flag").all_inner_texts()
     opened.select_option("#filter-flag", "no flag")
     opened.select_option("#filter-review", "unreviewed")
     opened.select_option("#filter-finish", "stop")
-    assert count(opened).startswith("128 of")
+    plain = [row for row in made.results() if not row["gxr_flags"] and row["gxr_finish_reason"] == "stop"]
+    assert count(opened).startswith(f"{len(plain)} of")
 
 
 def test_a_case_is_opened_and_left_by_keyboard(opened):

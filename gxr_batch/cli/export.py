@@ -30,9 +30,11 @@ def command(
     Example:
       gxr-batch export outputs/demo
     """
-    from gxr_batch.export import Choice, export
+    from gxr_batch.export import APPROVED_ONLY, Choice, export
     from gxr_batch.ledger import RunReader
 
+    if include_held and (only or form in APPROVED_ONLY):
+        raise click.UsageError("--include-held is of no use here: a held row is never an approved one.")
     reader = RunReader(run_folder)
     choice = Choice(partial=partial, approved=only == "approved", include_held=include_held)
     done = export(reader, form, target, choice)
@@ -41,5 +43,5 @@ def command(
         click.echo(f"  {note}")
     held = reader.state.counts().held
     if held and only is None and form != "chat-jsonl":
-        which = "with the texts" if include_held else "without the text (--include-held shows it)"
+        which = "with cells and texts" if include_held else "without cells and texts (--include-held shows them)"
         click.echo(f"  held rows: {held:,}, {which}")

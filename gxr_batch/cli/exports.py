@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from gxr_batch.cli.exits import bug_report
 from gxr_batch.errors import GxrError
 
@@ -13,31 +15,40 @@ if TYPE_CHECKING:
     from gxr_batch.ledger import RunReader
 
 
-def write_exports(folder: Path, formats: Sequence[str], say: Callable[[str], None]) -> None:
-    """Write a finished run in these formats, but for files that are there and newer than results and reviews."""
+def write_exports(folder: Path, formats: Sequence[str], say: Callable[[str], None]) -> dict[str, str]:
+    """Write a finished run in these formats, but for files that are there and made of its present state.
+
+    Returns what became of each format: written, current or failed. A failure is said on stderr, asked for quiet or not.
+    """
+    outcome: dict[str, str] = {}
     if not formats:
-        return
+        return outcome
     from gxr_batch.ledger import RunReader
 
     for form in formats:
         try:
             written = _write(RunReader(folder), form)
         except GxrError as error:
-            say(f"The export as {form} failed; the results are safe. {error}")
+            click.echo(f"The export as {form} failed; the results are safe. {error}", err=True)
+            outcome[form] = "failed"
         except Exception as error:  # nobody may lose a night's results to a bug in an export
-            say(f"The export as {form} failed; the results are safe.\n{bug_report(error)}")
+            click.echo(f"The export as {form} failed; the results are safe.\n{bug_report(error)}", err=True)
+            outcome[form] = "failed"
         else:
+            outcome[form] = "written" if written else "current"
             if written:
                 say(written)
+    return outcome
 
 
 def _write(reader: RunReader, form: str) -> str:
     """Write one export; return what to tell the user, "" where it is there already."""
     from gxr_batch.export import Choice, default_path, export
+    from gxr_batch.ledger.exports import is_current
     from gxr_batch.report import REPORT_NAME, report
 
-    path = reader.folder / REPORT_NAME if form == "report" else default_path(reader, form)
-    if path.is_file() and path.stat().st_mtime >= reader.changed_at:
+    path = reader.folder / REPORT_NAME if form == "report" else default_path(reader, form, Choice())
+    if is_current(reader.folder, path):
         return ""
     if form == "report":
         page = report(reader, None, None, include_held=False)

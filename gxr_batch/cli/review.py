@@ -39,7 +39,7 @@ def import_command(run_folder: Path, sheets: tuple[Path, ...], reviewer: str, as
     was changed is refused and named; the others are taken. Where two reviewers differ, both are kept and reported.
 
     \b
-    Exit codes: 0 all taken, 2 a file cannot be used, 3 some rows were refused.
+    Exit codes: 0 all taken, 2 a file cannot be used, 3 some rows were refused, 4 disk or lock.
 
     \b
     Example:
@@ -59,6 +59,7 @@ def _summary(done: Imported) -> dict[str, object]:
         "taken": done.taken,
         "unchanged": done.unchanged,
         "unreviewed": done.unreviewed,
+        "without_verdict": done.remarks,
         "refused": [one._asdict() for one in done.refused],
         "disagreements": [
             {"row_id": one.row_id, "sample": one.sample, "verdicts": dict(one.verdicts)} for one in done.disagreements
@@ -72,7 +73,8 @@ def _text(run_folder: Path, done: Imported) -> str:
         f"{len(done.refused):,} refused"
     ]
     lines += [
-        f"  refused   {one.row_id}{_sample(one.sample)} ({one.file}, sheet {one.sheet}, row {one.row}): {one.why}"
+        f"  refused   {one.row_id or '-'}{_sample(one.sample)} ({one.file}, sheet {one.sheet}, row {one.row}): "
+        f"{one.why}"
         for one in done.refused[:_MOST_LISTED]
     ]
     lines += _more(len(done.refused))
@@ -82,6 +84,8 @@ def _text(run_folder: Path, done: Imported) -> str:
         for one in done.disagreements[:_MOST_LISTED]
     ]
     lines += _more(len(done.disagreements))
+    if done.remarks:
+        lines.append(f"  note      {done.remarks:,} of these have entries but no verdict in gxr_review_status")
     if done.disagreements:
         lines.append("  note      a case on which reviewers disagree is in no approved export until they agree")
     if done.taken:

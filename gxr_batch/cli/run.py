@@ -94,13 +94,12 @@ def command(
             display.show(progress)
 
         outcome = run(job, options, stopper, display.say, show)
-        if outcome.counts.left == 0:
-            write_exports(outcome.folder, job.export.formats, display.say)
-    _tell(job.name, outcome, as_json=as_json)
-
-
-def _tell(name: str, outcome: Outcome, *, as_json: bool) -> None:
-    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(name, outcome))
+        signals.generating = False  # from here on a signal ends the program: the results are written
+        exports = write_exports(outcome.folder, job.export.formats, display.say) if not outcome.counts.left else {}
+    if as_json:
+        click.echo(json.dumps(_summary(outcome) | {"exports": exports}, indent=2))
+    else:
+        click.echo(_text(job.name, outcome))
     click.get_current_context().exit(_exit_code(outcome))
 
 

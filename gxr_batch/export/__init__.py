@@ -12,6 +12,7 @@ from gxr_batch.export.source import Exported, Source, only_approved, open_source
 from gxr_batch.export.training import write_chat_jsonl
 from gxr_batch.export.xlsx import write_xlsx
 from gxr_batch.ledger import RunReader
+from gxr_batch.ledger.exports import keep_changed, remember, state_of
 from gxr_batch.ledger.targets import checked_target
 
 # format -> (its writer, the file that it makes in the run folder)
@@ -25,7 +26,7 @@ FORMATS: dict[str, tuple[Callable[[Source, Path], Exported], str]] = {
     "chat-jsonl": (write_chat_jsonl, "approved-chat.jsonl"),
 }
 # Nobody trains on what nobody approved.
-_APPROVED_ONLY = {"chat-jsonl"}
+APPROVED_ONLY = {"chat-jsonl"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +41,31 @@ class Choice:
 def export(reader: RunReader, form: str, target: Path | None, choice: Choice) -> Exported:
     """Write a run's results in one of FORMATS. Raises RunError, TemplateError, StorageError.
 
-    Approved rows alone go to a file of their own (`approved.xlsx`), so that they never replace the whole.
+    Approved rows alone go to a file of their own (`approved.xlsx`), so that they never replace the whole; so do texts
+    that are held. A file in the run folder that was changed since it was exported is kept under another name.
     """
     write, _ = FORMATS[form]
-    approved = choice.approved or form in _APPROVED_ONLY
-    path = checked_target(reader, target or default_path(reader, form, approved=approved))
+    state = state_of(reader.folder)  # before anything is read: what comes later makes the file out of date
+    path = checked_target(reader, target or default_path(reader, form, choice))
     source = open_source(reader, partial=choice.partial, include_held=choice.include_held)
-    return write(only_approved(source) if approved else source, path)
+    approved = choice.approved or form in APPROVED_ONLY
+    aside = keep_changed(reader.folder, path)
+    done = write(only_approved(source) if approved else source, path)
+    remember(reader.folder, path, state)
+    kept = (
+        (f"the file that stood there was changed since it was exported, and is kept as {aside.name}",) if aside else ()
+    )
+    return done._replace(notes=(*done.notes, *kept))
 
 
-def default_path(reader: RunReader, form: str, *, approved: bool = False) -> Path:
-    """Return where an export of this format goes where nobody says otherwise."""
+def default_path(reader: RunReader, form: str, choice: Choice) -> Path:
+    """Return where an export goes where nobody says otherwise."""
     _, name = FORMATS[form]
-    return reader.folder / (name.replace("results", "approved", 1) if approved else name)
+    if choice.approved or form in APPROVED_ONLY:
+        name = name.replace("results", "approved", 1)
+    elif choice.include_held:
+        name = name.replace("results", "results-with-held", 1)
+    return reader.folder / name
 
 
-__all__ = ["FORMATS", "Choice", "Exported", "default_path", "export"]
+__all__ = ["APPROVED_ONLY", "FORMATS", "Choice", "Exported", "default_path", "export"]

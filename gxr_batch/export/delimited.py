@@ -47,7 +47,7 @@ def _write(
                 columns = [_column(table, name, guarded) for name in names]
                 writer.writerows(zip(*columns, strict=True))
 
-    write_whole(path, write)
+    write_whole(path, write, unique=True)
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from gxr_batch.cells import plain
-from gxr_batch.export.source import Exported, Source
+from gxr_batch.export.source import Exported, Source, final_text
 from gxr_batch.ledger.files import write_whole
 
 
@@ -20,11 +21,12 @@ def write_jsonl(source: Source, path: Path) -> Exported:
 
 
 def write_openai_batch(source: Source, path: Path) -> Exported:
-    """Write rows as lines of a batch's output file: `custom_id` is the row id, with `#2` for further samples.
+    """Write rows as lines of a batch's output file.
 
-    Raises StorageError.
+    `custom_id` is the row id, or `id/2` where rows have several samples. Raises StorageError.
     """
-    return _lines(source, path, _batch_line)
+    several = int(source.reader.manifest.job["sampling"]["samples_per_row"]) > 1
+    return _lines(source, path, lambda row: _batch_line(row, several))
 
 
 def write_parquet(source: Source, path: Path) -> Exported:
@@ -38,7 +40,7 @@ def write_parquet(source: Source, path: Path) -> Exported:
                 rows += table.num_rows
                 writer.write_table(table.cast(source.schema))
 
-    write_whole(path, write)
+    write_whole(path, write, unique=True)
     return Exported(path, rows, source.partial)
 
 
@@ -51,15 +53,26 @@ def _lines(source: Source, path: Path, line: Callable[[Mapping[str, Any]], Mappi
             for table in source.tables:
                 rows += table.num_rows
                 for row in table.to_pylist():
-                    file.write(json.dumps(line(row), ensure_ascii=False, default=plain) + "\n")
+                    file.write(
+                        json.dumps(_finite(line(row)), ensure_ascii=False, allow_nan=False, default=plain) + "\n"
+                    )
 
-    write_whole(path, write)
+    write_whole(path, write, unique=True)
     return Exported(path, rows, source.partial)
 
 
-def _batch_line(row: Mapping[str, Any]) -> dict[str, Any]:
-    sample = row["gxr_sample"]
-    name = row["gxr_row_id"] if sample == 1 else f"{row['gxr_row_id']}#{sample}"
+def _finite(value: Any) -> Any:
+    """Return a value with null for the numbers that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list) else value
+
+
+def _batch_line(row: Mapping[str, Any], several: bool) -> dict[str, Any]:
+    # Repeated ids get `#2` in the table, so samples need another sign.
+    name = f"{row['gxr_row_id']}/{row['gxr_sample']}" if several else row["gxr_row_id"]
     failed = row["gxr_text"] is None  # a held row has its text only where that was asked for
     body = {
         "object": "chat.completion",
@@ -67,7 +80,7 @@ def _batch_line(row: Mapping[str, Any]) -> dict[str, Any]:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": row["gxr_text"]},
+                "message": {"role": "assistant", "content": final_text(row)},
                 "finish_reason": row["gxr_finish_reason"],
             }
         ],

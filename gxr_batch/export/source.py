@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,8 @@ _ROWS_A_BATCH = 16_384
 
 class Source(NamedTuple):
     """The rows of an export: their schema, the tables that hold them, its counts, and whether some are missing.
+
+    Cells and text of held rows are null, unless they were asked for.
 
     `approved` says that only rows are taken whose text a reviewer approved, with or without edits, and none rejected.
     """
@@ -51,7 +54,9 @@ def open_source(reader: RunReader, *, partial: bool, include_held: bool = False)
     """
     counts = reader.state.counts()
     if partial or (include_held and not counts.left):
-        return Source(reader, reader.schema, reader.finished(include_held=include_held), counts, counts.left > 0)
+        tables = reader.finished(include_held=include_held)
+        shown = tables if include_held else map(_withheld, tables)
+        return Source(reader, reader.schema, iter(shown), counts, counts.left > 0)
     if reader.results is None or include_held:
         raise RunError(
             f"This run is unfinished: {counts.left:,} rows are still to do.",
@@ -61,7 +66,35 @@ def open_source(reader: RunReader, *, partial: bool, include_held: bool = False)
     with damage(reader.results):
         schema = pq.read_schema(reader.results)  # of the file itself: the table may have got other columns since
     tables = map(reader.reviews.lay_over, _stored(reader.results))
-    return Source(reader, laid_over(schema), tables, counts, partial=False)
+    return Source(reader, laid_over(schema), map(_withheld, tables), _counts_of(schema) or counts, partial=False)
+
+
+def _counts_of(schema: pa.Schema) -> Counts | None:
+    """Return the counts of the state that results.parquet holds: the run may have got new rows since."""
+    try:
+        return Counts(**json.loads((schema.metadata or {})[b"gxr_counts"]))
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _withheld(table: pa.Table) -> pa.Table:
+    """Return the rows without the user's cells of those that are held: what they were held for may stand there."""
+    held = pc.equal(table["gxr_status"], "held")
+    if not pc.any(held).as_py():
+        return table
+    kept = pc.if_else(held, pa.scalar(None, pa.int64()), pa.array(range(table.num_rows), pa.int64()))
+    columns = [
+        column if name.startswith("gxr_") else column.take(kept)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
+    return pa.Table.from_arrays(columns, schema=table.schema)
+
+
+def final_text(row: Mapping[str, Any]) -> str | None:
+    """Return the text that a row stands for: a reviewer's where it was approved with edits, else the generated one."""
+    edited: str | None = row["gxr_review_text"] if row["gxr_review_status"] == "approved_with_edits" else None
+    generated: str | None = row["gxr_text"]
+    return edited or generated
 
 
 def only_approved(source: Source) -> Source:

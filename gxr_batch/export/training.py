@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from gxr_batch.errors import RowError, RunError
-from gxr_batch.export.source import Exported, Source
+from gxr_batch.export.source import Exported, Source, final_text
 from gxr_batch.job import Job
 from gxr_batch.ledger.files import write_whole
 from gxr_batch.prompts import field_map, messages_sha256, render, row_template
@@ -42,7 +42,7 @@ def write_chat_jsonl(source: Source, path: Path) -> Exported:
                         rows += 1
                         file.write(json.dumps(_line(row, messages), ensure_ascii=False) + "\n")
 
-    write_whole(path, write)
+    write_whole(path, write, unique=True)
     note = (
         f"{lost:,} rows are left out: their prompts cannot be made again as they were (the template was edited since, "
         "or the prompt had been cut)"
@@ -79,9 +79,8 @@ class _Prompts:
 
 
 def _line(row: dict[str, Any], messages: Messages) -> dict[str, Any]:
-    answer = row["gxr_review_text"] or row["gxr_text"]
     turns = [{"role": _ROLES[turn.role], "content": turn.text} for turn in messages.turns]
     return {
-        "messages": [*turns, {"role": "assistant", "content": answer}],
+        "messages": [*turns, {"role": "assistant", "content": final_text(row)}],
         "metadata": {name: row[name] for name in _MARKS},
     }

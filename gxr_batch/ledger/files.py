@@ -6,19 +6,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from gxr_batch.storage import storage_errors
 
-# One writer a folder (run.lock), so a fixed temporary name is safe, and a killed run leaves at most one behind.
+# Under run.lock there is one writer, so a fixed temporary name is safe, and a killed run leaves at most one behind.
 TEMPORARY_SUFFIX = ".tmp"
 
 
-def write_whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, then make it durable under its final name. Raises StorageError."""
-    temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+def write_whole(target: Path, write: Callable[[Path], None], *, unique: bool = False) -> None:
+    """Let `write` fill a temporary file, then make it durable under its final name. Raises StorageError.
+
+    Without run.lock two processes may write the same target: `unique` gives each a temporary name of its own.
+    """
+    mark = f".{os.getpid()}-{secrets.token_hex(4)}" if unique else ""
+    temporary = target.with_name(f"{target.name}{mark}{TEMPORARY_SUFFIX}")
     with storage_errors(target):
         try:
             write(temporary)

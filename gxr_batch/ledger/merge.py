@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gxr_batch.errors import RunError
 from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.parts import read_part
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
@@ -59,10 +60,16 @@ def joined(
         start += batch.num_rows
         row, sample = np.nonzero(state.status[rows] != TODO)
         results = _gather(parts, state.part[rows][row, sample], state.line[rows][row, sample])
+        if start > state.rows or not results["gxr_row_id"].equals(_ids(batch, row)):
+            raise RunError("The run took in another table while it was read.", where=str(folder), next_step="try again")
         if not include_held:
             results = _without_held_texts(results)
         own = pa.Table.from_batches([batch.drop_columns(list(KEY_COLUMNS_OF_INPUT))]).take(pa.array(row))
         yield _with_provenance(own, results, provenance)
+
+
+def _ids(batch: pa.RecordBatch, row: npt.NDArray[np.intp]) -> pa.ChunkedArray:
+    return pa.chunked_array([batch.column("gxr_row_id").take(pa.array(row))], pa.string())
 
 
 def joined_schema(folder: Path) -> pa.Schema:

@@ -11,20 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import RunError
-from gxr_batch.ledger.files import TEMPORARY_SUFFIX
 from gxr_batch.ledger.lock import Holder, writing
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
 from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, joined, joined_schema
-from gxr_batch.ledger.reviews import Reviews, laid_over, review_files
+from gxr_batch.ledger.reviews import Reviews, laid_over
 from gxr_batch.ledger.state import State
 from gxr_batch.ledger.table import has_footer, own_fields
 from gxr_batch.storage import reading
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# What exports and the report are called where nobody names them.
-_EXPORTS = ("results*.*", "approved*.*", "report.html")
+_ROWS_A_SLICE = 65_536
 
 
 class RunReader:
@@ -63,19 +60,6 @@ class RunReader:
         """Where results.parquet stands, None where no state of this run was complete yet, or where it is cut off."""
         path = self.folder / RESULTS_NAME
         return path if path.exists() and has_footer(path) else None
-
-    @property
-    def changed_at(self) -> float:
-        """When results or reviews changed last, in seconds since 1970; an export from before that is out of date."""
-        paths = [self.folder / RESULTS_NAME, *review_files(self.folder)]
-        return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
-
-    def outdated(self) -> list[str]:
-        """Return the names of the exports in the run folder that are older than the results or the reviews."""
-        changed = self.changed_at
-        found = {path for pattern in _EXPORTS for path in self.folder.glob(pattern) if path.is_file()}
-        old = (path.name for path in found if path.name != RESULTS_NAME and path.stat().st_mtime < changed)
-        return sorted(name for name in old if not name.endswith(TEMPORARY_SUFFIX))
 
     @property
     def schema(self) -> pa.Schema:
@@ -130,4 +114,6 @@ def _whole(reader: RunReader) -> pa.Table | None:
             stored = pq.read_table(reader.results, partitioning=None, page_checksum_verification=True)
     except RunError:
         return None
-    return reader.reviews.lay_over(stored)
+    slices = range(0, stored.num_rows, _ROWS_A_SLICE)
+    laid = [reader.reviews.lay_over(stored.slice(start, _ROWS_A_SLICE)) for start in slices]
+    return pa.concat_tables([laid_over(stored.schema).empty_table(), *laid])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,9 +31,9 @@ _NAME = re.compile(r"review-(\d{8})\.parquet")
 _LOCK_NAME, _LOCK_SECONDS = "import.lock", 30
 
 
-def text_sha256(text: str) -> str:
-    """Return the sha256 of a generated text, hex."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def judged_sha256(text: str, prompt_sha256: str | None) -> str:
+    """Return the sha256 (hex) of what a reviewer judges: a generated text, and the prompt that it answers."""
+    return hashlib.sha256(f"{prompt_sha256 or ''}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Reviews:
@@ -40,10 +41,13 @@ class Reviews:
 
     def __init__(self, reviews: Sequence[Review] = ()) -> None:
         self._of: dict[Key, dict[str, Review]] = {}
-        for review in reviews:
+        self.all = list(reviews)
+        # By the day on which it was judged: an old sheet that is imported late says nothing new.
+        for review in sorted(reviews, key=lambda review: review.reviewed_at):
             by_reviewer = self._of.setdefault(review.key, {})
-            by_reviewer.pop(review.reviewer, None)  # so that the newest stands last
-            by_reviewer[review.reviewer] = review
+            name = same_person(review.reviewer)
+            by_reviewer.pop(name, None)  # so that the newest stands last
+            by_reviewer[name] = review
 
     @classmethod
     def load(cls, folder: Path) -> Reviews:
@@ -54,13 +58,13 @@ class Reviews:
         """Count the keys that somebody judged, be it an earlier text of theirs."""
         return sum(any(one.status != UNREVIEWED for one in said.values()) for said in self._of.values())
 
-    def valid(self, key: Key, text: str | None) -> list[Review]:
+    def valid(self, key: Key, text: str | None, prompt_sha256: str | None) -> list[Review]:
         """Return what each reviewer says of this text of a key, the newest last."""
         said = self._of.get(key)
         if not said or text is None:
             return []
-        digest = text_sha256(text)
-        return [review for review in said.values() if review.text_sha256 == digest]
+        digest = judged_sha256(text, prompt_sha256)
+        return [review for review in said.values() if review.judged_sha256 == digest]
 
     def lay_over(self, table: pa.Table) -> pa.Table:
         """Return a table of result rows with the review columns added and status, flags and disclaimer as reviewed."""
@@ -70,10 +74,12 @@ class Reviews:
             return pa.Table.from_arrays([*table.columns, *nulls], schema=laid_over(table.schema))
         columns: dict[str, list[Any]] = {field.name: [None] * table.num_rows for field in extra}
         columns |= {name: table[name].to_pylist() for name in ("gxr_review_status", "gxr_flags", "gxr_disclaimer")}
-        keys = zip(table["gxr_row_id"].to_pylist(), table["gxr_sample"].to_pylist(), strict=True)
-        for at, (key, text) in enumerate(zip(keys, table["gxr_text"].to_pylist(), strict=True)):
-            if key in self._of:
-                for name, value in self._cells(Key(*key), text, columns["gxr_flags"][at]).items():
+        names = ("gxr_row_id", "gxr_sample", "gxr_text", "gxr_prompt_sha256")
+        rows = zip(*(table[name].to_pylist() for name in names), strict=True)
+        for at, (row_id, sample, text, prompt_sha256) in enumerate(rows):
+            if (row_id, sample) in self._of:
+                valid = self.valid(Key(row_id, sample), text, prompt_sha256)
+                for name, value in _cells(valid, columns["gxr_flags"][at]).items():
                     columns[name][at] = value
         schema = laid_over(table.schema)
         arrays = [
@@ -82,19 +88,25 @@ class Reviews:
         ]
         return pa.Table.from_arrays(arrays, schema=schema)
 
-    def _cells(self, key: Key, text: str | None, flags: Sequence[str] | None) -> Mapping[str, Any]:
-        """Return the cells of a row that was reviewed at some time."""
-        valid = self.valid(key, text)
-        if not valid:
-            return {"gxr_flags": [*(flags or ()), STALE]}
-        cells: dict[str, Any] = dict(_columns(valid[-1]))
-        if valid[-1].status != UNREVIEWED:
-            cells["gxr_disclaimer"] = REVIEWED_DISCLAIMER.format(
-                reviewer=valid[-1].reviewer, date=valid[-1].reviewed_at.isoformat()
-            )
-        if disagree(valid):
-            cells["gxr_flags"] = [*(flags or ()), DISAGREEMENT]
-        return cells
+
+def _cells(valid: Sequence[Review], flags: Sequence[str] | None) -> Mapping[str, Any]:
+    """Return the cells of a row that was reviewed at some time; `valid` are the reviews of its present text."""
+    if not valid:
+        return {"gxr_flags": [*(flags or ()), STALE]}
+    judged = [review for review in valid if review.status != UNREVIEWED]
+    newest = (judged or valid)[-1]  # a remark without a verdict takes no verdict away
+    cells: dict[str, Any] = dict(_columns(newest))
+    if judged:
+        date = newest.reviewed_at.isoformat()
+        cells["gxr_disclaimer"] = REVIEWED_DISCLAIMER.format(reviewer=newest.reviewer, date=date)
+    if disagree(valid):
+        cells["gxr_flags"] = [*(flags or ()), DISAGREEMENT]
+    return cells
+
+
+def same_person(name: str) -> str:
+    """Return a reviewer's name as it is compared: "Dr. Ray" and "dr.  ray" are one person."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
 def disagree(reviews: Sequence[Review]) -> bool:
@@ -106,6 +118,20 @@ def disagree(reviews: Sequence[Review]) -> bool:
 def laid_over(schema: pa.Schema) -> pa.Schema:
     """Return the schema of result rows with the review columns added."""
     return pa.schema([*schema, *review_schema()], metadata=schema.metadata)
+
+
+def reviewed_keys(folder: Path) -> int | None:
+    """Count the keys that somebody judged, cheaply; None where a file of reviews is damaged. Raises StorageError."""
+    newest: dict[tuple[str, int, str], str] = {}
+    try:
+        for path in review_files(folder):
+            with reading(path, RunError("")), pq.ParquetFile(path) as file:
+                table = file.read(columns=["gxr_row_id", "gxr_sample", "gxr_reviewer", "gxr_review_status"])
+            for row in table.to_pylist():
+                newest[row["gxr_row_id"], row["gxr_sample"], row["gxr_reviewer"]] = row["gxr_review_status"]
+    except (RunError, LookupError, ValueError):
+        return None
+    return len({(row_id, sample) for (row_id, sample, _), status in newest.items() if status != UNREVIEWED})
 
 
 @contextmanager
@@ -138,7 +164,7 @@ def add_reviews(folder: Path, reviews: Sequence[Review], metadata: Mapping[str, 
         {
             "gxr_row_id": review.key.row_id,
             "gxr_sample": review.key.sample,
-            "gxr_text_sha256": review.text_sha256,
+            "gxr_judged_sha256": review.judged_sha256,
             **_columns(review),
         }
         for review in reviews
@@ -161,7 +187,7 @@ def _columns(review: Review) -> dict[str, Any]:
 
 
 def _file_schema() -> pa.Schema:
-    names = ("gxr_row_id", "gxr_text_sha256", "gxr_review_status")
+    names = ("gxr_row_id", "gxr_judged_sha256", "gxr_review_status")
     key = [*(pa.field(name, pa.string()) for name in names), pa.field("gxr_sample", pa.int32())]
     return pa.schema([*key, *review_schema()])
 
@@ -194,7 +220,7 @@ def _review(row: Mapping[str, Any]) -> Review:
         raise ValueError
     return Review(
         key=Key(row["gxr_row_id"], row["gxr_sample"]),
-        text_sha256=row["gxr_text_sha256"],
+        judged_sha256=row["gxr_judged_sha256"],
         status=row["gxr_review_status"],
         reviewer=row["gxr_reviewer"] or "",
         reviewed_at=row["gxr_reviewed_at"],

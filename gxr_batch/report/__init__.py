@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gxr_batch.ledger import RunReader
+from gxr_batch.ledger.exports import remember, state_of
 from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.targets import checked_target
 from gxr_batch.legend import EVERY_FLAG
@@ -48,7 +49,9 @@ class _Table(NamedTuple):
 
 def report(reader: RunReader, against: RunReader | None, target: Path | None, *, include_held: bool) -> Reported:
     """Write the page of a run, beside another run's where `against` is given. Raises RunError, StorageError."""
-    path = checked_target(reader, target or reader.folder / REPORT_NAME)
+    state = state_of(reader.folder)  # before anything is read: what comes later makes the page out of date
+    name = REPORT_NAME.replace(".", "-with-held.") if include_held else REPORT_NAME
+    path = checked_target(reader, target or reader.folder / name)
     surveyed = survey(reader, compared=against is not None, include_held=include_held)
     comparison = None
     if against is not None:
@@ -58,7 +61,9 @@ def report(reader: RunReader, against: RunReader | None, target: Path | None, *,
     notices = (*_of_the_run(reader), *table.notices)
     text = page(Content(surveyed, counts, table.packed, table.findings, table.sentence, notices, comparison))
     data = text.encode("utf-8", "backslashreplace")  # a path that is no UTF-8
-    write_whole(path, lambda temporary: _write(temporary, data))
+    write_whole(path, lambda temporary: _write(temporary, data), unique=True)
+    if against is None:  # a page beside another run is never the page of the morning
+        remember(reader.folder, path, state)
     return Reported(path, len(data), surveyed.tally.rows, table.shown, notices)
 
 

@@ -7,25 +7,41 @@ from collections.abc import Mapping
 from datetime import date, datetime
 from typing import Any, NamedTuple, get_args
 
-from gxr_batch.cells import for_workbook, guard
-from gxr_batch.ledger.reviews import text_sha256
-from gxr_batch.records import ERROR_COUNTS, Key, Review, ReviewStatus
+from gxr_batch.cells import for_workbook, unguard
+from gxr_batch.ledger.reviews import judged_sha256
+from gxr_batch.records import ERROR_COUNTS, REVIEW_QUALITIES, Key, Review, ReviewStatus
 
-QUALITIES = range(1, 6)
 _COUNTS = {f"gxr_review_{name}" for name in ERROR_COUNTS}
 # What a reviewer fills in. A row in which all of this is empty says nothing.
 REVIEW_COLUMNS = frozenset(
     {"gxr_review_quality", "gxr_review_text", "gxr_review_comment", "gxr_reviewer", "gxr_reviewed_at", *_COUNTS}
 )
 # All that is read of a sheet's row.
-COLUMNS_READ = REVIEW_COLUMNS | {"gxr_row_id", "gxr_sample", "gxr_text", "gxr_review_status"}
+COLUMNS_READ = REVIEW_COLUMNS | {
+    "gxr_row_id",
+    "gxr_sample",
+    "gxr_text",
+    "gxr_review_status",
+    "gxr_attempt",
+    "gxr_prompt_sha256",
+}
 _ISO = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[T ].*)?")
 _DOTTED = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})")
+_SLASHED = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")
+# What a spreadsheet shows where it took a text for a formula.
+_SHEET_ERROR = re.compile(r"#(NAME\?|VALUE!|REF!|N/A|DIV/0!|NUM!|NULL!)|Err:\d+")
 _BLANKS = re.compile(r"\s+")
 
 
 class Wrong(Exception):
     """A row cannot be taken; the message says why, names columns, and quotes no cell."""
+
+
+class Judged(NamedTuple):
+    """A review, and whether its cells said when it was made."""
+
+    review: Review
+    dated: bool
 
 
 class Defaults(NamedTuple):
@@ -41,25 +57,63 @@ def says_something(cells: Mapping[str, Any]) -> bool:
     return bool(filled) or _status_word(cells) not in {"", "unreviewed"}
 
 
-def review_of(key: Key, text: str, cells: Mapping[str, Any], defaults: Defaults) -> Review:
+def may_withdraw(cells: Mapping[str, Any]) -> bool:
+    """Return whether a row that says nothing may take back what its reviewer said before: it still bears the name."""
+    return cells.get("gxr_reviewer") is not None and _status_word(cells) == "unreviewed"
+
+
+class Generated(NamedTuple):
+    """What the run has for a key: its status ("" = no such row, or still to do), its text, its prompt, its attempt."""
+
+    status: str = ""
+    text: str | None = None
+    prompt_sha256: str | None = None
+    attempt: int = 0
+
+
+def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults: Defaults) -> Judged:
     """Return the review in these cells of the text generated for `key`. Raises Wrong."""
-    if not _same_text(text, cells.get("gxr_text")):
+    text = generated.text
+    if text is None or generated.status != "ok":
+        raise Wrong(_no_text(generated.status))
+    if "gxr_text" not in cells:
+        raise Wrong("the sheet does not show the generated text (gxr_text)")
+    if _made_anew(generated, cells):
+        raise Wrong("the row was generated anew since the sheet was written; export it again")
+    if not _same_text(text, cells["gxr_text"]):
         raise Wrong("the generated text was changed; corrections belong into gxr_review_text")
     status = _status(cells)
     edited = _edited(status, text, cells)
     reviewer = _text(cells, "gxr_reviewer") or defaults.reviewer
     if not reviewer and status != "unreviewed":
         raise Wrong("gxr_reviewer is empty; fill it in, or add --reviewer NAME")
-    return Review(
+    review = Review(
         key=key,
-        text_sha256=text_sha256(text),
+        judged_sha256=judged_sha256(text, generated.prompt_sha256),
         status=status,
         reviewer=reviewer,
         reviewed_at=_date(cells.get("gxr_reviewed_at"), defaults.today),
-        quality=_number(cells, "gxr_review_quality", QUALITIES),
+        quality=_number(cells, "gxr_review_quality", REVIEW_QUALITIES),
         errors=tuple(_number(cells, f"gxr_review_{name}", range(1000)) for name in ERROR_COUNTS),
         text=edited,
         comment=_text(cells, "gxr_review_comment"),
+    )
+    return Judged(review, cells.get("gxr_reviewed_at") is not None)
+
+
+def _no_text(status: str) -> str:
+    return {
+        "": "this run has no such row, or has not generated it yet",
+        "failed": "the row failed and has no text",
+        "held": "the row is held back by identifier screening; release it with run --retry held --row",
+    }.get(status, "the row has no text")
+
+
+def _made_anew(generated: Generated, cells: Mapping[str, Any]) -> bool:
+    """Return whether the sheet shows another prompt or attempt than the run has now."""
+    prompt, attempt = cells.get("gxr_prompt_sha256"), cells.get("gxr_attempt")
+    return (prompt is not None and str(prompt).strip() != (generated.prompt_sha256 or "")) or (
+        attempt is not None and str(attempt).strip() not in {str(generated.attempt), f"{generated.attempt}.0"}
     )
 
 
@@ -69,7 +123,8 @@ def _same_text(text: str, shown: Any) -> bool:
     Blanks do not count: programs change line ends and trailing blanks on their own.
     """
     seen = _squeezed(str(shown or ""))
-    return seen in {_squeezed(text), _squeezed(for_workbook(text).text), _squeezed(guard(text))}
+    possible = {text, for_workbook(text).text}
+    return seen in {_squeezed(one) for text in possible for one in (text, unguard(text))}
 
 
 def _squeezed(text: str) -> str:
@@ -101,7 +156,12 @@ def _edited(status: ReviewStatus, text: str, cells: Mapping[str, Any]) -> str | 
 
 def _text(cells: Mapping[str, Any], name: str) -> str | None:
     value = cells.get(name)
-    return str(value).replace("\r\n", "\n").strip() or None if value is not None else None
+    if value is None:
+        return None
+    text = str(value).replace("\r\n", "\n").strip()
+    if _SHEET_ERROR.fullmatch(text):
+        raise Wrong(f"{name} holds a spreadsheet's error; type an apostrophe before a text that begins with = + - or @")
+    return text or None
 
 
 def _number(cells: Mapping[str, Any], name: str, allowed: range) -> int | None:
@@ -131,6 +191,10 @@ def _date(value: Any, today: date) -> date:
             return date(int(found[1]), int(found[2]), int(found[3]))
         if found := _DOTTED.fullmatch(text):
             return date(int(found[3]), int(found[2]), int(found[1]))
+        if found := _SLASHED.fullmatch(text):
+            one, other, year = map(int, found.groups())
+            if one != other and max(one, other) > 12:  # else nobody knows which is the month
+                return date(year, min(one, other), max(one, other))
     except ValueError:
         pass
     raise Wrong("gxr_reviewed_at is no date; write it as 2026-01-31")

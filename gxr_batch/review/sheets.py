@@ -7,20 +7,36 @@ columns moved. What the sheet means is not decided here.
 from __future__ import annotations
 
 import csv
-import io
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gxr_batch.cells import unguard
 from gxr_batch.errors import RunError
 from gxr_batch.rows.text import open_lines, scan, separator_line
 from gxr_batch.storage import storage_errors
 
-KEY = "gxr_row_id"
+KEY, STATUS = "gxr_row_id", "gxr_review_status"
+# What openpyxl and what it stands on make of damaged files.
+_NO_WORKBOOK = (
+    zipfile.BadZipFile,
+    zlib.error,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    SyntaxError,
+    EOFError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,
+)
 _HEADER_WITHIN = 20  # rows from the top in which a header is looked for
 _MOST_CHARACTERS = 2**24  # of one CSV cell
+_SAMPLED_CHARACTERS = 2**20  # in which the header's delimiter is looked for
 
 
 class SheetRow(NamedTuple):
@@ -69,14 +85,33 @@ def _below_header(name: str, rows: Iterable[tuple[int, Sequence[Any]]]) -> Itera
     header: list[str] = []
     for number, cells in rows:
         if header:
-            named = {column: cell for column, cell in zip(header, cells, strict=False) if column and cell is not None}
-            if named:
+            pairs = zip(header, cells, strict=False)
+            named = {column: _plain(cell) for column, cell in pairs if column and cell is not None}
+            if named and named.get(KEY) != KEY:  # a header may stand there again
                 yield SheetRow(name, number, named)
-        elif KEY in cells:
-            header = [str(cell).strip() if cell is not None else "" for cell in cells]
+        elif KEY in (names := [str(cell).strip() if cell is not None else "" for cell in cells]):
+            header = names
+            _refuse_header(name, header)
             yield None
         elif number >= _HEADER_WITHIN:
             return
+
+
+def _refuse_header(sheet: str, header: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(header) if name.startswith("gxr_") and header.count(name) > 1]
+    missing = [name for name in (STATUS, "gxr_text") if name not in header]
+    if twice or missing:
+        what = f"twice: {', '.join(twice)}" if twice else f"not: {', '.join(missing)}"
+        raise RunError(
+            f"The sheet's header has a column that is needed {what}.",
+            where=f"sheet {sheet}",
+            next_step="give each column its name back, once",
+        )
+
+
+def _plain(cell: Any) -> Any:
+    """Return a cell without the apostrophe by which the CSV for Excel keeps it from running."""
+    return unguard(cell) if isinstance(cell, str) else cell
 
 
 def _workbook_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequence[Any]]]]]:
@@ -116,7 +151,7 @@ def _damage(path: Path) -> Iterator[None]:
     with storage_errors(path):
         try:
             yield
-        except (InvalidFileException, zipfile.BadZipFile, KeyError, ValueError, TypeError, SyntaxError, EOFError):
+        except (*_NO_WORKBOOK, InvalidFileException):
             raise RunError(
                 "This file is no workbook that can be read.",
                 where=str(path.absolute()),
@@ -125,16 +160,23 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequence[Any]]]]]:
-    encoding = scan(path, "auto").encoding
-    with open_lines(path, encoding) as lines:
-        text = "".join(lines)
-    yield path.name, _csv_cells(text, _delimiter(text))
+    yield path.name, _csv_cells(path, scan(path, "auto").encoding)
 
 
-def _csv_cells(text: str, delimiter: str) -> Iterator[tuple[int, Sequence[Any]]]:
+def _csv_cells(path: Path, encoding: str) -> Iterator[tuple[int, Sequence[Any]]]:
     csv.field_size_limit(_MOST_CHARACTERS)
-    for number, cells in enumerate(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), start=1):
-        yield number, [cell if cell.strip() else None for cell in cells]
+    with open_lines(path, encoding) as lines:
+        delimiter = _delimiter(lines.sample(_SAMPLED_CHARACTERS))
+    with open_lines(path, encoding) as lines:
+        try:
+            for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), start=1):
+                yield number, [cell if cell.strip() else None for cell in cells]
+        except csv.Error:  # its words may quote the file
+            raise RunError(
+                "This CSV file cannot be read, perhaps for a stray quote.",
+                where=str(path.absolute()),
+                next_step="open it in a spreadsheet and save it anew",
+            ) from None
 
 
 def _delimiter(text: str) -> str:

@@ -13,7 +13,6 @@ from gxr_batch.records import review_schema
 
 Role = Literal["key", "mark", "input", "text", "review", "flags", "provenance"]
 
-QUALITIES = tuple(range(1, 6))
 _WIDTHS = {"key": 16, "mark": 17, "input": 24, "text": 80, "review": 16, "flags": 28, "provenance": 18}
 _OWN_WIDTHS = {
     "gxr_sample": 12,

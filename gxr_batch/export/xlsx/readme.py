@@ -11,7 +11,6 @@ from gxr_batch.export.xlsx.formats import Formats
 from gxr_batch.legend import LEGEND
 from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES
 
-APPROVED_TITLE = "AI-generated teaching cases, approved by a reviewer"
 APPROVED_BANNER = (
     "AI-generated teaching material. Each case was approved by the person in gxr_reviewer; gxr_review_text, where "
     "filled, replaces gxr_text. Research and education only; not for diagnosis, treatment or any clinical use."
@@ -39,6 +38,13 @@ _WIDTHS = (30, 110)
 _LINE_POINTS = 15
 
 
+def state(source: Source) -> str:
+    """Return how far these cases are reviewed, in words."""
+    if source.approved:
+        return "approved by a reviewer"
+    return "partly reviewed" if len(source.reader.reviews) else "not reviewed"
+
+
 def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
     """Write the sheet."""
     sheet = workbook.add_worksheet("README")
@@ -48,7 +54,7 @@ def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
     sheet.set_landscape()
     sheet.set_paper(9)
     sheet.fit_to_pages(1, 0)
-    title = APPROVED_TITLE if source.approved else "AI-generated teaching cases, not reviewed"
+    title = f"AI-generated teaching cases, {state(source)}"
     banner = APPROVED_BANNER if source.approved else DISCLAIMER
     lines: list[_Line] = [_Line(title, "", formats.title), _Line("", banner, formats.banner), _BLANK]
     lines += [_Line(name, value) for name, value in _facts(source).items()]

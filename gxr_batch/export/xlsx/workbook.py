@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import date
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -20,11 +21,11 @@ from gxr_batch.cells import as_text, for_workbook, is_number
 from gxr_batch.errors import StorageError
 from gxr_batch.export.source import Exported, Source
 from gxr_batch.export.xlsx.formats import Formats, make_formats
-from gxr_batch.export.xlsx.layout import QUALITIES, Column, layout
-from gxr_batch.export.xlsx.readme import APPROVED_BANNER, write_readme
-from gxr_batch.ledger.files import write_whole
+from gxr_batch.export.xlsx.layout import Column, layout
+from gxr_batch.export.xlsx.readme import APPROVED_BANNER, state, write_readme
+from gxr_batch.ledger.files import TEMPORARY_SUFFIX, write_whole
 from gxr_batch.legend import SHORTENED
-from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_STATUSES, review_schema
+from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema
 
 # Excel's limit is 1,048,576 rows a sheet; a round number below it leaves room for banner and header.
 ROWS_A_SHEET = 1_000_000
@@ -39,6 +40,7 @@ _OPTIONS = {
     "strings_to_urls": False,
     "strings_to_numbers": False,
     "nan_inf_to_errors": True,
+    "use_zip64": True,  # a sheet of more than half a million cases is beyond 2 GiB
 }
 
 
@@ -50,16 +52,18 @@ def write_xlsx(source: Source, path: Path) -> Exported:
     written: list[Exported] = []
 
     def write(temporary: Path) -> None:
-        workbook = Workbook(str(temporary), _OPTIONS)
-        try:
-            written.append(_Book(workbook, source).fill(path))
-            workbook.close()
-        except FileCreateError as error:  # the disk's own error stands inside
-            raise error.args[0] from None
-        finally:
-            _let_go(workbook)
+        # Rows wait on disk, beside the workbook: nowhere else do texts of a run belong.
+        with TemporaryDirectory(prefix=f"{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent) as scratch:
+            workbook = Workbook(str(temporary), _OPTIONS | {"tmpdir": scratch})
+            try:
+                written.append(_Book(workbook, source).fill(path))
+                workbook.close()
+            except FileCreateError as error:  # the disk's own error stands inside
+                raise error.args[0] from None
+            finally:
+                _let_go(workbook)
 
-    write_whole(path, write)
+    write_whole(path, write, unique=True)
     return written[-1]
 
 
@@ -70,8 +74,6 @@ def _let_go(workbook: Any) -> None:
         if sheet.row_data_fh is not None and not sheet.row_data_fh.closed:
             with suppress(OSError):
                 sheet.row_data_fh.close()
-            with suppress(OSError):
-                Path(sheet.row_data_filename).unlink()
 
 
 class _Book:
@@ -83,13 +85,12 @@ class _Book:
         self._shortened = self._rows = 0
         self._sheet: Any = None
         self._at = _FIRST_ROW
-        state = "approved by a reviewer" if source.approved else "unreviewed"
         workbook.set_properties(
             {
                 "title": f"Teaching cases: {source.reader.manifest.name}",
                 "subject": APPROVED_BANNER if source.approved else DISCLAIMER,
                 "category": "AI-generated",
-                "keywords": f"AI-generated, {state}, research and education only",
+                "keywords": f"AI-generated, {state(source)}, research and education only",
                 "comments": APPROVED_BANNER if source.approved else DISCLAIMER,
             }
         )
@@ -153,7 +154,7 @@ class _Book:
         places = {column.name: place for place, column in enumerate(columns)}
         status = places["gxr_review_status"]
         _choose(sheet, status, last, REVIEW_STATUSES, "Choose a status.")
-        _choose(sheet, places["gxr_review_quality"], last, QUALITIES, "1 = unusable … 5 = ready to teach with.")
+        _choose(sheet, places["gxr_review_quality"], last, REVIEW_QUALITIES, "1 = unusable … 5 = ready to teach with.")
         for name in ERROR_COUNTS:
             _count(sheet, places[f"gxr_review_{name}"], last)
         _day(sheet, places["gxr_reviewed_at"], last)

@@ -115,9 +115,17 @@ function closed() {
   focusOn(byId("rows").querySelector(`tr[data-row="${view.order[opened.at]}"] .open`));
 }
 
+function decoded(name) {
+  try {
+    return decodeURIComponent(name);
+  } catch {
+    return name; // an address that somebody typed
+  }
+}
+
 function openFromAddress() {
   if (!location.hash.startsWith("#case=")) return;
-  const name = decodeURIComponent(location.hash.slice("#case=".length));
+  const name = decoded(location.hash.slice("#case=".length));
   const at = view.order.findIndex((row) => cases.name(row) === name);
   if (at >= 0) show(at);
 }

@@ -1,0 +1,85 @@
+"""What was made of a run and of which state of it, so exports out of date are known, and no work is replaced.
+
+exports.json names every export in the run folder with the state that it was made of and the file's size and time. A
+file that is no longer what was written is somebody's work, such as a reviewer's: it is set aside, never replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gxr_batch.ledger.files import sync_folder, write_whole
+from gxr_batch.ledger.merge import RESULTS_NAME
+from gxr_batch.ledger.reviews import review_files
+from gxr_batch.storage import storage_errors
+
+EXPORTS_NAME = "exports.json"
+
+
+def state_of(folder: Path) -> str:
+    """Return a name for the present state of results and reviews."""
+    with storage_errors(folder):
+        results = folder / RESULTS_NAME
+        made = results.stat() if results.exists() else None
+        newest = review_files(folder)[-1:]
+    return f"{made.st_mtime_ns if made else 0}-{made.st_size if made else 0}-{newest[0].name if newest else ''}"
+
+
+def remember(folder: Path, path: Path, state: str) -> None:
+    """Note that an export in the run folder was just made of a state. Raises StorageError."""
+    if path.parent.resolve() != folder.resolve():
+        return
+    known = _known(folder)
+    with storage_errors(path):
+        made = path.stat()
+    known[path.name] = {"state": state, "size": made.st_size, "mtime_ns": made.st_mtime_ns}
+    text = json.dumps(known, indent=1) + "\n"
+    write_whole(folder / EXPORTS_NAME, lambda target: _write(target, text), unique=True)
+
+
+def is_current(folder: Path, path: Path) -> bool:
+    """Return whether an export is there and was made of the present state, whatever was done to the file since."""
+    return path.is_file() and _known(folder).get(path.name, {}).get("state") == state_of(folder)
+
+
+def outdated(folder: Path) -> list[str]:
+    """Return the names of the exports in the run folder that were made of an earlier state."""
+    state = state_of(folder)
+    old = (name for name, entry in _known(folder).items() if entry.get("state") != state)
+    return sorted(name for name in old if (folder / name).is_file())
+
+
+def keep_changed(folder: Path, path: Path) -> Path | None:
+    """Set a file of the run folder aside that is not as an export left it; return its new name. Raises StorageError."""
+    if path.parent.resolve() != folder.resolve() or not path.is_file():
+        return None
+    with storage_errors(path):
+        made, entry = path.stat(), _known(folder).get(path.name, {})
+        if (made.st_size, made.st_mtime_ns) == (entry.get("size"), entry.get("mtime_ns")):
+            return None
+        stamp = datetime.now().astimezone().strftime("%Y%m%dT%H%M%S")
+        aside = path.with_name(f"{path.stem}.before-{stamp}{path.suffix}")
+        number = 2
+        while aside.exists():
+            aside = path.with_name(f"{path.stem}.before-{stamp}-{number}{path.suffix}")
+            number += 1
+        path.rename(aside)
+        sync_folder(path.parent)
+    return aside
+
+
+def _known(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what exports.json says; it is a convenience, and one that cannot be read counts as empty."""
+    with suppress(OSError, ValueError):
+        known = json.loads((folder / EXPORTS_NAME).read_text(encoding="utf-8"))
+        if isinstance(known, dict):
+            return {str(name): entry for name, entry in known.items() if isinstance(entry, dict)}
+    return {}
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -152,7 +152,6 @@ def test_values_of_a_job_never_appear_in_the_message(job_file):
         "engine.kind=ray",
         "engine.kind=api",
         "api.model=x",
-        "finetune.steps=3",
         "model.adapter=folder",
         "privacy.identifiers=hold",
         'export.formats=["xlsx"]',

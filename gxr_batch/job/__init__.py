@@ -1,5 +1,6 @@
 """The job file: its sections as frozen models, how it is read, and what is said where it is wrong."""
 
+from gxr_batch.job.finetuning import FinetuneSection
 from gxr_batch.job.reading import UNBUILT_SECTIONS, load_job, make_job
 from gxr_batch.job.sections import (
     EchoSection,
@@ -16,6 +17,7 @@ __all__ = [
     "UNBUILT_SECTIONS",
     "EchoSection",
     "EngineSection",
+    "FinetuneSection",
     "InputSection",
     "Job",
     "ModelSection",

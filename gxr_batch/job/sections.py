@@ -6,45 +6,17 @@ Values outside the guide's ranges are warnings. Nothing here touches the table, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from gxr_batch.job.base import MOST, MOST_TOKENS, FilePath, Section, spelled
+from gxr_batch.job.finetuning import FinetuneSection
 from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, parse_duration
 
-MOST_TOKENS = 1_000_000  # beyond any model
-MOST = 2**31 - 1  # what a column of the results holds
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
-
-
-def _spelled(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """Return a validator that keeps the text as it is spelled and refuses what `parse` cannot read."""
-
-    def check(value: str) -> str:
-        parse(value)
-        return value
-
-    return check
-
-
-def _path_of_a_file(value: str) -> str:
-    """Return a path as it is; raise ValueError for one that no file can have."""
-    if "\0" in value:
-        raise ValueError("holds a NUL character, and no path does")
-    if len(value.encode()) > 4000 or any(len(name.encode()) > 255 for name in value.split("/")):
-        raise ValueError("is too long for a path: a name has at most 255 bytes, a path 4000")
-    return value
-
-
-FilePath = Annotated[str, AfterValidator(_path_of_a_file)]
-
-
-class Section(BaseModel):
-    """A table of the job file: frozen, strict about unknown keys, silent about values in its errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class InputSection(Section):
@@ -55,7 +27,7 @@ class InputSection(Section):
     delimiter: str = "auto"
     encoding: str = "auto"
     null_values: tuple[str, ...] = ()
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("delimiter")
     @classmethod
@@ -73,7 +45,7 @@ class PromptSection(Section):
     system: str = ""
     format: Literal["chat", "literal"] = "chat"
     too_long: Literal["fail", "truncate"] = "fail"
-    templates: dict[Annotated[str, Field(pattern=TEMPLATE_NAME)], FilePath] = {}
+    templates: dict[Annotated[str, Field(pattern=TEMPLATE_NAME)], FilePath] = Field(default_factory=dict)
 
 
 class ModelSection(Section):
@@ -120,8 +92,8 @@ class EngineSection(Section):
     threads: int = Field(default=0, ge=0, le=MOST)
     window: int = Field(default=4096, ge=1, le=MOST)
 
-    _memory = field_validator("memory_limit")(_spelled(parse_bytes))
-    _wait = field_validator("wait_for_memory")(_spelled(parse_duration))
+    _memory = field_validator("memory_limit")(spelled(parse_bytes))
+    _wait = field_validator("wait_for_memory")(spelled(parse_duration))
 
 
 class RunSection(Section):
@@ -135,8 +107,8 @@ class RunSection(Section):
     max_failed: Literal["off"] | int | float = 0.5
     max_attempts: int = Field(default=3, ge=1, le=1000)
 
-    _clock = field_validator("stop_by")(_spelled(parse_clock))
-    _limit = field_validator("time_limit")(_spelled(parse_duration))
+    _clock = field_validator("stop_by")(spelled(parse_clock))
+    _limit = field_validator("time_limit")(spelled(parse_duration))
 
     @field_validator("max_failed")
     @classmethod
@@ -195,6 +167,7 @@ class Job(Section):
     privacy: PrivacySection = PrivacySection()
     export: ExportSection = ExportSection()
     echo: EchoSection = EchoSection()
+    finetune: FinetuneSection = FinetuneSection()
 
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> Job:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "gxr_batch"
 # From left to right. What stands side by side in a level does not import each other.
 LEVELS = (
     {"cli"},
-    {"runner", "status", "check", "export", "conversation", "bench"},
+    {"runner", "status", "check", "export", "conversation", "bench", "finetune"},
     {"invocation", "feed"},
     {"progress", "notices"},
     {"fitter", "chronicle"},
@@ -28,7 +28,7 @@ LEVELS = (
     {"errors"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-HEAVY = {"torch", "transformers", "pandas", "accelerate", "bitsandbytes", "tokenizers"}
+HEAVY = {"torch", "transformers", "pandas", "accelerate", "bitsandbytes", "tokenizers", "trl", "peft", "datasets"}
 
 
 def modules() -> list[Path]:
@@ -91,7 +91,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
     assert done.stderr.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["run", "check", "status", "export", "generate", "bench", "templates"])
+@pytest.mark.parametrize("verb", ["run", "check", "status", "export", "generate", "bench", "finetune", "templates"])
 def test_the_help_of_a_verb_imports_nothing_heavy_either(verb):
     code = (
         "import sys\nfrom gxr_batch.cli import main\n"

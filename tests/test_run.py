@@ -302,7 +302,7 @@ def test_a_table_that_is_not_there_is_exit_2_with_its_absolute_path(work):
     assert str(work.folder / "f.csv") in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["report", "review", "bench", "finetune", "generate"])
+@pytest.mark.parametrize("verb", ["report", "review"])
 def test_verbs_that_are_not_built_say_so(work, verb):
     assert "not available yet" in work.gxr(verb, expect=2).stderr
 

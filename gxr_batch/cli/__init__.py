@@ -24,9 +24,10 @@ VERBS = {
     "export": "Write a run's results for a spreadsheet.",
     "generate": "Answer one prompt, or a conversation.",
     "bench": "Measure this machine.",
+    "finetune": "Train a LoRA adapter on reviewed rows.",
     "templates": "List, show or preview prompt templates.",
 }
-UNBUILT_VERBS = ("report", "review", "finetune")
+UNBUILT_VERBS = ("report", "review")
 
 
 class Verbs(click.Group):

@@ -299,14 +299,10 @@ def test_the_defaults_are_the_guides():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft uses a name of transformers' that will go
-def test_training_lowers_the_held_out_loss_and_writes_an_adapter_that_loads(
-    place, real_dir, real_tokenizer, monkeypatch
-):
+def test_training_lowers_the_held_out_loss_and_writes_an_adapter_that_loads(place, real_dir, real_tokenizer):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    # The trainer's logits come in chunks, and the answers here are far shorter than its ordinary ones.
-    monkeypatch.setattr("trl.trainer.sft_trainer._CHUNKED_LM_HEAD_CHUNK_SIZE", 32)
     with_real = f"model.path={real_dir}"
     steps = []
     outcome = train(with_real, "finetune.max_steps=4", "finetune.eval_steps=4", show=steps.append)
@@ -465,6 +461,14 @@ def test_bfloat16_trains_and_saves_in_bfloat16(place):
     outcome = train("model.dtype=bfloat16", "finetune.max_steps=4", "finetune.gradient_checkpointing=true")
     assert outcome.loss_after < outcome.loss_before
     assert {tensor.dtype for tensor in weights().values()} == {torch.bfloat16}
+
+
+def test_the_loss_in_chunks_is_the_same(place, monkeypatch):
+    whole = train("finetune.max_steps=2")
+    monkeypatch.setattr("gxr_batch.finetune.training._MOST_LOGITS_BYTES", 0)
+    chunked = train("finetune.max_steps=2", "finetune.output=chunked")
+    assert chunked.loss_before == pytest.approx(whole.loss_before, rel=1e-5)
+    assert chunked.loss_after == pytest.approx(whole.loss_after, rel=1e-3)
 
 
 def test_modules_that_the_model_lacks_are_one_message(place):

@@ -17,6 +17,7 @@ from typing import Any
 
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.finetune.data import DataFile, read_examples
+from gxr_batch.finetune.quiet import quiet
 from gxr_batch.finetune.rows import Rows, encode, split, steps_of
 from gxr_batch.finetune.standing import Show
 from gxr_batch.finetune.work import Record, Work, now, open_work
@@ -73,7 +74,8 @@ def finetune(job: Job, options: Options, stopper: Stopper, say: Say, show: Show)
         record = work.begin(_record(job, rows, files, local.identity()))
         if work.finished:
             return _nothing_to_do(work, rows, job)
-        from gxr_batch.finetune.tuning import Tuning
+        with quiet():  # bitsandbytes warns of a faster kernel that it does not find
+            from gxr_batch.finetune.tuning import Tuning
 
         began = time.monotonic()
         tuning = Tuning(job, rows, local, work, say)
@@ -120,6 +122,12 @@ def _tell_of_rows(rows: Rows, job: Job, say: Say) -> None:
         say(
             f"{len(rows.too_long):,} rows are left out, because prompt and answer have more than "
             f"model.max_seq_length = {job.model.max_seq_length} tokens: {named}."
+        )
+    steps = steps_of(job.finetune, len(rows.training))
+    if job.finetune.warmup_steps >= steps:
+        say(
+            f"finetune.warmup_steps = {job.finetune.warmup_steps}, and there are {steps:,} steps: the learning rate "
+            "never gets to what it is set to."
         )
     if not rows.held_out:
         say("finetune.held_out = 0: nothing will be known of how the adapter does on rows that it never saw.")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,6 @@ from trl.trainer.sft_trainer import SFTTrainer
 from gxr_batch.errors import StorageError
 from gxr_batch.finetune.standing import Show, Standing
 from gxr_batch.finetune.work import Work
-from gxr_batch.models.quiet import quiet_transformers
 from gxr_batch.stopping import Stopper
 
 
@@ -43,24 +38,6 @@ class Trainer(SFTTrainer):
                 where=str(Path(str(self.args.output_dir)).absolute()),
                 next_step="make room or mend the disk, then run the same command again: it goes on from the one before",
             ) from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' chatter off stderr inside the block: what the user should know we say ourselves."""
-    loggers = [logging.getLogger(name) for name in ("accelerate", "bitsandbytes", "datasets", "peft", "trl")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with quiet_transformers(), warnings.catch_warnings():
-            # How the libraries use each other's old names is not the user's business.
-            for kind in (FutureWarning, DeprecationWarning):
-                warnings.simplefilter("ignore", kind)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 class Watch(TrainerCallback):

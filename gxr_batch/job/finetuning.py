@@ -36,7 +36,7 @@ class FinetuneSection(Section):
     eval_steps: int = Field(default=10, ge=1, le=MOST)
     gradient_checkpointing: bool = False
     lora_r: int = Field(default=16, ge=1, le=4096)
-    lora_alpha: float = Field(default=32, gt=0, le=MOST, allow_inf_nan=False)
+    lora_alpha: int = Field(default=32, ge=1, le=MOST)
     lora_dropout: float = Field(default=0, ge=0, lt=1, allow_inf_nan=False)
     lora_targets: tuple[str, ...] = Field(default=_ALL_LINEAR, min_length=1)
     sample_rows: int = Field(default=4, ge=0, le=100)

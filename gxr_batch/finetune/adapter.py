@@ -25,6 +25,8 @@ from gxr_batch.models.loading import LoadedModel
 from gxr_batch.models.quiet import quiet_transformers
 from gxr_batch.records import DISCLAIMER
 
+_WEIGHTS = "adapter_model.safetensors"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -69,7 +71,7 @@ def fill(folder: Path, model: Any, base: Base, loaded: LoadedModel) -> None:
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     save_file(
         {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in sorted(weights.items())},
-        folder / "adapter_model.safetensors",
+        folder / _WEIGHTS,
         metadata={"format": "pt"},
     )
     config = model.peft_config["default"]
@@ -77,6 +79,8 @@ def fill(folder: Path, model: Any, base: Base, loaded: LoadedModel) -> None:
     config.target_modules = sorted(config.target_modules)  # a set has another order in every process
     config.inference_mode = True
     config.save_pretrained(str(folder))
+    # safetensors makes files that their owner alone can read, whatever the user's umask says.
+    (folder / _WEIGHTS).chmod((folder / "adapter_config.json").stat().st_mode)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": list(loaded.end_ids)}
     with quiet_transformers():
         tokenizer.save_pretrained(folder)

@@ -151,7 +151,6 @@ def test_values_of_a_job_never_appear_in_the_message(job_file):
         "engine.kind=vllm",
         "engine.kind=ray",
         "vllm.model=x",
-        "finetune.steps=3",
     ],
 )
 def test_what_is_not_built_yet_is_refused_and_never_ignored(job_file, override):

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "gxr_batch"
 # From left to right. What stands side by side in a level does not import each other.
 LEVELS = (
     {"cli"},
-    {"runner", "status", "check", "export", "review", "report", "conversation", "bench"},
+    {"runner", "status", "check", "export", "review", "report", "conversation", "bench", "finetune"},
     {"invocation", "feed"},
     {"progress", "notices"},
     {"fitter", "chronicle", "legend"},
@@ -28,7 +28,18 @@ LEVELS = (
     {"errors"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-HEAVY = {"torch", "transformers", "pandas", "accelerate", "bitsandbytes", "tokenizers", "vl_convert"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "pandas",
+    "accelerate",
+    "bitsandbytes",
+    "tokenizers",
+    "vl_convert",
+    "trl",
+    "peft",
+    "datasets",
+}
 
 
 def modules() -> list[Path]:
@@ -92,7 +103,8 @@ def test_help_and_version_import_nothing_heavy(arguments):
 
 
 @pytest.mark.parametrize(
-    "verb", ["run", "check", "status", "export", "review", "report", "generate", "bench", "templates"]
+    "verb",
+    ["run", "check", "status", "export", "review", "report", "generate", "bench", "finetune", "templates"],
 )
 def test_the_help_of_a_verb_imports_nothing_heavy_either(verb):
     code = (

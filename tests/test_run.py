@@ -302,11 +302,6 @@ def test_a_table_that_is_not_there_is_exit_2_with_its_absolute_path(work):
     assert str(work.folder / "f.csv") in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["finetune"])
-def test_verbs_that_are_not_built_say_so(work, verb):
-    assert "not available yet" in work.gxr(verb, expect=2).stderr
-
-
 def test_a_second_run_says_who_holds_the_folder(work):
     work.job(SLOW)
     child = work.start("run", "j.toml")

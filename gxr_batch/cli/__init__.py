@@ -26,9 +26,9 @@ VERBS = {
     "report": "Write a run as one HTML page.",
     "generate": "Answer one prompt, or a conversation.",
     "bench": "Measure this machine.",
+    "finetune": "Train a LoRA adapter on reviewed rows.",
     "templates": "List, show or preview prompt templates.",
 }
-UNBUILT_VERBS = ("finetune",)
 
 
 class Verbs(click.Group):
@@ -40,8 +40,6 @@ class Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the verb's module and return its command."""
-        if cmd_name in UNBUILT_VERBS:
-            ctx.fail(f"`gxr-batch {cmd_name}` is not available yet.")
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"gxr_batch.cli.{cmd_name}")

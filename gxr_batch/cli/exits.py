@@ -26,7 +26,7 @@ class Exit(IntEnum):
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGUSR1 before anything was generated: there is nothing to finish."""
+    """SIGTERM or SIGUSR1 before the work began: there is nothing to finish."""
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def reported(ctx: click.Context) -> Iterator[None]:
         click.echo("Stopped by Ctrl-C. Run the same command again to go on.", err=True)
         ctx.exit(Exit.INTERRUPTED)
     except Terminated:
-        click.echo("Stopped before this start generated a row. Run the same command again to go on.", err=True)
+        click.echo("Stopped before the work began. Run the same command again to go on.", err=True)
         ctx.exit(Exit.STOPPED)
     except (click.exceptions.Exit, click.ClickException, click.Abort):
         raise

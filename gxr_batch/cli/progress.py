@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -44,22 +45,26 @@ class ProgressDisplay:
 
     def show(self, progress: Progress) -> None:
         """Draw the progress where it is time to; called for every row, so it returns at once where it is not."""
+        self.draw(settled(progress), progress.wanted, lambda: describe(progress))
+
+    def draw(self, done: int, total: int, described: Callable[[], str]) -> None:
+        """Draw so much of so much, with a text that is made only where it is time to."""
         now = time.monotonic()
         if self._quiet or now < self._next:
             return
         self._next = now + self._every
         if self._terminal:
-            self._draw(progress)
+            self._draw_bar(done, total, described())
         else:
-            self.say(f"{time.strftime('%H:%M')} {describe(progress)}")
+            self.say(f"{time.strftime('%H:%M')} {described()}")
 
-    def _draw(self, progress: Progress) -> None:
+    def _draw_bar(self, done: int, total: int, text: str) -> None:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=progress.wanted, bar_format="{bar} {desc}", file=sys.stderr, leave=False)
-        self._bar.n = settled(progress)
-        self._bar.set_description_str(describe(progress))
+            self._bar = tqdm(total=total, bar_format="{bar} {desc}", file=sys.stderr, leave=False)
+        self._bar.n = done
+        self._bar.set_description_str(text)
 
 
 def settled(progress: Progress) -> int:

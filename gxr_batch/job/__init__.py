@@ -1,6 +1,7 @@
 """The job file: its sections as frozen models, how it is read, and what is said where it is wrong."""
 
 from gxr_batch.job.api import ApiSection
+from gxr_batch.job.finetuning import FinetuneSection
 from gxr_batch.job.reading import UNBUILT_SECTIONS, load_job, make_job
 from gxr_batch.job.sections import (
     EchoSection,
@@ -19,6 +20,7 @@ __all__ = [
     "ApiSection",
     "EchoSection",
     "EngineSection",
+    "FinetuneSection",
     "InputSection",
     "Job",
     "ModelSection",

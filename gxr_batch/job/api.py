@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from gxr_batch.job.section import Section, spelled
+from gxr_batch.job.base import Section, spelled
 from gxr_batch.settings import parse_duration
 
 

@@ -45,6 +45,29 @@ _PATTERNS = {
     "name": "must begin with a letter or digit and hold only letters, digits, dots, hyphens and underscores",
     "prompt.templates": "names begin with a letter and hold only letters, digits, hyphens and underscores",
 }
+# How the guide and its trainer spell what has another name here.
+_SPELLED_HERE = {
+    "finetune.per_device_train_batch_size": "finetune.batch_size",
+    "finetune.optim": "finetune.optimizer",
+    "finetune.lr_scheduler_type": "finetune.lr_scheduler",
+    "finetune.num_train_epochs": "finetune.epochs",
+    "finetune.eval_strategy": "finetune.eval_steps",
+    "finetune.r": "finetune.lora_r",
+    "finetune.target_modules": "finetune.lora_targets",
+}
+# Keys that are left out on purpose, with the reason and what to type instead.
+_LEFT_OUT = {
+    "finetune.fp16": (
+        "Fine-tuning never uses float16: Gemma 3 overflows in it. The guide sets fp16 and bf16 together, which is a "
+        "mistake, since a trainer takes one of the two",
+        "remove it: bfloat16 is taken where the hardware has it, else float32 (model.dtype chooses)",
+    ),
+    "finetune.bf16": (
+        "The number format of fine-tuning is the model's. The guide sets fp16 and bf16 together, which is a mistake, "
+        "since a trainer takes one of the two",
+        'remove it: bfloat16 is taken where the hardware has it, else float32; model.dtype = "float32" chooses',
+    ),
+}
 # Parts of pydantic's path to an error that are no keys.
 _NO_KEY = re.compile(r"(literal|constrained|function|lax|nullable)\b.*|int|float|bool|str|\[key\]")
 
@@ -59,13 +82,10 @@ def explain(error: ValidationError, path: Path, text: str, options: Mapping[str,
     keys = _keys(first)
     dotted = ".".join(keys) or "job file"
     alike = [other for other in errors if _keys(other) == keys]
-    if first["type"] == "extra_forbidden":
-        known = list(_known_keys(keys[:-1]))
-        near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
-        what = f"Unknown key: {dotted}."
-        elsewhere = [f"{section}.{keys[-1]}" for section in Job.model_fields if keys[-1] in set(_known_keys([section]))]
-        nearest = elsewhere or [".".join([*keys[:-1], name]) for name in near]
-        step = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}"
+    if dotted in _LEFT_OUT:
+        what, step = f"{_LEFT_OUT[dotted][0]}.", _LEFT_OUT[dotted][1]
+    elif first["type"] == "extra_forbidden":
+        what, step = f"Unknown key: {dotted}.", _instead(keys)
     elif first["type"] == "missing":
         what, step = f"The job file lacks {dotted}.", "add it; the README shows a complete job file"
     else:
@@ -73,6 +93,17 @@ def explain(error: ValidationError, path: Path, text: str, options: Mapping[str,
     if len(errors) > len(alike):
         step += f" ({len(errors) - len(alike)} more to mend after this)"
     return JobFileError(what, where=_place(keys, path, text, options), next_step=step)
+
+
+def _instead(keys: Sequence[str]) -> str:
+    """Return what an unknown key was probably meant to be."""
+    if here := _SPELLED_HERE.get(".".join(keys)):
+        return f"here it is called {here}"
+    known = list(_known_keys(keys[:-1]))
+    near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+    elsewhere = [f"{section}.{keys[-1]}" for section in Job.model_fields if keys[-1] in set(_known_keys([section]))]
+    nearest = elsewhere or [".".join([*keys[:-1], name]) for name in near]
+    return f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}"
 
 
 def _keys(error: ErrorDetails) -> list[str]:

@@ -17,12 +17,16 @@ from gxr_batch.job.mistakes import explain
 from gxr_batch.job.sections import Job
 
 # Known to the contract, refused until they are built.
-UNBUILT_SECTIONS = ("vllm", "ray", "finetune")
+UNBUILT_SECTIONS = ("vllm", "ray")
+_NO_TABLE = {"path": "-"}
 
 
-def load_job(path: Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Job:
+def load_job(
+    path: Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None, *, table: bool = True
+) -> Job:
     """Read a job file and lay `section.key=value` overrides over it, then `given` values by dotted key.
 
+    Without `table` the file may lack its [input] section, for verbs that read no findings table.
     Raises JobFileError where the file or an override cannot be used, NotAvailable where it asks for what is not built.
     """
     text = _read(path)
@@ -35,6 +39,8 @@ def load_job(path: Path, overrides: Sequence[str] = (), given: Mapping[str, Any]
             where=str(path),
             next_step="mend that line; strings need quotes" if known else "write it simpler",
         ) from None
+    if not table:
+        data.setdefault("input", dict(_NO_TABLE))
     return _validated(data, overrides, given or {}, path, text)
 
 
@@ -43,7 +49,7 @@ def make_job(name: str, overrides: Sequence[str] = (), given: Mapping[str, Any] 
 
     Raises JobFileError, NotAvailable.
     """
-    data = {"name": name, "input": {"path": "-"}}
+    data = {"name": name, "input": dict(_NO_TABLE)}
     return _validated(data, overrides, given or {}, Path("command line"), "")
 
 

@@ -13,11 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from gxr_batch.job.api import ApiSection
-from gxr_batch.job.section import FilePath, Section, spelled
+from gxr_batch.job.base import MOST, MOST_TOKENS, FilePath, Section, spelled
+from gxr_batch.job.finetuning import FinetuneSection
 from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, parse_duration
 
-MOST_TOKENS = 1_000_000  # beyond any model
-MOST = 2**31 - 1  # what a column of the results holds
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 Screening = Literal["off", "flag", "hold"]
 
@@ -30,7 +29,7 @@ class InputSection(Section):
     delimiter: str = "auto"
     encoding: str = "auto"
     null_values: tuple[str, ...] = ()
-    columns: dict[str, str] = Field(default={})
+    columns: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("delimiter")
     @classmethod
@@ -48,7 +47,7 @@ class PromptSection(Section):
     system: str = ""
     format: Literal["chat", "literal"] = "chat"
     too_long: Literal["fail", "truncate"] = "fail"
-    templates: dict[Annotated[str, Field(pattern=TEMPLATE_NAME)], FilePath] = Field(default={})
+    templates: dict[Annotated[str, Field(pattern=TEMPLATE_NAME)], FilePath] = Field(default_factory=dict)
 
 
 class ModelSection(Section):
@@ -180,6 +179,7 @@ class Job(Section):
     export: ExportSection = ExportSection()
     echo: EchoSection = EchoSection()
     api: ApiSection = ApiSection()
+    finetune: FinetuneSection = FinetuneSection()
 
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> Job:

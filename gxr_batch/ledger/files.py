@@ -9,6 +9,7 @@ import os
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from gxr_batch.storage import storage_errors
@@ -65,6 +66,17 @@ def put_aside(path: Path) -> str:
         path.rename(target)
         sync_folder(path.parent)
     return target.name
+
+
+def aside(folder: Path) -> Path:
+    """Return the name under which a folder is kept when another takes its place: NAME.before-<timestamp>."""
+    stamp = datetime.now().astimezone().strftime("%Y%m%dT%H%M%S")
+    target = folder.with_name(f"{folder.name}.before-{stamp}")
+    number = 2
+    while target.exists():
+        target = folder.with_name(f"{folder.name}.before-{stamp}-{number}")
+        number += 1
+    return target
 
 
 def make_folder(folder: Path) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
 from gxr_batch.errors import EngineFailed, GxrError, RunError
-from gxr_batch.ledger.files import make_folder, sync_folder
+from gxr_batch.ledger.files import aside, make_folder, sync_folder
 from gxr_batch.ledger.lock import LOCK_NAME, locked
 from gxr_batch.ledger.manifest import MANIFEST_NAME
 from gxr_batch.ledger.parts import PARTS_NAME, part_numbers
@@ -27,7 +26,7 @@ def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> I
         _refuse_other_folders(folder)
     if fresh and folder.exists() and any(folder.iterdir()):
         with locked(folder, take_over=take_over), storage_errors(folder):
-            target = _aside(folder)
+            target = aside(folder)
             folder.rename(target)
             sync_folder(folder.parent)
             (target / LOCK_NAME).write_text("")  # nobody writes there any more
@@ -52,16 +51,6 @@ def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> I
         finally:
             writer.in_flight.close(in_order=in_order)
             writer.log.close()
-
-
-def _aside(folder: Path) -> Path:
-    stamp = datetime.now().astimezone().strftime("%Y%m%dT%H%M%S")
-    target = folder.with_name(f"{folder.name}.before-{stamp}")
-    number = 2
-    while target.exists():
-        target = folder.with_name(f"{folder.name}.before-{stamp}-{number}")
-        number += 1
-    return target
 
 
 def _refuse_other_folders(folder: Path) -> None:

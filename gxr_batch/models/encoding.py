@@ -19,6 +19,7 @@ _PLACEHOLDER = "\ue000{}\ue001"
 _SLOT = re.compile("\ue000(\\d+)\ue001")
 # Control tokens that some conversions mark as ordinary text.
 _CONTROL = re.compile(r"<(start|end)_of_\w+>|<image_soft_token>|\[multimodal\]")
+_END_OF_TURN = "<end_of_turn>"
 _ROLES = {"system": "system", "user": "user", "model": "assistant"}
 
 
@@ -46,7 +47,9 @@ class ChatEncoder:
         self._layouts: dict[tuple[str, ...], _Layout] = {}
         self._prefixes: dict[tuple[tuple[str, ...], str, str], list[int]] = {}
         # All tokens in one text: a pair of signs is found in it faster than in a quarter of a million strings.
-        self._vocabulary = "\n".join(tokenizer.get_vocab())
+        vocabulary = tokenizer.get_vocab()
+        self._vocabulary = "\n".join(vocabulary)
+        self._end_of_answer = vocabulary.get(_END_OF_TURN, tokenizer.eos_token_id)
         # How this vocabulary writes a blank: "▁" or "Ġ", of which either may be an ordinary letter to the other kind.
         self._blank = "".join(tokenizer.convert_ids_to_tokens(self._plain("a b"))).partition("a")[2][:1]
 
@@ -71,6 +74,13 @@ class ChatEncoder:
         if shared and self._prefixes[self._prefix_key(roles, texts, messages)] != ids[:shared]:
             shared = 0
         return Encoded(ids, len(ids), shared)
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Return the ids of an answer as a model should give it after a prompt: its text, then the token that ends it.
+
+        A model that learns from answers has to learn their ends too: where it gives no such token it goes on.
+        """
+        return [*self._plain(text.strip()), self._end_of_answer]
 
     # ------------------------------------------------------------------ layout
 

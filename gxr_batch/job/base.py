@@ -1,4 +1,4 @@
-"""What every section of a job file is made of: strict, frozen, silent about its values, and spelled as it was."""
+"""What all sections of the job file are made of: the frozen base, and the kinds of values that several of them hold."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
+
+MOST_TOKENS = 1_000_000  # beyond any model
+MOST = 2**31 - 1  # what a column of the results holds
 
 
 def spelled(parse: Callable[[str], object]) -> Callable[[str], str]:

@@ -1,0 +1,128 @@
+"""`gxr-batch finetune`: a LoRA adapter from reviewed rows or examples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gxr_batch.cli.exits import Exit
+
+if TYPE_CHECKING:
+    from gxr_batch.finetune import Outcome, Standing
+
+_EXITS = {"interrupt": Exit.INTERRUPTED, "terminate": Exit.STOPPED}
+
+
+@click.command(name="finetune")
+@click.argument("job_file", metavar="JOB.toml", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="Override a key of the job file.")
+@click.option("--output", metavar="DIR", help="Make this adapter folder. Default: finetune.output of the job file.")
+@click.option("--fresh", is_flag=True, help="Start anew; what is there is kept as NAME.before-<timestamp>.")
+@click.option("--take-over", is_flag=True, help="Go on where a training on another host died; be sure that it is dead.")
+@click.option("--quiet", is_flag=True, help="Show neither progress nor notices.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    job_file: Path,
+    overrides: tuple[str, ...],
+    output: str | None,
+    fresh: bool,
+    take_over: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Train a LoRA adapter on finetune.data: files of examples, or runs with approved rows.
+
+    Prompts are made by the templates of `run`, and only answers are learnt. The adapter folder appears when it is
+    finished, with a model card and an evaluation; name it as model.adapter. Stopped or killed, the same command goes on
+    from the last checkpoint.
+
+    \b
+    Exit codes: 0 finished, 2 input wrong, 4 the machine cannot do it now, 75 stopped by a signal, 130 Ctrl-C;
+    after 4, 75 and 130 run it again to go on.
+
+    \b
+    Example:
+      gxr-batch finetune my.toml --set 'finetune.data=["data/examples.jsonl"]'
+    """
+    from gxr_batch.cli.signals import Signals, catch_early
+
+    catch_early()  # what follows takes a moment
+    from gxr_batch.cli.progress import ProgressDisplay
+    from gxr_batch.finetune import Options, finetune
+    from gxr_batch.job import load_job
+    from gxr_batch.stopping import Stopper
+
+    given = {"finetune.output": output} if output is not None else {}
+    job = load_job(job_file, overrides, given, table=False)
+    stopper = Stopper(job.run.grace_seconds)
+    signals = Signals(stopper)
+    with signals.handled(), ProgressDisplay(quiet) as display:
+
+        def show(standing: Standing) -> None:
+            signals.generating = True  # from here on there is something to save
+            display.draw(standing.step, standing.steps, lambda: _describe(standing))
+
+        options = Options(fresh=fresh, take_over=take_over)
+        outcome = finetune(job, options, stopper, display.say, show)
+    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
+    click.get_current_context().exit(_EXITS[outcome.reason] if outcome.reason else Exit.DONE)
+
+
+def _describe(standing: Standing) -> str:
+    """Say steps done, losses, and the time left."""
+    from gxr_batch.cli.progress import duration
+
+    text = f"step {standing.step:,}/{standing.steps:,}"
+    if standing.loss is not None:
+        text += f", loss {standing.loss:.3f}"
+    if standing.held_out_loss is not None:
+        text += f", held-out {standing.held_out_loss:.3f}"
+    if standing.seconds_a_step is not None:
+        left = duration((standing.steps - standing.step) * standing.seconds_a_step)
+        text += f", {standing.seconds_a_step:.1f} s a step, {left} left"
+    return text
+
+
+def _summary(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "adapter": str(outcome.adapter) if outcome.reason is None else None,
+        "finished": outcome.reason is None,
+        "reason": outcome.reason,
+        "step": outcome.step,
+        "steps": outcome.steps,
+        "training_rows": len(outcome.rows.training),
+        "held_out_rows": len(outcome.rows.held_out),
+        "too_long_rows": len(outcome.rows.too_long),
+        "loss_before": outcome.loss_before,
+        "loss_after": outcome.loss_after,
+        "seconds": round(outcome.seconds, 3),
+    }
+
+
+def _text(name: str, outcome: Outcome) -> str:
+    from gxr_batch.cli.progress import duration
+    from gxr_batch.records import DISCLAIMER
+
+    if outcome.reason:
+        title = "stopped by Ctrl-C" if outcome.reason == "interrupt" else "stopped by a signal"
+    else:
+        title = "finished" if outcome.trained_now else "nothing left to do"
+    rows = outcome.rows
+    lines = [
+        f"{name}: {title}",
+        f"  rows     {len(rows.training):,} to learn from, {len(rows.held_out):,} held out"
+        + (f", {len(rows.too_long):,} too long" if rows.too_long else ""),
+        f"  steps    {outcome.step:,} of {outcome.steps:,}"
+        + (f", {duration(outcome.seconds)} in this start" if outcome.trained_now else ""),
+    ]
+    if outcome.loss_before is not None and outcome.loss_after is not None:
+        lines.append(f"  held out loss {outcome.loss_before:.4f} before, {outcome.loss_after:.4f} after")
+    if outcome.reason:
+        lines.append("  next     run the same command again to go on (without --fresh)")
+    else:
+        lines.append(f"  adapter  {outcome.adapter}: README.md is its card, evaluation.json has sample texts")
+        lines.append(f'  next     use it in a job file: [model] adapter = "{outcome.adapter}"')
+    return "\n".join([*lines, DISCLAIMER])

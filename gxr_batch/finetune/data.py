@@ -1,0 +1,223 @@
+"""Training data on disk -> examples: a prompt as `run` would lay it out, and the answer to be learnt.
+
+Three kinds of sources: chat lines as `export --format chat-jsonl` writes them, lines of template fields with an answer,
+and run folders, of which the approved rows are taken. Wrong lines are named by file and line, never by their text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gxr_batch.errors import JobFileError, RowError, RunError, TableError, TemplateError
+from gxr_batch.job import Job
+from gxr_batch.ledger import is_run
+from gxr_batch.prompts import render
+from gxr_batch.records import Messages, Role, Turn
+from gxr_batch.templates import Template, Templates
+
+# Written into the run folder by `export --format chat-jsonl`.
+APPROVED = "approved-chat.jsonl"
+_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "model"}
+_OWN_KEYS = ("template", "answer", "metadata")
+_GLOB = frozenset("*?[")
+_LINES_NAMED = 5
+
+
+class Example(NamedTuple):
+    """One prompt with the answer that the model should learn; `where` names its file and line."""
+
+    messages: Messages
+    answer: str
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFile:
+    """One file that was read, by its sha256 (hex) and how many examples it holds."""
+
+    path: Path
+    sha256: str
+    rows: int
+
+
+class _Wrong(Exception):
+    """What is wrong with a line, without its text."""
+
+
+def read_examples(job: Job) -> tuple[list[Example], list[DataFile]]:
+    """Return all examples of `finetune.data`, in order, and the files that they came from.
+
+    Raises JobFileError, RunError for a source that cannot be used, TableError for wrong lines, TemplateError.
+    """
+    templates = Templates(job.prompt)
+    examples: list[Example] = []
+    files: list[DataFile] = []
+    wrong: list[tuple[str, str]] = []
+    for path in _files(job.finetune.data):
+        text, sha256 = _text_of(path)
+        before = len(examples)
+        # Not splitlines(): a JSON text may hold the signs that it takes for line ends.
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                messages, answer = _example(line, templates, job.prompt.system)
+                examples.append(Example(messages, answer, where))
+            except _Wrong as error:
+                wrong.append((where, str(error)))
+        files.append(DataFile(path=path, sha256=sha256, rows=len(examples) - before))
+    if wrong:
+        raise _refusal(wrong)
+    return examples, files
+
+
+def _refusal(wrong: Sequence[tuple[str, str]]) -> TableError:
+    first, *others = wrong
+    where = first[0]
+    if others:
+        named = "; ".join(place for place, _ in others[: _LINES_NAMED - 1])
+        left = len(others) - (_LINES_NAMED - 1)
+        where += f" (also {named}" + (f" and {left:,} more)" if left > 0 else ")")
+    return TableError(f"A line of the training data {first[1]}.", where=where, next_step="mend or remove it")
+
+
+# ---------------------------------------------------------------------- sources
+
+
+def _files(sources: Sequence[str]) -> Iterator[Path]:
+    """Yield the files behind `finetune.data`, each once, in the order in which they are named."""
+    if not sources:
+        raise JobFileError(
+            "There is nothing to learn from.",
+            where="finetune.data",
+            next_step='name files or run folders, e.g. [finetune] data = ["outputs/my-run", "more.jsonl"]',
+        )
+    seen: set[Path] = set()
+    for source in sources:
+        for path in _matches(source):
+            file = _approved_rows(path) if path.is_dir() else path
+            if file.resolve() not in seen:
+                seen.add(file.resolve())
+                yield file
+
+
+def _matches(source: str) -> list[Path]:
+    path = Path(source).expanduser()
+    if path.exists():
+        return [path]
+    if _GLOB & set(source):
+        base = Path(path.anchor or ".")
+        if found := sorted(base.glob(str(path.relative_to(base)))):
+            return found
+    raise JobFileError(
+        "There is no such training data.",
+        where=f"finetune.data: {path.absolute()}",
+        next_step="check the path; relative paths start from the folder that you start from",
+    )
+
+
+def _approved_rows(folder: Path) -> Path:
+    """Return the file of a run folder that holds its approved rows.
+
+    Reviews are laid over results by the export alone, so that one place decides what counts as approved.
+    """
+    # SEAM: once this stands beside the export of chat-jsonl, the command can write the file itself.
+    if not is_run(folder):
+        raise RunError(
+            "The folder holds no run.",
+            where=f"finetune.data: {folder.absolute()}",
+            next_step="name a run folder such as outputs/demo, or JSONL files, e.g. data/*.jsonl",
+        )
+    file = folder / APPROVED
+    export = f"gxr-batch export {folder} --format chat-jsonl"
+    if not file.is_file():
+        raise RunError("The run's approved rows are not exported yet.", where=str(file.absolute()), next_step=export)
+    reviews = [path.stat().st_mtime for path in (folder / "reviews").glob("*") if path.is_file()]
+    if max(reviews, default=0.0) > file.stat().st_mtime:
+        raise RunError(
+            "The run was reviewed again after its approved rows were exported.",
+            where=str(file.absolute()),
+            next_step=export,
+        )
+    return file
+
+
+def _text_of(path: Path) -> tuple[str, str]:
+    """Return a file's text and sha256. Raises TableError where it cannot be read."""
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-8-sig").replace("\r\n", "\n"), hashlib.sha256(data).hexdigest()
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8 text"
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+    raise TableError(f"The training data cannot be read: {reason}.", where=str(path.absolute()))
+
+
+# ---------------------------------------------------------------------- lines
+
+
+def _example(line: str, templates: Templates, system: str) -> tuple[Messages, str]:
+    """Return prompt and answer of one line. Raises _Wrong."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        raise _Wrong("is not valid JSON") from None
+    if not isinstance(entry, dict):
+        raise _Wrong("is not a JSON object")
+    if "messages" in entry:
+        return _from_chat(entry["messages"])
+    if "answer" in entry:
+        return _from_fields(entry, templates, system)
+    raise _Wrong('has neither "messages" nor "answer"')
+
+
+def _from_chat(messages: Any) -> tuple[Messages, str]:
+    """Return the turns up to the last one, and that one: it has to be the assistant's."""
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise _Wrong('has "messages" that are no list of objects')
+    turns = []
+    for message in messages:
+        role, content = message.get("role"), message.get("content")
+        if role not in _ROLES or not isinstance(content, str):
+            raise _Wrong('has a message without a known "role" (system, user, assistant) or without text in "content"')
+        turns.append(Turn(_ROLES[role], content))
+    talk = turns[1:] if turns and turns[0].role == "system" else turns
+    asked = [turn.role for turn in talk]
+    if not asked or len(asked) % 2 or asked != ["user", "model"] * (len(asked) // 2):
+        raise _Wrong("has messages that are not user and assistant in turn, the last one an answer")
+    return Messages(tuple(turns[:-1]), "chat"), _answer(turns[-1].text)
+
+
+def _from_fields(entry: dict[str, Any], templates: Templates, system: str) -> tuple[Messages, str]:
+    """Return the prompt that a row with these cells would give, and its answer."""
+    template = _template(entry.get("template"), templates)
+    values = {name: value for name, value in entry.items() if name in template.fields and name not in _OWN_KEYS}
+    odd = [name for name, value in values.items() if not isinstance(value, str | int | float | None)]
+    if odd:
+        raise _Wrong(f"has a field that is neither text nor a number: {odd[0]}")
+    try:
+        return render(template, values, system=system), _answer(entry["answer"])
+    except RowError as error:
+        raise _Wrong(f"gives no prompt: {error.what}") from None
+
+
+def _template(name: Any, templates: Templates) -> Template:
+    if name is None or name == "":
+        return templates.default
+    try:
+        return templates.get(str(name))
+    except TemplateError:
+        raise _Wrong(f"names a template that does not exist (known: {', '.join(templates.available())})") from None
+
+
+def _answer(text: Any) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise _Wrong("has an empty answer, or one that is no text")
+    return text.strip()

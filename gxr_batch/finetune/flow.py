@@ -1,0 +1,172 @@
+"""`finetune` from the job file to the adapter folder: read, encode, train, evaluate, write. Again = go on.
+
+The order is the point: everything that can be refused is refused before the model is loaded, and the adapter folder
+appears when everything in it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from gxr_batch.errors import JobFileError, ModelUnavailable
+from gxr_batch.finetune.data import DataFile, read_examples
+from gxr_batch.finetune.quiet import quiet
+from gxr_batch.finetune.rows import Rows, encode, split, steps_of
+from gxr_batch.finetune.standing import Show
+from gxr_batch.finetune.work import Record, Work, now, open_work
+from gxr_batch.job import Job
+from gxr_batch.models.local import LocalModel
+from gxr_batch.records import Identity
+from gxr_batch.stopping import Stopper, StopReason
+
+Say = Callable[[str], None]
+_KIND = "finetune"
+_PACKAGES = ("trl", "peft", "datasets")
+# What changes nothing of the adapter: where things are, how often it is looked at.
+_NOT_DECISIVE = {"data", "output", "logging_steps", "eval_steps", "sample_rows", "max_steps", "epochs"}
+_PLACES_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line adds to the job file."""
+
+    fresh: bool = False
+    take_over: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a start of `finetune` ended. `reason` is None where the adapter is there; `seconds` are this start's."""
+
+    adapter: Path
+    reason: StopReason | None
+    step: int
+    steps: int
+    rows: Rows
+    loss_before: float | None = None
+    loss_after: float | None = None
+    seconds: float = 0.0
+    trained_now: bool = False
+
+
+def finetune(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> Outcome:
+    """Train the job's adapter to its end, or as far as `stopper` lets it.
+
+    Raises GxrError; what was trained up to the last checkpoint is safe.
+    """
+    _require_packages()
+    job = _on_the_bare_base(job)
+    examples, files = read_examples(job)
+    local = LocalModel(job, _KIND)
+    encoded, too_long = encode(examples, local.encoder(), job.model.max_seq_length)
+    rows = Rows(*split(encoded, job.finetune.held_out, job.finetune.seed), too_long)
+    _tell_of_rows(rows, job, say)
+    adapter = Path(job.finetune.output.replace("{name}", job.name))
+    with open_work(adapter, fresh=options.fresh, take_over=options.take_over) as work:
+        record = work.begin(_record(job, rows, files, local.identity()))
+        if work.finished:
+            return _nothing_to_do(work, rows, job)
+        with quiet():  # bitsandbytes warns of a faster kernel that it does not find
+            from gxr_batch.finetune.tuning import Tuning
+
+        began = time.monotonic()
+        tuning = Tuning(job, rows, local, work, say)
+        tuning.run(stopper, show)
+        return Outcome(
+            adapter=work.adapter,
+            reason=None if work.finished else stopper.reason,
+            step=tuning.step,
+            steps=tuning.steps,
+            rows=rows,
+            loss_before=record.loss_before,
+            loss_after=tuning.loss_after,
+            seconds=time.monotonic() - began,
+            trained_now=True,
+        )
+
+
+def _require_packages() -> None:
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ModelUnavailable(
+            f"Fine-tuning needs packages that are not installed: {', '.join(missing)}.",
+            where="gxr-batch finetune",
+            next_step="pip install 'gxr-batch[finetune]'",
+        )
+
+
+def _on_the_bare_base(job: Job) -> Job:
+    """Return the job with the base model alone: a new adapter is trained, not one on top of another."""
+    if job.model.adapter not in {"", "none"}:
+        raise JobFileError(
+            "Fine-tuning makes a new adapter, and cannot begin on top of another one.",
+            where="model.adapter",
+            next_step="remove it, or merge that adapter into its base and name the merged folder as model.path",
+        )
+    return job.with_values({"model.adapter": "none"})
+
+
+def _tell_of_rows(rows: Rows, job: Job, say: Say) -> None:
+    if rows.too_long:
+        named = "; ".join(rows.too_long[:_PLACES_NAMED])
+        more = len(rows.too_long) - _PLACES_NAMED
+        named += f" and {more:,} more" if more > 0 else ""
+        say(
+            f"{len(rows.too_long):,} rows are left out, because prompt and answer have more than "
+            f"model.max_seq_length = {job.model.max_seq_length} tokens: {named}."
+        )
+    steps = steps_of(job.finetune, len(rows.training))
+    if job.finetune.warmup_steps >= steps:
+        say(
+            f"finetune.warmup_steps = {job.finetune.warmup_steps}, and there are {steps:,} steps: the learning rate "
+            "never gets to what it is set to."
+        )
+    if not rows.held_out:
+        say("finetune.held_out = 0: nothing will be known of how the adapter does on rows that it never saw.")
+
+
+def _record(job: Job, rows: Rows, files: list[DataFile], identity: Identity) -> Record:
+    section = job.finetune.model_dump(mode="json", exclude=_NOT_DECISIVE)
+    fingerprint = {
+        "data": rows.sha256,
+        "model weights": identity.weights_sha256,
+        "model.dtype": job.model.dtype,
+        "model.load_in_4bit": job.model.load_in_4bit,
+        "prompt.format": job.prompt.format,
+        "finetune.steps": steps_of(job.finetune, len(rows.training)),
+        **{f"finetune.{name}": value for name, value in section.items()},
+    }
+    data = {
+        "sha256": rows.sha256,
+        "training_rows": len(rows.training),
+        "held_out_rows": len(rows.held_out),
+        "too_long_rows": len(rows.too_long),
+        # Names alone: the record goes into the adapter, which may be published.
+        "files": [{"name": file.path.name, "rows": file.rows, "sha256": file.sha256} for file in files],
+    }
+    chosen = job.model_dump(mode="json", include={"name", "prompt", "model", "sampling", "finetune"})
+    return Record(name=job.name, created_at=now(), job=chosen, fingerprint=fingerprint, data=data)
+
+
+def _nothing_to_do(work: Work, rows: Rows, job: Job) -> Outcome:
+    steps = steps_of(job.finetune, len(rows.training))
+    told: Mapping[str, Any] = {}
+    with suppress(OSError, ValueError):  # a file that only informs
+        told = json.loads((work.adapter / "evaluation.json").read_text(encoding="utf-8"))
+    return Outcome(
+        adapter=work.adapter,
+        reason=None,
+        step=steps,
+        steps=steps,
+        rows=rows,
+        loss_before=told.get("loss_before"),
+        loss_after=told.get("loss_after"),
+    )

@@ -1,0 +1,154 @@
+"""One start of a fine-tuning with its model loaded: train what is left, evaluate, publish the adapter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from gxr_batch.errors import JobFileError, ModelUnavailable, UserError
+from gxr_batch.finetune.adapter import Base, Evaluation, describe, fill
+from gxr_batch.finetune.rows import Rows
+from gxr_batch.finetune.samples import Sampler
+from gxr_batch.finetune.standing import Show
+from gxr_batch.finetune.training import Training
+from gxr_batch.finetune.work import Work, now
+from gxr_batch.job import Job
+from gxr_batch.models.loading import LoadedModel, load_model, load_tokenizer
+from gxr_batch.models.local import LocalModel
+from gxr_batch.models.placement import SPREAD
+from gxr_batch.models.room import Room
+from gxr_batch.provenance import environment
+from gxr_batch.stopping import Stopper
+
+Say = Callable[[str], None]
+_PACKAGES = ("trl", "peft", "datasets")
+
+
+class Tuning:
+    """From a base model to an adapter folder. `loss_after` is the held-out loss once it is known."""
+
+    def __init__(self, job: Job, rows: Rows, local: LocalModel, work: Work, say: Say) -> None:
+        self._room = Room(job.engine, say)
+        self._job = _on_one_device(job, self._room)
+        self._rows, self._local, self._work, self._say = rows, local, work, say
+        assert work.record is not None, "the training has begun"
+        self._record = work.record
+        self.step = self.steps = 0
+        self.loss_after: float | None = None
+
+    def run(self, stopper: Stopper, show: Show) -> None:
+        """Go on from the newest checkpoint to the adapter, or as far as `stopper` lets it. Raises GxrError."""
+        with _threads(self._job.engine.threads):
+            loaded = self._load()
+            training = Training(self._job, self._rows, self._work, loaded, self._local.tokenizer())
+            self._work.clear_torn_checkpoints()
+            checkpoint = self._work.newest_checkpoint()
+            self._begin(loaded, training, checkpoint[1] if checkpoint else 0)
+            done = training.train(checkpoint, stopper, show)
+            self.step, self.steps = training.step, training.steps
+            if done:
+                self._finish(loaded, training, stopper)
+
+    def _load(self) -> LoadedModel:
+        loaded = load_model(self._job.model, self._local.tokenizer(), self._room)
+        for sentence in loaded.placement.notices:
+            self._say(sentence)
+        if loaded.placement.device == SPREAD:
+            raise ModelUnavailable(
+                "The model does not fit one graphics card, and a model that is spread over several cannot be trained.",
+                where="model.load_in_4bit, model.device_map",
+                next_step="set model.load_in_4bit = true, or take a larger card",
+            )
+        return loaded
+
+    def _begin(self, loaded: LoadedModel, training: Training, step: int) -> None:
+        """Write down what this start trains with, and how good the base is, before any step.
+
+        Raises FingerprintError where it is not what the first start had.
+        """
+        record, wanted = self._record, self._job.finetune.optimizer
+        kind = {"dtype": loaded.placement.dtype, "four_bit": loaded.placement.four_bit, "optimizer": training.optimizer}
+        record.settle(kind, self._work.folder)
+        if training.optimizer != wanted:
+            self._say(f"finetune.optimizer = {wanted} does not run on {loaded.device}: it is {training.optimizer}.")
+        about = environment()
+        packages = about["packages"] | {name: version(name) for name in _PACKAGES}
+        place = {"device": loaded.device, "python": about["python"], "git_commit": about["git_commit"]}
+        start = {"started_at": now(), "from_step": step, "steps": training.steps, "packages": packages}
+        record.starts.append(start | kind | place)
+        if step:
+            self._say(f"Going on from step {step:,} of {training.steps:,}.")
+        elif record.loss_before is None:
+            record.loss_before = training.held_out_loss()
+        record.save(self._work.folder)
+
+    def _finish(self, loaded: LoadedModel, training: Training, stopper: Stopper) -> None:
+        """Evaluate what was trained, in the number format in which it is saved, and publish it, unless a stop comes."""
+        dtype: torch.dtype = getattr(torch, loaded.placement.dtype)
+        training.round(dtype)
+        self.loss_after = training.held_out_loss()
+        _refuse_nonsense(self.loss_after, self._work)
+        sampler = Sampler(self._job, self._local.identity(), self._local.tokenizer(), loaded, self._room)
+        with training.ready_to_generate() as model:
+            samples = sampler.sample(self._rows.held_out, model, stopper.request)
+        if stopper.reason is not None:
+            return
+        evaluation = Evaluation(
+            held_out_rows=len(self._rows.held_out),
+            loss_before=self._record.loss_before,
+            loss_after=self.loss_after,
+            samples=samples,
+            history=training.history,
+        )
+        self._record.starts[-1] |= {"ended_at": now(), "step": training.step}
+        self._record.save(self._work.folder)
+        base = self._base()
+        with self._work.publishing() as folder:
+            fill(folder, training.model, base, loaded)
+            describe(folder, self._record, evaluation, of_gemma=str(loaded.config.model_type).startswith("gemma"))
+
+    def _base(self) -> Base:
+        """Return what the adapter has of its base."""
+        folder = Path(self._job.model.path).expanduser()
+        name = str(folder.absolute()) if folder.is_dir() else self._job.model.path
+        # The tokenizer at hand is marked for encoding; this one is as it comes.
+        return Base(name, self._local.identity().revision, load_tokenizer(self._job.model))
+
+
+def _on_one_device(job: Job, room: Room) -> Job:
+    """Return the job with the one device that training uses. Raises JobFileError for another one."""
+    chosen = job.model.device_map
+    if chosen in {"auto", "cuda"} and room.devices[0].name.startswith("cuda"):
+        return job.with_values({"model.device_map": "cuda:0"})
+    if chosen.startswith("cuda") and chosen not in {"cuda", "cuda:0"}:
+        raise JobFileError(
+            "Training uses the first graphics card that it sees.",
+            where=f"model.device_map = {chosen}",
+            next_step=f'set model.device_map = "auto" and start with CUDA_VISIBLE_DEVICES={chosen.partition(":")[2]}',
+        )
+    return job
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads inside the block; 0 leaves it as it is."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _refuse_nonsense(loss: float | None, work: Work) -> None:
+    if loss is not None and not math.isfinite(loss):
+        raise UserError(
+            "The training came apart: the held-out loss is no number any more.",
+            where=str(work.folder.absolute()),
+            next_step="lower finetune.learning_rate and start anew with --fresh",
+        )

@@ -1,0 +1,243 @@
+"""The two folders of a fine-tuning: the adapter, which appears whole and last, and beside it the work in progress.
+
+    NAME/               the adapter: weights, tokenizer, card, evaluation; exists when the training is finished, or not
+    NAME.training/      finetune.json (settings, data, starts), checkpoints, run.lock; may be deleted once NAME exists
+
+One process works in them at a time. What decides the adapter stands in the record as a fingerprint, and other settings
+or other data never go on where these stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gxr_batch.errors import FingerprintError, RunError
+from gxr_batch.ledger.files import aside, make_folder, sync_folder, write_whole
+from gxr_batch.ledger.lock import LOCK_NAME, locked
+from gxr_batch.storage import storage_errors
+
+RECORD_NAME = "finetune.json"
+FORMAT = 1
+_COMPLETE = "complete.json"  # written last into a checkpoint
+_CHECKPOINT = "checkpoint-"
+_PARTIAL = "adapter.partial"
+
+
+@dataclass(kw_only=True)
+class Record:
+    """What finetune.json says: the settings, what decides the adapter, the data, and each start.
+
+    `resolved` holds what only the loaded model tells, such as the number format: it decides too.
+    """
+
+    name: str
+    created_at: str
+    job: dict[str, Any]
+    fingerprint: dict[str, Any]
+    data: dict[str, Any]
+    resolved: dict[str, Any] = field(default_factory=dict)
+    loss_before: float | None = None
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    format: int = FORMAT
+
+    def save(self, folder: Path) -> None:
+        """Replace the folder's record. Raises StorageError."""
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        write_whole(folder / RECORD_NAME, lambda path: _write(path, text))
+
+    def compare(self, fingerprint: Mapping[str, Any], where: Path) -> None:
+        """Raise FingerprintError, naming the keys, where a training with this fingerprint is another one."""
+        _refuse_changes(self.fingerprint, fingerprint, where)
+
+    def settle(self, resolved: Mapping[str, Any], folder: Path) -> None:
+        """Take what the loaded model resolved; raise FingerprintError where an earlier start had something else."""
+        if self.resolved:
+            _refuse_changes(self.resolved, resolved, folder)
+        self.resolved = dict(resolved)
+
+
+def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], where: Path) -> None:
+    changed = [
+        f"{key} ({_brief(old.get(key))} -> {_brief(value)})" for key, value in new.items() if old.get(key) != value
+    ]
+    if changed:
+        raise FingerprintError(
+            f"This adapter is trained with other settings or data: {', '.join(changed)}.",
+            where=str(where.absolute()),
+            next_step="add --fresh to start anew (the old folders are kept under other names), choose another "
+            "--output, or set the old values again",
+        )
+
+
+class Work:
+    """The folders of one training, with the lock held. `adapter` is where the result will be."""
+
+    def __init__(self, adapter: Path, took_over: str) -> None:
+        self.adapter, self.folder = adapter, training_folder(adapter)
+        self.took_over = took_over
+        self.record = _load(adapter) or _load(self.folder)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the adapter is there."""
+        return self.adapter.exists()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the trainer saves."""
+        return self.folder / "checkpoints"
+
+    def begin(self, record: Record) -> Record:
+        """Return the record to go on with: the stored one where it is of this very training, else the new one, saved.
+
+        Raises FingerprintError where the stored one is of another training, StorageError.
+        """
+        if self.record is None:
+            self.record = record
+            record.save(self.folder)
+        else:
+            self.record.compare(record.fingerprint, self.adapter if self.finished else self.folder)
+        return self.record
+
+    def newest_checkpoint(self) -> tuple[Path, int] | None:
+        """Return the newest checkpoint that was saved whole and its step, None where there is none."""
+        found = []
+        for path in self.checkpoints.glob(f"{_CHECKPOINT}*/{_COMPLETE}"):
+            number = path.parent.name.removeprefix(_CHECKPOINT)
+            if number.isdecimal():
+                found.append((int(number), path.parent))
+        if not found:
+            return None
+        step, folder = max(found)
+        return folder, step
+
+    def clear_torn_checkpoints(self) -> None:
+        """Remove what a kill left half saved: it must not push a whole one out. Raises StorageError."""
+        with storage_errors(self.checkpoints):
+            for path in self.checkpoints.glob(f"{_CHECKPOINT}*"):
+                if not (path / _COMPLETE).exists():
+                    shutil.rmtree(path)
+
+    def seal(self, checkpoint: Path) -> None:
+        """Make a checkpoint durable and mark it as whole. Raises StorageError."""
+        with storage_errors(checkpoint):
+            _sync_tree(checkpoint)
+            write_whole(checkpoint / _COMPLETE, lambda path: _write(path, "{}\n"))
+
+    @contextmanager
+    def publishing(self) -> Iterator[Path]:
+        """Give an empty folder to fill, and make it the adapter once it is full and durable. Raises StorageError."""
+        partial = self.folder / _PARTIAL
+        with storage_errors(self.adapter):
+            shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed here
+            partial.mkdir()
+            yield partial
+            _sync_tree(partial)
+            partial.rename(self.adapter)
+            sync_folder(self.adapter.parent)
+            sync_folder(self.folder)
+
+
+def training_folder(adapter: Path) -> Path:
+    """Return where the work in progress of an adapter is kept."""
+    return adapter.with_name(f"{adapter.name}.training")
+
+
+@contextmanager
+def open_work(adapter: Path, *, fresh: bool, take_over: bool) -> Iterator[Work]:
+    """Open the folders of an adapter and hold their lock for the block.
+
+    `fresh` moves earlier ones aside; `take_over` says that a holder on another host is dead. Raises RunError where
+    something else stands there, RunLocked, StorageError.
+    """
+    folder = training_folder(adapter)
+    with storage_errors(adapter):
+        _refuse_others(adapter)
+    if not fresh and adapter.exists() and not folder.exists():  # finished, and its working folder was cleared away
+        yield Work(adapter, "")
+        return
+    if fresh and folder.exists():
+        with locked(folder, take_over=take_over), storage_errors(folder):
+            target = _move(folder)
+            (target / LOCK_NAME).write_text("")  # nobody works there any more
+    if fresh and adapter.exists():
+        with storage_errors(adapter):
+            _move(adapter)
+    with storage_errors(folder, gone="The adapter cannot be made there."):
+        make_folder(folder / "checkpoints")
+    with locked(folder, take_over=take_over) as before:
+        yield Work(adapter, str(before) if before else "")
+
+
+def _move(folder: Path) -> Path:
+    target = aside(folder)
+    folder.rename(target)
+    sync_folder(folder.parent)
+    return target
+
+
+def _refuse_others(adapter: Path) -> None:
+    """Refuse an output that is something else. Raises RunError."""
+    folder = training_folder(adapter)
+    for path in (adapter, folder):
+        if path.exists() and not path.is_dir():
+            raise RunError("The output is a file, not a folder.", where=str(path.absolute()), next_step=_ELSEWHERE)
+    if adapter.exists() and not (adapter / RECORD_NAME).exists():
+        raise RunError(
+            "The output folder holds something else than an adapter of gxr-batch finetune.",
+            where=str(adapter.absolute()),
+            next_step=_ELSEWHERE,
+        )
+
+
+_ELSEWHERE = "choose another --output, or set finetune.output"
+
+
+def _load(folder: Path) -> Record | None:
+    path = folder / RECORD_NAME
+    try:
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        if not isinstance(record.fingerprint, dict) or not isinstance(record.starts, list) or record.format > FORMAT:
+            raise ValueError
+        return record  # noqa: TRY300  # nothing to lose: `else` would only hide what is returned
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError):
+        raise RunError(
+            "The record of this training is damaged, or from a later version of gxr-batch.",
+            where=str(path.absolute()),
+            next_step="update gxr-batch, or add --fresh to start anew; the old folder is kept under another name",
+        ) from None
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _sync_tree(folder: Path) -> None:
+    """Make every file below a folder durable, then the folders. Raises OSError."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(folder)
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:12]}…"
+
+
+def now() -> str:
+    """Return this moment in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,542 @@
+"""`finetune`: what is learnt is the answer after run's own prompt; no stop, kill or setting mixes two trainings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from running import Workplace
+from safetensors.torch import load_file
+from tiny import tiny_gemma
+
+from gxr_batch.errors import FingerprintError, GxrError, JobFileError, RunError, TableError
+from gxr_batch.finetune import Options, finetune
+from gxr_batch.finetune.data import read_examples
+from gxr_batch.finetune.rows import encode, split, steps_of
+from gxr_batch.job import Job, load_job
+from gxr_batch.models.local import LocalModel
+from gxr_batch.stopping import Stopper
+
+pytestmark = pytest.mark.model
+
+VOCAB = 262_145  # the real tokenizer's
+FINDINGS = ["a left pleural effusion", "clear lungs", "a right apical pneumothorax", "an enlarged heart"]
+
+
+@pytest.fixture(scope="module")
+def real_dir(tmp_path_factory, gemma_tokenizer) -> Path:
+    """A tiny random Gemma with the real tokenizer and its whole vocabulary."""
+    folder = tmp_path_factory.mktemp("tiny-262k")
+    tiny_gemma(vocab=VOCAB).save_pretrained(folder)
+    gemma_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def real_tokenizer(gemma_tokenizer, monkeypatch):
+    """The real tokenizer, loaded once, wherever one is loaded."""
+    for module in ("models.loading", "finetune.tuning"):
+        monkeypatch.setattr(f"gxr_batch.{module}.load_tokenizer", lambda section: gemma_tokenizer)
+    return gemma_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tiny_dir(tmp_path_factory) -> Path:
+    """The same with a small vocabulary, whose control tokens have Gemma's names and ids: each step is a moment."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    controls = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<unused{number}>" for number in range(101))]
+    controls += ["<start_of_turn>", "<end_of_turn>"]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    marks = [AddedToken(mark, special=True, normalized=False) for mark in controls]
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, special_tokens=marks, show_progress=False)
+    backend.train_from_iterator([*FINDINGS, "You are an expert radiologist. Impression: Seen: user model"] * 9, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )
+    folder = tmp_path_factory.mktemp("tiny-small")
+    tiny_gemma().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def chat(question: str, answer: str) -> dict:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": turns, "metadata": {"gxr_row_id": "x"}}
+
+
+def row(findings: str, answer: str, **more: object) -> dict:
+    return {"template": "basic", "findings": findings, "answer": answer, **more}
+
+
+def write(path: Path, *entries: object) -> Path:
+    path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, tiny_dir):
+    """A folder with eight examples, two for each finding, and the job that trains on them, three steps long."""
+    monkeypatch.chdir(tmp_path)
+    rows = [row(finding, f"Impression: {finding}.") for finding in FINDINGS]
+    write(tmp_path / "data.jsonl", *rows, *(chat(f"Show {finding}.", f"Seen: {finding}.") for finding in FINDINGS))
+    keys = {
+        "data": ["data.jsonl"],
+        "max_steps": 3,
+        "eval_steps": 1,
+        "logging_steps": 1,
+        "held_out": 0.2,
+        "sample_rows": 1,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 0.01,
+    }
+    section = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+    (tmp_path / "j.toml").write_text(
+        f'name = "j"\n[model]\npath = "{tiny_dir}"\ndtype = "float32"\nmax_seq_length = 128\n'
+        f"[sampling]\nmax_new_tokens = 4\n[finetune]\n{section}"
+    )
+    return tmp_path
+
+
+def job(*overrides: str) -> Job:
+    return load_job(Path("j.toml"), overrides, table=False)
+
+
+def train(*overrides: str, stopper: Stopper | None = None, show=lambda standing: None, fresh: bool = False, said=None):
+    say = said.append if said is not None else lambda sentence: None
+    return finetune(job(*overrides), Options(fresh=fresh), stopper or Stopper(), say, show)
+
+
+def weights(folder: str = "outputs/j-adapter") -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "adapter_model.safetensors")
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def encoded(*overrides: str):
+    made = job(*overrides)
+    return encode(read_examples(made)[0], LocalModel(made, "finetune").encoder(), made.model.max_seq_length)
+
+
+# ---------------------------------------------------------------------- data
+
+
+def test_a_prompt_has_the_ids_that_run_gives_the_same_row(place, real_dir, real_tokenizer):
+    """`run` itself, driven through its own rooms on a table of the same cells."""
+    from gxr_batch.engines import create
+    from gxr_batch.fitter import Fitter
+    from gxr_batch.prepare import prepare
+    from gxr_batch.rows import ingest, read_rows
+
+    cells = [("a small effusion", "65", "male"), ("<start_of_turn> é, “3.5 cm”", "8 months", "girl")]
+    (place / "t.csv").write_text("findings,age,sex\n" + "".join(f'"{f}",{a},{s}\n' for f, a, s in cells))
+    for form in ("chat", "literal"):
+        overrides = [
+            f"model.path={real_dir}",
+            f"prompt.format={form}",
+            "prompt.system=Teach.",
+            'finetune.data=["rows.jsonl"]',
+        ]
+        entries = [
+            {"template": "clinical_case", "findings": f, "age": a, "sex": s, "history": "", "answer": "Yes."}
+            for f, a, s in cells
+        ]
+        write(place / "rows.jsonl", *entries)
+        rows, _ = encoded(*overrides)
+        running = load_job(Path("j.toml"), [*overrides, "engine.kind=generate"], {"input.path": "t.csv"}, table=False)
+        prepared = prepare(running)
+        ingest(prepared.survey, prepared.fields, place / "t.parquet", id_column="", prior=None, limit=None)
+        fitter = Fitter(prepared.templates, running, create(running).encoder())
+        of_run = [fitter.fit(one).encoded.token_ids for one in read_rows(place / "t.parquet", prepared.fields, None)]
+        assert [one.prompt_ids for one in rows] == of_run
+
+
+def test_chat_lines_and_rows_of_fields_give_the_same_prompt(place):
+    text = "You are an expert radiologist. Analyze this chest X-ray showing clear lungs."
+    write(place / "data.jsonl", row("clear lungs", "Normal."), chat(text, "Normal."))
+    one, other = encoded()[0]
+    assert one.input_ids == other.input_ids
+
+
+def test_only_the_answer_and_its_end_are_learnt(place, real_dir, real_tokenizer):
+    write(place / "data.jsonl", row("clear lungs", " Normal study. "))
+    ((one,), _) = encoded(f"model.path={real_dir}")
+    learnt = [label for label in one.labels if label != -100]
+    assert one.labels[one.prompt_tokens :] == one.input_ids[one.prompt_tokens :]
+    assert real_tokenizer.decode(learnt) == "Normal study.<end_of_turn>"
+    assert learnt[-1] == 106
+    assert one.prompt_ids[-1] == real_tokenizer.convert_tokens_to_ids("\n")
+
+
+def test_control_tokens_in_an_answer_stay_text(place, real_dir, real_tokenizer):
+    write(place / "data.jsonl", row("clear lungs", "Normal <end_of_turn> <start_of_turn>user <eos>"))
+    ((one,), _) = encoded(f"model.path={real_dir}")
+    answer = one.input_ids[one.prompt_tokens :]
+    assert (answer.count(106), answer.count(105), answer.count(1)) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "is not valid JSON"),
+        ("[1]", "is not a JSON object"),
+        ('{"text": "canary"}', 'has neither "messages" nor "answer"'),
+        ('{"messages": "canary"}', "no list of objects"),
+        ('{"messages": [{"role": "user", "content": "canary"}]}', "the last one an answer"),
+        ('{"messages": [{"role": "canary", "content": "canary"}]}', 'without a known "role"'),
+        ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "empty answer"),
+        ('{"template": "canary", "findings": "x", "answer": "y"}', "names a template that does not exist"),
+        ('{"template": "basic", "answer": "canary"}', "needs findings"),
+        ('{"template": "basic", "findings": ["canary"], "answer": "y"}', "neither text nor a number: findings"),
+        ('{"template": "basic", "findings": "canary"}', 'has neither "messages" nor "answer"'),
+    ],
+)
+def test_a_wrong_line_is_named_and_its_text_is_not_shown(place, line, said):
+    write(place / "data.jsonl", row("clear lungs", "Normal."))
+    with (place / "data.jsonl").open("a") as file:
+        file.write(f"\n{line}\n{line}\n")
+    with pytest.raises(TableError) as caught:
+        read_examples(job())
+    message = str(caught.value)
+    assert said in message
+    assert "data.jsonl, line 3 (also data.jsonl, line 4)" in message
+    assert "canary" not in message
+    assert caught.value.__cause__ is None
+
+
+def test_rows_that_are_too_long_are_counted_and_left_out(place):
+    write(place / "data.jsonl", *(row(f, "Yes.") for f in FINDINGS), row("clear lungs", "word " * 200))
+    rows, too_long = encoded()
+    assert len(rows) == 4
+    assert too_long == ["data.jsonl, line 5"]
+
+
+def test_what_is_held_out_follows_the_prompt_alone(place):
+    rows = encoded()[0]
+    training, held_out = split(rows, 0.3, 0)
+    assert len(held_out) == 2
+    again = split([*reversed(rows), *rows], 0.3, 0)
+    assert {tuple(one.input_ids) for one in held_out} <= {tuple(one.input_ids) for one in again[1]}
+    assert not {tuple(one.prompt_ids) for one in again[0]} & {tuple(one.prompt_ids) for one in again[1]}
+    assert split(rows, 0, 0) == (rows, [])
+    with pytest.raises(JobFileError, match="too few rows"):
+        split(rows[:1], 0.1, 0)
+    assert len(training) == 6
+
+
+def test_epochs_are_counted_in_whole_steps():
+    section = Job.model_validate({"name": "j", "input": {"path": "-"}, "finetune": {"epochs": 2}}).finetune
+    assert [steps_of(section, rows) for rows in (1, 8, 9, 100)] == [2, 2, 4, 26]
+
+
+def test_a_run_folder_gives_its_exported_approved_rows(place):
+    (place / "run").mkdir()
+    with pytest.raises(RunError, match="holds no run"):
+        read_examples(job('finetune.data=["run"]'))
+    (place / "run" / "run.json").write_text("{}")
+    with pytest.raises(RunError, match="export run --format chat-jsonl"):
+        read_examples(job('finetune.data=["run"]'))
+    write(place / "run" / "approved-chat.jsonl", chat("Show it.", "Here."))
+    examples, (file,) = read_examples(job('finetune.data=["run", "run/approved*.jsonl"]'))
+    assert [one.answer for one in examples] == ["Here."]
+    assert file.rows == 1
+    (place / "run" / "reviews").mkdir()
+    time.sleep(0.02)
+    (place / "run" / "reviews" / "r.parquet").write_text("")
+    with pytest.raises(RunError, match="reviewed again"):
+        read_examples(job('finetune.data=["run"]'))
+
+
+def test_data_that_is_not_there_is_named_with_its_absolute_path(place):
+    with pytest.raises(JobFileError, match=str(place / "no.jsonl")):
+        read_examples(job('finetune.data=["no.jsonl"]'))
+    with pytest.raises(JobFileError, match="nothing to learn from"):
+        read_examples(job("finetune.data=[]"))
+
+
+# ---------------------------------------------------------------------- job file
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("finetune.fp16=true", "The guide sets fp16 and bf16 together, which is a mistake"),
+        ("finetune.bf16=true", "model.dtype"),
+        ("finetune.per_device_train_batch_size=2", "here it is called finetune.batch_size"),
+        ("finetune.optim=adamw_8bit", "here it is called finetune.optimizer"),
+        ("finetune.learning_rat=1", "did you mean finetune.learning_rate?"),
+        ("finetune.epochs=2", "set one of them"),
+        ("finetune.output={date}", "knows the placeholder"),
+    ],
+)
+def test_keys_of_the_guide_that_mean_something_else_here_are_explained(place, override, said):
+    with pytest.raises(JobFileError) as caught:
+        job(override)
+    assert said in str(caught.value)
+
+
+def test_the_defaults_are_the_guides():
+    section = Job.model_validate({"name": "j", "input": {"path": "-"}}).finetune
+    found = section.batch_size, section.gradient_accumulation_steps, section.steps, section.learning_rate
+    assert found == (2, 4, 50, 2e-4)
+    more = section.optimizer, section.weight_decay, section.lr_scheduler, section.warmup_steps
+    assert more == ("adamw_8bit", 0.01, "linear", 5)
+    assert (section.logging_steps, section.eval_steps) == (5, 10)
+
+
+# ---------------------------------------------------------------------- training
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft uses a name of transformers' that will go
+def test_training_lowers_the_held_out_loss_and_writes_an_adapter_that_loads(place, real_dir, real_tokenizer):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    with_real = f"model.path={real_dir}"
+    steps = []
+    outcome = train(with_real, "finetune.max_steps=4", "finetune.eval_steps=4", show=steps.append)
+    assert outcome.reason is None
+    assert outcome.loss_after < outcome.loss_before - 1
+    assert (steps[-1].step, steps[-1].steps) == (4, 4)
+    folder = place / "outputs/j-adapter"
+    base = AutoModelForCausalLM.from_pretrained(real_dir)
+    ids = torch.tensor([encoded(with_real)[0][0].prompt_ids])
+    with torch.inference_mode():
+        before = base(ids).logits
+        adapted = PeftModel.from_pretrained(base, folder).eval()
+        assert (adapted(ids).logits - before).abs().max() > 0.1
+    assert AutoTokenizer.from_pretrained(folder)("a b").input_ids == real_tokenizer("a b").input_ids
+    assert set(GenerationConfig.from_pretrained(folder).eos_token_id) == {1, 106}
+    told = json.loads((folder / "evaluation.json").read_text())
+    assert told["loss_after"] == outcome.loss_after
+    (sample,) = told["samples"]
+    assert sample["base"]["new_tokens"] >= 1
+    assert sample["reference"].startswith(("Impression", "Seen"))
+    assert [entry["step"] for entry in told["curve"] if "loss" in entry] == [1, 2, 3, 4]
+    card = (folder / "README.md").read_text()
+    record = json.loads((folder / "finetune.json").read_text())
+    assert record["data"]["sha256"] in card
+    assert f"| Held-out loss | {outcome.loss_before:.4f} | {outcome.loss_after:.4f} |" in card
+    assert all(words in card for words in ("never for clinical use", "AI-generated", "ai.google.dev/gemma/terms"))
+    assert str(place) not in card.replace(str(real_dir), "")
+    assert (folder / "NOTICE").exists()
+
+
+def test_the_loss_is_about_answers_alone(place, gemma_tokenizer):
+    """Rows that differ in their prompts' masked part only by the model's own view have a loss that we compute anew."""
+    from transformers import AutoModelForCausalLM
+
+    outcome = train("finetune.max_steps=1", "finetune.batch_size=1")
+    rows, _ = encoded()
+    _, held_out = split(rows, 0.2, 0)
+    base = AutoModelForCausalLM.from_pretrained(job().model.path)
+    losses = []
+    for one in held_out:
+        with torch.inference_mode():
+            scores = base(torch.tensor([one.input_ids])).logits[0, one.prompt_tokens - 1 : -1].float()
+        losses.append(torch.nn.functional.cross_entropy(scores, torch.tensor(one.input_ids[one.prompt_tokens :])))
+    assert outcome.loss_before == pytest.approx(float(torch.stack(losses).mean()), rel=1e-3)
+
+
+class Stopping:
+    """Shows nothing, and asks to stop in a step."""
+
+    def __init__(self, step: int) -> None:
+        self.stopper, self._step = Stopper(), step
+
+    def __call__(self, standing) -> None:
+        if standing.step >= self._step:
+            self.stopper.ask("terminate")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "adamw_torch"])
+def test_stopped_and_started_again_it_ends_as_if_nothing_had_been(place, optimizer):
+    chosen = ("finetune.eval_steps=2", f"finetune.optimizer={optimizer}", "finetune.lora_dropout=0.1")
+    whole = train(*chosen, "finetune.output=whole")
+    assert whole.trained_now
+    for step in (1, 2):
+        stopping = Stopping(step)
+        outcome = train(*chosen, stopper=stopping.stopper, show=stopping)
+        assert (outcome.reason, outcome.step) == ("terminate", step)
+        assert not (place / "outputs/j-adapter").exists()
+    outcome = train(*chosen)
+    assert outcome.reason is None
+    assert equal(weights(), weights("whole"))
+    assert outcome.loss_before == whole.loss_before
+    assert outcome.loss_after == whole.loss_after
+    again = train(*chosen)
+    assert not again.trained_now
+    assert again.loss_after == whole.loss_after
+
+
+def test_a_stop_while_it_evaluates_at_the_end_repeats_no_step(place):
+    stopping = Stopping(3)
+    assert train(stopper=stopping.stopper, show=stopping).reason == "terminate"
+    steps = []
+    assert train(show=steps.append).reason is None
+    assert steps == []
+    assert (place / "outputs/j-adapter/evaluation.json").exists()
+
+
+def test_a_torn_checkpoint_is_not_taken(place):
+    stopping = Stopping(2)
+    train(stopper=stopping.stopper, show=stopping)
+    newest = place / "outputs/j-adapter.training/checkpoints/checkpoint-2"
+    (newest / "complete.json").unlink()
+    (newest / "adapter_model.safetensors").write_bytes(b"")
+    steps = []
+    train(show=steps.append)
+    assert steps[0].step == 1
+    train("finetune.output=whole")
+    assert equal(weights(), weights("whole"))
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("finetune.learning_rate=0.02", "finetune.learning_rate (0.01 -> 0.02)"),
+        ("finetune.max_steps=4", "finetune.steps (3 -> 4)"),
+        ("finetune.seed=1", "finetune.seed (0 -> 1)"),
+        ('finetune.data=["other.jsonl"]', "data ("),
+        ("prompt.format=literal", "prompt.format (chat -> literal)"),
+    ],
+)
+def test_other_settings_or_data_never_go_on_where_these_stopped(place, override, named):
+    write(place / "other.jsonl", *(row(finding, "Other.") for finding in FINDINGS))
+    stopping = Stopping(1)
+    train("finetune.sample_rows=0", stopper=stopping.stopper, show=stopping)
+    with pytest.raises(FingerprintError) as caught:
+        train(override)
+    assert named in str(caught.value)
+    assert "--fresh" in str(caught.value)
+
+
+def test_settings_that_change_nothing_of_the_adapter_may_change(place):
+    stopping = Stopping(1)
+    train(stopper=stopping.stopper, show=stopping)
+    assert train("finetune.logging_steps=2", "finetune.eval_steps=3").reason is None
+
+
+def test_fresh_keeps_what_was_there_under_another_name(place):
+    train("finetune.max_steps=1")
+    before = weights()
+    train("finetune.max_steps=2", fresh=True)
+    (kept,) = (place / "outputs").glob("j-adapter.before-*")
+    assert equal(before, weights(str(kept)))
+    assert not equal(before, weights())
+    assert len(list((place / "outputs").glob("j-adapter.training.before-*"))) == 1
+
+
+def test_an_output_that_holds_something_else_is_refused(place):
+    (place / "outputs/j-adapter").mkdir(parents=True)
+    with pytest.raises(RunError, match="something else"):
+        train()
+
+
+def test_a_finished_adapter_needs_its_working_folder_no_more(place):
+    train()
+    shutil.rmtree(place / "outputs/j-adapter.training")
+    assert not train().trained_now
+    assert not (place / "outputs/j-adapter.training").exists()
+
+
+def test_four_bit_weights_can_be_trained_on_here_too(place):
+    outcome = train("model.load_in_4bit=true", "model.dtype=bfloat16", "finetune.max_steps=4")
+    assert outcome.loss_after < outcome.loss_before
+    assert json.loads(Path("outputs/j-adapter/finetune.json").read_text())["resolved"]["four_bit"] is True
+
+
+def test_bfloat16_trains_and_saves_in_bfloat16(place):
+    outcome = train("model.dtype=bfloat16", "finetune.max_steps=4", "finetune.gradient_checkpointing=true")
+    assert outcome.loss_after < outcome.loss_before
+    assert {tensor.dtype for tensor in weights().values()} == {torch.bfloat16}
+
+
+def test_the_loss_in_chunks_is_the_same(place, monkeypatch):
+    whole = train("finetune.max_steps=2")
+    monkeypatch.setattr("gxr_batch.finetune.training._MOST_LOGITS_BYTES", 0)
+    chunked = train("finetune.max_steps=2", "finetune.output=chunked")
+    assert chunked.loss_before == pytest.approx(whole.loss_before, rel=1e-5)
+    assert chunked.loss_after == pytest.approx(whole.loss_after, rel=1e-3)
+
+
+def test_modules_that_the_model_lacks_are_one_message(place):
+    with pytest.raises(JobFileError, match="No module of the model"):
+        train('finetune.lora_targets=["nonsense"]')
+
+
+def test_an_optimizer_that_does_not_run_here_is_replaced_and_said(place, monkeypatch):
+    import bitsandbytes.optim
+
+    def broken(*arguments, **settings):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(bitsandbytes.optim.adamw, "AdamW", broken)
+    said = []
+    train("finetune.max_steps=1", said=said)
+    assert "finetune.optimizer = adamw_8bit does not run on cpu: it is adamw_torch." in said
+
+
+def test_missing_packages_are_one_message(place, monkeypatch):
+    from gxr_batch.finetune import flow
+
+    monkeypatch.setattr(flow, "find_spec", lambda name: None)
+    with pytest.raises(GxrError, match=r"pip install 'gxr-batch\[finetune\]'"):
+        train()
+
+
+# ---------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def work(place) -> Workplace:
+    workplace = Workplace.__new__(Workplace)
+    workplace.folder = place
+    return workplace
+
+
+def test_the_command_killed_and_stopped_goes_on(work, place):
+    """One run of the real command through everything: SIGKILL, SIGTERM, the end, and nothing left."""
+    arguments = ["finetune", "j.toml", "--set", "finetune.max_steps=40"]
+    checkpoints = place / "outputs/j-adapter.training/checkpoints"
+    for number, how in ((3, signal.SIGKILL), (6, signal.SIGTERM)):
+        child = work.start(*arguments)
+        deadline = time.monotonic() + 120
+        while not (checkpoints / f"checkpoint-{number}" / "complete.json").exists():
+            assert child.poll() is None, child.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        child.send_signal(how)
+        stdout, stderr = child.communicate(timeout=120)
+        assert child.returncode == (-9 if how == signal.SIGKILL else 75), stderr
+    assert "stopped by a signal" in stdout
+    done = work.gxr(*arguments, "--json")
+    told = json.loads(done.stdout)
+    assert told["finished"]
+    assert told["step"] == 40
+    assert "Going on from step" in done.stderr
+    train("finetune.max_steps=40", "finetune.output=whole")
+    assert equal(weights(), weights("whole"))
+    for finding in FINDINGS:
+        assert finding not in done.stderr + stderr
+    assert "nothing left to do" in work.gxr(*arguments).stdout
+    assert "--fresh" in work.gxr(*arguments, "--set", "finetune.seed=9", expect=2).stderr
+
+
+def test_the_command_says_what_is_wrong_without_a_traceback(work, place):
+    (place / "data.jsonl").write_text('{"answer": "canary"\n')
+    done = work.gxr("finetune", "j.toml", expect=2)
+    assert "data.jsonl, line 1" in done.stderr
+    assert "canary" not in done.stderr
+    assert "Traceback" not in done.stderr

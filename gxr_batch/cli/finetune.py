@@ -12,6 +12,7 @@ from gxr_batch.cli.exits import Exit
 
 if TYPE_CHECKING:
     from gxr_batch.finetune import Outcome, Standing
+    from gxr_batch.job import Job
 
 _EXITS = {"interrupt": Exit.INTERRUPTED, "terminate": Exit.STOPPED}
 
@@ -65,10 +66,24 @@ def command(
             signals.generating = True  # from here on there is something to save
             display.draw(standing.step, standing.steps, lambda: _describe(standing))
 
+        _export_approved(job)
         options = Options(fresh=fresh, take_over=take_over)
         outcome = finetune(job, options, stopper, display.say, show)
     click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
     click.get_current_context().exit(_EXITS[outcome.reason] if outcome.reason else Exit.DONE)
+
+
+def _export_approved(job: Job) -> None:
+    """Write the approved rows of the runs that the job learns from, where that was not done since the last review."""
+    from gxr_batch.export import Choice, default_path, export
+    from gxr_batch.ledger import RunReader, is_run
+    from gxr_batch.ledger.exports import is_current
+
+    for folder in map(Path, job.finetune.data):
+        if is_run(folder):
+            reader = RunReader(folder)
+            if not is_current(folder, default_path(reader, "chat-jsonl", Choice())):
+                export(reader, "chat-jsonl", None, Choice())
 
 
 def _describe(standing: Standing) -> str:

@@ -125,9 +125,9 @@ def _matches(source: str) -> list[Path]:
 def _approved_rows(folder: Path) -> Path:
     """Return the file of a run folder that holds its approved rows.
 
-    Reviews are laid over results by the export alone, so that one place decides what counts as approved.
+    Reviews are laid over results by the export alone, so that one place decides what counts as approved; the command
+    has it write the file first.
     """
-    # SEAM: once this stands beside the export of chat-jsonl, the command can write the file itself.
     if not is_run(folder):
         raise RunError(
             "The folder holds no run.",

@@ -78,4 +78,4 @@ class Sampler:
 def _answer(done: Completion) -> Answer:
     if done.error is not None:
         raise EngineFailed(f"A sample of the trained model failed: {done.error}.", next_step="run the command again")
-    return Answer(text=done.text, finish_reason=done.finish_reason, new_tokens=done.new_tokens)
+    return Answer(text=done.text, finish_reason=done.finish_reason, new_tokens=done.new_tokens or 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from gxr_batch.ledger import Counts, RunReader
 from gxr_batch.ledger.reviews import DISAGREEMENT, laid_over
 from gxr_batch.records import APPROVED
 
-_ROWS_A_BATCH = 16_384
+# Rows of long texts weigh ten times as much as Python objects, so few of them are objects at a time.
+_ROWS_A_BATCH = 2048
 
 
 class Source(NamedTuple):
@@ -56,7 +57,7 @@ def open_source(reader: RunReader, *, partial: bool, include_held: bool = False)
     if partial or (include_held and not counts.left):
         tables = reader.finished(include_held=include_held)
         shown = tables if include_held else map(_withheld, tables)
-        return Source(reader, reader.schema, iter(shown), counts, counts.left > 0)
+        return Source(reader, reader.schema, _in_slices(shown), counts, counts.left > 0)
     if reader.results is None or include_held:
         raise RunError(
             f"This run is unfinished: {counts.left:,} rows are still to do.",
@@ -67,6 +68,12 @@ def open_source(reader: RunReader, *, partial: bool, include_held: bool = False)
         schema = pq.read_schema(reader.results)  # of the file itself: the table may have got other columns since
     tables = map(reader.reviews.lay_over, _stored(reader.results))
     return Source(reader, laid_over(schema), map(_withheld, tables), _counts_of(schema) or counts, partial=False)
+
+
+def _in_slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    for table in tables:
+        for start in range(0, table.num_rows, _ROWS_A_BATCH):
+            yield table.slice(start, _ROWS_A_BATCH)
 
 
 def _counts_of(schema: pa.Schema) -> Counts | None:

@@ -47,7 +47,7 @@ def test_a_commented_key_works_or_is_refused_as_not_available_just_as_its_commen
         if not key or not lines[index].startswith("# "):
             continue
         changed = [line.removeprefix("# ") if place == index else line for place, line in enumerate(lines)]
-        if section in {"echo", "api"}:
+        if section in {"echo", "api", "finetune"}:
             changed = [line.removeprefix("# ") if line.startswith(f"# [{section}]") else line for line in changed]
         changed[index] = re.sub(r'= ""( .*e\.g\. ("[^"]+"))', r"= \2\1", changed[index])
         if key == "base":

@@ -532,7 +532,7 @@ def test_a_link_leads_to_its_case(opened, made):
     opened.wait_for_selector("#case[open]")
     assert opened.inner_text("#case-title") == "C60"
     opened.keyboard.press("Escape")
-    assert "page 2 of 3" in opened.inner_text("#page-at")
+    opened.locator("#page-at", has_text="page 2 of 3").wait_for()
     opened.goto("about:blank")
     opened.goto((made.folder / "outputs/j/report.html").as_uri())
     opened.wait_for_selector("html[data-ready]", state="attached")

@@ -60,7 +60,7 @@ def joined(
         start += batch.num_rows
         row, sample = np.nonzero(state.status[rows] != TODO)
         results = _gather(parts, state.part[rows][row, sample], state.line[rows][row, sample])
-        if start > state.rows or not results["gxr_row_id"].equals(_ids(batch, row)):
+        if start > state.rows or not _belong(results, batch, row):
             raise RunError("The run took in another table while it was read.", where=str(folder), next_step="try again")
         if not include_held:
             results = _without_held_texts(results)
@@ -68,8 +68,10 @@ def joined(
         yield _with_provenance(own, results, provenance)
 
 
-def _ids(batch: pa.RecordBatch, row: npt.NDArray[np.intp]) -> pa.ChunkedArray:
-    return pa.chunked_array([batch.column("gxr_row_id").take(pa.array(row))], pa.string())
+def _belong(results: pa.Table, batch: pa.RecordBatch, row: npt.NDArray[np.intp]) -> bool:
+    """Return whether results are those of these rows of the table."""
+    ids = pa.chunked_array([batch.column("gxr_row_id").take(pa.array(row))], pa.string())
+    return bool(results["gxr_row_id"].equals(ids))
 
 
 def joined_schema(folder: Path) -> pa.Schema:

@@ -59,7 +59,7 @@ class Conversation:
 
         completion = self._run(prompt._replace(on_text=show), stop)
         answer = completion.text if completion is not None else "".join(shown)
-        if completion is None or completion.error is None:
+        if (completion is None or completion.error is None) and answer.strip():
             self.turns = [*asked, Turn("model", answer)]
         return completion
 
@@ -106,11 +106,11 @@ def open_conversation(job: Job, say: Say) -> Iterator[Conversation]:
 
     Raises ModelUnavailable where the machine cannot do it now, JobFileError.
     """
-    settled = follow(job, None)
-    if settled.engine.slots == "auto":
-        settled = settled.with_values({"engine.slots": _SLOTS})
-    for sentence in settled.warnings():
+    for sentence in job.warnings():
         say(sentence)
+    settled = follow(job, None)
+    if settled.engine.slots == "auto" and settled.engine.kind != "api":
+        settled = settled.with_values({"engine.slots": _SLOTS})
     engine = create(settled, say)
     began = time.monotonic()
     encoder = engine.encoder()

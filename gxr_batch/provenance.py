@@ -54,7 +54,7 @@ def follow(job: Job, manifest: Manifest | None) -> Job:
         decided["sampling.seed"] = secrets.randbits(31)
     if manifest is not None:
         decided |= manifest.resolved
-    if "engine.kind" not in decided:
+    if decided.get("engine.kind", "api") == "api":  # "auto" never means a server, whatever --set asked for before
         decided["engine.kind"] = resolve_kind(job)
     if manifest is not None and not _same_path(job, manifest):  # another model has other revisions and another base
         decided = {key: value for key, value in decided.items() if key not in {"model.revision", "model.base"}}

@@ -39,3 +39,16 @@ def test_a_real_model_is_measured(work, demo_model_dir):
     assert told["engine"] == "transformers"
     assert told["load_seconds"] > 0
     assert one["tokens_a_second"] > 1
+
+
+def test_what_was_set_counts_and_a_server_is_no_part_of_this_machine(work):
+    told = json.loads(
+        work.gxr(
+            "bench", "--set", "engine.kind=echo", "--set", "sampling.max_new_tokens=3", "--slots", "1", "--json"
+        ).stdout
+    )
+    assert told["max_new_tokens"] == 3
+    api = ("--set", "engine.kind=api", "--set", "api.model=x")
+    assert "measures this machine" in work.gxr("bench", *api, expect=2).stderr
+    refused = work.gxr("generate", "--prompt", "x", "--adapter", "folder", *api, expect=2)
+    assert "a server has its own weights" in refused.stderr

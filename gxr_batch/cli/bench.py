@@ -28,18 +28,18 @@ class SlotCounts(click.ParamType[tuple[int, ...]]):
 
 
 @click.command(name="bench")
-@click.option("--model", default="demo", show_default=True, help="Hub id, folder, or the embedded demo model.")
+@click.option("--model", help='Hub id, folder, or "demo".  [default: demo]')
 @click.option("--slots", type=SlotCounts(), default="1,8,32", show_default=True, help="Slot counts to measure.")
 @click.option("--rows-a-slot", type=click.IntRange(min=1), default=2, show_default=True, help="Rows for each slot.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=256, show_default=True, help="Longest answer.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer.  [default: 256]")
 @click.option("--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="Set any key of a job file.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    model: str,
+    model: str | None,
     slots: tuple[int, ...],
     rows_a_slot: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     overrides: tuple[str, ...],
     quiet: bool,
     as_json: bool,
@@ -55,7 +55,9 @@ def command(
     from gxr_batch.bench import bench, table
     from gxr_batch.job import make_job
 
-    given = {"model.path": model, "sampling.max_new_tokens": max_new_tokens}
-    job = make_job("bench", overrides, given)
+    asked = {"model.path": model, "sampling.max_new_tokens": max_new_tokens}
+    job = make_job("bench", overrides, {key: value for key, value in asked.items() if value is not None})
+    if job.engine.kind == "api":
+        raise click.UsageError("bench measures this machine; an API generates elsewhere.")
     found = bench(job, slots, rows_a_slot, say_to_stderr(quiet))
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else table(found))

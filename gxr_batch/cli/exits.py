@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import click
 
-from gxr_batch.errors import GxrError, MachineError
+from gxr_batch.errors import ApiOutage, GxrError, MachineError
 
 
 class Exit(IntEnum):
@@ -34,6 +34,9 @@ def reported(ctx: click.Context) -> Iterator[None]:
     """Turn an error that somebody can mend into its message on stderr and its exit code; a bug keeps its traceback."""
     try:
         yield
+    except ApiOutage as error:
+        click.echo(f"Error: {error}", err=True)
+        ctx.exit(Exit.STOPPED)
     except GxrError as error:
         click.echo(f"Error: {error}", err=True)
         ctx.exit(Exit.MACHINE if isinstance(error, MachineError) else Exit.INPUT)

@@ -138,7 +138,7 @@ def _check_usage(
 def _job(job_file: Path | None, overrides: tuple[str, ...], given: dict[str, Any]) -> Job:
     from gxr_batch.job import load_job, make_job
 
-    return load_job(job_file, overrides, given) if job_file else make_job("generate", overrides, given)
+    return load_job(job_file, overrides, given, table=False) if job_file else make_job("generate", overrides, given)
 
 
 def _filled(job: Job, fields: tuple[str, ...]) -> str:

@@ -141,8 +141,9 @@ def _save(conversation: Conversation, name: str) -> None:
     }
     path = Path(name).expanduser()
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+        data = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace")
+        with path.open("xb") as file:
+            file.write(data)
     except FileExistsError:
         click.echo(f"{path} exists; choose another name.", err=True)
     except (OSError, ValueError) as error:

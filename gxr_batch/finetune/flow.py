@@ -23,6 +23,7 @@ from gxr_batch.finetune.standing import Show
 from gxr_batch.finetune.work import Record, Work, now, open_work
 from gxr_batch.job import Job
 from gxr_batch.models.local import LocalModel
+from gxr_batch.models.source import find
 from gxr_batch.records import Identity
 from gxr_batch.stopping import Stopper, StopReason
 
@@ -110,6 +111,12 @@ def _on_the_bare_base(job: Job) -> Job:
             "Fine-tuning makes a new adapter, and cannot begin on top of another one.",
             where="model.adapter",
             next_step="remove it, or merge that adapter into its base and name the merged folder as model.path",
+        )
+    if find(job.model, weights=False).path.is_adapter:
+        raise JobFileError(
+            "Fine-tuning makes a new adapter, and model.path is one already.",
+            where="model.path",
+            next_step="name its base model instead, or merge the two and name the merged folder",
         )
     return job.with_values({"model.adapter": "none"})
 

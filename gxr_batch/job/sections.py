@@ -195,6 +195,10 @@ class Job(Section):
             raise ValueError('api.model must name the model to ask for, since engine.kind = "api"')
         if self.api.base_url and self.api.provider != "auto":
             raise ValueError("api.base_url and api.provider exclude each other: providers are Hugging Face's")
+        if self.model.adapter not in {"", "none"} or self.model.base:
+            raise ValueError(
+                "model.adapter and model.base need an engine of this machine: a server has its own weights"
+            )
         if self.prompt.format == "literal":
             raise ValueError('prompt.format = "literal" needs an engine of this machine: a server lays out the turns')
         if self.prompt.too_long == "truncate":

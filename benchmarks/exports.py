@@ -92,6 +92,7 @@ def main() -> None:
         fill(folder)
         timed(folder, "review", "import", "run", "run/results.xlsx")
         timed(folder, "review", "import", "run", "reviewed.csv")
+        timed(folder, "review", "import", "run", "reviewed.csv")  # all known by now
         timed(folder, "export", "run", "--only", "approved")
 
 

@@ -14,7 +14,6 @@ from gxr_batch.errors import MachineError, RunError
 from gxr_batch.job import load_job
 from gxr_batch.ledger import Counts, RunReader, is_run
 from gxr_batch.ledger.exports import outdated
-from gxr_batch.ledger.reviews import reviewed_keys
 from gxr_batch.prepare import output_folder
 from gxr_batch.storage import storage_errors
 
@@ -109,11 +108,19 @@ def _status(folder: Path) -> RunStatus:
         last_part_at=datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds") if written else None,
         holder=str(holder) if holder else None,
         damaged_parts=len(reader.state.damaged),
-        reviewed=reviewed_keys(folder),
+        reviewed=_reviewed(reader),
         outdated_exports=tuple(outdated(folder)),
         bytes=_size(folder),
         **counts._asdict(),
     )
+
+
+def _reviewed(reader: RunReader) -> int | None:
+    """Count the reviewed keys; None where a file of reviews is damaged, which says nothing against the run."""
+    try:
+        return len(reader.reviews)
+    except RunError:
+        return None
 
 
 def _state(reader: RunReader, counts: Counts, last: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,10 +97,7 @@ def command(
         outcome = run(job, options, stopper, display.say, show)
         signals.generating = False  # from here on a signal ends the program: the results are written
         exports = write_exports(outcome.folder, job.export.formats, display.say) if not outcome.counts.left else {}
-    if as_json:
-        click.echo(json.dumps(_summary(outcome) | {"exports": exports}, indent=2))
-    else:
-        click.echo(_text(job.name, outcome))
+    click.echo(json.dumps(_summary(outcome, exports), indent=2) if as_json else _text(job.name, outcome))
     click.get_current_context().exit(_exit_code(outcome))
 
 
@@ -111,7 +109,7 @@ def _exit_code(outcome: Outcome) -> Exit:
     return Exit.SOME_FAILED if outcome.counts.failed or outcome.counts.held else Exit.DONE
 
 
-def _summary(outcome: Outcome) -> dict[str, Any]:
+def _summary(outcome: Outcome, exports: Mapping[str, str]) -> dict[str, Any]:
     progress = outcome.progress
     return {
         "run": str(outcome.folder),
@@ -126,6 +124,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
         "new_tokens_now": progress.new_tokens,
         "seconds": round(progress.seconds, 3),
         "results": str(outcome.folder / "results.parquet") if outcome.counts.left == 0 else None,
+        "exports": dict(exports),
     }
 
 

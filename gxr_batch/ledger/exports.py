@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gxr_batch.ledger.files import sync_folder, write_whole
+from gxr_batch.ledger.files import aside, sync_folder, write_whole
 from gxr_batch.ledger.merge import RESULTS_NAME
 from gxr_batch.ledger.reviews import review_files
 from gxr_batch.storage import storage_errors
@@ -61,15 +60,10 @@ def keep_changed(folder: Path, path: Path) -> Path | None:
         made, entry = path.stat(), _known(folder).get(path.name, {})
         if (made.st_size, made.st_mtime_ns) == (entry.get("size"), entry.get("mtime_ns")):
             return None
-        stamp = datetime.now().astimezone().strftime("%Y%m%dT%H%M%S")
-        aside = path.with_name(f"{path.stem}.before-{stamp}{path.suffix}")
-        number = 2
-        while aside.exists():
-            aside = path.with_name(f"{path.stem}.before-{stamp}-{number}{path.suffix}")
-            number += 1
-        path.rename(aside)
+        kept = aside(path, suffix=path.suffix)
+        path.rename(kept)
         sync_folder(path.parent)
-    return aside
+    return kept
 
 
 def _known(folder: Path) -> dict[str, dict[str, Any]]:

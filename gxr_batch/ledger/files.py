@@ -68,13 +68,17 @@ def put_aside(path: Path) -> str:
     return target.name
 
 
-def aside(folder: Path) -> Path:
-    """Return the name under which a folder is kept when another takes its place: NAME.before-<timestamp>."""
+def aside(path: Path, *, suffix: str = "") -> Path:
+    """Return the name under which a folder or file is kept when another takes its place: NAME.before-<timestamp>.
+
+    `suffix` is what has to stay at the end of a file's name, such as ".xlsx".
+    """
+    name = path.name.removesuffix(suffix)
     stamp = datetime.now().astimezone().strftime("%Y%m%dT%H%M%S")
-    target = folder.with_name(f"{folder.name}.before-{stamp}")
+    target = path.with_name(f"{name}.before-{stamp}{suffix}")
     number = 2
     while target.exists():
-        target = folder.with_name(f"{folder.name}.before-{stamp}-{number}")
+        target = path.with_name(f"{name}.before-{stamp}-{number}{suffix}")
         number += 1
     return target
 

@@ -40,10 +40,12 @@ class Reviews:
     """The reviews of one run: of each key what each reviewer said last, in the order in which it came in."""
 
     def __init__(self, reviews: Sequence[Review] = ()) -> None:
-        self._of: dict[Key, dict[str, Review]] = {}
         self.all = list(reviews)
+        self._of: dict[Key, dict[str, Review]] = {}
+        self._history: dict[Key, list[Review]] = {}
         # By the day on which it was judged: an old sheet that is imported late says nothing new.
         for review in sorted(reviews, key=lambda review: review.reviewed_at):
+            self._history.setdefault(review.key, []).append(review)
             by_reviewer = self._of.setdefault(review.key, {})
             name = same_person(review.reviewer)
             by_reviewer.pop(name, None)  # so that the newest stands last
@@ -65,6 +67,10 @@ class Reviews:
             return []
         digest = judged_sha256(text, prompt_sha256)
         return [review for review in said.values() if review.judged_sha256 == digest]
+
+    def history(self, key: Key) -> Sequence[Review]:
+        """Return everything that was ever said of a key, the oldest first."""
+        return self._history.get(key, ())
 
     def lay_over(self, table: pa.Table) -> pa.Table:
         """Return a table of result rows with the review columns added and status, flags and disclaimer as reviewed."""
@@ -118,20 +124,6 @@ def disagree(reviews: Sequence[Review]) -> bool:
 def laid_over(schema: pa.Schema) -> pa.Schema:
     """Return the schema of result rows with the review columns added."""
     return pa.schema([*schema, *review_schema()], metadata=schema.metadata)
-
-
-def reviewed_keys(folder: Path) -> int | None:
-    """Count the keys that somebody judged, cheaply; None where a file of reviews is damaged. Raises StorageError."""
-    newest: dict[tuple[str, int, str], str] = {}
-    try:
-        for path in review_files(folder):
-            with reading(path, RunError("")), pq.ParquetFile(path) as file:
-                table = file.read(columns=["gxr_row_id", "gxr_sample", "gxr_reviewer", "gxr_review_status"])
-            for row in table.to_pylist():
-                newest[row["gxr_row_id"], row["gxr_sample"], row["gxr_reviewer"]] = row["gxr_review_status"]
-    except (RunError, LookupError, ValueError):
-        return None
-    return len({(row_id, sample) for (row_id, sample, _), status in newest.items() if status != UNREVIEWED})
 
 
 @contextmanager

@@ -5,7 +5,6 @@ A row is taken whole or not at all, and one that cannot be taken never keeps out
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gxr_batch.cells import CUT_MARK, for_workbook
+from gxr_batch.chronicle import user_name
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.files import sha256_of
@@ -109,7 +109,7 @@ def _take(
         exact = key if key in texts else Key(key.row_id.strip(), key.sample)
         generated = texts.get(exact, Generated())
         said = known.valid(exact, generated.text, generated.prompt_sha256)
-        earlier = [review for review in known.all if review.key == exact] if said else []
+        earlier = known.history(exact) if said else ()
         for judged_now, line in _reviews(exact, generated, rows, defaults, done):
             what = _news(judged_now, said, earlier, defaults)
             done.unchanged += what == "nothing new"
@@ -247,15 +247,11 @@ def _disagreements(reviews: Reviews, texts: Mapping[Key, Generated]) -> Iterator
 
 def _metadata(paths: Sequence[Path]) -> dict[str, str]:
     try:
-        user = getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container without an entry for its user
-        user = ""
-    try:
         files = ", ".join(f"{path.name} {sha256_of(path)}" for path in paths)
     except OSError as error:
         raise RunError("A sheet vanished while it was read.", where=str(error.filename)) from None
     return {
         "gxr_imported_at": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "gxr_imported_by": user,
+        "gxr_imported_by": user_name(),
         "gxr_sheets": files,
     }

@@ -396,6 +396,16 @@ def test_only_the_newest_night_is_drawn_and_the_earlier_rows_are_counted():
     assert night.finished["ok"].tolist()[-1] == 3
 
 
+@pytest.mark.parametrize("milliseconds", [1, 20, 140, 150, 280, 560, 1120, 7200])
+def test_a_night_of_any_length_is_cut_into_steps_that_have_one(milliseconds):
+    # 0.14 s in steps of 0.02 s are a little more than seven for a computer, and the eighth would have no length.
+    night = series.night_of(filled([0], [milliseconds], [10]))
+    assert night is not None
+    assert (np.diff(night.edges) > 0).all()
+    assert night.edges[-1] == milliseconds
+    assert np.isfinite(night.tokens_a_second).all()
+
+
 def test_histograms_have_round_steps_and_count_every_row():
     values = np.concatenate([np.random.default_rng(0).normal(200, 40, 10_000), [9_000.0]])
     found = series.histogram(np.round(values))

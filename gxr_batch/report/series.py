@@ -56,12 +56,12 @@ def night_of(tally: Tally) -> Night | None:
     if ended <= began:
         return None
     edges, step = _edges(began, ended)
-    spans = np.diff(np.minimum(edges, ended)) / 1000
+    spans = np.diff(edges) / 1000
     start, end, tokens = tally.started[tonight], tally.finished[tonight], np.nan_to_num(tally.new_tokens[tonight])
     took_part = np.nan_to_num(tally.seconds[tonight]) > 0
     done = {name: _by(edges, tally.finished[tally.status == code]) for code, name in enumerate(STATUSES)}
     return Night(
-        edges=np.minimum(edges, ended),
+        edges=edges,
         step_seconds=step,
         finished=done,
         rows_a_minute=np.diff(_by(edges, end)) / spans * 60,
@@ -72,10 +72,12 @@ def night_of(tally: Tally) -> Night | None:
 
 
 def _edges(began: float, ended: float) -> tuple[Floats, float]:
+    """Return edges a round step apart, but for the last, which is where the night ended, and the step in seconds."""
     seconds = (ended - began) / 1000
     step = next((step for step in _STEPS_SECONDS if seconds / step <= _MOST_STEPS), _STEPS_SECONDS[-1])
-    count = int(np.ceil(seconds / step))
-    return np.asarray(began + np.arange(count + 1) * step * 1000, np.float64), float(step)
+    before = began + np.arange(int(seconds / step) + 2) * step * 1000
+    # Compared, not counted: 0.06 / 0.02 rounds to more than 3, and a step of no length would divide by nothing.
+    return np.append(before[before < ended], ended), float(step)
 
 
 def _by(edges: Floats, moments: Floats) -> Floats:

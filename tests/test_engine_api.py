@@ -434,6 +434,20 @@ def test_an_outage_that_ends_in_time_costs_no_row():
     assert said[1] == "The server answers again."
 
 
+@pytest.mark.parametrize("status", [429, 500], ids=["for all", "for one row"])
+def test_a_wait_of_hours_is_an_outage_although_others_were_answered_meanwhile(status):
+    def behave(body: dict, _: int) -> Act | None:
+        late = Act(body=repeated(body), delay=0.3)
+        return Act(status, {}, headers={"Retry-After": "7200"}) if body["messages"][-1]["content"][-1] == "0" else late
+
+    with FaultServer(behave) as server:
+        seen = Watched()
+        with session(server, concurrency=2, give_up_after="0.6s") as opened, pytest.raises(ApiOutage) as caught:
+            seen.watch(opened, prompts(2))
+    assert [completion.key.row_id for completion in seen.completions] == ["C1"]
+    assert f"answered HTTP {status} and wants no request for 120 min" in caught.value.what
+
+
 def test_a_server_that_is_never_there_is_an_outage_of_the_opening():
     with FaultServer() as server:
         closed = server.url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from gxr_batch.engines.api.faults import Fault
+from gxr_batch.engines.api.faults import Trouble
 from gxr_batch.engines.base import Say
 from gxr_batch.errors import ApiOutage
 
@@ -14,6 +14,7 @@ _SAID_AFTER_SECONDS = 30.0
 class Outage:
     """The time since the last answer, as far as there was trouble since then; `answered` once there was any.
 
+    Time in which the server wants no requests (Retry-After) is trouble too, whatever else it answers meanwhile.
     Requests report from the event loop's thread; the stream looks from its own. Every field is written whole.
     """
 
@@ -21,22 +22,28 @@ class Outage:
         self.place, self._give_up_seconds, self._say = place, give_up_seconds, say
         # From the start, since a server may also take the first question and say nothing.
         self._trouble: tuple[float, str] | None = (time.monotonic(), "has not answered yet")
+        self._waits_until = 0.0  # time.monotonic seconds
         self._said = False
         self.answered = False
 
-    def trouble(self, fault: Fault) -> None:
+    def trouble(self, fault: Trouble) -> None:
         """Take in a request that failed in a way that may pass."""
-        since = self._trouble[0] if self._trouble else time.monotonic()
-        self._trouble = (since, fault.what)
+        now = time.monotonic()
+        since = self._trouble[0] if self._trouble else now
+        wait, what = fault.retry_after or 0.0, fault.what
+        self._waits_until = max(self._waits_until, now + wait)
+        self._trouble = (since, f"{what} and wants no request for {spelled(wait)}" if wait >= 1 else what)
 
     def alive(self) -> None:
         """Take in a refusal: no answer, but a server that works."""
-        self._trouble = None
+        now = time.monotonic()
+        # What still waits may be all that is left to do.
+        self._trouble = (now, self._trouble[1]) if self._trouble and now < self._waits_until else None
 
     def answer(self) -> None:
         """Take in an answer."""
         self.answered = True
-        self._trouble = None
+        self.alive()
 
     def look(self, until: float = float("inf")) -> None:
         """Say once that an outage lasts, and once that it is over.
@@ -69,4 +76,4 @@ def spelled(seconds: float) -> str:
     """Spell a duration for a person."""
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 1 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min"
+    return f"{seconds / 60:,.0f} min"

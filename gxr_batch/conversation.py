@@ -7,8 +7,9 @@ person tries here is what a job gives.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from gxr_batch.checks.identifiers import identifiers_in
 from gxr_batch.engines import create
@@ -16,12 +17,32 @@ from gxr_batch.engines.base import Encoder, EngineInfo, Pulse, Say, Session, Sto
 from gxr_batch.errors import UserError
 from gxr_batch.job import Job
 from gxr_batch.plan import row_seed
+from gxr_batch.prompts import render
 from gxr_batch.provenance import follow
 from gxr_batch.records import Completion, Key, Messages, Prompt, Turn
+from gxr_batch.screening import hits_in
+from gxr_batch.templates import Template
 
 # As many slots as reproducible texts need: an answer is then bit for bit what a run gives the same prompt and seed.
 _SLOTS = 8
 _ROW_ID = "generate"
+
+
+class Question(NamedTuple):
+    """What a person asks. Where a template made the text, `cells` are what went into it.
+
+    `own` are the rules of identifier screening that the template's words hit by themselves: nobody's identifiers.
+    """
+
+    text: str
+    cells: tuple[str, ...] = ()
+    own: frozenset[str] = frozenset()
+
+
+def filled(template: Template, values: Mapping[str, str]) -> Question:
+    """Return the question that a row with these cells would give. Raises RowError."""
+    text = render(template, values, system="").turns[-1].text
+    return Question(text, tuple(values.values()), frozenset(identifiers_in(template.source)))
 
 
 class Conversation:
@@ -42,14 +63,14 @@ class Conversation:
         """Forget everything that was said; the system text stays."""
         self.turns = []
 
-    def ask(self, text: str, on_text: Callable[[str], None], stop: StopRequest) -> Completion | None:
-        """Ask for an answer to `text` after all turns so far; `on_text` gets it as it comes.
+    def ask(self, question: Question, on_text: Callable[[str], None], stop: StopRequest) -> Completion | None:
+        """Ask a question after all turns so far; `on_text` gets the answer as it comes.
 
         Returns None where `stop` ended it first; what was shown by then counts as the answer. A failed answer and its
         question are not kept. Raises UserError where the turns no longer fit the model, or screening holds them.
         """
-        self._screen(text)
-        asked = [*self.turns, Turn("user", text)]
+        self._screen(question)
+        asked = [*self.turns, Turn("user", question.text)]
         prompt = self._prompt(asked)
         shown: list[str] = []
 
@@ -63,17 +84,22 @@ class Conversation:
             self.turns = [*asked, Turn("model", answer)]
         return completion
 
-    def _screen(self, text: str) -> None:
-        """Screen a question as `run` screens a row. Raises UserError where a hit keeps it from the engine."""
-        hits = identifiers_in(text) if self._screening != "off" else ()
-        if hits and self._screening == "hold":
-            raise UserError(
-                f"Identifier screening holds this prompt back: {', '.join(hits)}.",
-                where="privacy.identifiers",
-                next_step="take them out, or release it yourself: --set privacy.identifiers=flag",
-            )
-        if hits:
-            self._say(f"Identifier screening hits this prompt: {', '.join(hits)}.")
+    def _screen(self, question: Question) -> None:
+        """Screen what a person says, as `run` screens a row. Raises UserError where a hit keeps it from the engine."""
+        if self._screening == "off":
+            return
+        said = {"this prompt": hits_in(question.cells, question.text, question.own)}
+        if not self.turns:  # it stands in front of the first question
+            said["the system text"] = identifiers_in(self.system)
+        for what, hits in said.items():
+            if hits and self._screening == "hold":
+                raise UserError(
+                    f"Identifier screening holds {what} back: {', '.join(hits)}.",
+                    where="privacy.identifiers",
+                    next_step="take them out, or release it yourself: --set privacy.identifiers=flag",
+                )
+            if hits:
+                self._say(f"Identifier screening hits {what}: {', '.join(hits)}.")
 
     def _prompt(self, turns: list[Turn]) -> Prompt:
         system = [Turn("system", self.system)] if self.system else []

@@ -5,7 +5,7 @@ Rules are told by name, in flags, errors, notices and counts; the text that they
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from gxr_batch.checks.identifiers import identifiers_in
 from gxr_batch.job import Job
@@ -44,11 +44,15 @@ class Screen:
         """Return the rules that hit the row's cells or its prompt, but for what the template says for every row."""
         cells = [str(value) for value in row.values.values() if value is not None]
         prompt = "\n".join(turn.text for turn in messages.turns if turn.role != "system")
-        own = self._own[row.template]
-        if not own:
-            return identifiers_in(_BETWEEN.join([*cells, prompt]))
-        of_prompt = (rule for rule in identifiers_in(prompt) if rule not in own)
-        return tuple(dict.fromkeys((*identifiers_in(_BETWEEN.join(cells)), *of_prompt)))
+        return hits_in(cells, prompt, self._own[row.template])
+
+
+def hits_in(cells: Iterable[str], prompt: str, own: Collection[str]) -> tuple[str, ...]:
+    """Return the rules that hit a cell, or the prompt made of them but for `own`, which its template hits by itself."""
+    if not own:
+        return identifiers_in(_BETWEEN.join([*cells, prompt]))
+    of_prompt = (rule for rule in identifiers_in(prompt) if rule not in own)
+    return tuple(dict.fromkeys((*identifiers_in(_BETWEEN.join(cells)), *of_prompt)))
 
 
 def flags(where: str, rules: Iterable[str]) -> tuple[str, ...]:

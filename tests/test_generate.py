@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from running import COMMAND, Workplace
 
-from gxr_batch.conversation import open_conversation
+from gxr_batch.conversation import Conversation, Question, filled, open_conversation
 from gxr_batch.engines.base import StopRequest
+from gxr_batch.errors import UserError
 from gxr_batch.job import make_job
 from gxr_batch.records import DISCLAIMER
+from gxr_batch.templates import Templates
 
 ECHO = ("--engine", "echo")
 
@@ -143,6 +145,37 @@ def test_a_prompt_with_identifiers_is_told_or_kept_from_the_engine(work):
     assert "4455667" not in held.stdout + held.stderr
 
 
+def test_fields_and_system_text_are_screened_and_a_templates_own_words_are_not(work):
+    own = work.folder / "own.md.j2"
+    own.write_text("Report of 12 March 2019, MRN 4455667. Findings: {{ findings }}")
+    given = {"engine.kind": "echo", "prompt.template": str(own), "privacy.identifiers": "hold"}
+    job = make_job("generate", given=given)
+    template = Templates(job.prompt).default
+    said: list[str] = []
+
+    def asked(conversation: Conversation, findings: str) -> None:
+        conversation.ask(filled(template, {"findings": findings}), lambda piece: None, StopRequest())
+
+    with open_conversation(job, said.append) as conversation:
+        asked(conversation, "effusion")
+        with pytest.raises(UserError, match="holds this prompt back: mrn\\."):
+            asked(conversation, "effusion, MRN 7654321")
+        conversation.reset()
+        conversation.system = "For MRN 7654321."
+        with pytest.raises(UserError, match="holds the system text back: mrn\\."):
+            asked(conversation, "effusion")
+    with open_conversation(job.with_values({"privacy.identifiers": "flag"}), said.append) as conversation:
+        conversation.system = "For MRN 7654321."
+        for _ in range(2):
+            asked(conversation, "effusion, MRN 7654321")
+    hits = [sentence.removeprefix("Identifier screening hits ") for sentence in said if "screening" in sentence]
+    assert hits == ["this prompt: mrn.", "the system text: mrn.", "this prompt: mrn."]
+    field = ("--template", str(own), "--field", "findings=MRN 7654321", "--set", "privacy.identifiers=hold")
+    refused = ask(work, *field, expect=2)
+    assert "holds this prompt back: mrn." in refused.stderr
+    assert "7654321" not in refused.stderr
+
+
 @pytest.mark.model
 def test_an_answer_is_bit_for_bit_what_run_gives_the_row_of_that_name(work, demo_model_dir):
     work.table([("generate", "a small left pleural effusion")])
@@ -158,11 +191,11 @@ def test_tokens_are_shown_as_they_come_and_add_up_to_the_answer(demo_model_dir):
     job = make_job("generate", given={"sampling.max_new_tokens": 12})
     pieces: list[str] = []
     with open_conversation(job, lambda sentence: None) as conversation:
-        first = conversation.ask("Name three lobes.", pieces.append, StopRequest())
+        first = conversation.ask(Question("Name three lobes."), pieces.append, StopRequest())
         assert first is not None
         assert "".join(pieces) == first.text
         assert len(pieces) > 3
-        second = conversation.ask("And two more?", lambda piece: None, StopRequest())
+        second = conversation.ask(Question("And two more?"), lambda piece: None, StopRequest())
         assert second is not None
         assert second.prompt_tokens > first.prompt_tokens + first.new_tokens
         assert [turn.role for turn in conversation.turns] == ["user", "model", "user", "model"]

@@ -13,7 +13,7 @@ from gxr_batch.cli.exits import Exit
 from gxr_batch.cli.options import say_to_stderr
 
 if TYPE_CHECKING:
-    from gxr_batch.conversation import Conversation
+    from gxr_batch.conversation import Conversation, Question
     from gxr_batch.job import Job
     from gxr_batch.records import Completion
 
@@ -108,16 +108,19 @@ def command(
     if batch_size not in {None, 1}:
         say("--batch-size has no meaning here: one prompt is answered at a time. `run` has engine.slots for that.")
     job = _job(job_file, overrides, given)
-    from gxr_batch.conversation import open_conversation
+    from gxr_batch.conversation import Question, open_conversation
 
-    text = prompt if prompt is not None else _filled(job, fields) if settings["template"] else None
+    question = None if prompt is None else Question(prompt)
+    if settings["template"]:
+        question = _filled(job, fields)
     with open_conversation(job, say) as conversation:
         if interactive:
             from gxr_batch.cli.talk import talk
 
-            talk(conversation, first=text)
+            talk(conversation, first=question)
         else:
-            _answer(conversation, text or "", as_json=as_json)
+            assert question is not None, "what to ask was checked"
+            _answer(conversation, question, as_json=as_json)
 
 
 def _check_usage(
@@ -141,10 +144,10 @@ def _job(job_file: Path | None, overrides: tuple[str, ...], given: dict[str, Any
     return load_job(job_file, overrides, given, table=False) if job_file else make_job("generate", overrides, given)
 
 
-def _filled(job: Job, fields: tuple[str, ...]) -> str:
-    """Return the template's text with the given fields, as a row with these cells would give it."""
+def _filled(job: Job, fields: tuple[str, ...]) -> Question:
+    """Return the template's question with the given fields."""
+    from gxr_batch.conversation import filled
     from gxr_batch.errors import RowError, UserError
-    from gxr_batch.prompts import render
     from gxr_batch.templates import Templates
 
     template = Templates(job.prompt).default
@@ -157,12 +160,12 @@ def _filled(job: Job, fields: tuple[str, ...]) -> str:
             )
         values[name.strip()] = value
     try:
-        return render(template, values, system="").turns[-1].text
+        return filled(template, values)
     except RowError as error:
         raise UserError(f"The prompt cannot be made: {error.what}.", where="--field") from None
 
 
-def _answer(conversation: Conversation, text: str, *, as_json: bool) -> None:
+def _answer(conversation: Conversation, question: Question, *, as_json: bool) -> None:
     """Answer one prompt on stdout."""
     from gxr_batch.engines.base import StopRequest
     from gxr_batch.records import DISCLAIMER
@@ -171,7 +174,7 @@ def _answer(conversation: Conversation, text: str, *, as_json: bool) -> None:
         if not as_json:
             click.echo(piece, nl=False)
 
-    done = conversation.ask(text, show, StopRequest())
+    done = conversation.ask(question, show, StopRequest())
     if done is None or done.error is not None:
         click.echo(f"Error: no answer: {done.error if done else 'the engine gave none'}", err=True)
         click.get_current_context().exit(Exit.SOME_FAILED)

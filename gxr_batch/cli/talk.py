@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gxr_batch.conversation import Question
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.errors import GxrError
 from gxr_batch.records import DISCLAIMER
@@ -30,20 +31,20 @@ _HELP = """/reset         forget what was said
 _ROLES = {"system": "system", "user": "user", "model": "assistant"}
 
 
-def talk(conversation: Conversation, first: str | None = None) -> None:
+def talk(conversation: Conversation, first: Question | None = None) -> None:
     """Answer questions until the person ends it; `first` is answered before anything is read."""
     click.echo(f"{DISCLAIMER}\n/help lists the commands.")
     with suppress(ImportError):  # line editing and history where the platform has them
         import readline  # noqa: F401
     if first is not None:
-        click.echo(f"> {first}")
+        click.echo(f"> {first.text}")
         _answer(conversation, first)
     for line in _lines():
         if line.startswith("/"):
             if not _command(conversation, line):
                 return
         else:
-            _answer(conversation, line)
+            _answer(conversation, Question(line))
 
 
 def _lines() -> Iterator[str]:
@@ -61,10 +62,10 @@ def _lines() -> Iterator[str]:
             yield line
 
 
-def _answer(conversation: Conversation, text: str) -> None:
+def _answer(conversation: Conversation, question: Question) -> None:
     try:
         with _interruptible() as stop:
-            done = conversation.ask(text, lambda piece: click.echo(piece, nl=False), stop)
+            done = conversation.ask(question, lambda piece: click.echo(piece, nl=False), stop)
     except GxrError as error:
         click.echo(f"Error: {error}", err=True)
         return

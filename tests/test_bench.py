@@ -48,7 +48,9 @@ def test_what_was_set_counts_and_a_server_is_no_part_of_this_machine(work):
         ).stdout
     )
     assert told["max_new_tokens"] == 3
+    refused = work.gxr("bench", "--set", "engine.kind=api", expect=2).stderr
+    assert "measures this machine" in refused
+    assert "gxr-batch run my.toml --limit 50" in refused
     api = ("--set", "engine.kind=api", "--set", "api.model=x")
-    assert "measures this machine" in work.gxr("bench", *api, expect=2).stderr
     refused = work.gxr("generate", "--prompt", "x", "--adapter", "folder", *api, expect=2)
     assert "a server has its own weights" in refused.stderr

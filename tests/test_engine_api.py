@@ -655,9 +655,15 @@ def test_a_section_that_cannot_be_meant_is_refused_without_its_values(api, part)
     assert "hf_abc" not in str(caught.value)
 
 
-def test_slots_say_nothing_to_a_server_and_the_user_hears_so():
-    (warning,) = job("http://localhost/v1").with_values({"engine.slots": 4}).warnings()[-1:]
-    assert "engine.slots has no effect" in warning
+def test_keys_of_this_machine_say_nothing_to_a_server_and_the_user_hears_so():
+    def idle(**values: object) -> list[str]:
+        told = job("http://localhost/v1").with_values(values).warnings()
+        return [sentence.partition(" no effect")[0] for sentence in told if "no effect" in sentence]
+
+    values = {"model.path": "my/own", "model.load_in_4bit": True, "model.max_seq_length": 4096, "engine.window": 9}
+    assert idle(**values) == ["model.path, model.load_in_4bit have"]
+    assert idle(**{"engine.slots": 4}) == ["engine.slots has"]
+    assert idle() == []
 
 
 @pytest.mark.parametrize("values", [{"prompt.format": "literal"}, {"prompt.too_long": "truncate"}])

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fault_server import FaultServer
 from running import COMMAND, Workplace
 
 from gxr_batch.conversation import Conversation, Question, filled, open_conversation
@@ -95,6 +96,16 @@ def test_the_old_spellings_of_options_mean_what_they_meant(work, spelling):
     assert json.loads(done.stdout)["new_tokens"] == 2
     assert "no meaning here" in ask(work, "--prompt", "x", "--batch-size", "4").stderr
     assert "no meaning" not in ask(work, "--prompt", "x", "--batch-size", "1", "--no-do-sample").stderr
+
+
+def test_model_names_the_servers_where_a_server_generates(work):
+    with FaultServer() as server:
+        work.job(f"[engine]\nkind = 'api'\n[api]\nbase_url = '{server.url}'\n")
+        told = work.gxr("generate", "--job", "j.toml", "--prompt", "x", "--model", "own/name")
+        assert server.rows[-1].body["model"] == "own/name"
+    assert "no effect" not in told.stderr
+    refused = work.gxr("generate", "--engine", "api", "--prompt", "x", expect=2)
+    assert "--model" in refused.stderr
 
 
 def test_a_conversation_remembers_until_it_is_reset(work):

@@ -53,11 +53,18 @@ def command(
       gxr-batch bench --model demo --slots 1,8,32
     """
     from gxr_batch.bench import bench, table
+    from gxr_batch.errors import UserError
     from gxr_batch.job import make_job
 
-    asked = {"model.path": model, "sampling.max_new_tokens": max_new_tokens}
+    # Some name, so that the lack of one is not what a server is refused for.
+    asked = {"model.path": model, "sampling.max_new_tokens": max_new_tokens, "api.model": "any"}
     job = make_job("bench", overrides, {key: value for key, value in asked.items() if value is not None})
     if job.engine.kind == "api":
-        raise click.UsageError("bench measures this machine; an API generates elsewhere.")
+        raise UserError(
+            "bench measures this machine, and an API generates on another one.",
+            where="engine.kind = api",
+            next_step="leave engine.kind out to measure this machine; what a server does a minute is in the summary of "
+            "a run: gxr-batch run my.toml --limit 50 --set api.concurrency=8",
+        )
     found = bench(job, slots, rows_a_slot, say_to_stderr(quiet))
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else table(found))

@@ -42,7 +42,11 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options that set keys of a job file. Some keep the spelling of the model's first script as well."""
     options = (
         click.option(
-            "--model", "--model-id", "--hub", metavar="PATH", help='Hub id, folder or "demo".  [default: demo]'
+            "--model",
+            "--model-id",
+            "--hub",
+            metavar="PATH",
+            help='Hub id, folder or "demo"; with --engine api its name there.  [default: demo]',
         ),
         click.option("--adapter", metavar="PATH", help='LoRA adapter: hub id, folder, or "none".'),
         click.option("--base", metavar="PATH", help="Base model of an adapter, in place of the one that it names."),
@@ -139,9 +143,17 @@ def _check_usage(
 
 
 def _job(job_file: Path | None, overrides: tuple[str, ...], given: dict[str, Any]) -> Job:
+    """Return the job that the options make. --model is the name of what generates, here or at a server."""
     from gxr_batch.job import load_job, make_job
 
-    return load_job(job_file, overrides, given, table=False) if job_file else make_job("generate", overrides, given)
+    def made(given: dict[str, Any]) -> Job:
+        return load_job(job_file, overrides, given, table=False) if job_file else make_job("generate", overrides, given)
+
+    if _KEYS["model"] in given:  # which engine it is, job file and --set say too
+        of_server = {"api.model" if key == _KEYS["model"] else key: value for key, value in given.items()}
+        if (job := made(of_server)).engine.kind == "api":
+            return job
+    return made(given)
 
 
 def _filled(job: Job, fields: tuple[str, ...]) -> Question:

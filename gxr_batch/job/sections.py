@@ -19,6 +19,8 @@ from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, pars
 
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 Screening = Literal["off", "flag", "hold"]
+# Keys of [model] and [engine] that do something where a server generates.
+_NEEDED_FOR_A_SERVER = {"kind", "window", "max_seq_length"}
 
 
 class InputSection(Section):
@@ -192,7 +194,10 @@ class Job(Section):
         if self.engine.kind != "api":
             return self
         if not self.api.model.strip():
-            raise ValueError('api.model must name the model to ask for, since engine.kind = "api"')
+            raise ValueError(
+                'api.model must name the model to ask for, since engine.kind = "api": add --set api.model=NAME '
+                "(generate: --model NAME), a hub id or the server's own name for it"
+            )
         if self.api.base_url and self.api.provider != "auto":
             raise ValueError("api.base_url and api.provider exclude each other: providers are Hugging Face's")
         if self.model.adapter not in {"", "none"} or self.model.base:
@@ -224,6 +229,19 @@ class Job(Section):
                 f'sampling.preset "{self.sampling.preset}" has no effect: '
                 f"{', '.join(sorted(changed))} {'is' if len(changed) == 1 else 'are'} set in the job file"
             )
-        if self.engine.kind == "api" and self.engine.slots != "auto":
-            found.append('engine.slots has no effect with engine.kind = "api": api.concurrency says how many are asked')
+        if self.engine.kind == "api" and (idle := self._keys_of_this_machine()):
+            found.append(
+                f'{", ".join(idle)} {"has" if len(idle) == 1 else "have"} no effect with engine.kind = "api": the '
+                "server has its own weights (api.model names them), and api.concurrency says how many are asked for"
+            )
         return found
+
+    def _keys_of_this_machine(self) -> list[str]:
+        """Return the keys that are set and mean nothing to a server."""
+        defaults = {"model": ModelSection(), "engine": EngineSection()}
+        return [
+            f"{section}.{key}"
+            for section, default in defaults.items()
+            for key, value in getattr(self, section)
+            if value != getattr(default, key) and key not in _NEEDED_FOR_A_SERVER
+        ]

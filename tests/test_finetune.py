@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import signal
 import time
@@ -14,7 +15,7 @@ from running import Workplace
 from safetensors.torch import load_file
 from tiny import tiny_gemma
 
-from gxr_batch.errors import FingerprintError, GxrError, JobFileError, RunError, TableError
+from gxr_batch.errors import FingerprintError, GxrError, JobFileError, RunError, StorageError, TableError
 from gxr_batch.finetune import Options, finetune
 from gxr_batch.finetune.data import read_examples
 from gxr_batch.finetune.rows import encode, split, steps_of
@@ -400,6 +401,32 @@ def test_a_torn_checkpoint_is_not_taken(place):
     assert steps[0].step == 1
     train("finetune.output=whole")
     assert equal(weights(), weights("whole"))
+
+
+def test_a_full_disk_at_the_end_is_one_message_and_no_step_is_lost(place):
+    """A process may write files of so many bytes, then of more: each library fails in its own way."""
+    small = ("finetune.lora_r=2", 'finetune.lora_targets=["q_proj"]')
+    stopping = Stopping(3)
+    train(*small, stopper=stopping.stopper, show=stopping)
+    working = place / "outputs/j-adapter.training"
+    limits = {"adapter_model.safetensors": 6_000, "tokenizer.json": 20_000}
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in limits.values():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+        try:
+            with pytest.raises(StorageError, match="The adapter cannot be saved"):
+                train(*small)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+        assert not (place / "outputs/j-adapter").exists()
+        assert not (working / "adapter.partial").exists()
+    steps = []
+    assert train(*small, show=steps.append).reason is None
+    assert steps == []
+    assert equal(weights(), weights(str(working / "checkpoints/checkpoint-3")))
+    sizes = {name: (place / "outputs/j-adapter" / name).stat().st_size for name in limits}
+    assert limits["adapter_model.safetensors"] < sizes["adapter_model.safetensors"] < limits["tokenizer.json"]
+    assert sizes["tokenizer.json"] > limits["tokenizer.json"]
 
 
 @pytest.mark.parametrize(

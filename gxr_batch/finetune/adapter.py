@@ -7,16 +7,19 @@ how good it is on rows it never saw, and that its texts are AI-generated teachin
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from peft import get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
+from gxr_batch.errors import StorageError
 from gxr_batch.finetune.card import card
 from gxr_batch.finetune.samples import Sample
 from gxr_batch.finetune.work import Record
@@ -65,15 +68,16 @@ class Base(NamedTuple):
 
 
 def fill(folder: Path, model: Any, base: Base, loaded: LoadedModel) -> None:
-    """Write what loads: weights, adapter_config.json, tokenizer, generation_config.json. Raises OSError."""
+    """Write what loads: weights, adapter_config.json, tokenizer, generation_config.json.
+
+    Raises OSError, and StorageError where a library does not say so in its own way.
+    """
     dtype: torch.dtype = getattr(torch, loaded.placement.dtype)
     tokenizer = base.tokenizer
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file(
-        {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in sorted(weights.items())},
-        folder / _WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in sorted(state.items())}
+    with _disk_errors(folder):
+        save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base.name, base.revision or None
     config.target_modules = sorted(config.target_modules)  # a set has another order in every process
@@ -82,10 +86,25 @@ def fill(folder: Path, model: Any, base: Base, loaded: LoadedModel) -> None:
     # safetensors makes files that their owner alone can read, whatever the user's umask says.
     (folder / _WEIGHTS).chmod((folder / "adapter_config.json").stat().st_mode)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": list(loaded.end_ids)}
-    with quiet_transformers():
+    with quiet_transformers(), _disk_errors(folder):
         tokenizer.save_pretrained(folder)
         pad = tokenizer.pad_token_id
         GenerationConfig(**ids, pad_token_id=pad).save_pretrained(folder)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what safetensors and tokenizers raise where a disk takes no more into a StorageError: it is no OSError."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, SafetensorError) and type(error) is not Exception:  # tokenizers raises the bare class
+            raise
+        raise StorageError(
+            "The adapter cannot be saved: the disk is full, or refuses to be written.",
+            where=str(folder.absolute()),
+            next_step="make room or mend the disk, then run the same command again: no step is trained anew",
+        ) from None
 
 
 def describe(folder: Path, record: Record, evaluation: Evaluation, *, of_gemma: bool) -> None:

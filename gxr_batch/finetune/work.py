@@ -139,9 +139,13 @@ class Work:
         with storage_errors(self.adapter):
             shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed here
             partial.mkdir()
-            yield partial
-            _sync_tree(partial)
-            partial.rename(self.adapter)
+            try:
+                yield partial
+                _sync_tree(partial)
+                partial.rename(self.adapter)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)  # on a full disk its room is of use
+                raise
             sync_folder(self.adapter.parent)
             sync_folder(self.folder)
 

@@ -14,8 +14,10 @@ import pytest
 from running import Workplace
 
 from gxr_batch import read_results
+from gxr_batch.cli.finetune import export_approved
 from gxr_batch.errors import RunError, RunLocked
 from gxr_batch.export import Choice, export
+from gxr_batch.job import make_job
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.reviews import one_import
 from gxr_batch.review import Imported, import_reviews
@@ -317,6 +319,13 @@ def test_approved_cases_become_training_data_with_the_prompts_of_the_run(desk):
     assert "finding number 0" in first[0]["content"]
     assert first[1]["content"] == desk.frame().loc["C00", "gxr_text"]
     assert second[1]["content"] == "A better text."
+
+
+def test_finetune_exports_the_approved_cases_of_runs_behind_a_glob(desk):
+    desk.take(desk.fill({"C00": APPROVED, "C02": REJECTED}))
+    export_approved(make_job("f", given={"finetune.data": [str(desk.run.parent / "*")]}))
+    (line,) = (desk.run / "approved-chat.jsonl").read_text().splitlines()
+    assert json.loads(line)["metadata"]["gxr_row_id"] == "C00"
 
 
 def test_a_prompt_that_cannot_be_made_again_is_left_out_and_counted(desk, monkeypatch):

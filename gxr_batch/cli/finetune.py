@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,20 +67,21 @@ def command(
             signals.generating = True  # from here on there is something to save
             display.draw(standing.step, standing.steps, lambda: _describe(standing))
 
-        _export_approved(job)
+        export_approved(job)
         options = Options(fresh=fresh, take_over=take_over)
         outcome = finetune(job, options, stopper, display.say, show)
     click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
     click.get_current_context().exit(_EXITS[outcome.reason] if outcome.reason else Exit.DONE)
 
 
-def _export_approved(job: Job) -> None:
+def export_approved(job: Job) -> None:
     """Write the approved rows of the runs that the job learns from, where that was not done since the last review."""
     from gxr_batch.export import Choice, default_path, export
+    from gxr_batch.finetune.data import matches
     from gxr_batch.ledger import RunReader, is_run
     from gxr_batch.ledger.exports import is_current
 
-    for folder in map(Path, job.finetune.data):
+    for folder in chain.from_iterable(map(matches, job.finetune.data)):
         if is_run(folder):
             reader = RunReader(folder)
             if not is_current(folder, default_path(reader, "chat-jsonl", Choice())):

@@ -100,14 +100,15 @@ def _files(sources: Sequence[str]) -> Iterator[Path]:
         )
     seen: set[Path] = set()
     for source in sources:
-        for path in _matches(source):
+        for path in matches(source):
             file = _approved_rows(path) if path.is_dir() else path
             if file.resolve() not in seen:
                 seen.add(file.resolve())
                 yield file
 
 
-def _matches(source: str) -> list[Path]:
+def matches(source: str) -> list[Path]:
+    """Return the files and folders behind one entry of `finetune.data`. Raises JobFileError where there is none."""
     path = Path(source).expanduser()
     if path.exists():
         return [path]

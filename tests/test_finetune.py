@@ -19,8 +19,9 @@ from gxr_batch.errors import FingerprintError, GxrError, JobFileError, RunError,
 from gxr_batch.finetune import Options, finetune
 from gxr_batch.finetune.data import read_examples
 from gxr_batch.finetune.rows import encode, split, steps_of
-from gxr_batch.job import Job, load_job
+from gxr_batch.job import Job, ModelSection, load_job
 from gxr_batch.models.local import LocalModel
+from gxr_batch.models.source import find
 from gxr_batch.stopping import Stopper
 
 pytestmark = pytest.mark.model
@@ -331,6 +332,8 @@ def test_training_lowers_the_held_out_loss_and_writes_an_adapter_that_loads(plac
     assert f"| Held-out loss | {outcome.loss_before:.4f} | {outcome.loss_after:.4f} |" in card
     assert all(words in card for words in ("never for clinical use", "AI-generated", "ai.google.dev/gemma/terms"))
     assert str(place) not in card.replace(str(real_dir), "")
+    assert "`finetune.json` names the paths of data" in card
+    assert "`evaluation.json` quotes 1 held-out row " in card
     assert (folder / "NOTICE").exists()
 
 
@@ -427,6 +430,29 @@ def test_a_full_disk_at_the_end_is_one_message_and_no_step_is_lost(place):
     sizes = {name: (place / "outputs/j-adapter" / name).stat().st_size for name in limits}
     assert limits["adapter_model.safetensors"] < sizes["adapter_model.safetensors"] < limits["tokenizer.json"]
     assert sizes["tokenizer.json"] > limits["tokenizer.json"]
+
+
+def test_a_pinned_base_of_the_hub_is_named_by_id_and_revision(place, tiny_dir, monkeypatch):
+    """As peft spells it: base_model_name_or_path and revision. Read back, the adapter's base is the same commit."""
+    commit, fetched = "0123456789abcdef" * 2 + "01234567", []
+    snapshot = place / "hub" / commit
+    shutil.copytree(tiny_dir, snapshot)
+
+    def fetch(name: str, revision: str, patterns: list[str], *, where: str) -> Path:
+        fetched.append((name, revision))
+        return snapshot
+
+    monkeypatch.setattr("gxr_batch.models.source.fetch", fetch)
+    train(f"model.path=owner/name@{commit}", "finetune.max_steps=1", "finetune.sample_rows=0")
+    folder = place / "outputs/j-adapter"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", commit)
+    card = (folder / "README.md").read_text()
+    assert "base_model: owner/name\n" in card
+    fetched.clear()
+    sources = find(ModelSection(path=str(folder)), weights=False)
+    assert fetched == [("owner/name", commit)]
+    assert sources.pins()["model.base"] == f"owner/name@{commit}"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 from gxr_batch.finetune.work import Record
 from gxr_batch.models.demo import DEMO, NOTICE
+from gxr_batch.models.source import id_and_commit
 from gxr_batch.records import DISCLAIMER
 
 # The embedded demo model is this one, whose name plain PEFT understands.
@@ -29,7 +30,7 @@ _SETTINGS = (
 def card(record: Record, evaluation: Mapping[str, Any], *, of_gemma: bool) -> str:
     """Return README.md: what the adapter is, what it was made of, how good it is, and what it must not be used for."""
     model = record.job["model"]["path"]
-    base = _DEMO_ON_THE_HUB if model == DEMO else str(model)
+    base = _DEMO_ON_THE_HUB if model == DEMO else id_and_commit(str(model))[0]
     parts = [
         _front_matter(base, of_gemma=of_gemma),
         f"# {record.name}\n\nA LoRA adapter for `{base}` that turns chest X-ray findings into teaching texts. "
@@ -40,6 +41,7 @@ def card(record: Record, evaluation: Mapping[str, Any], *, of_gemma: bool) -> st
         _data(record),
         _evaluation(evaluation),
         _settings(record),
+        _before_publishing(evaluation),
     ]
     if of_gemma:
         parts.append(f"## Licence\n\n{NOTICE}.")
@@ -113,6 +115,20 @@ def _settings(record: Record) -> str:
     lines += [f"| {name} | {_cell(value)} |" for name, value in chosen.items()]
     packages = ", ".join(f"{name} {version}" for name, version in last["packages"].items())
     return "\n".join([*lines, "", f"Trained on {last['device']} with Python {last['python']}, {packages}."])
+
+
+def _before_publishing(evaluation: Mapping[str, Any]) -> str:
+    """Say what the folder tells of its maker and of the data, beside the weights."""
+    count = len(evaluation["samples"])
+    rows = f"{count} held-out row{'' if count == 1 else 's'}"
+    quotes = f" `evaluation.json` quotes {rows} word for word, prompts and answers." if count else ""
+    return (
+        "## Before you publish this folder\n\n"
+        "`finetune.json` names the paths of data and templates, and holds the system text. A base model that is a "
+        f"folder is named by its path there, in `adapter_config.json` and in this card.{quotes} The adapter loads "
+        "without `finetune.json` and `evaluation.json`: take out of them what is not for everybody, or leave them out. "
+        "A model may also repeat what it was trained on."
+    )
 
 
 def _cell(value: Any) -> str:

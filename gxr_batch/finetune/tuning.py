@@ -22,6 +22,7 @@ from gxr_batch.models.loading import LoadedModel, load_model, load_tokenizer
 from gxr_batch.models.local import LocalModel
 from gxr_batch.models.placement import SPREAD
 from gxr_batch.models.room import Room
+from gxr_batch.models.source import id_and_commit
 from gxr_batch.provenance import environment
 from gxr_batch.stopping import Stopper
 
@@ -115,7 +116,8 @@ class Tuning:
     def _base(self) -> Base:
         """Return what the adapter has of its base."""
         folder = Path(self._job.model.path).expanduser()
-        name = str(folder.absolute()) if folder.is_dir() else self._job.model.path
+        # The commit stands in a key of its own, as peft reads it.
+        name = str(folder.absolute()) if folder.is_dir() else id_and_commit(self._job.model.path)[0]
         # The tokenizer at hand is marked for encoding; this one is as it comes.
         return Base(name, self._local.identity().revision, load_tokenizer(self._job.model))
 

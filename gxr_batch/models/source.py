@@ -202,7 +202,7 @@ def _base_of(adapter: Source, given: str, *, weights: bool) -> Source:
 
 def _locate(name: str, revision: str, *, weights: bool, where: str) -> Source:
     if _on_hub(name):
-        plain, _, commit = name.partition("@")
+        plain, commit = id_and_commit(name)
         patterns = _TOKENIZER_FILES + (_WEIGHT_FILES if weights else [])
         folder = fetch(plain, revision or commit, patterns, where=where)
         # A snapshot's folder is named after its commit.
@@ -225,6 +225,12 @@ def _locate(name: str, revision: str, *, weights: bool, where: str) -> Source:
             else "put the folder there",
         )
     return Source(name=name, folder=folder.absolute())
+
+
+def id_and_commit(name: str) -> tuple[str, str]:
+    """Split a pinned hub id, "owner/name@commit"; any other name comes back whole, with ""."""
+    plain, _, commit = name.partition("@") if _on_hub(name) else (name, "", "")
+    return plain, commit
 
 
 def _on_hub(name: str) -> bool:

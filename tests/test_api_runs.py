@@ -118,9 +118,10 @@ def test_a_run_in_an_outage_looks_alive_from_outside(work):
     assert child.returncode == 75
 
 
-def test_a_wrong_token_is_exit_4_with_one_message(work):
+def test_a_wrong_token_is_exit_4_with_one_message(work, monkeypatch):
+    monkeypatch.setenv("SERVER_TOKEN", "token-of-the-tests")
     with FaultServer(lambda body, number: Act(401, {"error": "zebrafish"})) as server:
-        job(work, server)
+        job(work, server, "token_env = 'SERVER_TOKEN'\n")
         done = work.run(expect=4)
     assert "does not accept the token (HTTP 401)" in done.stderr
     assert "zebrafish" not in done.stderr + done.stdout

@@ -109,7 +109,7 @@ def test_a_row_is_sent_as_chat_messages_with_its_own_seed_and_the_jobs_sampling(
     ]
     wanted = {"model": "m", "seed": 1000, "max_tokens": 32, "temperature": 0.7, "top_p": 0.9, "top_k": 50}
     assert wanted.items() <= seen.body.items()
-    assert seen.body["repetition_penalty"] == 1.1
+    assert seen.body["repetition_penalty"] == seen.body["repeat_penalty"] == 1.1
     assert not seen.body["stream"]
     assert completion.text == f"{WORDS} 0"
     assert (completion.finish_reason, completion.error) == ("stop", None)
@@ -312,7 +312,7 @@ def test_reasons_to_end_are_ours(reason, tokens, means):
 @pytest.mark.parametrize(
     ("act", "part"),
     [
-        (Act(401, {"error": CANARY}), "does not accept the token (HTTP 401)"),
+        (Act(401, {"error": CANARY}), "wants a token (HTTP 401)"),
         (Act(402), "no credit left (HTTP 402)"),
         (Act(403, {"error": CANARY}), "does not let this token use the model (HTTP 403)"),
         (Act(404, {"error": CANARY}), "knows no such model or address (HTTP 404)"),
@@ -375,7 +375,8 @@ def test_a_token_that_is_none_is_one_message_without_it(monkeypatch, token):
     with FaultServer() as server:
         with pytest.raises(ModelUnavailable) as caught, session(server, token_env="SERVER_TOKEN"):
             pass
-        assert "SERVER_TOKEN" in str(caught.value)
+        assert "export SERVER_TOKEN=..." in caught.value.next_step
+        assert token or "The environment variable SERVER_TOKEN is empty." in str(caught.value)
         assert not token or token not in str(caught.value)
         assert not server.requests
 
@@ -459,9 +460,12 @@ def test_a_server_that_is_never_there_is_an_outage_of_the_opening():
 # --- parameters that a server does not know
 
 
+PENALTIES = {"repetition_penalty", "repeat_penalty"}
+
+
 @pytest.mark.parametrize("status", [400, 422])
 @pytest.mark.parametrize(
-    "unknown", [{"top_k"}, {"seed", "repetition_penalty"}, {"seed", "top_k", "repetition_penalty"}]
+    "unknown", [{"top_k"}, {"seed"} | PENALTIES, {"seed", "top_k"} | PENALTIES, {"repeat_penalty"}]
 )
 def test_parameters_that_a_server_refuses_are_left_out_and_named(unknown, status):
     with FaultServer(lambda body, _: Act(status, {"error": CANARY}) if unknown & set(body) else None) as server:
@@ -469,9 +473,10 @@ def test_parameters_that_a_server_refuses_are_left_out_and_named(unknown, status
             seen = Watched().watch(opened, prompts(3))
         notices = " ".join(opened.info.notices)
     assert all(completion.error is None for completion in seen.completions)
-    for name in ("seed", "top_k", "repetition_penalty"):
-        assert (f"sampling.{name}" in notices) == (name in unknown)
-        assert all((name in row.body) == (name not in unknown) for row in server.rows)
+    for names in ({"seed"}, {"top_k"}, PENALTIES):  # one of the penalty's two names is enough
+        (key,) = names - {"repeat_penalty"}
+        assert (f"sampling.{key}" in notices) == (names <= unknown)
+        assert all(names & set(row.body) == names - unknown for row in server.rows)
 
 
 # --- streaming to a person
@@ -588,7 +593,17 @@ def test_hugging_face_is_asked_for_the_model_with_the_users_token(router):
     assert str(router[-1].url) == "https://router.huggingface.co/v1/chat/completions"
     assert router[-1].headers["authorization"] == "Bearer hf_of_somebody"
     assert json.loads(router[-1].content)["model"] == "google/gemma-3-4b-it"
-    assert "https://router.huggingface.co" in opened.info.notices[0]
+    assert "https://router.huggingface.co, and from there to a provider" in opened.info.notices[0]
+
+
+def test_a_providers_own_token_never_goes_round_hugging_face(router, monkeypatch):
+    """The library would send prompts with such a token to the provider itself, and the notice would be wrong."""
+    monkeypatch.setenv("GROQ_KEY", "gsk_of_somebody")
+    engine = create(job("", provider="groq", token_env="GROQ_KEY"), lambda _: None)
+    with pytest.raises(ModelUnavailable, match="not Hugging Face's") as caught, engine.open():
+        pass
+    assert "api.base_url" in caught.value.next_step
+    assert not router
 
 
 def test_a_provider_that_nobody_knows_is_one_message(router):
@@ -602,7 +617,7 @@ def test_a_provider_that_nobody_knows_is_one_message(router):
 def test_without_a_login_or_while_offline_hugging_face_is_not_asked(router, monkeypatch):
     engine = create(job(""), lambda _: None)
     monkeypatch.setattr("gxr_batch.engines.api.get_token", lambda: None)
-    with pytest.raises(ModelUnavailable, match="There is no token") as caught, engine.open():
+    with pytest.raises(ModelUnavailable, match="There is no Hugging Face token: HF_TOKEN") as caught, engine.open():
         pass
     assert "hf auth login" in caught.value.next_step
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -36,6 +36,7 @@ from gxr_batch.settings import parse_clock, parse_duration
 _CONTROL = re.compile(
     r"<(start|end)_of_\w+>|<(bos|eos|pad|unk|mask|s)>|</s>|<image_soft_token>|\[multimodal\]|\[/?INST\]|<\|[^|<>]{1,40}\|>"
 )
+_OF_HUGGING_FACE = "hf_"
 _LOOK_SECONDS, _CLOSE_SECONDS = 0.1, 1.0
 
 
@@ -108,24 +109,38 @@ class ApiEngine:
                 where=self._place,
                 next_step="unset HF_HUB_OFFLINE, or name a server of yours in api.base_url",
             )
-        if settings.token_env:
-            token = os.environ.get(settings.token_env, "").strip()
-            where, step = f"api.token_env = {settings.token_env}", f"export {settings.token_env}=..., and start again"
+        if name := settings.token_env:
+            token, where = os.environ.get(name, "").strip(), f"api.token_env = {name}"
+            missing = f"The environment variable {name} is {'empty' if name in os.environ else 'not set'}."
+            step = f"export {name}=..., and start again"
         elif settings.base_url:
             return None
         else:
-            token = (get_token() or "").strip()
-            where, step = self._place, "hf auth login, or export HF_TOKEN=..., and start again"
+            token, where = (get_token() or "").strip(), self._place
+            missing = "There is no Hugging Face token: HF_TOKEN is not set, and nobody is logged in here."
+            step = "hf auth login, or export HF_TOKEN=..., and start again"
         if not token or not token.isascii() or not token.isprintable():
-            wrong = "There is no token" if not token else "The token holds characters that no token has"
-            raise ModelUnavailable(f"{wrong}.", where=where, next_step=step)
+            wrong = "The token holds characters that no token has." if token else missing
+            raise ModelUnavailable(wrong, where=where, next_step=step)
+        if not settings.base_url and not token.startswith(_OF_HUGGING_FACE):
+            # The library would go past Hugging Face, straight to the provider.
+            raise ModelUnavailable(
+                f"The token is not Hugging Face's, which begin with {_OF_HUGGING_FACE}.",
+                where=where,
+                next_step="name one of theirs; for a provider's own token set api.base_url to the provider's address",
+            )
         return token
 
     def _info(self, began: float, refused: list[str]) -> EngineInfo:
         settings = self._settings
-        address = settings.base_url or ROUTER
+        address, onward = settings.base_url or ROUTER, ""
+        if not settings.base_url:
+            chosen = settings.provider == "auto"
+            provider = "a provider that Hugging Face chooses" if chosen else f"the provider {settings.provider}"
+            onward = f", and from there to {provider} (api.provider)"
         notices = [
-            f"Every prompt is sent to {address}: use findings without identifiers. Its texts are not reproducible."
+            f"Every prompt is sent to {address}{onward}: use findings without identifiers. "
+            "Its texts are not reproducible."
         ]
         if address.startswith("http://") and not is_loopback(urlsplit(address).hostname or ""):
             notices.append("The address is not https: prompts, texts and token travel unencrypted.")

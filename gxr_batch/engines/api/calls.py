@@ -75,7 +75,7 @@ class Calls:
             raise
 
     async def greet(self) -> list[str]:
-        """Ask a harmless question, and return which optional parameters the server refuses to know.
+        """Ask a harmless question, and return the keys of [sampling] that the server refuses to know.
 
         Waits for a server that is not there yet. Raises Unusable where no question of ours can be answered.
         """
@@ -98,7 +98,8 @@ class Calls:
                 await self._persist(_HARMLESS, None, self._is_no_server)
             except Refusal:
                 self._client.taken = taken
-        return [name for name in OPTIONAL if name not in self._client.taken]
+        known = {OPTIONAL[name] for name in self._client.taken}
+        return [key for key in dict.fromkeys(OPTIONAL.values()) if key not in known]
 
     async def _is_no_server(self, trouble: Trouble, tries: int) -> bool:
         if tries > self._max_retries and trouble.nonsense and not self._outage.answered:

@@ -25,8 +25,14 @@ from gxr_batch.job import ApiSection
 from gxr_batch.settings import Sampling, parse_duration
 
 ROUTER = "https://router.huggingface.co"
-# What a server may refuse to know, the dearest first.
-OPTIONAL = ("seed", "top_k", "repetition_penalty")
+# What a server may refuse to know, the dearest first, and the key of [sampling] behind it. Those that know a repetition
+# penalty know it by one of two names: vLLM and SGLang by the first, llama.cpp by the second.
+OPTIONAL = {
+    "seed": "seed",
+    "top_k": "top_k",
+    "repetition_penalty": "repetition_penalty",
+    "repeat_penalty": "repetition_penalty",
+}
 _CONNECT_SECONDS = 10.0
 # An answer's JSON, and its pieces when streamed, are a few hundred bytes a token.
 _BYTES_AT_LEAST, _BYTES_A_TOKEN = 2**20, 4096
@@ -66,7 +72,7 @@ class Client:
         self._seconds = parse_duration(settings.timeout) or 0.0
         self._most_bytes = _BYTES_AT_LEAST + _BYTES_A_TOKEN * sampling.max_new_tokens
         self._library = self._library_client()
-        self.taken: tuple[str, ...] = OPTIONAL
+        self.taken = tuple(OPTIONAL)
         self.heard = False
 
     async def ask(self, question: Question, *, answered: bool) -> Answer:
@@ -100,7 +106,7 @@ class Client:
         await cast(Any, self._library).close()  # the library gives it no types
 
     def _fault(self, error: Exception, *, answered: bool) -> Fault:
-        return fault_of(error, answered=answered, heard=self.heard)
+        return fault_of(error, answered=answered, heard=self.heard, with_token=self._token is not None)
 
     def _request(self, question: Question) -> dict[str, Any]:
         sampling = self._sampling
@@ -110,7 +116,7 @@ class Client:
             wanted["top_p"] = sampling.top_p
             extra["top_k"] = sampling.top_k  # also where it is off: a server's own default may not be
             wanted["seed"] = question.seed
-        extra["repetition_penalty"] = sampling.repetition_penalty
+        extra["repetition_penalty"] = extra["repeat_penalty"] = sampling.repetition_penalty
         own = {name: value for name, value in wanted.items() if name not in OPTIONAL or name in self.taken}
         extra = {name: value for name, value in extra.items() if name in self.taken}
         return {"messages": question.messages, "model": self._settings.model, **own, "extra_body": extra}

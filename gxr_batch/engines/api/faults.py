@@ -17,8 +17,9 @@ from huggingface_hub import errors as hub
 _PASSING = frozenset({408, 425, 429})
 _FLOODED = frozenset({429, 503})
 # Refusals that are about the account, whatever the row.
+_UNAUTHORIZED = 401
 _ACCOUNT = {
-    401: "does not accept the token",
+    _UNAUTHORIZED: "does not accept the token",
     402: "says that the account has no credit left",
     407: "stands behind a proxy that wants a password",
 }
@@ -102,14 +103,14 @@ _PLAIN: tuple[tuple[tuple[type[Exception], ...], Callable[[], Fault]], ...] = (
 )
 
 
-def fault_of(error: Exception, *, answered: bool, heard: bool) -> Fault:
+def fault_of(error: Exception, *, answered: bool, heard: bool, with_token: bool) -> Fault:
     """Sort an error. `answered`: the server gave a sound answer before; `heard`: anything ever came from it."""
     if isinstance(error, Fault):
         return error
     if isinstance(error, hub.HfHubHTTPError):  # the hub, asked which provider serves the model
         error = HttpStatus(error.response.status_code, error.response.headers)
     if isinstance(error, HttpStatus):
-        return _of_status(error.status, error.retry_after, answered=answered)
+        return _of_status(error.status, error.retry_after, answered=answered, with_token=with_token)
     for kinds, make in _PLAIN:
         if isinstance(error, kinds):
             return make()
@@ -120,9 +121,9 @@ def fault_of(error: Exception, *, answered: bool, heard: bool) -> Fault:
     return Trouble("sent something that is no chat completion", nonsense=True)
 
 
-def _of_status(status: int, wait: float | None, *, answered: bool) -> Fault:
+def _of_status(status: int, wait: float | None, *, answered: bool, with_token: bool) -> Fault:
     if status in _ACCOUNT:
-        return Unusable(f"{_ACCOUNT[status]} (HTTP {status})", "check the token and the account behind it")
+        return _of_account(status, with_token=with_token)
     if status in _ADDRESS and not answered:
         step = "check api.model, api.base_url or api.provider, and what the token may do"
         return Unusable(f"{_ADDRESS[status]} (HTTP {status})", step)
@@ -134,6 +135,13 @@ def _of_status(status: int, wait: float | None, *, answered: bool) -> Fault:
     if status >= 400:
         return Refusal(f"refused this row (HTTP {status})", suspicious=status in _ADDRESS)
     return Trouble(f"answered HTTP {status}", nonsense=True)
+
+
+def _of_account(status: int, *, with_token: bool) -> Fault:
+    if status == _UNAUTHORIZED and not with_token:
+        step = "export SERVER_TOKEN=..., and add --set api.token_env=SERVER_TOKEN (or another name in capitals)"
+        return Unusable(f"wants a token (HTTP {status})", step)
+    return Unusable(f"{_ACCOUNT[status]} (HTTP {status})", "check the token and the account behind it")
 
 
 def _of_connection(error: httpx2.TransportError, *, answered: bool) -> Fault:

@@ -6,6 +6,7 @@ text goes no further. Every pattern is bounded, so that a long or hostile cell c
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,18 +26,20 @@ RULES = {
 
 
 class _Search(NamedTuple):
-    """A way to find something, tried where the text has one of the cues.
+    """A way to find something, tried where the text has one of the cues, and one of `also` where that is not empty.
 
-    Cues are words in lower case, one of the signs below, _FIGURE for any digit, or _NUMBER for four of them close
-    together. They spare an ordinary cell nearly every pattern.
+    Cues are words in lower case, one of the signs below, what numbers.cues_in gives, or _NOT_ASCII: that a word may
+    hide between signs which part no words. They spare an ordinary text nearly every pattern.
     """
 
     rule: str
     find: Callable[[str], bool]
     cues: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
 
-_FIGURE, _NUMBER = ("0",), ("0000",)
+_SIGNS, _NOT_ASCII = ":@+", "\u00a0"
+_NUMBER, _FIGURES = (numbers.NUMBER,), (numbers.FIGURES,)
 
 
 _SEARCHES = (
@@ -44,39 +47,50 @@ _SEARCHES = (
     _Search("mrn", numbers.long_number, _NUMBER),
     _Search("name", names.titled, names.TITLE_CUES),
     _Search("name", names.named, ("name", "surname")),
-    _Search("name", names.in_a_role, (":",)),
-    _Search("name", names.in_full, (":", *names.BY_WORDS)),
+    _Search("name", names.in_a_role, (*names.ROLE_CUES, _NOT_ASCII), (":",)),
+    _Search("name", names.in_full, (*names.FULL_WORDS, _NOT_ASCII), (":",)),
+    _Search("name", names.in_full, names.BY_WORDS, ("by",)),
     _Search("name", names.patient, ("patient", "pt")),
     _Search("name", names.lettered, names.LETTER_CUES),
     _Search("date", dates.in_figures, _NUMBER),
     _Search("date", dates.in_one_piece, _NUMBER),
-    _Search("date", dates.with_month, dates.MONTH_CUES),
-    _Search("age_over_89", numbers.age_over_89, _FIGURE),
+    _Search("date", dates.with_month, dates.MONTH_CUES, _FIGURES),
+    _Search("age_over_89", numbers.age_over_89, numbers.OLD_CUES),
     _Search("age_over_89", numbers.age_in_words, numbers.AGE_CUES),
     _Search("phone", numbers.phone_number, _NUMBER),
     _Search("phone", numbers.phone_number_abroad, ("+",)),
     _Search("ssn", numbers.social_security_number, _NUMBER),
     _Search("email", numbers.e_mail, ("@",)),
-    _Search("address", places.street, _FIGURE),
+    _Search("address", places.street, (*places.STREET_CUES, _NOT_ASCII), _FIGURES),
     _Search("address", places.zip_code, _NUMBER),
     _Search("address", places.street_alone, places.STREET_ALONE_CUES),
     _Search("address", places.address, places.ADDRESS_CUES),
     _Search("hospital", places.hospital, places.HOSPITAL_CUES),
+    _Search("hospital", places.hospital, places.CENTER_CUES, (*places.CENTER_KINDS, _NOT_ASCII)),
 )
-_CUES = frozenset(cue for search in _SEARCHES for cue in search.cues)
-_SIGNS = ":@+"
-# What is no letter becomes a blank, so that "03MAR2019" and "(Dr.Smith" fall into words.
-_BLANKS = {code: " " for code in range(128) if not chr(code).isalpha()} | {ord("\u2019"): " "}
+_ALL_CUES = {cue for search in _SEARCHES for cue in (*search.cues, *search.also)}
+_BY_CUE = {cue: [search for search in _SEARCHES if cue in search.cues] for cue in _ALL_CUES}
+_WORDS = {cue.encode(): cue for cue in _ALL_CUES if cue.isalpha()}
+# ASCII letters become small, what else is ASCII a blank, so that "03MAR2019" and "(Dr.Smith" fall into words.
+_SMALL = {ord(letter): ord(letter.lower()) for letter in string.ascii_letters}
+_TO_WORDS = bytes(_SMALL.get(code, ord(" ")) if code < 128 else code for code in range(256))
 
 
 def identifiers_in(text: str) -> tuple[str, ...]:
     """Return the names of the rules that find something, in the order of RULES, each once."""
-    words = _CUES.intersection(text.lower().translate(_BLANKS).split())
-    words |= {sign for sign in _SIGNS if sign in text}
-    if numbers.any_figure(text):
-        words |= {*_FIGURE, *_NUMBER} if numbers.any_number(text) else {*_FIGURE}
-    if not words:
-        return ()
-    tried = [search for search in _SEARCHES if not words.isdisjoint(search.cues)]
-    found = {search.rule for search in tried if search.find(text)}
+    cues = _cues_in(text)
+    hopeful = (search for cue in cues for search in _BY_CUE[cue])
+    tried = {search.find: search.rule for search in hopeful if not (search.also and cues.isdisjoint(search.also))}
+    found = {rule for find, rule in tried.items() if find(text)}
     return tuple(rule for rule in RULES if rule in found) if found else ()
+
+
+def _cues_in(text: str) -> set[str]:
+    raw = text.encode("utf-8", "surrogatepass")  # bytes are translated and split in half the time
+    cues = numbers.cues_in(text, raw)
+    cues.update(sign for sign in _SIGNS if sign in text)
+    if not text.isascii():
+        cues.add(_NOT_ASCII)
+        raw = " ".join(text.replace("\u2019", " ").split()).encode("utf-8", "surrogatepass")  # its blanks made plain
+    cues.update(_WORDS[word] for word in _WORDS.keys() & raw.translate(_TO_WORDS).split())
+    return cues

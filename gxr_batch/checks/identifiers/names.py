@@ -14,12 +14,15 @@ BY_WORDS = (
     "dictated", "signed", "reported", "interpreted", "read", "reviewed", "verified", "transcribed", "authenticated",
     "ordered", "referred", "approved", "finalized", "performed", "requested",
 )  # fmt: skip
+_BY = tuple(f"{word} by" for word in BY_WORDS)
 _ROLE_WORDS = (
     "physician", "doctor", "radiologist", "clinician", "consultant", "resident", "technologist", "technician",
-    "surgeon", "attending", "next of kin", "emergency contact", *(f"{word} by" for word in BY_WORDS),
+    "surgeon", "attending", "next of kin", "emergency contact", *_BY,
 )  # fmt: skip
-_FULL_WORDS = ("patient", "pt", "subject", "mother", "father", "cc")
+FULL_WORDS = ("patient", "pt", "subject", "mother", "father", "cc")
+_BEFORE_COLON = (*_ROLE_WORDS, "md")
 
+ROLE_CUES = tuple(word.split()[0] for word in _ROLE_WORDS)
 TITLE_CUES = (
     *("dr", "drs", "mr", "mrs", "ms", "mx", "sr", "sra", "miss", "mme", "prof", "professor", "doctor", "nurse"),
     *("herr", "frau"),
@@ -52,10 +55,10 @@ _NAMED = re.compile(
 )
 _IN_A_ROLE = re.compile(rf"\b(?i:{'|'.join(_ROLE_WORDS)})(?:[ ]MD)?[ \t]{{0,2}}:\s{{0,3}}{_FIRST}")
 _IN_FULL = re.compile(
-    rf"\b(?:(?i:{'|'.join(_FULL_WORDS)})[ \t]{{0,2}}(?P<colon>:)"
+    rf"\b(?:(?i:{'|'.join(FULL_WORDS)})[ \t]{{0,2}}(?P<colon>:)"
     rf"|(?i:{'|'.join(BY_WORDS)})[ ](?i:by))\s{{1,3}}{_FIRST}(?:[ ]|,[ ]?){_SECOND}"
 )
-_PATIENT = re.compile(rf"\b(?:[Pp]atient|[Pp]t\.?)[ ]{_FIRST}[ ]{_SECOND}")
+_PATIENT = re.compile(rf"[Pp](?<!\w[Pp])(?:atient|t\.?)[ ]{_FIRST}[ ]{_SECOND}")
 _BEFORE_LETTERS = re.compile(rf"\b{_FIRST}[ ]{_SECOND},?[ ]{{1,2}}$")
 
 
@@ -90,6 +93,8 @@ def named(text: str) -> bool:
 
 def in_a_role(text: str) -> bool:
     """Return whether a name stands after `Radiologist:`, `signed by:` or words of their kind."""
+    if not _stands_before_colon(_folded(text), _BEFORE_COLON):
+        return False
     # A short word in capitals is a department there, or a person's initials.
     names = (match["first"] for match in _IN_A_ROLE.finditer(text))
     return any(is_name(name) and not (len(name) < 4 and name.isupper()) for name in names)
@@ -97,7 +102,20 @@ def in_a_role(text: str) -> bool:
 
 def in_full(text: str) -> bool:
     """Return whether first and last name stand after `Patient:`, `signed by` or words of their kind."""
+    folded = _folded(text)
+    if not (_stands_before_colon(folded, FULL_WORDS) or any(words in folded for words in _BY)):
+        return False
     return any(_are_names(match, bool(match["colon"])) for match in _IN_FULL.finditer(text))
+
+
+def _folded(text: str) -> str:
+    """Return a text in which letters that IGNORECASE takes for each other are the same."""
+    return text.casefold().replace("i\u0307", "i").replace("\u0131", "i")
+
+
+def _stands_before_colon(folded: str, words: tuple[str, ...]) -> bool:
+    """Return whether one of the words ends before a colon: a look that costs far less than the pattern that follows."""
+    return any(piece.rstrip(" \t").endswith(words) for piece in folded.split(":")[:-1])
 
 
 def patient(text: str) -> bool:

@@ -7,12 +7,15 @@ trying every word of the text.
 from __future__ import annotations
 
 import re
+import string
 
 from gxr_batch.checks.identifiers.dates import is_date_in_one_piece
 
-_FIGURE = re.compile("[0-9]")
 # Four digits, with at most three signs or capitals between them, and the words that may announce such a number.
 _FOUR_DIGITS = re.compile("[0-9](?:[ ()./A-Z-]{0,3}[0-9]){3}")
+# A cheap look before it: what may stand between them is taken out, then all but digits parts the text.
+_BETWEEN_DIGITS = b" ()./-" + string.ascii_uppercase.encode()
+_DIGITS = bytes(code if chr(code) in string.digits else ord(" ") for code in range(256))
 _CHARACTERS_BEFORE = 60
 _LINK = r"(?:\W{0,3}\b(?:numbers?|num|no|nr|ids?|identifier|is|was|at|on|ending|in)\b){0,3}\W{0,4}"
 _RECORD = re.compile(
@@ -55,19 +58,23 @@ _AGE_IN_WORDS = re.compile(
     r"|\b(?:nonagenarian|centenarian)|\bin (?:his|her|their) (?:(?:early|mid|late)[- ])?nineties",
     re.IGNORECASE,
 )
+FIGURES, NUMBER = "0", "0000"  # any digit, four digits close together
+OLD_CUES = ("9", "10", "11", "12")  # what such an age in figures begins with
 AGE_CUES = ("ninety", "hundred", "nineties", "nonagenarian", "nonagenarians", "centenarian", "centenarians")
 _NINETIES = re.compile(r"90'?s(?!\w)")
 _IN_HIS = re.compile(r"\bin (?:his|her|their) (?:(?:early|mid|late)[- ])?$", re.IGNORECASE)
 
 
-def any_figure(text: str) -> bool:
-    """Return whether there is a digit at all."""
-    return _FIGURE.search(text) is not None
-
-
-def any_number(text: str) -> bool:
-    """Return whether there are four digits close together, as every number and date in figures has."""
-    return _FOUR_DIGITS.search(text) is not None
+def cues_in(text: str, raw: bytes) -> set[str]:
+    """Return which of FIGURES, NUMBER and OLD_CUES hold of a text; `raw` is its UTF-8."""
+    pieces = raw.translate(_DIGITS, _BETWEEN_DIGITS).split()
+    if not pieces:
+        return set()
+    digits = b" ".join(pieces).decode()
+    cues = {FIGURES, *(cue for cue in OLD_CUES if cue in digits)}
+    if max(map(len, pieces)) >= 4 and _FOUR_DIGITS.search(text):
+        cues.add(NUMBER)
+    return cues
 
 
 def record_number(text: str) -> bool:

@@ -19,6 +19,10 @@ _ZIP = re.compile(r",[ ]?(?P<words>[A-Z]{2}|[A-Z][a-z]{3,12}(?:[ ][A-Z][a-z]{3,1
 _AFTER_WORD = re.compile(
     r"\baddress[ \t]?[:=]\s{0,3}(?![Xx_])\w|\b(?:lives|living|resides|residing)[ ](?:at|on)[ ][0-9]", re.IGNORECASE
 )
+STREET_CUES = (
+    *("street", "avenue", "road", "boulevard", "lane", "drive", "terrace", "highway", "parkway", "crescent"),
+    *("st", "ave", "rd", "blvd", "ln", "hwy", "pkwy"),
+)
 STREET_ALONE_CUES = ("street", "avenue", "boulevard", "road")
 ADDRESS_CUES = ("box", "address", "lives", "living", "resides", "residing")
 
@@ -31,7 +35,10 @@ _OF = re.compile(
     r"[ ](?i:of|for)[ ](?:(?i:the)[ ])?(?:(?i:university)[ ](?i:of)[ ](?:(?i:the)[ ])?)?"
     r"(?P<name>[A-Z][\w'\u2019-]{1,30})"
 )
-HOSPITAL_CUES = (*("hospital", "hosp", "clinic", "infirmary", "hospice", "center", "centre", "ctr", "system", "home"),)
+HOSPITAL_CUES = ("hospital", "hosp", "clinic", "infirmary", "hospice")
+# Words that name one only behind one of these kinds.
+CENTER_CUES = ("center", "centre", "ctr", "system", "home")
+CENTER_KINDS = ("medical", "med", "health", "cancer", "imaging", "nursing")
 # What may stand between a hospital's name and the word itself.
 _KIND_WORDS = """
 general memorial regional community county city university royal national veterans medical teaching state central

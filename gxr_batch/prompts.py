@@ -15,6 +15,8 @@ from gxr_batch.rows import FieldMap
 from gxr_batch.rows.names import listed, nearest
 from gxr_batch.templates import Template, Templates, TooMuchWork
 
+_JSON = json.JSONEncoder(ensure_ascii=False)
+
 
 def render(template: Template, values: Mapping[str, Any], *, system: str) -> Messages:
     """Return the turns that a row gives with a template; `values` maps fields to cells, absent or None = missing.
@@ -58,7 +60,7 @@ def _cell(value: Any) -> Any:
 
 def messages_sha256(messages: Messages) -> str:
     """Return the sha256 (hex) of a prompt's turns, by which a row's prompt can be recognised without being stored."""
-    return hashlib.sha256(json.dumps(messages.turns, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(_JSON.encode(messages.turns).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def row_template(templates: Templates, name: str) -> Template:

@@ -30,6 +30,7 @@ from gxr_batch.templates.words import clause, of_each, patient, printed, stop
 __all__ = ["MAX_CHARS", "Sandbox", "TooMuchWork"]
 
 MAX_STEPS = 100_000
+_METHODS = (BuiltinMethodType, MethodType)
 # No template can spell these names, so none can take the limits off.
 _LIMITED, _FITTED = "limited loop", "fitted text"
 
@@ -77,7 +78,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Call something from a template: one step, so that macros which call themselves come to an end."""
         if isinstance(context, _Counting):
             context.step()
-        if isinstance(function, BuiltinMethodType | MethodType) and isinstance(function.__self__, str | bytes | int):
+        if isinstance(function, _METHODS) and isinstance(function.__self__, str | bytes | int):
             if function.__name__ == "join" and args:
                 args = (list(args[0]), *args[1:])
             check(function.__name__, function.__self__, [*args, *kwargs.values()])

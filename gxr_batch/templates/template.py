@@ -60,6 +60,7 @@ def compile_template(name: str, source: str, where: str) -> Template:
         prefix = _literal_prefix(tree)
         environment.limit_work(tree)
         compiled = environment.from_string(tree)
+        compiled.globals = dict(compiled.globals)  # of the chain of mappings every prompt makes a dict anew, slowly
     except TemplateSyntaxError as error:
         raise TemplateError(
             f"The template does not compile: {error.message}.",

@@ -19,6 +19,12 @@ _AGE = re.compile(
 )
 _UNITS = {"y": "year", "m": "month", "w": "week", "d": "day", "h": "hour"}
 _WHOLE = 10**15  # beyond, a float is no whole number but a magnitude
+_FRACTIONAL = (float, Decimal)
+_SENTENCE = re.compile(r"[A-Z][a-z]|An? ")
+_CODE = re.compile(r"[\d.]+")
+_AGE_WORD = re.compile(r"[A-Za-z]+(-[A-Za-z]+)*")
+_NUMBER = re.compile(r"\d+")
+_VOWEL = re.compile(r"(?!one\b|uni)[aeiou]", re.IGNORECASE)
 _SEVERAL = re.compile(r"\b(from|versus|vs|between)\b", re.IGNORECASE)
 
 
@@ -26,20 +32,20 @@ def printed(value: Any) -> Any:
     """Return what stands in the prompt for a value: whole floats without ".0", nothing for a missing one."""
     if value is None:
         return ""
-    if isinstance(value, float | Decimal) and math.isfinite(value) and -_WHOLE < value < _WHOLE and value == int(value):
+    if isinstance(value, _FRACTIONAL) and math.isfinite(value) and -_WHOLE < value < _WHOLE and value == int(value):
         return str(int(value))
     return value
 
 
 def as_text(value: Any) -> str:
     """Return a cell as people write it, without blanks around it."""
-    return str(printed(value)).strip()
+    return (value if type(value) is str else str(printed(value))).strip()
 
 
 def clause(value: Any, lead: str = "") -> str:
     """Return text without the mark that ends it; where it begins as a sentence of its own, `lead` stands before it."""
     text = as_text(value).rstrip(" \t\r\n.,;:")
-    return lead + text if lead and re.match(r"[A-Z][a-z]|An? ", text) else text
+    return lead + text if lead and _SENTENCE.match(text) else text
 
 
 def stop(value: Any) -> str:
@@ -55,10 +61,8 @@ def of_each(topic: Any) -> str:
 def patient(age: Any, sex: Any) -> str:
     """Return e.g. "a 65-year-old male", "an 8-month-old girl", "a female patient (age: 90+)", "a patient"."""
     said, person = as_text(age), as_text(sex).lower()
-    if person in _UNKNOWN_SEXES or re.fullmatch(r"[\d.]+", person):  # what a number codes for, nobody here knows
-        noun = "patient"
-    else:
-        noun = _SEXES.get(person, f"{person} patient")
+    unknown = person in _UNKNOWN_SEXES or _CODE.fullmatch(person)  # what a number codes for, nobody here knows
+    noun = "patient" if unknown else _SEXES.get(person, f"{person} patient")
     adjective = _age(said)
     if noun in {"male", "female"} and not adjective:
         noun += " patient"
@@ -73,10 +77,10 @@ def _age(text: str) -> str:
         return ""
     if match := _AGE.fullmatch(text):
         return f"{float(match[1]):g}-{_UNITS[(match[2] or 'y')[0].lower()]}-old"
-    return text.lower() if re.fullmatch(r"[A-Za-z]+(-[A-Za-z]+)*", text) else ""
+    return text.lower() if _AGE_WORD.fullmatch(text) else ""
 
 
 def _article(words: str) -> str:
-    number = re.match(r"\d+", words)
+    number = _NUMBER.match(words)
     spoken_vowel = number and (number[0][0] == "8" or number[0] in {"11", "18"})
-    return "an" if spoken_vowel or re.match(r"(?!one\b|uni)[aeiou]", words, re.IGNORECASE) else "a"
+    return "an" if spoken_vowel or _VOWEL.match(words) else "a"

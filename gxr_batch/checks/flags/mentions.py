@@ -104,7 +104,7 @@ def mentions_in(sentence: Sequence[str]) -> list[Mention]:
         status = "open" if general and _is_general(sentence, spot) else _status(sentence, spot)
         for finding in spot.findings:
             side = sides.of(finding, spot) if sides else ""
-            found.append(Mention(finding, status, side, spot, sides.only() if sides and not side else side))
+            found.append(Mention(finding, status, side, spot, sides.only if sides and not side else side))
     return found
 
 

@@ -6,6 +6,7 @@ import re
 import zlib
 from collections import Counter
 from itertools import pairwise
+from operator import eq
 
 from gxr_batch.checks.flags.evidence import Reading
 from gxr_batch.checks.flags.words import word_set
@@ -64,22 +65,32 @@ def is_cut(reading: Reading) -> bool:
 def repeats(reading: Reading) -> bool:
     """Say whether a text runs in circles: few distinct word triples, a sentence or a word again and again."""
     words = reading.words
-    triples = max(len(words) - 2, 0)
-    distinct = set(zip(words, words[1:], words[2:], strict=False))
-    if triples >= _FEW_TRIGRAMS and len(distinct) < _DISTINCT_TRIGRAMS * triples:
+    if _has_few_triples(words):
         return True
-    if any(first == second == third and first.isalpha() for first, second, third in distinct):
+    again = bytes(map(eq, words, words[1:]))  # 1 where a word is the one before it
+    if b"\1\1" in again and any(
+        word.isalpha() for word, one, two in zip(words, again, again[1:], strict=False) if one and two
+    ):
         return _in_a_row(words)
-    if len(reading.sentences) >= _SENTENCE_REPEATS:
-        sentences = [tuple(sentence) for sentence in reading.sentences]
-        long = [sentence for sentence in sentences if len(sentence) > _SENTENCE_WORDS]
-        if len(long) - len(set(long)) >= _SENTENCE_REPEATS - 1 and max(Counter(long).values()) >= _SENTENCE_REPEATS:
+    sentences = [tuple(sentence) for sentence in reading.sentences]
+    if len(sentences) - len(set(sentences)) >= _SENTENCE_REPEATS - 1:
+        long = Counter(sentence for sentence in sentences if len(sentence) > _SENTENCE_WORDS)
+        if max(long.values(), default=0) >= _SENTENCE_REPEATS:
             return True
         runs = zip(*(sentences[shift:] for shift in range(_SENTENCE_RUN)), strict=False)
         if any(len(set(run)) == 1 for run in runs):
             return True
     few_words = len(words) * 10 < len(reading.new)  # prose has a word or mark in every five characters
     return few_words and len(reading.new) >= _DENSE_CHARS and _density(reading.new) > _DENSE_RATIO
+
+
+def _has_few_triples(words: list[str]) -> bool:
+    triples = len(words) - 2
+    enough = _DISTINCT_TRIGRAMS * triples
+    # Pairs are counted in half the time, and each but the last begins a triple of its own.
+    if triples < _FEW_TRIGRAMS or len(set(pairwise(words))) - 1 >= enough:
+        return False
+    return len(set(zip(words, words[1:], words[2:], strict=False))) < enough
 
 
 def _in_a_row(words: list[str]) -> bool:

@@ -24,12 +24,17 @@ _PLACING = word_set("lies located situated seen in at within occupying involving
 
 
 class Sides:
-    """The sides that one sentence gives to the findings that it names; `known` has the place of each side word."""
+    """The sides that one sentence gives to the findings that it names; `only` is its side where it gives one only.
+
+    `known` has the place of each side word, from left to right.
+    """
 
     def __init__(self, sentence: Sequence[str], spots: Sequence[Spot]) -> None:
         self._sentence, self._spots = sentence, spots
         places = [at for at, word in enumerate(sentence) if word in SIDE_WORDS]
         self.known = {at: side for at in places if (side := _side_at(sentence, at))}
+        sides = set(self.known.values())
+        self.only = sides.pop() if len(sides) == 1 else ""
 
     def of(self, finding: str, spot: Spot) -> str:
         """Return "left", "right" or "both" where the clause of a finding gives its side, else ""."""
@@ -37,16 +42,16 @@ class Sides:
             return ""
         if finding == "mediastinal_shift":  # to a side; a side before it is that of its cause
             return self._after(spot, spot.start) or self.known.get(spot.start - 1, "")
-        inside = next((self.known[at] for at in range(spot.start, spot.end) if at in self.known), "")
-        return inside or self._before(spot) or self._after(spot, spot.end)
-
-    def only(self) -> str:
-        """Return the side where the sentence gives one side only, else ""."""
-        sides = set(self.known.values())
-        return sides.pop() if len(sides) == 1 else ""
+        for at, side in self.known.items():
+            if spot.start <= at < spot.end:
+                return side
+        return self._before(spot) or self._after(spot, spot.end)
 
     def _before(self, spot: Spot) -> str:
-        at = max((at for at in self.known if at < spot.start), default=-1)
+        at = -1
+        for place in self.known:
+            if place < spot.start:
+                at = place
         if at < max(spot.start - _BACK, 0) or self._names_between(at, spot.start, spot):
             return ""
         between = self._sentence[at + 1 : spot.start]
@@ -56,8 +61,12 @@ class Sides:
         return self.known[at] if "," not in between or "," in between[:2] else ""
 
     def _after(self, spot: Spot, first: int) -> str:
-        at = min((at for at in self.known if at >= first), default=len(self._sentence))
-        if at >= spot.end + _FORWARD or at == len(self._sentence) or self._names_between(first, at, spot):
+        for at in self.known:
+            if at >= first:
+                break
+        else:
+            return ""
+        if at >= spot.end + _FORWARD or self._names_between(first, at, spot):
             return ""
         between = self._sentence[max(first, spot.end) : at]
         if not _STOPS.isdisjoint(between):

@@ -119,6 +119,14 @@ def test_loops_keep_what_jinja_gives_them():
     assert render(made, {"findings": "a;b"}, system="").turns[0].text == "1/2 a, 2/2 b"
 
 
+def test_a_word_of_ours_can_be_called_in_a_loop_and_by_the_names_of_its_arguments():
+    made = own(
+        "{% for age in findings.split(';') %}{{ patient(age, 'm') }}, {{ patient(sex='f', age=age) }}; {% endfor %}"
+    )
+    said = "a 5-year-old male, a 5-year-old female; an 8-year-old male, an 8-year-old female;"
+    assert render(made, {"findings": "5;8"}, system="").turns[0].text == said
+
+
 def test_a_word_of_ours_cannot_be_taken_for_a_field():
     with pytest.raises(TemplateError, match="patient is a word") as caught:
         own("Fine.\n{{ patient }}")

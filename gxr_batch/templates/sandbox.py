@@ -78,6 +78,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Call something from a template: one step, so that macros which call themselves come to an end."""
         if isinstance(context, _Counting):
             context.step()
+        if function is patient and not kwargs:  # ours, and in nearly every prompt: no look at what it might be
+            return fits(patient(*args))
         if isinstance(function, _METHODS) and isinstance(function.__self__, str | bytes | int):
             if function.__name__ == "join" and args:
                 args = (list(args[0]), *args[1:])

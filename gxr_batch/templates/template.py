@@ -42,7 +42,8 @@ class Template:
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the prompt text; `values` has every field, None where the row has none. Raises jinja2's errors."""
         pieces, length = [], 0
-        for piece in self.compiled.generate(values):
+        # As `compiled.generate` does, but for the tracebacks that it rewrites: nobody sees them.
+        for piece in self.compiled.root_render_func(self.compiled.new_context(dict(values))):
             pieces.append(piece)
             length += len(piece)
             if length > MAX_CHARS:

@@ -32,6 +32,10 @@ def create(job: Job, say: Say = silent) -> Engine:
         from gxr_batch.engines.api import ApiEngine
 
         return ApiEngine(job, say)
+    if job.engine.kind == "vllm":
+        from gxr_batch.engines.vllm import VllmEngine
+
+        return VllmEngine(job, say)
     if job.engine.kind == "generate":
         from gxr_batch.engines.generate import GenerateEngine
 

@@ -17,7 +17,7 @@ from gxr_batch.job.mistakes import explain
 from gxr_batch.job.sections import Job
 
 # Known to the contract, refused until they are built.
-UNBUILT_SECTIONS = ("vllm", "ray")
+UNBUILT_SECTIONS = ("ray",)
 _NO_TABLE = {"path": "-"}
 
 
@@ -117,7 +117,7 @@ def _put(data: dict[str, Any], keys: Sequence[str], value: Any, *, where: str) -
 
 def _refuse_unbuilt(job: Job) -> None:
     unbuilt = {
-        f'engine.kind = "{job.engine.kind}"': job.engine.kind in {"vllm", "ray"},
+        f'engine.kind = "{job.engine.kind}"': job.engine.kind == "ray",
     }
     for thing, asked in unbuilt.items():
         if asked:

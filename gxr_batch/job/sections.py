@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from gxr_batch.job.api import ApiSection
 from gxr_batch.job.base import MOST, MOST_TOKENS, FilePath, Section, spelled
 from gxr_batch.job.finetuning import FinetuneSection
+from gxr_batch.job.vllm import VllmSection, refusal, untaken
 from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, parse_duration
 
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
@@ -181,6 +182,7 @@ class Job(Section):
     export: ExportSection = ExportSection()
     echo: EchoSection = EchoSection()
     api: ApiSection = ApiSection()
+    vllm: VllmSection = VllmSection()
     finetune: FinetuneSection = FinetuneSection()
 
     @model_validator(mode="after")
@@ -210,6 +212,12 @@ class Job(Section):
             raise ValueError('prompt.too_long = "truncate" needs an engine of this machine: a server alone counts')
         return self
 
+    @model_validator(mode="after")
+    def _what_vllm_draws(self) -> Job:
+        if self.engine.kind == "vllm" and (why := refusal(self.sampling.settings())):
+            raise ValueError(why)
+        return self
+
     def with_values(self, values: Mapping[str, Any]) -> Job:
         """Return a copy with dotted keys replaced, e.g. {"model.dtype": "bfloat16"}."""
         data = self.model_dump()
@@ -234,6 +242,8 @@ class Job(Section):
                 f'{", ".join(idle)} {"has" if len(idle) == 1 else "have"} no effect with engine.kind = "api": the '
                 "server has its own weights (api.model names them), and api.concurrency says how many are asked for"
             )
+        if self.engine.kind == "vllm":
+            found += untaken(self.sampling.settings(), cuda_graphs=self.engine.cuda_graphs)
         return found
 
     def _keys_of_this_machine(self) -> list[str]:

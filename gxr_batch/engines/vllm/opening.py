@@ -1,0 +1,173 @@
+"""From a job to what vLLM is opened with: arguments, environment, adapter. vLLM itself is not imported here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from gxr_batch.engines.vllm.wire import Setup
+from gxr_batch.errors import ModelUnavailable
+from gxr_batch.job import Job
+from gxr_batch.models.four_bit import notices_of_format, stored_in_four_bits
+from gxr_batch.models.loading import end_ids_of, load_config
+from gxr_batch.models.memory import kv_bytes_a_token
+from gxr_batch.models.placement import SPREAD, Placement, place
+from gxr_batch.models.room import Room
+from gxr_batch.models.source import Source, find
+
+# Rows side by side where the job leaves it open; vLLM lets rows wait where its cache holds fewer.
+_MOST_SLOTS = {"cpu": 64, "cuda": 256}
+# The ranks that vLLM has room for; an adapter gets the smallest that holds it.
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+_PROBE_TOKENS = 16
+_NOT_REPRODUCIBLE = (
+    "vLLM draws by each row's own seed, but the last bits of a row's numbers depend on its neighbours, and with them "
+    "now and then its text: texts are not reproducible."
+)
+_TEXT_ONLY = "gemma3"  # a multimodal model of which only the language side is used
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """All that opening takes. `vocab` counts the model's token ids, `adapter` says how one is put on."""
+
+    setup: Setup
+    environment: dict[str, str]
+    placement: Placement
+    slots: int
+    vocab: int
+    notices: tuple[str, ...]
+    adapter: str | None = None
+
+
+def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
+    """Decide where the model goes and what it may take, waiting for memory where the job says so.
+
+    Raises ModelUnavailable, JobFileError.
+    """
+    sources = find(job.model, weights=True)
+    whole = load_config(job.model)
+    config = whole.get_text_config()
+    size = sum(file.stat().st_size for file in sources.base.weight_files())
+    placement = place(job.model, config, size, room, stored_in_four_bits=stored_in_four_bits(whole))
+    _refuse(placement)
+    slots = _MOST_SLOTS[_kind(placement)] if job.engine.slots == "auto" else job.engine.slots
+    ranks = None if sources.adapter is None else _adapter(sources.adapter, whole)
+    arguments: dict[str, Any] = {
+        "model": str(sources.base.folder),
+        "skip_tokenizer_init": True,  # prompts come as ids, and answers leave as such
+        "dtype": placement.dtype,
+        "max_model_len": job.model.max_seq_length,
+        "max_num_seqs": slots,
+        "enable_prefix_caching": True,
+        "enforce_eager": job.vllm.eager,
+        "generation_config": "vllm",  # the model's own sampling defaults would fill what we leave out
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        **_memory(placement, room, slots * kv_bytes_a_token(config, _width(placement)) * job.model.max_seq_length),
+    }
+    if whole.model_type == _TEXT_ONLY:
+        arguments["limit_mm_per_prompt"] = {"image": 0}
+    if placement.four_bit and not placement.stored_in_four_bits:
+        arguments["quantization"] = "bitsandbytes"
+    if ranks is not None:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _RANKS if r >= ranks[0])}
+    sampling = job.sampling.settings()
+    drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
+    return Opening(
+        setup=Setup(
+            arguments,
+            drawn | {"stop_token_ids": list(end_ids_of(job.model, tokenizer))},
+            None if sources.adapter is None else str(sources.adapter.folder),
+            [2 + (7 * step) % min(config.vocab_size - 2, 1000) for step in range(_PROBE_TOKENS)],
+        ),
+        environment=_environment(job, placement),
+        placement=placement,
+        slots=slots,
+        vocab=config.vocab_size,
+        notices=(
+            *placement.notices,
+            *notices_of_format(job.model, sources.base, placement, None),
+            *([_NOT_REPRODUCIBLE] if job.engine.reproducible else []),
+        ),
+        adapter=None if ranks is None else f"beside the weights, by vLLM: {ranks[1]} LoRA modules, rank {ranks[0]}",
+    )
+
+
+def _kind(placement: Placement) -> str:
+    return "cpu" if placement.device == "cpu" else "cuda"
+
+
+def _width(placement: Placement) -> int:
+    return 4 if placement.dtype == "float32" else 2
+
+
+def _refuse(placement: Placement) -> None:
+    """Raise ModelUnavailable for what one vLLM on one device cannot do."""
+    if placement.device == SPREAD:
+        raise ModelUnavailable(
+            "No single card has room for the model, and vLLM is not spread over several here.",
+            where='engine.kind = "vllm"',
+            next_step='set model.load_in_4bit = true, or engine.kind = "transformers"',
+        )
+    if placement.four_bit and _kind(placement) == "cpu":
+        raise ModelUnavailable(
+            "vLLM has no 4-bit weights of bitsandbytes on a CPU.",
+            where="model.load_in_4bit",
+            next_step='set it to false, with a model that has full weights, or set engine.kind = "transformers"',
+        )
+
+
+def _memory(placement: Placement, room: Room, wanted: int) -> dict[str, Any]:
+    """Return this run's share of the memory in vLLM's words; `wanted` are the bytes of a cache that holds all slots.
+
+    On a card it is a share of all memory, for weights, cache and the rest. On a CPU it is the cache's size.
+    """
+    device = room.at(placement.device)
+    if _kind(placement) == "cpu":
+        budget = room.for_cache(device, beside=placement.weight_bytes)
+        return {"kv_cache_memory_bytes": budget if room.size_limit is not None else min(budget, wanted)}
+    budget = room.size_limit or placement.weight_bytes + room.for_cache(device, beside=placement.weight_bytes)
+    return {"gpu_memory_utilization": min(1.0, budget / device.total())}
+
+
+def _environment(job: Job, placement: Placement) -> dict[str, str]:
+    """Return what vLLM reads from the environment: the card, or the cores."""
+    if _kind(placement) == "cuda":
+        number = int(placement.device.partition(":")[2] or 0)
+        seen = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
+        return {"CUDA_VISIBLE_DEVICES": seen[number] if seen else str(number)}
+    if not job.engine.threads:
+        return {}
+    cores = sorted(os.sched_getaffinity(0))[: job.engine.threads]
+    return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
+
+
+def _adapter(source: Source, config: Any) -> tuple[int, int]:
+    """Return an adapter's rank and its number of modules, once it is known to fit. Raises ModelUnavailable."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from gxr_batch.models.adapter import place as fit
+    from gxr_batch.models.adapter import read_adapter
+
+    adapter = read_adapter(source)
+    make: Any = AutoModelForCausalLM.from_config
+    with torch.device("meta"):  # names and shapes, without weights
+        model = make(config)
+    placed = fit(adapter, dict(model.named_modules())).patches
+    step = 'merge it into its model and name that as model.path, or set engine.kind = "transformers"'
+    if adapter.config.uses_dora:
+        raise adapter.refuse("The adapter uses DoRA, which vLLM does not.", step)
+    if replaced := [name for name, patch in placed.items() if not patch.is_lora]:
+        raise adapter.refuse(f"The adapter replaces whole weights ({replaced[0]}), which vLLM does not.", step)
+    if foreign := [name for name in placed if name not in adapter.patches]:
+        raise adapter.refuse(
+            f"The adapter was trained on another class of this model, whose names vLLM does not take ({foreign[0]}).",
+            step,
+        )
+    rank = max(adapter.config.rank(patch.module) for patch in placed.values())
+    if rank > _RANKS[-1]:
+        raise adapter.refuse(f"The adapter's rank is {rank}, and vLLM takes {_RANKS[-1]} at most.", step)
+    return rank, len(placed)

@@ -1,0 +1,100 @@
+"""Starts a host process, talks to it, and sees that nothing of it is left behind."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
+
+import gxr_batch
+from gxr_batch.engines.vllm.wire import Ask, Close, Forget, Gone, Setup
+
+# -P, because a folder called vllm in the current directory is not vLLM.
+HOST = (sys.executable, "-P", "-m", "gxr_batch.engines.vllm.host")
+_CLOSE_SECONDS = 20.0
+_ERROR_LINE = re.compile(r"\b((?:\w+\.)*\w+(?:Error|Exception): \S.*)")
+# vLLM's own summary, which only says that the cause stands above.
+_NO_CAUSE = "Engine core initialization failed"
+_LONGEST_REASON = 400
+
+
+class HostProcess:
+    """A host and its pipe. `events` receives its messages, and Gone once it is no more."""
+
+    def __init__(self, setup: Setup, environment: Mapping[str, str], command: Sequence[str] = HOST) -> None:
+        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        descriptor, name = tempfile.mkstemp(prefix="gxr-batch-vllm-", suffix=".log")
+        self.log = Path(name)
+        self._pipe, theirs = Pipe()
+        with os.fdopen(descriptor, "wb") as log:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(environment),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the run alone, and one kill reaches all of vLLM's processes
+            )
+        theirs.close()
+        threading.Thread(target=self._read, name="gxr-batch-vllm", daemon=True).start()
+        self.send(setup)
+
+    def send(self, message: Setup | Ask | Forget | Close) -> None:
+        """Send a message; to a host that is no more, none."""
+        with suppress(OSError):  # Gone is on its way
+            self._pipe.send(message)
+
+    def close(self) -> None:
+        """Let the host end in order, and kill what has not ended by then. A log of an orderly end is of no use."""
+        self.send(Close())
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_CLOSE_SECONDS)
+        self.kill()
+        if self._process.returncode == 0:
+            self.log.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """Kill the host and every process that it started; its log stays."""
+        with suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def reason(self) -> str:
+        """Return the last error that the log names, in one line, "" for none. For hosts that have seen no prompt."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        found = [match[1] for line in lines if (match := _ERROR_LINE.search(line)) and _NO_CAUSE not in line]
+        return found[-1][:_LONGEST_REASON] if found else ""
+
+    def _read(self) -> None:
+        with suppress(EOFError, OSError):
+            while True:
+                self.events.put(self._pipe.recv())
+        self.events.put(Gone())
+
+
+def _environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Return the host's environment: this package importable, vLLM silent about its use, logging to stderr."""
+    package = str(Path(gxr_batch.__file__).parent.parent)
+    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CONFIGURE_LOGGING": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a forked process would hold the pipe open beyond the host's end
+        "HF_HUB_OFFLINE": "1",  # everything lies in folders by now
+        **more,
+    }

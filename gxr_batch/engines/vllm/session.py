@@ -1,0 +1,182 @@
+"""The vllm engine's stream: prompts out to the host, completions back, and a new host where one died.
+
+Rows that a dead host had begin anew in the next one. A row that two hosts died with runs alone from then on; if a third
+dies with it, the row is to blame and fails.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from gxr_batch.engines.base import EngineInfo, Pulse, Say, StopRequest
+from gxr_batch.engines.vllm.process import HostProcess
+from gxr_batch.engines.vllm.row import RowState, completed, failed
+from gxr_batch.engines.vllm.wire import Answer, Ask, Count, Forget, Gone, Opened, Piece, Unopened
+from gxr_batch.errors import EngineFailed
+from gxr_batch.records import Completion, Prompt
+
+_PULSE_SECONDS = 0.5
+_TICK_SECONDS = 0.05
+# Rows with which so many hosts died run alone.
+_SUSPECT = 2
+
+
+class Limits(NamedTuple):
+    """What a prompt must keep to, and how often a host may be replaced: `vocab` ids, `capacity` tokens with answer."""
+
+    vocab: int
+    capacity: int
+    max_restarts: int
+
+
+@dataclass
+class _Work:
+    """What one stream has in hand: rows by number, those of them that ended at once, whether prompts are left."""
+
+    flight: dict[int, RowState] = field(default_factory=dict)
+    refused: list[Completion] = field(default_factory=list)
+    exhausted: bool = False
+
+    @property
+    def suspects(self) -> bool:
+        """Whether a row has to run alone."""
+        return any(row.deaths >= _SUSPECT for row in self.flight.values())
+
+
+class VllmSession:
+    """An opened vLLM, and how to open it again. One stream at a time."""
+
+    def __init__(
+        self,
+        info: EngineInfo,
+        host: HostProcess,
+        start: Callable[[], HostProcess],
+        tokenizer: Any,
+        limits: Limits,
+        *,
+        say: Say,
+    ) -> None:
+        """`host` has opened already, `start` starts another one; `say` hears of hosts that died."""
+        self.info = info
+        self._start, self._host, self._tokenizer, self._limits, self._say = start, host, tokenizer, limits, say
+        self._ready = True
+        self._numbers = self._restarts = self._retries = 0
+        self._counted = self._before = Count(0, 0)
+
+    def close(self) -> None:
+        """Let the host end."""
+        self._host.close()
+
+    def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
+        """Generate for every prompt. Raises EngineFailed where hosts die again and again."""
+        work = _Work()
+        pulsed = time.monotonic()
+        try:
+            while True:
+                self._admit(prompts, work, stop)
+                self._send(work)
+                ended, work.refused = work.refused, []
+                if stop.must_return(time.monotonic()) or not (work.flight or ended):
+                    return
+                yield from ended or self._next(work)
+                if time.monotonic() - pulsed >= _PULSE_SECONDS:
+                    pulsed = time.monotonic()
+                    yield self._pulse(len(work.flight))
+        finally:
+            self._host.send(Forget(tuple(work.flight)))
+
+    def _admit(self, prompts: Iterator[Prompt], work: _Work, stop: StopRequest) -> None:
+        """Take prompts while there is room; those that the model cannot take end at once."""
+        looked = time.monotonic()
+        while not work.exhausted and len(work.flight) < self.info.slots and stop.admitting and not work.suspects:
+            prompt = next(prompts, None)
+            if prompt is None:
+                work.exhausted = True
+                return
+            row = RowState(prompt, time.monotonic())
+            if error := self._refusal(prompt):
+                work.refused.append(failed(row, error))
+                return
+            self._numbers += 1
+            work.flight[self._numbers] = row
+            self._send(work)
+            if time.monotonic() - looked > _PULSE_SECONDS:  # encoding many prompts may take a while
+                return
+
+    def _refusal(self, prompt: Prompt) -> str:
+        """Return why the model cannot take a prompt, empty where it can."""
+        ids, capacity = prompt.encoded.token_ids, self._limits.capacity
+        if not ids:
+            return "no prompt"
+        if len(ids) + prompt.max_new_tokens > capacity:
+            return f"prompt and answer need more than {capacity} tokens"
+        if max(ids) >= self._limits.vocab:
+            return "the prompt holds a token that the model does not have: its tokenizer belongs to another model"
+        return ""
+
+    def _send(self, work: _Work) -> None:
+        """Send what the host has not got: all but suspects, which go one by one when it has nothing else."""
+        if not self._ready:
+            return
+        waiting = {number: row for number, row in work.flight.items() if not row.sent}
+        due = {number: row for number, row in waiting.items() if row.deaths < _SUSPECT}
+        if not due and len(waiting) == len(work.flight):
+            due = dict(list(waiting.items())[:1])
+        for number, row in due.items():
+            prompt, row.sent = row.prompt, True
+            ids = prompt.encoded.token_ids or []
+            self._host.send(Ask(number, ids, prompt.row_seed, prompt.max_new_tokens, prompt.on_text is not None))
+
+    def _next(self, work: _Work) -> list[Completion]:
+        """Take in what the host says within a tick, as far as its next answer."""
+        try:
+            event = self._host.events.get(timeout=_TICK_SECONDS)
+        except queue.Empty:
+            return []
+        if isinstance(event, Answer) and event.number in work.flight:
+            return [completed(work.flight.pop(event.number), event, self._tokenizer)]
+        if isinstance(event, Piece) and event.number in work.flight:
+            work.flight[event.number].show(event.token_ids, self._tokenizer)
+        elif isinstance(event, Count):
+            self._counted = event
+        elif isinstance(event, Opened):
+            self._ready = True
+        elif isinstance(event, Gone | Unopened):
+            return self._mourn(work)
+        return []
+
+    def _mourn(self, work: _Work) -> list[Completion]:
+        """Replace a host that died; return the row that is to blame, if one is. Raises EngineFailed."""
+        self._host.kill()
+        had = [number for number, row in work.flight.items() if row.sent]
+        blamed = []
+        if len(had) == 1 and work.flight[had[0]].deaths >= _SUSPECT:
+            blamed = [failed(work.flight.pop(had[0]), "vLLM's engine died over this row, again and again")]
+            had = []
+        if self._restarts == self._limits.max_restarts:
+            raise EngineFailed(
+                f"vLLM's engine died {self._restarts + 1} times in this start.",
+                where=f"vllm.max_restarts = {self._limits.max_restarts}, vLLM's own log: {self._host.log}",
+                next_step="run the same command again; if it comes back, set engine.slots or engine.memory_limit lower",
+            )
+        self._restarts += 1
+        self._retries += len(had)
+        for number in had:
+            row = work.flight[number]
+            row.deaths, row.sent, row.ids = row.deaths + 1, False, []
+        self._say(
+            f"vLLM's engine died and is started again ({self._restarts} of {self._limits.max_restarts} times); "
+            f"{len(had):,} rows begin anew."
+        )
+        self._host.log.unlink(missing_ok=True)
+        self._before = Count(*(old + new for old, new in zip(self._before, self._counted, strict=True)))
+        self._counted, self._ready, self._host = Count(0, 0), False, self._start()
+        return blamed
+
+    def _pulse(self, rows: int) -> Pulse:
+        tokens, preemptions = (old + new for old, new in zip(self._before, self._counted, strict=True))
+        return Pulse(tokens, rows, splits=preemptions, retries=self._retries)

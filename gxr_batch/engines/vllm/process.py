@@ -70,6 +70,11 @@ class HostProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
+    def discard(self) -> None:
+        """Kill the host and forget its log."""
+        self.kill()
+        self.log.unlink(missing_ok=True)
+
     def reason(self) -> str:
         """Return the last error that the log names, in one line, "" for none. For hosts that have seen no prompt."""
         lines = self.log.read_text(errors="replace").splitlines()

@@ -68,8 +68,11 @@ class VllmSession:
         self._counted = self._before = Count(0, 0)
 
     def close(self) -> None:
-        """Let the host end."""
-        self._host.close()
+        """Let the host end; one that is still opening does not listen."""
+        if self._ready:
+            self._host.close()
+        else:
+            self._host.discard()
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt. Raises EngineFailed where hosts die again and again."""
@@ -172,7 +175,7 @@ class VllmSession:
             f"vLLM's engine died and is started again ({self._restarts} of {self._limits.max_restarts} times); "
             f"{len(had):,} rows begin anew."
         )
-        self._host.log.unlink(missing_ok=True)
+        self._host.discard()
         self._before = Count(*(old + new for old, new in zip(self._before, self._counted, strict=True)))
         self._counted, self._ready, self._host = Count(0, 0), False, self._start()
         return blamed

@@ -1,0 +1,206 @@
+"""The vllm engine on the real vLLM: the contract, what it draws, adapters, and what it survives.
+
+vLLM pins its own torch, so it has an environment of its own: `make test-vllm` makes it and runs this file there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from engine_contract import CANARY, EngineContract, Subject, Watched
+from running import Workplace
+from tiny import save_adapter, tiny_gemma
+
+from gxr_batch.engines.vllm import VllmEngine
+from gxr_batch.errors import ModelUnavailable
+from gxr_batch.job import Job
+from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
+
+pytestmark = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="vLLM is not in this environment; make test-vllm runs these tests"
+)
+GREEDY = {"temperature": 0, "repetition_penalty": 1.0}
+PROMPTS = ([2, 5, 9], [2, *range(100, 140)], [2, *range(300, 560)])
+NEW = 24
+
+
+def job(path: Path | str, **sections) -> Job:
+    model = {"path": str(path), "max_seq_length": 512} | sections.pop("model", {})
+    engine = {"kind": "vllm", "slots": 4, "memory_limit": "256MiB"} | sections.pop("engine", {})
+    vllm = {"eager": True} | sections.pop("vllm", {})
+    data = {"name": "j", "input": {"path": "none"}, "model": model, "engine": engine, "vllm": vllm, **sections}
+    return Job.model_validate(data)
+
+
+def prompts(count: int, new: int = 4, first: int = 0) -> list[Prompt]:
+    messages = Messages((Turn("user", CANARY),), "t")
+    return [
+        Prompt(Key(f"r{row}", 1), messages, Encoded([2, *range(1000 + row, 1030 + row)], 31), 7919 * row, new)
+        for row in range(first, first + count)
+    ]
+
+
+def of_ids(*ids: list[int], new: int = NEW) -> list[Prompt]:
+    rows = enumerate(ids)
+    return [Prompt(Key(f"r{row}", 1), Messages((), "t"), Encoded(one, len(one)), row, new) for row, one in rows]
+
+
+def complete(session, work: list[Prompt]) -> list[str]:
+    done = {completion.key: completion for completion in Watched().watch(session, work).completions}
+    assert [done[prompt.key].error for prompt in work] == [None] * len(work)
+    return [done[prompt.key].text for prompt in work]
+
+
+@pytest.fixture(scope="class")
+def demo(demo_model_dir):
+    """One opened vLLM for all tests of a class: opening takes longer than they do."""
+    said: list[str] = []
+    with VllmEngine(job(demo_model_dir), said.append).open() as session:
+        yield session, said
+
+
+class TestOnTheDemoModel(EngineContract):
+    @pytest.fixture
+    def session(self, demo):
+        return demo[0]
+
+    @pytest.fixture
+    def subject(self, session):
+        return Subject(
+            open=lambda: nullcontext(session),
+            prompts=prompts,
+            lasting=lambda count: prompts(count, new=16),
+            spoil=lambda prompt: prompt._replace(max_new_tokens=0),  # vLLM itself refuses it
+        )
+
+    def test_it_says_which_vllm_it_is_and_promises_nothing_that_it_cannot_keep(self, session):
+        assert session.info.versions["vllm"]
+        assert not session.info.reproducible
+        assert any("not reproducible" in notice for notice in session.info.notices)
+
+    def test_a_rows_seed_decides_what_is_drawn(self, session):
+        (one,) = prompts(1, new=12)
+        alone = [complete(session, [one._replace(row_seed=seed)])[0] for seed in (1, 1, 2)]
+        assert alone[0] == alone[1] != alone[2]
+
+    def test_a_person_sees_the_text_as_it_comes(self, session):
+        pieces: list[str] = []
+        (text,) = complete(session, [prompts(1, new=12)[0]._replace(on_text=pieces.append)])
+        assert len(pieces) > 3
+        assert "".join(pieces) == text
+
+    def test_rows_of_an_engine_core_that_is_killed_begin_anew_in_another(self, demo):
+        session, said = demo
+        old = psutil.Process(session._host._process.pid).children(recursive=True)
+        killed = []
+
+        def kill_once(seen: Watched) -> None:
+            if seen.completions and not killed:
+                (core,) = [process for process in old if "EngineCore" in process.name()]
+                core.kill()
+                killed.append(core)
+
+        seen = Watched().watch(session, prompts(6, new=12), after=kill_once)
+        assert sorted(completion.key.row_id for completion in seen.completions) == [f"r{row}" for row in range(6)]
+        assert all(completion.error is None for completion in seen.completions)
+        assert seen.pulses[-1].retries >= 1
+        assert seen.longest_silence < 1
+        assert "1 of 3" in said[0]
+        assert not psutil.wait_procs(old, timeout=20)[1]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tiny_model_dir):
+    """A tiny float32 model that ends at a token that it is known to draw, what it draws, and an adapter for it."""
+    model = tiny_gemma()
+    drawn = greedily(model)
+    end = drawn[0][5]
+    folder = tmp_path_factory.mktemp("vllm") / "tiny"
+    shutil.copytree(tiny_model_dir, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, end]}))
+    adapted = save_adapter(model, folder.parent / "adapter")
+    return folder, end, drawn, folder.parent / "adapter", greedily(adapted)
+
+
+def greedily(model) -> list[list[int]]:
+    found = []
+    for ids in PROMPTS:
+        given = torch.tensor([ids])
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=given,
+                attention_mask=torch.ones_like(given),
+                do_sample=False,
+                max_new_tokens=NEW,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        found.append(out[0, len(ids) :].tolist())
+    return found
+
+
+def until(end: int, ids: list[int]) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def test_greedy_tokens_are_those_of_transformers_and_an_answer_ends_at_every_end_id_of_the_model(tiny, gemma_tokenizer):
+    folder, end, drawn, _, _ = tiny
+    asked = job(folder, model={"dtype": "float32"}, sampling=GREEDY)
+    with VllmEngine(asked).open() as session:
+        seen = Watched().watch(session, of_ids(*PROMPTS))
+    by_row = {completion.key.row_id: completion for completion in seen.completions}
+    expected = [until(end, ids) for ids in drawn]
+    decoded = [gemma_tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+    assert [by_row[f"r{row}"].text for row in range(3)] == decoded
+    assert (by_row["r0"].finish_reason, by_row["r0"].new_tokens) == ("stop", len(expected[0]) + 1)
+
+
+def test_an_adapter_is_put_on_by_vllm_and_gives_pefts_tokens(tiny, gemma_tokenizer):
+    folder, end, drawn, adapter, adapted = tiny
+    asked = job(folder, model={"dtype": "float32", "adapter": str(adapter)}, sampling=GREEDY)
+    with VllmEngine(asked).open() as session:
+        texts = complete(session, of_ids(*PROMPTS))
+        assert "8 LoRA modules, rank 4" in session.info.adapter
+    assert texts == [gemma_tokenizer.decode(until(end, ids), skip_special_tokens=True) for ids in adapted]
+    assert adapted != drawn
+
+
+def test_a_model_that_does_not_fit_says_why_in_one_message(tiny_model_dir):
+    asked = job(tiny_model_dir, model={"max_seq_length": 4096}, engine={"memory_limit": "1MiB"})
+    with pytest.raises(ModelUnavailable, match=r"could not open the model: .*cache") as caught:
+        VllmEngine(asked).open().__enter__()
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_run_that_is_killed_takes_vllm_along_and_goes_on_with_the_rows_that_are_left(tmp_path, demo_model_dir):
+    work = Workplace(tmp_path)
+    work.table(12)
+    work.job(
+        "[model]\nmax_seq_length = 512\n[sampling]\nmax_new_tokens = 12\n[engine]\nkind = 'vllm'\nslots = 2\n"
+        "memory_limit = '256MiB'\n[run]\ncheckpoint_seconds = 0.5\n[vllm]\neager = true\n"
+    )
+    child = work.start("run", "j.toml", "--quiet")
+    deadline = time.monotonic() + 240
+    while not work.parts():
+        assert time.monotonic() < deadline
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.05)
+    family = psutil.Process(child.pid).children(recursive=True)
+    assert any("EngineCore" in process.name() for process in family)
+    child.kill()
+    out, err = child.communicate()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
+    summary = work.run_json()
+    assert summary["ok"] == 12
+    assert 0 < summary["generated_now"] < 12
+    assert out == ""
+    assert "finding number" not in err

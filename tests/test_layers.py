@@ -38,6 +38,7 @@ HEAVY = {
     "vl_convert",
     "trl",
     "peft",
+    "vllm",
     "datasets",
 }
 

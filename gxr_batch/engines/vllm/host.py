@@ -3,7 +3,7 @@
 A process of its own, because vLLM starts more processes, which nobody ends who was killed himself: this one sees its
 pipe close and takes them along. It also keeps vLLM's logging, environment and signals out of the run's process.
 
-    python -m gxr_batch.engines.vllm.host DESCRIPTOR
+    python -m gxr_batch.engines.vllm.host DESCRIPTOR LOG
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gxr_batch.engines.vllm.steps import Steps
@@ -39,8 +40,8 @@ class Host:
         self._closed = asyncio.Event()
         self._llm: Any = None
 
-    async def serve(self) -> None:
-        """Open the engine, say so, and answer until the pipe closes."""
+    async def serve(self) -> bool:
+        """Open the engine, say so, and answer until the pipe closes; return whether it could be opened."""
         from vllm import __version__
 
         unopened = await self._open()
@@ -50,6 +51,7 @@ class Host:
             threading.Thread(target=self._listen, args=(loop,), daemon=True).start()
             await self._closed.wait()
         self._shut_down()
+        return unopened is None
 
     # ------------------------------------------------------------------ opening
 
@@ -232,14 +234,15 @@ def _told(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Serve the pipe whose descriptor is the only argument."""
+    """Serve the pipe of the given descriptor; the log is the file that stdout and stderr go to."""
     # Service managers send these to every process of a job. The run's own process hears them and decides; an engine
     # that heard them too would drop the rows that the run wants to finish. Whom vLLM starts inherits this.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
     pipe = Connection(int(sys.argv[1]))
     with suppress(EOFError, BrokenPipeError):  # whoever started this is gone
         setup: Setup = pipe.recv()
-        asyncio.run(Host(pipe, setup).serve())
+        if asyncio.run(Host(pipe, setup).serve()):
+            Path(sys.argv[2]).unlink(missing_ok=True)  # of no use after an orderly end, and nobody else may be left
 
 
 if __name__ == "__main__":

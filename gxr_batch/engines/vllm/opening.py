@@ -26,7 +26,6 @@ _NOT_REPRODUCIBLE = (
     "vLLM draws by each row's own seed, but the last bits of a row's numbers depend on its neighbours, and with them "
     "now and then its text: texts are not reproducible."
 )
-_TEXT_ONLY = "gemma3"  # a multimodal model of which only the language side is used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,14 @@ class Opening:
     adapter: str | None = None
 
 
+class _Adapter(NamedTuple):
+    """An adapter that fits: its settings, its highest rank, the number of modules that it changes."""
+
+    config: AdapterConfig
+    rank: int
+    modules: int
+
+
 def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
     """Decide where the model goes and what it may take, waiting for memory where the job says so.
 
@@ -53,56 +60,55 @@ def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
     size = sum(file.stat().st_size for file in sources.base.weight_files())
     placement = place(job.model, config, size, room, stored_in_four_bits=stored_in_four_bits(whole))
     _refuse(placement)
-    slots = _MOST_SLOTS[_kind(placement)] if job.engine.slots == "auto" else job.engine.slots
     adapter = None if sources.adapter is None else _adapter(sources.adapter, whole)
-    arguments: dict[str, Any] = {
+    slots = _MOST_SLOTS[_kind(placement)] if job.engine.slots == "auto" else job.engine.slots
+    row_bytes = kv_bytes_a_token(config, 4 if placement.dtype == "float32" else 2) * job.model.max_seq_length
+    arguments = {
         "model": str(sources.base.folder),
+        "max_num_seqs": slots,
+        **_arguments(job, placement, adapter),
+        **_memory(placement, room, slots * row_bytes),
+        # A multimodal model of which only the language side is used.
+        **({"limit_mm_per_prompt": {"image": 0}} if whole.model_type == "gemma3" else {}),
+    }
+    sampling = job.sampling.settings()
+    drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
+    drawn["stop_token_ids"] = list(end_ids_of(job.model, tokenizer))
+    told = notices_of_format(job.model, sources.base, placement, None if adapter is None else adapter.config)
+    probe = [2 + (7 * step) % min(config.vocab_size - 2, 1000) for step in range(_PROBE_TOKENS)]
+    return Opening(
+        setup=Setup(arguments, drawn, str(sources.adapter.folder) if sources.adapter else None, probe),
+        environment=_environment(job, placement),
+        placement=placement,
+        slots=slots,
+        vocab=config.vocab_size,
+        notices=(*placement.notices, *told, *([_NOT_REPRODUCIBLE] if job.engine.reproducible else [])),
+        adapter=adapter and f"beside the weights, by vLLM: {adapter.modules} LoRA modules, rank {adapter.rank}",
+    )
+
+
+def _arguments(job: Job, placement: Placement, adapter: _Adapter | None) -> dict[str, Any]:
+    """Return what the job says in vLLM's words."""
+    found: dict[str, Any] = {
         "skip_tokenizer_init": True,  # prompts come as ids, and answers leave as such
         "dtype": placement.dtype,
         "max_model_len": job.model.max_seq_length,
-        "max_num_seqs": slots,
         "enable_prefix_caching": True,
         "enforce_eager": job.vllm.eager,
         "generation_config": "vllm",  # the model's own sampling defaults would fill what we leave out
         "disable_log_stats": True,
         "enable_log_requests": False,
-        **_memory(placement, room, slots * kv_bytes_a_token(config, _width(placement)) * job.model.max_seq_length),
     }
-    if whole.model_type == _TEXT_ONLY:
-        arguments["limit_mm_per_prompt"] = {"image": 0}
     if placement.four_bit and not placement.stored_in_four_bits:
-        arguments["quantization"] = "bitsandbytes"
+        found["quantization"] = "bitsandbytes"
     if adapter is not None:
         room_for = next(rank for rank in _RANKS if rank >= adapter.rank)
-        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room_for}
-    sampling = job.sampling.settings()
-    drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
-    return Opening(
-        setup=Setup(
-            arguments,
-            drawn | {"stop_token_ids": list(end_ids_of(job.model, tokenizer))},
-            None if sources.adapter is None else str(sources.adapter.folder),
-            [2 + (7 * step) % min(config.vocab_size - 2, 1000) for step in range(_PROBE_TOKENS)],
-        ),
-        environment=_environment(job, placement),
-        placement=placement,
-        slots=slots,
-        vocab=config.vocab_size,
-        notices=(
-            *placement.notices,
-            *notices_of_format(job.model, sources.base, placement, None if adapter is None else adapter.config),
-            *([_NOT_REPRODUCIBLE] if job.engine.reproducible else []),
-        ),
-        adapter=adapter and f"beside the weights, by vLLM: {adapter.modules} LoRA modules, rank {adapter.rank}",
-    )
+        found |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room_for}
+    return found
 
 
 def _kind(placement: Placement) -> str:
     return "cpu" if placement.device == "cpu" else "cuda"
-
-
-def _width(placement: Placement) -> int:
-    return 4 if placement.dtype == "float32" else 2
 
 
 def _refuse(placement: Placement) -> None:
@@ -144,14 +150,6 @@ def _environment(job: Job, placement: Placement) -> dict[str, str]:
         return {}
     cores = sorted(os.sched_getaffinity(0))[: job.engine.threads]
     return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
-
-
-class _Adapter(NamedTuple):
-    """An adapter that fits: its settings, its highest rank, the number of modules that it changes."""
-
-    config: AdapterConfig
-    rank: int
-    modules: int
 
 
 def _adapter(source: Source, config: Any) -> _Adapter:

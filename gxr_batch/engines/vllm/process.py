@@ -38,7 +38,7 @@ class HostProcess:
         self._pipe, theirs = Pipe()
         with os.fdopen(descriptor, "wb") as log:
             self._process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
+                [*command, str(theirs.fileno()), name],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -56,7 +56,7 @@ class HostProcess:
             self._pipe.send(message)
 
     def close(self) -> None:
-        """Let the host end in order, and kill what has not ended by then. A log of an orderly end is of no use."""
+        """Let the host end in order, and kill what has not ended by then. An orderly end leaves no log."""
         self.send(Close())
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_CLOSE_SECONDS)

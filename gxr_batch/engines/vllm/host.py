@@ -123,7 +123,7 @@ class Host:
         self._steps.forget(min(self._asked_at.values(), default=now))
         self._tokens += iteration.num_generation_tokens
         self._preemptions += iteration.num_preempted_reqs
-        if now - self._counted_at >= _COUNT_SECONDS:
+        if self._tasks and now - self._counted_at >= _COUNT_SECONDS:  # the probe's tokens are no row's
             self._counted_at = now
             self._tell(Count(self._tokens, self._preemptions))
 

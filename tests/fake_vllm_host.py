@@ -71,7 +71,7 @@ def main() -> None:
     if "unopened" in setup.arguments:
         print(setup.arguments["log"], flush=True)
         pipe.send(Unopened(setup.arguments["unopened"]))
-        return
+        sys.exit(1)
     pipe.send(Opened("0.0.fake"))
     heard: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=listen, args=(pipe, heard), daemon=True).start()

@@ -45,13 +45,13 @@ def prompts(count: int, ids=(2, 5, 9), new: int = 5, first: int = 0) -> list[Pro
 
 
 @contextmanager
-def opened(seconds: float = 0.02, max_restarts: int = 3, said: list[str] | None = None):
-    setup = Setup({"seconds": seconds, "deadly": DEADLY, "refused": REFUSED}, {}, None, [])
+def opened(seconds: float = 0.02, max_restarts: int = 3, said: list[str] | None = None, again: dict | None = None):
+    settings = {"seconds": seconds, "deadly": DEADLY, "refused": REFUSED}
 
     def start() -> HostProcess:
-        return HostProcess(setup, {}, FAKE)
+        return HostProcess(Setup(settings | (again or {}), {}, None, []), {}, FAKE)
 
-    host = start()
+    host = HostProcess(Setup(settings, {}, None, []), {}, FAKE)
     info = EngineInfo(
         identity=Identity(kind="vllm", model="fake"),
         device="cpu",
@@ -141,8 +141,9 @@ def test_a_row_that_kills_the_engine_again_and_again_fails_and_spares_the_others
     assert all(completion.error is None for completion in by_row.values())
 
 
-def test_an_engine_that_dies_too_often_is_given_up_with_its_log_kept():
-    with opened(max_restarts=1) as session, pytest.raises(EngineFailed, match="died 2 times") as caught:
+@pytest.mark.parametrize("again", [{}, {"unopened": "RuntimeError: no room", "log": ""}])
+def test_an_engine_that_dies_too_often_is_given_up_with_its_log_kept(again):
+    with opened(max_restarts=1, again=again) as session, pytest.raises(EngineFailed, match="died 2 times") as caught:
         Watched().watch(session, prompts(1, ids=[DEADLY]))
     log = Path(caught.value.where.partition("own log: ")[2])
     assert log.exists()
@@ -163,7 +164,8 @@ def test_a_model_that_vllm_cannot_open_says_the_cause_and_not_the_summary():
     host = HostProcess(Setup({"unopened": "RuntimeError: summary", "log": log}, {}, None, []), {}, FAKE)
     with pytest.raises(ModelUnavailable, match="ValueError: max seq len needs more cache"):
         _opened(host)
-    host.close()
+    host.discard()
+    assert not host.log.exists()
 
 
 def test_shares_add_up_to_the_time_in_which_there_was_any_row():

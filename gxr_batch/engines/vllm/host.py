@@ -241,8 +241,9 @@ def main() -> None:
     pipe = Connection(int(sys.argv[1]))
     with suppress(EOFError, BrokenPipeError):  # whoever started this is gone
         setup: Setup = pipe.recv()
-        if asyncio.run(Host(pipe, setup).serve()):
-            Path(sys.argv[2]).unlink(missing_ok=True)  # of no use after an orderly end, and nobody else may be left
+        if not asyncio.run(Host(pipe, setup).serve()):
+            sys.exit(1)
+        Path(sys.argv[2]).unlink(missing_ok=True)  # of no use after an orderly end, and nobody else may be left
 
 
 if __name__ == "__main__":

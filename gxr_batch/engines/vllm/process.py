@@ -55,6 +55,11 @@ class HostProcess:
         with suppress(OSError):  # Gone is on its way
             self._pipe.send(message)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the host has not ended."""
+        return self._process.poll() is None
+
     def close(self) -> None:
         """Let the host end in order, and kill what has not ended by then. An orderly end leaves no log."""
         self.send(Close())

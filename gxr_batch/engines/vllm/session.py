@@ -69,10 +69,10 @@ class VllmSession:
 
     def close(self) -> None:
         """Let the host end; one that is still opening does not listen."""
-        if self._ready:
-            self._host.close()
-        else:
+        if self._host.alive and not self._ready:
             self._host.discard()
+        else:
+            self._host.close()
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt. Raises EngineFailed where hosts die again and again."""

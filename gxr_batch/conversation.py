@@ -50,7 +50,7 @@ class Conversation:
 
     def __init__(self, job: Job, session: Session, encoder: Encoder, say: Say) -> None:
         self._job, self._session, self._encoder, self._say = job, session, encoder, say
-        self._screening = job.privacy.screening(job.engine.kind)
+        self._screening = job.privacy.screening(job.generator)
         self.system = job.prompt.system.strip()
         self.turns: list[Turn] = []
 
@@ -135,7 +135,7 @@ def open_conversation(job: Job, say: Say) -> Iterator[Conversation]:
     for sentence in job.warnings():
         say(sentence)
     settled = follow(job, None)
-    if settled.engine.slots == "auto" and settled.engine.kind != "api":
+    if settled.engine.slots == "auto" and settled.generator != "api":
         settled = settled.with_values({"engine.slots": _SLOTS})
     engine = create(settled, say)
     began = time.monotonic()

@@ -6,8 +6,7 @@
     │   ├── TableError          input table: file, line or row, column
     │   ├── TemplateError       prompt template
     │   ├── RunError            a run folder that is not what the command needs
-    │   ├── FingerprintError    the job no longer matches the run that it would resume
-    │   └── NotAvailable        named in the contract, not built yet
+    │   └── FingerprintError    the job no longer matches the run that it would resume
     ├── MachineError        the machine cannot do it now; resumable once mended
     │   ├── ModelUnavailable    weights, tokenizer or device
     │   ├── StorageError        disk full, read-only, gone
@@ -67,13 +66,6 @@ class RunError(UserError):
 
 class FingerprintError(UserError):
     """The job would give other texts than the run that it would resume."""
-
-
-class NotAvailable(UserError):
-    """The contract names it, this version does not have it yet."""
-
-    def __init__(self, thing: str) -> None:
-        super().__init__(f"{thing} is not available yet.", next_step="remove it, or use a later version of gxr-batch")
 
 
 class MachineError(GxrError):

@@ -14,7 +14,7 @@ import numpy as np
 from gxr_batch import notices
 from gxr_batch.chronicle import Chronicle, now, user_name
 from gxr_batch.engines import create
-from gxr_batch.engines.base import EngineInfo
+from gxr_batch.engines.base import EngineInfo, Workers
 from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, RunWriter, encode_metadata
 from gxr_batch.ledger.state import Bools
 from gxr_batch.prepare import Prepared
@@ -194,6 +194,16 @@ class Invocation:
             self.chronicle.entry["stop_requested"] = reason
             self.chronicle.log("stop_requested", reason=reason, in_flight=in_flight)
             self.say(notices.of_stop(reason, in_flight, self.job.run.grace_seconds))
+
+    def saw_workers(self, workers: Workers | None) -> None:
+        """Log and write down how many workers live where that has changed: `status` reads it while the run goes on."""
+        if workers is None:
+            return
+        known = self.chronicle.entry.get("workers", {})
+        self.chronicle.entry["workers"] = workers._asdict()
+        if any(known.get(name) != value for name, value in (("alive", workers.alive), ("lost", workers.lost))):
+            self.chronicle.log("workers", alive=workers.alive, lost=workers.lost)
+            self.save()
 
     def broke_off(self, error: BaseException) -> None:
         """Write down that an error ended this invocation; never hides that error behind one of its own."""

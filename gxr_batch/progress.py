@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gxr_batch.engines.base import Pulse
+from gxr_batch.engines.base import Pulse, Workers
 from gxr_batch.ledger import Counts
 from gxr_batch.records import Result
 
@@ -29,6 +29,7 @@ class Progress:
     memory_bytes: int = 0
     splits: int = 0
     retries: int = 0
+    workers: Workers | None = None
     seconds: float = 0.0
 
     def book(self, result: Result) -> None:
@@ -40,4 +41,4 @@ class Progress:
     def pulse(self, pulse: Pulse) -> None:
         """Take over what the engine says of itself."""
         self.rows_in_flight, self.memory_bytes = pulse.rows_in_flight, pulse.memory_bytes
-        self.splits, self.retries = pulse.splits, pulse.retries
+        self.splits, self.retries, self.workers = pulse.splits, pulse.retries, pulse.workers

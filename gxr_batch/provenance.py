@@ -14,7 +14,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from gxr_batch.engines import resolve_kind
+from gxr_batch.engines import resolve_kind, resolve_worker
 from gxr_batch.engines.base import EngineInfo, Identity
 from gxr_batch.errors import RunError
 from gxr_batch.job import Job
@@ -39,6 +39,7 @@ _PACKAGES = (
 _AUTOMATIC = {
     "engine.kind": "auto",
     "engine.slots": "auto",
+    "ray.worker": "auto",
     "model.dtype": "auto",
     "model.load_in_4bit": "auto",
     "model.revision": "",
@@ -58,6 +59,8 @@ def follow(job: Job, manifest: Manifest | None) -> Job:
         decided |= manifest.resolved
     if decided.get("engine.kind", "api") == "api":  # "auto" never means a server, whatever --set asked for before
         decided["engine.kind"] = resolve_kind(job)
+    if job.engine.kind == "ray":
+        decided.setdefault("ray.worker", resolve_worker(job))
     if manifest is not None and not _same_path(job, manifest):  # another model has other revisions and another base
         decided = {key: value for key, value in decided.items() if key not in {"model.revision", "model.base"}}
     chosen = {key: decided[key] for key in _DECIDED if key in decided and _leaves_open(job, key, decided[key])}
@@ -79,7 +82,8 @@ def _same_path(job: Job, manifest: Manifest) -> bool:
 def settle(job: Job, info: EngineInfo) -> Job:
     """Return the job with the values that the opened engine chose in place of the automatic ones."""
     chosen = {
-        "engine.slots": info.slots,
+        # A pool has the slots of all its workers, and may have other workers at the next start.
+        "engine.slots": "auto" if job.engine.kind == "ray" else info.slots,
         "model.dtype": info.dtype or "auto",
         "model.load_in_4bit": info.quantization is not None if info.dtype else "auto",
         **info.identity.pins,
@@ -112,7 +116,8 @@ def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, A
         "model.load_in_4bit": job.model.load_in_4bit,
         "model.max_seq_length": job.model.max_seq_length,
         "engine.kind": job.engine.kind,
-        **(_server(job) if job.engine.kind == "api" else {}),
+        **({"ray.worker": job.ray.worker} if job.engine.kind == "ray" else {}),
+        **(_server(job) if job.generator == "api" else {}),
         **{f"sampling.{name}": value for name, value in asdict(job.sampling.settings()).items()},
         "sampling.seed": job.sampling.seed,
     }

@@ -99,6 +99,7 @@ def stream(session: Session, feed: Feed, invocation: Invocation, watch: Watch, s
             woke = time.perf_counter()
             if isinstance(event, Pulse):
                 progress.pulse(event)
+                invocation.saw_workers(event.workers)
             else:
                 position, result = feed.settle(event)
                 ledger.add(position, result)

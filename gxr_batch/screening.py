@@ -21,7 +21,7 @@ class Screen:
     """Screens the rows of one job. `mode` says what a hit does: nothing (off), a flag, or the row is held."""
 
     def __init__(self, templates: Templates, names: Iterable[str], job: Job) -> None:
-        self.mode = job.privacy.screening(job.engine.kind)
+        self.mode = job.privacy.screening(job.generator)
         # A template's own words come with every prompt: they are no row's fault, and are told once.
         sources = {name: templates.get(name).source for name in names}
         self._own = {name: frozenset(identifiers_in(source)) for name, source in sources.items()}

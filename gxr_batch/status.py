@@ -23,7 +23,9 @@ class RunStatus:
     """One run at one moment. What cannot be said, or not yet, is None.
 
     `state` is running, finished or unfinished; "held elsewhere" where a process on another host has the run, alive or
-    dead (`holder` names it, `last_part_at` says when it last sealed rows); or why the run cannot be read.
+    dead (`holder` names it, `last_part_at` says when it last sealed rows); or why the run cannot be read. `workers` are
+    those of the newest start, of an engine that has several: how many lived when that last changed, how often one was
+    lost, and the rows that each gave back by then.
     """
 
     run: str
@@ -37,6 +39,7 @@ class RunStatus:
     seconds_left: float | None = None
     started_at: str = ""
     invocations: int = 0
+    workers: dict[str, Any] | None = None
     last_outcome: str | None = None
     last_part_at: str | None = None
     holder: str | None = None
@@ -104,6 +107,7 @@ def _status(folder: Path) -> RunStatus:
         seconds_left=counts.left / speed * 60 if running and speed else None,
         started_at=invocations[0].get("started_at", "") if invocations else "",
         invocations=len(invocations),
+        workers=last.get("workers"),
         last_outcome=None if running else last.get("outcome", "no end recorded"),
         last_part_at=datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds") if written else None,
         holder=str(holder) if holder else None,

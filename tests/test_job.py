@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gxr_batch.errors import JobFileError, NotAvailable
+from gxr_batch.errors import JobFileError
 from gxr_batch.job import Job, load_job
 from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, parse_duration
 
@@ -143,18 +143,6 @@ def test_values_of_a_job_never_appear_in_the_message(job_file):
         load_job(job_file, ["prompt.system=[1]", 'prompt.format="canary text"'])
     assert "canary" not in str(caught.value)
     assert caught.value.__cause__ is None
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "engine.kind=ray",
-        "ray.workers=2",
-    ],
-)
-def test_what_is_not_built_yet_is_refused_and_never_ignored(job_file, override):
-    with pytest.raises(NotAvailable, match="not available yet"):
-        load_job(job_file, [override])
 
 
 def test_set_takes_toml_values_and_bare_words(job_file):

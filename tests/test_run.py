@@ -283,7 +283,6 @@ def test_a_lost_manifest_loses_no_row_and_still_guards_the_settings(work):
     [
         ("[sampling]\ntemprature = 1\n", "did you mean sampling.temperature?"),
         ("[prompt]\ntemplate = 'comparative'\n", "condition_a"),
-        ("[engine]\nkind = 'ray'\n", "not available yet"),
         ("[prompt]\ntemplate = 'none.j2'\n", "none.j2"),
     ],
 )

@@ -59,12 +59,12 @@ def command(
     # Some name, so that the lack of one is not what a server is refused for.
     asked = {"model.path": model, "sampling.max_new_tokens": max_new_tokens, "api.model": "any"}
     job = make_job("bench", overrides, {key: value for key, value in asked.items() if value is not None})
-    if job.engine.kind == "api":
+    if job.generator == "api":
         raise UserError(
             "bench measures this machine, and an API generates on another one.",
-            where="engine.kind = api",
-            next_step="leave engine.kind out to measure this machine; what a server does a minute is in the summary of "
-            "a run: gxr-batch run my.toml --limit 50 --set api.concurrency=8",
+            where=f"{job.generator_key} = api",
+            next_step=f"leave {job.generator_key} out to measure this machine; what a server does a minute is in the "
+            "summary of a run: gxr-batch run my.toml --limit 50 --set api.concurrency=8",
         )
     found = bench(job, slots, rows_a_slot, say_to_stderr(quiet))
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else table(found))

@@ -151,7 +151,7 @@ def _job(job_file: Path | None, overrides: tuple[str, ...], given: dict[str, Any
 
     if _KEYS["model"] in given:  # which engine it is, job file and --set say too
         of_server = {"api.model" if key == _KEYS["model"] else key: value for key, value in given.items()}
-        if (job := made(of_server)).engine.kind == "api":
+        if (job := made(of_server)).generator == "api":
             return job
     return made(given)
 

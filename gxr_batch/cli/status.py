@@ -62,6 +62,14 @@ def _cells(status: RunStatus) -> tuple[str, ...]:
     return (status.run, status.started_at[:10] or "-", *counted, size, status.state + damaged + old)
 
 
+def _workers(status: RunStatus) -> str:
+    """Say how many workers live, and how many the newest start lost."""
+    workers = status.workers or {}
+    alive, lost = workers.get("alive"), workers.get("lost")
+    text = f", {alive} worker{'s' * (alive != 1)}" if status.state == "running" and alive is not None else ""
+    return text + (f", {lost} worker{'s' * (lost != 1)} lost" if lost else "")
+
+
 def _line(status: RunStatus) -> str:
     from gxr_batch.cli.progress import duration
 
@@ -74,6 +82,7 @@ def _line(status: RunStatus) -> str:
     if status.seconds_left is not None:
         text += f", {duration(status.seconds_left)} to go"
     text += f", {(status.bytes or 0) / 2**20:,.1f} MiB, {status.invocations} start{'s' * (status.invocations != 1)}"
+    text += _workers(status)
     if status.state == "held elsewhere":
         text += f"; by {status.holder}, alive or dead; its last rows were sealed {status.last_part_at or 'never'}"
     elif status.state == "unfinished" and status.last_outcome:

@@ -11,8 +11,15 @@ def resolve_kind(job: Job) -> str:
 
     Raises ModelUnavailable where the model's configuration cannot be read.
     """
-    if job.engine.kind != "auto":
-        return job.engine.kind
+    return _drives_the_model(job) if job.engine.kind == "auto" else job.engine.kind
+
+
+def resolve_worker(job: Job) -> str:
+    """Return the engine that the workers of a Ray cluster hold, in the same way."""
+    return _drives_the_model(job) if job.ray.worker == "auto" else job.ray.worker
+
+
+def _drives_the_model(job: Job) -> str:
     from gxr_batch.engines.transformers.support import why_not_drivable
     from gxr_batch.models.loading import load_config
 
@@ -36,6 +43,10 @@ def create(job: Job, say: Say = silent) -> Engine:
         from gxr_batch.engines.vllm import VllmEngine
 
         return VllmEngine(job, say)
+    if job.engine.kind == "ray":
+        from gxr_batch.engines.ray import RayEngine
+
+        return RayEngine(job, say, create)
     if job.engine.kind == "generate":
         from gxr_batch.engines.generate import GenerateEngine
 

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from gxr_batch.records import Completion, Encoded, Identity, Messages, Prompt
 
-__all__ = ["Encoder", "Engine", "EngineInfo", "Identity", "Pulse", "Say", "Session", "StopRequest", "silent"]
+__all__ = ["Encoder", "Engine", "EngineInfo", "Identity", "Pulse", "Say", "Session", "StopRequest", "Workers", "silent"]
 
 Say = Callable[[str], None]
 
@@ -24,11 +24,19 @@ def silent(_sentence: str) -> None:
     """Say nothing."""
 
 
+class Workers(NamedTuple):
+    """The processes of an engine that has several: how many live, how often one was lost, rows that each gave back."""
+
+    alive: int
+    lost: int
+    rows: tuple[int, ...]
+
+
 class Pulse(NamedTuple):
     """A sign of life, yielded when no row ended for a while.
 
     `new_tokens`, `splits` and `retries` (requests sent once more) count since the session was opened; `memory_bytes` is
-    the device memory in use, 0 if unknown.
+    the device memory in use, 0 if unknown; `workers` is None for an engine of one process.
     """
 
     new_tokens: int
@@ -36,6 +44,7 @@ class Pulse(NamedTuple):
     memory_bytes: int = 0
     splits: int = 0
     retries: int = 0
+    workers: Workers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

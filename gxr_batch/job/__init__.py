@@ -2,7 +2,8 @@
 
 from gxr_batch.job.api import ApiSection
 from gxr_batch.job.finetuning import FinetuneSection
-from gxr_batch.job.reading import UNBUILT_SECTIONS, load_job, make_job
+from gxr_batch.job.ray import RaySection
+from gxr_batch.job.reading import load_job, make_job
 from gxr_batch.job.sections import (
     EchoSection,
     EngineSection,
@@ -16,7 +17,6 @@ from gxr_batch.job.sections import (
 )
 
 __all__ = [
-    "UNBUILT_SECTIONS",
     "ApiSection",
     "EchoSection",
     "EngineSection",
@@ -25,6 +25,7 @@ __all__ = [
     "Job",
     "ModelSection",
     "PromptSection",
+    "RaySection",
     "RunSection",
     "SamplingSection",
     "Screening",

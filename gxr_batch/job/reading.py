@@ -12,12 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gxr_batch.errors import JobFileError, NotAvailable
+from gxr_batch.errors import JobFileError
 from gxr_batch.job.mistakes import explain
 from gxr_batch.job.sections import Job
 
-# Known to the contract, refused until they are built.
-UNBUILT_SECTIONS = ("ray",)
 _NO_TABLE = {"path": "-"}
 
 
@@ -27,7 +25,7 @@ def load_job(
     """Read a job file and lay `section.key=value` overrides over it, then `given` values by dotted key.
 
     Without `table` the file may lack its [input] section, for verbs that read no findings table.
-    Raises JobFileError where the file or an override cannot be used, NotAvailable where it asks for what is not built.
+    Raises JobFileError where the file or an override cannot be used.
     """
     text = _read(path)
     try:
@@ -47,7 +45,7 @@ def load_job(
 def make_job(name: str, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Job:
     """Make a job without a job file and without a table, from options alone, for verbs that generate no table.
 
-    Raises JobFileError, NotAvailable.
+    Raises JobFileError.
     """
     data = {"name": name, "input": dict(_NO_TABLE)}
     return _validated(data, overrides, given or {}, Path("command line"), "")
@@ -62,15 +60,10 @@ def _validated(data: dict[str, Any], overrides: Sequence[str], given: Mapping[st
     for dotted, value in given.items():
         options[dotted] = f"--{dotted.rpartition('.')[2].replace('_', '-')}"
         _put(data, dotted.split("."), value, where=options[dotted])
-    for section in UNBUILT_SECTIONS:
-        if section in data:
-            raise NotAvailable(f"[{section}]")
     try:
-        job = Job.model_validate(data)
+        return Job.model_validate(data)
     except ValidationError as error:
         raise explain(error, path, text, options) from None
-    _refuse_unbuilt(job)
-    return job
 
 
 def _read(path: Path) -> str:
@@ -113,12 +106,3 @@ def _put(data: dict[str, Any], keys: Sequence[str], value: Any, *, where: str) -
         if not isinstance(target, dict):
             raise JobFileError(f"{key} is not a section of the job file.", where=where)
     target[keys[-1]] = value
-
-
-def _refuse_unbuilt(job: Job) -> None:
-    unbuilt = {
-        f'engine.kind = "{job.engine.kind}"': job.engine.kind == "ray",
-    }
-    for thing, asked in unbuilt.items():
-        if asked:
-            raise NotAvailable(thing)

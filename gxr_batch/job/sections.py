@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from gxr_batch.job.api import ApiSection
 from gxr_batch.job.base import MOST, MOST_TOKENS, FilePath, Section, spelled
 from gxr_batch.job.finetuning import FinetuneSection
+from gxr_batch.job.ray import RaySection
 from gxr_batch.job.vllm import VllmSection, refusal, untaken
 from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, parse_duration
 
@@ -183,7 +184,18 @@ class Job(Section):
     echo: EchoSection = EchoSection()
     api: ApiSection = ApiSection()
     vllm: VllmSection = VllmSection()
+    ray: RaySection = RaySection()
     finetune: FinetuneSection = FinetuneSection()
+
+    @property
+    def generator(self) -> str:
+        """The kind of engine that generates: with "ray" the one that its workers hold."""
+        return self.ray.worker if self.engine.kind == "ray" else self.engine.kind
+
+    @property
+    def generator_key(self) -> str:
+        """The key that names it."""
+        return "ray.worker" if self.engine.kind == "ray" else "engine.kind"
 
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> Job:
@@ -193,12 +205,12 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _what_a_server_needs(self) -> Job:
-        if self.engine.kind != "api":
+        if self.generator != "api":
             return self
         if not self.api.model.strip():
             raise ValueError(
-                'api.model must name the model to ask for, since engine.kind = "api": add --set api.model=NAME '
-                "(generate: --model NAME), a hub id or the server's own name for it"
+                f'api.model must name the model to ask for, since {self.generator_key} = "api": add '
+                "--set api.model=NAME (generate: --model NAME), a hub id or the server's own name for it"
             )
         if self.api.base_url and self.api.provider != "auto":
             raise ValueError("api.base_url and api.provider exclude each other: providers are Hugging Face's")
@@ -214,7 +226,7 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _what_vllm_draws(self) -> Job:
-        if self.engine.kind == "vllm" and (why := refusal(self.sampling.settings())):
+        if self.generator == "vllm" and (why := refusal(self.sampling.settings())):
             raise ValueError(why)
         return self
 
@@ -237,12 +249,12 @@ class Job(Section):
                 f'sampling.preset "{self.sampling.preset}" has no effect: '
                 f"{', '.join(sorted(changed))} {'is' if len(changed) == 1 else 'are'} set in the job file"
             )
-        if self.engine.kind == "api" and (idle := self._keys_of_this_machine()):
+        if self.generator == "api" and (idle := self._keys_of_this_machine()):
             found.append(
-                f'{", ".join(idle)} {"has" if len(idle) == 1 else "have"} no effect with engine.kind = "api": the '
-                "server has its own weights (api.model names them), and api.concurrency says how many are asked for"
+                f'{", ".join(idle)} {"has" if len(idle) == 1 else "have"} no effect with {self.generator_key} = "api": '
+                "the server has its own weights (api.model names them), and api.concurrency says how many are asked for"
             )
-        if self.engine.kind == "vllm":
+        if self.generator == "vllm":
             found += untaken(self.sampling.settings(), cuda_graphs=self.engine.cuda_graphs)
         return found
 

@@ -24,7 +24,7 @@ class VllmSection(Section):
 def refusal(sampling: Sampling) -> str | None:
     """Return why vLLM cannot draw in this way, None where it can."""
     if sampling.temperature > _HOTTEST:
-        return f'sampling.temperature must be at most {_HOTTEST:g} with engine.kind = "vllm"'
+        return f"sampling.temperature must be at most {_HOTTEST:g} with the vllm engine"
     return None
 
 
@@ -36,7 +36,5 @@ def untaken(sampling: Sampling, *, cuda_graphs: bool) -> list[str]:
             f"sampling.temperature = {sampling.temperature:g} is {_COOLEST:g} to vLLM, the least it draws with"
         )
     if cuda_graphs:
-        found.append(
-            'engine.cuda_graphs has no effect with engine.kind = "vllm": vLLM records graphs unless vllm.eager'
-        )
+        found.append("engine.cuda_graphs has no effect with the vllm engine: vLLM records graphs unless vllm.eager")
     return found

@@ -31,6 +31,7 @@ _KINDS: dict[str, Any] = {
     "streaming_seconds": int | float,
     "input_files": list,
     "released": dict,
+    "workers": dict,
 }
 
 

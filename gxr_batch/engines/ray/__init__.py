@@ -1,0 +1,46 @@
+"""The engine of many: Ray's actors, one a graphics card, each with one of the other engines in it.
+
+Ray starts them, on as many hosts as there are, and replaces those that are lost. Here is who gets which row
+(`dealing`), what is said between driver and workers (`wire`, `worker`), and the one stream that comes of it
+(`session`). Heavy imports happen when the pool is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from gxr_batch.engines.base import Encoder, Identity, Say
+from gxr_batch.job import Job
+
+if TYPE_CHECKING:
+    from gxr_batch.engines.ray.session import RaySession
+    from gxr_batch.engines.ray.worker import Create
+
+
+class RayEngine:
+    """Generates with a pool of workers. What they hold decides the texts, and so the identity and the encoder."""
+
+    def __init__(self, job: Job, say: Say, create: Create) -> None:
+        """`create` makes an engine of a job, here and in the workers; `job.ray.worker` is settled."""
+        self._job = job.with_values({"engine.kind": job.ray.worker})
+        self._say, self._create = say, create
+        self._inner = create(self._job, say)
+
+    def identity(self) -> Identity:
+        """Say which weights the workers would load. Raises ModelUnavailable where they cannot be found."""
+        return self._inner.identity()
+
+    def encoder(self) -> Encoder:
+        """Return the workers' encoder. Raises ModelUnavailable where the tokenizer cannot be loaded."""
+        return self._inner.encoder()
+
+    @contextmanager
+    def open(self) -> Iterator[RaySession]:
+        """Start the workers and wait until each is open. Raises ModelUnavailable where one cannot be."""
+        from gxr_batch.engines.ray.opening import open_session
+
+        # Every worker loads what this host found, also where the hub has something newer by then.
+        with open_session(self._job.with_values(self.identity().pins), self._create, self._say) as session:
+            yield session

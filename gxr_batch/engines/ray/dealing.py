@@ -1,0 +1,137 @@
+"""Who gets which prompt, and what becomes of the rows of a worker that is lost. No Ray here.
+
+Prompts are pulled from the job only for a worker that has room, a small unit at a time, so that neither a slow worker
+hoards nor the first one empties a short table. Rows of a lost worker are suspects: one of them may have killed it. They
+run last, each alone on a worker; one that loses its worker again is failed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from gxr_batch.engines.base import StopRequest
+from gxr_batch.engines.ray.clocks import Meter
+from gxr_batch.records import Completion, Key, Prompt
+
+# A worker of 64 slots is filled in so many units, so that others get theirs in between.
+_UNITS_TO_FILL = 8
+_DEATHS_TO_CONDEMN = 2
+CRASHED = "crashed the process"
+
+
+@dataclass
+class Taken:
+    """A prompt that was pulled and is not answered: when it was pulled, when a worker got it, deaths over it."""
+
+    prompt: Prompt
+    taken_at: float
+    handed: tuple[float, float]
+    deaths: int = 0
+
+
+@dataclass
+class Hand:
+    """What the driver knows of a worker's rows: its slots (0 = not open), those that it holds, or one alone."""
+
+    slots: int = 0
+    flight: dict[Key, Taken] = field(default_factory=dict)
+    alone: bool = False
+    rows: int = 0
+
+
+class Dealer:
+    """Deals the prompts of one stream to the hands of the workers."""
+
+    def __init__(self, prompts: Iterator[Prompt], stop: StopRequest, hands: list[Hand]) -> None:
+        self._prompts, self._stop, self._hands = prompts, stop, hands
+        self._suspects: deque[Taken] = deque()
+        self._meter = Meter()
+        self._exhausted, self.again = False, 0
+        # Pulled before any worker is asked: a stream without prompts ends at once.
+        self._first = self._pull()
+
+    @property
+    def last(self) -> bool:
+        """True where no worker gets any more, but for rows of a lost one."""
+        return self._first is None and (self._exhausted or not self._stop.admitting)
+
+    @property
+    def over(self) -> bool:
+        """True where nothing is in flight and nothing more may be dealt."""
+        return self.last and not self.in_flight and not (self._suspects and self._stop.admitting)
+
+    @property
+    def in_flight(self) -> int:
+        """How many rows the workers hold."""
+        return sum(len(hand.flight) for hand in self._hands)
+
+    def wants_more(self, hand: Hand) -> bool:
+        """Return whether this worker has room for what there is."""
+        return not self.last and not hand.alone and len(hand.flight) < hand.slots
+
+    def deal(self, hand: Hand) -> tuple[Prompt, ...]:
+        """Return the next unit for a worker, empty where it has no room or there is nothing."""
+        dealt: list[Taken] = []
+        unit = max(1, hand.slots // _UNITS_TO_FILL)
+        while len(dealt) < unit and self.wants_more(hand):
+            prompt, self._first = self._first or self._pull(), None
+            if prompt is not None:
+                now = self._meter.mark()
+                dealt.append(self._hand_over(hand, Taken(prompt, now[0], now)))
+        if self.last and self._stop.admitting and self._suspects and hand.slots and not hand.flight:
+            hand.alone = True
+            dealt.append(self._hand_over(hand, self._suspects.popleft()))
+        self._count_busy()
+        # A function that shows text to a person stays here.
+        return tuple(taken.prompt._replace(on_text=None) for taken in dealt)
+
+    def settle(self, hand: Hand, completion: Completion) -> Completion | None:
+        """Return what a worker made of a row, with its times in the pool; None where the row is no longer its own."""
+        taken = hand.flight.pop(completion.key, None)
+        if taken is None:
+            return None
+        part = self._meter.part(taken.handed)
+        hand.alone, hand.rows = False, hand.rows + 1
+        self._count_busy()
+        if taken.prompt.on_text is not None and completion.text:
+            taken.prompt.on_text(completion.text)
+        return completion._replace(
+            seconds_queued=taken.handed[0] - taken.taken_at + completion.seconds_queued,
+            seconds_share=completion.seconds_share * part,
+        )
+
+    def lose(self, hand: Hand) -> list[Taken]:
+        """Take back the rows of a lost worker; return those over which workers were lost too often."""
+        condemned = []
+        for taken in hand.flight.values():
+            taken.deaths += 1
+            if taken.deaths >= _DEATHS_TO_CONDEMN:
+                condemned.append(taken)
+            else:
+                self._suspects.append(taken)
+                self.again += 1
+        hand.flight.clear()
+        hand.slots, hand.alone = 0, False
+        self._count_busy()
+        return condemned
+
+    def close(self) -> None:
+        """Forget the rows in flight: they are still to do."""
+        for hand in self._hands:
+            hand.flight.clear()
+            hand.alone = False
+
+    def _pull(self) -> Prompt | None:
+        prompt = next(self._prompts, None) if self._stop.admitting and not self._exhausted else None
+        self._exhausted = self._exhausted or (prompt is None and self._stop.admitting)
+        return prompt
+
+    def _hand_over(self, hand: Hand, taken: Taken) -> Taken:
+        taken.handed = self._meter.mark()
+        hand.flight[taken.prompt.key] = taken
+        return taken
+
+    def _count_busy(self) -> None:
+        self._meter.busy(sum(bool(hand.flight) for hand in self._hands))

@@ -1,0 +1,102 @@
+"""Opens a pool: places the workers, waits until each has its model, and adds up what they say."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gxr_batch.engines.base import Say
+from gxr_batch.engines.ray.cluster import connected, load_ray
+from gxr_batch.engines.ray.joined import joined
+from gxr_batch.engines.ray.placing import Placing
+from gxr_batch.engines.ray.pool import Lost, Pool, start
+from gxr_batch.engines.ray.session import RaySession
+from gxr_batch.engines.ray.wire import Order, Report
+from gxr_batch.engines.ray.worker import Create, Worker
+from gxr_batch.errors import ModelUnavailable
+from gxr_batch.job import Job
+from gxr_batch.settings import parse_duration
+
+_LOOK_SECONDS = 0.1
+_CALL_SECONDS = 0.5
+_ON_CARDS = ("transformers", "generate", "vllm")
+
+
+@contextmanager
+def open_session(job: Job, create: Create, say: Say) -> Iterator[RaySession]:
+    """Have the workers of a job for the block; `job.engine.kind` is what each of them holds.
+
+    Raises ModelUnavailable where there is no Ray, no room for the workers, or a worker cannot open its engine.
+    """
+    began = time.monotonic()
+    on_gpu = job.engine.kind in _ON_CARDS and job.model.device_map != "cpu"
+    with connected(job.ray, on_gpu=on_gpu) as placing:
+        ray = load_ray()
+        if not placing.gpus and not job.engine.threads:
+            job = job.with_values({"engine.threads": placing.cpus})
+        pool = start(
+            ray,
+            placing.workers,
+            Worker,
+            (job, create, os.getcwd()),
+            num_cpus=placing.cpus,
+            num_gpus=placing.gpus,
+            max_restarts=job.ray.max_restarts,
+        )
+        try:
+            patience = parse_duration(job.ray.give_up_after) or 0.0
+            _wait(pool, placing, patience, say)
+            info = joined(pool.members, time.monotonic() - began, {"ray": ray.__version__})
+            yield RaySession(info, pool, patience, say)
+        finally:
+            pool.close()
+
+
+def _wait(pool: Pool, placing: Placing, patience: float, say: Say) -> None:
+    """Wait until every worker is open. Raises ModelUnavailable, or what a worker's engine raised."""
+    began, told, said = time.monotonic(), False, set[str]()
+    while any(member.info is None for member in pool.members):
+        for member in pool.idle:
+            pool.call(member, Order(0, patience=_CALL_SECONDS, greet=True))
+        came = pool.next(_LOOK_SECONDS)
+        if came is not None:
+            member, report = came
+            if isinstance(report, Lost):
+                _heed_loss(member.name, report)
+                continue
+            for sentence in report.said:
+                if sentence not in said:
+                    said.add(sentence)
+                    say(sentence)
+            _heed(report, member.name)
+            member.info = report.info or member.info
+            member.hand.slots = member.info.slots if member.info else 0
+        waited = time.monotonic() - began
+        homeless = sum(not member.host for member in pool.members)
+        if homeless and waited >= patience:
+            raise ModelUnavailable(
+                f"{homeless} of {placing.workers} workers found no room in the cluster within {waited:,.0f} s; each "
+                f"asks for {placing.gpus} GPUs and {placing.cpus} CPUs.",
+                where="ray.workers, ray.cpus_per_worker",
+                next_step="lower one of them, or add hosts; ray.give_up_after is how long to wait",
+            )
+        if homeless and waited >= patience / 10 and not told:
+            told = True
+            say(f"{homeless} of {placing.workers} workers have not started yet; the cluster may have no room for them.")
+
+
+def _heed(report: Report, name: str) -> None:
+    if report.failure is not None:
+        raise report.failure.error(name)
+
+
+def _heed_loss(name: str, lost: Lost) -> None:
+    if lost.final:
+        raise ModelUnavailable(
+            f"{name.capitalize()} ended again and again before its engine was open.",
+            where="ray.max_restarts",
+            next_step="see that every host has this version of gxr-batch, memory for the model, and room on its disk; "
+            "`ray logs` on the cluster says more",
+        )

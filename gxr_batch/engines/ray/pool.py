@@ -1,0 +1,171 @@
+"""The driver's side of the workers: starts them through Ray, has one call in flight to each, and sees when one is lost.
+
+Ray restarts a lost worker by itself, on another host if need be, as often as the job allows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from gxr_batch.engines.base import EngineInfo, Pulse, Workers
+from gxr_batch.engines.ray.clocks import Offset
+from gxr_batch.engines.ray.dealing import Hand
+from gxr_batch.engines.ray.wire import Order, Report
+from gxr_batch.errors import EngineFailed
+
+_SILENT_SECONDS = 10.0  # calls come back within half a second from a worker that lives
+# The calls of one worker that run beside each other: an exchange that waits, and one that ends it.
+_CALLS_AT_ONCE = 4
+_NOTHING = Pulse(0, 0)
+
+
+class Lost(NamedTuple):
+    """A worker does not answer: gone, with its rows, where it was `open`; `final` where Ray does not start it again.
+
+    Until a gone one is back, further calls may say the same.
+    """
+
+    open: bool
+    final: bool
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker as the driver knows it. `past` counts what the engines of its earlier lives did."""
+
+    number: int
+    actor: Any
+    hand: Hand = field(default_factory=Hand)
+    clock: Offset = field(default_factory=Offset)
+    info: EngineInfo | None = None
+    host: str = ""
+    life: str = ""
+    ended_life: str = ""  # a process that was told to end may answer once more
+    pulse: Pulse = _NOTHING
+    past: Pulse = _NOTHING
+    heard_at: float = float("-inf")
+    sent_at: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """How it is called in messages."""
+        return f"worker {self.number}" + (f" on {self.host}" if self.host else "")
+
+    @property
+    def alive(self) -> bool:
+        """True where its engine is open and it answered lately."""
+        return self.info is not None and time.monotonic() - self.heard_at < _SILENT_SECONDS
+
+    def forget(self) -> None:
+        """Take in that its process is gone."""
+        self.info, self.hand.slots = None, 0
+        self.past, self.pulse = _added(self.past, self.pulse), _NOTHING
+        self.clock = Offset()  # the next life may be on another host
+
+
+class Pool:
+    """The members, and the calls that they have in flight."""
+
+    def __init__(self, ray: Any, actors: Sequence[Any]) -> None:
+        self._ray = ray
+        self.members = [Member(number, actor) for number, actor in enumerate(actors, start=1)]
+        self._calls: dict[Any, Member] = {}
+        self._all = list(self.members)
+        self.lost = 0
+
+    @property
+    def idle(self) -> list[Member]:
+        """The members without a call in flight."""
+        busy = {member.number for member in self._calls.values()}
+        return [member for member in self.members if member.number not in busy]
+
+    def call(self, member: Member, order: Order) -> None:
+        """Send an order; its report comes out of `next`."""
+        member.sent_at = time.time()
+        self._calls[member.actor.exchange.remote(order)] = member
+
+    def next(self, seconds: float) -> tuple[Member, Report | Lost] | None:
+        """Return the next report, or that a member is lost; None where nothing came in time. Raises EngineFailed."""
+        exceptions = self._ray.exceptions
+        try:
+            # In the order in which they were sent, so that no worker is overlooked for long.
+            ready, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=seconds)
+            if not ready:
+                return None
+            member = self._calls.pop(ready[0])
+            report: Report = self._ray.get(ready[0])
+        except exceptions.ActorDiedError:
+            return self._gone(member, final=True)
+        except exceptions.ActorUnavailableError:
+            return self._gone(member, final=False)
+        except (exceptions.RayError, ConnectionError) as error:
+            raise EngineFailed(
+                f"The connection to Ray is gone ({type(error).__name__}).",
+                where='engine.kind = "ray"',
+                next_step="look after the cluster, then run the same command again",
+            ) from None
+        if report.life == member.ended_life:
+            return member, Lost(open=False, final=False)
+        member.life, member.host, member.pulse = report.life, report.host, report.pulse
+        member.heard_at = time.monotonic()
+        member.clock.heard(member.sent_at, report.received_at, report.sent_at, time.time())
+        return member, report
+
+    def _gone(self, member: Member, *, final: bool) -> tuple[Member, Lost]:
+        lost = Lost(member.info is not None, final)
+        self.lost += lost.open
+        member.forget()
+        if final:
+            self.members.remove(member)
+        return member, lost
+
+    def restart(self, member: Member) -> None:
+        """End a member whose engine failed, so that Ray starts it again if it may."""
+        self.lost += 1
+        member.ended_life = member.life
+        member.forget()
+        self._ray.kill(member.actor, no_restart=False)
+
+    def give_up(self, member: Member) -> None:
+        """End a member for good."""
+        self.members.remove(member)
+        member.forget()
+        self._ray.kill(member.actor)
+
+    def drop(self, errand: int) -> None:
+        """Tell every member to let go of the work of lower errands."""
+        for member in self.members:
+            member.actor.drop.remote(errand)
+
+    def close(self) -> None:
+        """End the members."""
+        for member in self.members:
+            self._ray.kill(member.actor)
+
+    def pulse(self, rows_in_flight: int, again: int) -> Pulse:
+        """Return the sum of what the members' engines said; `again` rows were given to another worker."""
+        total = _NOTHING
+        for member in self._all:
+            total = _added(total, _added(member.past, member.pulse))
+        memory = sum(member.pulse.memory_bytes for member in self.members)
+        workers = Workers(
+            sum(member.alive for member in self.members), self.lost, tuple(member.hand.rows for member in self._all)
+        )
+        return total._replace(
+            rows_in_flight=rows_in_flight, memory_bytes=memory, retries=total.retries + again, workers=workers
+        )
+
+
+def start(ray: Any, count: int, make: Any, arguments: tuple[Any, ...], **options: Any) -> Pool:
+    """Start a pool of `count` actors of the class `make`."""
+    actor = ray.remote(make).options(max_task_retries=0, max_concurrency=_CALLS_AT_ONCE, **options)
+    return Pool(ray, [actor.remote(*arguments) for _ in range(count)])
+
+
+def _added(one: Pulse, other: Pulse) -> Pulse:
+    return Pulse(
+        one.new_tokens + other.new_tokens, 0, splits=one.splits + other.splits, retries=one.retries + other.retries
+    )

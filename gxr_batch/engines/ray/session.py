@@ -1,0 +1,160 @@
+"""The pool's stream, one sentence: a report comes in, its rows go out, and its worker gets the next order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from gxr_batch.engines.base import EngineInfo, Pulse, Say, StopRequest
+from gxr_batch.engines.ray.dealing import CRASHED, Dealer, Taken
+from gxr_batch.engines.ray.joined import check_alike
+from gxr_batch.engines.ray.pool import Lost, Member, Pool
+from gxr_batch.engines.ray.wire import Order, Report
+from gxr_batch.errors import ApiOutage, EngineFailed, GxrError, ModelUnavailable, OutOfRoom
+from gxr_batch.records import Completion, Prompt
+
+_PULSE_SECONDS = 0.5
+_LOOK_SECONDS = 0.1
+_CALL_SECONDS = 0.5
+# After these another process, perhaps on another host, may do better.
+_MAY_PASS = (EngineFailed, OutOfRoom)
+
+
+class RaySession:
+    """Workers whose engines are open. One stream at a time."""
+
+    def __init__(self, info: EngineInfo, pool: Pool, give_up_seconds: float, say: Say) -> None:
+        self.info = info
+        self._pool, self._give_up_seconds, self._say = pool, give_up_seconds, say
+        self._errand = 0
+        self._again = 0
+        self._told: set[str] = set()
+        self._error: GxrError | None = None  # what the last worker that failed said
+
+    def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
+        """Generate for every prompt.
+
+        `on_text` of a prompt gets the whole answer at its end. Raises EngineFailed where no worker is left, or none
+        lives for too long, and what a worker's engine raised.
+        """
+        self._errand += 1
+        dealer = Dealer(prompts, stop, [member.hand for member in self._pool.members])
+        began = pulsed = lived = time.monotonic()
+        try:
+            while not dealer.over:
+                for member in self._pool.idle:
+                    self._pool.call(member, self._order(member, dealer))
+                came = self._pool.next(_LOOK_SECONDS)
+                if stop.must_return(time.monotonic()):
+                    break
+                if came is not None:
+                    for completion in self._take(*came, dealer, stop):
+                        pulsed = time.monotonic()
+                        yield completion
+                now = time.monotonic()
+                lived = now if any(member.alive for member in self._pool.members) else lived
+                self._look_for_life(now - lived)
+                if now - pulsed >= _PULSE_SECONDS or isinstance(came and came[1], Lost):
+                    pulsed = now
+                    yield self._pulse(dealer)
+            if pulsed != began:
+                yield self._pulse(dealer)  # the rows of each worker at the end
+        finally:
+            self._again += dealer.again
+            dealer.close()
+            self._pool.drop(self._errand + 1)
+
+    def _pulse(self, dealer: Dealer) -> Pulse:
+        return self._pool.pulse(dealer.in_flight, self._again + dealer.again)
+
+    def _order(self, member: Member, dealer: Dealer) -> Order:
+        if member.info is None:
+            return Order(self._errand, patience=_CALL_SECONDS, greet=True)
+        unit = dealer.deal(member.hand)
+        # A worker that has room still comes back at once for its next unit, after the others got theirs.
+        patience = 0.0 if dealer.wants_more(member.hand) else _CALL_SECONDS
+        return Order(self._errand, unit, dealer.last, patience)
+
+    def _take(self, member: Member, came: Report | Lost, dealer: Dealer, stop: StopRequest) -> Iterator[Completion]:
+        """Book what came from a member: rows, sentences, a failure, or that it is lost."""
+        if isinstance(came, Lost):
+            yield from map(_crashed, dealer.lose(member.hand))
+            if stop.admitting:
+                self._tell(member, came)
+            return
+        for sentence in came.said:
+            self.tell(sentence)
+        if came.errand == self._errand:
+            for completion in came.completions:
+                here = _by_our_clock(member, completion)
+                if (settled := dealer.settle(member.hand, here)) is not None:
+                    yield settled
+        if came.failure is not None:
+            yield from map(_crashed, dealer.lose(member.hand))
+            self._failed(member, came.failure.error(member.name))
+        elif came.info is not None:
+            self._opened(member, came.info)
+
+    def tell(self, sentence: str) -> None:
+        """Say a worker's sentence, once: they tend to say the same."""
+        if sentence not in self._told:
+            self._told.add(sentence)
+            self._say(sentence)
+
+    def _tell(self, member: Member, lost: Lost) -> None:
+        if lost.final:  # also the last of several tries to open it
+            self._say(f"{member.name.capitalize()} was lost too often, and is not replaced any more.")
+        elif lost.open:
+            self._say(f"{member.name.capitalize()} was lost; it is replaced, and its rows run again at the end.")
+
+    def _failed(self, member: Member, error: GxrError) -> None:
+        """Have a worker replaced whose engine failed. Raises what is no matter of this one process."""
+        self._error = error
+        opened = member.info is not None
+        if isinstance(error, ApiOutage) or not isinstance(error, (*_MAY_PASS, ModelUnavailable)):
+            raise error
+        if opened and isinstance(error, _MAY_PASS):
+            self._pool.restart(member)
+            self._say(f"{error.what} {member.name.capitalize()} is replaced, and its rows run again at the end.")
+        else:
+            self._pool.give_up(member)
+            self._say(f"{error.what} {member.name.capitalize()} is given up.")
+
+    def _opened(self, member: Member, info: EngineInfo) -> None:
+        """Let a replaced worker in, if it holds the same model as the others."""
+        member.info = info
+        others = [other for other in self._pool.members if other is not member and other.info is not None]
+        try:
+            for other in others[:1]:
+                check_alike(other, member)
+        except ModelUnavailable as error:
+            self._failed(member, error)
+        else:
+            member.hand.slots = info.slots
+
+    def _look_for_life(self, seconds: float) -> None:
+        if not self._pool.members:
+            raise self._error or EngineFailed(
+                "Every worker was lost more often than ray.max_restarts allows.",
+                where="ray.max_restarts",
+                next_step="look after the hosts, then run the same command again",
+            )
+        if seconds >= self._give_up_seconds:
+            raise EngineFailed(
+                f"No worker lived for {seconds:,.0f} s.",
+                where="ray.give_up_after",
+                next_step="look after the cluster, then run the same command again",
+            )
+
+
+def _by_our_clock(member: Member, completion: Completion) -> Completion:
+    return completion._replace(
+        started_at_ms=member.clock.here(completion.started_at_ms),
+        finished_at_ms=member.clock.here(completion.finished_at_ms),
+    )
+
+
+def _crashed(taken: Taken) -> Completion:
+    """Return the completion of a row over which its worker was lost again, when it had the worker for itself."""
+    now, length = int(time.time() * 1000), taken.prompt.encoded.length
+    return Completion(taken.prompt.key, "", "error", CRASHED, length, 0, 0.0, None, 0.0, 0.0, 0.0, now, now)

@@ -1,0 +1,139 @@
+"""A worker: one engine in a process of its own, which Ray starts, watches and starts again.
+
+The engine has a thread to itself and pulls prompts from a small queue there; Ray's calls come in beside it. No method
+raises, nothing is printed. Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from gxr_batch.engines.base import Engine, EngineInfo, Pulse, Say, Session, StopRequest
+from gxr_batch.engines.ray.wire import Failure, Order, Report
+from gxr_batch.job import Job
+from gxr_batch.records import Completion, Key, Prompt
+
+Create = Callable[[Job, Say], Engine]
+
+
+class Worker:
+    """Holds the engine that `create` makes of `job`, and does orders of rising errands."""
+
+    def __init__(self, job: Job, create: Create, folder: str) -> None:
+        """`folder` is the driver's: paths of the job are relative to it, where this host has it too."""
+        with suppress(OSError):
+            os.chdir(folder)
+        self._job, self._create = job, create
+        self._life, self._host = secrets.token_hex(8), socket.gethostname()
+        self._changed = threading.Condition()  # guards everything below
+        self._errand, self._last, self._stop = -1, False, StopRequest()
+        self._waiting: deque[tuple[Prompt, float]] = deque()  # with the time when they came
+        self._ended: list[Completion] = []
+        self._said: list[str] = []
+        self._pulse = Pulse(0, 0)
+        self._info: EngineInfo | None = None
+        self._failure: Failure | None = None
+        threading.Thread(target=self._live, name="gxr-batch-engine", daemon=True).start()
+
+    def exchange(self, order: Order) -> Report:
+        """Take in an order and return what there is to tell, once there is something."""
+        received_at = time.time()
+        with self._changed:
+            self._begin(order.errand)
+            if order.errand == self._errand:
+                self._waiting.extend((prompt, time.monotonic()) for prompt in order.prompts)
+                self._last = order.last
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._has_news(order), order.patience)
+            return self._report(order, received_at)
+
+    def drop(self, errand: int) -> None:
+        """Let go of the work of all errands below this one."""
+        with self._changed:
+            self._begin(errand)
+
+    def _begin(self, errand: int) -> None:
+        if errand <= self._errand:
+            return
+        self._stop.now()
+        self._errand, self._last, self._stop = errand, False, StopRequest()
+        self._waiting.clear()
+        self._ended.clear()
+        self._changed.notify_all()
+
+    def _has_news(self, order: Order) -> bool:
+        told = bool(self._ended or self._said or self._failure) or order.errand != self._errand
+        return told or (order.greet and self._info is not None)
+
+    def _report(self, order: Order, received_at: float) -> Report:
+        current = order.errand == self._errand
+        completions, said = tuple(self._ended) if current else (), tuple(self._said)
+        if current:
+            self._ended.clear()
+        self._said.clear()
+        info = self._info if order.greet else None
+        return Report(
+            life=self._life,
+            errand=order.errand,
+            host=self._host,
+            received_at=received_at,
+            sent_at=time.time(),
+            completions=completions,
+            said=said,
+            pulse=self._pulse,
+            info=info,
+            failure=self._failure,
+        )
+
+    def _live(self) -> None:
+        """Open the engine and work for good; whatever ends it is told in every report from then on."""
+        try:
+            with self._create(self._job, self._say).open() as session:
+                with self._changed:
+                    self._info = session.info
+                    self._changed.notify_all()
+                while True:
+                    self._work(session)
+        except BaseException as error:  # also what no engine should raise: this thread has nobody else to tell
+            failure = Failure.of(error)
+        with self._changed:
+            self._failure = failure
+            self._changed.notify_all()
+
+    def _work(self, session: Session) -> None:
+        """Run one stream: from the first prompt that waits until there are no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            errand, stop = self._errand, self._stop
+        waited: dict[Key, float] = {}
+        for event in session.stream(self._prompts(errand, waited), stop):
+            with self._changed:
+                if isinstance(event, Pulse):
+                    self._pulse = event
+                elif errand == self._errand:
+                    queued = event.seconds_queued + waited.pop(event.key)
+                    self._ended.append(event._replace(seconds_queued=queued))
+                    self._changed.notify_all()
+
+    def _prompts(self, errand: int, waited: dict[Key, float]) -> Iterator[Prompt]:
+        """Yield the errand's prompts as they come; wait for the driver where it has more and none is here yet."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._last or errand != self._errand)
+                if errand != self._errand or not self._waiting:
+                    return
+                prompt, came_at = self._waiting.popleft()
+                waited[prompt.key] = time.monotonic() - came_at
+            yield prompt
+
+    def _say(self, sentence: str) -> None:
+        with self._changed:
+            self._said.append(sentence)
+            self._changed.notify_all()

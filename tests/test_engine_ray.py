@@ -1,0 +1,194 @@
+"""The ray engine on a real Ray of this machine, which the tests of this file share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import psutil
+import pytest
+from engine_contract import CANARY, EngineContract, Subject, Watched
+from fault_server import Act, FaultServer
+
+from gxr_batch.engines import create
+from gxr_batch.engines.base import EngineInfo, Identity, Session
+from gxr_batch.engines.ray.cluster import connected, load_ray
+from gxr_batch.engines.ray.dealing import CRASHED
+from gxr_batch.engines.ray.joined import joined
+from gxr_batch.engines.ray.pool import Member
+from gxr_batch.errors import EngineFailed, ModelUnavailable
+from gxr_batch.job import Job, RaySection
+from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
+
+WORDS = "a small pleural effusion on the left and a normal heart"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray():
+    """Started once: every engine of this file finds it."""
+    with connected(RaySection(workers=6), on_gpu=False):
+        yield
+
+
+def job(echo: dict[str, object] | None = None, api: dict[str, object] | None = None, **ray: object) -> Job:
+    return Job.model_validate(
+        {
+            "name": "j",
+            "input": {"path": "f.csv"},
+            "engine": {"kind": "ray", "slots": 4},
+            "ray": {"worker": "echo", "workers": 2, "cpus_per_worker": 1} | ray,
+            "echo": echo or {},
+            "api": api or {},
+        }
+    )
+
+
+def prompt(number: int, text: str = WORDS, new: int = 32, **more: object) -> Prompt:
+    turns = (Turn("user", f"{text} {number}"),)
+    length = len(turns[0].text.split())
+    return Prompt(Key(f"C{number}", 1), Messages(turns, "t"), Encoded(None, length), number + 1, new)._replace(**more)
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [prompt(number) for number in range(count)]
+
+
+@contextmanager
+def session(made: Job, said: list[str] | None = None) -> Iterator[Session]:
+    with create(made, (said if said is not None else []).append).open() as opened:
+        yield opened
+
+
+def worker_processes() -> set[psutil.Process]:
+    found = psutil.Process().children(recursive=True)
+    return {process for process in found if process.name().startswith("ray::Worker")}
+
+
+@pytest.fixture(scope="class")
+def opened(one_ray):
+    """Two workers for all tests of the contract: starting them for each would take most of its time."""
+    with session(job({"fail_containing": CANARY, "tokens_per_second": 400})) as opened:
+        yield opened
+
+
+class TestRayContract(EngineContract):
+    @pytest.fixture
+    def subject(self, opened):
+        return Subject(
+            open=lambda: nullcontext(opened),
+            prompts=prompts,
+            lasting=lambda count: [prompt(number, " ".join(["word"] * 480), 600) for number in range(count)],
+            spoil=lambda spoiled: prompt(int(spoiled.key.row_id[1:]), CANARY),
+        )
+
+
+def once(act: Callable[[], None]) -> Callable[[Watched], None]:
+    """Return a callback that acts at the second row that comes back."""
+    left = [act]
+
+    def after(seen: Watched) -> None:
+        if len(seen.completions) >= 2 and left:
+            left.pop()()
+
+    return after
+
+
+def test_the_rows_of_a_killed_worker_run_again_and_come_back_once():
+    said: list[str] = []
+    before = worker_processes()
+    with session(job({"tokens_per_second": 40}), said) as opened:
+        one, other = sorted(worker_processes() - before, key=lambda process: process.pid)
+        seen = Watched().watch(opened, prompts(30), after=once(one.kill))
+        assert other.is_running()
+    assert sorted(seen.keys()) == sorted(tuple(given.key) for given in prompts(30))
+    assert all(completion.error is None for completion in seen.completions)
+    last = seen.pulses[-1]
+    assert 1 <= last.retries <= 4
+    assert last.workers is not None
+    assert last.workers.lost == 1
+    assert sum(last.workers.rows) == 30
+    assert seen.longest_silence < 1.0
+    assert sum("was lost; it is replaced" in sentence for sentence in said) == 1
+
+
+def test_a_row_that_kills_its_worker_is_found_out_and_spares_its_neighbours(capfd):
+    killer = prompt(3, CANARY)
+    given = [*prompts(3), killer, *prompts(12)[4:]]
+    with session(job({"kill_containing": CANARY, "tokens_per_second": 200})) as opened:
+        seen = Watched().watch(opened, given)
+    errors = {completion.key: completion.error for completion in seen.completions}
+    assert len(seen.completions) == len(given)
+    assert {key: error for key, error in errors.items() if error} == {killer.key: CRASHED}
+    assert seen.pulses[-1].workers is not None
+    assert seen.pulses[-1].workers.lost == 2
+    out, err = capfd.readouterr()
+    assert out + err == "", "Ray prints of what happens in its workers"
+
+
+def test_an_engine_that_fails_is_replaced_so_often_and_then_its_own_message_ends_the_stream():
+    said: list[str] = []
+    seen = Watched()
+    with (
+        session(job({"crash_after": 5}, workers=1, max_restarts=1), said) as opened,
+        pytest.raises(EngineFailed, match="told to fail here") as raised,
+    ):
+        seen.watch(opened, prompts(30))
+    assert "worker 1 on" in raised.value.where
+    assert 5 <= len(set(seen.keys())) == len(seen.completions) <= 10
+    assert sum("is replaced" in sentence for sentence in said) >= 1
+
+
+def test_a_worker_that_cannot_open_its_engine_says_so_here():
+    with FaultServer(lambda body, number: Act(401, {"error": CANARY})) as server:
+        made = job(worker="api", api={"model": "m", "base_url": server.url})
+        with pytest.raises(ModelUnavailable, match="The server wants a token") as raised, session(made):
+            pass
+    assert "(worker" in raised.value.where
+    assert CANARY not in str(raised.value)
+
+
+def test_workers_that_find_no_room_are_named_after_a_while():
+    said: list[str] = []
+    with pytest.raises(ModelUnavailable, match="1 of 1 workers found no room"):  # noqa: SIM117
+        with session(job(workers=1, cpus_per_worker=64, give_up_after="3s"), said):
+            pass
+    assert any("have not started yet" in sentence for sentence in said)
+
+
+def test_a_text_for_a_person_is_shown_here_though_it_comes_from_a_worker():
+    shown: list[str] = []
+    with session(job(workers=1)) as opened:
+        (completion,) = Watched().watch(opened, [prompt(1, on_text=shown.append)]).completions
+    assert shown == [completion.text]
+
+
+def test_without_ray_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModelUnavailable) as raised:
+        load_ray()
+    assert raised.value.next_step == "pip install 'gxr-batch[ray]'"
+
+
+def member(number: int, **changes: object) -> Member:
+    made = Member(number, None)
+    identity = Identity(kind="transformers", model="m", weights_sha256=str(changes.pop("weights", "w")))
+    values = {"device": "cuda:0", "dtype": "bfloat16", "quantization": None, "slots": 8} | changes
+    made.info = EngineInfo(identity=identity, load_seconds=1, reproducible=True, **values)
+    made.host = "n1"
+    return made
+
+
+def test_a_pool_is_the_sum_of_its_workers():
+    members = [member(1, notices=("one",)), member(2, slots=6, notices=("one", "two"))]
+    members[1].clock.heard(100.0, 400.0, 400.0, 100.002)
+    info = joined(members, 3.0, {"ray": "2"})
+    assert (info.slots, info.device, info.load_seconds) == (14, "2 x cuda:0 on n1", 3.0)
+    assert info.notices[:2] == ("one", "two")
+    assert "The clock of n1 is 300.0 s ahead" in info.notices[2]
+
+
+@pytest.mark.parametrize("change", [{"weights": "other"}, {"dtype": "float32"}, {"quantization": "4bit"}])
+def test_workers_that_would_write_other_texts_are_refused(change):
+    with pytest.raises(ModelUnavailable, match="Workers differ in"):
+        joined([member(1), member(2, **change)], 0.0, {"ray": "2"})

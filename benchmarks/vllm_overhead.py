@@ -20,6 +20,7 @@ from typing import Any
 
 from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.vllm import VllmEngine, opening
+from gxr_batch.engines.vllm.wire import Setup
 from gxr_batch.job import Job
 from gxr_batch.models.room import Room
 from gxr_batch.records import Key, Messages, Prompt, Turn
@@ -35,7 +36,7 @@ def the_job(options: argparse.Namespace) -> Job:
         {
             "name": "overhead",
             "input": {"path": "none"},
-            "model": {"path": "demo", "max_seq_length": CAPACITY},
+            "model": {"path": "demo", "adapter": "none", "max_seq_length": CAPACITY},
             "engine": {"kind": "vllm", "slots": options.slots, "memory_limit": "512MiB"},
             "vllm": {"eager": options.eager},
         }
@@ -65,6 +66,11 @@ def fresh(prompts: list[Prompt], number: int) -> list[Prompt]:
     return made
 
 
+def of_full_length(arguments: dict[str, Any], sampling: dict[str, Any], *rest: Any) -> Setup:
+    """Return what a host is opened with, so that no answer ends before its limit."""
+    return Setup(arguments, sampling | {"stop_token_ids": [], "ignore_eos": True}, *rest)
+
+
 @contextmanager
 def ours(job: Job) -> Iterator[Callable[[list[Prompt]], int]]:
     """Open our engine; give what generates and returns the number of tokens made."""
@@ -84,7 +90,6 @@ def offline(job: Job) -> Iterator[Callable[[list[Prompt]], int]]:
     setup = opening.prepare_opening(job, engine._local.tokenizer(), Room(job.engine)).setup
     unasked = ("skip_tokenizer_init", "disable_log_stats", "enable_log_requests")
     arguments: dict[str, Any] = {name: value for name, value in setup.arguments.items() if name not in unasked}
-    sampling = {name: value for name, value in setup.sampling.items() if name != "stop_token_ids"}
     from vllm import LLM, SamplingParams, TokensPrompt
 
     llm = LLM(**arguments)
@@ -92,7 +97,7 @@ def offline(job: Job) -> Iterator[Callable[[list[Prompt]], int]]:
     def generate(prompts: list[Prompt]) -> int:
         ids = [TokensPrompt(prompt_token_ids=prompt.encoded.token_ids or []) for prompt in prompts]
         params = [
-            SamplingParams(**sampling, seed=prompt.row_seed, max_tokens=prompt.max_new_tokens, ignore_eos=True)
+            SamplingParams(**setup.sampling, seed=prompt.row_seed, max_tokens=prompt.max_new_tokens)
             for prompt in prompts
         ]
         return sum(len(one.outputs[0].token_ids) for one in llm.generate(ids, params, use_tqdm=False))
@@ -119,7 +124,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="without compiled kernels")
     options = parser.parse_args()
     os.environ.update({"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"})
-    opening.end_ids_of = lambda section, tokenizer: ()  # every answer has its full length
+    opening.Setup = of_full_length
     job = the_job(options)
     prompts = the_prompts(job, options.rows)
     ratios = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from gxr_batch.finetune.data import read_examples
 from gxr_batch.job import Job, load_job
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -80,3 +82,20 @@ def test_a_slurm_job_that_is_warned_ends_in_order_and_is_requeued_only_if_unfini
     assert (tmp_path / "warned").exists()
     requeued = tmp_path / "requeued"
     assert (requeued.read_text() if requeued.exists() else "") == ("requeue 77\n" if code == 75 else "")
+
+
+def test_the_training_data_of_the_demo_adapter_teaches_all_four_templates_in_one_layout():
+    job = load_job(JOBS / "demo_adapter.toml", table=False)
+    examples, files = read_examples(job)
+    assert len(examples) == sum(file.rows for file in files) >= 300
+    templates = {example.messages.template for example in examples}
+    assert templates == {"basic", "clinical_case", "educational", "comparative"}
+    assert len({example.messages for example in examples}) == len(examples)
+    prompts = "\n".join(example.messages.turns[-1].text for example in examples)
+    with (JOBS.parent / "inputs/findings.csv").open(encoding="utf-8", newline="") as file:
+        assert not [row["case_id"] for row in csv.DictReader(file) if row["findings"][:60] in prompts], (
+            "it is judged on"
+        )
+    parts = re.compile(r"Impression: .+\n\nKey findings:(\n- .+){2,4}\n\nDifferential: .+\n\nTeaching point: .+")
+    for example in examples:
+        assert parts.fullmatch(example.answer), example.where

@@ -32,7 +32,7 @@ from gxr_batch.models.loading import LoadedModel, identity, load_config, load_mo
 from gxr_batch.models.placement import SPREAD, Placement
 from gxr_batch.models.room import Room
 from gxr_batch.provenance import follow, resolved, settle
-from gxr_batch.records import Identity
+from gxr_batch.records import DISCLAIMER, Identity
 
 pytestmark = pytest.mark.model
 
@@ -504,8 +504,22 @@ def test_the_models_own_adapter_is_taken_unless_the_job_says_otherwise(bases, ad
     monkeypatch.setattr(source, "default_adapter", lambda path: adapter)
     assert load_model(section(bases["text"]), gemma_tokenizer, HERE).adapter is not None
     assert load_model(section(bases["text"], adapter="none"), gemma_tokenizer, HERE).adapter is None
-    monkeypatch.undo()
-    assert source.default_adapter("demo") is None
+
+
+def test_the_demo_model_comes_with_an_adapter_that_is_merged_and_changes_it(demo_model_dir, gemma_tokenizer):
+    plain = load_model(section("demo", adapter="none"), gemma_tokenizer, HERE)
+    taught = load_model(section("demo"), gemma_tokenizer, HERE)
+    assert plain.adapter is None
+    assert taught.adapter.startswith("merged")
+    assert not torch.equal(logits(plain), logits(taught))
+    own = source.default_adapter("demo")
+    assert own == source.find(section("demo"), weights=False).adapter.folder
+    card = (own / "README.md").read_text()
+    assert "google/gemma-3-270m" in card
+    assert DISCLAIMER in card
+    assert "Gemma" in (own / "NOTICE").read_text()
+    assert sum(file.stat().st_size for file in own.iterdir()) < 12e6, "it travels with the package"
+    assert source.default_adapter(str(demo_model_dir)) is None, "only the name means it"
 
 
 def tokenizer_folder(work: ModelSection) -> Path:

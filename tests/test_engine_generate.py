@@ -24,7 +24,7 @@ def a_job(path, *, sampling=None, **engine):
         {
             "name": "test",
             "input": {"path": "unused.csv"},
-            "model": {"path": str(path), "dtype": "float32"},
+            "model": {"path": str(path), "dtype": "float32", "adapter": "none"},
             "sampling": {"temperature": 0, "repetition_penalty": 1.0, **(sampling or {})},
             # One thread: the tiny model's matrices are too small to be worth a second one, least of all a busy one.
             "engine": {"kind": "generate", "slots": SLOTS, "threads": 1, **engine},

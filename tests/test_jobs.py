@@ -24,7 +24,9 @@ def test_the_demo_job_is_the_whole_sample_table_on_the_demo_model():
     job = load_job(JOBS / "demo.toml")
     assert (job.name, job.model.path, job.prompt.template) == ("demo", "demo", "clinical_case")
     assert (job.input.path, job.input.id_column) == ("inputs/findings.csv", "case_id")
-    assert job.sampling.settings().max_new_tokens == 96
+    settings = job.sampling.settings()
+    assert (settings.max_new_tokens, settings.temperature, settings.repetition_penalty) == (256, 0.3, 1.0)
+    assert job.warnings() == []
     assert job.run.output == "outputs/{name}"
 
 

@@ -18,6 +18,7 @@ from gxr_batch.models.adapter_config import CONFIG, WEIGHTS, read_adapter_config
 from gxr_batch.models.demo import DEMO, ensure_demo_model
 from gxr_batch.models.hub import fetch
 
+_DEMO_ADAPTER = Path(__file__).with_name("demo_adapter")
 NONE = "none"  # model.adapter for the base model alone
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?", re.ASCII)
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
@@ -120,9 +121,9 @@ class Sources(NamedTuple):
 def default_adapter(path: str) -> Path | None:
     """Return the folder of the adapter that the model `path` comes with, None where it comes with none.
 
-    model.adapter = "" takes it. None for every model so far: the demo model's own will lie in the package.
+    model.adapter = "" takes it. So far the demo model alone has one, which jobs/demo_adapter.toml makes.
     """
-    return None
+    return _DEMO_ADAPTER if path == DEMO else None
 
 
 def find(section: ModelSection, *, weights: bool) -> Sources:

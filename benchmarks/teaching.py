@@ -1,0 +1,187 @@
+"""What the demo model's adapter is worth: base and adapter on the sample table and on the rows held out of training.
+
+Prints, for each, how many answers end by themselves, name their row's main finding, and turn a side round.
+
+    python benchmarks/teaching.py                                  # the shipped adapter, sampled as jobs/demo.toml says
+    python benchmarks/teaching.py --set sampling.preset=default    # any setting of a job file
+    python benchmarks/teaching.py --adapter outputs/demo_adapter-adapter --texts 2
+
+An answer names the main finding where one of the spellings in main_findings.csv stands in it, outside of the
+differential and not after a word that denies it. The spellings were written by a reader of the rows who saw no text of
+any model. A case that asks about a topic passes by repeating the topic. Sides are judged by the flag `side_flipped`,
+whose own errors `benchmarks/flags.py` counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet
+
+from gxr_batch.finetune.data import read_examples
+from gxr_batch.finetune.rows import encode, split
+from gxr_batch.job import load_job
+from gxr_batch.models.local import LocalModel
+
+HERE = Path(__file__).parent
+TRAINING, DEMO = HERE.parent / "jobs/demo_adapter.toml", HERE.parent / "jobs/demo.toml"
+SETS = ("sample", "held-out")
+JOB = """name = "teaching"
+[input]
+path = "{table}"
+id_column = "case"
+[prompt]
+template_column = "template"
+[model]
+path = "demo"
+[run]
+output = "{output}"
+"""
+COLUMNS = ["case", "template", "age", "sex", "history", "presentation", "findings", "comparison", "topic"]
+COLUMNS += ["condition_a", "condition_b"]
+_DENIES = r"\b(?:no|not|without|never|absent|excludes?|rather than|against|free of)\b[^.;:]{0,40}$"
+
+
+class Case(NamedTuple):
+    """A row's place in main_findings.csv, its set, and the spellings of its main finding."""
+
+    set: str
+    name: str
+    spellings: tuple[str, ...]
+
+
+class Score(NamedTuple):
+    """How many of `rows` answers ended by themselves, named the main finding, turned a side round."""
+
+    rows: int
+    ended: int
+    named: int
+    flipped: int
+
+
+def labels() -> dict[str, Case]:
+    """Return the cases of main_findings.csv by their ids."""
+    with (HERE / "main_findings.csv").open(encoding="utf-8", newline="") as file:
+        return {
+            row["case"]: Case(row["set"], row["case"], tuple(row["main_finding"].split(" | ")))
+            for row in csv.DictReader(file)
+        }
+
+
+def held_out_rows() -> list[dict]:
+    """Return the rows that the training keeps back; `case` is the first 12 hex digits of a prompt's sha256."""
+    job = load_job(TRAINING, table=False).with_values({"model.adapter": "none"})
+    examples, files = read_examples(job)
+    rows, _ = encode(examples, LocalModel(job, "finetune").encoder(), job.model.max_seq_length)
+    _, held_out = split(rows, job.finetune.held_out, job.finetune.seed)
+    prompts = {row.messages.turns[-1].text for row in held_out}
+    lines = [json.loads(line) for file in files for line in file.path.read_text(encoding="utf-8").splitlines()]
+    found = []
+    for example, line in zip(examples, lines, strict=True):
+        prompt = example.messages.turns[-1].text
+        if prompt in prompts:
+            found.append({"case": hashlib.sha256(prompt.encode()).hexdigest()[:12], **line})
+    return found
+
+
+def table_of(which: str) -> list[dict]:
+    """Return the rows of a set, each with its `case` and its `template`."""
+    if which == "held-out":
+        return held_out_rows()
+    with (HERE.parent / "inputs/findings.csv").open(encoding="utf-8", newline="") as file:
+        return [{"case": row.pop("case_id"), "template": "clinical_case", **row} for row in csv.DictReader(file)]
+
+
+def generate(which: str, adapter: str, overrides: list[str], folder: Path) -> list[dict]:
+    """Run one set through the real command and return its result rows."""
+    table, output = folder / f"{which}.csv", folder / f"{which}-{hashlib.sha256(adapter.encode()).hexdigest()[:8]}"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(table_of(which))
+    job = folder / f"{output.name}.toml"
+    job.write_text(JOB.format(table=table, output=output))
+    settings = [part for item in overrides for part in ("--set", item)]
+    command = [sys.executable, "-m", "gxr_batch", "run", str(job), "--quiet", "--set", f"model.adapter={adapter}"]
+    done = subprocess.run([*command, *settings], check=False, stdout=subprocess.DEVNULL)
+    if done.returncode:
+        raise SystemExit(f"the run exited with {done.returncode}")
+    return pyarrow.parquet.read_table(output / "results.parquet").to_pylist()
+
+
+def names(text: str, spellings: tuple[str, ...]) -> bool:
+    """Whether one of the spellings is asserted before the differential."""
+    said = text.split("Differential:", maxsplit=1)[0].lower()
+    for spelling in spellings:
+        for found in re.finditer(rf"(?<!\w){re.escape(spelling.strip().lower())}(?!\w)", said):
+            denied = re.search(_DENIES, said[max(0, found.start() - 60) : found.start()])
+            if not denied or spelling.strip().lower().startswith(("no ", "without ")):
+                return True
+    return False
+
+
+def score(rows: list[dict], cases: dict[str, Case]) -> Score:
+    """Count over all rows."""
+    return Score(
+        len(rows),
+        sum(row["gxr_finish_reason"] == "stop" for row in rows),
+        sum(names(row["gxr_text"], cases[row["gxr_row_id"]].spellings) for row in rows),
+        sum("side_flipped" in row["gxr_flags"] for row in rows),
+    )
+
+
+def demo_sampling() -> list[str]:
+    """Return the sampling of the demo job as overrides."""
+    sampling = load_job(DEMO).sampling.model_dump(exclude_none=True)
+    return [f"sampling.{key}={value}" for key, value in sampling.items()]
+
+
+def main() -> None:
+    """Print the table, and texts side by side where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", default="", help="an adapter folder; default: the one that is shipped")
+    parser.add_argument("--no-base", action="store_true", help="leave the base model out")
+    parser.add_argument("--texts", type=int, default=0, help="print so many rows' texts")
+    parser.add_argument("--misses", action="store_true", help="print what was not named or turned round")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", help="a setting, instead of the demo job's sampling"
+    )
+    given = parser.parse_args()
+    overrides = demo_sampling() if given.overrides is None else given.overrides
+    cases = labels()
+    print(f"{' '.join(overrides)}\n\n| rows | model | end by themselves | name the main finding | turn a side round |")
+    print("|---|---|---|---|---|")
+    shown = []
+    with tempfile.TemporaryDirectory() as folder:
+        for which in SETS:
+            for model, adapter in (("base", "none"), ("adapter", given.adapter)):
+                if model == "base" and given.no_base:
+                    continue
+                rows = generate(which, adapter, overrides, Path(folder))
+                found = score(rows, cases)
+                shares = (f"{count} of {found.rows} ({count / found.rows:.0%})" for count in found[1:])
+                print(f"| {which} | {model} | {' | '.join(shares)} |", flush=True)
+                shown += [(which, model, row) for row in rows[: given.texts]]
+                if given.misses:
+                    shown += [(which, model, row) for row in rows if missed(row, cases)]
+    for which, model, row in shown:
+        print(f"\n--- {which} {row['gxr_row_id']} {model} {cases[row['gxr_row_id']].spellings} {row['gxr_flags']}")
+        print(f"{row['findings'] or row['topic'] or row['condition_a']}\n>>> {row['gxr_text']}")
+
+
+def missed(row: dict, cases: dict[str, Case]) -> bool:
+    """Whether an answer counts against its model."""
+    return not names(row["gxr_text"], cases[row["gxr_row_id"]].spellings) or "side_flipped" in row["gxr_flags"]
+
+
+if __name__ == "__main__":
+    main()

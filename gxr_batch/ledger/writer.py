@@ -24,14 +24,12 @@ from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.ledger.log import RunLog
 from gxr_batch.ledger.manifest import Manifest, load_manifest
 from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, write_failed, write_results
-from gxr_batch.ledger.parts import next_part_number, part_numbers, part_path, write_part
+from gxr_batch.ledger.parts import DamagedPart, next_part_number, part_numbers, part_path, write_part
 from gxr_batch.ledger.state import Bools, Counts, State
 from gxr_batch.ledger.table import has_footer, is_sound, key_batches, rows_of
+from gxr_batch.ledger.unions import FULL_BYTES, FULL_ROWS, Standing, all_standing, drop_sources, due, standing, unite
 from gxr_batch.records import Result
 from gxr_batch.storage import storage_errors
-
-# A part is sealed after so many rows or characters even before its time, so that memory stays flat.
-FULL_ROWS, FULL_BYTES = 16_384, 2**25
 
 
 class Drift(NamedTuple):
@@ -59,6 +57,7 @@ class RunWriter:
         self.set_aside: list[str] = []
         self.took_over = ""  # the holder on another host whose run this is
         self._next_part = next_part_number(folder)
+        self._parts: list[Standing] = []
         self.manifest: Manifest | None = load_manifest(folder) or self._remembered()
         self.in_flight = InFlight(folder)
         self.log = RunLog(folder)
@@ -92,6 +91,7 @@ class RunWriter:
         """Look up again what the parts say of every key of the table, and set damaged parts aside."""
         self.state = State.scan(self.folder, self.folder / INPUT_NAME, samples, whole=True)
         self.set_aside += [put_aside(part_path(self.folder, number)) for number in self.state.damaged]
+        self._parts = drop_sources(self.folder, all_standing(self.folder))
 
     def damage(self) -> list[str]:
         """Return what to tell the user of the damaged files that were set aside."""
@@ -120,8 +120,22 @@ class RunWriter:
             write_part(self.folder, self._next_part, self._open, self.part_metadata)
             self._log_part()
             self._open, self._characters = [], 0
+            self._parts.append(standing(self.folder, self._next_part))
             self._next_part += 1
+            self._unite()
         self._sealed_at = time.monotonic()
+
+    def _unite(self) -> None:
+        """Put the newest parts together while there are enough of them. One that is damaged leaves all as it is."""
+        while sources := due(self._parts):
+            try:
+                union = unite(self.folder, sources, self._next_part)
+            except DamagedPart:  # its rows are generated again at the next start, which sets it aside
+                self._parts = []
+                return
+            self.log.event("parts_united", part=union.number, rows=union.rows, parts=len(sources))
+            self._parts[-len(sources) :] = [union]
+            self._next_part += 1
 
     def _log_part(self) -> None:
         failed = [result for result in self._open if result.status == "failed"]

@@ -7,6 +7,7 @@ A kill before a call is a kill after the one before it, so that one kill a call 
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import re
@@ -33,7 +34,10 @@ READS = "read,pread64"
 ROWS, SLOTS = 150, 30
 JOB = f"[engine]\nkind = 'echo'\nslots = {SLOTS}\n[echo]\ntokens_per_second = 400\n"
 CHECKPOINTS = "[run]\ncheckpoint_seconds = 0.05\n"
-PARTS = 24
+# A part a row, so that the newest are put together twice.
+UNITING_ROWS = 40
+UNITING_JOB = "[engine]\nkind = 'echo'\nslots = 4\n[run]\ncheckpoint_seconds = 1e-9\n"
+PARTS = UNITING_ROWS + 8
 _LINE = re.compile(r'(\d+) +(\w+)\((?:AT_FDCWD[^"]*, )?(?:\d+<([^>]*)>|"([^"]*)")')
 
 
@@ -150,7 +154,7 @@ def spread(found: Sequence[Boundary], count: int, rng: random.Random) -> list[Bo
     return rounds[:count]
 
 
-def workplace(folder: Path, base: Path | None = None) -> Workplace:
+def workplace(folder: Path, base: Path | None = None, *, rows: int = ROWS, job: str = JOB + CHECKPOINTS) -> Workplace:
     """Return a folder with the job and the table; with `base` a copy of that one, as it stands."""
     if base is not None:
         shutil.copytree(base, folder)
@@ -159,8 +163,8 @@ def workplace(folder: Path, base: Path | None = None) -> Workplace:
         return work
     folder.mkdir(parents=True)
     work = Workplace(folder)
-    work.table([(f"C{number:03}", f"finding number {number:03}") for number in range(ROWS)])
-    work.job(JOB + CHECKPOINTS)
+    work.table([(f"C{number:03}", f"finding number {number:03}") for number in range(rows)])
+    work.job(job)
     return work
 
 
@@ -169,11 +173,13 @@ def scenarios(root: Path) -> dict[str, Scenario]:
     fresh = workplace(root / "empty")
     finished = workplace(root / "finished")
     finished.run()
+    uniting = workplace(root / "uniting", rows=UNITING_ROWS, job=UNITING_JOB)
     failed = workplace(root / "failed")
     failed.run("--set", "echo.fail_containing=number 1", expect=3)
     made = {
         "run": Scenario("run", fresh.folder, (), ()),
         "retry": Scenario("retry", failed.folder, ("--retry", "failed"), ("--retry", "failed")),
+        "unite": Scenario("unite", uniting.folder, (), ()),
         "fresh": Scenario("fresh", finished.folder, ("--fresh",), (), old=without_times(finished.results())),
     }
     for scenario in made.values():
@@ -257,13 +263,23 @@ def compare(work: Workplace, scenario: Scenario, sealed: dict[Path, bytes], *, t
     keys = Counter(key for table in tables for key in zip(*table.to_pydict().values(), strict=True))
     if repeated := [key for key, count in keys.items() if count > 1]:
         return f"{len(repeated)} keys stand in the parts twice, e.g. {repeated[0]}"
-    if any(not path.exists() or path.read_bytes() != content for path, content in sealed.items()):
-        return "a sealed part was changed"
+    if trouble := changed(work, sealed):
+        return trouble
     if scenario.old is not None:
         kept = [*work.folder.glob("outputs/j.before-*/results.parquet"), work.folder / "outputs/j/results.parquet"]
         if without_times(pq.read_table(kept[0], partitioning=None).to_pylist()) != scenario.old:
             return "--fresh did not keep the earlier run"
     return ""
+
+
+def changed(work: Workplace, sealed: dict[Path, bytes]) -> str:
+    """Return what is wrong with parts that were sealed, "" where each stands as it was, or its rows in a union."""
+    if any(path.exists() and path.read_bytes() != content for path, content in sealed.items()):
+        return "a sealed part was changed"
+    gone = [content for path, content in sealed.items() if not path.exists()]
+    rows = [row for path in work.parts() for row in pq.read_table(path).to_pylist()] if gone else []
+    lost = [row for content in gone for row in pq.read_table(io.BytesIO(content)).to_pylist() if row not in rows]
+    return f"{len(lost)} sealed rows are gone" if lost else ""
 
 
 def random_kills(kind: str, count: int, rng: random.Random) -> list[Kill]:

@@ -7,6 +7,7 @@ from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -218,3 +219,15 @@ def test_inserted_rows_leave_the_others_their_ids(tmp_path_factory, rows, more, 
     mixed = data.draw(st.permutations(rows + more))
     after = ids(folder, mixed, prior=table)
     assert set(by_content(rows, found)) <= set(by_content(mixed, after))
+
+
+def test_ids_whose_marks_are_the_same_by_chance_stay_as_they_are(tmp_path, monkeypatch):
+    """Where 64 bits of two ids are equal, the texts decide."""
+    monkeypatch.setattr("gxr_batch.rows.intake.marks", lambda ids: np.zeros(len(ids), np.int64))
+    monkeypatch.setattr("gxr_batch.rows.ids.marks", lambda ids: np.zeros(len(ids), np.int64))
+    rows = [("A", "x"), ("B", "y"), ("A", "z"), ("C", "x")]
+    found, table, notices = ingested(tmp_path, rows)
+    assert [found[1], found[3]] == ["B", "C"]
+    assert {found[0], found[2]} == {"A", "A#2"}
+    assert notices == ("1 row with the id of another row: told apart as #2, #3, ...",)
+    assert ids(tmp_path, rows[2:], prior=table) == [found[2], "C"]

@@ -16,34 +16,73 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.errors import RunError
+from gxr_batch.errors import RunError, StorageError
 from gxr_batch.ledger.files import write_whole
-from gxr_batch.ledger.parts import read_part
+from gxr_batch.ledger.parts import footer_of, read_group
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
 from gxr_batch.ledger.table import KEY_COLUMNS_OF_INPUT, batches_of, own_fields
+from gxr_batch.ledger.unions import all_standing, homes
 from gxr_batch.records import part_schema, result_schema
 
 INPUT_NAME = "input.parquet"
 RESULTS_NAME = "results.parquet"
 FAILED_NAME = "failed.parquet"
-# Parts kept open: work goes in input order but for the window, so a batch finds its rows in few neighbouring parts.
-_OPEN_PARTS = 4
+# Row groups kept open: work goes in input order but for the window, so a batch finds its rows in few neighbouring ones.
+_OPEN_GROUPS = 4
+_Lines = npt.NDArray[np.int64]
 
 
 class _Parts:
-    """Reads parts, keeping the last few."""
+    """Reads lines of parts, wherever they stand by now, and keeps the last few row groups."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._open: OrderedDict[int, pa.Table] = OrderedDict()
+        self._homes = homes(all_standing(folder))
+        self._starts: dict[int, _Lines] = {}
+        self._open: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
 
-    def take(self, number: int, lines: npt.NDArray[np.int32]) -> pa.Table:
-        if number not in self._open:
-            self._open[number] = read_part(self._folder, number)
-            if len(self._open) > _OPEN_PARTS:
+    def gather(self, part: npt.NDArray[np.int32], line: npt.NDArray[np.int32]) -> pa.Table:
+        """Return the named lines of the named parts, in that order."""
+        while True:
+            try:
+                return self._gather(part, line)
+            except StorageError:
+                before, self._homes = self._homes, homes(all_standing(self._folder))
+                if self._homes == before:  # else a writer has just put parts together
+                    raise
+
+    def _gather(self, part: npt.NDArray[np.int32], line: npt.NDArray[np.int32]) -> pa.Table:
+        numbers, which = np.unique(part, return_inverse=True)
+        places = [self._homes.get(int(number), (int(number), 0)) for number in numbers]
+        place = np.array(places, np.int64).reshape(-1, 2)[which]
+        number, there = place[:, 0], place[:, 1] + line
+        pieces, order = [part_schema().empty_table()], [np.empty(0, np.int64)]
+        for file in np.unique(number):
+            at = np.flatnonzero(number == file)
+            starts = self._starts_of(int(file))
+            group = np.searchsorted(starts, there[at], "right") - 1
+            for wanted in np.unique(group):
+                here = at[group == wanted]
+                pieces.append(self._group(int(file), int(wanted)).take(pa.array(there[here] - starts[wanted])))
+                order.append(here)
+        return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(order))))
+
+    def _starts_of(self, number: int) -> _Lines:
+        """Return the first line of each row group of a part."""
+        if number not in self._starts:
+            footer = footer_of(self._folder, number)
+            rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+            self._starts[number] = np.cumsum([0, *rows])[:-1]
+        return self._starts[number]
+
+    def _group(self, number: int, group: int) -> pa.Table:
+        at = (number, group)
+        if at not in self._open:
+            self._open[at] = read_group(self._folder, number, group)
+            if len(self._open) > _OPEN_GROUPS:
                 self._open.popitem(last=False)
-        self._open.move_to_end(number)
-        return self._open[number].take(pa.array(lines))
+        self._open.move_to_end(at)
+        return self._open[at]
 
 
 def joined(
@@ -59,7 +98,7 @@ def joined(
         rows = slice(start, start + batch.num_rows)
         start += batch.num_rows
         row, sample = np.nonzero(state.status[rows] != TODO)
-        results = _gather(parts, state.part[rows][row, sample], state.line[rows][row, sample])
+        results = parts.gather(state.part[rows][row, sample], state.line[rows][row, sample])
         if start > state.rows or not _belong(results, batch, row):
             raise RunError("The run took in another table while it was read.", where=str(folder), next_step="try again")
         if not include_held:
@@ -77,18 +116,6 @@ def _belong(results: pa.Table, batch: pa.RecordBatch, row: npt.NDArray[np.intp])
 def joined_schema(folder: Path) -> pa.Schema:
     """Return the schema of `joined`: the user's columns, then the contract's."""
     return pa.schema(own_fields(folder / INPUT_NAME) + list(result_schema()))
-
-
-def _gather(parts: _Parts, part: npt.NDArray[np.int32], line: npt.NDArray[np.int32]) -> pa.Table:
-    """Return the named lines of the named parts, in that order."""
-    pieces, order = [], []
-    for number in np.unique(part):
-        at = np.flatnonzero(part == number)
-        pieces.append(parts.take(int(number), line[at]))
-        order.append(at)
-    if not pieces:
-        return part_schema().empty_table()
-    return pa.concat_tables(pieces).take(pa.array(np.argsort(np.concatenate(order))))
 
 
 def _without_held_texts(results: pa.Table) -> pa.Table:
@@ -139,7 +166,7 @@ def write_failed(folder: Path, state: State) -> bool:
                 start += batch.num_rows
                 row = np.flatnonzero(bad[rows].any(axis=1))
                 sample = bad[rows][row].argmax(axis=1)
-                errors = _gather(parts, state.part[rows][row, sample], state.line[rows][row, sample])["gxr_error"]
+                errors = parts.gather(state.part[rows][row, sample], state.line[rows][row, sample])["gxr_error"]
                 table = pa.Table.from_batches([batch]).take(pa.array(row)).select([field.name for field in own])
                 writer.write_table(pa.Table.from_arrays([*table.columns, errors], schema=schema))
 

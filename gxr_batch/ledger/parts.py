@@ -7,7 +7,8 @@ carry checksums, so that reading a part whole finds that; the writer of the run 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -81,17 +82,45 @@ def write_part(folder: Path, number: int, results: Sequence[Result], metadata: M
 
 def read_part(folder: Path, number: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one part, whole or some columns. Raises DamagedPart, StorageError where the disk does not let it be read."""
+    wanted = list(columns or part_schema().names)
+    with _opened(folder, number) as file:
+        return _checked(file.read(columns=wanted).select(wanted))
+
+
+def groups_of(folder: Path, number: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield a part's rows, one row group at a time. Raises as `read_part` does."""
+    wanted = list(columns or part_schema().names)
+    with _opened(folder, number) as file:
+        for group in range(file.num_row_groups):
+            yield _checked(file.read_row_group(group, columns=wanted).select(wanted))
+
+
+def read_group(folder: Path, number: int, group: int) -> pa.Table:
+    """Read one row group of a part, counted from 0. Raises as `read_part` does."""
+    with _opened(folder, number) as file:
+        return _checked(file.read_row_group(group).select(part_schema().names))
+
+
+def footer_of(folder: Path, number: int) -> pq.FileMetaData:
+    """Return what a part's footer says. Raises as `read_part` does."""
+    with _opened(folder, number) as file:
+        return file.metadata
+
+
+@contextmanager
+def _opened(folder: Path, number: int) -> Iterator[pq.ParquetFile]:
     path = part_path(folder, number)
-    schema = part_schema()
-    wanted = list(columns or schema.names)
     damaged = DamagedPart(path)
     with reading(path, damaged):
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                table = file.read(columns=wanted).select(wanted)
-            _validate(table, schema)
+                yield file
         except (ValueError, LookupError):
             raise damaged from None
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    _validate(table, part_schema())
     return table
 
 

@@ -1,13 +1,12 @@
 """What the parts say of every key of the table: its newest status, its attempt, and where its result stands.
 
-Arrays by row position and sample, about 16 bytes a key, so that ten million rows fit. Looked up by row id and content,
+Arrays by row position and sample, 12 bytes a key, so that ten million rows fit. Looked up by row id and content,
 never by position: `State.scan` is the only place that relates parts to a table. The newest attempt of a key counts;
 a failed one never replaces an ok one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gxr_batch.errors import StorageError
-from gxr_batch.ledger.parts import KEY_COLUMNS, STATUS_NAMES, DamagedPart, part_numbers, part_path, read_part
-from gxr_batch.ledger.table import keys_of
+from gxr_batch.ledger.index import Index
+from gxr_batch.ledger.parts import KEY_COLUMNS, STATUS_NAMES, DamagedPart, groups_of, part_numbers, part_path
+from gxr_batch.ledger.table import rows_of
 from gxr_batch.records import Result, Status
 
 TODO, OK, FAILED, HELD = 0, 1, 2, 3
 CODES: dict[Status, int] = {"ok": OK, "failed": FAILED, "held": HELD}
-# Ids of so many part rows are looked up at once: one hash table of the input's ids serves them all.
-_ROWS_A_LOOKUP = 1_000_000
 
 _FOUND = np.dtype(
     [
@@ -77,51 +75,56 @@ class State:
         A damaged part counts as if it were not there. `whole` reads the other columns too, and so finds damage in them.
         Raises StorageError where the disk does not let a part be read.
         """
-        numbers = part_numbers(folder)
-        keys = keys_of(input_path)
-        state = cls(keys.num_rows, samples)
-        ids = keys["gxr_row_id"].combine_chunks()
-        group: list[tuple[int, pa.Table]] = []
-        size = 0
-        for number in numbers:
-            if (keys_of_part := state._keys(folder, number, whole)) is not None:
-                group.append((number, keys_of_part))
-                size += keys_of_part.num_rows
-            if group and (size >= _ROWS_A_LOOKUP or number == numbers[-1]):
-                state._take_in(ids, keys["gxr_content_hash"], group)
-                group, size = [], 0
+        state, index = cls(rows_of(input_path), samples), None
+        seen: set[int] = set()
+        vanished = True
+        # What a writer puts into a union while this reads stands in it, under a number of its own: look again.
+        while vanished:
+            vanished = False
+            for number in part_numbers(folder):
+                if number not in seen:
+                    seen.add(number)
+                    index = index or Index(input_path)
+                    vanished |= not state._take_in(folder, number, index, whole)
         return state
 
-    def _keys(self, folder: Path, number: int, whole: bool) -> pa.Table | None:
-        """Return a part's key columns, None where it is damaged or has just been set aside by a writer."""
+    def _take_in(self, folder: Path, number: int, index: Index, whole: bool) -> bool:
+        """Book the rows of a part that are the table's, none where it is damaged; return False where it is gone."""
+        known, rows = [np.empty(0, _FOUND)], 0
         try:
-            return read_part(folder, number, None if whole else KEY_COLUMNS).select(list(KEY_COLUMNS))
+            for table in groups_of(folder, number, None if whole else KEY_COLUMNS):
+                known.append(self._known(index, table.select(list(KEY_COLUMNS)), number, rows))
+                rows += table.num_rows
         except DamagedPart:
             self.damaged.append(number)
+            return True
         except StorageError:
             if part_path(folder, number).exists():
                 raise
-        return None
-
-    def _take_in(self, ids: pa.Array, contents: pa.ChunkedArray, group: Sequence[tuple[int, pa.Table]]) -> None:
-        table = pa.concat_tables([part for _, part in group])
-        position = pc.index_in(table["gxr_row_id"], value_set=ids)
-        same = pc.equal(contents.take(position), table["gxr_content_hash"])
-        valid = pc.and_kleene(same, pc.less_equal(table["gxr_sample"], self.samples))
-        known = pc.fill_null(valid, False).to_numpy()
-        found = np.empty(int(known.sum()), _FOUND)
-        found["row"] = pc.fill_null(position, 0).to_numpy()[known]
-        found["sample"] = table["gxr_sample"].to_numpy()[known] - 1
-        found["status"] = pc.index_in(table["gxr_status"], value_set=STATUS_NAMES).to_numpy()[known] + 1
-        found["truncated"] = pc.equal(table["gxr_finish_reason"], "length").to_numpy()[known]
-        found["attempt"] = table["gxr_attempt"].to_numpy()[known]
-        found["part"] = np.repeat([number for number, _ in group], [part.num_rows for _, part in group])[known]
-        found["line"] = np.concatenate([np.arange(part.num_rows) for _, part in group])[known]
-        # A key can stand in one group twice (a retry): each round takes the first of each key that is left.
+            return False
+        found = np.concatenate(known)
+        # A key can stand in one part twice (a retry): each round takes the first of each key that is left.
         while len(found):
             _, first = np.unique(found["row"] * self.samples + found["sample"], return_index=True)
             self._put(found[first])
             found = np.delete(found, first)
+        return True
+
+    def _known(self, index: Index, table: pa.Table, part: int, start: int) -> npt.NDArray[np.void]:
+        """Return the rows of a table of keys, from line `start` of a part on, that are the table's."""
+        table = table.combine_chunks()
+        position = index.find(table["gxr_row_id"].combine_chunks())
+        known = index.same_content(position, table["gxr_content_hash"])
+        sample = table["gxr_sample"].to_numpy()
+        known &= sample <= self.samples
+        found = np.empty(int(known.sum()), _FOUND)
+        found["row"] = position[known]
+        found["sample"] = sample[known] - 1
+        found["status"] = pc.index_in(table["gxr_status"], value_set=STATUS_NAMES).to_numpy()[known] + 1
+        found["truncated"] = pc.equal(table["gxr_finish_reason"], "length").to_numpy()[known]
+        found["attempt"] = table["gxr_attempt"].to_numpy()[known]
+        found["part"], found["line"] = part, start + np.flatnonzero(known)
+        return found
 
     def _put(self, found: npt.NDArray[np.void]) -> None:
         was_ok = self.status[found["row"], found["sample"]] == OK

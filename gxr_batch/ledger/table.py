@@ -15,14 +15,21 @@ KEY_COLUMNS_OF_INPUT = ("gxr_row_id", "gxr_content_hash")
 _ROWS_A_BATCH = 16_384
 
 
-def keys_of(path: Path) -> pa.Table:
-    """Return row id and content hash of every row."""
+def rows_of(path: Path) -> int:
+    """Return how many rows the table has."""
+    with table_copy(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
+def key_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield row id and content hash of the rows, a batch at a time."""
     with table_copy(path), pq.ParquetFile(path) as file:
-        keys = file.read(columns=list(KEY_COLUMNS_OF_INPUT)).select(list(KEY_COLUMNS_OF_INPUT))
-        keys.validate(full=True)
-        if any(column.type != pa.string() or column.null_count for column in keys.columns):
-            raise ValueError
-    return keys
+        for batch in file.iter_batches(_ROWS_A_BATCH, columns=list(KEY_COLUMNS_OF_INPUT)):
+            keys = batch.select(list(KEY_COLUMNS_OF_INPUT))
+            keys.validate(full=True)
+            if any(column.type != pa.string() or column.null_count for column in keys.columns):
+                raise ValueError
+            yield keys
 
 
 def own_fields(path: Path) -> list[pa.Field]:
@@ -44,8 +51,9 @@ def batches_of(path: Path) -> Iterator[pa.RecordBatch]:
 def is_sound(path: Path) -> bool:
     """Return whether the copy can be read and is one. Raises StorageError where the disk is at fault."""
     try:
-        keys_of(path)
         own_fields(path)
+        for _ in key_batches(path):
+            pass
     except RunError:
         return False
     return True

@@ -19,19 +19,17 @@ import pyarrow.parquet as pq
 
 from gxr_batch.errors import RunError
 from gxr_batch.ledger.files import TEMPORARY_SUFFIX, publish, put_aside, sha256_of
+from gxr_batch.ledger.index import Index
 from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.ledger.log import RunLog
 from gxr_batch.ledger.manifest import Manifest, load_manifest
 from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, write_failed, write_results
-from gxr_batch.ledger.parts import next_part_number, part_numbers, part_path, write_part
+from gxr_batch.ledger.parts import DamagedPart, next_part_number, part_numbers, part_path, write_part
 from gxr_batch.ledger.state import Bools, Counts, State
-from gxr_batch.ledger.table import has_footer, is_sound, keys_of
+from gxr_batch.ledger.table import has_footer, is_sound, key_batches, rows_of
+from gxr_batch.ledger.unions import FULL_BYTES, FULL_ROWS, Standing, all_standing, drop_sources, due, standing, unite
 from gxr_batch.records import Result
 from gxr_batch.storage import storage_errors
-
-# A part is sealed after so many rows or characters even before its time, so that memory stays flat.
-_ROWS_A_PART = 16_384
-_CHARACTERS_A_PART = 2**25
 
 
 class Drift(NamedTuple):
@@ -59,6 +57,7 @@ class RunWriter:
         self.set_aside: list[str] = []
         self.took_over = ""  # the holder on another host whose run this is
         self._next_part = next_part_number(folder)
+        self._parts: list[Standing] = []
         self.manifest: Manifest | None = load_manifest(folder) or self._remembered()
         self.in_flight = InFlight(folder)
         self.log = RunLog(folder)
@@ -92,6 +91,7 @@ class RunWriter:
         """Look up again what the parts say of every key of the table, and set damaged parts aside."""
         self.state = State.scan(self.folder, self.folder / INPUT_NAME, samples, whole=True)
         self.set_aside += [put_aside(part_path(self.folder, number)) for number in self.state.damaged]
+        self._parts = drop_sources(self.folder, all_standing(self.folder))
 
     def damage(self) -> list[str]:
         """Return what to tell the user of the damaged files that were set aside."""
@@ -106,7 +106,7 @@ class RunWriter:
         self.state.record(position, result, self._next_part, len(self._open))
         self._open.append(result)
         self._characters += len(result.text or "")
-        if len(self._open) >= _ROWS_A_PART or self._characters >= _CHARACTERS_A_PART:
+        if len(self._open) >= FULL_ROWS or self._characters >= FULL_BYTES:  # before its time, so that memory stays flat
             self.seal()
 
     def seal_if_due(self, seconds: float) -> None:
@@ -120,8 +120,22 @@ class RunWriter:
             write_part(self.folder, self._next_part, self._open, self.part_metadata)
             self._log_part()
             self._open, self._characters = [], 0
+            self._parts.append(standing(self.folder, self._next_part))
             self._next_part += 1
+            self._unite()
         self._sealed_at = time.monotonic()
+
+    def _unite(self) -> None:
+        """Put the newest parts together while there are enough of them. One that is damaged leaves all as it is."""
+        while sources := due(self._parts):
+            try:
+                union = unite(self.folder, sources, self._next_part)
+            except DamagedPart:  # its rows are generated again at the next start, which sets it aside
+                self._parts = []
+                return
+            self.log.event("parts_united", part=union.number, rows=union.rows, parts=len(sources))
+            self._parts[-len(sources) :] = [union]
+            self._next_part += 1
 
     def _log_part(self) -> None:
         failed = [result for result in self._open if result.status == "failed"]
@@ -165,14 +179,24 @@ class RunWriter:
 
     def keys_at(self, rows: Bools) -> dict[str, str]:
         """Return row id and content hash of the rows in a mask."""
-        keys = keys_of(self.folder / INPUT_NAME).filter(pa.array(rows))
-        return dict(zip(keys["gxr_row_id"].to_pylist(), keys["gxr_content_hash"].to_pylist(), strict=True))
+        found: dict[str, str] = {}
+        start = 0
+        for batch in key_batches(self.folder / INPUT_NAME):
+            chosen = batch.filter(pa.array(rows[start : start + batch.num_rows]))
+            found |= zip(*(column.to_pylist() for column in chosen.columns), strict=True)
+            start += batch.num_rows
+        return found
 
     def positions_of(self, row_ids: Sequence[str]) -> dict[str, int]:
         """Return where these rows stand in the table; ids that are not there are left out."""
-        ids = keys_of(self.folder / INPUT_NAME)["gxr_row_id"]
-        found = pc.index_in(pa.array(row_ids, pa.string()), value_set=ids.combine_chunks())
-        return {row_id: at for row_id, at in zip(row_ids, found.to_pylist(), strict=True) if at is not None}
+        found: dict[str, int] = {}
+        wanted, start = pa.array(row_ids, pa.string()), 0
+        for batch in key_batches(self.folder / INPUT_NAME):
+            ids = batch.column(0)
+            at = np.flatnonzero(pc.is_in(ids, value_set=wanted))
+            found |= zip(ids.take(pa.array(at)).to_pylist(), (start + at).tolist(), strict=True)
+            start += batch.num_rows
+        return found
 
     def write_failed(self) -> None:
         """Replace failed.parquet alone, for a run that ends before all its rows are done. Raises StorageError."""
@@ -211,11 +235,13 @@ def file_metadata(path: Path) -> dict[str, str]:
 
 
 def _drift(previous: Path, current: Path) -> Drift:
-    old, new = keys_of(previous), keys_of(current)
-    position = pc.index_in(new["gxr_row_id"], value_set=old["gxr_row_id"])
-    known = len(position) - position.null_count
-    kept = pc.sum(pc.equal(old["gxr_content_hash"].take(position), new["gxr_content_hash"])).as_py() or 0
-    return Drift(new=new.num_rows - known, edited=known - kept, removed=old.num_rows - known, kept=kept)
+    old = Index(previous)
+    known = kept = 0
+    for batch in key_batches(current):
+        position = old.find(batch.column(0))
+        known += int((position >= 0).sum())
+        kept += int(old.same_content(position, batch.column(1)).sum())
+    return Drift(new=rows_of(current) - known, edited=known - kept, removed=rows_of(previous) - known, kept=kept)
 
 
 def encode_metadata(values: Mapping[str, Any]) -> dict[str, str]:

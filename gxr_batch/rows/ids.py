@@ -2,12 +2,13 @@
 
 Ids that repeat form a family: A, A#2, A#3. Which row has which is decided by content: first by what the previous table
 says, then by the order of the content hashes, never by position. A made id never equals an id that a cell holds.
-Only rows of such families pass through Python; the rest stays in Arrow arrays.
+Only rows of such families are held as texts; of the rest 64 bits of each id are in memory, which tell whose id may
+repeat, and the texts stay in the file.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import chain, count, groupby
@@ -31,6 +32,7 @@ _SUFFIX = r"#([2-9]|[1-9][0-9]{1,8})$"
 _ROWS_A_BATCH = 65_536
 
 Mask = npt.NDArray[np.bool_]
+Marks = npt.NDArray[np.int64]
 
 
 class Known(NamedTuple):
@@ -73,28 +75,88 @@ def _id_text(cell: Any) -> str:
     return str(cell)
 
 
-def distinct(
-    bases: pa.ChunkedArray, content_of: Callable[[Mask], Sequence[str]], prior: PriorTable | None
-) -> pa.ChunkedArray | None:
-    """Return an id for every row, all different, or None where the bases are that already.
+def marks(ids: Sequence[str]) -> Marks:
+    """Return 64 bits of each id, the same within this process."""
+    return np.fromiter(map(hash, ids), np.int64, len(ids))
 
-    `bases` are the ids that cells or hashes give; `content_of` returns the content hashes of the rows in a mask.
+
+class Bases:
+    """The ids that cells or hashes give to the rows of a table, which stand in one column of a Parquet file."""
+
+    def __init__(self, path: Path, column: str, marks: Marks) -> None:
+        self._path, self._column, self._marks = path, column, marks
+        self._sorted = np.sort(marks)
+
+    def __len__(self) -> int:
+        return len(self._marks)
+
+    def where(self, asked: Callable[[pa.Array], Any]) -> Mask:
+        """Return the mask of the rows for whose ids an Arrow function is true."""
+        found = [asked(ids).to_numpy(zero_copy_only=False) for ids in self._texts()]
+        return np.concatenate([np.empty(0, np.bool_), *found])
+
+    def texts(self, mask: Mask) -> list[str]:
+        """Return the ids of the rows in a mask."""
+        return in_mask(self._texts(), mask)
+
+    def repeating(self) -> Mask:
+        """Return the mask of all rows whose id is another's too, and of few or no others."""
+        repeated = np.unique(self._sorted[1:][self._sorted[1:] == self._sorted[:-1]])
+        return np.isin(self._marks, repeated) if len(repeated) else np.zeros(len(self), np.bool_)
+
+    def may_hold(self, ids: pa.Array) -> Mask:
+        """Return which of some ids are among these; another one is taken for one of these once in 2^64."""
+        asked = marks(ids.to_pylist())
+        at = np.minimum(np.searchsorted(self._sorted, asked), len(self) - 1)
+        return self._sorted[at] == asked if len(self) else np.zeros(len(asked), np.bool_)
+
+    def _texts(self) -> Iterator[pa.Array]:
+        with pq.ParquetFile(self._path) as file:
+            for batch in file.iter_batches(_ROWS_A_BATCH, columns=[self._column]):
+                yield batch.column(0)
+
+
+def in_mask(columns: Iterable[pa.Array], mask: Mask) -> list[Any]:
+    """Return the values at the rows in a mask of a column that comes in pieces."""
+    values: list[Any] = []
+    start = 0
+    for column in columns:
+        values += column.filter(pa.array(mask[start : start + len(column)])).to_pylist()
+        start += len(column)
+    return values
+
+
+class Distinct(NamedTuple):
+    """Other ids for the rows in `mask`, in order, and how many rows had an id that an earlier row has too."""
+
+    mask: Mask
+    ids: list[str]
+    repeats: int
+
+
+def distinct(bases: Bases, content_of: Callable[[Mask], Sequence[str]], prior: PriorTable | None) -> Distinct:
+    """Return which rows get other ids than their bases, so that all ids are different; `ids` is empty if none does.
+
+    `content_of` returns the content hashes of the rows in a mask.
     """
-    counted = pc.value_counts(bases)
-    repeated = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
+    repeating = bases.repeating()
+    counts = Counter(bases.texts(repeating) if repeating.any() else ())
+    repeated = [base for base, count in counts.items() if count > 1]
+    repeats = sum(counts[base] - 1 for base in repeated)
     # A row whose likes were removed is alone by now, and keeps the id that was made for it.
-    families = pc.unique(pa.chunked_array([repeated, *(prior.families(bases) if prior else ())], pa.string()))
+    chunks = [pa.array(repeated, pa.string()), *(prior.families(bases) if prior else ())]
+    families = pc.unique(pa.chunked_array(chunks, pa.string()))
     if not len(families):
-        return None
-    chosen: Mask = pc.is_in(bases, value_set=families).to_numpy()
-    members = bases.filter(pa.array(chosen)).to_pylist()
-    literal = set(bases.filter(_suffixed(bases, families)).to_pylist())
+        return Distinct(repeating, [], repeats)
+    chosen = bases.where(lambda ids: pc.is_in(ids, value_set=families))
+    members = bases.texts(chosen)
+    literal = set(bases.texts(bases.where(lambda ids: _suffixed(ids, families))))
     known: dict[str, list[Known]] = defaultdict(list)
     for item in prior.known(families) if prior else ():
         if item.row_id == item.family or item.row_id not in literal:
             known[item.family].append(item)
     ids = _assign(members, content_of(chosen), known, literal)
-    return None if ids == members else pc.replace_with_mask(bases, pa.array(chosen), pa.array(ids, pa.string()))
+    return Distinct(chosen, [] if ids == members else ids, repeats)
 
 
 def _assign(
@@ -141,13 +203,13 @@ class PriorTable:
     def __init__(self, path: Path, id_column: str) -> None:
         self._path, self._id_column = path, id_column
 
-    def families(self, bases: pa.ChunkedArray) -> list[pa.Array]:
+    def families(self, bases: Bases) -> list[pa.Array]:
         """Return the ids of `bases` that other ids of the previous table may have been made from."""
         stems = [
             pc.unique(_stems(ids.filter(pc.match_substring_regex(ids, _SUFFIX))))
             for ids in (table["gxr_row_id"].combine_chunks() for table in self._tables(["gxr_row_id"]))
         ]
-        return [some.filter(pc.is_in(some, value_set=bases)) for some in stems if len(some)]
+        return [some.filter(pa.array(bases.may_hold(some))) for some in stems if len(some)]
 
     def known(self, families: pa.Array) -> Iterator[Known]:
         """Yield the ids of these families; an id that a cell of the previous table held was not made for any."""

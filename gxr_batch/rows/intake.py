@@ -1,6 +1,7 @@
 """Copies the table into input.parquet: the user's columns, a row id and a content hash for every row.
 
-One pass over the files; a second one over the copy only where ids repeat. In memory stay one batch and the ids.
+One pass over the files; a second one over the copy only where ids repeat. In memory stay one batch, and 64 bits of
+each id.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,7 +20,19 @@ from gxr_batch.errors import TableError
 from gxr_batch.rows import delimited, parquet
 from gxr_batch.rows.fields import ContentHasher, FieldMap
 from gxr_batch.rows.files import SourceFile, changed, changed_error
-from gxr_batch.rows.ids import DERIVED_DIGITS, Mask, PriorTable, cell_ids, distinct, require_usable
+from gxr_batch.rows.ids import (
+    DERIVED_DIGITS,
+    Bases,
+    Distinct,
+    Marks,
+    Mask,
+    PriorTable,
+    cell_ids,
+    distinct,
+    in_mask,
+    marks,
+    require_usable,
+)
 from gxr_batch.rows.names import counted, require_column
 from gxr_batch.rows.surveys import Survey
 from gxr_batch.storage import storage_errors
@@ -51,14 +65,14 @@ def ingest(
         require_usable(survey.schema.field(id_column).type, id_column)
     intake = _Intake(survey, fields, id_column)
     with _target_errors(target):
-        bases = intake.copy(target, limit)
-        ids = distinct(bases, lambda mask: _contents(target, mask), PriorTable(prior, id_column) if prior else None)
-        if ids is not None:
-            _replace_ids(target, ids)
+        bases = Bases(target, ID, intake.copy(target, limit))
+        made = distinct(bases, lambda mask: _contents(target, mask), PriorTable(prior, id_column) if prior else None)
+        if made.ids:
+            _replace_ids(target, made)
         for file in survey.files:
             if changed(file):
                 raise changed_error(file)
-    return Ingested(len(bases), tuple(intake.notices + _repeats(bases, id_column)))
+    return Ingested(len(bases), tuple(intake.notices + _repeats(made.repeats, id_column)))
 
 
 class _Intake:
@@ -70,23 +84,24 @@ class _Intake:
         self._derived = 0
         self.notices: list[str] = []
 
-    def copy(self, target: Path, limit: int | None) -> pa.ChunkedArray:
-        """Write the table with the ids that cells and hashes give, and return these ids."""
-        bases: list[pa.Array] = []
+    def copy(self, target: Path, limit: int | None) -> Marks:
+        """Write the table with the ids that cells and hashes give, and return their marks."""
+        seen = [np.empty(0, np.int64)]
         schema = pa.schema([*self._survey.schema, *_KEY_FIELDS])
         with _Groups(target, schema) as groups:
             for table in _first_rows(self._tables(), limit):
                 contents = self._hasher.hashes(table)
-                bases.append(pa.array(self._bases(table, contents), pa.string()))
-                keys = [bases[-1], pa.array(contents, pa.string())]
+                bases = self._bases(table, contents)
+                seen.append(marks(bases))
+                keys = [pa.array(bases, pa.string()), pa.array(contents, pa.string())]
                 groups.write(pa.Table.from_arrays([*table.columns, *keys], schema=schema))
         if self._derived:
             self.notices.append(
                 f"{counted(self._derived, 'row')} without {self._id_column}: the id comes from the content"
             )
-        if not sum(map(len, bases)):
+        if not sum(map(len, seen)):
             self.notices.append("the table has a header and no rows")
-        return pa.chunked_array(bases, pa.string())
+        return np.concatenate(seen)
 
     def _bases(self, table: pa.Table, contents: Sequence[str]) -> list[str]:
         derived = [content[:DERIVED_DIGITS] for content in contents]
@@ -173,34 +188,27 @@ class _Groups:
 
 def _contents(path: Path, mask: Mask) -> list[str]:
     """Return the content hashes of the rows in a mask."""
-    contents: list[str] = []
-    start = 0
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_ROWS_A_GROUP, columns=[CONTENT]):
-            some = mask[start : start + batch.num_rows]
-            start += batch.num_rows
-            if some.any():
-                contents += batch.column(0).filter(pa.array(some)).to_pylist()
-    return contents
+        return in_mask((batch.column(0) for batch in file.iter_batches(_ROWS_A_GROUP, columns=[CONTENT])), mask)
 
 
-def _replace_ids(path: Path, ids: pa.ChunkedArray) -> None:
+def _replace_ids(path: Path, made: Distinct) -> None:
     """Write the file anew with other row ids."""
     other = path.with_name(path.name + ".ids")
-    start = 0
+    start = done = 0
     with pq.ParquetFile(path) as file, _Groups(other, file.schema_arrow) as groups:
         place = file.schema_arrow.get_field_index(ID)
         for batch in file.iter_batches(parquet.rows_a_batch(file.metadata)):
-            table = pa.Table.from_batches([batch])
-            own = ids.slice(start, table.num_rows)
-            start += table.num_rows
-            groups.write(table.set_column(place, table.schema.field(place), own))
+            mask = made.mask[start : start + batch.num_rows]
+            ids = pa.array(made.ids[done : done + int(mask.sum())], pa.string())
+            start, done = start + batch.num_rows, done + len(ids)
+            own = pc.replace_with_mask(batch.column(place), pa.array(mask), ids)
+            groups.write(pa.Table.from_batches([batch]).set_column(place, batch.schema.field(place), own))
     other.replace(path)
 
 
-def _repeats(bases: pa.ChunkedArray, id_column: str) -> list[str]:
+def _repeats(more: int, id_column: str) -> list[str]:
     """Return a sentence on rows that share an id, if there are any."""
-    more = len(bases) - len(pc.unique(bases))
     if not more:
         return []
     what = f"the {id_column}" if id_column else "the content"

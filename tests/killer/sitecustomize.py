@@ -59,7 +59,7 @@ def opened(event, arguments):
 
 
 if FOLDER:
-    for name in ("mkdir", "rename", "replace"):
+    for name in ("mkdir", "rename", "replace", "unlink"):
         wrap(os, name)
     wrap(os, "fsync", lambda arguments: os.readlink(f"/proc/self/fd/{arguments[0]}"))
     sys.addaudithook(opened)

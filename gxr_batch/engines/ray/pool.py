@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from gxr_batch.engines.base import EngineInfo, Pulse, Workers
 from gxr_batch.engines.ray.clocks import Offset
 from gxr_batch.engines.ray.dealing import Hand
+from gxr_batch.engines.ray.head import Head
 from gxr_batch.engines.ray.wire import Order, Report
 from gxr_batch.errors import EngineFailed
 
@@ -47,6 +48,7 @@ class Member:
     pulse: Pulse = _NOTHING
     past: Pulse = _NOTHING
     heard_at: float = float("-inf")
+    stirred_at: float = float("-inf")  # its engine's last sign of life, by the driver's clock
     sent_at: float = 0.0
 
     @property
@@ -59,6 +61,11 @@ class Member:
         """True where its engine is open and it answered lately."""
         return self.info is not None and time.monotonic() - self.heard_at < _SILENT_SECONDS
 
+    def quiet_seconds(self) -> float:
+        """Return for how long it has had rows and gave no sign of life, neither its engine nor its process."""
+        last = max(self.stirred_at, self.hand.dealt_at)
+        return time.monotonic() - last if self.hand.flight else 0.0
+
     def forget(self) -> None:
         """Take in that its process is gone."""
         self.info, self.hand.slots = None, 0
@@ -69,8 +76,8 @@ class Member:
 class Pool:
     """The members, and the calls that they have in flight."""
 
-    def __init__(self, ray: Any, actors: Sequence[Any]) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, actors: Sequence[Any], head: Head) -> None:
+        self._ray, self._head = ray, head
         self.members = [Member(number, actor) for number, actor in enumerate(actors, start=1)]
         self._calls: dict[Any, Member] = {}
         self._all = list(self.members)
@@ -90,6 +97,8 @@ class Pool:
     def next(self, seconds: float) -> tuple[Member, Report | Lost] | None:
         """Return the next report, or that a member is lost; None where nothing came in time. Raises EngineFailed."""
         exceptions = self._ray.exceptions
+        if self._head.gone:
+            raise _disconnected("its head cannot be reached")
         try:
             # In the order in which they were sent, so that no worker is overlooked for long.
             ready, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=seconds)
@@ -101,16 +110,16 @@ class Pool:
             return self._gone(member, final=True)
         except exceptions.ActorUnavailableError:
             return self._gone(member, final=False)
+        except exceptions.RayTaskError:  # no method raises; but there is none where a host has no gxr-batch
+            self._ray.kill(member.actor, no_restart=False)
+            return self._gone(member, final=False)
         except (exceptions.RayError, ConnectionError) as error:
-            raise EngineFailed(
-                f"The connection to Ray is gone ({type(error).__name__}).",
-                where='engine.kind = "ray"',
-                next_step="look after the cluster, then run the same command again",
-            ) from None
+            raise _disconnected(type(error).__name__) from None
         if report.life == member.ended_life:
             return member, Lost(open=False, final=False)
         member.life, member.host, member.pulse = report.life, report.host, report.pulse
         member.heard_at = time.monotonic()
+        member.stirred_at = member.heard_at - report.quiet_seconds
         member.clock.heard(member.sent_at, report.received_at, report.sent_at, time.time())
         return member, report
 
@@ -123,7 +132,7 @@ class Pool:
         return member, lost
 
     def restart(self, member: Member) -> None:
-        """End a member whose engine failed, so that Ray starts it again if it may."""
+        """End a member whose engine failed or hangs, so that Ray starts it again if it may."""
         self.lost += 1
         member.ended_life = member.life
         member.forget()
@@ -162,7 +171,16 @@ class Pool:
 def start(ray: Any, count: int, make: Any, arguments: tuple[Any, ...], **options: Any) -> Pool:
     """Start a pool of `count` actors of the class `make`."""
     actor = ray.remote(make).options(max_task_retries=0, max_concurrency=_CALLS_AT_ONCE, **options)
-    return Pool(ray, [actor.remote(*arguments) for _ in range(count)])
+    head = Head(ray.get_runtime_context().gcs_address)
+    return Pool(ray, [actor.remote(*arguments) for _ in range(count)], head)
+
+
+def _disconnected(why: str) -> EngineFailed:
+    return EngineFailed(
+        f"The connection to Ray is gone ({why}).",
+        where='engine.kind = "ray"',
+        next_step="look after the cluster, then run the same command again",
+    )
 
 
 def _added(one: Pulse, other: Pulse) -> Pulse:

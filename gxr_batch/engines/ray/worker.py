@@ -37,7 +37,7 @@ class Worker:
         self._waiting: deque[tuple[Prompt, float]] = deque()  # with the time when they came
         self._ended: list[Completion] = []
         self._said: list[str] = []
-        self._pulse = Pulse(0, 0)
+        self._pulse, self._stirred_at = Pulse(0, 0), time.monotonic()
         self._info: EngineInfo | None = None
         self._failure: Failure | None = None
         threading.Thread(target=self._live, name="gxr-batch-engine", daemon=True).start()
@@ -88,6 +88,7 @@ class Worker:
             completions=completions,
             said=said,
             pulse=self._pulse,
+            quiet_seconds=time.monotonic() - self._stirred_at,
             info=info,
             failure=self._failure,
         )
@@ -115,6 +116,7 @@ class Worker:
         waited: dict[Key, float] = {}
         for event in session.stream(self._prompts(errand, waited), stop):
             with self._changed:
+                self._stirred_at = time.monotonic()
                 if isinstance(event, Pulse):
                     self._pulse = event
                 elif errand == self._errand:

@@ -14,7 +14,8 @@ from gxr_batch.engines.ray.head import Head
 from gxr_batch.engines.ray.placing import Node, Placing, place
 from gxr_batch.engines.ray.wire import Failure
 from gxr_batch.errors import ApiOutage, EngineFailed, GxrError, ModelUnavailable
-from gxr_batch.job import RaySection
+from gxr_batch.job import Job, RaySection
+from gxr_batch.notices import of_kind
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
 
 TWO_HOSTS = [Node(16, 4), Node(8, 2), Node(0, 0)]
@@ -66,6 +67,13 @@ def test_a_head_is_gone_only_after_it_was_missed_again_and_again(monkeypatch):
     assert looks == [False] * 5 + [True]
     with socket.create_server(("127.0.0.1", head._at[1])):
         assert not head.gone
+
+
+def test_the_notice_of_a_slower_engine_names_the_key_that_chose_it():
+    asked = Job.model_validate({"name": "j", "input": {"path": "f.csv"}, "engine": {"kind": "ray"}})
+    (notice,) = of_kind(asked, asked.with_values({"ray.worker": "generate"}))
+    assert notice.startswith('ray.worker = "auto" took generate')
+    assert of_kind(asked, asked.with_values({"ray.worker": "transformers"})) == []
 
 
 def prompt(number: int) -> Prompt:

@@ -108,7 +108,7 @@ def test_a_run_whose_worker_is_killed_ends_as_if_nothing_had_been(work):
     work.run()
     expected = texts(work)
     shutil.rmtree(work.folder / "outputs")
-    work.job(RAY + SLOW)
+    work.job(RAY + SLOW.replace("= 5", "= 20"))
     child = work.start("run", "j.toml", "--json")
     wait_until(work.parts, child)
     victim, other = workers_of(child)

@@ -48,7 +48,8 @@ class Member:
     pulse: Pulse = _NOTHING
     past: Pulse = _NOTHING
     heard_at: float = float("-inf")
-    stirred_at: float = float("-inf")  # its engine's last sign of life, by the driver's clock
+    called_at: float = 0.0  # like `heard_at` by the monotonic clock
+    engine_quiet: float = 0.0  # seconds without a sign of life of its engine, when it was heard
     sent_at: float = 0.0
 
     @property
@@ -61,14 +62,9 @@ class Member:
         """True where its engine is open and it answered lately."""
         return self.info is not None and time.monotonic() - self.heard_at < _SILENT_SECONDS
 
-    def quiet_seconds(self) -> float:
-        """Return for how long it has had rows and gave no sign of life, neither its engine nor its process."""
-        last = max(self.stirred_at, self.hand.dealt_at)
-        return time.monotonic() - last if self.hand.flight else 0.0
-
     def forget(self) -> None:
         """Take in that its process is gone."""
-        self.info, self.hand.slots = None, 0
+        self.info, self.hand.slots, self.engine_quiet = None, 0, 0.0
         self.past, self.pulse = _added(self.past, self.pulse), _NOTHING
         self.clock = Offset()  # the next life may be on another host
 
@@ -91,7 +87,7 @@ class Pool:
 
     def call(self, member: Member, order: Order) -> None:
         """Send an order; its report comes out of `next`."""
-        member.sent_at = time.time()
+        member.sent_at, member.called_at = time.time(), time.monotonic()
         self._calls[member.actor.exchange.remote(order)] = member
 
     def next(self, seconds: float) -> tuple[Member, Report | Lost] | None:
@@ -119,7 +115,7 @@ class Pool:
             return member, Lost(open=False, final=False)
         member.life, member.host, member.pulse = report.life, report.host, report.pulse
         member.heard_at = time.monotonic()
-        member.stirred_at = member.heard_at - report.quiet_seconds
+        member.engine_quiet = min(report.quiet_seconds, member.heard_at - member.hand.dealt_at)
         member.clock.heard(member.sent_at, report.received_at, report.sent_at, time.time())
         return member, report
 
@@ -130,6 +126,20 @@ class Pool:
         if final:
             self.members.remove(member)
         return member, lost
+
+    def hung(self, seconds: float) -> list[Member]:
+        """Return the members that have had rows for so long without a sign of life.
+
+        The engine has none to show, as a report says, or the process does not report. What counts is time in which the
+        worker had the word, not the driver, which may have been busy itself.
+        """
+        late = time.monotonic() - seconds
+        overdue = {call: called for call, called in self._calls.items() if called.called_at <= late}
+        if overdue:
+            _, unanswered = self._ray.wait(list(overdue), num_returns=len(overdue), timeout=0)
+            overdue = {call: overdue[call] for call in unanswered}
+        silent = [member for member in self.members if member.engine_quiet >= seconds]
+        return [member for member in (*silent, *overdue.values()) if member.hand.flight]
 
     def restart(self, member: Member) -> None:
         """End a member whose engine failed or hangs, so that Ray starts it again if it may."""

@@ -143,14 +143,13 @@ class RaySession:
 
     def _replace_hung(self, dealer: Dealer) -> Iterator[Completion]:
         """Have workers replaced that hold rows and do nothing about them, in their engine or altogether."""
-        for member in self._pool.members:
-            if (quiet := member.quiet_seconds()) >= self._patience.hung_seconds:
-                yield from map(_crashed, dealer.lose(member.hand))
-                self._pool.restart(member)
-                self._say(
-                    f"{member.name.capitalize()} gave no sign of life for {quiet:,.0f} s; it is replaced, and its rows "
-                    "run again at the end."
-                )
+        for member in self._pool.hung(self._patience.hung_seconds):
+            yield from map(_crashed, dealer.lose(member.hand))
+            self._pool.restart(member)
+            self._say(
+                f"{member.name.capitalize()} gave no sign of life for {self._patience.hung_seconds:,.0f} s; it is "
+                "replaced, and its rows run again at the end."
+            )
 
     def _look_for_life(self, seconds: float) -> None:
         if not self._pool.members:

@@ -85,8 +85,9 @@ def bench(job: Job, slots: Sequence[int], rows_a_slot: int, say: Say) -> Bench:
         with engine.open() as session:
             loads.append(time.perf_counter() - began)
             info = session.info
-            prompts = _prompts(settled, encoder.encode, count * rows_a_slot)
-            _run(session, [prompt._replace(max_new_tokens=_WARM_UP_TOKENS) for prompt in prompts[:count]])
+            # A Ray pool has so many slots in each of its workers.
+            prompts = _prompts(settled, encoder.encode, info.slots * rows_a_slot)
+            _run(session, [prompt._replace(max_new_tokens=_WARM_UP_TOKENS) for prompt in prompts[: info.slots]])
             found.append(_measure(session, prompts))
         say(f"{count} slots: {found[-1].rows_a_minute:,.1f} rows/min")
     assert info is not None, "at least one slot count"

@@ -137,6 +137,8 @@ def open_conversation(job: Job, say: Say) -> Iterator[Conversation]:
     settled = follow(job, None)
     if settled.engine.slots == "auto" and settled.generator != "api":
         settled = settled.with_values({"engine.slots": _SLOTS})
+    if settled.ray.workers == "auto":  # one prompt at a time keeps one busy
+        settled = settled.with_values({"ray.workers": 1})
     engine = create(settled, say)
     began = time.monotonic()
     encoder = engine.encoder()

@@ -15,9 +15,9 @@ from gxr_batch.stopping import StopReason
 
 def of_kind(asked: Job, settled: Job) -> list[str]:
     """Say so where the automatic engine is not the fast one."""
-    if asked.engine.kind != "auto" or settled.engine.kind != "generate":
+    if asked.generator != "auto" or settled.generator != "generate":
         return []
-    return ['engine.kind = "auto" took generate, since the transformers engine cannot drive this model.']
+    return [f'{asked.generator_key} = "auto" took generate, since the transformers engine cannot drive this model.']
 
 
 def of_versions(manifest: Manifest | None, now: Mapping[str, str]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import ModuleType
 
 import psutil
 import pytest
@@ -17,6 +19,7 @@ from gxr_batch.engines.ray.cluster import connected, load_ray
 from gxr_batch.engines.ray.dealing import CRASHED
 from gxr_batch.engines.ray.joined import joined
 from gxr_batch.engines.ray.pool import Member
+from gxr_batch.engines.ray.worker import Worker
 from gxr_batch.errors import EngineFailed, ModelUnavailable
 from gxr_batch.job import Job, RaySection
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
@@ -124,6 +127,57 @@ def test_a_row_that_kills_its_worker_is_found_out_and_spares_its_neighbours(capf
     assert seen.pulses[-1].workers.lost == 2
     out, err = capfd.readouterr()
     assert out + err == "", "Ray prints of what happens in its workers"
+
+
+def test_a_row_that_hangs_its_worker_is_found_out_and_spares_its_neighbours():
+    said: list[str] = []
+    hanging = prompt(3, CANARY)
+    given = [*prompts(3), hanging, *prompts(12)[4:]]
+    with session(job({"hang_containing": CANARY, "tokens_per_second": 200}, hung_after="4s"), said) as opened:
+        seen = Watched().watch(opened, given)
+    errors = {completion.key: completion.error for completion in seen.completions}
+    assert len(seen.completions) == len(given)
+    assert {key: error for key, error in errors.items() if error} == {hanging.key: CRASHED}
+    assert seen.pulses[-1].workers is not None
+    assert seen.pulses[-1].workers.lost == 2
+    assert sum("gave no sign of life for 4 s; it is replaced" in sentence for sentence in said) == 2
+    assert seen.longest_silence < 1.0
+
+
+def test_a_worker_that_stands_still_is_replaced_and_lives_again():
+    said: list[str] = []
+    before = worker_processes()
+    with session(job({"tokens_per_second": 40}, hung_after="4s"), said) as opened:
+        stopped = min(worker_processes() - before, key=lambda process: process.pid)
+        seen = Watched().watch(opened, prompts(30), after=once(stopped.suspend))
+        assert sorted(seen.keys()) == sorted(tuple(given.key) for given in prompts(30))
+        assert all(completion.error is None for completion in seen.completions)
+        assert sum("gave no sign of life" in sentence for sentence in said) == 1
+        stopped.wait(30)
+        later = Watched()
+        while len(later.completions) < 400 and not (later.pulses and later.pulses[-1].workers.alive == 2):
+            later.watch(opened, prompts(8))
+    assert later.pulses[-1].workers.alive == 2
+    assert later.pulses[-1].workers.lost == 1
+
+
+def test_workers_are_not_blamed_where_the_driver_does_not_listen():
+    with session(job({"tokens_per_second": 40}, hung_after="4s")) as opened:
+        seen = Watched().watch(opened, prompts(30), after=once(lambda: time.sleep(9)))
+    assert sorted(seen.keys()) == sorted(tuple(given.key) for given in prompts(30))
+    assert seen.pulses[-1].workers is not None
+    assert seen.pulses[-1].workers.lost == 0
+
+
+def test_a_host_without_this_package_is_named_as_a_cause(monkeypatch):
+    elsewhere = ModuleType("elsewhere")  # importable here alone
+    elsewhere.Worker = type("Worker", (Worker,), {"__module__": "elsewhere"})
+    monkeypatch.setitem(sys.modules, "elsewhere", elsewhere)
+    monkeypatch.setattr("gxr_batch.engines.ray.opening.Worker", elsewhere.Worker)
+    with pytest.raises(ModelUnavailable, match="before its engine was open") as raised:  # noqa: SIM117
+        with session(job(workers=1, max_restarts=1)):
+            pass
+    assert "this version of gxr-batch" in raised.value.next_step
 
 
 def test_an_engine_that_fails_is_replaced_so_often_and_then_its_own_message_ends_the_stream():

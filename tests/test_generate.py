@@ -108,6 +108,21 @@ def test_model_names_the_servers_where_a_server_generates(work):
     assert "--model" in refused.stderr
 
 
+@pytest.mark.parametrize(("asked", "opened"), [("auto", 1), (3, 3)])
+def test_a_conversation_opens_one_worker_of_a_pool_unless_told_otherwise(monkeypatch, asked, opened):
+    class Made(Exception):
+        pass
+
+    def create(job, say):
+        raise Made(job.ray.workers)
+
+    monkeypatch.setattr("gxr_batch.conversation.create", create)
+    job = make_job("generate", (), {"engine.kind": "ray", "ray.worker": "echo", "ray.workers": asked})
+    with pytest.raises(Made) as made, open_conversation(job, print):
+        pass
+    assert made.value.args == (opened,)
+
+
 def test_a_conversation_remembers_until_it_is_reset(work):
     done = talk(work, "first words\n/system Be kind.\nsecond\n/system\n/save talk.json\n/wrong\n/quit\nnever\n")
     assert done.returncode == 0

@@ -39,6 +39,7 @@ HEAVY = {
     "trl",
     "peft",
     "vllm",
+    "ray",
     "datasets",
 }
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from gxr_batch import errors
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.engines.ray.clocks import Meter, Offset
 from gxr_batch.engines.ray.dealing import Dealer, Hand
+from gxr_batch.engines.ray.head import Head
 from gxr_batch.engines.ray.placing import Node, Placing, place
 from gxr_batch.engines.ray.wire import Failure
 from gxr_batch.errors import ApiOutage, EngineFailed, GxrError, ModelUnavailable
-from gxr_batch.job import RaySection
+from gxr_batch.job import Job, RaySection
+from gxr_batch.notices import of_kind
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
 
 TWO_HOSTS = [Node(16, 4), Node(8, 2), Node(0, 0)]
@@ -54,6 +58,24 @@ def test_time_is_divided_among_busy_workers():
     assert meter.part((since[0] - 1.0, since[1] - 0.25)) == pytest.approx(0.25, abs=0.02)
 
 
+def test_a_head_is_gone_only_after_it_was_missed_again_and_again(monkeypatch):
+    monkeypatch.setattr("gxr_batch.engines.ray.head._EVERY_SECONDS", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = Head(f"127.0.0.1:{server.getsockname()[1]}")
+        assert not any(head.gone for _ in range(10))
+    looks = [head.gone for _ in range(6)]
+    assert looks == [False] * 5 + [True]
+    with socket.create_server(("127.0.0.1", head._at[1])):
+        assert not head.gone
+
+
+def test_the_notice_of_a_slower_engine_names_the_key_that_chose_it():
+    asked = Job.model_validate({"name": "j", "input": {"path": "f.csv"}, "engine": {"kind": "ray"}})
+    (notice,) = of_kind(asked, asked.with_values({"ray.worker": "generate"}))
+    assert notice.startswith('ray.worker = "auto" took generate')
+    assert of_kind(asked, asked.with_values({"ray.worker": "transformers"})) == []
+
+
 def prompt(number: int) -> Prompt:
     return Prompt(Key(f"C{number}", 1), Messages((), "t"), Encoded(None, 5), number, 8)
 
@@ -93,6 +115,18 @@ def test_prompts_are_pulled_for_free_slots_only_and_in_small_units():
     assert table.deal(0) == []
     assert table.settle(0, "C0") is not None
     assert table.deal(0) == ["C18"]
+
+
+def test_a_worker_that_was_full_gets_all_that_it_has_room_for_at_once():
+    table = Table(100, 16)
+    while table.dealer.wants_more(table.hands[0]):
+        table.deal(0)
+    for number in range(10):
+        table.settle(0, f"C{number}")
+    assert len(table.deal(0)) == 10
+    table.dealer.lose(table.hands[0])
+    table.hands[0].slots = 16
+    assert len(table.deal(0)) == 2, "its next process begins anew"
 
 
 def test_rows_of_a_lost_worker_run_last_one_at_a_time_and_a_killer_is_condemned():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from running import Workplace, without_times
 
@@ -41,6 +43,15 @@ def wait_until(true: Callable[[], object], child: subprocess.Popen[str], seconds
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     found = psutil.Process(process.pid).children(recursive=True)
     return [child for child in found if child.name().startswith("ray::Worker")]
+
+
+def has_event(work: Workplace, name: str) -> bool:
+    log = work.folder / "outputs/j/log.jsonl"
+    return log.exists() and f'"event": "{name}"' in log.read_text()
+
+
+def results_exist(work: Workplace) -> bool:
+    return (work.folder / "outputs/j/results.parquet").exists()
 
 
 def texts(work: Workplace) -> dict[str, str]:
@@ -92,12 +103,61 @@ def test_a_killed_driver_leaves_nothing_behind_and_its_run_goes_on_with_other_wo
     assert len(work.results()) == 60
 
 
-def test_ctrl_c_ends_a_run_and_its_ray_in_order(work):
-    work.job(RAY + SLOW)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "gxr_batch", "run", "j.toml", "--json", "--set", "run.grace_seconds=1"],
+def test_a_run_whose_worker_is_killed_ends_as_if_nothing_had_been(work):
+    work.job("[engine]\nkind = 'echo'\n")
+    work.run()
+    expected = texts(work)
+    shutil.rmtree(work.folder / "outputs")
+    work.job(RAY + SLOW.replace("= 5", "= 20"))
+    child = work.start("run", "j.toml", "--json")
+    wait_until(work.parts, child)
+    victim, other = workers_of(child)
+    victim.kill()
+    assert not results_exist(work), "the kill came after the last row"
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0, err
+    assert not other.is_running(), "it ended with the run"
+    summary = json.loads(out)
+    assert (summary["ok"], summary["failed"], summary["generated_now"]) == (60, 0, 60)
+    assert texts(work) == expected
+    (entry,) = work.manifest()["invocations"]
+    assert (entry["outcome"], entry["workers"]["lost"]) == ("finished", 1)
+    assert sum(entry["workers"]["rows"]) == 60
+    assert 1 <= entry["retries"] <= 16, "the rows that it had, and no others, ran again"
+    keys = [row for part in work.parts() for row in pq.read_table(part, columns=["gxr_row_id"]).to_pylist()]
+    assert len(keys) == 60, "a row was written twice"
+    assert err.count("was lost; it is replaced") == 1
+    events = [json.loads(line) for line in (work.folder / "outputs/j/log.jsonl").read_text().splitlines()]
+    assert [event["lost"] for event in events if event["event"] == "workers"][-1] == 1
+
+
+def in_foreground(work: Workplace, *arguments: str) -> subprocess.Popen[str]:
+    """Start a run as a terminal does, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "gxr_batch", "run", "j.toml", "--json", *arguments],
         cwd=work.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
+
+
+def test_a_second_ctrl_c_ends_a_run_and_its_ray_at_once(work):
+    work.job(RAY + SLOW + "[sampling]\nmax_new_tokens = 1000\n")
+    work.table([(f"C{number}", "word " * 400) for number in range(60)])
+    child = in_foreground(work, "--set", "run.grace_seconds=200")
+    wait_until(lambda: has_event(work, "workers"), child)
+    family = psutil.Process(child.pid).children(recursive=True)
+    os.killpg(child.pid, 2)
+    wait_until(lambda: has_event(work, "stop_requested"), child)
+    os.killpg(child.pid, 2)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_ctrl_c_ends_a_run_and_its_ray_in_order(work):
+    work.job(RAY + SLOW)
+    child = in_foreground(work, "--set", "run.grace_seconds=1")
     wait_until(work.parts, child)
     family = psutil.Process(child.pid).children(recursive=True)
     os.killpg(child.pid, 2)  # as a terminal does: to everything in the foreground
@@ -156,6 +216,38 @@ def test_a_cluster_that_is_not_there_is_exit_4(work):
     assert "There is no Ray cluster to connect to" in done.stderr
     assert "ray.address = 127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_cluster_that_wants_a_token_is_exit_4(work, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("HOME", str(work.folder))  # where Ray would look for one
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        work.job(RAY + f"address = '127.0.0.1:{server.getsockname()[1]}'\n")
+        done = work.run(expect=4)
+    assert "There is no Ray cluster to connect to (AuthenticationError)" in done.stderr
+    assert "RAY_AUTH_TOKEN" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.long
+def test_a_run_that_loses_the_head_of_its_cluster_is_exit_4_and_goes_on_later(work):
+    work.table(400)
+    work.job(RAY + SLOW)
+    child = work.start("run", "j.toml")
+    wait_until(work.parts, child)
+    family = psutil.Process(child.pid).children(recursive=True)
+    (head,) = [process for process in family if process.name() == "gcs_server"]
+    head.kill()
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == 4, err
+    assert "its head cannot be reached" in err
+    assert work.manifest()["invocations"][-1]["outcome"] == "broken off"
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    summary = work.run_json("--set", "echo.tokens_per_second=0")
+    assert summary["ok"] == 400
+    assert summary["generated_now"] < 380
 
 
 def test_without_ray_a_run_says_what_to_install_and_ends_with_4(work):

@@ -260,6 +260,20 @@ def test_odd_values_in_the_manifest_do_no_harm(tmp_path):
     assert "<td>&lt;b&gt;</td>" in page_of(work)
 
 
+def test_a_pool_is_named_with_what_its_workers_hold_and_how_many_were_lost(tmp_path):
+    work = Workplace(tmp_path)
+    work.run()
+    assert "workers lost" not in page_of(work)
+    path = work.folder / "outputs/j/run.json"
+    manifest = json.loads(path.read_text())
+    manifest["resolved"] |= {"engine.kind": "ray", "ray.worker": "transformers"}
+    manifest["invocations"][0]["workers"] = {"alive": 2, "lost": 3, "rows": [1, 2]}
+    path.write_text(json.dumps(manifest))
+    page = page_of(work)
+    assert "ray, transformers in each worker" in page
+    assert "workers lost" in page
+
+
 def test_a_page_that_would_grow_too_large_shows_fewer_cases_and_says_which(made, monkeypatch):
     monkeypatch.setattr(report_room, "MOST_PACKED_BYTES", 6_000)
     done = report(RunReader(made.folder / "outputs/j"), None, made.folder / "small.html", include_held=False)

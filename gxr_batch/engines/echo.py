@@ -135,6 +135,8 @@ class EchoSession:
         prompt = row.prompt
         if self._settings.kill_containing and self._settings.kill_containing in prompt.messages.turns[-1].text:
             os.kill(os.getpid(), signal.SIGKILL)
+        while self._settings.hang_containing and self._settings.hang_containing in prompt.messages.turns[-1].text:
+            time.sleep(60)
         kept = row.words[: prompt.max_new_tokens]
         seconds = now - row.taken_at
         error = self._fault(prompt)

@@ -18,8 +18,8 @@ class RaySection(Section):
 
     Each of `workers` processes holds an engine of kind `worker` with the job's settings and has a graphics card of its
     own where the cluster has any, else `cpus_per_worker` processors. Without an `address` Ray is started on this
-    machine for the run. A worker that is lost is replaced up to `max_restarts` times; without any living worker for
-    `give_up_after` the run ends, to be resumed.
+    machine for the run. A worker that is lost is replaced up to `max_restarts` times, as is one that has rows and gives
+    no sign of life for `hung_after`; without any living worker for `give_up_after` the run ends, to be resumed.
     """
 
     worker: WorkerKind = "auto"
@@ -27,9 +27,10 @@ class RaySection(Section):
     cpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=1, le=_MOST_WORKERS)] = "auto"
     address: str = ""
     max_restarts: int = Field(default=3, ge=0, le=1000)
+    hung_after: str = Field(default="5m", min_length=1)
     give_up_after: str = Field(default="10m", min_length=1)
 
-    _duration = field_validator("give_up_after")(spelled(parse_duration))
+    _duration = field_validator("hung_after", "give_up_after")(spelled(parse_duration))
 
     @field_validator("address")
     @classmethod

@@ -34,6 +34,7 @@ class Start:
     load_seconds: float | None
     slots: float | None
     splits: float | None
+    workers_lost: float | None
     cut: float | None
     memory_bytes: float | None
     device: str
@@ -73,6 +74,7 @@ def _start(number: int, entry: Mapping[str, Any]) -> Start:
         load_seconds=_number(engine.get("load_seconds")),
         slots=_number(engine.get("slots")),
         splits=_number(entry.get("splits")),
+        workers_lost=_number(mapping(entry.get("workers")).get("lost")),
         cut=_number(entry.get("cut")),
         memory_bytes=_number(memory),
         device=_said(engine.get("device")),

@@ -53,11 +53,12 @@ def model_facts(reader: RunReader, newest: Start | None) -> Pairs:
     """Return what generated."""
     facts, resolved = reader.manifest.model.get("provenance", {}), reader.manifest.resolved
     kind = resolved.get("engine.kind") or reader.manifest.fingerprint.get("engine.kind", "")
+    worker = resolved.get("ray.worker", "") if kind == "ray" else ""
     pairs = [
         ("model", str(facts.get("gxr_model") or "")),
         ("revision", str(facts.get("gxr_model_revision") or "")),
         ("adapter", str(facts.get("gxr_adapter") or "none")),
-        ("engine", str(kind)),
+        ("engine", f"{kind}, {worker} in each worker" if worker else str(kind)),
     ]
     if newest is not None:
         pairs += [
@@ -85,6 +86,7 @@ def starts_table(found: Sequence[Start], zone: timezone) -> dict[str, Any]:
         "device": [start.device for start in found],
         "peak memory": [_bytes(start.memory_bytes) for start in found],
         "batch splits": [figure(start.splits or None) for start in found],
+        "workers lost": [figure(start.workers_lost or None) for start in found],
     }
     kept = {name: cells for name, cells in columns.items() if any(cells) or name == "no."}
     return {"header": list(kept), "rows": list(zip(*kept.values(), strict=True))}

@@ -1,8 +1,8 @@
 """Who gets which prompt, and what becomes of the rows of a worker that is lost. No Ray here.
 
-Prompts are pulled from the job only for a worker that has room, a small unit at a time, so that neither a slow worker
-hoards nor the first one empties a short table. Rows of a lost worker are suspects: one of them may have killed it. They
-run last, each alone on a worker; one that loses its worker again is failed.
+Prompts are pulled from the job only for a worker that has room, at first a small unit at a time, so that the first one
+does not empty a short table. Rows of a lost worker are suspects: one of them may have killed it. They run last, each
+alone on a worker; one that loses its worker again is failed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from gxr_batch.engines.base import StopRequest
 from gxr_batch.engines.ray.clocks import Meter
 from gxr_batch.records import Completion, Key, Prompt
 
-# A worker of 64 slots is filled in so many units, so that others get theirs in between.
+# A worker of 64 slots is filled in so many units, so that others get theirs in between; once it was full, it gets all
+# that it has room for, since calls are what the driver's time goes into.
 _UNITS_TO_FILL = 8
 _DEATHS_TO_CONDEMN = 2
 CRASHED = "crashed the process"
@@ -33,12 +34,17 @@ class Taken:
 
 @dataclass
 class Hand:
-    """What the driver knows of a worker's rows: its slots (0 = not open), those that it holds, or one alone."""
+    """What the driver knows of a worker's rows: its slots (0 = not open), those that it holds, or one alone.
+
+    `dealt_at` is when it last got any (time.monotonic seconds); `filled` once it had as many as it has slots.
+    """
 
     slots: int = 0
     flight: dict[Key, Taken] = field(default_factory=dict)
     alone: bool = False
     rows: int = 0
+    dealt_at: float = 0.0
+    filled: bool = False
 
 
 class Dealer:
@@ -74,7 +80,7 @@ class Dealer:
     def deal(self, hand: Hand) -> tuple[Prompt, ...]:
         """Return the next unit for a worker, empty where it has no room or there is nothing."""
         dealt: list[Taken] = []
-        unit = max(1, hand.slots // _UNITS_TO_FILL)
+        unit = hand.slots if hand.filled else max(1, hand.slots // _UNITS_TO_FILL)
         while len(dealt) < unit and self.wants_more(hand):
             prompt, self._first = self._first or self._pull(), None
             if prompt is not None:
@@ -83,6 +89,7 @@ class Dealer:
         if self.last and self._stop.admitting and self._suspects and hand.slots and not hand.flight:
             hand.alone = True
             dealt.append(self._hand_over(hand, self._suspects.popleft()))
+        hand.filled = hand.filled or len(hand.flight) >= hand.slots
         self._count_busy()
         # A function that shows text to a person stays here.
         return tuple(taken.prompt._replace(on_text=None) for taken in dealt)
@@ -113,7 +120,7 @@ class Dealer:
                 self._suspects.append(taken)
                 self.again += 1
         hand.flight.clear()
-        hand.slots, hand.alone = 0, False
+        hand.slots, hand.alone, hand.filled = 0, False, False
         self._count_busy()
         return condemned
 
@@ -121,7 +128,7 @@ class Dealer:
         """Forget the rows in flight: they are still to do."""
         for hand in self._hands:
             hand.flight.clear()
-            hand.alone = False
+            hand.alone = hand.filled = False
 
     def _pull(self) -> Prompt | None:
         prompt = next(self._prompts, None) if self._stop.admitting and not self._exhausted else None
@@ -130,6 +137,7 @@ class Dealer:
 
     def _hand_over(self, hand: Hand, taken: Taken) -> Taken:
         taken.handed = self._meter.mark()
+        hand.dealt_at = taken.handed[0]
         hand.flight[taken.prompt.key] = taken
         return taken
 

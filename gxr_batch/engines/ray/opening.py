@@ -12,7 +12,7 @@ from gxr_batch.engines.ray.cluster import connected, load_ray
 from gxr_batch.engines.ray.joined import joined
 from gxr_batch.engines.ray.placing import Placing
 from gxr_batch.engines.ray.pool import Lost, Pool, start
-from gxr_batch.engines.ray.session import RaySession
+from gxr_batch.engines.ray.session import Patience, RaySession
 from gxr_batch.engines.ray.wire import Order, Report
 from gxr_batch.engines.ray.worker import Create, Worker
 from gxr_batch.errors import ModelUnavailable
@@ -46,8 +46,8 @@ def open_session(job: Job, create: Create, say: Say) -> Iterator[RaySession]:
             max_restarts=job.ray.max_restarts,
         )
         try:
-            patience = parse_duration(job.ray.give_up_after) or 0.0
-            _wait(pool, placing, patience, say)
+            patience = Patience(parse_duration(job.ray.give_up_after) or 0.0, parse_duration(job.ray.hung_after) or 0.0)
+            _wait(pool, placing, patience.give_up_seconds, say)
             info = joined(pool.members, time.monotonic() - began, {"ray": ray.__version__})
             yield RaySession(info, pool, patience, say)
         finally:

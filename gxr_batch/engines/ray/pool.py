@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from gxr_batch.engines.base import EngineInfo, Pulse, Workers
 from gxr_batch.engines.ray.clocks import Offset
 from gxr_batch.engines.ray.dealing import Hand
+from gxr_batch.engines.ray.head import Head
 from gxr_batch.engines.ray.wire import Order, Report
 from gxr_batch.errors import EngineFailed
 
@@ -47,6 +48,8 @@ class Member:
     pulse: Pulse = _NOTHING
     past: Pulse = _NOTHING
     heard_at: float = float("-inf")
+    called_at: float = 0.0  # like `heard_at` by the monotonic clock
+    engine_quiet: float = 0.0  # seconds without a sign of life of its engine, when it was heard
     sent_at: float = 0.0
 
     @property
@@ -61,7 +64,7 @@ class Member:
 
     def forget(self) -> None:
         """Take in that its process is gone."""
-        self.info, self.hand.slots = None, 0
+        self.info, self.hand.slots, self.engine_quiet = None, 0, 0.0
         self.past, self.pulse = _added(self.past, self.pulse), _NOTHING
         self.clock = Offset()  # the next life may be on another host
 
@@ -69,8 +72,8 @@ class Member:
 class Pool:
     """The members, and the calls that they have in flight."""
 
-    def __init__(self, ray: Any, actors: Sequence[Any]) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, actors: Sequence[Any], head: Head) -> None:
+        self._ray, self._head = ray, head
         self.members = [Member(number, actor) for number, actor in enumerate(actors, start=1)]
         self._calls: dict[Any, Member] = {}
         self._all = list(self.members)
@@ -84,12 +87,14 @@ class Pool:
 
     def call(self, member: Member, order: Order) -> None:
         """Send an order; its report comes out of `next`."""
-        member.sent_at = time.time()
+        member.sent_at, member.called_at = time.time(), time.monotonic()
         self._calls[member.actor.exchange.remote(order)] = member
 
     def next(self, seconds: float) -> tuple[Member, Report | Lost] | None:
         """Return the next report, or that a member is lost; None where nothing came in time. Raises EngineFailed."""
         exceptions = self._ray.exceptions
+        if self._head.gone:
+            raise _disconnected("its head cannot be reached")
         try:
             # In the order in which they were sent, so that no worker is overlooked for long.
             ready, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=seconds)
@@ -101,16 +106,16 @@ class Pool:
             return self._gone(member, final=True)
         except exceptions.ActorUnavailableError:
             return self._gone(member, final=False)
+        except exceptions.RayTaskError:  # no method raises; but there is none where a host has no gxr-batch
+            self._ray.kill(member.actor, no_restart=False)
+            return self._gone(member, final=False)
         except (exceptions.RayError, ConnectionError) as error:
-            raise EngineFailed(
-                f"The connection to Ray is gone ({type(error).__name__}).",
-                where='engine.kind = "ray"',
-                next_step="look after the cluster, then run the same command again",
-            ) from None
+            raise _disconnected(type(error).__name__) from None
         if report.life == member.ended_life:
             return member, Lost(open=False, final=False)
         member.life, member.host, member.pulse = report.life, report.host, report.pulse
         member.heard_at = time.monotonic()
+        member.engine_quiet = min(report.quiet_seconds, member.heard_at - member.hand.dealt_at)
         member.clock.heard(member.sent_at, report.received_at, report.sent_at, time.time())
         return member, report
 
@@ -122,8 +127,22 @@ class Pool:
             self.members.remove(member)
         return member, lost
 
+    def hung(self, seconds: float) -> list[Member]:
+        """Return the members that have had rows for so long without a sign of life.
+
+        The engine has none to show, as a report says, or the process does not report. What counts is time in which the
+        worker had the word, not the driver, which may have been busy itself.
+        """
+        late = time.monotonic() - seconds
+        overdue = {call: called for call, called in self._calls.items() if called.called_at <= late}
+        if overdue:
+            _, unanswered = self._ray.wait(list(overdue), num_returns=len(overdue), timeout=0)
+            overdue = {call: overdue[call] for call in unanswered}
+        silent = [member for member in self.members if member.engine_quiet >= seconds]
+        return [member for member in (*silent, *overdue.values()) if member.hand.flight]
+
     def restart(self, member: Member) -> None:
-        """End a member whose engine failed, so that Ray starts it again if it may."""
+        """End a member whose engine failed or hangs, so that Ray starts it again if it may."""
         self.lost += 1
         member.ended_life = member.life
         member.forget()
@@ -162,7 +181,16 @@ class Pool:
 def start(ray: Any, count: int, make: Any, arguments: tuple[Any, ...], **options: Any) -> Pool:
     """Start a pool of `count` actors of the class `make`."""
     actor = ray.remote(make).options(max_task_retries=0, max_concurrency=_CALLS_AT_ONCE, **options)
-    return Pool(ray, [actor.remote(*arguments) for _ in range(count)])
+    head = Head(ray.get_runtime_context().gcs_address)
+    return Pool(ray, [actor.remote(*arguments) for _ in range(count)], head)
+
+
+def _disconnected(why: str) -> EngineFailed:
+    return EngineFailed(
+        f"The connection to Ray is gone ({why}).",
+        where='engine.kind = "ray"',
+        next_step="look after the cluster, then run the same command again",
+    )
 
 
 def _added(one: Pulse, other: Pulse) -> Pulse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from gxr_batch.engines.base import EngineInfo, Pulse, Say, StopRequest
 from gxr_batch.engines.ray.dealing import CRASHED, Dealer, Taken
@@ -20,12 +21,19 @@ _CALL_SECONDS = 0.5
 _MAY_PASS = (EngineFailed, OutOfRoom)
 
 
+class Patience(NamedTuple):
+    """How long to wait for any worker that lives, and for a sign of life from one that has rows (seconds)."""
+
+    give_up_seconds: float
+    hung_seconds: float
+
+
 class RaySession:
     """Workers whose engines are open. One stream at a time."""
 
-    def __init__(self, info: EngineInfo, pool: Pool, give_up_seconds: float, say: Say) -> None:
+    def __init__(self, info: EngineInfo, pool: Pool, patience: Patience, say: Say) -> None:
         self.info = info
-        self._pool, self._give_up_seconds, self._say = pool, give_up_seconds, say
+        self._pool, self._patience, self._say = pool, patience, say
         self._errand = 0
         self._again = 0
         self._told: set[str] = set()
@@ -51,6 +59,7 @@ class RaySession:
                     for completion in self._take(*came, dealer, stop):
                         pulsed = time.monotonic()
                         yield completion
+                yield from self._replace_hung(dealer)
                 now = time.monotonic()
                 lived = now if any(member.alive for member in self._pool.members) else lived
                 self._look_for_life(now - lived)
@@ -132,6 +141,16 @@ class RaySession:
         else:
             member.hand.slots = info.slots
 
+    def _replace_hung(self, dealer: Dealer) -> Iterator[Completion]:
+        """Have workers replaced that hold rows and do nothing about them, in their engine or altogether."""
+        for member in self._pool.hung(self._patience.hung_seconds):
+            yield from map(_crashed, dealer.lose(member.hand))
+            self._pool.restart(member)
+            self._say(
+                f"{member.name.capitalize()} gave no sign of life for {self._patience.hung_seconds:,.0f} s; it is "
+                "replaced, and its rows run again at the end."
+            )
+
     def _look_for_life(self, seconds: float) -> None:
         if not self._pool.members:
             raise self._error or EngineFailed(
@@ -139,7 +158,7 @@ class RaySession:
                 where="ray.max_restarts",
                 next_step="look after the hosts, then run the same command again",
             )
-        if seconds >= self._give_up_seconds:
+        if seconds >= self._patience.give_up_seconds:
             raise EngineFailed(
                 f"No worker lived for {seconds:,.0f} s.",
                 where="ray.give_up_after",

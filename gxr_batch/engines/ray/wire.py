@@ -64,7 +64,8 @@ class Report(NamedTuple):
     """What a worker has to say. `life` names its process: after a loss Ray starts another.
 
     `received_at` and `sent_at` are its wall clock (seconds since 1970) for the order. `info` is there once the engine
-    is open and the order greets; `pulse` is the engine's newest; `said` are sentences for the user.
+    is open and the order greets; `pulse` is the engine's newest, and `quiet_seconds` ago it last gave a sign of life;
+    `said` are sentences for the user.
     """
 
     life: str
@@ -75,5 +76,6 @@ class Report(NamedTuple):
     completions: tuple[Completion, ...]
     said: tuple[str, ...]
     pulse: Pulse
+    quiet_seconds: float
     info: EngineInfo | None
     failure: Failure | None

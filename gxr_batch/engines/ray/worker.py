@@ -37,7 +37,8 @@ class Worker:
         self._waiting: deque[tuple[Prompt, float]] = deque()  # with the time when they came
         self._ended: list[Completion] = []
         self._said: list[str] = []
-        self._pulse = Pulse(0, 0)
+        self._pulse, self._stirred_at = Pulse(0, 0), time.monotonic()
+        self._asks = False  # the engine waits for the driver, and nothing is wrong with it
         self._info: EngineInfo | None = None
         self._failure: Failure | None = None
         threading.Thread(target=self._live, name="gxr-batch-engine", daemon=True).start()
@@ -88,6 +89,7 @@ class Worker:
             completions=completions,
             said=said,
             pulse=self._pulse,
+            quiet_seconds=0.0 if self._asks else time.monotonic() - self._stirred_at,
             info=info,
             failure=self._failure,
         )
@@ -115,6 +117,7 @@ class Worker:
         waited: dict[Key, float] = {}
         for event in session.stream(self._prompts(errand, waited), stop):
             with self._changed:
+                self._stirred_at = time.monotonic()
                 if isinstance(event, Pulse):
                     self._pulse = event
                 elif errand == self._errand:
@@ -126,7 +129,9 @@ class Worker:
         """Yield the errand's prompts as they come; wait for the driver where it has more and none is here yet."""
         while True:
             with self._changed:
+                self._asks = True
                 self._changed.wait_for(lambda: self._waiting or self._last or errand != self._errand)
+                self._asks, self._stirred_at = False, time.monotonic()
                 if errand != self._errand or not self._waiting:
                     return
                 prompt, came_at = self._waiting.popleft()

@@ -19,6 +19,7 @@ from engine_contract import CANARY, EngineContract, Subject, Watched
 from safetensors.torch import load_file, save_file
 from tiny import save_adapter, tiny_gemma
 
+from gxr_batch.check import check
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
 from gxr_batch.engines.vllm import VllmEngine, _opened, opening, process
 from gxr_batch.engines.vllm.process import HostProcess
@@ -299,7 +300,8 @@ def test_steps_that_no_row_needs_any_more_are_let_go():
 def job(folder: Path, **sections) -> Job:
     model = {"path": str(folder), "max_seq_length": 512} | sections.pop("model", {})
     engine = {"kind": "vllm", "slots": 4} | sections.pop("engine", {})
-    return Job.model_validate({"name": "j", "input": {"path": "none"}, "model": model, "engine": engine, **sections})
+    data = {"name": "j", "input": {"path": "none"}, "model": model, "engine": engine}
+    return Job.model_validate(data | sections)
 
 
 def prepared(job: Job, tokenizer, room: Room | None = None) -> opening.Opening:
@@ -350,13 +352,29 @@ def test_on_the_cpu_the_memory_limit_is_the_caches_and_without_one_no_more_is_ta
     assert free.setup.arguments["kv_cache_memory_bytes"] == 4 * 512 * layers * heads * head_dim * 2 * 4
 
 
-@pytest.mark.parametrize(("limit", "share"), [("20GiB", 0.25), ("", 0.375)])
-def test_on_a_card_the_memory_limit_is_a_share_of_all_of_it(tiny_model_dir, gemma_tokenizer, limit, share):
+@pytest.mark.parametrize(("limit", "share"), [("20GiB", 20 / 80), ("", 30 / 80), ("70GiB", 59 / 80)])
+def test_on_a_card_the_memory_limit_is_a_share_of_all_of_it_as_far_as_it_is_free(
+    tiny_model_dir, gemma_tokenizer, limit, share
+):
     asked = job(tiny_model_dir, model={"dtype": "bfloat16"}, engine={"memory_limit": limit})
     room = Room(asked.engine, devices=[Card(80 * 2**30, 60 * 2**30)])
     made = prepared(asked, gemma_tokenizer, room)
     assert made.setup.arguments["gpu_memory_utilization"] == pytest.approx(share, rel=1e-3)
+    assert made.card_bytes == pytest.approx(share * 80 * 2**30, rel=1e-3)
     assert made.environment["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_a_memory_limit_below_one_row_is_refused_and_named(tiny_model_dir, gemma_tokenizer):
+    asked = job(tiny_model_dir, model={"dtype": "bfloat16"}, engine={"memory_limit": "1MiB"})
+    with pytest.raises(ModelUnavailable, match="No single card has room") as caught:
+        prepared(asked, gemma_tokenizer, Room(asked.engine, devices=[Card(80 * 2**30, 60 * 2**30)]))
+    assert "raise engine.memory_limit" in caught.value.next_step
+
+
+def test_threads_are_counted_and_not_bound_to_cores_that_another_run_may_have_too(tiny_model_dir, gemma_tokenizer):
+    limited = prepared(job(tiny_model_dir, engine={"threads": 3}), gemma_tokenizer)
+    assert limited.environment == {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "3"}
+    assert prepared(job(tiny_model_dir), gemma_tokenizer).environment == {}
 
 
 def test_4_bits_on_a_cpu_are_refused(tiny_model_dir, gemma_tokenizer):
@@ -375,6 +393,12 @@ def test_an_adapters_rank_is_read_and_vllm_gets_room_for_it(tiny_model_dir, gemm
     assert made.setup.adapter == str(folder)
     assert made.setup.arguments["max_lora_rank"] == 16
     assert made.adapter == "beside the weights, by vLLM: 8 LoRA modules, rank 12"
+
+
+def test_vllm_gets_room_for_a_rank_that_no_module_has(tiny_model_dir, gemma_tokenizer, tmp_path):
+    folder = adapter(tmp_path / "a", r=40, target_modules=["q_proj"], rank_pattern={"q_proj": 3})
+    made = prepared(job(tiny_model_dir, model={"adapter": str(folder)}), gemma_tokenizer)
+    assert made.setup.arguments["max_lora_rank"] == 64
 
 
 @pytest.mark.parametrize(
@@ -414,6 +438,15 @@ def test_without_vllm_the_message_says_what_to_install(monkeypatch, demo_model_d
     with pytest.raises(ModelUnavailable, match="not installed") as caught, VllmEngine(job(demo_model_dir)).open():
         pass
     assert "pip install 'gxr-batch[vllm]'" in caught.value.next_step
+
+
+def test_check_says_so_too(monkeypatch, demo_model_dir, tmp_path):
+    monkeypatch.setattr("gxr_batch.engines.vllm.find_spec", lambda name: None)
+    table = tmp_path / "f.csv"
+    table.write_text("findings\nclear lungs\n")
+    asked = job(demo_model_dir, input={"path": str(table)}, run={"output": str(tmp_path / "out")})
+    with pytest.raises(ModelUnavailable, match="vLLM is not installed"):
+        check(asked, limit=None, say=[].append)
 
 
 def test_a_temperature_that_vllm_refuses_is_refused_with_the_job_file(tmp_path):

@@ -62,7 +62,7 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--repetition-penalty", type=float, help="1.0 = off.  [default: 1.1]"),
         click.option("--max-new-tokens", "--max-tokens", type=int, help="Longest answer in tokens.  [default: 256]"),
         click.option("--seed", type=int, help="Seed of the draws.  [default: 0]"),
-        click.option("--engine", help="auto, transformers, generate, api or echo.  [default: auto]"),
+        click.option("--engine", help="auto, transformers, generate, vllm, api or echo.  [default: auto]"),
         click.option("--batch-size", type=int, hidden=True),
         click.option(
             "--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="Set any key of a job file."

@@ -26,11 +26,15 @@ _SUSPECT = 2
 
 
 class Limits(NamedTuple):
-    """What a prompt must keep to, and how often a host may be replaced: `vocab` ids, `capacity` tokens with answer."""
+    """What a prompt must keep to: `vocab` ids, `capacity` tokens with answer; how often a host may be replaced.
+
+    `card_bytes` is the memory of a card that a host holds, 0 on a CPU.
+    """
 
     vocab: int
     capacity: int
     max_restarts: int
+    card_bytes: int = 0
 
 
 @dataclass
@@ -192,4 +196,4 @@ class VllmSession:
 
     def _pulse(self, rows: int) -> Pulse:
         tokens, preemptions = (old + new for old, new in zip(self._before, self._counted, strict=True))
-        return Pulse(tokens, rows, splits=preemptions, retries=self._retries)
+        return Pulse(tokens, rows, self._limits.card_bytes, splits=preemptions, retries=self._retries)

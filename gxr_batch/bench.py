@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,7 +44,8 @@ _FINDINGS = (
 class Measurement:
     """What so many slots gave. `seconds_for_256` is a row's own time, beside its neighbours, for 256 tokens.
 
-    `memory_bytes` is the device's memory on a graphics card, else the process's peak so far.
+    `memory_bytes` is the device's memory on a graphics card, else this process's peak so far and what the processes
+    that it started hold, which is where vLLM and Ray have the model.
     """
 
     slots: int
@@ -150,8 +152,14 @@ def _each(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
 
 
 def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    import psutil
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    held = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended since
+            held += process.memory_info().rss
+    return peak + held
 
 
 def machine(device: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from gxr_batch.engines import create
 from gxr_batch.engines.transformers.driver import PREFIX_SLOTS
 from gxr_batch.engines.transformers.schedule import slots_for_memory
+from gxr_batch.engines.vllm import require_vllm
 from gxr_batch.errors import RowError
 from gxr_batch.fitter import TRUNCATED, Fitter
 from gxr_batch.job import Job, Screening
@@ -98,6 +99,8 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Finding
         _measure_room(found, job, table.stat().st_size)
     if job.engine.kind in _LOCAL_ENGINES:
         _measure_memory(found, job)
+    elif job.engine.kind == "vllm":
+        require_vllm()
     for sentence in found.notices:
         say(sentence)
     return found

@@ -26,6 +26,8 @@ from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Result
 from gxr_batch.rows import read_rows
 from gxr_batch.screening import IN_INPUT, IN_OUTPUT, Screen, flags, reason
 
+# Engines that hold their rows in other processes: what kills this one is no row.
+_APART = frozenset({"api", "vllm", "ray"})
 _NO_PROMPT = Fitted(Messages((), ""), Encoded(None, None), "")
 
 
@@ -50,6 +52,7 @@ class Feed:
         self._held: Bools = np.any(ledger.state.status == HELD, axis=1)  # before this start: it may release some
         self._seed = int(job.sampling.seed)
         self._max_new_tokens = job.sampling.settings().max_new_tokens
+        self._deadly = job.engine.kind not in _APART
         self._in_flight: dict[Key, _Taken] = {}
         self._suspects, self._condemned = ledger.in_flight.begin(*self._known_to_the_ledger(ledger.in_flight.known))
         self._alone: list[_Taken] = []
@@ -89,7 +92,7 @@ class Feed:
             if taken is not None:
                 self._in_flight[taken.prompt.key] = taken
                 self.cut += TRUNCATED in taken.fitted.flags
-                self._ledger.in_flight.take(taken.prompt.key)
+                self._ledger.in_flight.take(taken.prompt.key, deadly=self._deadly)
             self.seconds += time.perf_counter() - began
             if taken is None:
                 return

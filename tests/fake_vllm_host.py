@@ -1,7 +1,7 @@
 """A host process without vLLM: speaks the same words over the same pipe, draws numbers, and dies on request.
 
-`Setup.arguments` says how: `slots`, `seconds` a step, and the token ids `deadly` (the process dies once a row with it
-has two tokens) and `refused` (such a row is one that vLLM does not take).
+`Setup.arguments` says how: `seconds` a step, the token ids `deadly` (the process dies once a row with it has two
+tokens) and `refused` (such a row is one that vLLM does not take), `deaf` for a host that opens and never listens.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Fake:
         self.pipe.send(Count(self.tokens, 0))
         for number, (ask, began, made) in list(self.rows.items()):
             made.append((now, 100 + (ask.seed + len(made)) % 50))
-            if ask.streams:
+            if ask.streams and len(made) < ask.max_new_tokens:
                 self.pipe.send(Piece(number, [made[-1][1]]))
             if self.settings["deadly"] in ask.token_ids and len(made) == 2:
                 os._exit(70)
@@ -73,6 +73,8 @@ def main() -> None:
         pipe.send(Unopened(setup.arguments["unopened"]))
         sys.exit(1)
     pipe.send(Opened("0.0.fake"))
+    while setup.arguments.get("deaf"):
+        time.sleep(1)
     heard: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=listen, args=(pipe, heard), daemon=True).start()
     fake = Fake(pipe, setup.arguments)

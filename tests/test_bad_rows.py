@@ -14,8 +14,9 @@ from running import Workplace, without_times
 from gxr_batch.errors import RowError
 from gxr_batch.fitter import TRUNCATED, Fitter
 from gxr_batch.job import Job, PromptSection
+from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.models.encoding import ChatEncoder
-from gxr_batch.records import Encoded, Row
+from gxr_batch.records import Encoded, Key, Row
 from gxr_batch.templates import Templates
 
 KILLER = "[engine]\nkind = 'echo'\nslots = 4\n[echo]\ntokens_per_second = 400\n[run]\ncheckpoint_seconds = 0.1\n"
@@ -86,6 +87,14 @@ def test_an_engine_that_broke_leaves_its_rows_as_suspects(work):
     done = work.run("--set", "echo.crash_after=0")
     assert "one at a time" in done.stderr
     assert len(work.results()) == 40
+
+
+def test_rows_in_other_processes_are_suspects_where_their_engine_gave_up_and_not_where_this_one_was_killed(tmp_path):
+    held = InFlight(tmp_path)
+    held.take(Key("C1", 1), deadly=False)
+    assert InFlight(tmp_path).known == [], "as the next start would find it after SIGKILL"
+    held.close(in_order=False)
+    assert InFlight(tmp_path).known == [Key("C1", 1)]
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"crashes": [["C1"]]}', "[]", '{"in_flight": 3, "crashes": []}'])

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from running import Workplace
+
+from gxr_batch.bench import _peak_bytes
 
 
 @pytest.fixture
@@ -25,6 +29,17 @@ def test_the_table_can_be_pasted(work):
     lines = work.gxr("bench", "--set", "engine.kind=echo", "--slots", "1,2").stdout.splitlines()
     assert "| Hardware | Loading time | Inference time (256 tokens) | Memory usage |" in lines
     assert sum(line.startswith("| 1 |") or line.startswith("| 2 |") for line in lines) == 2
+
+
+def test_memory_counts_the_processes_in_which_an_engine_has_its_model():
+    alone = _peak_bytes()
+    held = 256 * 2**20
+    code = f"held = bytearray({held}); held[::4096] = b'x' * len(held[::4096]); print(); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert _peak_bytes() >= alone + held
+        child.kill()
 
 
 def test_slots_that_are_no_numbers_are_refused(work):

@@ -201,6 +201,7 @@ def test_a_run_that_is_killed_takes_vllm_along_and_goes_on_with_the_rows_that_ar
         out, err = child.communicate()
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
+    assert not (work.folder / "outputs/j/inflight.json").exists(), "no row of vLLM's killed our process"
     summary = work.run_json()
     assert summary["ok"] == 12
     assert 0 < summary["generated_now"] < 12

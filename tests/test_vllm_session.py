@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
+import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 from engine_contract import CANARY, EngineContract, Subject, Watched
 from safetensors.torch import load_file, save_file
 from tiny import save_adapter, tiny_gemma
 
-from gxr_batch.engines.base import EngineInfo, Identity
-from gxr_batch.engines.vllm import VllmEngine, _opened, opening
+from gxr_batch.check import check
+from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
+from gxr_batch.engines.vllm import VllmEngine, _opened, opening, process
 from gxr_batch.engines.vllm.process import HostProcess
 from gxr_batch.engines.vllm.session import Limits, VllmSession
 from gxr_batch.engines.vllm.steps import Steps
@@ -32,10 +38,10 @@ SLOTS = 4
 
 
 class Numbers:
-    """Decodes ids to their numbers."""
+    """Decodes ids to their numbers; an odd number of them ends in half a character."""
 
     def decode(self, ids, skip_special_tokens):
-        return " ".join(map(str, ids))
+        return " ".join(map(str, ids)) + "\ufffd" * (len(ids) % 2)
 
 
 def prompts(count: int, ids=(2, 5, 9), new: int = 5, first: int = 0) -> list[Prompt]:
@@ -45,8 +51,15 @@ def prompts(count: int, ids=(2, 5, 9), new: int = 5, first: int = 0) -> list[Pro
 
 
 @contextmanager
-def opened(seconds: float = 0.02, max_restarts: int = 3, said: list[str] | None = None, again: dict | None = None):
-    settings = {"seconds": seconds, "deadly": DEADLY, "refused": REFUSED}
+def opened(
+    seconds: float = 0.02,
+    max_restarts: int = 3,
+    said: list[str] | None = None,
+    again: dict | None = None,
+    capacity: int = 200,
+    **more: bool,
+):
+    settings = {"seconds": seconds, "deadly": DEADLY, "refused": REFUSED, **more}
 
     def start() -> HostProcess:
         return HostProcess(Setup(settings | (again or {}), {}, None, []), {}, FAKE)
@@ -62,7 +75,7 @@ def opened(seconds: float = 0.02, max_restarts: int = 3, said: list[str] | None 
         reproducible=False,
         versions={"vllm": _opened(host)},
     )
-    limits = Limits(vocab=1024, capacity=200, max_restarts=max_restarts)
+    limits = Limits(vocab=1024, capacity=capacity, max_restarts=max_restarts)
     say = [] if said is None else said
     session = VllmSession(info, host, start, Numbers(), limits, say=say.append)
     try:
@@ -105,11 +118,27 @@ def test_a_prompt_that_the_model_cannot_take_fails_alone(fake, spoiled, part):
     assert errors == {"r0": None, "r2": None}
 
 
-def test_a_person_sees_the_text_as_it_comes(fake):
+def test_a_person_sees_the_text_as_it_comes_in_whole_characters_and_all_of_it(fake):
     pieces: list[str] = []
-    (completion,) = Watched().watch(fake, [prompts(1)[0]._replace(on_text=pieces.append)]).completions
-    assert len(pieces) == 5
+    (completion,) = Watched().watch(fake, [prompts(1, new=7)[0]._replace(on_text=pieces.append)]).completions
+    assert [len(piece.split()) for piece in pieces] == [2, 2, 2, 1]
+    assert not any("\ufffd" in piece for piece in pieces[:-1])
     assert "".join(pieces) == completion.text
+
+
+def test_a_host_that_does_not_listen_holds_up_neither_the_stream_nor_its_end(monkeypatch):
+    monkeypatch.setattr(process, "_CLOSE_SECONDS", 0.2)
+    stop = StopRequest()
+    with opened(capacity=400_000, deaf=True) as session:
+        more_than_a_pipe_holds = prompts(SLOTS, ids=[5] * 300_000)
+        seen = Watched().watch(
+            session, more_than_a_pipe_holds, stop, after=lambda seen: stop.now() if len(seen.pulses) > 1 else None
+        )
+        assert (len(seen.taken), seen.completions) == (SLOTS, [])
+        assert seen.longest_silence < 1
+        host = session._host
+    assert host._process.returncode == -9
+    assert not host.log.parent.exists()
 
 
 def test_rows_of_an_engine_that_died_begin_anew_in_the_next():
@@ -147,16 +176,90 @@ def test_an_engine_that_dies_too_often_is_given_up_with_its_log_kept(again):
         Watched().watch(session, prompts(1, ids=[DEADLY]))
     log = Path(caught.value.where.partition("own log: ")[2])
     assert log.exists()
-    log.unlink()
+    shutil.rmtree(log.parent)
     assert CANARY not in str(caught.value)
 
 
-def test_a_host_that_nobody_talks_to_any_more_leaves_no_process_and_no_log():
+def test_without_a_restart_the_first_death_ends_the_stream():
+    with opened(max_restarts=0) as session, pytest.raises(EngineFailed, match="died once") as caught:
+        Watched().watch(session, prompts(1, ids=[DEADLY]))
+    shutil.rmtree(Path(caught.value.where.partition("own log: ")[2]).parent)
+
+
+def test_the_row_that_is_to_blame_for_the_last_death_is_told_before_the_engine_is_given_up():
+    seen = Watched()
+    work = prompts(SLOTS)
+    work[0] = work[0]._replace(encoded=Encoded([DEADLY], 1))
+    with opened(max_restarts=2) as session:
+        with pytest.raises(EngineFailed, match="died 3 times") as caught:
+            seen.watch(session, work)
+        assert [(done.key.row_id, bool(done.error)) for done in seen.completions] == [("r0", True)]
+    shutil.rmtree(Path(caught.value.where.partition("own log: ")[2]).parent)
+
+
+def test_an_engine_that_died_over_the_last_row_is_started_again_for_the_next_stream():
+    said: list[str] = []
+    with opened(said=said) as session:
+        seen = Watched().watch(session, prompts(1, ids=[DEADLY]))
+        assert "died over this row" in seen.completions[0].error
+        assert len(said) == 2
+        assert Watched().watch(session, prompts(1)).completions[0].error is None
+        assert "3 of 3" in said[2]
+
+
+def test_a_host_that_nobody_talks_to_any_more_leaves_no_process_and_no_file():
     with opened() as session:
         host = session._host
         assert host.log.exists()
     assert host._process.returncode == 0
-    assert not host.log.exists()
+    assert not host.log.parent.exists()
+
+
+STARTER = """
+import time
+from gxr_batch.engines.vllm.process import HostProcess
+from gxr_batch.engines.vllm.wire import Setup
+host = HostProcess(Setup({}, {}, None, []), {})
+time.sleep(600)
+"""
+# As much of vLLM as a host needs to begin opening it, for minutes and deaf to all else.
+OPENING = {
+    "__init__.py": "__version__ = '0.0.fake'\nclass AsyncEngineArgs: pass\n",
+    "lora/request.py": "class LoRARequest: pass\n",
+    "v1/engine/async_llm.py": """
+import os, pathlib, subprocess, sys, time
+class AsyncLLM:
+    def from_engine_args(arguments, stat_loggers):
+        core = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        pathlib.Path(os.environ["VLLM_RPC_BASE_PATH"], "socket").touch()
+        pathlib.Path(os.environ["STARTED"]).write_text(f"{os.getpid()} {core.pid}")
+        time.sleep(600)
+""",
+}
+
+
+def test_a_host_whose_run_is_killed_while_it_opens_vllm_goes_at_once_with_all_that_it_started(tmp_path):
+    for name, source in OPENING.items():
+        file = tmp_path / "vllm" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+    temporary, started = tmp_path / "t", tmp_path / "started"
+    temporary.mkdir()
+    paths = [str(tmp_path), str(Path(process.__file__).parents[3])]
+    more = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(temporary), "STARTED": str(started)}
+    starter = subprocess.Popen([sys.executable, "-c", STARTER], env=os.environ | more)
+    try:
+        deadline = time.monotonic() + 60
+        while not (started.exists() and started.read_text()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        family = [psutil.Process(int(pid)) for pid in started.read_text().split()]
+        assert [file.name for file in temporary.glob("*/*")] != []
+    finally:
+        starter.kill()
+        starter.wait()
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_model_that_vllm_cannot_open_says_the_cause_and_not_the_summary():
@@ -197,7 +300,8 @@ def test_steps_that_no_row_needs_any_more_are_let_go():
 def job(folder: Path, **sections) -> Job:
     model = {"path": str(folder), "max_seq_length": 512} | sections.pop("model", {})
     engine = {"kind": "vllm", "slots": 4} | sections.pop("engine", {})
-    return Job.model_validate({"name": "j", "input": {"path": "none"}, "model": model, "engine": engine, **sections})
+    data = {"name": "j", "input": {"path": "none"}, "model": model, "engine": engine}
+    return Job.model_validate(data | sections)
 
 
 def prepared(job: Job, tokenizer, room: Room | None = None) -> opening.Opening:
@@ -248,13 +352,29 @@ def test_on_the_cpu_the_memory_limit_is_the_caches_and_without_one_no_more_is_ta
     assert free.setup.arguments["kv_cache_memory_bytes"] == 4 * 512 * layers * heads * head_dim * 2 * 4
 
 
-@pytest.mark.parametrize(("limit", "share"), [("20GiB", 0.25), ("", 0.375)])
-def test_on_a_card_the_memory_limit_is_a_share_of_all_of_it(tiny_model_dir, gemma_tokenizer, limit, share):
+@pytest.mark.parametrize(("limit", "share"), [("20GiB", 20 / 80), ("", 30 / 80), ("70GiB", 59 / 80)])
+def test_on_a_card_the_memory_limit_is_a_share_of_all_of_it_as_far_as_it_is_free(
+    tiny_model_dir, gemma_tokenizer, limit, share
+):
     asked = job(tiny_model_dir, model={"dtype": "bfloat16"}, engine={"memory_limit": limit})
     room = Room(asked.engine, devices=[Card(80 * 2**30, 60 * 2**30)])
     made = prepared(asked, gemma_tokenizer, room)
     assert made.setup.arguments["gpu_memory_utilization"] == pytest.approx(share, rel=1e-3)
+    assert made.card_bytes == pytest.approx(share * 80 * 2**30, rel=1e-3)
     assert made.environment["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_a_memory_limit_below_one_row_is_refused_and_named(tiny_model_dir, gemma_tokenizer):
+    asked = job(tiny_model_dir, model={"dtype": "bfloat16"}, engine={"memory_limit": "1MiB"})
+    with pytest.raises(ModelUnavailable, match="No single card has room") as caught:
+        prepared(asked, gemma_tokenizer, Room(asked.engine, devices=[Card(80 * 2**30, 60 * 2**30)]))
+    assert "raise engine.memory_limit" in caught.value.next_step
+
+
+def test_threads_are_counted_and_not_bound_to_cores_that_another_run_may_have_too(tiny_model_dir, gemma_tokenizer):
+    limited = prepared(job(tiny_model_dir, engine={"threads": 3}), gemma_tokenizer)
+    assert limited.environment == {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "3"}
+    assert prepared(job(tiny_model_dir), gemma_tokenizer).environment == {}
 
 
 def test_4_bits_on_a_cpu_are_refused(tiny_model_dir, gemma_tokenizer):
@@ -273,6 +393,12 @@ def test_an_adapters_rank_is_read_and_vllm_gets_room_for_it(tiny_model_dir, gemm
     assert made.setup.adapter == str(folder)
     assert made.setup.arguments["max_lora_rank"] == 16
     assert made.adapter == "beside the weights, by vLLM: 8 LoRA modules, rank 12"
+
+
+def test_vllm_gets_room_for_a_rank_that_no_module_has(tiny_model_dir, gemma_tokenizer, tmp_path):
+    folder = adapter(tmp_path / "a", r=40, target_modules=["q_proj"], rank_pattern={"q_proj": 3})
+    made = prepared(job(tiny_model_dir, model={"adapter": str(folder)}), gemma_tokenizer)
+    assert made.setup.arguments["max_lora_rank"] == 64
 
 
 @pytest.mark.parametrize(
@@ -312,6 +438,15 @@ def test_without_vllm_the_message_says_what_to_install(monkeypatch, demo_model_d
     with pytest.raises(ModelUnavailable, match="not installed") as caught, VllmEngine(job(demo_model_dir)).open():
         pass
     assert "pip install 'gxr-batch[vllm]'" in caught.value.next_step
+
+
+def test_check_says_so_too(monkeypatch, demo_model_dir, tmp_path):
+    monkeypatch.setattr("gxr_batch.engines.vllm.find_spec", lambda name: None)
+    table = tmp_path / "f.csv"
+    table.write_text("findings\nclear lungs\n")
+    asked = job(demo_model_dir, input={"path": str(table)}, run={"output": str(tmp_path / "out")})
+    with pytest.raises(ModelUnavailable, match="vLLM is not installed"):
+        check(asked, limit=None, say=[].append)
 
 
 def test_a_temperature_that_vllm_refuses_is_refused_with_the_job_file(tmp_path):

@@ -3,7 +3,8 @@
 A hint, never a record: it is written without fsync, may be lost or torn without harm, and decides nothing about which
 rows are done. A process that ends in order leaves no key behind. Keys that stand here at the next start were in the
 engine when it died: they are suspects, and run last and one at a time, so that neighbours are not blamed. A key that
-was there when the process died twice is condemned.
+was there when the process died twice is condemned. Rows that an engine holds in other processes kill those, not this
+one: they are suspects only where their engine gave up.
 """
 
 from __future__ import annotations
@@ -53,9 +54,11 @@ class InFlight:
             self._write()
         return frozenset(key for key in self._crashes if key in wanted) - condemned, condemned
 
-    def take(self, key: Key) -> None:
-        """Write down that the engine has a key, before it does anything with it."""
+    def take(self, key: Key, *, deadly: bool = True) -> None:
+        """Note that the engine has a key; where a row could kill this process, on the disk and before it can."""
         self._held[key] = None
+        if not deadly:
+            return
         now = time.monotonic()
         self._budget = min(_WRITES_AT_ONCE, self._budget + (now - self._looked) * _WRITES_A_SECOND)
         self._looked = now

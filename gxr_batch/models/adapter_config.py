@@ -57,6 +57,11 @@ class AdapterConfig:
         """Whether weights are split into magnitude and direction."""
         return bool(self.settings.get("use_dora"))
 
+    @property
+    def highest_rank(self) -> int:
+        """The highest rank that the settings name, for modules in general or for some."""
+        return max(int(self.settings.get("r", 8)), *map(int, (self.settings.get("rank_pattern") or {}).values()), 1)
+
     def rank(self, module: str) -> int:
         """Return the rank that a module's matrices have."""
         return int(self._by_pattern("rank_pattern", module, self.settings.get("r", 8)))

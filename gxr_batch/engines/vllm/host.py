@@ -3,7 +3,7 @@
 A process of its own, because vLLM starts more processes, which nobody ends who was killed himself: this one sees its
 pipe close and takes them along. It also keeps vLLM's logging, environment and signals out of the run's process.
 
-    python -m gxr_batch.engines.vllm.host DESCRIPTOR LOG
+    python -m gxr_batch.engines.vllm.host DESCRIPTOR FOLDER
 """
 
 from __future__ import annotations
@@ -11,44 +11,46 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NoReturn
 
 from gxr_batch.engines.vllm.steps import Steps
 from gxr_batch.engines.vllm.wire import Answer, Ask, Close, Count, Forget, Opened, Piece, Setup, Unopened
 
 _COUNT_SECONDS = 0.2
+_SHUT_DOWN_SECONDS = 10.0
 _LONGEST_REASON = 400
 
 
 class Host:
-    """One opened engine at the end of a pipe."""
+    """One opened engine at the end of a pipe; `folder` goes with it where nobody else is left to remove it."""
 
-    def __init__(self, pipe: Connection, setup: Setup) -> None:
-        self._pipe, self._setup = pipe, setup
+    def __init__(self, pipe: Connection, setup: Setup, folder: str) -> None:
+        self._pipe, self._setup, self._folder = pipe, setup, folder
         self._steps = Steps()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._asked_at: dict[int, float] = {}
         self._tokens = self._preemptions = 0
         self._counted_at = 0.0
         self._closed = asyncio.Event()
+        self._opening = True
         self._llm: Any = None
 
     async def serve(self) -> bool:
         """Open the engine, say so, and answer until the pipe closes; return whether it could be opened."""
         from vllm import __version__
 
+        threading.Thread(target=self._listen, args=(asyncio.get_running_loop(),), daemon=True).start()
         unopened = await self._open()
+        self._opening = False
         self._tell(unopened or Opened(__version__))
         if unopened is None:
-            loop = asyncio.get_running_loop()
-            threading.Thread(target=self._listen, args=(loop,), daemon=True).start()
             await self._closed.wait()
         self._shut_down()
         return unopened is None
@@ -135,11 +137,18 @@ class Host:
     # ------------------------------------------------------------------ rows
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand messages to the loop until the pipe closes; a thread, since a pipe cannot be awaited everywhere."""
+        """Hand messages to the loop until the pipe closes; a thread, since opening keeps the loop busy for minutes.
+
+        A pipe that closes means that nobody is left: the memory is to be free soon, whatever vLLM is doing.
+        """
         with suppress(EOFError, OSError):
             while True:
                 loop.call_soon_threadsafe(self._take, self._pipe.recv())
-        loop.call_soon_threadsafe(self._closed.set)
+        if not self._opening:
+            loop.call_soon_threadsafe(self._closed.set)
+            time.sleep(_SHUT_DOWN_SECONDS)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        _die()
 
     def _take(self, message: Ask | Forget | Close) -> None:
         if isinstance(message, Close):
@@ -194,7 +203,7 @@ class Host:
         async for output in self._llm.generate(prompt, params, str(ask.number), lora_request=self._lora):
             made = output.outputs[0]
             ids += made.token_ids
-            if ask.streams:
+            if ask.streams and not output.finished:
                 self._tell(Piece(ask.number, list(made.token_ids)))
         times = output.metrics
         share, rows = self._steps.between(times.scheduled_ts, times.last_token_ts)
@@ -234,16 +243,18 @@ def _told(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Serve the pipe of the given descriptor; the log is the file that stdout and stderr go to."""
+    """Serve the pipe of the given descriptor; the folder holds the log, to which stdout and stderr go."""
     # Service managers send these to every process of a job. The run's own process hears them and decides; an engine
     # that heard them too would drop the rows that the run wants to finish. Whom vLLM starts inherits this.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
-    pipe = Connection(int(sys.argv[1]))
-    with suppress(EOFError, BrokenPipeError):  # whoever started this is gone
-        setup: Setup = pipe.recv()
-        if not asyncio.run(Host(pipe, setup).serve()):
-            sys.exit(1)
-        Path(sys.argv[2]).unlink(missing_ok=True)  # of no use after an orderly end, and nobody else may be left
+    pipe, folder = Connection(int(sys.argv[1])), sys.argv[2]
+    try:
+        setup: Setup | None = pipe.recv()
+    except (EOFError, OSError):  # whoever started this is gone
+        setup = None
+    if setup is not None and not asyncio.run(Host(pipe, setup, folder).serve()):
+        sys.exit(1)
+    shutil.rmtree(folder, ignore_errors=True)  # of no use after an orderly end, and nobody else may be left
 
 
 if __name__ == "__main__":

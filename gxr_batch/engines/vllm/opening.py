@@ -22,6 +22,8 @@ _MOST_SLOTS = {"cpu": 64, "cuda": 256}
 # The ranks that vLLM has room for; an adapter gets the smallest that holds it.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _PROBE_TOKENS = 16
+# What vLLM's own process takes of a card before it looks whether its share is still free.
+_CONTEXT_BYTES = 2**30
 _NOT_REPRODUCIBLE = (
     "vLLM draws by each row's own seed, but the last bits of a row's numbers depend on its neighbours, and with them "
     "now and then its text: texts are not reproducible."
@@ -30,13 +32,17 @@ _NOT_REPRODUCIBLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """All that opening takes. `vocab` counts the model's token ids, `adapter` says how one is put on."""
+    """All that opening takes. `vocab` counts the model's token ids, `adapter` says how one is put on.
+
+    `card_bytes` is what vLLM takes of a card at once and keeps, 0 on a CPU.
+    """
 
     setup: Setup
     environment: dict[str, str]
     placement: Placement
     slots: int
     vocab: int
+    card_bytes: int
     notices: tuple[str, ...]
     adapter: str | None = None
 
@@ -61,13 +67,14 @@ def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
     placement = place(job.model, config, size, room, stored_in_four_bits=stored_in_four_bits(whole))
     _refuse(placement)
     adapter = None if sources.adapter is None else _adapter(sources.adapter, whole)
-    slots = _MOST_SLOTS[_kind(placement)] if job.engine.slots == "auto" else job.engine.slots
+    slots = _MOST_SLOTS["cpu" if _on_cpu(placement) else "cuda"] if job.engine.slots == "auto" else job.engine.slots
     row_bytes = kv_bytes_a_token(config, 4 if placement.dtype == "float32" else 2) * job.model.max_seq_length
+    card_bytes = 0 if _on_cpu(placement) else _card_bytes(placement, room)
     arguments = {
         "model": str(sources.base.folder),
         "max_num_seqs": slots,
         **_arguments(job, placement, adapter),
-        **_memory(placement, room, slots * row_bytes),
+        **_memory(placement, room, card_bytes, slots * row_bytes),
         # A multimodal model of which only the language side is used.
         **({"limit_mm_per_prompt": {"image": 0}} if whole.model_type == "gemma3" else {}),
     }
@@ -82,6 +89,7 @@ def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
         placement=placement,
         slots=slots,
         vocab=config.vocab_size,
+        card_bytes=card_bytes,
         notices=(*placement.notices, *told, *([_NOT_REPRODUCIBLE] if job.engine.reproducible else [])),
         adapter=adapter and f"beside the weights, by vLLM: {adapter.modules} LoRA modules, rank {adapter.rank}",
     )
@@ -107,8 +115,8 @@ def _arguments(job: Job, placement: Placement, adapter: _Adapter | None) -> dict
     return found
 
 
-def _kind(placement: Placement) -> str:
-    return "cpu" if placement.device == "cpu" else "cuda"
+def _on_cpu(placement: Placement) -> bool:
+    return placement.device == "cpu"
 
 
 def _refuse(placement: Placement) -> None:
@@ -117,9 +125,9 @@ def _refuse(placement: Placement) -> None:
         raise ModelUnavailable(
             "No single card has room for the model, and vLLM is not spread over several here.",
             where='engine.kind = "vllm"',
-            next_step='set model.load_in_4bit = true, or engine.kind = "transformers"',
+            next_step='raise engine.memory_limit, set model.load_in_4bit = true, or engine.kind = "transformers"',
         )
-    if placement.four_bit and _kind(placement) == "cpu":
+    if placement.four_bit and _on_cpu(placement):
         raise ModelUnavailable(
             "vLLM has no 4-bit weights of bitsandbytes on a CPU.",
             where="model.load_in_4bit",
@@ -127,29 +135,37 @@ def _refuse(placement: Placement) -> None:
         )
 
 
-def _memory(placement: Placement, room: Room, wanted: int) -> dict[str, Any]:
+def _card_bytes(placement: Placement, room: Room) -> int:
+    """Return this run's share of a card: the limit, or the weights and half of what is free, as far as it is free."""
+    device = room.at(placement.device)
+    share = room.size_limit or placement.weight_bytes + room.for_cache(device, beside=placement.weight_bytes)
+    return max(0, min(share, device.free() - _CONTEXT_BYTES))
+
+
+def _memory(placement: Placement, room: Room, card_bytes: int, wanted: int) -> dict[str, Any]:
     """Return this run's share of the memory in vLLM's words; `wanted` are the bytes of a cache that holds all slots.
 
     On a card it is a share of all memory, for weights, cache and the rest. On a CPU it is the cache's size.
     """
     device = room.at(placement.device)
-    if _kind(placement) == "cpu":
-        budget = room.for_cache(device, beside=placement.weight_bytes)
-        return {"kv_cache_memory_bytes": budget if room.size_limit is not None else min(budget, wanted)}
-    budget = room.size_limit or placement.weight_bytes + room.for_cache(device, beside=placement.weight_bytes)
-    return {"gpu_memory_utilization": min(1.0, budget / device.total())}
+    if not _on_cpu(placement):
+        return {"gpu_memory_utilization": card_bytes / device.total()}
+    budget = room.for_cache(device, beside=placement.weight_bytes)
+    return {"kv_cache_memory_bytes": budget if room.size_limit is not None else min(budget, wanted)}
 
 
 def _environment(job: Job, placement: Placement) -> dict[str, str]:
-    """Return what vLLM reads from the environment: the card, or the cores."""
-    if _kind(placement) == "cuda":
+    """Return what vLLM reads from the environment: the card, or the number of threads.
+
+    They are not bound to cores: beside this run's there may be another's, which would be bound to the same ones.
+    """
+    if not _on_cpu(placement):
         number = int(placement.device.partition(":")[2] or 0)
         seen = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
         return {"CUDA_VISIBLE_DEVICES": seen[number] if seen else str(number)}
     if not job.engine.threads:
         return {}
-    cores = sorted(os.sched_getaffinity(0))[: job.engine.threads]
-    return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores))}
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(job.engine.threads)}
 
 
 def _adapter(source: Source, config: Any) -> _Adapter:
@@ -175,7 +191,7 @@ def _adapter(source: Source, config: Any) -> _Adapter:
             f"The adapter was trained on another class of this model, whose names vLLM does not take ({foreign[0]}).",
             step,
         )
-    rank = max(adapter.config.rank(patch.module) for patch in placed.values())
+    rank = adapter.config.highest_rank  # vLLM looks at the settings, whether or not a module has it
     if rank > _RANKS[-1]:
         raise adapter.refuse(f"The adapter's rank is {rank}, and vLLM takes {_RANKS[-1]} at most.", step)
     return _Adapter(adapter.config, rank, len(placed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,45 +30,42 @@ _LONGEST_REASON = 400
 
 
 class HostProcess:
-    """A host and its pipe. `events` receives its messages, and Gone once it is no more."""
+    """A host and its pipe. `events` receives its messages, and Gone once it is no more.
+
+    A folder of its own holds its `log` and the sockets of vLLM's processes, which outlive those that are killed.
+    """
 
     def __init__(self, setup: Setup, environment: Mapping[str, str], command: Sequence[str] = HOST) -> None:
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        descriptor, name = tempfile.mkstemp(prefix="gxr-batch-vllm-", suffix=".log")
-        self.log = Path(name)
+        self._letters: queue.SimpleQueue[Setup | Ask | Forget | Close | None] = queue.SimpleQueue()
+        self._folder = Path(tempfile.mkdtemp(prefix="gxr-batch-vllm-"))
+        self.log = self._folder / "vllm.log"
         self._pipe, theirs = Pipe()
-        with os.fdopen(descriptor, "wb") as log:
+        with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, str(theirs.fileno()), name],
+                [*command, str(theirs.fileno()), str(self._folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(environment),
+                env=_environment({"VLLM_RPC_BASE_PATH": str(self._folder), **environment}),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the run alone, and one kill reaches all of vLLM's processes
             )
         theirs.close()
-        threading.Thread(target=self._read, name="gxr-batch-vllm", daemon=True).start()
+        for work in (self._read, self._write):
+            threading.Thread(target=work, name="gxr-batch-vllm", daemon=True).start()
         self.send(setup)
 
     def send(self, message: Setup | Ask | Forget | Close) -> None:
-        """Send a message; to a host that is no more, none."""
-        with suppress(OSError):  # Gone is on its way
-            self._pipe.send(message)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the host has not ended."""
-        return self._process.poll() is None
+        """Have a message sent, without waiting for a host that does not listen; to one that is no more, none."""
+        self._letters.put(message)
 
     def close(self) -> None:
-        """Let the host end in order, and kill what has not ended by then. An orderly end leaves no log."""
+        """Let the host end in order, and kill what has not ended by then."""
         self.send(Close())
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_CLOSE_SECONDS)
-        self.kill()
-        if self._process.returncode == 0:
-            self.log.unlink(missing_ok=True)
+        self.discard()
 
     def kill(self) -> None:
         """Kill the host and every process that it started; its log stays."""
@@ -78,7 +76,7 @@ class HostProcess:
     def discard(self) -> None:
         """Kill the host and forget its log."""
         self.kill()
-        self.log.unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def reason(self) -> str:
         """Return the last error that the log names, in one line, "" for none. For hosts that have seen no prompt."""
@@ -91,6 +89,12 @@ class HostProcess:
             while True:
                 self.events.put(self._pipe.recv())
         self.events.put(Gone())
+        self._letters.put(None)
+
+    def _write(self) -> None:
+        with suppress(OSError):  # Gone is on its way
+            while (message := self._letters.get()) is not None:
+                self._pipe.send(message)
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:

@@ -24,11 +24,16 @@ class RowState:
     ids: list[int] = field(default_factory=list)
     shown: str = ""
 
-    def show(self, ids: Sequence[int], tokenizer: Any) -> None:
-        """Hand new text to a person; half a character waits for its other half."""
+    def take(self, ids: Sequence[int], tokenizer: Any) -> None:
+        """Show the text that new tokens make; half a character waits for its other half."""
         self.ids += ids
-        text = tokenizer.decode(self.ids, skip_special_tokens=True)
-        if self.prompt.on_text is not None and not text.endswith("\ufffd") and len(text) > len(self.shown):
+        text = str(tokenizer.decode(self.ids, skip_special_tokens=True))
+        if not text.endswith("\ufffd"):
+            self.show(text)
+
+    def show(self, text: str) -> None:
+        """Hand a person what is new in the text so far."""
+        if self.prompt.on_text is not None and len(text) > len(self.shown):
             self.prompt.on_text(text[len(self.shown) :])
             self.shown = text
 

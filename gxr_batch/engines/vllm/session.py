@@ -26,11 +26,15 @@ _SUSPECT = 2
 
 
 class Limits(NamedTuple):
-    """What a prompt must keep to, and how often a host may be replaced: `vocab` ids, `capacity` tokens with answer."""
+    """What a prompt must keep to: `vocab` ids, `capacity` tokens with answer; how often a host may be replaced.
+
+    `card_bytes` is the memory of a card that a host holds, 0 on a CPU.
+    """
 
     vocab: int
     capacity: int
     max_restarts: int
+    card_bytes: int = 0
 
 
 @dataclass
@@ -63,16 +67,17 @@ class VllmSession:
         """`host` has opened already, `start` starts another one; `say` hears of hosts that died."""
         self.info = info
         self._start, self._host, self._tokenizer, self._limits, self._say = start, host, tokenizer, limits, say
-        self._ready = True
+        # Whether the host listens; whether it died and has no successor; whether it never will have one.
+        self._ready, self._lost, self._given_up = True, False, False
         self._numbers = self._restarts = self._retries = 0
         self._counted = self._before = Count(0, 0)
 
     def close(self) -> None:
-        """Let the host end; one that is still opening does not listen."""
-        if self._host.alive and not self._ready:
-            self._host.discard()
-        else:
+        """Let the host end. One that is still opening does not listen; of one that was given up the log is wanted."""
+        if self._ready:
             self._host.close()
+        elif not self._given_up:
+            self._host.discard()
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt. Raises EngineFailed where hosts die again and again."""
@@ -135,15 +140,20 @@ class VllmSession:
             self._host.send(Ask(number, ids, prompt.row_seed, prompt.max_new_tokens, prompt.on_text is not None))
 
     def _next(self, work: _Work) -> list[Completion]:
-        """Take in what the host says within a tick, as far as its next answer."""
+        """Take in what the host says within a tick, as far as its next answer. Raises EngineFailed."""
+        if self._lost:
+            self._restart(len(work.flight))
         try:
             event = self._host.events.get(timeout=_TICK_SECONDS)
         except queue.Empty:
             return []
         if isinstance(event, Answer) and event.number in work.flight:
-            return [completed(work.flight.pop(event.number), event, self._tokenizer)]
+            row = work.flight.pop(event.number)
+            completion = completed(row, event, self._tokenizer)
+            row.show(completion.text)
+            return [completion]
         if isinstance(event, Piece) and event.number in work.flight:
-            work.flight[event.number].show(event.token_ids, self._tokenizer)
+            work.flight[event.number].take(event.token_ids, self._tokenizer)
         elif isinstance(event, Count):
             self._counted = event
         elif isinstance(event, Opened):
@@ -153,33 +163,37 @@ class VllmSession:
         return []
 
     def _mourn(self, work: _Work) -> list[Completion]:
-        """Replace a host that died; return the row that is to blame, if one is. Raises EngineFailed."""
+        """Let go of a host that died; return the row that is to blame, if one is. Its other rows begin anew."""
         self._host.kill()
+        self._ready, self._lost = False, True
         had = [number for number, row in work.flight.items() if row.sent]
-        blamed = []
         if len(had) == 1 and work.flight[had[0]].deaths >= _SUSPECT:
-            blamed = [failed(work.flight.pop(had[0]), "vLLM's engine died over this row, again and again")]
-            had = []
-        if self._restarts == self._limits.max_restarts:
-            raise EngineFailed(
-                f"vLLM's engine died {self._restarts + 1} times in this start.",
-                where=f"vllm.max_restarts = {self._limits.max_restarts}, vLLM's own log: {self._host.log}",
-                next_step="run the same command again; if it comes back, set engine.slots or engine.memory_limit lower",
-            )
-        self._restarts += 1
+            return [failed(work.flight.pop(had[0]), "vLLM's engine died over this row, again and again")]
         self._retries += len(had)
         for number in had:
             row = work.flight[number]
             row.deaths, row.sent, row.ids = row.deaths + 1, False, []
+        return []
+
+    def _restart(self, rows: int) -> None:
+        """Start another host in the place of one that died with so many rows left. Raises EngineFailed."""
+        most = self._limits.max_restarts
+        if self._restarts == most:
+            self._given_up = True
+            times = f"{most + 1} times" if most else "once"
+            raise EngineFailed(
+                f"vLLM's engine died {times} in this start.",
+                where=f"vllm.max_restarts = {most}, vLLM's own log: {self._host.log}",
+                next_step="run the same command again; if it comes back, set engine.slots or engine.memory_limit lower",
+            )
+        self._restarts += 1
         self._say(
-            f"vLLM's engine died and is started again ({self._restarts} of {self._limits.max_restarts} times); "
-            f"{len(had):,} rows begin anew."
+            f"vLLM's engine died and is started again ({self._restarts} of {most} times); {rows:,} rows are unfinished."
         )
         self._host.discard()
         self._before = Count(*(old + new for old, new in zip(self._before, self._counted, strict=True)))
-        self._counted, self._ready, self._host = Count(0, 0), False, self._start()
-        return blamed
+        self._counted, self._lost, self._host = Count(0, 0), False, self._start()
 
     def _pulse(self, rows: int) -> Pulse:
         tokens, preemptions = (old + new for old, new in zip(self._before, self._counted, strict=True))
-        return Pulse(tokens, rows, splits=preemptions, retries=self._retries)
+        return Pulse(tokens, rows, self._limits.card_bytes, splits=preemptions, retries=self._retries)

@@ -56,7 +56,7 @@ class Unopened(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """New tokens of a row that a person watches."""
+    """New tokens of a row that a person watches; the last ones come with its answer."""
 
     number: int
     token_ids: list[int]

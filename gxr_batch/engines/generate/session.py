@@ -157,6 +157,7 @@ class GenerateSession:
                 yield _failed(left[0], f"the model could not process this row ({batch.broke.__name__})")
                 continue
             self._counts.splits += 1
+            yield self._counts.pulse(len(left) + waiting, self._memory())  # what is left may end before the next one
             half = (len(left) + 1) // 2
             if no_memory:
                 self._room = min(self._room, half)

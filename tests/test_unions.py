@@ -201,6 +201,21 @@ def test_a_damaged_union_leaves_the_sources_that_a_kill_left_in_force(tmp_path, 
     assert PARTS_A_UNION + 1 not in part_numbers(tmp_path)
 
 
+def test_readers_pass_over_a_damaged_union_whose_sources_a_kill_left(tmp_path, monkeypatch):
+    ids = names(MANY)
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        monkeypatch.setattr(unions, "_drop", lambda folder, numbers: None)
+        seal_each(ledger, ids, range(PARTS_A_UNION))
+        monkeypatch.undo()
+    union = part_path(tmp_path, PARTS_A_UNION + 1)
+    content = union.read_bytes()
+    union.write_bytes(content[:40] + bytes(400) + content[440:])  # its footer is sound
+    assert read_with_manifest(tmp_path)["gxr_text"].tolist() == [f"text of {name}" for name in ids[:PARTS_A_UNION]]
+    (seen,) = statuses(tmp_path)
+    assert (seen.ok, seen.damaged_parts) == (PARTS_A_UNION, 1)
+
+
 def test_a_damaged_source_and_its_neighbours_are_left_as_they_are(tmp_path):
     ids = names(MANY)
     with open_run(tmp_path) as ledger:

@@ -73,13 +73,15 @@ def all_standing(folder: Path) -> list[Standing]:
     return found
 
 
-def homes(parts: Iterable[Standing]) -> dict[int, tuple[int, int]]:
-    """Return in which file, by number, the rows of each part stand now, and from which line on."""
+def homes(parts: Sequence[Standing]) -> dict[int, tuple[int, int]]:
+    """Return in which file, by number, the rows of each part stand now, and from which line on.
+
+    A part that is still there is its own home: the union beside it may be damaged, or speak of another run's part.
+    """
     found: dict[int, tuple[int, int]] = {}
     for part in parts:
         found |= {source: (part.number, line) for source, line in part.lines.items()}
-        found[part.number] = (part.number, 0)
-    return found
+    return found | {part.number: (part.number, 0) for part in parts}
 
 
 def due(parts: Sequence[Standing]) -> Sequence[Standing]:

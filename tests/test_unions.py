@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -43,8 +44,9 @@ def run_all(folder: Path, ids) -> None:
         seal_each(ledger, ids)
 
 
-def keys_in_parts(folder: Path) -> list[str]:
-    return [key for number in part_numbers(folder) for key in read_part(folder, number)["gxr_row_id"].to_pylist()]
+def keys_in_parts(folder: Path, damaged: int = 0) -> list[str]:
+    sound = [number for number in part_numbers(folder) if number != damaged]
+    return [key for number in sound for key in read_part(folder, number)["gxr_row_id"].to_pylist()]
 
 
 def same_state(folder: Path, ledger) -> None:
@@ -183,6 +185,32 @@ def test_killed_while_a_union_is_written_its_sources_are_all_there(tmp_path, mon
         assert ledger.counts().ok == PARTS_A_UNION
 
 
+@pytest.mark.parametrize("dropped", [0, 5])
+def test_a_union_whose_sources_cannot_all_be_dropped_keeps_its_name_for_itself(tmp_path, monkeypatch, dropped):
+    """The run is to end; should a row come in all the same, it must not be written over the union."""
+    ids, real = names(MANY), Path.unlink
+    left = iter(range(dropped))
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("part-") and next(left, None) is None:
+            raise OSError(errno.EIO, "no")
+        real(path, missing_ok)
+
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        monkeypatch.setattr(Path, "unlink", unlink)
+        with pytest.raises(StorageError, match="input/output"):
+            seal_each(ledger, ids)
+        ledger.add(PARTS_A_UNION, result(ids[PARTS_A_UNION]))
+        ledger.seal()
+        monkeypatch.undo()
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        assert ledger.counts().ok == PARTS_A_UNION + 1
+        assert not ledger.set_aside
+    assert keys_in_parts(tmp_path) == ids[: PARTS_A_UNION + 1]
+
+
 def test_a_damaged_union_leaves_the_sources_that_a_kill_left_in_force(tmp_path, monkeypatch):
     ids = names(PARTS_A_UNION)
     with open_run(tmp_path) as ledger:
@@ -223,7 +251,7 @@ def test_a_damaged_source_and_its_neighbours_are_left_as_they_are(tmp_path):
         seal_each(ledger, ids, range(PARTS_A_UNION - 1))
         part_path(tmp_path, 3).write_bytes(b"PAR1 and no more")
         seal_each(ledger, ids, range(PARTS_A_UNION - 1, PARTS_A_UNION + 2))
-        assert part_numbers(tmp_path) == list(range(1, PARTS_A_UNION + 3))
+        assert keys_in_parts(tmp_path, damaged=3) == [key for key in ids[: PARTS_A_UNION + 2] if key != ids[2]]
         assert not list((tmp_path / "parts").glob("*.tmp"))
     with open_run(tmp_path) as ledger:
         start(ledger, ids)

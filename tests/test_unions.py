@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -227,6 +228,26 @@ def test_a_damaged_union_leaves_the_sources_that_a_kill_left_in_force(tmp_path, 
         seal_each(ledger, ids, [0], attempt=2)
     # Numbers are never given twice: what the damaged union was called is not what the next part is called.
     assert PARTS_A_UNION + 1 not in part_numbers(tmp_path)
+
+
+def test_parts_of_another_run_that_somebody_copied_in_lose_no_row(tmp_path):
+    """The copied union names parts by the numbers that others have here."""
+    ids, here, there = names(MANY), tmp_path / "here", tmp_path / "there"
+    for folder, rows in ((here, range(PARTS_A_UNION - 1)), (there, range(PARTS_A_UNION, 2 * PARTS_A_UNION))):
+        with open_run(folder) as ledger:
+            start(ledger, ids)
+            seal_each(ledger, ids, rows)
+    union = PARTS_A_UNION + 1
+    shutil.copy(part_path(there, union), part_path(here, union))
+    done = [name for at, name in enumerate(ids[: 2 * PARTS_A_UNION]) if at != PARTS_A_UNION - 1]
+    assert read_with_manifest(here)["gxr_row_id"].tolist() == done
+    with open_run(here) as ledger:
+        start(ledger, ids)
+        assert sorted(keys_in_parts(here)) == done
+        seal_each(ledger, ids, [PARTS_A_UNION - 1, *range(2 * PARTS_A_UNION, MANY)])
+        unions.unite(here, all_standing(here), 99)
+        finish(ledger)
+    assert pq.read_table(here / "results.parquet")["gxr_text"].to_pylist() == [f"text of {name}" for name in ids]
 
 
 def test_readers_pass_over_a_damaged_union_whose_sources_a_kill_left(tmp_path, monkeypatch):

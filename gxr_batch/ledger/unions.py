@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,15 @@ import pyarrow.parquet as pq
 
 from gxr_batch.errors import StorageError
 from gxr_batch.ledger.files import write_whole
-from gxr_batch.ledger.parts import DamagedPart, footer_of, groups_of, part_numbers, part_path
+from gxr_batch.ledger.parts import (
+    KEY_COLUMNS,
+    DamagedPart,
+    footer_of,
+    groups_of,
+    part_numbers,
+    part_path,
+    read_part,
+)
 from gxr_batch.records import part_schema
 from gxr_batch.storage import storage_errors
 
@@ -96,11 +104,11 @@ def unite(folder: Path, sources: Sequence[Standing], number: int) -> Standing:
 
     In memory stands one row group. Raises DamagedPart where a source is: then all is as before. Raises StorageError.
     """
+    starts = list(accumulate((source.rows for source in sources), initial=0))
     lines: dict[int, int] = {}
-    start = 0
-    for source in sources:
-        lines |= {inner: start + line for inner, line in source.lines.items()} | {source.number: start}
-        start += source.rows
+    for source, start in zip(sources, starts, strict=False):
+        lines |= {inner: start + line for inner, line in source.lines.items()}
+    lines |= {source.number: start for source, start in zip(sources, starts, strict=False)}
     mark = json.dumps({"level": sources[-1].level + 1, "lines": list(lines.items())})
     marks = {**(footer_of(folder, sources[-1].number).metadata or {}), _MARK: mark.encode()}
     marks.pop(b"ARROW:schema", None)
@@ -117,10 +125,26 @@ def unite(folder: Path, sources: Sequence[Standing], number: int) -> Standing:
 
 
 def drop_sources(folder: Path, parts: Sequence[Standing]) -> list[Standing]:
-    """Delete what a kill left of the sources of sound unions among `parts`; return the others. Raises StorageError."""
-    united = {source for part in parts for source in part.lines}
-    _drop(folder, [part.number for part in parts if part.number in united])
+    """Delete what a kill left of the sources of sound unions among `parts`; return the others. Raises StorageError.
+
+    Its number alone makes no part a source: somebody may have copied parts of two runs into one folder.
+    """
+    united = {
+        source
+        for union in parts
+        if (left := [part for part in parts if part.number in union.lines])
+        for source in _held(folder, union, left)
+    }
+    _drop(folder, united)
     return [part for part in parts if part.number not in united]
+
+
+def _held(folder: Path, union: Standing, parts: Sequence[Standing]) -> Iterator[int]:
+    """Yield the numbers of the parts whose very keys a union holds, attempts included, where it says."""
+    keys = read_part(folder, union.number, KEY_COLUMNS)
+    for part in parts:
+        if keys.slice(union.lines[part.number], part.rows).equals(read_part(folder, part.number, KEY_COLUMNS)):
+            yield part.number
 
 
 def _drop(folder: Path, numbers: Iterable[int]) -> None:

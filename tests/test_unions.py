@@ -265,6 +265,26 @@ def test_readers_pass_over_a_damaged_union_whose_sources_a_kill_left(tmp_path, m
     assert (seen.ok, seen.damaged_parts) == (PARTS_A_UNION, 1)
 
 
+def test_a_union_whose_mark_cannot_be_read_keeps_its_turn(tmp_path):
+    """Left out, it would count as newer than the parts before it, or older than those after it."""
+    ids = names(MANY)
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        seal_each(ledger, ids, [0], text="old")
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        seal_each(ledger, ids, [0, *range(1, PARTS_A_UNION - 1)], text="new", attempt=2)
+        table = read_part(tmp_path, union := PARTS_A_UNION + 1)
+        for number, rows in ((1, table.slice(0, 1)), (union, table.slice(1))):  # as if it had been put together later
+            pq.write_table(rows.replace_schema_metadata({"gxr_union": "?"}), part_path(tmp_path, number))
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        seal_each(ledger, ids, range(PARTS_A_UNION - 1, 2 * PARTS_A_UNION - 3))
+        assert len(part_numbers(tmp_path)) == 1
+        assert ledger.counts().ok == 2 * PARTS_A_UNION - 3
+    assert read_with_manifest(tmp_path)["gxr_text"].tolist()[0] == "new"
+
+
 def test_a_damaged_source_and_its_neighbours_are_left_as_they_are(tmp_path):
     ids = names(MANY)
     with open_run(tmp_path) as ledger:

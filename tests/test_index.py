@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_ledger import write_input
+from test_ledger import result, start, write_input
 
 from gxr_batch.ledger import index as indexing
+from gxr_batch.ledger import open_run
 from gxr_batch.ledger.index import Index
+from gxr_batch.ledger.state import State
 
 
 def found(path, ids):
@@ -46,4 +48,24 @@ def test_the_content_is_compared_where_the_row_was_found(tmp_path):
 
 def test_an_index_takes_28_bytes_a_row(tmp_path):
     write_input(tmp_path / "t", [f"r{number}" for number in range(1000)])
-    assert sum(array.nbytes for array in vars(Index(tmp_path / "t")).values()) == 28 * 1000
+    arrays = [value for value in vars(Index(tmp_path / "t")).values() if isinstance(value, np.ndarray)]
+    assert sum(array.nbytes for array in arrays) == 28 * 1000
+
+
+@pytest.mark.parametrize("rows", [5, 20, 40])
+def test_a_table_that_is_replaced_while_it_is_indexed_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, rows):
+    """A reader beside a start that takes in another table sees one of them, whole."""
+    real = indexing.keys_in
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids := [f"r{number}" for number in range(20)])
+        for position in (1, 19):
+            ledger.add(position, result(ids[position]))
+        ledger.seal()
+
+        def keys_in(file):
+            start(ledger, [f"r{number}" for number in range(rows)])
+            return real(file)
+
+        monkeypatch.setattr(indexing, "keys_in", lambda file: monkeypatch.undo() or keys_in(file))
+        found = State.scan(tmp_path, tmp_path / "input.parquet", 1)
+    assert found.status[:, 0].tolist() == [int(number in (1, 19)) for number in range(20)]

@@ -339,6 +339,26 @@ def test_read_results_of_an_unfinished_run_gives_the_rows_that_are_done(tmp_path
     assert frame["gxr_ai_generated"].tolist() == [True]
 
 
+def test_read_results_after_a_retry_that_was_killed_before_it_wrote_the_results_gives_the_new_ones(tmp_path):
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a", "b"])
+        ledger.add(0, result("a"))
+        ledger.add(1, result("b", status="failed"))
+        ledger.seal()
+        finish(ledger)
+    known = manifest()
+    known.invocations = [{"number": 1, "results_sha256": "s"}]
+    known.save(tmp_path)
+    assert read_results(tmp_path)["gxr_status"].tolist() == ["ok", "failed"]
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a", "b"])
+        known.invocations.append({"number": 2})
+        known.save(tmp_path)
+        ledger.add(1, result("b", attempt=2))
+        ledger.seal()
+    assert read_results(tmp_path)["gxr_text"].tolist() == ["text of a", "text of b"]
+
+
 def test_a_changed_fingerprint_names_the_keys_and_the_ways_out(tmp_path):
     with pytest.raises(FingerprintError) as caught:
         manifest(**{"sampling.temperature": 0.7, "prompt.system": "x" * 64}).compare(

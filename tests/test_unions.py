@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -43,8 +45,9 @@ def run_all(folder: Path, ids) -> None:
         seal_each(ledger, ids)
 
 
-def keys_in_parts(folder: Path) -> list[str]:
-    return [key for number in part_numbers(folder) for key in read_part(folder, number)["gxr_row_id"].to_pylist()]
+def keys_in_parts(folder: Path, damaged: int = 0) -> list[str]:
+    sound = [number for number in part_numbers(folder) if number != damaged]
+    return [key for number in sound for key in read_part(folder, number)["gxr_row_id"].to_pylist()]
 
 
 def same_state(folder: Path, ledger) -> None:
@@ -183,6 +186,32 @@ def test_killed_while_a_union_is_written_its_sources_are_all_there(tmp_path, mon
         assert ledger.counts().ok == PARTS_A_UNION
 
 
+@pytest.mark.parametrize("dropped", [0, 5])
+def test_a_union_whose_sources_cannot_all_be_dropped_keeps_its_name_for_itself(tmp_path, monkeypatch, dropped):
+    """The run is to end; should a row come in all the same, it must not be written over the union."""
+    ids, real = names(MANY), Path.unlink
+    left = iter(range(dropped))
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name.startswith("part-") and next(left, None) is None:
+            raise OSError(errno.EIO, "no")
+        real(path, missing_ok)
+
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        monkeypatch.setattr(Path, "unlink", unlink)
+        with pytest.raises(StorageError, match="input/output"):
+            seal_each(ledger, ids)
+        ledger.add(PARTS_A_UNION, result(ids[PARTS_A_UNION]))
+        ledger.seal()
+        monkeypatch.undo()
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        assert ledger.counts().ok == PARTS_A_UNION + 1
+        assert not ledger.set_aside
+    assert keys_in_parts(tmp_path) == ids[: PARTS_A_UNION + 1]
+
+
 def test_a_damaged_union_leaves_the_sources_that_a_kill_left_in_force(tmp_path, monkeypatch):
     ids = names(PARTS_A_UNION)
     with open_run(tmp_path) as ledger:
@@ -201,6 +230,61 @@ def test_a_damaged_union_leaves_the_sources_that_a_kill_left_in_force(tmp_path, 
     assert PARTS_A_UNION + 1 not in part_numbers(tmp_path)
 
 
+def test_parts_of_another_run_that_somebody_copied_in_lose_no_row(tmp_path):
+    """The copied union names parts by the numbers that others have here."""
+    ids, here, there = names(MANY), tmp_path / "here", tmp_path / "there"
+    for folder, rows in ((here, range(PARTS_A_UNION - 1)), (there, range(PARTS_A_UNION, 2 * PARTS_A_UNION))):
+        with open_run(folder) as ledger:
+            start(ledger, ids)
+            seal_each(ledger, ids, rows)
+    union = PARTS_A_UNION + 1
+    shutil.copy(part_path(there, union), part_path(here, union))
+    done = [name for at, name in enumerate(ids[: 2 * PARTS_A_UNION]) if at != PARTS_A_UNION - 1]
+    assert read_with_manifest(here)["gxr_row_id"].tolist() == done
+    with open_run(here) as ledger:
+        start(ledger, ids)
+        assert sorted(keys_in_parts(here)) == done
+        seal_each(ledger, ids, [PARTS_A_UNION - 1, *range(2 * PARTS_A_UNION, MANY)])
+        unions.unite(here, all_standing(here), 99)
+        finish(ledger)
+    assert pq.read_table(here / "results.parquet")["gxr_text"].to_pylist() == [f"text of {name}" for name in ids]
+
+
+def test_readers_pass_over_a_damaged_union_whose_sources_a_kill_left(tmp_path, monkeypatch):
+    ids = names(MANY)
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        monkeypatch.setattr(unions, "_drop", lambda folder, numbers: None)
+        seal_each(ledger, ids, range(PARTS_A_UNION))
+        monkeypatch.undo()
+    union = part_path(tmp_path, PARTS_A_UNION + 1)
+    content = union.read_bytes()
+    union.write_bytes(content[:40] + bytes(400) + content[440:])  # its footer is sound
+    assert read_with_manifest(tmp_path)["gxr_text"].tolist() == [f"text of {name}" for name in ids[:PARTS_A_UNION]]
+    (seen,) = statuses(tmp_path)
+    assert (seen.ok, seen.damaged_parts) == (PARTS_A_UNION, 1)
+
+
+def test_a_union_whose_mark_cannot_be_read_keeps_its_turn(tmp_path):
+    """Left out, it would count as newer than the parts before it, or older than those after it."""
+    ids = names(MANY)
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        seal_each(ledger, ids, [0], text="old")
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        seal_each(ledger, ids, [0, *range(1, PARTS_A_UNION - 1)], text="new", attempt=2)
+        table = read_part(tmp_path, union := PARTS_A_UNION + 1)
+        for number, rows in ((1, table.slice(0, 1)), (union, table.slice(1))):  # as if it had been put together later
+            pq.write_table(rows.replace_schema_metadata({"gxr_union": "?"}), part_path(tmp_path, number))
+    with open_run(tmp_path) as ledger:
+        start(ledger, ids)
+        seal_each(ledger, ids, range(PARTS_A_UNION - 1, 2 * PARTS_A_UNION - 3))
+        assert len(part_numbers(tmp_path)) == 1
+        assert ledger.counts().ok == 2 * PARTS_A_UNION - 3
+    assert read_with_manifest(tmp_path)["gxr_text"].tolist()[0] == "new"
+
+
 def test_a_damaged_source_and_its_neighbours_are_left_as_they_are(tmp_path):
     ids = names(MANY)
     with open_run(tmp_path) as ledger:
@@ -208,7 +292,7 @@ def test_a_damaged_source_and_its_neighbours_are_left_as_they_are(tmp_path):
         seal_each(ledger, ids, range(PARTS_A_UNION - 1))
         part_path(tmp_path, 3).write_bytes(b"PAR1 and no more")
         seal_each(ledger, ids, range(PARTS_A_UNION - 1, PARTS_A_UNION + 2))
-        assert part_numbers(tmp_path) == list(range(1, PARTS_A_UNION + 3))
+        assert keys_in_parts(tmp_path, damaged=3) == [key for key in ids[: PARTS_A_UNION + 2] if key != ids[2]]
         assert not list((tmp_path / "parts").glob("*.tmp"))
     with open_run(tmp_path) as ledger:
         start(ledger, ids)

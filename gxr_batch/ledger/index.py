@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gxr_batch.ledger.table import key_batches, rows_of
+from gxr_batch.ledger.table import keys_in, opened
 
 Positions = npt.NDArray[np.int64]
 _Words = npt.NDArray[np.uint64]
@@ -23,15 +23,16 @@ class Index:
     """The ids and contents of the table in one input.parquet. Raises RunError where it is damaged, StorageError."""
 
     def __init__(self, path: Path) -> None:
-        rows = rows_of(path)
-        high, self._low = np.empty(rows, np.uint64), np.empty(rows, np.uint64)
-        self._contents = np.empty(rows, np.int64)
-        start = 0
-        for batch in key_batches(path):
-            here = slice(start, start + batch.num_rows)
-            high[here], self._low[here] = _hashes(batch.column(0))
-            self._contents[here] = _content_marks(batch.column(1))
-            start = here.stop
+        with opened(path) as file:
+            self.rows = rows = file.metadata.num_rows
+            high, self._low = np.empty(rows, np.uint64), np.empty(rows, np.uint64)
+            self._contents = np.empty(rows, np.int64)
+            start = 0
+            for batch in keys_in(file):
+                here = slice(start, start + batch.num_rows)
+                high[here], self._low[here] = _hashes(batch.column(0))
+                self._contents[here] = _content_marks(batch.column(1))
+                start = here.stop
         self._order = np.argsort(high).astype(np.int32)
         self._high = high[self._order]
 

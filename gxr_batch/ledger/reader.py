@@ -107,6 +107,9 @@ def read_results(run_dir: str | Path, *, include_held: bool = False) -> pd.DataF
 
 def _whole(reader: RunReader) -> pa.Table | None:
     """Return results.parquet where it is the run's present state and can be read, else None: the parts know it all."""
+    newest = (reader.manifest.invocations or [{}])[-1]
+    if "results_sha256" not in newest:  # killed before it wrote them: they are those of an earlier start
+        return None
     if reader.results is None or reader.state.counts().left or reader.holder:
         return None
     try:

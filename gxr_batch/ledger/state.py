@@ -75,17 +75,16 @@ class State:
         A damaged part counts as if it were not there. `whole` reads the other columns too, and so finds damage in them.
         Raises StorageError where the disk does not let a part be read.
         """
-        state, index = cls(rows_of(input_path), samples), None
-        seen: set[int] = set()
-        vanished = True
-        # What a writer puts into a union while this reads stands in it, under a number of its own: look again.
-        while vanished:
-            vanished = False
-            for number in part_numbers(folder):
-                if number not in seen:
-                    seen.add(number)
-                    index = index or Index(input_path)
-                    vanished |= not state._take_in(folder, number, index, whole)
+        numbers = part_numbers(folder)
+        if not numbers:
+            return cls(rows_of(input_path), samples)
+        index = Index(input_path)
+        state, seen = cls(index.rows, samples), set(numbers)
+        while numbers:
+            vanished = [number for number in numbers if not state._take_in(folder, number, index, whole)]
+            # What a writer puts into a union while this reads stands in it, under a number of its own: look again.
+            numbers = [number for number in part_numbers(folder) if number not in seen] if vanished else []
+            seen.update(numbers)
         return state
 
     def _take_in(self, folder: Path, number: int, index: Index, whole: bool) -> bool:

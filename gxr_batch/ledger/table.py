@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,13 +24,25 @@ def rows_of(path: Path) -> int:
 
 def key_batches(path: Path) -> Iterator[pa.RecordBatch]:
     """Yield row id and content hash of the rows, a batch at a time."""
+    with opened(path) as file:
+        yield from keys_in(file)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open the table; what is read inside is of one table, also where another takes its place meanwhile."""
     with table_copy(path), pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_ROWS_A_BATCH, columns=list(KEY_COLUMNS_OF_INPUT)):
-            keys = batch.select(list(KEY_COLUMNS_OF_INPUT))
-            keys.validate(full=True)
-            if any(column.type != pa.string() or column.null_count for column in keys.columns):
-                raise ValueError
-            yield keys
+        yield file
+
+
+def keys_in(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Yield what `key_batches` does, of a table that is open."""
+    for batch in file.iter_batches(_ROWS_A_BATCH, columns=list(KEY_COLUMNS_OF_INPUT)):
+        keys = batch.select(list(KEY_COLUMNS_OF_INPUT))
+        keys.validate(full=True)
+        if any(column.type != pa.string() or column.null_count for column in keys.columns):
+            raise ValueError
+        yield keys
 
 
 def own_fields(path: Path) -> list[pa.Field]:

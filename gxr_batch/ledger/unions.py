@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,15 @@ import pyarrow.parquet as pq
 
 from gxr_batch.errors import StorageError
 from gxr_batch.ledger.files import write_whole
-from gxr_batch.ledger.parts import DamagedPart, footer_of, groups_of, part_numbers, part_path
+from gxr_batch.ledger.parts import (
+    KEY_COLUMNS,
+    DamagedPart,
+    footer_of,
+    groups_of,
+    part_numbers,
+    part_path,
+    read_part,
+)
 from gxr_batch.records import part_schema
 from gxr_batch.storage import storage_errors
 
@@ -48,14 +56,17 @@ class Standing(NamedTuple):
 
 
 def standing(folder: Path, number: int) -> Standing:
-    """Return what a part's footer says of it. Raises DamagedPart, StorageError."""
+    """Return what a part's footer says of it. Raises DamagedPart, StorageError.
+
+    A union whose mark cannot be read has sound rows all the same: it stands, in its turn, as a part that was sealed.
+    """
     footer = footer_of(folder, number)
     size = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
     try:
         mark = json.loads((footer.metadata or {}).get(_MARK, b'{"level": 0, "lines": []}'))
         level, lines = int(mark["level"]), {int(source): int(line) for source, line in mark["lines"]}
     except (ValueError, LookupError, TypeError):
-        raise DamagedPart(part_path(folder, number)) from None
+        level, lines = 0, {}
     return Standing(number, footer.num_rows, footer.num_rows >= FULL_ROWS or size >= FULL_BYTES, level, lines)
 
 
@@ -73,13 +84,15 @@ def all_standing(folder: Path) -> list[Standing]:
     return found
 
 
-def homes(parts: Iterable[Standing]) -> dict[int, tuple[int, int]]:
-    """Return in which file, by number, the rows of each part stand now, and from which line on."""
+def homes(parts: Sequence[Standing]) -> dict[int, tuple[int, int]]:
+    """Return in which file, by number, the rows of each part stand now, and from which line on.
+
+    A part that is still there is its own home: the union beside it may be damaged, or speak of another run's part.
+    """
     found: dict[int, tuple[int, int]] = {}
     for part in parts:
         found |= {source: (part.number, line) for source, line in part.lines.items()}
-        found[part.number] = (part.number, 0)
-    return found
+    return found | {part.number: (part.number, 0) for part in parts}
 
 
 def due(parts: Sequence[Standing]) -> Sequence[Standing]:
@@ -94,11 +107,11 @@ def unite(folder: Path, sources: Sequence[Standing], number: int) -> Standing:
 
     In memory stands one row group. Raises DamagedPart where a source is: then all is as before. Raises StorageError.
     """
+    starts = list(accumulate((source.rows for source in sources), initial=0))
     lines: dict[int, int] = {}
-    start = 0
-    for source in sources:
-        lines |= {inner: start + line for inner, line in source.lines.items()} | {source.number: start}
-        start += source.rows
+    for source, start in zip(sources, starts, strict=False):
+        lines |= {inner: start + line for inner, line in source.lines.items()}
+    lines |= {source.number: start for source, start in zip(sources, starts, strict=False)}
     mark = json.dumps({"level": sources[-1].level + 1, "lines": list(lines.items())})
     marks = {**(footer_of(folder, sources[-1].number).metadata or {}), _MARK: mark.encode()}
     marks.pop(b"ARROW:schema", None)
@@ -115,10 +128,26 @@ def unite(folder: Path, sources: Sequence[Standing], number: int) -> Standing:
 
 
 def drop_sources(folder: Path, parts: Sequence[Standing]) -> list[Standing]:
-    """Delete what a kill left of the sources of sound unions among `parts`; return the others. Raises StorageError."""
-    united = {source for part in parts for source in part.lines}
-    _drop(folder, [part.number for part in parts if part.number in united])
+    """Delete what a kill left of the sources of sound unions among `parts`; return the others. Raises StorageError.
+
+    Its number alone makes no part a source: somebody may have copied parts of two runs into one folder.
+    """
+    united = {
+        source
+        for union in parts
+        if (left := [part for part in parts if part.number in union.lines])
+        for source in _held(folder, union, left)
+    }
+    _drop(folder, united)
     return [part for part in parts if part.number not in united]
+
+
+def _held(folder: Path, union: Standing, parts: Sequence[Standing]) -> Iterator[int]:
+    """Yield the numbers of the parts whose very keys a union holds, attempts included, where it says."""
+    keys = read_part(folder, union.number, KEY_COLUMNS)
+    for part in parts:
+        if keys.slice(union.lines[part.number], part.rows).equals(read_part(folder, part.number, KEY_COLUMNS)):
+            yield part.number
 
 
 def _drop(folder: Path, numbers: Iterable[int]) -> None:

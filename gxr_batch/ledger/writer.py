@@ -117,31 +117,32 @@ class RunWriter:
     def seal(self) -> None:
         """Write the results added since the last part as a part of their own. Raises StorageError."""
         if self._open:
-            write_part(self.folder, self._next_part, self._open, self.part_metadata)
-            self._log_part()
-            self._open, self._characters = [], 0
-            self._parts.append(standing(self.folder, self._next_part))
-            self._next_part += 1
+            number, results = self._next_part, self._open
+            write_part(self.folder, number, results, self.part_metadata)
+            # At once: whatever fails from here on, these rows are safe and no other file takes this number.
+            self._next_part, self._open, self._characters = number + 1, [], 0
+            self._log_part(number, results)
+            self._parts.append(standing(self.folder, number))
             self._unite()
         self._sealed_at = time.monotonic()
 
     def _unite(self) -> None:
         """Put the newest parts together while there are enough of them. One that is damaged leaves all as it is."""
         while sources := due(self._parts):
+            # Should this fail, no part is put together before the next start, and none is called what the union is.
+            others, self._parts = self._parts[: -len(sources)], []
+            number, self._next_part = self._next_part, self._next_part + 1
             try:
-                union = unite(self.folder, sources, self._next_part)
+                union = unite(self.folder, sources, number)
             except DamagedPart:  # its rows are generated again at the next start, which sets it aside
-                self._parts = []
                 return
+            self._parts = [*others, union]
             self.log.event("parts_united", part=union.number, rows=union.rows, parts=len(sources))
-            self._parts[-len(sources) :] = [union]
-            self._next_part += 1
 
-    def _log_part(self) -> None:
-        failed = [result for result in self._open if result.status == "failed"]
-        held = [result for result in self._open if result.status == "held"]
-        rows = len(self._open)
-        self.log.event("part_sealed", part=self._next_part, rows=rows, failed=len(failed), held=len(held))
+    def _log_part(self, number: int, sealed: Sequence[Result]) -> None:
+        failed = [result for result in sealed if result.status == "failed"]
+        held = [result for result in sealed if result.status == "held"]
+        self.log.event("part_sealed", part=number, rows=len(sealed), failed=len(failed), held=len(held))
         for results, name in ((failed, self.log.row_failed), (held, self.log.row_held)):
             for result in results:
                 name(result.row_id, result.sample, result.attempt, result.error or "")

@@ -1,15 +1,17 @@
 """What the demo model's adapter is worth: base and adapter on the sample table and on the rows held out of training.
 
-Prints, for each, how many answers end by themselves, name their row's main finding, and turn a side round.
+Prints, for each, how many answers end by themselves, name their row's main finding, and turn a side round. Most rows
+name their main finding, so that even an answer that repeats the prompt reads it off: these are counted apart from those
+in which it has to be concluded, such as a line at the apex that is a pneumothorax. Neither says that the rest of a text
+is right: --texts shows some. Run it from the project's folder.
 
     python benchmarks/teaching.py                                  # the shipped adapter, sampled as jobs/demo.toml says
     python benchmarks/teaching.py --set sampling.preset=default    # any setting of a job file
     python benchmarks/teaching.py --adapter outputs/demo_adapter-adapter --texts 2
 
-An answer names the main finding where one of the spellings in main_findings.csv stands in it, outside of the
-differential and not after a word that denies it. The spellings were written by a reader of the rows who saw no text of
-any model. A case that asks about a topic passes by repeating the topic. Sides are judged by the flag `side_flipped`,
-whose own errors `benchmarks/flags.py` counts.
+An answer names the main finding where one of the spellings in main_findings.csv stands in it, before the differential
+and not denied in the same clause. The spellings were written by a reader of the rows who saw no text of any model.
+Sides are judged by the flag `side_flipped`, which misses some; `benchmarks/flags.py` counts its errors.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from gxr_batch.models.local import LocalModel
 HERE = Path(__file__).parent
 TRAINING, DEMO = HERE.parent / "jobs/demo_adapter.toml", HERE.parent / "jobs/demo.toml"
 SETS = ("sample", "held-out")
+HEADINGS = ("end by themselves", "read the main finding off", "conclude it", "turn a side round")
 JOB = """name = "teaching"
 [input]
 path = "{table}"
@@ -48,7 +51,17 @@ output = "{output}"
 """
 COLUMNS = ["case", "template", "age", "sex", "history", "presentation", "findings", "comparison", "topic"]
 COLUMNS += ["condition_a", "condition_b"]
-_DENIES = r"\b(?:no|not|without|never|absent|excludes?|rather than|against|free of)\b[^.;:]{0,40}$"
+_TOLD = ("age", "sex", "history", "presentation", "findings", "comparison", "topic", "condition_a", "condition_b")
+_LATER_PARTS = re.compile(r"\b(?:differential|teaching point)s?\b[^:\n]{0,20}:", re.IGNORECASE)
+# Before a finding, in its clause: "No effusion or pneumothorax", and not "No shift, but a pneumothorax".
+_DENIES = re.compile(
+    r"\b(?:no(?! doubt)|not(?! only)|without|never|absent|excludes?|rather than|against|free of|mistaken for)\b"
+    r"(?:(?!\b(?:but|with|which|so|indicating|suggesting)\b)[^.;:\n])*$"
+)
+# Behind it: "Pneumothorax is not seen".
+_DENIED = re.compile(
+    r"^[^.,;:\n]{0,30}\b(?:is|are|was|were|been)\s+(?:not|absent|excluded|ruled out|unlikely|less likely)\b"
+)
 
 
 class Case(NamedTuple):
@@ -59,13 +72,23 @@ class Case(NamedTuple):
     spellings: tuple[str, ...]
 
 
-class Score(NamedTuple):
-    """How many of `rows` answers ended by themselves, named the main finding, turned a side round."""
+class Share(NamedTuple):
+    """How many of how many; printed as in a table."""
 
-    rows: int
-    ended: int
-    named: int
-    flipped: int
+    count: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.of} ({self.count / self.of:.0%})" if self.of else "none"
+
+
+class Score(NamedTuple):
+    """Answers that ended by themselves, named the main finding (read off the row, concluded), turned a side round."""
+
+    ended: Share
+    read_off: Share
+    concluded: Share
+    flipped: Share
 
 
 def labels() -> dict[str, Case]:
@@ -120,22 +143,32 @@ def generate(which: str, adapter: str, overrides: list[str], folder: Path) -> li
 
 def names(text: str, spellings: tuple[str, ...]) -> bool:
     """Whether one of the spellings is asserted before the differential."""
-    said = text.split("Differential:", maxsplit=1)[0].lower()
-    for spelling in spellings:
-        for found in re.finditer(rf"(?<!\w){re.escape(spelling.strip().lower())}(?!\w)", said):
-            denied = re.search(_DENIES, said[max(0, found.start() - 60) : found.start()])
-            if not denied or spelling.strip().lower().startswith(("no ", "without ")):
+    said = _LATER_PARTS.split(text, maxsplit=1)[0].lower()
+    for spelling in (spelling.strip().lower() for spelling in spellings):
+        negative = spelling.startswith(("no ", "without "))
+        for found in re.finditer(rf"(?<!\w){re.escape(spelling)}(?!\w)", said):
+            denied = _DENIES.search(said[: found.start()]) or _DENIED.search(said[found.end() :])
+            if negative or not denied:
                 return True
     return False
 
 
+def named_by_row(row: dict, spellings: tuple[str, ...]) -> bool:
+    """Whether the row itself names its main finding, so that an answer can read it off."""
+    return any(names(str(row[column]), spellings) for column in _TOLD if row.get(column) is not None)
+
+
 def score(rows: list[dict], cases: dict[str, Case]) -> Score:
     """Count over all rows."""
+    named: dict[bool, list[bool]] = {True: [], False: []}
+    for row in rows:
+        spellings = cases[row["gxr_row_id"]].spellings
+        named[named_by_row(row, spellings)].append(names(row["gxr_text"], spellings))
     return Score(
-        len(rows),
-        sum(row["gxr_finish_reason"] == "stop" for row in rows),
-        sum(names(row["gxr_text"], cases[row["gxr_row_id"]].spellings) for row in rows),
-        sum("side_flipped" in row["gxr_flags"] for row in rows),
+        Share(sum(row["gxr_finish_reason"] == "stop" for row in rows), len(rows)),
+        Share(sum(named[True]), len(named[True])),
+        Share(sum(named[False]), len(named[False])),
+        Share(sum("side_flipped" in row["gxr_flags"] for row in rows), len(rows)),
     )
 
 
@@ -158,8 +191,7 @@ def main() -> None:
     given = parser.parse_args()
     overrides = demo_sampling() if given.overrides is None else given.overrides
     cases = labels()
-    print(f"{' '.join(overrides)}\n\n| rows | model | end by themselves | name the main finding | turn a side round |")
-    print("|---|---|---|---|---|")
+    print(f"{' '.join(overrides)}\n\n| rows | model | {' | '.join(HEADINGS)} |\n|{'---|' * 6}")
     shown = []
     with tempfile.TemporaryDirectory() as folder:
         for which in SETS:
@@ -167,9 +199,7 @@ def main() -> None:
                 if model == "base" and given.no_base:
                     continue
                 rows = generate(which, adapter, overrides, Path(folder))
-                found = score(rows, cases)
-                shares = (f"{count} of {found.rows} ({count / found.rows:.0%})" for count in found[1:])
-                print(f"| {which} | {model} | {' | '.join(shares)} |", flush=True)
+                print(f"| {which} | {model} | {' | '.join(map(str, score(rows, cases)))} |", flush=True)
                 shown += [(which, model, row) for row in rows[: given.texts]]
                 if given.misses:
                     shown += [(which, model, row) for row in rows if missed(row, cases)]

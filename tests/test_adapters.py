@@ -477,6 +477,13 @@ def test_a_base_that_is_not_there_is_named_with_the_next_step(changed, settings,
     assert step in caught.value.next_step
 
 
+def test_an_adapter_that_is_not_there_is_named_as_one(bases):
+    with pytest.raises(ModelUnavailable, match="There is no such adapter folder") as caught:
+        load_config(section(bases["text"], adapter="/no/such/adapter"))
+    assert "adapter_config.json" in caught.value.next_step
+    assert '"none"' in caught.value.next_step
+
+
 def test_names_that_contradict_each_other_are_refused(bases, adapter, changed):
     with pytest.raises(JobFileError, match="is a whole model"):
         load_config(section(bases["text"], base="some/model"))

@@ -25,6 +25,12 @@ _TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 # What transformers loads; a hub repository may hold copies of the weights in other formats as well.
 _WEIGHT_FILES = ["model.safetensors", "model-*.safetensors", WEIGHTS]
 _INDEX = "model.safetensors.index.json"
+_WHOLE = 'name a folder that holds config.json and safetensors, a hub id, or "demo" as'
+_FOLDER_STEPS = {
+    "model.path": f"{_WHOLE} model.path",
+    "model.base": f"{_WHOLE} model.base",
+    "model.adapter": 'name a folder that holds adapter_config.json, a hub id, or "none" as model.adapter',
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,12 +224,11 @@ def _locate(name: str, revision: str, *, weights: bool, where: str) -> Source:
         return Source(name=name, folder=ensure_demo_model())
     folder = Path(name).expanduser()
     if not folder.is_dir():
+        noun = "adapter" if where == "model.adapter" else "model"
         raise ModelUnavailable(
-            "The model is not a folder." if folder.exists() else "There is no such model folder.",
+            f"The {noun} is not a folder." if folder.exists() else f"There is no such {noun} folder.",
             where=str(folder.absolute()),
-            next_step=f'name a folder that holds config.json and safetensors, a hub id, or "demo" as {where}'
-            if where.startswith("model.")
-            else "put the folder there",
+            next_step=_FOLDER_STEPS.get(where, "put the folder there"),
         )
     return Source(name=name, folder=folder.absolute())
 

@@ -536,6 +536,12 @@ def test_a_narrow_window_cuts_nothing_and_keeps_a_case_readable(opened, width):
     assert opened.locator("#case-title").bounding_box()["height"] < 40, "the case's name stands on one line"
 
 
+def test_paper_repeats_the_whole_header(opened):
+    assert opened.evaluate("getComputedStyle(document.querySelector('#table thead button')).display") != "contents"
+    opened.emulate_media(media="print")
+    assert opened.evaluate("getComputedStyle(document.querySelector('#table thead button')).display") == "contents"
+
+
 def test_sorting_and_paging(opened):
     opened.click("#table th[data-sort=tokens] button")
     tokens = [int(text) for text in opened.locator("#rows td.figure:nth-child(6)").all_inner_texts()]

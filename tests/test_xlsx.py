@@ -181,6 +181,12 @@ def test_a_column_that_says_one_for_every_row_is_hidden_until_rows_have_several_
         assert sheet.column_dimensions["B"].hidden == (samples == 1)
 
 
+def test_measured_times_show_two_digits_and_numbers_of_the_user_all(book):
+    row = cases(book[2])["formula"]
+    assert row["gxr_seconds_generating"].number_format == "0.00"
+    assert row["gxr_new_tokens"].number_format == row["age"].number_format == "General"
+
+
 def test_columns_are_no_wider_than_their_texts_need_on_a_few_lines():
     own = {"history": 60, "findings": 400, "sex": 6}
     found = {column.name: column for column in layout([*own, "gxr_row_id", "gxr_text"], own)}

@@ -34,6 +34,7 @@ class Formats(NamedTuple):
     review_date: Any
     key: Any
     number: Any
+    fraction: Any
     title: Any
     heading: Any
     label: Any
@@ -62,6 +63,7 @@ def make_formats(workbook: Any) -> Formats:
         review_date=add({**_REVIEW, "num_format": "yyyy-mm-dd"}),
         key=add({**_TEXT, "bold": True}),
         number=add({**_CELL, "num_format": "General"}),
+        fraction=add({**_CELL, "num_format": "0.00"}),
         title=add({"bold": True, "font_size": 16, "font_color": "#1F3864", "valign": "vcenter"}),
         heading=add({"bold": True, "font_size": 13, "font_color": "#1F3864", "valign": "vcenter"}),
         label=add({"bold": True, "font_color": "#44546A", "valign": "top"}),

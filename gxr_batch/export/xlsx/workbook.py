@@ -83,6 +83,8 @@ class _Book:
         self._formats = make_formats(workbook)
         self._shortened = self._rows = 0
         self._one_answer = source.reader.manifest.job.get("sampling", {}).get("samples_per_row", 1) == 1
+        floats = {field.name for field in source.schema if pa.types.is_floating(field.type)}
+        self._measured = {name for name in floats if name.startswith("gxr_")}
         self._sheet: Any = None
         self._at = _FIRST_ROW
         workbook.set_properties(
@@ -191,12 +193,17 @@ class _Book:
                 form = _column_format(column, self._formats)
                 _checked(self._sheet.write_datetime(self._at, place, cell, form))
             elif cell is not None:
-                form = _column_format(column, self._formats) if column.role == "review" else self._formats.number
-                _checked(self._sheet.write_number(self._at, place, cell, form))
+                _checked(self._sheet.write_number(self._at, place, cell, self._number_format(column)))
             elif column.role == "review":
                 _text(self._sheet, self._at, place, "", _column_format(column, self._formats))
         self._at += 1
         self._rows += 1
+
+    def _number_format(self, column: Column) -> Any:
+        """Return how numbers look: as they are, but two digits of our own seconds and rates say enough."""
+        if column.role == "review":
+            return _column_format(column, self._formats)
+        return self._formats.fraction if column.name in self._measured else self._formats.number
 
 
 def _column_format(column: Column, formats: Formats) -> Any:

@@ -166,6 +166,13 @@ def test_what_the_row_tells_of_before_may_be_spoken_of():
     assert flags(said, CLEAR, comparison="moderate effusion last week") == []
 
 
+def test_a_finding_that_was_not_seen_before_is_there_now():
+    findings = "Small right apical pneumothorax, not seen before the procedure."
+    assert flags("There is a small right apical pneumothorax.", findings) == []
+    assert flags("No pneumothorax is seen.", findings) == ["negates_given_finding"]
+    assert flags("There is a pneumothorax.", "A pneumothorax is not seen.") == ["asserts_negated_finding"]
+
+
 def test_a_finding_on_the_other_side_is_flagged_and_a_side_of_something_else_is_not():
     assert flags("A small effusion is seen on the left.") == ["side_flipped"]
     assert flags("A small effusion is present. The left lung is clear.") == []

@@ -420,6 +420,23 @@ def test_a_night_of_any_length_is_cut_into_steps_that_have_one(milliseconds):
     assert np.isfinite(night.tokens_a_second).all()
 
 
+def test_a_moment_at_the_end_of_a_night_is_no_step_of_its_own():
+    # Of 100.1 s in steps of 2 s, the last tenth would show a row as 600 a minute.
+    night = series.night_of(filled([0, 0], [50_000, 100_100], [10, 10]))
+    assert night is not None
+    assert night.step_seconds == 2
+    assert night.edges[-2:].tolist() == [98_000, 100_100]
+    assert night.rows_a_minute.max() <= 30
+    assert (night.rows_a_minute * np.diff(night.edges) / 60_000).sum() == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("most", "labels"), [(2, ["0", "1", "2"]), (2000, ["0", "500", "1,000", "1,500", "2,000"])])
+def test_rows_are_counted_in_whole_numbers_on_an_axis(most, labels):
+    drawn = charts.histogram_chart("Rows", "s", series.Histogram(np.array([0.0, 1.0]), np.array([most]), 0, 0.5)).svg
+    axis = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", drawn) if text.replace(",", "").isdigit()]
+    assert axis[-len(labels) :] == labels
+
+
 def test_histograms_have_round_steps_and_count_every_row():
     values = np.concatenate([np.random.default_rng(0).normal(200, 40, 10_000), [9_000.0]])
     found = series.histogram(np.round(values))
@@ -497,6 +514,32 @@ def test_search_finds_words_and_phrases_and_marks_them(opened):
     opened.wait_for_selector("text=No case matches")
     opened.click("text=Clear")
     opened.wait_for_selector(f"#count:has-text('{ROWS} of')")
+
+
+def test_a_text_keeps_its_lines_in_the_table_but_not_the_empty_ones(opened):
+    assert (
+        opened.evaluate("dense('Impression: x.\\n\\n \\nKey findings:\\n- y\\n')")
+        == "Impression: x.\nKey findings:\n- y"
+    )
+    assert (
+        opened.evaluate("getComputedStyle(document.querySelector('#rows .clamp')).whiteSpaceCollapse")
+        == "preserve-breaks"
+    )
+
+
+@pytest.mark.parametrize("width", [390, 800])
+def test_a_narrow_window_cuts_nothing_and_keeps_a_case_readable(opened, width):
+    opened.set_viewport_size({"width": width, "height": 800})
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
+    opened.locator("#rows .open").first.click()
+    assert opened.evaluate("document.querySelector('#case').scrollWidth") <= width
+    assert opened.locator("#case-title").bounding_box()["height"] < 40, "the case's name stands on one line"
+
+
+def test_paper_repeats_the_whole_header(opened):
+    assert opened.evaluate("getComputedStyle(document.querySelector('#table thead button')).display") != "contents"
+    opened.emulate_media(media="print")
+    assert opened.evaluate("getComputedStyle(document.querySelector('#table thead button')).display") == "contents"
 
 
 def test_sorting_and_paging(opened):

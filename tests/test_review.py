@@ -23,7 +23,7 @@ from gxr_batch.ledger.reviews import one_import
 from gxr_batch.review import Imported, import_reviews
 
 ROWS = 12
-HEADER, FIRST = 2, 3
+HEADER, FIRST = 3, 4
 
 
 class Desk:
@@ -141,7 +141,7 @@ def test_a_changed_generated_text_is_refused_and_named(desk):
     done = desk.take(sheet)
     assert done.taken == 1
     (refused,) = done.refused
-    assert (refused.row_id, refused.sheet, refused.row, refused.file) == ("C01", "Cases", 4, "edited.xlsx")
+    assert (refused.row_id, refused.sheet, refused.row, refused.file) == ("C01", "Cases", 5, "edited.xlsx")
     assert "generated text was changed" in refused.why
     assert desk.frame().loc["C01", "gxr_review_status"] == "unreviewed"
 
@@ -210,7 +210,7 @@ def test_one_row_said_twice_in_two_ways_is_refused(desk):
     done = desk.take(desk.edit(change))
     assert done.taken == 0, "which of them holds nobody knows"
     assert [one.row_id for one in done.refused] == ["C00", "C00"]
-    assert "different things: edited.xlsx, sheet Cases, row 3" in done.refused[0].why
+    assert "different things: edited.xlsx, sheet Cases, row 4" in done.refused[0].why
 
 
 def test_the_same_sheet_again_changes_nothing(desk):
@@ -375,7 +375,7 @@ def test_the_command_says_what_it_took_and_refused_and_quotes_no_text(desk):
     sheet = desk.fill({"C00": APPROVED, "C01": {**APPROVED, "text": "secret words"}})
     done = desk.work.gxr("review", "import", "outputs/j", str(sheet), "--reviewer", "Dr A", expect=3)
     assert "1 reviews taken, 0 unchanged, 10 rows unreviewed, 1 refused" in done.stdout
-    assert "C01 (edited.xlsx, sheet Cases, row 4)" in done.stdout
+    assert "C01 (edited.xlsx, sheet Cases, row 5)" in done.stdout
     assert "secret" not in done.stdout + done.stderr
     again = json.loads(desk.work.gxr("review", "import", "outputs/j", str(sheet), "--json", expect=3).stdout)
     assert again["refused"][1]["row_id"] == "C01"

@@ -14,8 +14,10 @@ from running import Workplace
 
 from gxr_batch.cells import MOST_LINE_FEEDS, MOST_UNITS, for_workbook
 from gxr_batch.export.xlsx import workbook as xlsx
+from gxr_batch.export.xlsx.layout import layout, row_height
 from gxr_batch.records import DISCLAIMER
 
+HEADER = 3  # below the banner and the captions
 TRAPS = {
     "formula": "=1+1",
     "plus": "+49 30 123",
@@ -68,8 +70,8 @@ def book(tmp_path_factory):
 
 def cases(loaded) -> dict[str, dict[str, object]]:
     sheet = loaded["Cases"]
-    names = [cell.value for cell in sheet[2]]
-    rows = sheet.iter_rows(min_row=3)
+    names = [cell.value for cell in sheet[HEADER]]
+    rows = sheet.iter_rows(min_row=HEADER + 1)
     return {row[0].value: dict(zip(names, row, strict=True)) for row in rows}
 
 
@@ -120,7 +122,7 @@ def test_what_excel_cannot_hold_is_marked_and_flagged(book, name):
 
 
 def test_columns_stand_in_the_order_of_a_teaching_file(book):
-    names = [cell.value for cell in book[2]["Cases"][2]]
+    names = [cell.value for cell in book[2]["Cases"][HEADER]]
     order = [
         "gxr_row_id",
         "gxr_review_status",
@@ -139,8 +141,8 @@ def test_columns_stand_in_the_order_of_a_teaching_file(book):
 
 def test_the_sheet_is_ready_to_review(book):
     sheet = book[2]["Cases"]
-    assert sheet.freeze_panes == "B3"
-    assert sheet.auto_filter.ref.startswith("A2:")
+    assert sheet.freeze_panes == "B4"
+    assert sheet.auto_filter.ref.startswith("A3:")
     assert DISCLAIMER in sheet["A1"].value
     rules = {str(rule.sqref): rule for rule in sheet.data_validations.dataValidation}
     status = next(rule for rule in rules.values() if rule.type == "list" and "approved_with_edits" in rule.formula1)
@@ -154,6 +156,44 @@ def test_the_sheet_is_ready_to_review(book):
     assert row["gxr_reviewer"].value is None
     assert row["gxr_reviewed_at"].number_format == "yyyy-mm-dd"
     assert row["gxr_review_quality"].number_format == "0", "a text would not pass the check for whole numbers"
+
+
+def test_every_column_has_a_caption_for_people(book):
+    sheet = book[2]["Cases"]
+    captions = {name.value: above.value for above, name in zip(sheet[HEADER - 1], sheet[HEADER], strict=True)}
+    assert captions["gxr_review_missing_finding_significant"] == "Missing finding, significant"
+    assert captions["gxr_review_text"] == "Corrected text"
+    assert captions["gxr_prompt_tokens"] == "Prompt tokens"
+    assert captions["findings"] == "findings"
+    assert len(set(captions.values())) == len(captions)
+
+
+def test_a_column_that_says_one_for_every_row_is_hidden_until_rows_have_several_answers(tmp_path):
+    for samples in (1, 2):
+        folder = tmp_path / str(samples)
+        folder.mkdir()
+        work = Workplace(folder)
+        work.job(f"[engine]\nkind = 'echo'\n[sampling]\nsamples_per_row = {samples}\n")
+        work.run()
+        work.gxr("export", "outputs/j")
+        sheet = openpyxl.load_workbook(work.folder / "outputs/j/results.xlsx")["Cases"]
+        assert sheet.cell(HEADER, 2).value == "gxr_sample"
+        assert sheet.column_dimensions["B"].hidden == (samples == 1)
+
+
+def test_measured_times_show_two_digits_and_numbers_of_the_user_all(book):
+    row = cases(book[2])["formula"]
+    assert row["gxr_seconds_generating"].number_format == "0.00"
+    assert row["gxr_new_tokens"].number_format == row["age"].number_format == "General"
+
+
+def test_columns_are_no_wider_than_their_texts_need_on_a_few_lines():
+    own = {"history": 60, "findings": 400, "sex": 6}
+    found = {column.name: column for column in layout([*own, "gxr_row_id", "gxr_text"], own)}
+    assert [found[name].width for name in own] == [24, 42, 8]
+    shown = [found["findings"], found["gxr_text"]]
+    assert row_height(shown, ["word " * 20, "word " * 68]) == 60  # 4 lines of 80 digits, 3 of 42
+    assert row_height(shown, [None, "\n" * 100]) == 360
 
 
 def test_a_lone_half_of_a_pair_would_fail_the_whole_file_and_is_replaced():
@@ -178,7 +218,7 @@ def test_more_rows_than_a_sheet_holds_go_on_in_another(monkeypatch, tmp_path):
     assert done.rows == 60
     loaded = openpyxl.load_workbook(done.path)
     assert loaded.sheetnames == ["README", "Cases", "Cases 2", "Cases 3"]
-    assert [loaded[name].max_row - 2 for name in loaded.sheetnames[1:]] == [25, 25, 10]
+    assert [loaded[name].max_row - HEADER for name in loaded.sheetnames[1:]] == [25, 25, 10]
 
 
 def test_a_run_without_rows_gives_an_empty_sheet(tmp_path: Path):
@@ -186,4 +226,4 @@ def test_a_run_without_rows_gives_an_empty_sheet(tmp_path: Path):
     work.table([])
     work.run()
     work.gxr("export", "outputs/j")
-    assert openpyxl.load_workbook(tmp_path / "outputs/j/results.xlsx")["Cases"].max_row == 2
+    assert openpyxl.load_workbook(tmp_path / "outputs/j/results.xlsx")["Cases"].max_row == HEADER

@@ -68,6 +68,7 @@ def histogram_chart(title: str, unit: str, found: Histogram) -> Chart:
         {"from": float(low), "to": float(high), "rows": float(count)}
         for low, high, count in zip(found.edges[:-1], found.edges[1:], found.counts, strict=True)
     ]
+    ticks = whole_ticks(found.counts.max())
     spec = {
         "data": {"values": data},
         "mark": {"type": "rect", "color": MARK, "stroke": "var(--paper)", "strokeWidth": 1},
@@ -84,8 +85,8 @@ def histogram_chart(title: str, unit: str, found: Histogram) -> Chart:
                 "field": "rows",
                 "type": "quantitative",
                 "title": None,
-                "axis": {"tickCount": 5},
-                "scale": {"nice": 5},
+                "axis": {"tickCount": ticks, "format": ",d"},
+                "scale": {"nice": ticks},
             },
             "y2": {"datum": 0},
         },
@@ -95,6 +96,11 @@ def histogram_chart(title: str, unit: str, found: Histogram) -> Chart:
         note += f"; the last bar holds {found.beyond:,} still longer ones"
     rows = [(f"{figure(one['from'])} to {figure(one['to'])}", figure(one["rows"])) for one in data if one["rows"]]
     return Chart(title, note, draw(spec), (unit, "rows"), tuple(rows))
+
+
+def whole_ticks(most: float) -> int:
+    """Return how many ticks an axis from 0 to so many rows can have; no row is half."""
+    return int(min(5, max(1, most)))
 
 
 def bar_chart(title: str, note: str, counts: Mapping[str, int], total: int) -> Chart:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timezone
 from typing import Any, NamedTuple
 
-from gxr_batch.report.charts import INK, MARK, Chart, Spec, draw, figure
+from gxr_batch.report.charts import INK, MARK, Chart, Spec, draw, figure, whole_ticks
 from gxr_batch.report.series import Night
 from gxr_batch.report.tally import Floats
 
@@ -39,7 +39,7 @@ def _clock(night: Night, zone: timezone) -> _Clock:
     form = "%H:%M" if night.step_seconds >= 60 else "%H:%M:%S"
     labels = [datetime.fromtimestamp(moment / 1000, UTC).strftime(f"%d %b {form}") for moment in moments]
     axis: Spec = {"field": "at", "type": "temporal", "title": None, "scale": {"type": "utc"}}
-    axis["axis"] = {"format": form, "grid": False, "labelOverlap": True, "tickCount": 8}
+    axis["axis"] = {"format": form, "grid": False, "labelOverlap": True, "tickCount": 6}
     return _Clock(moments, labels, axis, f"in steps of {_length(night.step_seconds)}")
 
 
@@ -54,7 +54,8 @@ def _progress(night: Night, left: int, clock: _Clock) -> Chart:
         for place, moment in enumerate(clock.moments)
     ]
     colours = {"domain": names, "range": [_LAYERS[name] for name in names]}
-    y = {"field": "rows", "type": "quantitative", "stack": "zero", "title": None, "axis": {"tickCount": 5}}
+    y: Spec = {"field": "rows", "type": "quantitative", "stack": "zero", "title": None}
+    y["axis"] = {"tickCount": whole_ticks(total), "format": ",d"}
     spec: Spec = {
         "data": {"values": values},
         "mark": "area",

@@ -183,8 +183,8 @@ def _slot_use(tally: Tally, slots: float | None, night: Night | None) -> str:
     if night is None or not len(beside) or not weight.sum():
         return ""
     mean = float((beside * weight).sum() / weight.sum())
-    of = f" of {slots:.0f} slots" if slots else ""
-    return f"While a row was worked on, {figure(mean)}{of} were in use on average."
+    of = f"of {slots:.0f} slots were in use" if slots else "rows were in progress, itself included,"
+    return f"While a row was worked on, {figure(mean)} {of} on average."
 
 
 def reader_name(reader: RunReader) -> str:

@@ -72,12 +72,18 @@ def night_of(tally: Tally) -> Night | None:
 
 
 def _edges(began: float, ended: float) -> tuple[Floats, float]:
-    """Return edges a round step apart, but for the last, which is where the night ended, and the step in seconds."""
+    """Return edges a round step apart, but for the last, which is where the night ended, and the step in seconds.
+
+    What is left over of less than half a step belongs to the step before: over a moment, a rate says nothing.
+    """
     seconds = (ended - began) / 1000
     step = next((step for step in _STEPS_SECONDS if seconds / step <= _MOST_STEPS), _STEPS_SECONDS[-1])
     before = began + np.arange(int(seconds / step) + 2) * step * 1000
     # Compared, not counted: 0.06 / 0.02 rounds to more than 3, and a step of no length would divide by nothing.
-    return np.append(before[before < ended], ended), float(step)
+    before = before[before < ended]
+    if len(before) > 1 and ended - before[-1] < step * 500:
+        before = before[:-1]
+    return np.append(before, ended), float(step)
 
 
 def _by(edges: Floats, moments: Floats) -> Floats:

@@ -17,7 +17,7 @@ from com.sun.star.beans import PropertyValue
 from com.sun.star.connection import NoConnectException
 from com.sun.star.table import TableSortField
 
-HEADER = 1  # counted from 0; a banner stands above
+HEADER = 2  # counted from 0; a banner and the captions stand above
 SECONDS = 60
 
 

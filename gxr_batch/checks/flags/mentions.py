@@ -89,6 +89,7 @@ _FORWARD = 16
 _AFTER_CUES = _AFTER_STOPS | _AFTER_HEDGES | _CONNECTS | _BE | _ACTS | _NO | _GONE | {":", "ruled"}
 
 
+_EARLIER = word_set("before previously")
 _REST = word_set("otherwise remaining rest remainder apart except other elsewhere near nearly almost")
 
 
@@ -189,6 +190,8 @@ def _after(sentence: Sequence[str], end: int) -> Status:
 
 def _negation_after(sentence: Sequence[str], at: int) -> Status:
     following = sentence[at + 1 : at + 4]
+    if not _EARLIER.isdisjoint(sentence[at + 1 : at + 4]):
+        return "present"  # "a pneumothorax, not seen before the procedure": not then, but now
     if sentence[at] == "no":
         return "absent" if "longer" in following[:1] or sentence[at - 1] == ":" else "present"
     return "absent" if not _SEEN.isdisjoint(following) else "open"

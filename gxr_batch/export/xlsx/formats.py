@@ -11,7 +11,8 @@ STATUS_COLOURS = {
     "approved_with_edits": "#CFE2F3",
     "rejected": "#F4CCCC",
 }
-_HEADER = {"bold": True, "text_wrap": True, "valign": "vcenter", "border": 1, "border_color": "#B7B7B7"}
+_CAPTION = {"bold": True, "text_wrap": True, "valign": "vcenter", "border": 1, "border_color": "#B7B7B7"}
+_NAME = {"font_size": 8, "valign": "vcenter", "border": 1, "border_color": "#B7B7B7"}
 _CELL = {"valign": "top", "border": 1, "border_color": "#E3E3E3"}
 _REVIEW = {**_CELL, "text_wrap": True, "bg_color": "#FFFBEF", "locked": False}
 _TEXT = {**_CELL, "text_wrap": True, "num_format": "@", "quote_prefix": True}
@@ -20,8 +21,10 @@ _TEXT = {**_CELL, "text_wrap": True, "num_format": "@", "quote_prefix": True}
 class Formats(NamedTuple):
     """The formats of one workbook."""
 
-    header: Any
-    header_review: Any
+    caption: Any
+    caption_review: Any
+    name: Any
+    name_review: Any
     banner: Any
     strip: Any
     text: Any
@@ -31,6 +34,7 @@ class Formats(NamedTuple):
     review_date: Any
     key: Any
     number: Any
+    fraction: Any
     title: Any
     heading: Any
     label: Any
@@ -43,8 +47,10 @@ def make_formats(workbook: Any) -> Formats:
     """Add the formats to a workbook."""
     add = workbook.add_format
     return Formats(
-        header=add({**_HEADER, "bg_color": "#1F3864", "font_color": "#FFFFFF"}),
-        header_review=add({**_HEADER, "bg_color": "#7F6000", "font_color": "#FFFFFF"}),
+        caption=add({**_CAPTION, "bg_color": "#1F3864", "font_color": "#FFFFFF"}),
+        caption_review=add({**_CAPTION, "bg_color": "#7F6000", "font_color": "#FFFFFF"}),
+        name=add({**_NAME, "bg_color": "#E4E9F2", "font_color": "#44546A"}),
+        name_review=add({**_NAME, "bg_color": "#F5EBCB", "font_color": "#5F4A00"}),
         banner=add(
             {"bold": True, "font_color": "#9C0006", "bg_color": "#FFE8E8", "valign": "vcenter", "text_wrap": True}
         ),
@@ -57,10 +63,11 @@ def make_formats(workbook: Any) -> Formats:
         review_date=add({**_REVIEW, "num_format": "yyyy-mm-dd"}),
         key=add({**_TEXT, "bold": True}),
         number=add({**_CELL, "num_format": "General"}),
+        fraction=add({**_CELL, "num_format": "0.00"}),
         title=add({"bold": True, "font_size": 16, "font_color": "#1F3864", "valign": "vcenter"}),
         heading=add({"bold": True, "font_size": 13, "font_color": "#1F3864", "valign": "vcenter"}),
         label=add({"bold": True, "font_color": "#44546A", "valign": "top"}),
         plain=add({"text_wrap": True, "valign": "top"}),
         flagged=add({"bg_color": "#FCE4D6"}),
-        statuses={status: add({"bg_color": colour}) for status, colour in STATUS_COLOURS.items()},
+        statuses={status: add({"bg_color": colour, "valign": "top"}) for status, colour in STATUS_COLOURS.items()},
     )

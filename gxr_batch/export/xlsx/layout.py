@@ -1,6 +1,7 @@
-"""The columns of the cases sheet: their order (after the RSNA MIRC and IHE TCE teaching files) and their widths.
+"""The columns of the cases sheet: their order (after the RSNA MIRC and IHE TCE teaching files), widths and captions.
 
 Row id, review status, the user's columns, the generated text, the reviewer's columns, flags, then where it came from.
+Each has a caption for people above its name, by which the sheet is read back.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gxr_batch.records import review_schema
+from gxr_batch.records import ERROR_CATEGORIES, ERROR_WEIGHTS, review_schema
 
 Role = Literal["key", "mark", "input", "text", "review", "flags", "provenance"]
 
-_WIDTHS = {"key": 16, "mark": 17, "input": 24, "text": 80, "review": 16, "flags": 28, "provenance": 18}
+_WIDTHS = {"key": 16, "mark": 13, "input": 24, "text": 80, "review": 15, "flags": 28, "provenance": 18}
 _OWN_WIDTHS = {
     "gxr_sample": 12,
     "gxr_review_status": 20,
@@ -22,8 +23,28 @@ _OWN_WIDTHS = {
     "gxr_error": 40,
     "gxr_disclaimer": 40,
 }
-# The user's columns are as wide as their longest cell, within limits; longer cells wrap.
-_LEAST_INPUT, _MOST_INPUT = 8, 42
+_CAPTIONS = {
+    "gxr_row_id": "Case",
+    "gxr_review_status": "Review status",
+    "gxr_ai_generated": "AI-generated",
+    "gxr_text": "Generated text (AI)",
+    "gxr_review_quality": "Quality, 1 to 5",
+    "gxr_review_text": "Corrected text",
+    "gxr_review_comment": "Comment",
+    "gxr_reviewed_at": "Reviewed on",
+    **{
+        f"gxr_review_{category}_{weight}": f"{words.capitalize()}, {weight}"
+        for category, words in ERROR_CATEGORIES.items()
+        for weight in ERROR_WEIGHTS
+    },
+}
+# The user's columns have room for a short cell on one line, and for the longest one on a few; the generated text is
+# to be seen beside them.
+_LEAST_INPUT, _SHORT_INPUT, _MOST_INPUT = 8, 24, 42
+_LINES = 4
+_LINE_POINTS, _MOST_LINES = 15, 24
+# A column's width is counted in digits; letters are narrower, and a line loses some of them where it wraps.
+_LETTERS_A_DIGIT = 1.1
 
 
 @dataclass(frozen=True)
@@ -33,6 +54,13 @@ class Column:
     name: str
     role: Role
     width: float
+
+    @property
+    def caption(self) -> str:
+        """Return what people call the column; the user's columns keep their names."""
+        if not self.name.startswith("gxr_"):
+            return self.name
+        return _CAPTIONS.get(self.name) or self.name.removeprefix("gxr_").replace("_", " ").capitalize()
 
 
 def layout(names: Sequence[str], longest: Mapping[str, int]) -> list[Column]:
@@ -51,9 +79,20 @@ def layout(names: Sequence[str], longest: Mapping[str, int]) -> list[Column]:
     return columns
 
 
+def row_height(columns: Sequence[Column], texts: Sequence[str | None]) -> float:
+    """Return how high a row is with these texts in its cells, in points."""
+    lines = 1
+    for column, text in zip(columns, texts, strict=True):
+        if text and column.role in {"input", "text", "review"}:
+            letters = int(column.width * _LETTERS_A_DIGIT)
+            lines = max(lines, sum(1 + len(line) // letters for line in text.split("\n", _MOST_LINES)))
+    return float(_LINE_POINTS * min(lines, _MOST_LINES))
+
+
 def _column(name: str, role: Role) -> Column:
     return Column(name, role, _OWN_WIDTHS.get(name, _WIDTHS[role]))
 
 
 def _fitting(name: str, longest: int) -> int:
-    return max(_LEAST_INPUT, len(name) + 3, min(longest + 2, _MOST_INPUT))
+    wrapped = max(_SHORT_INPUT, longest // _LINES)
+    return max(_LEAST_INPUT, len(name) + 3, min(longest + 2, wrapped, _MOST_INPUT))

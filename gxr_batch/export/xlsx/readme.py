@@ -18,20 +18,20 @@ APPROVED_BANNER = (
 _STATUS_MEANINGS = {
     "unreviewed": "nobody has judged this text yet",
     "approved": "good as it is",
-    "approved_with_edits": "good with the corrected text in gxr_review_text",
+    "approved_with_edits": "good with the text in the column Corrected text",
     "rejected": "not to be used",
 }
 _HOW = {
     "in short": "Each row of the sheet Cases is one case. Fill in the yellow columns and leave the blue ones as they "
     "are: a row whose generated text was changed is refused when the sheet is read back.",
-    "gxr_review_quality": "1 (unusable) to 5 (ready to teach with)",
+    "Quality": "1 (unusable) to 5 (ready to teach with)",
     "error counts": "how many errors of each kind, significant and insignificant: "
     f"{', '.join(ERROR_CATEGORIES.values())}",
-    "gxr_review_text": "the whole corrected text, for approved_with_edits",
-    "gxr_review_comment": "anything else",
-    "gxr_reviewer": "your name; gxr_reviewed_at: the date (empty = the day of the import)",
+    "Corrected text": "the whole corrected text, for approved_with_edits",
+    "Comment": "anything else",
+    "Reviewer": "your name; Reviewed on: the date (empty = the day of the import)",
     "your own changes": "Rows may be sorted, filtered or deleted, columns moved or added: rows are found by gxr_row_id "
-    "and gxr_sample.",
+    "and gxr_sample. Keep the line of small names below the captions: by it the columns are found.",
 }
 _FLAGS = "Flags in gxr_flags point at what deserves a closer look. None is a score, and none missing is a proof."
 _WIDTHS = (30, 110)
@@ -57,7 +57,7 @@ def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
     title = f"AI-generated teaching cases, {state(source)}"
     banner = APPROVED_BANNER if source.approved else DISCLAIMER
     lines: list[_Line] = [_Line(title, "", formats.title), _Line("", banner, formats.banner), _BLANK]
-    lines += [_Line(name, value) for name, value in _facts(source).items()]
+    lines += [_Line(name, value) for name, value in _facts(source).items() if value]
     lines += [_BLANK, _Line("How to review", "", formats.heading)]
     lines += [_Line(name, text) for name, text in _HOW.items()]
     lines += [_BLANK, _Line("Status", "", formats.heading)]

@@ -21,7 +21,7 @@ from gxr_batch.cells import as_text, for_workbook, is_number
 from gxr_batch.errors import StorageError
 from gxr_batch.export.source import Exported, Source
 from gxr_batch.export.xlsx.formats import Formats, make_formats
-from gxr_batch.export.xlsx.layout import Column, layout
+from gxr_batch.export.xlsx.layout import Column, layout, row_height
 from gxr_batch.export.xlsx.readme import APPROVED_BANNER, state, write_readme
 from gxr_batch.ledger.files import TEMPORARY_SUFFIX, write_whole
 from gxr_batch.legend import SHORTENED
@@ -29,9 +29,8 @@ from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_QUALITIES, REVIEW
 
 # Excel's limit is 1,048,576 rows a sheet; a round number below it leaves room for banner and header.
 ROWS_A_SHEET = 1_000_000
-_BANNER_ROW, _HEADER_ROW, _FIRST_ROW = 0, 1, 2
+_BANNER_ROW, _CAPTION_ROW, _HEADER_ROW, _FIRST_ROW = 0, 1, 2, 3
 _FROZEN_COLUMNS = 1
-_LINE_POINTS, _MOST_LINES = 15, 24
 _REVIEW_TYPES = {field.name: field.type for field in review_schema()}
 _BANNER = f"AI-GENERATED, UNREVIEWED until a status says otherwise. {DISCLAIMER}"
 _OPTIONS = {
@@ -83,6 +82,9 @@ class _Book:
         self._workbook, self._source = workbook, source
         self._formats = make_formats(workbook)
         self._shortened = self._rows = 0
+        self._one_answer = source.reader.manifest.job.get("sampling", {}).get("samples_per_row", 1) == 1
+        floats = {field.name for field in source.schema if pa.types.is_floating(field.type)}
+        self._measured = {name for name in floats if name.startswith("gxr_")}
         self._sheet: Any = None
         self._at = _FIRST_ROW
         workbook.set_properties(
@@ -122,8 +124,10 @@ class _Book:
         sheet = self._sheet = self._workbook.add_worksheet("Cases" if number == 1 else f"Cases {number}")
         self._at = _FIRST_ROW
         for place, column in enumerate(columns):
-            sheet.set_column(place, place, column.width, _column_format(column, self._formats))
-        sheet.set_row(_BANNER_ROW, 20)
+            # Most runs have one answer a row; the number is still there for the way back.
+            hidden = {"hidden": column.name == "gxr_sample" and self._one_answer}
+            sheet.set_column(place, place, column.width, _column_format(column, self._formats), hidden)
+        sheet.set_row(_BANNER_ROW, 20, self._formats.strip)
         _text(
             sheet,
             _BANNER_ROW,
@@ -131,17 +135,26 @@ class _Book:
             APPROVED_BANNER if self._source.approved else _BANNER,
             self._formats.strip,
         )
-        sheet.set_row(_HEADER_ROW, 48)
-        for place, column in enumerate(columns):
-            header = self._formats.header_review if column.role == "review" else self._formats.header
-            _text(sheet, _HEADER_ROW, place, for_workbook(column.name).text, header)
+        self._write_header(columns)
         sheet.freeze_panes(_FIRST_ROW, _FROZEN_COLUMNS)
         sheet.ignore_errors({"number_stored_as_text": "A1:XFD1048576"})
         sheet.set_landscape()
         sheet.set_paper(8)  # A3
         sheet.fit_to_pages(1, 0)
-        sheet.repeat_rows(_HEADER_ROW)
+        sheet.repeat_rows(_CAPTION_ROW, _HEADER_ROW)
         sheet.set_footer("&LAI-generated teaching material, not for clinical use&RPage &P of &N")
+
+    def _write_header(self, columns: Sequence[Column]) -> None:
+        """Write the captions, then the names. Rows are written in their order: memory is constant."""
+        formats = self._formats
+        self._sheet.set_row(_CAPTION_ROW, 62)
+        for place, column in enumerate(columns):
+            form = formats.caption_review if column.role == "review" else formats.caption
+            _text(self._sheet, _CAPTION_ROW, place, for_workbook(column.caption).text, form)
+        self._sheet.set_row(_HEADER_ROW, 18)
+        for place, column in enumerate(columns):
+            form = formats.name_review if column.role == "review" else formats.name
+            _text(self._sheet, _HEADER_ROW, place, for_workbook(column.name).text, form)
 
     def _close_sheet(self, columns: Sequence[Column]) -> None:
         """Add what goes by the number of rows: filter, drop-downs, colours."""
@@ -168,7 +181,7 @@ class _Book:
         texts = [for_workbook(cell) if isinstance(cell, str) else None for cell in row]
         shortened = any(text.cut for text in texts if text is not None)
         self._shortened += shortened
-        self._sheet.set_row(self._at, _height(columns, texts))
+        self._sheet.set_row(self._at, row_height(columns, [text and text.text for text in texts]))
         for place, (column, cell, text) in enumerate(zip(columns, row, texts, strict=True)):
             if column.name == "gxr_flags" and shortened:
                 flags = f"{cell}, {SHORTENED}" if cell else SHORTENED
@@ -180,12 +193,17 @@ class _Book:
                 form = _column_format(column, self._formats)
                 _checked(self._sheet.write_datetime(self._at, place, cell, form))
             elif cell is not None:
-                form = _column_format(column, self._formats) if column.role == "review" else self._formats.number
-                _checked(self._sheet.write_number(self._at, place, cell, form))
+                _checked(self._sheet.write_number(self._at, place, cell, self._number_format(column)))
             elif column.role == "review":
                 _text(self._sheet, self._at, place, "", _column_format(column, self._formats))
         self._at += 1
         self._rows += 1
+
+    def _number_format(self, column: Column) -> Any:
+        """Return how numbers look: as they are, but two digits of our own seconds and rates say enough."""
+        if column.role == "review":
+            return _column_format(column, self._formats)
+        return self._formats.fraction if column.name in self._measured else self._formats.number
 
 
 def _column_format(column: Column, formats: Formats) -> Any:
@@ -219,15 +237,6 @@ def _longest(table: pa.Table) -> Mapping[str, int]:
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             lengths[field.name] = pc.max(pc.utf8_length(table[field.name])).as_py() or 0
     return lengths
-
-
-def _height(columns: Sequence[Column], texts: Sequence[Any]) -> float:
-    lines = 1
-    for column, text in zip(columns, texts, strict=True):
-        if text is not None and column.role in {"input", "text", "review"} and text.text:
-            wrapped = sum(1 + len(line) // max(int(column.width), 1) for line in text.text.split("\n", _MOST_LINES))
-            lines = max(lines, wrapped)
-    return float(_LINE_POINTS * min(lines, _MOST_LINES))
 
 
 def _text(sheet: Any, row: int, place: int, text: str, form: Any) -> None:

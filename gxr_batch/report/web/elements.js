@@ -16,7 +16,9 @@ const SPOKEN = {
 };
 const spoken = (value) => SPOKEN[value] ?? String(value);
 const state = (value, kind = value) => element("span", { class: `state ${kind}` }, spoken(value));
-const chip = (flag) => element("span", { class: "flag", title: cases.legend[flag] ?? flag }, flag);
+// A narrow column breaks a flag's name between its words.
+const chip = (flag) => element("span", { class: "flag", title: cases.legend[flag] ?? flag },
+  ...flag.split(/(?<=_)/u).flatMap((word, at) => (at ? [element("wbr"), word] : [word])));
 
 function shown(value, kind) {
   if (value === null || value === undefined) return "";

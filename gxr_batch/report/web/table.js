@@ -68,9 +68,12 @@ function choose() {
   draw();
 }
 
+// Lines stay lines, so that a text's headings can be seen; empty ones would take the place of words.
+const dense = (text) => text.trim().replace(/\n\s*\n/gu, "\n");
+
 function clamped(text, note) {
   const cell = element("div", { class: text === null ? "none" : "clamp" });
-  return element("td", {}, write(cell, text ?? note, text === null ? [] : view.words));
+  return element("td", {}, write(cell, text === null ? note : dense(text), text === null ? [] : view.words));
 }
 
 function line(row) {

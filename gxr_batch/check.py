@@ -15,6 +15,7 @@ from datetime import date
 from pathlib import Path
 
 from gxr_batch.engines import create
+from gxr_batch.engines.ray.cluster import load_ray
 from gxr_batch.engines.transformers.driver import PREFIX_SLOTS
 from gxr_batch.engines.transformers.schedule import slots_for_memory
 from gxr_batch.engines.vllm import require_vllm
@@ -101,6 +102,8 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Finding
         _measure_memory(found, job)
     elif job.engine.kind == "vllm":
         require_vllm()
+    elif job.engine.kind == "ray":
+        load_ray()
     for sentence in found.notices:
         say(sentence)
     return found

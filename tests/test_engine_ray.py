@@ -13,6 +13,7 @@ import pytest
 from engine_contract import CANARY, EngineContract, Subject, Watched
 from fault_server import Act, FaultServer
 
+from gxr_batch.check import check
 from gxr_batch.engines import create
 from gxr_batch.engines.base import EngineInfo, Identity, Session
 from gxr_batch.engines.ray.cluster import connected, load_ray
@@ -222,6 +223,16 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch):
     with pytest.raises(ModelUnavailable) as raised:
         load_ray()
     assert raised.value.next_step == "pip install 'gxr-batch[ray]'"
+
+
+def test_check_says_so_too(monkeypatch, tmp_path):
+    table = tmp_path / "f.csv"
+    table.write_text("findings\nclear lungs\n")
+    asked = job().with_values({"input.path": str(table), "run.output": str(tmp_path / "out")})
+    check(asked, limit=None, say=[].append)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModelUnavailable, match="Ray is not installed"):
+        check(asked, limit=None, say=[].append)
 
 
 def member(number: int, **changes: object) -> Member:

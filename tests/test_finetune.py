@@ -594,3 +594,6 @@ def test_the_command_says_what_is_wrong_without_a_traceback(work, place):
     assert "data.jsonl, line 1" in done.stderr
     assert "canary" not in done.stderr
     assert "Traceback" not in done.stderr
+    # Before any model is asked for.
+    done = work.gxr("finetune", "j.toml", "--set", "finetune.data=[]", "--set", "model.path=nowhere/at-all", expect=2)
+    assert "nothing to learn from" in done.stderr

@@ -64,8 +64,8 @@ def finetune(job: Job, options: Options, stopper: Stopper, say: Say, show: Show)
     Raises GxrError; what was trained up to the last checkpoint is safe.
     """
     _require_packages()
+    examples, files = read_examples(job)  # first: what is wrong here is found without a model
     job = _on_the_bare_base(job)
-    examples, files = read_examples(job)
     local = LocalModel(job, _KIND)
     encoded, too_long = encode(examples, local.encoder(), job.model.max_seq_length)
     rows = Rows(*split(encoded, job.finetune.held_out, job.finetune.seed), too_long)

@@ -180,6 +180,23 @@ def test_a_finding_on_the_other_side_is_flagged_and_a_side_of_something_else_is_
     assert flags("Bilateral effusions are present.", "Effusion on both sides.") == []
 
 
+def test_a_device_on_the_other_side_is_flagged_and_the_side_where_a_line_ends_is_not():
+    drain, line = "Right basal drain.", "Left subclavian line with its tip in the right atrium. Right effusion."
+    assert flags("Left basal drain in place.", drain) == ["side_flipped"]
+    assert flags("Fluid of the left pleural space is drained: drainage, then drain it again.", drain) == []
+    assert flags("A right subclavian line is seen.", line) == ["side_flipped"]
+    assert flags("The central line ends in the right atrium, and projects over the right heart.", line) == []
+    assert flags("Right effusion with a central venous catheter in place.", line) == []
+
+
+def test_a_device_that_was_removed_is_gone_and_what_is_denied_of_one_does_not_deny_it():
+    assert flags("A chest drain is present.", "The left chest drain has been removed.") == ["asserts_negated_finding"]
+    assert flags("The chest drain has been removed.", "Chest drain on the left.") == ["negates_given_finding"]
+    assert flags("The chest drain can be removed soon.", "Chest drain on the left.") == []
+    assert flags("No central line complication, no kink of the central line.", "Right jugular line.") == []
+    assert flags("No pneumothorax is seen around the chest drain.", "Chest drain on the left.") == []
+
+
 def test_a_measurement_may_be_given_in_another_unit():
     assert flags("The nodule measures 22 mm.", "a nodule of 2.2 cm") == []
     assert flags("The nodule measures 23 mm.", "a nodule of 2.2 cm") == ["number_not_in_input"]

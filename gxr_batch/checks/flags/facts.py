@@ -14,8 +14,12 @@ from gxr_batch.checks.flags.lexicon import HEADS
 from gxr_batch.checks.flags.mentions import Mention, mentions_in
 from gxr_batch.checks.flags.words import sentences_of, words_of
 
-# Words for what fills airspaces: one film's opacity is another's consolidation.
-_SAME_PLACE = dict.fromkeys(("consolidation", "opacity", "pneumonia", "air_bronchograms"), "airspace")
+# Words for what fills airspaces: one film's opacity is another's consolidation. So with lines and generators.
+_SAME_PLACE = (
+    dict.fromkeys(("consolidation", "opacity", "pneumonia", "air_bronchograms"), "airspace")
+    | dict.fromkeys(("central_line", "picc", "port"), "line")
+    | dict.fromkeys(("pacemaker", "defibrillator"), "generator")
+)
 
 
 @dataclass

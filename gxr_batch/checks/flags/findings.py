@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from gxr_batch.checks.flags.evidence import Reading
 from gxr_batch.checks.flags.facts import Facts, facts_of
-from gxr_batch.checks.flags.lexicon import HEADS
-from gxr_batch.checks.flags.mentions import Status, mentions_in
+from gxr_batch.checks.flags.lexicon import HEADS, Status
+from gxr_batch.checks.flags.mentions import mentions_in
 from gxr_batch.checks.flags.words import word_set
 
 # What says of the case, rather than of the finding in general, that it is there.

@@ -23,7 +23,7 @@ FLAGS: Mapping[str, str] = MappingProxyType(
         "claims_to_see_image": "The text claims to have looked at an image, or points to a figure; the model was "
         "given words only.",
         "invented_comparison": "The text compares with an earlier film, but the row mentions none.",
-        "side_flipped": "The text places a finding on a side where the row does not have it.",
+        "side_flipped": "The text places a finding or a device on a side where the row does not have it.",
         "number_not_in_input": "The text gives a measurement, an age or a duration of the case that the row does not "
         "have.",
         "asserts_negated_finding": "The text says that a finding is present which the row says is absent.",

@@ -1,4 +1,4 @@
-"""The chest findings that are compared between row and text: their names, their spellings, and normal statements.
+"""The chest findings and devices that are compared between row and text: names, spellings, normal statements.
 
 A finding is a phrase ("pleural effusion"), or a head word with a word beside it ("the heart is mildly enlarged").
 A normal statement ("heart size is normal") says that findings are absent.
@@ -7,11 +7,20 @@ A normal statement ("heart size is normal") says that findings are absent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+from gxr_batch.checks.flags.words import word_set
+
+# What a sentence says of what it names, and the words that deny.
+Status = Literal["present", "likely", "absent", "open"]
+NO = word_set(
+    "no without not never neither nor none nothing cannot can't isn't aren't wasn't weren't doesn't don't didn't "
+    "hasn't haven't free negative absence lack excludes"
+)
 
 
 class Spot(NamedTuple):
-    """Where findings are named in a sentence: words `start` to `end`.
+    """Where findings, or a device, are named in a sentence: words `start` to `end`.
 
     `normal`: by their normal counterpart. `paired`: by two words that may have others between them.
     """
@@ -21,6 +30,11 @@ class Spot(NamedTuple):
     findings: tuple[str, ...]
     normal: bool = False
     paired: bool = False
+
+    @property
+    def device(self) -> bool:
+        """Whether a device is named rather than a finding."""
+        return self.findings[0] in DEVICES
 
 
 _PHRASES = {
@@ -58,7 +72,20 @@ _PHRASES = {
     "foreign_body": "foreign body|foreign bodies",
     "granuloma": "granuloma|granulomas|granulomata",
     "scoliosis": "scoliosis",
+    "chest_drain": "drain|drains|chest tube|chest tubes|thoracostomy tube|thoracostomy tubes|intercostal tube|"
+    "pleural catheter|pleural catheters|pigtail catheter|pigtail catheters",
+    "central_line": "central line|central lines|central venous line|central venous lines|central venous catheter|"
+    "central venous catheters|venous line|venous catheter|jugular line|jugular lines|jugular catheter|"
+    "jugular catheters|subclavian line|subclavian lines|subclavian catheter|subclavian catheters|dialysis catheter|"
+    "cvc|cvp line|hickman line|hickman catheter",
+    "picc": "picc|piccs|picc line|picc lines",
+    "port": "port|port catheter|portacath",
+    "pacemaker": "pacemaker|pacemakers",
+    "defibrillator": "icd|defibrillator",
 }
+# Devices that enter on one side and may end on the other.
+THREADED = frozenset({"central_line", "picc", "port", "pacemaker", "defibrillator"})
+DEVICES = THREADED | {"chest_drain"}
 # A finding's word that means something else after one of these.
 _OTHER_SENSE = {
     "effusion": {"joint", "knee"},
@@ -66,9 +93,19 @@ _OTHER_SENSE = {
     "collapse": {"vertebral", "circulatory", "cardiovascular"},
     "fracture": {"lead", "catheter", "wire", "stent"},
     "oedema": {"ankle", "leg", "peripheral", "tissue", "limb", "subglottic", "laryngeal"},
+    "drain": {"to", "that", "which", "can", "may", "will", "should", "veins", "surgical", "wound", "abdominal",
+              "pericardial", "mediastinal", "biliary"},
+    "port": {"side", "drainage"},
+}  # fmt: skip
+_OTHER_SENSE["edema"], _OTHER_SENSE["drains"] = _OTHER_SENSE["oedema"], _OTHER_SENSE["drain"]
+_NEXT_SENSE = {
+    "mass": {"effect"},
+    "drain": {"it", "them", "the", "a", "an", "to", "into"},
+    "port": {"of", "site", "sites"},
+    "icd": {"code", "codes"},
+    "defibrillator": {"pads"},
 }
-_OTHER_SENSE["edema"] = _OTHER_SENSE["oedema"]
-_NEXT_SENSE = {"mass": {"effect"}}
+_NEXT_SENSE["drains"] = _NEXT_SENSE["drain"] | {"poorly", "slowly", "freely", "well"}
 
 # Head words, the words of which one stands within a few words on either side, the findings, normal or not.
 _PAIRS = (

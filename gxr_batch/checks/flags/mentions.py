@@ -9,13 +9,12 @@ pneumonia") is likely.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from gxr_batch.checks.flags.lexicon import Spot, spots_in
+from gxr_batch.checks.flags.devices import device_status
+from gxr_batch.checks.flags.lexicon import NO, Spot, Status, spots_in
 from gxr_batch.checks.flags.sides import SIDE_WORDS, Sides
 from gxr_batch.checks.flags.words import word_set
-
-Status = Literal["present", "likely", "absent", "open"]
 
 
 class Mention(NamedTuple):
@@ -37,13 +36,10 @@ GENERAL = word_set(
     "causes uncommon unusual rare frequent hide hides review include includes occurs develops means called doubt "
     "term equivalent counterpart mirror typical commonest"
 )
-_NO = word_set(
-    "no without not never neither nor none nothing cannot can't isn't aren't wasn't weren't doesn't don't didn't "
-    "hasn't haven't free negative absence lack excludes"
-)
 _OF = {"free": {"of", "from"}, "negative": {"for"}, "absence": {"of"}, "lack": {"of"}}
 _NO_NEGATION_BEFORE = word_set(
-    "change changes changed doubt only necessarily increase decrease improvement exclude interval"
+    "change changes changed doubt only necessarily increase decrease improvement exclude interval cleared "
+    "relieved drained"
 )
 _RESTRICTED = word_set(
     "other further additional new large larger massive tension lobar significant sizeable major gross displaced "
@@ -68,7 +64,7 @@ _FRESH_START = word_set(
 _VERBS = word_set("is are was were has have had remains remain appears appear seen visible present shows show")
 _BACK = 7  # words between a cue and what it governs, counted anew at each item of a list
 
-_BEFORE_CUES = _NO | _HEDGES | _CONCLUDES | _TURNS | _CONNECTS | _VERBS | {"or"}
+_BEFORE_CUES = NO | _HEDGES | _CONCLUDES | _TURNS | _CONNECTS | _VERBS | {"or"}
 
 _BE = word_set("is are was were has have had been be remains remain appears appear")
 _SEEN = word_set(
@@ -86,7 +82,7 @@ _AFTER_HEDGES = word_set(
 _ARTICLES = word_set("a an the one")
 _AFTER_STOPS = word_set("but however although though while whereas which that because with without despite so since as")
 _FORWARD = 16
-_AFTER_CUES = _AFTER_STOPS | _AFTER_HEDGES | _CONNECTS | _BE | _ACTS | _NO | _GONE | {":", "ruled"}
+_AFTER_CUES = _AFTER_STOPS | _AFTER_HEDGES | _CONNECTS | _BE | _ACTS | NO | _GONE | {":", "ruled"}
 
 
 _EARLIER = word_set("before previously")
@@ -103,9 +99,13 @@ def mentions_in(sentence: Sequence[str]) -> list[Mention]:
     found = []
     for spot in spots:
         status = "open" if general and _is_general(sentence, spot) else _status(sentence, spot)
+        if spot.device:
+            status = device_status(sentence, spot, status)
         for finding in spot.findings:
             side = sides.of(finding, spot) if sides else ""
-            found.append(Mention(finding, status, side, spot, sides.only if sides and not side else side))
+            # a line beside a left effusion may be on the right: no guess
+            guess = side or (sides.only if sides and not spot.device else "")
+            found.append(Mention(finding, status, side, spot, guess))
     return found
 
 
@@ -121,7 +121,7 @@ def _status(sentence: Sequence[str], spot: Spot) -> Status:
     before = _before(sentence, spot.start)
     if before == "open" or (before == "absent" and spot.normal):
         return "open"
-    negated = spot.paired and not _NO.isdisjoint(sentence[spot.start : spot.end])
+    negated = spot.paired and not NO.isdisjoint(sentence[spot.start : spot.end])
     if spot.normal:
         return "open" if negated or not _REST.isdisjoint(sentence) else "absent"
     if before == "absent" or negated:
@@ -142,7 +142,7 @@ def _before(sentence: Sequence[str], start: int) -> Status:
             continue
         if anew - at > _BACK or word in _TURNS or (connected and word in _VERBS):
             return "present"
-        if word in _NO:
+        if word in NO:
             return _negation(sentence, at, start)
         if word in _HEDGES:
             return "open"
@@ -181,7 +181,7 @@ def _after(sentence: Sequence[str], end: int) -> Status:
             verb = True
         elif word in _AFTER_HEDGES:
             return "open"
-        elif word in _NO and word not in _GONE and word not in _OF:
+        elif word in NO and word not in _GONE and word not in _OF:
             return _negation_after(sentence, at)
         elif verb and (word in _GONE or word == "ruled"):
             return "absent"

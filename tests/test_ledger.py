@@ -72,6 +72,15 @@ def finish(ledger):
     ledger.write_results(PROVENANCE, encode_metadata({"gxr_source": "s"}))
 
 
+def finish_with_a_failure(folder):
+    with open_run(folder) as ledger:
+        start(ledger, ["a", "b"])
+        ledger.add(0, result("a"))
+        ledger.add(1, result("b", status="failed"))
+        ledger.seal()
+        finish(ledger)
+
+
 def test_results_come_in_input_order_whatever_the_order_of_completion(tmp_path):
     with open_run(tmp_path / "run") as ledger:
         start(ledger, ["a", "b", "c", "d"])
@@ -184,12 +193,7 @@ def test_samples_are_keys_of_their_own(tmp_path):
 
 
 def test_failed_rows_are_written_as_a_ready_to_run_input(tmp_path):
-    with open_run(tmp_path) as ledger:
-        start(ledger, ["a", "b"])
-        ledger.add(0, result("a"))
-        ledger.add(1, result("b", status="failed"))
-        ledger.seal()
-        finish(ledger)
+    finish_with_a_failure(tmp_path)
     table = pq.read_table(tmp_path / "failed.parquet")
     assert table.to_pydict() == {"findings": ["findings of b"], "gxr_error": ["reason"]}
 
@@ -340,12 +344,7 @@ def test_read_results_of_an_unfinished_run_gives_the_rows_that_are_done(tmp_path
 
 
 def test_read_results_after_a_retry_that_was_killed_before_it_wrote_the_results_gives_the_new_ones(tmp_path):
-    with open_run(tmp_path) as ledger:
-        start(ledger, ["a", "b"])
-        ledger.add(0, result("a"))
-        ledger.add(1, result("b", status="failed"))
-        ledger.seal()
-        finish(ledger)
+    finish_with_a_failure(tmp_path)
     known = manifest()
     known.invocations = [{"number": 1, "results_sha256": "s"}]
     known.save(tmp_path)

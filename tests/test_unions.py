@@ -45,6 +45,14 @@ def run_all(folder: Path, ids) -> None:
         seal_each(ledger, ids)
 
 
+def kill_by(owner, name: str, deadly, folder: Path, ids) -> None:
+    """Run with a function replaced by one that raises Killed."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(owner, name, deadly)
+        with pytest.raises(Killed):
+            run_all(folder, ids)
+
+
 def keys_in_parts(folder: Path, damaged: int = 0) -> list[str]:
     sound = [number for number in part_numbers(folder) if number != damaged]
     return [key for number in sound for key in read_part(folder, number)["gxr_row_id"].to_pylist()]
@@ -142,7 +150,7 @@ def test_a_row_that_is_held_at_the_attempt_that_failed_before_stays_held(tmp_pat
 
 
 @pytest.mark.parametrize("dropped", [0, 1, PARTS_A_UNION - 1])
-def test_killed_before_all_sources_are_dropped_every_key_counts_once(tmp_path, monkeypatch, dropped):
+def test_killed_before_all_sources_are_dropped_every_key_counts_once(tmp_path, dropped):
     ids, real = names(MANY), Path.unlink
     left = iter(range(dropped))
 
@@ -151,10 +159,7 @@ def test_killed_before_all_sources_are_dropped_every_key_counts_once(tmp_path, m
             raise Killed
         real(path, missing_ok)
 
-    monkeypatch.setattr(Path, "unlink", unlink)
-    with pytest.raises(Killed):
-        run_all(tmp_path, ids)
-    monkeypatch.undo()
+    kill_by(Path, "unlink", unlink, tmp_path, ids)
     assert part_numbers(tmp_path) == list(range(dropped + 1, PARTS_A_UNION + 2))
     assert read_with_manifest(tmp_path)["gxr_row_id"].tolist() == ids[:PARTS_A_UNION]
     (seen,) = statuses(tmp_path)
@@ -168,7 +173,7 @@ def test_killed_before_all_sources_are_dropped_every_key_counts_once(tmp_path, m
     assert pq.read_table(tmp_path / "results.parquet")["gxr_row_id"].to_pylist() == ids
 
 
-def test_killed_while_a_union_is_written_its_sources_are_all_there(tmp_path, monkeypatch):
+def test_killed_while_a_union_is_written_its_sources_are_all_there(tmp_path):
     ids, real = names(MANY), files.publish
 
     def killed(temporary: Path, target: Path) -> None:
@@ -176,10 +181,7 @@ def test_killed_while_a_union_is_written_its_sources_are_all_there(tmp_path, mon
             raise Killed
         real(temporary, target)
 
-    monkeypatch.setattr(files, "publish", killed)
-    with pytest.raises(Killed):
-        run_all(tmp_path, ids)
-    monkeypatch.undo()
+    kill_by(files, "publish", killed, tmp_path, ids)
     assert part_numbers(tmp_path) == list(range(1, PARTS_A_UNION + 1))
     with open_run(tmp_path) as ledger:
         start(ledger, ids)

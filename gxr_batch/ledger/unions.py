@@ -107,11 +107,9 @@ def unite(folder: Path, sources: Sequence[Standing], number: int) -> Standing:
 
     In memory stands one row group. Raises DamagedPart where a source is: then all is as before. Raises StorageError.
     """
-    starts = list(accumulate((source.rows for source in sources), initial=0))
-    lines: dict[int, int] = {}
-    for source, start in zip(sources, starts, strict=False):
-        lines |= {inner: start + line for inner, line in source.lines.items()}
-    lines |= {source.number: start for source, start in zip(sources, starts, strict=False)}
+    stands = list(zip(sources, accumulate((source.rows for source in sources), initial=0), strict=False))
+    lines = {inner: start + line for source, start in stands for inner, line in source.lines.items()}
+    lines |= {source.number: start for source, start in stands}
     mark = json.dumps({"level": sources[-1].level + 1, "lines": list(lines.items())})
     marks = {**(footer_of(folder, sources[-1].number).metadata or {}), _MARK: mark.encode()}
     marks.pop(b"ARROW:schema", None)

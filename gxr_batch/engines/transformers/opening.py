@@ -48,18 +48,10 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
             torch.cuda.set_device(loaded.model.device)  # streams and recordings go by the current card
         slots, fitting = _share(job, loaded, room)
         cramped = fitting < LEAST_ROWS
-        try:
+        with _room_for(slots, job.model.max_seq_length):
             driver, fallback = _driver(job, loaded, slots, reproducible=job.engine.reproducible and not cramped)
             if job.engine.self_check:
                 self_check(driver)
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            raise ModelUnavailable(
-                f"There is no memory for {slots} rows of {job.model.max_seq_length} tokens.",
-                where="engine.slots, model.max_seq_length",
-                next_step="lower one of them, or free memory",
-            ) from None
         notices = [*loaded.placement.notices, *fallback]
         reproducible = isinstance(driver, NativeModel) or (
             job.engine.reproducible and not cramped and _keeps_bits(loaded)
@@ -83,6 +75,21 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
         if driver is not None:
             driver.close()
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _room_for(slots: int, tokens: int) -> Iterator[None]:
+    """Say what to change where the block finds no memory for so many rows of so many tokens."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise ModelUnavailable(
+            f"There is no memory for {slots} rows of {tokens} tokens.",
+            where="engine.slots, model.max_seq_length",
+            next_step="lower one of them, or free memory",
+        ) from None
 
 
 def _why_not_reproducible(cramped: bool) -> list[str]:

@@ -443,7 +443,7 @@ def test_a_wait_of_hours_is_an_outage_although_others_were_answered_meanwhile(st
 
     with FaultServer(behave) as server:
         seen = Watched()
-        with session(server, concurrency=2, give_up_after="0.6s") as opened, pytest.raises(ApiOutage) as caught:
+        with session(server, concurrency=2, give_up_after="3s") as opened, pytest.raises(ApiOutage) as caught:
             seen.watch(opened, prompts(2))
     assert [completion.key.row_id for completion in seen.completions] == ["C1"]
     assert f"answered HTTP {status} and wants no request for 120 min" in caught.value.what

@@ -60,18 +60,20 @@ def texts(work: Workplace) -> dict[str, str]:
 
 @pytest.mark.model
 def test_two_workers_write_what_one_process_writes(work, demo_model_dir):
-    work.table(6)
+    work.table(12)
     work.job(MODEL + "kind = 'transformers'\n[run]\noutput = 'outputs/alone'\n")
     work.run()
     work.job(MODEL + "kind = 'ray'\n[ray]\nworkers = 2\n")
     summary = work.run_json()
-    assert (summary["ok"], summary["failed"]) == (6, 0)
+    assert (summary["ok"], summary["failed"]) == (12, 0)
     assert without_times(work.results()) == without_times(work.results("outputs/alone"))
     manifest = work.manifest()
     assert manifest["resolved"]["ray.worker"] == "transformers"
     (entry,) = manifest["invocations"]
     assert entry["engine"]["slots"] == 8
-    assert sorted(entry["workers"]["rows"]) == [3, 3]
+    # Who gets how many is a matter of speed; of so few tokens, one may do most before the other says its first word.
+    assert sum(entry["workers"]["rows"]) == 12
+    assert min(entry["workers"]["rows"]) >= 1, "both wrote"
     shares = sum(row["gxr_seconds_share"] for row in work.results())
     assert shares <= entry["streaming_seconds"] * 1.02
 

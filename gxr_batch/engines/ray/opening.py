@@ -58,8 +58,10 @@ def _wait(pool: Pool, placing: Placing, patience: float, say: Say) -> None:
     """Wait until every worker is open. Raises ModelUnavailable, or what a worker's engine raised."""
     began, told, said = time.monotonic(), False, set[str]()
     while any(member.info is None for member in pool.members):
+        # Those that are open are left alone: they would answer at once, again and again, in the time of the others.
         for member in pool.idle:
-            pool.call(member, Order(0, patience=_CALL_SECONDS, greet=True))
+            if member.info is None:
+                pool.call(member, Order(0, patience=_CALL_SECONDS, greet=True))
         came = pool.next(_LOOK_SECONDS)
         if came is not None:
             member, report = came

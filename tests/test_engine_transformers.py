@@ -16,7 +16,7 @@ from gxr_batch.engines.transformers.driver import Driver
 from gxr_batch.engines.transformers.library import LibraryModel
 from gxr_batch.engines.transformers.loop import TransformersSession
 from gxr_batch.engines.transformers.native import build
-from gxr_batch.engines.transformers.native.build import NativeUnavailable, load
+from gxr_batch.engines.transformers.native.build import PRODUCTS, NativeUnavailable, load_with
 from gxr_batch.engines.transformers.native.model import NativeModel
 from gxr_batch.engines.transformers.opening import self_check
 from gxr_batch.engines.transformers.sampler import SeenIds, top_candidates
@@ -37,9 +37,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def native_or_skip() -> None:
+def native_or_skip(product: str) -> None:
     try:
-        load()
+        load_with(product)
     except NativeUnavailable as error:
         pytest.skip(f"our own kernels cannot run here: {error}")
 
@@ -132,15 +132,22 @@ def test_a_prefix_without_a_slot_of_its_own_gives_the_same_bits():
     assert texts(session(made, 8, Sampling(temperature=1.0)), work[::-1]) == first
 
 
+@pytest.fixture(params=PRODUCTS)
+def product(request) -> str:
+    """Each of the kernels' matrix products that can run here."""
+    native_or_skip(request.param)
+    return request.param
+
+
 def driver(kind: str, make, slots: int) -> Driver:
-    if kind == "native":
-        native_or_skip()
-        return NativeModel(make(torch.bfloat16), slots=slots, capacity=CAPACITY)
+    if kind in PRODUCTS:
+        native_or_skip(kind)
+        return NativeModel(make(torch.bfloat16), slots=slots, capacity=CAPACITY, product=kind)
     return LibraryModel(make(torch.bfloat16), slots=slots, capacity=CAPACITY)
 
 
 @pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
-@pytest.mark.parametrize("kind", ["native", "library"])
+@pytest.mark.parametrize("kind", [*PRODUCTS, "library"])
 def test_in_bfloat16_sampled_texts_depend_on_nothing_but_the_row(kind, make):
     rng = random.Random(3)
     work = [
@@ -159,13 +166,12 @@ def test_in_bfloat16_sampled_texts_depend_on_nothing_but_the_row(kind, make):
 
 
 @pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
-def test_the_native_forward_agrees_with_the_librarys_own(make):
-    native_or_skip()
+def test_the_native_forward_agrees_with_the_librarys_own(make, product):
     ids = [random.Random(4).randrange(3, VOCAB) for _ in range(300)]
     with torch.inference_mode():
         exact = make(torch.float32)(torch.tensor([ids])).logits[0]
         rounded = make(torch.bfloat16)(torch.tensor([ids])).logits[0].float()
-    native = NativeModel(make(torch.bfloat16), slots=8, capacity=CAPACITY)
+    native = NativeModel(make(torch.bfloat16), slots=8, capacity=CAPACITY, product=product)
     got = [native.prefill([(3, ids[:length], 0)])[0].float() for length in (1, 7, 9, 64, 65, 299)]
     got.append(native.decode([3], [ids[299]], [299])[0].float())
     for length, logits in zip((1, 7, 9, 64, 65, 299, 300), got, strict=True):
@@ -174,11 +180,10 @@ def test_the_native_forward_agrees_with_the_librarys_own(make):
         assert ours < max(1.5 * theirs, 0.02)
 
 
-def test_a_vocabulary_that_is_no_multiple_of_the_scans_block_samples_as_well():
-    native_or_skip()
+def test_a_vocabulary_that_is_no_multiple_of_the_scans_block_samples_as_well(product):
     model = tiny_gemma(torch.bfloat16, vocab=800)
     expected = texts(session(LibraryModel(model, slots=8, capacity=64), 8, GREEDY), prompts([5, 9], vocab=800))
-    native = NativeModel(tiny_gemma(torch.bfloat16, vocab=800), slots=8, capacity=64)
+    native = NativeModel(tiny_gemma(torch.bfloat16, vocab=800), slots=8, capacity=64, product=product)
     logits = native.prefill([(0, [5, 6, 7], 0)])
     kept = SeenIds(1, 64, torch.device("cpu"))
     kept.start(0, [5, 6, 7])
@@ -208,6 +213,16 @@ def test_without_packed_products_the_model_stays_as_it_is(monkeypatch):
     assert type(model.lm_head) is torch.nn.Linear
 
 
+@pytest.fixture
+def no_kernels_loaded():
+    """For tests that change what may be loaded: nothing is remembered before and after."""
+    for remembered in (build.load, build.load_with):
+        remembered.cache_clear()
+    yield
+    for remembered in (build.load, build.load_with):
+        remembered.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("break_it", "reason"),
     [
@@ -216,29 +231,31 @@ def test_without_packed_products_the_model_stays_as_it_is(monkeypatch):
         (lambda patch: patch.setattr(build, "_FLAGS", ("--no-such-flag",)), "do not compile"),
     ],
 )
-def test_kernels_that_cannot_be_had_say_why_and_the_librarys_forward_steps_in(monkeypatch, tmp_path, break_it, reason):
+def test_kernels_that_cannot_be_had_say_why(monkeypatch, tmp_path, no_kernels_loaded, break_it, reason):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.load.cache_clear()
     if reason != "processor lacks":
         monkeypatch.setattr(build, "FEATURES", frozenset())
+        monkeypatch.setattr(build, "PRODUCTS", {"avx512": frozenset()})
     break_it(monkeypatch)
-    try:
-        with pytest.raises(NativeUnavailable, match=reason):
-            NativeModel(tiny_gemma(torch.bfloat16), slots=8, capacity=64)
-    finally:
-        build.load.cache_clear()
+    with pytest.raises(NativeUnavailable, match=reason):
+        NativeModel(tiny_gemma(torch.bfloat16), slots=8, capacity=64)
+
+
+def test_without_tile_registers_the_other_product_steps_in(monkeypatch, no_kernels_loaded):
+    native_or_skip("avx512")
+    monkeypatch.setattr(build, "PRODUCTS", build.PRODUCTS | {"amx": frozenset({"no_such_feature"})})
+    assert NativeModel(tiny_gemma(torch.bfloat16), slots=8, capacity=64).name == "native bfloat16 kernels (avx512)"
 
 
 @pytest.mark.parametrize("odd", ["float32", "llama with biases", "adapter"])
-def test_models_that_the_kernels_cannot_drive_are_left_to_the_library(odd):
-    native_or_skip()
+def test_models_that_the_kernels_cannot_drive_are_left_to_the_library(odd, product):
     model = tiny_llama(torch.float32 if odd == "float32" else torch.bfloat16)
     if odd == "llama with biases":
         model.config.attention_bias = True
     if odd == "adapter":
         model = adapted(model)
     with pytest.raises(NativeUnavailable):
-        NativeModel(model, slots=8, capacity=64)
+        NativeModel(model, slots=8, capacity=64, product=product)
 
 
 def adapted(model):
@@ -273,10 +290,9 @@ def test_a_four_bit_model_gives_the_tokens_that_it_gives_alone(tmp_path):
     assert texts(session(LibraryModel(model, slots=8, capacity=CAPACITY), 8, GREEDY), work) == expected
 
 
-def test_a_long_prompt_goes_through_in_pieces_with_the_same_bits():
-    native_or_skip()
+def test_a_long_prompt_goes_through_in_pieces_with_the_same_bits(product):
     ids = [random.Random(6).randrange(3, VOCAB) for _ in range(700)]
-    native = NativeModel(tiny_gemma(torch.bfloat16), slots=8, capacity=CAPACITY)
+    native = NativeModel(tiny_gemma(torch.bfloat16), slots=8, capacity=CAPACITY, product=product)
     whole = native.prefill([(0, ids, 0)]).clone()
     native.prefill([(1, ids[:333], 0)])
     assert torch.equal(native.prefill([(1, ids[333:], 333)]), whole)
@@ -289,9 +305,8 @@ def test_a_long_prompt_goes_through_in_pieces_with_the_same_bits():
     [Sampling(), Sampling(temperature=0), Sampling(top_k=1), Sampling(repetition_penalty=1.0), Sampling(top_k=0)],
     ids=str,
 )
-def test_the_native_candidates_are_those_of_the_sampler(sampling):
-    native_or_skip()
-    native = NativeModel(tiny_llama(torch.bfloat16), slots=8, capacity=64)
+def test_the_native_candidates_are_those_of_the_sampler(sampling, product):
+    native = NativeModel(tiny_llama(torch.bfloat16), slots=8, capacity=64, product=product)
     native._stride = 65_536 + 64
     generator = torch.Generator().manual_seed(9)
     logits = (torch.randn(5, 65_536, generator=generator) * 3).bfloat16()
@@ -338,9 +353,8 @@ def test_recorded_steps_give_the_bits_of_plain_ones():
     assert len(recorded._graphs._recorded) < 8, "shapes come in buckets"
 
 
-def test_logits_that_are_not_in_the_kernels_own_memory_are_never_read_past_their_end():
-    native_or_skip()
-    native = NativeModel(tiny_llama(torch.bfloat16), slots=8, capacity=64)
+def test_logits_that_are_not_in_the_kernels_own_memory_are_never_read_past_their_end(product):
+    native = NativeModel(tiny_llama(torch.bfloat16), slots=8, capacity=64, product=product)
     logits = torch.randn(3, native.vocab).bfloat16()
     kept = SeenIds(3, 8, torch.device("cpu"))
     for slot in range(3):
@@ -351,16 +365,12 @@ def test_logits_that_are_not_in_the_kernels_own_memory_are_never_read_past_their
     assert torch.equal(ours.values, expected.values)
 
 
-@pytest.mark.parametrize("kind", ["native", "library"])
+@pytest.mark.parametrize("kind", [*PRODUCTS, "library"])
 def test_a_row_whose_numbers_go_bad_fails_alone(kind):
     model = tiny_gemma(torch.bfloat16)
     with torch.no_grad():
         model.model.embed_tokens.weight[7] = torch.nan
-    made = (
-        NativeModel(model, slots=8, capacity=CAPACITY)
-        if kind == "native" and not native_or_skip()
-        else LibraryModel(model, slots=8, capacity=CAPACITY)
-    )
+    made = driver(kind, lambda dtype: model, 8)
     good = [item for item in prompts([5, 9, 20, 33, 41, 12, 8, 25, 70]) if 7 not in item.encoded.token_ids]
     sampling = Sampling(temperature=1.0, top_k=5)
     before = texts(session(made, 8, sampling), good)
@@ -394,7 +404,7 @@ def test_a_row_that_cannot_fit_is_an_error_of_its_own():
     assert done["r2"].error is None
 
 
-@pytest.mark.parametrize("kind", ["native", "library"])
+@pytest.mark.parametrize("kind", [*PRODUCTS, "library"])
 def test_a_token_that_the_model_does_not_have_is_never_looked_up(kind):
     made = session(driver(kind, tiny_llama, 8), 8, Sampling(temperature=1.0))
     done = complete(made, [*prompts([10, 20]), prompt("odd", [5, VOCAB, 7])])
@@ -448,8 +458,7 @@ def test_the_demo_model_in_float32_gives_the_tokens_of_unpadded_generate(demo_mo
 
 
 @pytest.mark.model
-def test_the_native_forward_of_the_demo_model_is_as_close_to_float32_as_the_librarys(demo_model_dir):
-    native_or_skip()
+def test_the_native_forward_of_the_demo_model_is_as_close_to_float32_as_the_librarys(demo_model_dir, product):
     from transformers import AutoModelForCausalLM
 
     ids = [random.Random(11).randrange(3, 200_000) for _ in range(600)]
@@ -460,6 +469,6 @@ def test_the_native_forward_of_the_demo_model_is_as_close_to_float32_as_the_libr
         keep = torch.tensor(lengths) - 1
         truth = exact(torch.tensor([ids]), logits_to_keep=keep).logits[0].log_softmax(-1)
         theirs = rounded(torch.tensor([ids]), logits_to_keep=keep).logits[0].float().log_softmax(-1)
-    native = NativeModel(rounded, slots=8, capacity=CAPACITY)
+    native = NativeModel(rounded, slots=8, capacity=CAPACITY, product=product)
     ours = torch.cat([native.prefill([(0, ids[:length], 0)]).float() for length in lengths]).log_softmax(-1)
     assert (ours - truth).norm() < 1.1 * (theirs - truth).norm()

@@ -1,4 +1,4 @@
-"""kernels.c as Python sees it: its structures and the types of its functions."""
+"""The kernels as Python sees them: their structures and the types of their functions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Model(ctypes.Structure):
 
 
 def declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Declare the functions of kernels.c."""
+    """Declare the functions of forward.c and candidates.c."""
     integer, size = ctypes.c_int, ctypes.c_size_t
     library.gxr_allocate.restype, library.gxr_allocate.argtypes = POINTER, [size]
     library.gxr_free.argtypes = [POINTER, size]

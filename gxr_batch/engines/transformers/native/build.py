@@ -1,6 +1,6 @@
-"""Compiles kernels.c once with the machine's own C compiler and loads it; says why where that cannot be.
+"""Compiles the kernels once with the machine's own C compiler and loads them; says why where that cannot be.
 
-The library lies in the user's cache folder under a name that holds source, compiler, processor and OpenMP runtime, so
+The library lies in the user's cache folder under a name that holds sources, compiler, processor and OpenMP runtime, so
 a change of any of them builds anew. Two processes that build at once each rename a whole file into place.
 """
 
@@ -14,10 +14,13 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-SOURCE = Path(__file__).with_name("kernels.c")
-# Processor features that the kernels use, as Linux names them.
-FEATURES = frozenset({"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512vl", "avx512_bf16"})
+_FOLDER = Path(__file__).parent
+# Processor features that all kernels use, as Linux names them.
+FEATURES = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_bf16"})
+# The matrix products that there are, the faster first, with the features that each needs besides.
+PRODUCTS = {"amx": frozenset({"amx_tile", "amx_bf16"}), "avx512": frozenset[str]()}
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu17")
 
 
@@ -25,22 +28,44 @@ class NativeUnavailable(Exception):
     """The kernels cannot be used here; the message says why. The library's own forward is used instead."""
 
 
+class Kernels(NamedTuple):
+    """The compiled functions, and which of PRODUCTS they compute with."""
+
+    library: ctypes.CDLL
+    product: str
+
+
 @cache
-def load() -> ctypes.CDLL:
-    """Return the kernels, compiled where they are not yet. Raises NativeUnavailable."""
+def load() -> Kernels:
+    """Return the kernels with the fastest product that this machine has. Raises NativeUnavailable."""
     missing = FEATURES - _processor_features()
+    if missing:
+        raise NativeUnavailable(f"the processor lacks {', '.join(sorted(missing))}")
+    refused = None
+    for product in PRODUCTS:
+        try:
+            return load_with(product)
+        except NativeUnavailable as error:
+            refused = error
+    raise refused or NativeUnavailable("there are none")
+
+
+@cache
+def load_with(product: str) -> Kernels:
+    """Return the kernels with one of PRODUCTS, compiled where they are not yet. Raises NativeUnavailable."""
+    missing = (FEATURES | PRODUCTS[product]) - _processor_features()
     if missing:
         raise NativeUnavailable(f"the processor lacks {', '.join(sorted(missing))}")
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NativeUnavailable("there is no C compiler (cc, gcc or clang)")
     try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
+        library = ctypes.CDLL(str(_compiled(compiler, product)))
     except (OSError, subprocess.SubprocessError) as error:
         raise NativeUnavailable(f"the kernels do not compile here ({type(error).__name__})") from error
-    if not library.gxr_amx_ready():
+    if not library.gxr_ready():
         raise NativeUnavailable("the system does not lend the processor's tile registers")
-    return library
+    return Kernels(library, product)
 
 
 def _processor_features() -> frozenset[str]:
@@ -52,11 +77,13 @@ def _processor_features() -> frozenset[str]:
     return frozenset(flags.partition(":")[2].split())
 
 
-def _compiled(compiler: str) -> Path:
+def _compiled(compiler: str, product: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
     runtime = _openmp_runtime()
     features = " ".join(sorted(_processor_features()))
-    key = "\x1f".join((SOURCE.read_text(), version, features, str(runtime), *_FLAGS))
+    sources = [_FOLDER / f"{name}.c" for name in ("forward", "candidates", f"product_{product}")]
+    texts = [path.read_text() for path in (_FOLDER / "kernels.h", *sources)]
+    key = "\x1f".join((*texts, version, features, str(runtime), *_FLAGS))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gxr-batch" / "native"
     target = folder / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if target.exists():
@@ -64,9 +91,11 @@ def _compiled(compiler: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / "kernels.so"
-        compiled = Path(scratch) / "kernels.o"
-        _run(compiler, *_FLAGS, "-c", str(SOURCE), "-o", str(compiled))
-        _run(compiler, "-shared", str(compiled), "-o", str(made), str(runtime) if runtime else "-fopenmp", "-lm")
+        compiled = [made.with_name(f"{source.stem}.o") for source in sources]
+        for source, target_object in zip(sources, compiled, strict=True):
+            _run(compiler, *_FLAGS, "-c", str(source), "-o", str(target_object))
+        openmp = str(runtime) if runtime else "-fopenmp"
+        _run(compiler, "-shared", *map(str, compiled), "-o", str(made), openmp, "-lm")
         made.replace(target)
     return target
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gxr_batch.engines.transformers.native.binding import NOT_FINITE, TOO_MANY, declared
-from gxr_batch.engines.transformers.native.build import NativeUnavailable, load
+from gxr_batch.engines.transformers.native.build import NativeUnavailable, load, load_with
 from gxr_batch.engines.transformers.native.packed import ROWS, Packed
 from gxr_batch.engines.transformers.native.support import why_not
 from gxr_batch.engines.transformers.sampler import Candidates, Seen, top_candidates
@@ -23,15 +23,19 @@ _PADDING = 64  # columns that keep the rows of logits out of each other's cache 
 class NativeModel:
     """A packed model with `slots` rows of `capacity` tokens. Implements `driver.Driver`."""
 
-    name = "native bfloat16 kernels (AMX)"
     least_rows = 1
 
-    def __init__(self, model: Any, *, slots: int, capacity: int) -> None:
-        """Pack `model` (bfloat16, on the CPU), which cannot be used itself any more. Raises NativeUnavailable."""
+    def __init__(self, model: Any, *, slots: int, capacity: int, product: str = "") -> None:
+        """Pack `model` (bfloat16, on the CPU), which cannot be used itself any more. Raises NativeUnavailable.
+
+        `product` is one of build.PRODUCTS; without it, the fastest that this machine has.
+        """
         reason = why_not(model)
         if reason:
             raise NativeUnavailable(reason)
-        self._library = declared(load())
+        kernels = load_with(product) if product else load()
+        self.name = f"native bfloat16 kernels ({kernels.product})"
+        self._library = declared(kernels.library)
         self._library.gxr_threads(torch.get_num_threads())
         self.slots, self.capacity, self.device = slots, capacity, torch.device("cpu")
         config = model.config.get_text_config()

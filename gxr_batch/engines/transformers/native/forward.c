@@ -1,23 +1,18 @@
-// The decoder of Gemma 3 and Llama models in bfloat16 on CPUs with AMX: packed matrix products, attention over a
-// slotted KV cache, and the small operations between them, each fused into one pass.
+// The decoder of Gemma 3 and Llama models in bfloat16 on CPUs with AVX-512: attention over a slotted KV cache, and the
+// small operations between the matrix products (product_*.c), each fused into one pass.
 //
 // Every token of a call is computed on its own: no sum runs over neighbours, and the order of every sum is fixed.
 // So a token's bits depend on its own row alone, whatever stands beside it and however many threads work.
 //
-// Layouts: activations [tokens][features]; packed weights [N/32][K/32] blocks of two AMX tiles; the KV cache
-// [slots][kv_heads][capacity][head_dim], column = position. All arrays are bfloat16 unless named float.
-#include <float.h>
-#include <immintrin.h>
+// Layouts: activations [tokens][features]; the KV cache [slots][kv_heads][capacity][head_dim], column = position. All
+// arrays are bfloat16 unless named float.
+#include "kernels.h"
+
 #include <math.h>
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-typedef uint16_t bf16;
 
 typedef struct {
     int hidden, heads, kv_heads, head_dim, inner, layers, vocab, slots, capacity;
@@ -45,29 +40,11 @@ typedef struct {
     bf16 *residual, *normed, *qkv, *mixed, *projected, *gate_up, *inner;
 } Model;
 
-static inline float up(bf16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
-static inline __m512 load16(const bf16 *p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
-}
-
-static inline void store16(bf16 *p, __m512 x) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x)); }
-
 static inline __m512 round16(__m512 x) {  // to bfloat16 and back
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)), 16));
 }
 
 // ---------------------------------------------------------------------------------------------------- memory
-
-int gxr_amx_ready(void) {
-    // Linux lends the tile registers on request (ARCH_REQ_XCOMP_PERM, feature 18); 0 means granted.
-    return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-}
 
 // Zeroed memory in huge pages: streaming half a gigabyte a step through 4 KiB pages costs a tenth of the time.
 // Pages are real only once they are touched, so a slot costs what its row uses.
@@ -84,7 +61,7 @@ void gxr_threads(int threads) { omp_set_num_threads(threads); }
 
 // ---------------------------------------------------------------------------------------------------- products
 
-// [n][k] row-major -> blocks of 32 outputs x 32 inputs, two tiles each: tile row = pair of inputs, column = output.
+// [n][k] row-major -> packed
 void gxr_pack(const bf16 *w, bf16 *packed, int n, int k) {
 #pragma omp parallel for schedule(static)
     for (int nb = 0; nb < n / 32; nb++)
@@ -102,80 +79,6 @@ void gxr_pack(const bf16 *w, bf16 *packed, int n, int k) {
 static void unpack_row(const bf16 *packed, int row, int k, bf16 *out) {
     const bf16 *block = packed + (size_t)(row / 32) * (k / 32) * 1024 + (row % 32 / 16) * 512 + row % 16 * 2;
     for (int i = 0; i < k; i += 2) memcpy(out + i, block + (size_t)(i / 32) * 1024 + i % 32 / 2 * 32, 4);
-}
-
-struct tile_config {
-    uint8_t palette, start, zero[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-};
-
-// A constant in memory: GCC 12 tells its optimiser of the first 8 bytes of a configuration only, and may drop the stores
-// that would fill the rest of a local one.
-static const struct tile_config EIGHT_FULL_TILES = {
-    .palette = 1,
-    .bytes = {64, 64, 64, 64, 64, 64, 64, 64},
-    .rows = {16, 16, 16, 16, 16, 16, 16, 16},
-};
-
-static void tiles_on(void) { _tile_loadconfig(&EIGHT_FULL_TILES); }
-
-static inline void put(const float *tile, bf16 *y, size_t stride, int rows) {
-    for (int r = 0; r < rows; r++) store16(y + r * stride, _mm512_load_ps(tile + r * 16));
-}
-
-// y[m][n] = x[m][k] . w. x has its rows padded to a multiple of 32 (their content does not matter).
-static void product(const bf16 *x, int m, int k, const bf16 *w, int n, bf16 *y, size_t stride) {
-#pragma omp parallel
-    {
-        tiles_on();
-        float scratch[256] __attribute__((aligned(64)));
-#pragma omp for schedule(static)
-        for (int nb = 0; nb < n / 32; nb++) {
-            const bf16 *block = w + (size_t)nb * (k / 32) * 1024;
-            bf16 *column = y + nb * 32;
-            for (int row = 0; row < m; row += 32) {
-                const bf16 *a = x + (size_t)row * k;
-                _tile_zero(0);
-                _tile_zero(1);
-                if (m - row > 16) {
-                    _tile_zero(2);
-                    _tile_zero(3);
-                    for (int kb = 0; kb < k / 32; kb++) {
-                        _tile_loadd(6, block + kb * 1024, 64);
-                        _tile_loadd(4, a + kb * 32, k * 2);
-                        _tile_dpbf16ps(0, 4, 6);
-                        _tile_loadd(7, block + kb * 1024 + 512, 64);
-                        _tile_dpbf16ps(1, 4, 7);
-                        _tile_loadd(5, a + 16 * (size_t)k + kb * 32, k * 2);
-                        _tile_dpbf16ps(2, 5, 6);
-                        _tile_dpbf16ps(3, 5, 7);
-                    }
-                } else {
-                    for (int kb = 0; kb < k / 32; kb++) {
-                        _tile_loadd(4, a + kb * 32, k * 2);
-                        _tile_loadd(6, block + kb * 1024, 64);
-                        _tile_dpbf16ps(0, 4, 6);
-                        _tile_loadd(7, block + kb * 1024 + 512, 64);
-                        _tile_dpbf16ps(1, 4, 7);
-                    }
-                }
-                int first = m - row < 16 ? m - row : 16, second = m - row > 32 ? 16 : m - row - 16;
-                bf16 *out = column + row * stride;
-                _tile_stored(0, scratch, 64);
-                put(scratch, out, stride, first);
-                _tile_stored(1, scratch, 64);
-                put(scratch, out + 16, stride, first);
-                if (second > 0) {
-                    _tile_stored(2, scratch, 64);
-                    put(scratch, out + 16 * stride, stride, second);
-                    _tile_stored(3, scratch, 64);
-                    put(scratch, out + 16 * stride + 16, stride, second);
-                }
-            }
-        }
-        _tile_release();
-    }
 }
 
 // ---------------------------------------------------------------------------------------------------- norms
@@ -396,82 +299,4 @@ void gxr_logits(const Model *m, int count, const int *which, bf16 *gathered, bf1
     int n = m->shape.hidden;
     for (int i = 0; i < count; i++) memcpy(gathered + (size_t)i * n, m->normed + (size_t)which[i] * n, n * 2);
     product(gathered, count, n, m->head, m->shape.vocab, logits, stride);
-}
-
-// ---------------------------------------------------------------------------------------------------- sampling
-
-static int rising(const void *a, const void *b) {
-    float x = *(const float *)a, y = *(const float *)b;
-    return x < y ? -1 : x > y;
-}
-
-static float kth_largest(float *values, int n, int k) {  // reorders values
-    qsort(values, n, sizeof(float), rising);
-    return values[n - k];
-}
-
-enum { BLOCK = 512, NOT_FINITE = -1, TOO_MANY = -2 };
-
-// One row of gxr_candidates. Scratch: `tops` and `sorted` of one float a block, `saved` of one value a seen id.
-static int candidates_of(bf16 *logits, int vocab, int k, const int *seen, int seen_count, float penalty, int room,
-                         float *values, int *ids, float *tops, float *sorted, bf16 *saved) {
-    int blocks = vocab / BLOCK, found = 0;
-    __mmask16 odd = 0;
-    for (int i = 0; i < seen_count; i++) {  // seen ids stand aside with their penalised value
-        float v = up(saved[i] = logits[seen[i]]);
-        odd |= !isfinite(v);
-        if (found < room) {
-            values[found] = v > 0 ? v / penalty : v * penalty;
-            ids[found++] = seen[i];
-        }
-        logits[seen[i]] = 0xff80;  // -infinity, so that the scan passes it by
-    }
-    for (int b = 0; b < blocks; b++) {
-        __m512 top = _mm512_set1_ps(-INFINITY);
-        for (int i = 0; i < BLOCK; i += 16) {
-            __m512 v = load16(logits + b * BLOCK + i);
-            odd |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-            top = _mm512_max_ps(top, v);
-        }
-        tops[b] = _mm512_reduce_max_ps(top);
-        odd |= tops[b] == INFINITY;
-    }
-    memcpy(sorted, tops, blocks * sizeof(float));
-    // At least k tokens reach the k-th best block maximum, so whatever lies below it is no candidate.
-    float floor = blocks > k ? kth_largest(sorted, blocks, k) : -FLT_MAX;
-    __m512 floors = _mm512_set1_ps(fmaxf(floor, -FLT_MAX));
-    int overflow = seen_count > room;
-    for (int b = 0; b < blocks && !odd && !overflow; b++) {
-        if (tops[b] < floor) continue;
-        for (int i = b * BLOCK; i < (b + 1) * BLOCK; i += 16) {
-            uint32_t hits = _mm512_cmp_ps_mask(load16(logits + i), floors, _CMP_GE_OQ);
-            for (; hits && !overflow; hits &= hits - 1) {
-                int id = i + __builtin_ctz(hits);
-                if ((overflow = found == room)) break;
-                values[found] = up(logits[id]);
-                ids[found++] = id;
-            }
-        }
-    }
-    for (int i = 0; i < seen_count; i++) logits[seen[i]] = saved[i];
-    return odd ? NOT_FINITE : overflow ? TOO_MANY : found;
-}
-
-// For each row: everything that top-k may keep, seen ids penalised, in values[row][room] and ids[row][room];
-// counts[row] says how many, NOT_FINITE where a logit is NaN or infinite, TOO_MANY where `room` does not hold them.
-// vocab is a multiple of 512, with -infinity beyond the real vocabulary; seen ids have no repeats.
-void gxr_candidates(bf16 *logits, size_t stride, int rows, int vocab, int k, const int *seen, const int *seen_counts,
-                    int seen_stride, float penalty, int room, float *values, int *ids, int *counts) {
-#pragma omp parallel
-    {
-        float *tops = malloc(2 * sizeof(float) * (vocab / BLOCK));
-        bf16 *saved = malloc(sizeof(bf16) * (seen_stride + 1));
-#pragma omp for schedule(dynamic, 1)
-        for (int r = 0; r < rows; r++)
-            counts[r] = candidates_of(logits + r * stride, vocab, k, seen + (size_t)r * seen_stride, seen_counts[r],
-                                      penalty, room, values + (size_t)r * room, ids + (size_t)r * room, tops,
-                                      tops + vocab / BLOCK, saved);
-        free(tops);
-        free(saved);
-    }
 }

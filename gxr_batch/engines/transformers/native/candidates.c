@@ -1,0 +1,91 @@
+// What top-k sampling may keep of each row of logits, found in two scans instead of a sort.
+#include "kernels.h"
+
+#include <float.h>
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+static inline float up(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static int rising(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return x < y ? -1 : x > y;
+}
+
+static float kth_largest(float *values, int n, int k) {  // reorders values
+    qsort(values, n, sizeof(float), rising);
+    return values[n - k];
+}
+
+enum { BLOCK = 512, NOT_FINITE = -1, TOO_MANY = -2 };
+
+// One row of gxr_candidates. Scratch: `tops` and `sorted` of one float a block, `saved` of one value a seen id.
+static int candidates_of(bf16 *logits, int vocab, int k, const int *seen, int seen_count, float penalty, int room,
+                         float *values, int *ids, float *tops, float *sorted, bf16 *saved) {
+    int blocks = vocab / BLOCK, found = 0;
+    __mmask16 odd = 0;
+    for (int i = 0; i < seen_count; i++) {  // seen ids stand aside with their penalised value
+        float v = up(saved[i] = logits[seen[i]]);
+        odd |= !isfinite(v);
+        if (found < room) {
+            values[found] = v > 0 ? v / penalty : v * penalty;
+            ids[found++] = seen[i];
+        }
+        logits[seen[i]] = 0xff80;  // -infinity, so that the scan passes it by
+    }
+    for (int b = 0; b < blocks; b++) {
+        __m512 top = _mm512_set1_ps(-INFINITY);
+        for (int i = 0; i < BLOCK; i += 16) {
+            __m512 v = load16(logits + b * BLOCK + i);
+            odd |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+            top = _mm512_max_ps(top, v);
+        }
+        tops[b] = _mm512_reduce_max_ps(top);
+        odd |= tops[b] == INFINITY;
+    }
+    memcpy(sorted, tops, blocks * sizeof(float));
+    // At least k tokens reach the k-th best block maximum, so whatever lies below it is no candidate.
+    float floor = blocks > k ? kth_largest(sorted, blocks, k) : -FLT_MAX;
+    __m512 floors = _mm512_set1_ps(fmaxf(floor, -FLT_MAX));
+    int overflow = seen_count > room;
+    for (int b = 0; b < blocks && !odd && !overflow; b++) {
+        if (tops[b] < floor) continue;
+        for (int i = b * BLOCK; i < (b + 1) * BLOCK; i += 16) {
+            uint32_t hits = _mm512_cmp_ps_mask(load16(logits + i), floors, _CMP_GE_OQ);
+            for (; hits && !overflow; hits &= hits - 1) {
+                int id = i + __builtin_ctz(hits);
+                if ((overflow = found == room)) break;
+                values[found] = up(logits[id]);
+                ids[found++] = id;
+            }
+        }
+    }
+    for (int i = 0; i < seen_count; i++) logits[seen[i]] = saved[i];
+    return odd ? NOT_FINITE : overflow ? TOO_MANY : found;
+}
+
+// For each row: everything that top-k may keep, seen ids penalised, in values[row][room] and ids[row][room];
+// counts[row] says how many, NOT_FINITE where a logit is NaN or infinite, TOO_MANY where `room` does not hold them.
+// vocab is a multiple of 512, with -infinity beyond the real vocabulary; seen ids have no repeats.
+void gxr_candidates(bf16 *logits, size_t stride, int rows, int vocab, int k, const int *seen, const int *seen_counts,
+                    int seen_stride, float penalty, int room, float *values, int *ids, int *counts) {
+#pragma omp parallel
+    {
+        float *tops = malloc(2 * sizeof(float) * (vocab / BLOCK));
+        bf16 *saved = malloc(sizeof(bf16) * (seen_stride + 1));
+#pragma omp for schedule(dynamic, 1)
+        for (int r = 0; r < rows; r++)
+            counts[r] = candidates_of(logits + r * stride, vocab, k, seen + (size_t)r * seen_stride, seen_counts[r],
+                                      penalty, room, values + (size_t)r * room, ids + (size_t)r * room, tops,
+                                      tops + vocab / BLOCK, saved);
+        free(tops);
+        free(saved);
+    }
+}

@@ -43,7 +43,7 @@ class Model(ctypes.Structure):
 def declared(library: ctypes.CDLL) -> ctypes.CDLL:
     """Declare the functions of forward.c and candidates.c."""
     integer, size = ctypes.c_int, ctypes.c_size_t
-    library.gxr_allocate.restype, library.gxr_allocate.argtypes = POINTER, [size]
+    library.gxr_allocate.restype, library.gxr_allocate.argtypes = POINTER, [size, integer]
     library.gxr_free.argtypes = [POINTER, size]
     library.gxr_pack.argtypes = [POINTER, POINTER, integer, integer]
     library.gxr_forward.argtypes = [POINTER, integer, POINTER, POINTER, POINTER]

@@ -46,12 +46,12 @@ static inline __m512 round16(__m512 x) {  // to bfloat16 and back
 
 // ---------------------------------------------------------------------------------------------------- memory
 
-// Zeroed memory in huge pages: streaming half a gigabyte a step through 4 KiB pages costs a tenth of the time.
-// Pages are real only once they are touched, so a slot costs what its row uses.
-void *gxr_allocate(size_t bytes) {
+// Zeroed memory. Weights are `streamed`, in huge pages: through pages of 4 KiB, half a gigabyte a step costs a tenth more
+// time. A cache is not: its pages become real one by one as rows grow, so a slot costs what its row uses.
+void *gxr_allocate(size_t bytes, int streamed) {
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return NULL;
-    madvise(p, bytes, MADV_HUGEPAGE);
+    madvise(p, bytes, streamed ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
     return p;
 }
 

@@ -79,8 +79,8 @@ class Packed:
             entry.query_norm, entry.key_norm = self._norm(attention.q_norm), self._norm(attention.k_norm)
         else:
             entry.before_mlp = self._norm(layer.post_attention_layernorm)
-        entry.keys = self._allocate((self._slots + PREFIX_SLOTS) * self.kv_bytes)
-        entry.values = self._allocate((self._slots + PREFIX_SLOTS) * self.kv_bytes)
+        entry.keys = self._allocate((self._slots + PREFIX_SLOTS) * self.kv_bytes, streamed=False)
+        entry.values = self._allocate((self._slots + PREFIX_SLOTS) * self.kv_bytes, streamed=False)
 
     def _pack(self, weights: Sequence[torch.Tensor]) -> int:
         """Pack weights, one below the other, and give their own memory back."""
@@ -109,8 +109,8 @@ class Packed:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def _allocate(self, size: int) -> int:
-        pointer: int | None = self.library.gxr_allocate(size)
+    def _allocate(self, size: int, *, streamed: bool = True) -> int:
+        pointer: int | None = self.library.gxr_allocate(size, streamed)
         if not pointer:
             raise MemoryError(f"{size / 2**20:,.0f} MiB could not be reserved")
         self.memory.append((pointer, size))

@@ -197,6 +197,12 @@ def test_a_device_that_was_removed_is_gone_and_what_is_denied_of_one_does_not_de
     assert flags("No pneumothorax is seen around the chest drain.", "Chest drain on the left.") == []
 
 
+def test_either_side_is_no_side():
+    drained = "A chest drain is inserted on the right or left, in front of the axilla."
+    assert flags(f"{drained} The drain is on the right.", "Chest drain on the right.") == []
+    assert flags("The right or left pleural effusion may grow.", "Left pleural effusion.") == []
+
+
 def test_a_measurement_may_be_given_in_another_unit():
     assert flags("The nodule measures 22 mm.", "a nodule of 2.2 cm") == []
     assert flags("The nodule measures 23 mm.", "a nodule of 2.2 cm") == ["number_not_in_input"]
@@ -219,6 +225,11 @@ def test_a_flag_whose_field_the_template_lacks_is_not_computed():
 
 def test_a_row_with_a_comparison_may_compare():
     assert flags("The effusion has grown since the prior film.", comparison="smaller last week") == []
+
+
+def test_a_row_whose_findings_compare_may_be_repeated():
+    assert flags("The pneumothorax has enlarged.", "The pneumothorax has enlarged.") == []
+    assert flags("The heart has enlarged.", "The heart is enlarged.") == ["invented_comparison"]
 
 
 @pytest.mark.parametrize("missing", [None, "", "  ", float("nan")])

@@ -52,8 +52,10 @@ def invents_comparison(reading: Reading) -> bool:
     asked = "comparison" in reading.evidence.values
     if not asked or reading.cell("comparison") or _CUES.isdisjoint(reading.vocabulary):
         return False
-    said = any(_is_comparison(words) for words in reading.case if not _CUES.isdisjoint(words))
-    return said and _KNOWN.isdisjoint(words_of(f"{reading.findings}\n{reading.story}"))
+    if not any(_is_comparison(words) for words in reading.case if not _CUES.isdisjoint(words)):
+        return False
+    told = words_of(f"{reading.findings}\n{reading.story}")
+    return _KNOWN.isdisjoint(told) and _COMPARES.search(" ".join(told)) is None
 
 
 def _is_comparison(words: Sequence[str]) -> bool:

@@ -115,8 +115,7 @@ def _side_at(sentence: Sequence[str], at: int) -> str:
     word = sentence[at]
     if word == "middle":
         return "right" if sentence[at + 1 : at + 2] and sentence[at + 1] in {"lobe", "and"} else ""
-    side = _SIDES[word]
-    ahead, behind = sentence[at + 1 : at + 3], sentence[max(at - 2, 0) : at]
-    if len(ahead) == 2 and ahead[0] in {"and", "or"} and ahead[1] in _SIDES:
-        return "both"
-    return "both" if len(behind) == 2 and behind[1] in {"and", "or"} and behind[0] in _SIDES else side
+    for beside in (sentence[at + 1 : at + 3], sentence[max(at - 2, 0) : at][::-1]):
+        if len(beside) == 2 and beside[0] in {"and", "or"} and beside[1] in _SIDES:
+            return "both" if beside[0] == "and" else ""  # "the right or left angle": of either, so of none
+    return _SIDES[word]

@@ -249,7 +249,7 @@ class Job(Section):
         if changed and all(key in own for key in changed):
             found.append(
                 f'sampling.preset "{self.sampling.preset}" has no effect: '
-                f"{', '.join(sorted(changed))} {'is' if len(changed) == 1 else 'are'} set in the job file"
+                f"{', '.join(sorted(changed))} {'is' if len(changed) == 1 else 'are'} set beside it"
             )
         if self.generator == "api" and (idle := self._keys_of_this_machine()):
             found.append(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,6 +62,12 @@ class Workplace:
 
     def parts(self, run: str = "outputs/j") -> list[Path]:
         return sorted((self.folder / run / "parts").glob("part-*.parquet"))
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process has a handler of its own for a signal by now; False once it has ended (Linux)."""
+    caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
 def mostly_long(cases: Sequence[Any], *, every: int) -> list[Any]:

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from faults import can_trace, changed, traced, workplace
+from faults import CHECKPOINTS, JOB, can_trace, changed, traced, workplace
 from running import COMMAND, Workplace, mostly_long, without_times
 
 ROWS = 150
-SLOW = "[engine]\nkind = 'echo'\nslots = 10\n[echo]\ntokens_per_second = 150\n[run]\ncheckpoint_seconds = 0.05\n"
+FAST = JOB + CHECKPOINTS
+# Few slots: the first rows end after a fifth of a second and the last ones after 15.
+SLOW = "[engine]\nkind = 'echo'\nslots = 2\n[echo]\ntokens_per_second = 100\n[run]\ncheckpoint_seconds = 0.05\n"
 needs_strace = pytest.mark.skipif(not can_trace(), reason="strace is missing or may not trace")
 
 
@@ -38,7 +40,7 @@ def tmpfs(folder: Path, size: str) -> Iterator[Path]:
 
 def remount(folder: Path, options: str) -> None:
     """Change a mounted file system; it is busy for the moment in which a file is open for writing."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while subprocess.run(["mount", "-o", f"remount,{options}", folder], capture_output=True, check=False).returncode:
         assert time.monotonic() < deadline, f"remount,{options} stayed busy"
 
@@ -134,6 +136,7 @@ def test_a_disk_that_becomes_read_only(work, whole):
         assert work.manifest()["invocations"][-1]["counts"]["ok"] == in_parts, "it counts rows that it could not save"
         assert f"unfinished, {in_parts} generated" in work.gxr("status", "outputs").stdout
         remount(disk, "rw")
+        work.job(FAST)
         goes_on(work, whole, sealed)
 
 
@@ -147,15 +150,14 @@ def test_a_run_folder_that_disappears(work, whole, failing, back):
     run.rename(work.folder / "gone")
     out, err = child.communicate(timeout=60)
     is_the_one_message(subprocess.CompletedProcess([], child.returncode, out, err), "The run folder is gone.")
+    work.job(FAST)
     if not back:
         shutil.rmtree(work.folder / "gone")
-        work.job(SLOW)
         goes_on(work, whole, {})
         return
     (work.folder / "gone").rename(run)
     sealed = contents(work)
     assert sealed
-    work.job(SLOW)
     if failing:
         work.run("--retry", "failed")
         assert [row["gxr_text"] for row in work.results()].count(None) == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
+from running import catches
 
 from gxr_batch.finetune.data import read_examples
 from gxr_batch.job import Job, load_job
@@ -67,7 +68,7 @@ def slurm(folder: Path, child: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("code", [0, 3, 4])
 def test_a_slurm_job_that_ends_passes_its_code_on(tmp_path, code):
-    assert slurm(tmp_path, f"exit {code}").wait(30) == code
+    assert slurm(tmp_path, f"exit {code}").wait(60) == code
     assert not (tmp_path / "requeued").exists()
 
 
@@ -75,12 +76,12 @@ def test_a_slurm_job_that_ends_passes_its_code_on(tmp_path, code):
 def test_a_slurm_job_that_is_warned_ends_in_order_and_is_requeued_only_if_unfinished(tmp_path, code):
     child = f"trap 'touch warned; sleep 0.5; exit {code}' USR1; touch ready; while :; do sleep 0.05; done"
     job = slurm(tmp_path, child)
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "ready").exists():
+    deadline = time.monotonic() + 60
+    while not ((tmp_path / "ready").exists() and catches(job.pid, signal.SIGTERM)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(30) == code
+    assert job.wait(60) == code
     assert (tmp_path / "warned").exists()
     requeued = tmp_path / "requeued"
     assert (requeued.read_text() if requeued.exists() else "") == ("requeue 77\n" if code == 75 else "")

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from pydantic import BaseModel
+from running import catches
 
 from gxr_batch.job import Job, load_job
 
@@ -65,15 +66,18 @@ def test_the_commented_sampling_keys_are_the_defaults(tmp_path):
 
 
 def slurm(folder: Path, child: str, **more: str) -> subprocess.Popen[bytes]:
-    """Start the Slurm script with a gxr-batch and a scontrol of our own, and return once the child is ready."""
+    """Start the Slurm script with a gxr-batch and a scontrol of our own, and return once the child is ready.
+
+    A child that stays is ready before the script has set its traps, of which the last is that of TERM.
+    """
     for name, body in {"gxr-batch": child, "scontrol": '#!/usr/bin/env bash\necho "$@" >> requeued'}.items():
         (folder / name).write_text(f"{body}\n")
         (folder / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"} | more
     script = SCHEDULE / "gxr-batch.slurm"
     job = subprocess.Popen(["bash", str(script)], cwd=folder, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 20
-    while not (folder / "ready").exists():
+    deadline = time.monotonic() + 60
+    while not ((folder / "ready").exists() and (catches(job.pid, signal.SIGTERM) or job.poll() is not None)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return job
@@ -83,7 +87,7 @@ def test_a_slurm_job_that_is_cancelled_stops_in_order_and_stays_cancelled(tmp_pa
     stops = "trap 'touch stopped; sleep 0.3; exit 75' TERM; touch ready; while :; do sleep 0.05; done"
     job = slurm(tmp_path, f"#!/usr/bin/env bash\n{stops}")
     os.killpg(job.pid, signal.SIGTERM)  # Slurm signals every process of the job: the run gets TERM twice
-    assert job.wait(30) == 75
+    assert job.wait(60) == 75
     assert (tmp_path / "stopped").exists()
     assert not (tmp_path / "requeued").exists()
 
@@ -94,14 +98,14 @@ def test_a_run_that_stops_at_once_when_warned_keeps_its_exit_code(tmp_path):
     stops = "trap 'exit 75' USR1; touch ready; while :; do sleep 0.02; done"
     job = slurm(tmp_path, f"#!/usr/bin/env bash\n{stops}", BASH_ENV=str(tmp_path / "slow.sh"))
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(30) == 75
+    assert job.wait(60) == 75
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
 
 
 def test_only_a_requeued_slurm_job_takes_over(tmp_path):
     says = '#!/usr/bin/env bash\necho "$@" > arguments; touch ready; exit 0'
     for count, ending in {"0": "", "2": " --take-over"}.items():
-        assert slurm(tmp_path, says, SLURM_RESTART_COUNT=count).wait(30) == 0
+        assert slurm(tmp_path, says, SLURM_RESTART_COUNT=count).wait(60) == 0
         assert (tmp_path / "arguments").read_text() == f"run jobs/nightly_teaching_cases.toml{ending}\n"
         (tmp_path / "ready").unlink()
 

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from running import COMMAND, Workplace
 
-SLOW = "[engine]\nkind = 'echo'\nslots = 4\n[echo]\ntokens_per_second = 20\n[run]\ncheckpoint_seconds = 0.1\n"
+# 60 s for all, 1 s for a row.
+SLOW = "[engine]\nkind = 'echo'\nslots = 1\n[echo]\ntokens_per_second = 20\n[run]\ncheckpoint_seconds = 0.1\n"
 ELSEWHERE = ["unshare", "--uts", "sh", "-c", 'hostname node-7 && exec "$@"', "sh"]
 
 

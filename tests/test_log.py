@@ -47,7 +47,8 @@ def test_a_run_is_logged_from_its_start_to_its_end(work):
 
 
 def test_every_start_has_an_end_or_the_next_one_says_that_it_had_none(work):
-    work.job("[engine]\nkind = 'echo'\n[echo]\ntokens_per_second = 30\n[run]\ncheckpoint_seconds = 0.1\n")
+    speed = "slots = 2\n[echo]\ntokens_per_second = 30\n"  # 20 s for all, 1 s for a row
+    work.job(f"[engine]\nkind = 'echo'\n{speed}[run]\ncheckpoint_seconds = 0.1\n")
     process = work.start("run", "j.toml")
     deadline = time.monotonic() + 60
     while not work.parts():

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import pytest
 
 # As the command line has it: threads that wait sleep instead of spinning, which on a busy machine is many times faster.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 pytest.register_assert_rewrite("engine_contract")
+
+with suppress(ImportError):  # the environment for vLLM has no Hypothesis
+    from hypothesis import settings
+
+    # A property either holds or not; how long an example takes is a matter of the machine.
+    settings.register_profile("any machine", deadline=None)
+    settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

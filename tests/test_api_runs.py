@@ -10,7 +10,8 @@ import pytest
 from fault_server import Act, FaultServer, completion
 from running import Workplace
 
-PATIENCE = "first_wait = '0.01s'\nlongest_wait = '0.1s'\ntimeout = '1s'\ngive_up_after = '2s'\n"
+PATIENCE = "first_wait = '0.01s'\nlongest_wait = '0.1s'\ntimeout = '30s'\ngive_up_after = '60s'\n"
+SHORT = ("--set", "api.give_up_after=6s")  # for outages that last
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_an_outage_is_exit_75_keeps_what_was_made_and_goes_on_later(work):
     with FaultServer() as server:
         server.behave = lambda body, number: Act(503) if number > 21 else None
         job(work, server, "concurrency = 4\n")
-        done = work.run("--json", expect=75)
+        done = work.run("--json", *SHORT, expect=75)
         summary = json.loads(done.stdout)
         assert summary["reason"] == "api_outage"
         assert summary["ok"] >= 17
@@ -87,7 +88,7 @@ def test_a_server_that_is_not_there_is_exit_75_before_the_first_row(work):
     with FaultServer() as server:
         pass
     job(work, server, "")
-    done = work.run(expect=75)
+    done = work.run(*SHORT, expect=75)
     assert "gave no answer for longer than api.give_up_after" in done.stdout
     assert "cannot be reached" in done.stderr
     assert "more time" not in done.stdout
@@ -107,15 +108,15 @@ def test_a_run_in_an_outage_looks_alive_from_outside(work):
     with FaultServer() as server:
         server.behave = lambda body, number: Act(503) if number > 5 else None
         job(work, server, "concurrency = 1\n")
-        child = work.start("run", "j.toml", "--set", "api.give_up_after=5s")
-        deadline = time.monotonic() + 20
+        child = work.start("run", "j.toml", "--set", "api.give_up_after=10m")
+        deadline = time.monotonic() + 60
         while len(server.requests) < 12:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         (state,) = json.loads(work.gxr("status", "--json", "outputs/j").stdout)
-        child.communicate(timeout=30)
+        child.kill()
+        child.communicate()
     assert state["state"] == "running"
-    assert child.returncode == 75
 
 
 def test_a_wrong_token_is_exit_4_with_one_message(work, monkeypatch):
@@ -162,12 +163,12 @@ def test_ctrl_c_lets_the_requests_end_that_are_under_way(work):
     with FaultServer(lambda body, number: Act(body=completion("Text."), delay=0.5)) as server:
         job(work, server, "concurrency = 3\n")
         child = work.start("run", "j.toml", "--json")
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(server.rows) < 5:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         child.send_signal(2)
-        out, _ = child.communicate(timeout=30)
+        out, _ = child.communicate(timeout=60)
         sent = len(server.rows)
     assert child.returncode == 130
     assert json.loads(out)["ok"] == sent
@@ -194,5 +195,5 @@ def test_a_time_limit_holds_in_an_outage_too(work):
 
     with FaultServer(behave) as server:
         job(work, server, "concurrency = 1\n")
-        work.run("--time-limit", "3s", "--set", "api.give_up_after=10m", expect=75)
+        work.run("--time-limit", "6s", "--set", "api.give_up_after=10m", expect=75)
     assert work.manifest()["invocations"][-1]["outcome"] == "time_limit"

@@ -112,7 +112,7 @@ def test_the_rows_of_a_killed_worker_run_again_and_come_back_once():
     assert last.workers is not None
     assert last.workers.lost == 1
     assert sum(last.workers.rows) == 30
-    assert seen.longest_silence < 1.0
+    assert seen.longest_silence < 1.0 + seen.stall
     assert sum("was lost; it is replaced" in sentence for sentence in said) == 1
 
 
@@ -134,36 +134,36 @@ def test_a_row_that_hangs_its_worker_is_found_out_and_spares_its_neighbours():
     said: list[str] = []
     hanging = prompt(3, CANARY)
     given = [*prompts(3), hanging, *prompts(12)[4:]]
-    with session(job({"hang_containing": CANARY, "tokens_per_second": 200}, hung_after="4s"), said) as opened:
+    with session(job({"hang_containing": CANARY, "tokens_per_second": 200}, hung_after="6s"), said) as opened:
         seen = Watched().watch(opened, given)
     errors = {completion.key: completion.error for completion in seen.completions}
     assert len(seen.completions) == len(given)
     assert {key: error for key, error in errors.items() if error} == {hanging.key: CRASHED}
     assert seen.pulses[-1].workers is not None
     assert seen.pulses[-1].workers.lost == 2
-    assert sum("gave no sign of life for 4 s; it is replaced" in sentence for sentence in said) == 2
-    assert seen.longest_silence < 1.0
+    assert sum("gave no sign of life for 6 s; it is replaced" in sentence for sentence in said) == 2
+    assert seen.longest_silence < 1.0 + seen.stall
 
 
 def test_a_worker_that_stands_still_is_replaced_and_lives_again():
     said: list[str] = []
     before = worker_processes()
-    with session(job({"tokens_per_second": 40}, hung_after="4s"), said) as opened:
+    with session(job({"tokens_per_second": 40}, hung_after="6s"), said) as opened:
         stopped = min(worker_processes() - before, key=lambda process: process.pid)
         seen = Watched().watch(opened, prompts(30), after=once(stopped.suspend))
         assert sorted(seen.keys()) == sorted(tuple(given.key) for given in prompts(30))
         assert all(completion.error is None for completion in seen.completions)
         assert sum("gave no sign of life" in sentence for sentence in said) == 1
-        stopped.wait(30)
-        later = Watched()
-        while len(later.completions) < 400 and not (later.pulses and later.pulses[-1].workers.alive == 2):
+        stopped.wait(60)
+        later, deadline = Watched(), time.monotonic() + 120
+        while time.monotonic() < deadline and not (later.pulses and later.pulses[-1].workers.alive == 2):
             later.watch(opened, prompts(8))
     assert later.pulses[-1].workers.alive == 2
     assert later.pulses[-1].workers.lost == 1
 
 
 def test_workers_are_not_blamed_where_the_driver_does_not_listen():
-    with session(job({"tokens_per_second": 40}, hung_after="4s")) as opened:
+    with session(job({"tokens_per_second": 40}, hung_after="6s")) as opened:
         seen = Watched().watch(opened, prompts(30), after=once(lambda: time.sleep(9)))
     assert sorted(seen.keys()) == sorted(tuple(given.key) for given in prompts(30))
     assert seen.pulses[-1].workers is not None
@@ -206,7 +206,7 @@ def test_a_worker_that_cannot_open_its_engine_says_so_here():
 def test_workers_that_find_no_room_are_named_after_a_while():
     said: list[str] = []
     with pytest.raises(ModelUnavailable, match="1 of 1 workers found no room"):  # noqa: SIM117
-        with session(job(workers=1, cpus_per_worker=64, give_up_after="3s"), said):
+        with session(job(workers=1, cpus_per_worker=64, give_up_after="6s"), said):
             pass
     assert any("have not started yet" in sentence for sentence in said)
 

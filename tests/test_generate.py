@@ -139,16 +139,16 @@ def test_a_conversation_remembers_until_it_is_reset(work):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(work):
-    slow = ("--set", "echo.tokens_per_second=2")
+    slow = ("--set", "echo.tokens_per_second=1")
     arguments = [*COMMAND, "generate", *ECHO, "--interactive", *slow, "--prompt", "word " * 40]
     with subprocess.Popen(
         arguments, cwd=work.folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        while "> word" not in process.stdout.readline():
-            pass
-        time.sleep(1)
+        while "> word" not in (line := process.stdout.readline()):
+            assert line, "it ended without a question"
+        time.sleep(2)
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "\n"
         assert "[stopped]" in process.stdout.readline()

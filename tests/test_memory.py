@@ -220,7 +220,7 @@ def test_it_grows_back_when_the_neighbour_is_gone(monkeypatch):
 
 
 def test_without_room_for_a_few_rows_it_waits_and_then_gives_up(monkeypatch):
-    monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 1.2)
+    monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 3.0)
     made = session(crowded(room=0), 32, SAMPLED)
     events: list[object] = []
     with pytest.raises(OutOfRoom, match="no memory left"):

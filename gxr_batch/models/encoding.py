@@ -116,9 +116,11 @@ class ChatEncoder:
     def _cut(self, text: str) -> tuple[_Piece, ...]:
         """Cut a layout at its control tokens, encode what never changes, and see to exactly one BOS."""
         self._mark_controls(lambda token: token.strip() and token in text)
-        controls = sorted(self._controls(), key=len, reverse=True)
+        controls = set(self._controls())
+        # Gemma has six thousand, and a pattern of them all takes as long to compile as a short run has to lose.
+        here = sorted((token for token in controls if token and token in text), key=len, reverse=True)
         # Control tokens stand at the odd places.
-        parts = re.split(f"({'|'.join(map(re.escape, controls))})", text) if controls else [text]
+        parts = re.split(f"({'|'.join(map(re.escape, here))})", text) if here else [text]
         pieces: list[_Piece] = []
         ids: list[int] = []
         for at, part in enumerate(parts):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import random
+import shutil
+import subprocess
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -239,6 +244,18 @@ def test_kernels_that_cannot_be_had_say_why(monkeypatch, tmp_path, no_kernels_lo
     break_it(monkeypatch)
     with pytest.raises(NativeUnavailable, match=reason):
         NativeModel(tiny_gemma(torch.bfloat16), slots=8, capacity=64)
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_every_product_compiles_without_a_warning_wherever_there_is_gcc_for_x86(product):
+    if platform.machine() != "x86_64" or not shutil.which("gcc"):
+        pytest.skip("this is no x86 machine with gcc")
+    features = build.FEATURES | PRODUCTS[product]
+    flags = [f"-m{feature.replace('avx512_bf16', 'avx512bf16').replace('amx_', 'amx-')}" for feature in features]
+    source = Path(build.__file__).with_name(f"product_{product}.c")
+    command = ["gcc", "-std=gnu17", "-O3", "-fopenmp", "-Wall", "-Wextra", "-Werror", *flags, "-c", str(source)]
+    done = subprocess.run([*command, "-o", os.devnull], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_without_tile_registers_the_other_product_steps_in(monkeypatch, no_kernels_loaded):

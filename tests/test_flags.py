@@ -200,6 +200,9 @@ def test_a_device_that_was_removed_is_gone_and_what_is_denied_of_one_does_not_de
 def test_either_side_is_no_side():
     drained = "A chest drain is inserted on the right or left, in front of the axilla."
     assert flags(f"{drained} The drain is on the right.", "Chest drain on the right.") == []
+    drained = "A drain on the right or the left side. Chest drain is inserted on the left or on the right."
+    assert flags(drained, "Chest drain on the right.") == []
+    assert flags("Effusion on the left and the right lung is clear.", "Right effusion.") == ["side_flipped"]
     assert flags("The right or left pleural effusion may grow.", "Left pleural effusion.") == []
 
 
@@ -230,6 +233,7 @@ def test_a_row_with_a_comparison_may_compare():
 def test_a_row_whose_findings_compare_may_be_repeated():
     assert flags("The pneumothorax has enlarged.", "The pneumothorax has enlarged.") == []
     assert flags("The heart has enlarged.", "The heart is enlarged.") == ["invented_comparison"]
+    assert flags("The effusion has grown.", "First chest drain placed, effusion.") == ["invented_comparison"]
 
 
 @pytest.mark.parametrize("missing", [None, "", "  ", float("nan")])

@@ -13,6 +13,10 @@ _STUDY = (
     r"(?:films?|stud(?:y|ies)|radiographs?|x ?rays?|exams?|examinations?|cts?|scans?|imaging|images?|chest|reports?)"
 )
 _BEFORE = r"(?:prior|previous|earlier|last|preceding|former|baseline|preoperative|first|initial|old|older|most recent)"
+_CHANGED = (
+    r"(?:has|have) (?:\w+ )?(?:increased|decreased|improved|worsened|progressed|grown|enlarged|regressed|diminished)\b"
+)
+_HAS_CHANGED = re.compile(rf"\b{_CHANGED}")
 _COMPARES = re.compile(
     rf"\b(?:{_BEFORE} (?:available )?(?:chest |frontal |portable )?{_STUDY}\b|"
     rf"since (?:the |an? |his |her )?{_BEFORE}\b|since (?:yesterday|admission)\b|"
@@ -22,7 +26,7 @@ _COMPARES = re.compile(
     r"unchanged\b|(?:remains?|is|are|overall|appears?) (?:\w+ )?stable\b|stable (?:in|since|appearance|compared)\b|"
     r"again (?:is |are )?(?:seen|noted|demonstrated|visible|shown|identified|observed)\b|"
     r"previously (?:seen|noted|described|identified|reported|demonstrated|visible|known)\b|"
-    r"(?:has|have) (?:\w+ )?(?:increased|decreased|improved|worsened|progressed|grown|enlarged|regressed|diminished)\b|"
+    rf"{_CHANGED}|"
     r"(?:compared (?:to|with)|in comparison (?:to|with)) (?:the )?(?:prior|previous|earlier|last|yesterday|"
     rf"{_STUDY} (?:of|from|taken))\b|no longer (?:seen|visible|present|evident|identified)\b)|^stable \w+"
 )
@@ -55,7 +59,7 @@ def invents_comparison(reading: Reading) -> bool:
     if not any(_is_comparison(words) for words in reading.case if not _CUES.isdisjoint(words)):
         return False
     told = words_of(f"{reading.findings}\n{reading.story}")
-    return _KNOWN.isdisjoint(told) and _COMPARES.search(" ".join(told)) is None
+    return _KNOWN.isdisjoint(told) and _HAS_CHANGED.search(" ".join(told)) is None
 
 
 def _is_comparison(words: Sequence[str]) -> bool:

@@ -115,7 +115,10 @@ def _side_at(sentence: Sequence[str], at: int) -> str:
     word = sentence[at]
     if word == "middle":
         return "right" if sentence[at + 1 : at + 2] and sentence[at + 1] in {"lobe", "and"} else ""
-    for beside in (sentence[at + 1 : at + 3], sentence[max(at - 2, 0) : at][::-1]):
-        if len(beside) == 2 and beside[0] in {"and", "or"} and beside[1] in _SIDES:
-            return "both" if beside[0] == "and" else ""  # "the right or left angle": of either, so of none
+    for words in (sentence[at + 1 : at + 5], sentence[max(at - 4, 0) : at][::-1]):
+        if len(words) > 1 and words[0] == "and" and words[1] in _SIDES:
+            return "both"
+        either = [word for word in words if word not in {"the", "on"}]
+        if len(either) > 1 and either[0] == "or" and either[1] in _SIDES:
+            return ""  # "on the right or on the left": on either, so on none
     return _SIDES[word]

@@ -171,7 +171,7 @@ class Invocation:
     def opened(self, info: EngineInfo) -> None:
         """Write down what was loaded before the first row is generated with it."""
         self.info, self.identity = info, info.identity
-        self.chronicle.tell(*info.notices)
+        self.chronicle.tell(*info.notices, *notices.of_forward(self.ledger.manifest, info))
         before = self.progress.counts
         self.chronicle.entry |= {"generating_since": now(), "done_before": before.total - before.left}
         self.job = settle(self.job, info)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from gxr_batch.engines.base import EngineInfo
 from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest
 from gxr_batch.plan import disk_needed
@@ -31,6 +32,20 @@ def of_versions(manifest: Manifest | None, now: Mapping[str, str]) -> list[str]:
     return [
         f"Other package versions than at the last start: {', '.join(changed)}. New rows may come out in other words "
         "than they would have then; rows that are done stay as they are."
+    ]
+
+
+def of_forward(manifest: Manifest | None, info: EngineInfo) -> list[str]:
+    """Say so where other code computes the model than at the last start that loaded it, as on another processor."""
+    engines = [entry["engine"] for entry in (manifest.invocations if manifest else ()) if "engine" in entry]
+    versions = engines[-1].get("versions") if engines else None
+    before = versions.get("forward") if isinstance(versions, dict) else None
+    now = info.versions.get("forward")
+    if before is None or now is None or before == now:
+        return []
+    return [
+        f"Other code computes the model than at the last start: {before} -> {now}. New rows may come out in other "
+        "words than they would have then; rows that are done stay as they are."
     ]
 
 

@@ -93,7 +93,7 @@ def test_numbers_that_no_model_has_are_refused(work):
         assert setting in work.run("--set", f"{setting}=90000000000", expect=2).stderr
 
 
-def test_other_weights_under_the_same_path_are_another_model(tmp_path, gemma_tokenizer):
+def test_other_code_is_a_warning_and_other_weights_are_another_model(tmp_path, gemma_tokenizer):
     model = tmp_path / "model"
     tiny_gemma(vocab=len(gemma_tokenizer)).save_pretrained(model)
     gemma_tokenizer.save_pretrained(model)
@@ -101,9 +101,18 @@ def test_other_weights_under_the_same_path_are_another_model(tmp_path, gemma_tok
     work.job(f"[model]\npath = '{model}'\n[engine]\nslots = 2\n[sampling]\nmax_new_tokens = 2\n")
     work.table(ROWS[:2])
     work.run()
+    path = work.folder / "outputs/j/run.json"
+    manifest = json.loads(path.read_text())
+    now = manifest["invocations"][-1]["engine"]["versions"]["forward"]
+    manifest["invocations"][-1]["engine"]["versions"]["forward"] = "another processor's"
+    path.write_text(json.dumps(manifest))
+    work.table(ROWS[:3])
+    assert f"another processor's -> {now}" in work.run().stderr
+    work.table(ROWS[:4])
+    assert "Other code" not in work.run().stderr, "only where it differs from the last start"
     tensors = load_file(model / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    work.table(ROWS[:3])
+    work.table(ROWS[:5])
     assert "model weights" in work.run(expect=2).stderr
-    assert len(work.results()) == 2
+    assert len(work.results()) == 4

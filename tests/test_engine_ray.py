@@ -253,6 +253,14 @@ def test_a_pool_is_the_sum_of_its_workers():
     assert "The clock of n1 is 300.0 s ahead" in info.notices[2]
 
 
+def test_workers_that_compute_by_different_code_are_told_and_promise_no_equal_texts():
+    one, same, other = (member(at, versions={"forward": name}) for at, name in enumerate(("tiles", "tiles", "dots"), 1))
+    alike, mixed = joined([one, same], 0.0, {"ray": "2"}), joined([one, other], 0.0, {"ray": "2"})
+    assert (alike.reproducible, mixed.reproducible) == (True, False)
+    assert not alike.notices
+    assert "different code (tiles | dots)" in mixed.notices[0]
+
+
 @pytest.mark.parametrize("change", [{"weights": "other"}, {"dtype": "float32"}, {"quantization": "4bit"}])
 def test_workers_that_would_write_other_texts_are_refused(change):
     with pytest.raises(ModelUnavailable, match="Workers differ in"):

@@ -32,6 +32,7 @@ _KINDS: dict[str, Any] = {
     "input_files": list,
     "released": dict,
     "workers": dict,
+    "engine": dict,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gxr_batch.engines.base import EngineInfo
 from gxr_batch.engines.ray.pool import Member
@@ -11,6 +11,7 @@ from gxr_batch.errors import ModelUnavailable
 
 # Clocks that differ by more are worth a sentence: whoever compares logs of several hosts is misled.
 _NOTABLE_SECONDS = 1.0
+_BESIDE = " | "  # between the versions of workers that differ
 
 
 def joined(members: Sequence[Member], load_seconds: float, versions: dict[str, str]) -> EngineInfo:
@@ -20,6 +21,7 @@ def joined(members: Sequence[Member], load_seconds: float, versions: dict[str, s
         check_alike(first, other)
     infos = [_info(member) for member in members]
     of_pool = {"ray": versions["ray"], **_all_versions(infos)}
+    mixed = _of_forwards(of_pool)
     return EngineInfo(
         identity=infos[0].identity,
         device=_devices(members),
@@ -27,9 +29,9 @@ def joined(members: Sequence[Member], load_seconds: float, versions: dict[str, s
         quantization=infos[0].quantization,
         slots=sum(info.slots for info in infos),
         load_seconds=load_seconds,
-        reproducible=all(info.reproducible for info in infos),
+        reproducible=all(info.reproducible for info in infos) and not mixed,
         versions=of_pool,
-        notices=(*dict.fromkeys(notice for info in infos for notice in info.notices), *_of_clocks(members)),
+        notices=(*dict.fromkeys(notice for info in infos for notice in info.notices), *mixed, *_of_clocks(members)),
         adapter=infos[0].adapter,
     )
 
@@ -68,7 +70,14 @@ def _all_versions(infos: Iterable[EngineInfo]) -> dict[str, str]:
     for info in infos:
         for name, version in info.versions.items():
             found.setdefault(name, {})[version] = None
-    return {name: " | ".join(versions) for name, versions in found.items()}
+    return {name: _BESIDE.join(versions) for name, versions in found.items()}
+
+
+def _of_forwards(of_pool: Mapping[str, str]) -> list[str]:
+    forwards = of_pool.get("forward", "")
+    if _BESIDE not in forwards:
+        return []
+    return [f"Workers compute the model by different code ({forwards}), so a row's words depend on who gets it."]
 
 
 def _of_clocks(members: Sequence[Member]) -> list[str]:

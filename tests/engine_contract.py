@@ -41,7 +41,8 @@ class Subject:
 class Watched:
     """A stream as the runner sees it: what was taken, what came back, and when.
 
-    `stall` is for how long the machine kept this process waiting (seconds): no engine is to blame for that.
+    `stall` is for how long another thread of this process, that only sleeps, was kept waiting in all (seconds): by a
+    machine that did something else, for which no engine is to blame. One that holds Python's lock would pass for that.
     """
 
     taken: list[Prompt] = field(default_factory=list)

@@ -117,7 +117,7 @@ class ChatEncoder:
         """Cut a layout at its control tokens, encode what never changes, and see to exactly one BOS."""
         self._mark_controls(lambda token: token.strip() and token in text)
         controls = set(self._controls())
-        # Gemma has six thousand, and a pattern of them all takes as long to compile as a short run has to lose.
+        # Gemma has six thousand: a pattern of them all takes 0.3 s to compile.
         here = sorted((token for token in controls if token and token in text), key=len, reverse=True)
         # Control tokens stand at the odd places.
         parts = re.split(f"({'|'.join(map(re.escape, here))})", text) if here else [text]

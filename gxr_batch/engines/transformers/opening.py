@@ -136,10 +136,13 @@ def _driver(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) ->
     capacity = job.model.max_seq_length
     notices = []
     try:
-        return NativeModel(loaded.model, slots=slots, capacity=capacity), []
+        native = NativeModel(loaded.model, slots=slots, capacity=capacity)
     except NativeUnavailable as error:
         if loaded.device == "cpu" and loaded.placement.dtype == "bfloat16" and loaded.quantization is None:
             notices.append(f"The engine's own kernels are not used, the library's slower forward is: {error}.")
+    else:
+        why = native.why_slower
+        return native, [f"The engine's kernels compute without the processor's tile registers: {why}."] if why else []
     reason = why_not_drivable(loaded.config)
     if reason:
         raise ModelUnavailable(

@@ -1,4 +1,4 @@
-"""Our own bfloat16 forward for Gemma 3 and Llama models on CPUs with AVX-512: see forward.c for what it does and keeps.
+"""Our own forward for Gemma 3 and Llama models in bfloat16, on CPUs with AVX-512 BF16: forward.c says what it does.
 
 product_amx.c and product_avx512.c each offer the matrix product for one kind of processor; `build` takes the faster.
 """

@@ -21,7 +21,7 @@ _FOLDER = Path(__file__).parent
 FEATURES = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_bf16"})
 # The matrix products that there are, the faster first, with the features that each needs besides.
 PRODUCTS = {"amx": frozenset({"amx_tile", "amx_bf16"}), "avx512": frozenset[str]()}
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu17")
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu17", "-Werror=implicit-function-declaration")
 
 
 class NativeUnavailable(Exception):
@@ -29,25 +29,24 @@ class NativeUnavailable(Exception):
 
 
 class Kernels(NamedTuple):
-    """The compiled functions, and which of PRODUCTS they compute with."""
+    """The compiled functions, which of PRODUCTS they compute with, and why not with the faster one, if it was here."""
 
     library: ctypes.CDLL
     product: str
+    why_slower: str = ""
 
 
 @cache
 def load() -> Kernels:
     """Return the kernels with the fastest product that this machine has. Raises NativeUnavailable."""
-    missing = FEATURES - _processor_features()
-    if missing:
-        raise NativeUnavailable(f"the processor lacks {', '.join(sorted(missing))}")
-    refused = None
-    for product in PRODUCTS:
-        try:
-            return load_with(product)
-        except NativeUnavailable as error:
-            refused = error
-    raise refused or NativeUnavailable("there are none")
+    why = ""
+    for product, features in PRODUCTS.items():
+        if features <= _processor_features():
+            try:
+                return load_with(product)._replace(why_slower=why)
+            except NativeUnavailable as error:
+                why = str(error)
+    raise NativeUnavailable(why)
 
 
 @cache
@@ -81,7 +80,7 @@ def _compiled(compiler: str, product: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
     runtime = _openmp_runtime()
     features = " ".join(sorted(_processor_features()))
-    sources = [_FOLDER / f"{name}.c" for name in ("forward", "candidates", f"product_{product}")]
+    sources = [_FOLDER / f"{name}.c" for name in (f"product_{product}", "forward", "candidates")]
     texts = [path.read_text() for path in (_FOLDER / "kernels.h", *sources)]
     key = "\x1f".join((*texts, version, features, str(runtime), *_FLAGS))
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gxr-batch" / "native"

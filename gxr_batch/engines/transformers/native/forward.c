@@ -1,5 +1,5 @@
-// The decoder of Gemma 3 and Llama models in bfloat16 on CPUs with AVX-512: attention over a slotted KV cache, and the
-// small operations between the matrix products (product_*.c), each fused into one pass.
+// The decoder of Gemma 3 and Llama models in bfloat16 on CPUs with AVX-512 BF16: attention over a slotted KV cache, and
+// the small operations between the matrix products (product_*.c), each fused into one pass.
 //
 // Every token of a call is computed on its own: no sum runs over neighbours, and the order of every sum is fixed.
 // So a token's bits depend on its own row alone, whatever stands beside it and however many threads work.
@@ -46,8 +46,9 @@ static inline __m512 round16(__m512 x) {  // to bfloat16 and back
 
 // ---------------------------------------------------------------------------------------------------- memory
 
-// Zeroed memory. Weights are `streamed`, in huge pages: through pages of 4 KiB, half a gigabyte a step costs a tenth more
-// time. A cache is not: its pages become real one by one as rows grow, so a slot costs what its row uses.
+// Zeroed memory. What is read from end to end at each step is `streamed`, in huge pages: through pages of 4 KiB, half a
+// gigabyte a step costs a tenth more time. A cache is not: its pages become real one by one as rows grow, so a slot
+// costs what its row uses.
 void *gxr_allocate(size_t bytes, int streamed) {
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return NULL;
@@ -273,7 +274,8 @@ static void embed(const Model *m, int tokens, const int *ids) {
     }
 }
 
-// Runs `tokens` tokens (at most as many as the buffers hold) through all layers: each at its position of its slot, whose cache it extends.
+// Runs `tokens` tokens (at most as many as the buffers hold) through all layers: each at its position of its slot, whose
+// cache it extends.
 // Tokens of one slot stand in rising order of position. Leaves the final norm's output in `normed`.
 void gxr_forward(const Model *m, int tokens, const int *ids, const int *slot, const int *position) {
     Shape s = m->shape;

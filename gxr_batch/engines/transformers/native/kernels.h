@@ -19,5 +19,5 @@ int gxr_ready(void);
 
 // y[m][n] = x[m][k] . w for packed w: blocks [n/32][k/32] of two tiles of 16 outputs each; in a tile, row = pair of
 // inputs, column = output. Rows of y are `stride` apart. x has its rows padded to a multiple of 32 (their content does
-// not matter). The order of every sum is the same whatever m is.
-void product(const bf16 *x, int m, int k, const bf16 *w, int n, bf16 *y, size_t stride);
+// not matter). The order of every sum is the same whatever m is. Hidden, so that no other library's `product` is called.
+__attribute__((visibility("hidden"))) void product(const bf16 *x, int m, int k, const bf16 *w, int n, bf16 *y, size_t stride);

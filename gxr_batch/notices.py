@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from gxr_batch.engines.base import EngineInfo
 from gxr_batch.job import Job
@@ -23,9 +24,7 @@ def of_kind(asked: Job, settled: Job) -> list[str]:
 
 def of_versions(manifest: Manifest | None, now: Mapping[str, str]) -> list[str]:
     """Name the packages that are not what they were at the last start: a warning, since the settings are the same."""
-    if manifest is None or not manifest.invocations:
-        return []
-    before: Mapping[str, str] = manifest.invocations[-1].get("packages", {})
+    before = _within(manifest.invocations[-1], "packages") if manifest and manifest.invocations else {}
     changed = [f"{name} {old} -> {now.get(name, 'gone')}" for name, old in before.items() if now.get(name) != old]
     if not changed:
         return []
@@ -37,9 +36,8 @@ def of_versions(manifest: Manifest | None, now: Mapping[str, str]) -> list[str]:
 
 def of_forward(manifest: Manifest | None, info: EngineInfo) -> list[str]:
     """Say so where other code computes the model than at the last start that loaded it, as on another processor."""
-    engines = [entry["engine"] for entry in (manifest.invocations if manifest else ()) if "engine" in entry]
-    versions = engines[-1].get("versions") if engines else None
-    before = versions.get("forward") if isinstance(versions, dict) else None
+    loaded = [entry for entry in (manifest.invocations if manifest else ()) if "engine" in entry]
+    before = _within(loaded[-1], "engine", "versions").get("forward") if loaded else None
     now = info.versions.get("forward")
     if before is None or now is None or before == now:
         return []
@@ -47,6 +45,14 @@ def of_forward(manifest: Manifest | None, info: EngineInfo) -> list[str]:
         f"Other code computes the model than at the last start: {before} -> {now}. New rows may come out in other "
         "words than they would have then; rows that are done stay as they are."
     ]
+
+
+def _within(entry: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """Return the mapping under these names; an empty one where run.json, which anybody may edit, has none there."""
+    for name in names:
+        found = entry.get(name)
+        entry = found if isinstance(found, dict) else {}
+    return entry
 
 
 def of_room(folder: Path, max_new_tokens: int, keys: int) -> list[str]:

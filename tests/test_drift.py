@@ -57,6 +57,16 @@ def test_other_package_versions_are_a_warning_that_names_them(work):
     assert "package versions" not in work.run().stderr, "only where they differ from the last start"
 
 
+def test_odd_values_of_the_last_start_do_no_harm(work):
+    path = work.folder / "outputs/j/run.json"
+    for odd in ({"packages": 3, "engine": "x"}, {"packages": {"pyarrow": None}, "engine": {"versions": [1]}}):
+        manifest = json.loads(path.read_text())
+        manifest["invocations"][-1] |= odd
+        path.write_text(json.dumps(manifest))
+        work.table([*ROWS, (f"C{len(odd['engine']) + 98}", "new")])
+        work.run()
+
+
 def test_totals_cover_every_invocation_and_not_the_last_alone(work):
     for count in (21, 22, 23):
         work.table([*ROWS, *((f"N{number}", "new") for number in range(count - 20))])

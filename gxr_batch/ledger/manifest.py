@@ -32,7 +32,6 @@ _KINDS: dict[str, Any] = {
     "input_files": list,
     "released": dict,
     "workers": dict,
-    "engine": dict,
 }
 
 

@@ -252,7 +252,7 @@ def test_kernels_that_cannot_be_had_say_why(monkeypatch, tmp_path, no_kernels_lo
 @pytest.mark.parametrize("source", sorted(Path(build.__file__).parent.glob("*.c")), ids=lambda path: path.name)
 def test_every_file_of_the_kernels_compiles_without_a_warning_also_what_cannot_run_here(source):
     if platform.machine() != "x86_64" or not shutil.which("gcc"):
-        pytest.skip("this is no x86 machine with gcc")
+        pytest.skip("this is no x86 machine with gcc")  # intrinsics of another processor, named as gcc names them
     features = build.FEATURES.union(*PRODUCTS.values())
     flags = [f"-m{feature.replace('avx512_bf16', 'avx512bf16').replace('amx_', 'amx-')}" for feature in features]
     command = ["gcc", "-std=gnu17", "-O3", "-fopenmp", "-Wall", "-Wextra", "-Werror", *flags, "-c", str(source)]

@@ -27,7 +27,7 @@ from gxr_batch.finetune.standing import Show
 from gxr_batch.finetune.trainer import Trainer, Watch
 from gxr_batch.finetune.work import Work
 from gxr_batch.job import Job
-from gxr_batch.models.device import out_of_memory
+from gxr_batch.models.device import no_memory_is
 from gxr_batch.models.loading import LoadedModel
 from gxr_batch.stopping import Stopper
 
@@ -159,18 +159,14 @@ class Training:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        with quiet():
-            try:
-                yield
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                raise ModelUnavailable(
-                    "The device has no memory left for a training step.",
-                    where="finetune.batch_size, finetune.gradient_checkpointing",
-                    next_step="set batch_size = 1 with gradient_accumulation_steps = 8, or gradient_checkpointing = "
-                    "true, or model.load_in_4bit = true, and add --fresh",
-                ) from None
+        refusal = ModelUnavailable(
+            "The device has no memory left for a training step.",
+            where="finetune.batch_size, finetune.gradient_checkpointing",
+            next_step="set batch_size = 1 with gradient_accumulation_steps = 8, or gradient_checkpointing = "
+            "true, or model.load_in_4bit = true, and add --fresh",
+        )
+        with quiet(), no_memory_is(refusal):
+            yield
 
 
 def _trainer(job: Job, rows: Rows, loaded: LoadedModel, tokenizer: Any, arguments: SFTConfig) -> Trainer:

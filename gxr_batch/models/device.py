@@ -7,8 +7,11 @@ torch.cuda's documentation of mem_get_info, set_per_process_memory_fraction, emp
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
+
+from gxr_batch.errors import ModelUnavailable
 
 _NVIDIA_SMI = ("nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits")
 _NVIDIA_SMI_SECONDS = 10
@@ -132,6 +135,17 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return type(error) is RuntimeError and "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def no_memory_is(refusal: ModelUnavailable) -> Iterator[None]:
+    """Raise `refusal`, which says what to change, where the block finds no memory."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise refusal from None
 
 
 def holders_of(listing: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from gxr_batch.engines.base import EngineInfo
 from gxr_batch.engines.ray.pool import Member
@@ -11,7 +11,6 @@ from gxr_batch.errors import ModelUnavailable
 
 # Clocks that differ by more are worth a sentence: whoever compares logs of several hosts is misled.
 _NOTABLE_SECONDS = 1.0
-_BESIDE = " | "  # between the versions of workers that differ
 
 
 def joined(members: Sequence[Member], load_seconds: float, versions: dict[str, str]) -> EngineInfo:
@@ -21,7 +20,7 @@ def joined(members: Sequence[Member], load_seconds: float, versions: dict[str, s
         check_alike(first, other)
     infos = [_info(member) for member in members]
     of_pool = {"ray": versions["ray"], **_all_versions(infos)}
-    mixed = _of_forwards(of_pool)
+    mixed = _of_forwards(infos)
     return EngineInfo(
         identity=infos[0].identity,
         device=_devices(members),
@@ -70,14 +69,14 @@ def _all_versions(infos: Iterable[EngineInfo]) -> dict[str, str]:
     for info in infos:
         for name, version in info.versions.items():
             found.setdefault(name, {})[version] = None
-    return {name: _BESIDE.join(versions) for name, versions in found.items()}
+    return {name: " | ".join(versions) for name, versions in found.items()}
 
 
-def _of_forwards(of_pool: Mapping[str, str]) -> list[str]:
-    forwards = of_pool.get("forward", "")
-    if _BESIDE not in forwards:
+def _of_forwards(infos: Iterable[EngineInfo]) -> list[str]:
+    forwards = sorted({info.versions.get("forward", "") for info in infos})
+    if len(forwards) == 1:
         return []
-    return [f"Workers compute the model by different code ({forwards}), so a row's words depend on who gets it."]
+    return [f"Workers compute by different code ({', '.join(forwards)}), so a row's words depend on who gets it."]
 
 
 def _of_clocks(members: Sequence[Member]) -> list[str]:

@@ -21,7 +21,7 @@ from gxr_batch.engines.transformers.schedule import slots_for_memory
 from gxr_batch.engines.transformers.support import why_not_drivable
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
-from gxr_batch.models.device import out_of_memory
+from gxr_batch.models.device import no_memory_is
 from gxr_batch.models.loading import LoadedModel, load_model
 from gxr_batch.models.local import LocalModel
 from gxr_batch.models.memory import kv_bytes_a_token
@@ -48,7 +48,7 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
             torch.cuda.set_device(loaded.model.device)  # streams and recordings go by the current card
         slots, fitting = _share(job, loaded, room)
         cramped = fitting < LEAST_ROWS
-        with _room_for(slots, job.model.max_seq_length):
+        with no_memory_is(_no_room(slots, job.model.max_seq_length)):
             driver, fallback = _driver(job, loaded, slots, reproducible=job.engine.reproducible and not cramped)
             if job.engine.self_check:
                 self_check(driver)
@@ -77,19 +77,12 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
         torch.set_num_threads(threads)
 
 
-@contextmanager
-def _room_for(slots: int, tokens: int) -> Iterator[None]:
-    """Say what to change where the block finds no memory for so many rows of so many tokens."""
-    try:
-        yield
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        raise ModelUnavailable(
-            f"There is no memory for {slots} rows of {tokens} tokens.",
-            where="engine.slots, model.max_seq_length",
-            next_step="lower one of them, or free memory",
-        ) from None
+def _no_room(slots: int, tokens: int) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"There is no memory for {slots} rows of {tokens} tokens.",
+        where="engine.slots, model.max_seq_length",
+        next_step="lower one of them, or free memory",
+    )
 
 
 def _why_not_reproducible(cramped: bool) -> list[str]:

@@ -27,7 +27,7 @@ from gxr_batch.ledger.manifest import load_manifest
 from gxr_batch.models.device import gib
 from gxr_batch.plan import disk_needed
 from gxr_batch.prepare import Prepared, output_folder, prepare
-from gxr_batch.provenance import fingerprint, follow
+from gxr_batch.provenance import fingerprint, follow, refuse_other_texts
 from gxr_batch.records import Identity, Messages
 from gxr_batch.rows import ingest, read_rows
 from gxr_batch.screening import Screen
@@ -137,8 +137,8 @@ def _compare(prepared: Prepared, job: Job, manifest: Manifest | None, folder: Pa
     """Refuse, as `run` would, what can be told without the weights. Raises FingerprintError."""
     if manifest is not None:
         wanted = fingerprint(prepared, job, Identity(kind=job.engine.kind, model=job.model.path))
-        settled = {key: value for key, value in wanted.items() if not key.startswith("model ") and value != "auto"}
-        manifest.compare(settled, where=str(folder.absolute()))
+        unsettled = frozenset(key for key, value in wanted.items() if key.startswith("model ") or value == "auto")
+        refuse_other_texts(manifest.fingerprint, wanted, open_keys=unsettled, where=str(folder.absolute()))
 
 
 def _measure_room(found: Findings, job: Job, table_bytes: int) -> None:

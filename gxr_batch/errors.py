@@ -6,6 +6,7 @@
     │   ├── TableError          input table: file, line or row, column
     │   ├── TemplateError       prompt template
     │   ├── RunError            a run folder that is not what the command needs
+    │   │   └── LaterVersion        a run folder that a later version of gxr-batch wrote
     │   └── FingerprintError    the job no longer matches the run that it would resume
     ├── MachineError        the machine cannot do it now; resumable once mended
     │   ├── ModelUnavailable    weights, tokenizer or device
@@ -62,6 +63,10 @@ class TemplateError(UserError):
 
 class RunError(UserError):
     """The path holds no run, or not one that this command can work on."""
+
+
+class LaterVersion(RunError):
+    """A later version of gxr-batch wrote this run; nothing in it was touched."""
 
 
 class FingerprintError(UserError):

@@ -19,7 +19,7 @@ from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, RunWriter, e
 from gxr_batch.ledger.state import Bools
 from gxr_batch.prepare import Prepared
 from gxr_batch.progress import Progress
-from gxr_batch.provenance import file_marks, fingerprint, follow, provenance, settle
+from gxr_batch.provenance import file_marks, fingerprint, follow, provenance, refuse_other_texts, settle
 from gxr_batch.records import Key
 from gxr_batch.rows import ingest
 from gxr_batch.screening import Screen
@@ -68,8 +68,8 @@ class Invocation:
         if self.ledger.manifest is not None:
             raisable = {"sampling.max_new_tokens", "model.max_seq_length"} if self.options.retry else set()
             where = str(self.ledger.folder.absolute())
-            self.ledger.manifest.compare(self.fingerprint, raisable=frozenset(raisable), where=where)
             known = self.ledger.manifest.fingerprint
+            refuse_other_texts(known, self.fingerprint, raisable=frozenset(raisable), where=where)
             self.raised = any(known.get(key, self.fingerprint[key]) != self.fingerprint[key] for key in raisable)
 
     def save(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from gxr_batch.engines import resolve_kind, resolve_worker
 from gxr_batch.engines.base import EngineInfo, Identity
-from gxr_batch.errors import RunError
+from gxr_batch.errors import FingerprintError, RunError
 from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest
 from gxr_batch.prepare import Prepared
@@ -46,6 +46,9 @@ _AUTOMATIC = {
     "model.base": "",
     "sampling.seed": "new",
 }
+# What a key of the fingerprint means where a run does not have it, if that is not None: a key that is added later gets
+# the value here that stands for what the texts were made with before.
+NEUTRAL: dict[str, Any] = {}
 # An adapter on the hub is pinned to its commit as well; its "" means the model's own and is nothing to decide.
 _DECIDED = (*_AUTOMATIC, "model.adapter")
 
@@ -121,6 +124,49 @@ def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, A
         **{f"sampling.{name}": value for name, value in asdict(job.sampling.settings()).items()},
         "sampling.seed": job.sampling.seed,
     }
+
+
+def refuse_other_texts(
+    recorded: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    where: str,
+    raisable: frozenset[str] = frozenset(),
+    open_keys: frozenset[str] = frozenset(),
+) -> None:
+    """Raise FingerprintError, naming the keys, where a run with one fingerprint must not go on with another.
+
+    A key that one side lacks has its neutral value there. Keys in `raisable` may grow; `open_keys` are not decided yet.
+    Templates are compared by name: a run may come to use more of them. An empty record is of a run that never loaded
+    its model, and binds nobody.
+    """
+    changed = []
+    for key in dict.fromkeys((*now, *recorded)) if recorded else ():
+        value, old = now.get(key, NEUTRAL.get(key)), recorded.get(key, NEUTRAL.get(key))
+        if key in open_keys or value == old or (key in raisable and _larger(value, old)):
+            continue
+        if isinstance(value, dict) and isinstance(old, dict):
+            changed += [f"template {name}" for name, digest in value.items() if old.get(name, digest) != digest]
+        elif key in {"prompt.system", "templates"}:  # a system text is a prompt, and prompts are never shown
+            changed.append(key)
+        else:
+            changed.append(f"{key} ({_brief(old)} -> {_brief(value)})")
+    if changed:
+        raise FingerprintError(
+            f"This run was made with other settings: {', '.join(changed)}.",
+            where=where,
+            next_step="add --fresh to start anew (the old folder is kept under another name), "
+            "choose another --output, or set the old value again",
+        )
+
+
+def _larger(value: Any, old: Any) -> bool:
+    return isinstance(old, int) and isinstance(value, int) and value > old
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else f"{text[:12]}…"
 
 
 def _server(job: Job) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gxr_batch.errors import FingerprintError, RunError, RunLocked, StorageError
+from gxr_batch.errors import RunError, RunLocked, StorageError
 from gxr_batch.ledger import Manifest, RunReader, encode_metadata, open_run, read_results
 from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.manifest import load_manifest
@@ -356,29 +356,6 @@ def test_read_results_after_a_retry_that_was_killed_before_it_wrote_the_results_
         ledger.add(1, result("b", attempt=2))
         ledger.seal()
     assert read_results(tmp_path)["gxr_text"].tolist() == ["text of a", "text of b"]
-
-
-def test_a_changed_fingerprint_names_the_keys_and_the_ways_out(tmp_path):
-    with pytest.raises(FingerprintError) as caught:
-        manifest(**{"sampling.temperature": 0.7, "prompt.system": "x" * 64}).compare(
-            {"sampling.temperature": 0.4, "prompt.system": "y" * 64}
-        )
-    assert "sampling.temperature (0.7 -> 0.4), prompt.system" in caught.value.what
-    assert "--fresh" in caught.value.next_step
-
-
-def test_a_run_may_come_to_use_more_templates_but_no_changed_one():
-    made = manifest(templates={"a": "1"})
-    made.compare({"templates": {"a": "1", "b": "2"}})
-    with pytest.raises(FingerprintError, match="template a"):
-        made.compare({"templates": {"a": "other"}})
-
-
-def test_keys_that_may_be_raised_may_not_be_lowered():
-    made = manifest(**{"sampling.max_new_tokens": 64})
-    made.compare({"sampling.max_new_tokens": 128}, raisable=frozenset({"sampling.max_new_tokens"}))
-    with pytest.raises(FingerprintError):
-        made.compare({"sampling.max_new_tokens": 32}, raisable=frozenset({"sampling.max_new_tokens"}))
 
 
 GOOD = {"format": 1, "name": "n", "created_at": "t", "job": {"sampling": {"samples_per_row": 1}}}

@@ -3,7 +3,7 @@
 from gxr_batch.job.api import ApiSection
 from gxr_batch.job.finetuning import FinetuneSection
 from gxr_batch.job.ray import RaySection
-from gxr_batch.job.reading import load_job, make_job
+from gxr_batch.job.reading import load_job, make_job, recorded_job
 from gxr_batch.job.sections import (
     EchoSection,
     EngineSection,
@@ -31,4 +31,5 @@ __all__ = [
     "Screening",
     "load_job",
     "make_job",
+    "recorded_job",
 ]

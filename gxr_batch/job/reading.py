@@ -13,10 +13,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from gxr_batch.errors import JobFileError
+from gxr_batch.job.base import Section
 from gxr_batch.job.mistakes import explain
 from gxr_batch.job.sections import Job
 
 _NO_TABLE = {"path": "-"}
+# Keys that earlier versions knew, and run.json may hold. A job file with one of them is refused like any unknown key.
+RETIRED_KEYS = frozenset[str]()
+# Keys that came later and whose default is not what earlier versions did, with the value that is.
+AS_IT_WAS: dict[str, Any] = {}
 
 
 def load_job(
@@ -49,6 +54,39 @@ def make_job(name: str, overrides: Sequence[str] = (), given: Mapping[str, Any] 
     """
     data = {"name": name, "input": dict(_NO_TABLE)}
     return _validated(data, overrides, given or {}, Path("command line"), "")
+
+
+def recorded_job(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a job that a run recorded, in the keys of this version, and the keys that no version so far knew.
+
+    Retired keys are left out; keys that came later have the value that means "as it was then". Values are not checked.
+    """
+    known = Job.model_fields
+    job: dict[str, Any] = {}
+    unknown = [name for name in data if name not in known and not _retired(name)]
+    for name, field in known.items():
+        section = field.annotation
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            job |= {name: data[name]} if name in data else {}
+            continue
+        recorded = data.get(name, {})
+        if not isinstance(recorded, Mapping):
+            job[name] = recorded
+            continue
+        keys = section.model_fields
+        dotted = {key: f"{name}.{key}" for key in (*recorded, *keys)}
+        unknown += [dotted[key] for key in recorded if key not in keys and not _retired(dotted[key])]
+        later = {
+            key: AS_IT_WAS.get(dotted[key], one.get_default(call_default_factory=True)) for key, one in keys.items()
+        }
+        job[name] = {
+            key: recorded.get(key, later[key]) for key in keys if key in recorded or not keys[key].is_required()
+        }
+    return job, unknown
+
+
+def _retired(dotted: str) -> bool:
+    return any(key == dotted or key.startswith(f"{dotted}.") for key in RETIRED_KEYS)
 
 
 def _validated(data: dict[str, Any], overrides: Sequence[str], given: Mapping[str, Any], path: Path, text: str) -> Job:

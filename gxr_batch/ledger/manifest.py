@@ -12,12 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gxr_batch.errors import FingerprintError, RunError
+from gxr_batch.errors import RunError
+from gxr_batch.job import recorded_job
 from gxr_batch.ledger.files import write_whole
+from gxr_batch.ledger.run_format import FORMAT, later_version, refuse_later_format
 from gxr_batch.ledger.state import Counts
 
 MANIFEST_NAME = "run.json"
-FORMAT = 1
+# Keys of the manifest itself that earlier versions wrote. None so far.
+_RETIRED: frozenset[str] = frozenset()
 _AI = "gxr_ai_generated"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 # What other parts of gxr-batch read of an invocation's entry.
@@ -37,7 +40,7 @@ _KINDS: dict[str, Any] = {
 
 @dataclass(kw_only=True)
 class Manifest:
-    """The content of run.json.
+    """The content of run.json, in the keys of this version whatever version wrote it.
 
     `resolved` maps dotted job keys to what an automatic value became; `fingerprint` maps what decides the texts to its
     value; `model` describes the weights and device of the newest invocation that loaded them.
@@ -53,7 +56,8 @@ class Manifest:
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:
-        """Replace run.json. Raises StorageError."""
+        """Replace run.json, in this version's format. Raises StorageError."""
+        self.format = FORMAT
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
         write_whole(folder / MANIFEST_NAME, lambda path: _write_text(path, text))
 
@@ -61,26 +65,6 @@ class Manifest:
         """Return row id and content hash of the rows that a person released: identifier screening only flags these."""
         entries = (entry.get("released", {}).get("rows", {}) for entry in self.invocations)
         return frozenset(row for rows in entries for row in rows.items())
-
-    def compare(self, fingerprint: dict[str, Any], *, raisable: frozenset[str] = frozenset(), where: str = "") -> None:
-        """Raise FingerprintError, naming the keys, where a run with this fingerprint must not go on here.
-
-        Keys in `raisable` may grow. Templates are compared by name: a run may come to use more of them.
-        """
-        changed = []
-        for key, value in fingerprint.items():
-            old = self.fingerprint.get(key)
-            if key == "templates" and old is not None:
-                changed += [f"template {name}" for name, digest in value.items() if old.get(name, digest) != digest]
-            elif key in self.fingerprint and old != value and not (key in raisable and _larger(value, old)):
-                changed.append(f"{key} ({_brief(old)} -> {_brief(value)})" if _speakable(key) else key)
-        if changed:
-            raise FingerprintError(
-                f"This run was made with other settings: {', '.join(changed)}.",
-                where=where,
-                next_step="add --fresh to start anew (the old folder is kept under another name), "
-                "choose another --output, or set the old value again",
-            )
 
 
 def _validate(manifest: Manifest) -> None:
@@ -107,31 +91,19 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(_SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text), encoding="utf-8")
 
 
-def _larger(value: Any, old: Any) -> bool:
-    return isinstance(old, int) and isinstance(value, int) and value > old
-
-
-def _speakable(key: str) -> bool:
-    return key != "prompt.system"  # a system text is a prompt, and prompts stay out of messages
-
-
-def _brief(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 24 else f"{text[:12]}…"
-
-
 def load_manifest(folder: Path) -> Manifest | None:
-    """Read run.json; None where there is none. Raises RunError where it is damaged or from a later version."""
+    """Read run.json; None where there is none. Raises RunError where it is damaged, LaterVersion."""
     path = folder / MANIFEST_NAME
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        if data["format"] > FORMAT:
-            raise RunError(
-                "This run was made by a later version of gxr-batch.",
-                where=str(path),
-                next_step="update gxr-batch",
-            )
-        manifest = Manifest(**data)
+        refuse_later_format(path, data["format"])
+        data["job"]["sampling"]["samples_per_row"]  # every version recorded it: without, this is no manifest
+        job, unknown = recorded_job(data["job"])
+        unknown += sorted(data.keys() - Manifest.__dataclass_fields__.keys() - _RETIRED)
+        if unknown:
+            raise later_version(path, f"key {unknown[0]}")
+        fields = {key: value for key, value in data.items() if key not in _RETIRED}
+        manifest = Manifest(**{**fields, "job": job})
         _validate(manifest)
         return manifest  # noqa: TRY300
     except FileNotFoundError:

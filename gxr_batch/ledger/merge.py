@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from gxr_batch.errors import RunError, StorageError
 from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.parts import footer_of, read_group
+from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
 from gxr_batch.ledger.table import KEY_COLUMNS_OF_INPUT, batches_of, own_fields
 from gxr_batch.ledger.unions import all_standing, homes
@@ -136,7 +137,7 @@ def _with_provenance(own: pa.Table, results: pa.Table, provenance: Mapping[str, 
 
 def write_results(folder: Path, state: State, provenance: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Replace results.parquet by the join as it is now. Raises StorageError."""
-    schema = joined_schema(folder).with_metadata(dict(metadata))
+    schema = joined_schema(folder).with_metadata({**metadata, FORMAT_MARK: str(FORMAT)})
 
     def write(path: Path) -> None:
         with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:

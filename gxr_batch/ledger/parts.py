@@ -1,14 +1,15 @@
 """Parts: finished rows as immutable Parquet files, numbered from 1. Progress is what they hold, and nothing else.
 
-A part can still be damaged: a disk that said "written" too early loses the bytes of a file whose name it kept. Pages
-carry checksums, so that reading a part whole finds that; the writer of the run then sets such a part aside.
+A part of an earlier version may lack columns: they read as null. A part can be damaged: a disk that said "written" too
+early loses the bytes of a file whose name it kept. Pages carry checksums, so that reading a part whole finds that; the
+writer of the run then sets such a part aside.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from gxr_batch.errors import StorageError
 from gxr_batch.ledger.files import write_whole
+from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, columns_in, refuse_later_file, with_missing_columns
 from gxr_batch.records import Result, part_schema
 from gxr_batch.storage import reading
 
@@ -69,7 +71,7 @@ def _numbers(folder: Path, name: re.Pattern[str]) -> list[int]:
 
 def write_part(folder: Path, number: int, results: Sequence[Result], metadata: Mapping[str, str]) -> None:
     """Write one part, all at once and durable. Raises StorageError."""
-    schema = part_schema().with_metadata(dict(metadata))
+    schema = part_schema().with_metadata({**metadata, FORMAT_MARK: str(FORMAT)})
     columns = zip(*results, strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=schema)
@@ -84,21 +86,29 @@ def read_part(folder: Path, number: int, columns: Sequence[str] | None = None) -
     """Read one part, whole or some columns. Raises DamagedPart, StorageError where the disk does not let it be read."""
     wanted = list(columns or part_schema().names)
     with _opened(folder, number) as file:
-        return _checked(file.read(columns=wanted).select(wanted))
+        return _checked(file.read(columns=columns_in(file.schema_arrow, wanted)), wanted)
 
 
 def groups_of(folder: Path, number: int, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield a part's rows, one row group at a time. Raises as `read_part` does."""
     wanted = list(columns or part_schema().names)
     with _opened(folder, number) as file:
+        present = columns_in(file.schema_arrow, wanted)
         for group in range(file.num_row_groups):
-            yield _checked(file.read_row_group(group, columns=wanted).select(wanted))
+            yield _checked(file.read_row_group(group, columns=present), wanted)
 
 
 def read_group(folder: Path, number: int, group: int) -> pa.Table:
     """Read one row group of a part, counted from 0. Raises as `read_part` does."""
     with _opened(folder, number) as file:
-        return _checked(file.read_row_group(group).select(part_schema().names))
+        return _checked(file.read_row_group(group), part_schema().names)
+
+
+def refuse_later_parts(folder: Path) -> None:
+    """Raise LaterVersion where a later version wrote a part. Whether parts are sound is not asked here."""
+    for number in part_numbers(folder):
+        with suppress(StorageError):  # damaged, or gone: `State.scan` deals with both
+            footer_of(folder, number)
 
 
 def footer_of(folder: Path, number: int) -> pq.FileMetaData:
@@ -114,12 +124,16 @@ def _opened(folder: Path, number: int) -> Iterator[pq.ParquetFile]:
     with reading(path, damaged):
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                if not set(KEY_COLUMNS) <= set(file.schema_arrow.names):  # no part of any version
+                    raise ValueError
+                refuse_later_file(path, file.schema_arrow, part_schema().names)
                 yield file
         except (ValueError, LookupError):
             raise damaged from None
 
 
-def _checked(table: pa.Table) -> pa.Table:
+def _checked(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
+    table = with_missing_columns(table, wanted, part_schema())
     _validate(table, part_schema())
     return table
 

@@ -117,6 +117,8 @@ def _whole(reader: RunReader) -> pa.Table | None:
             stored = pq.read_table(reader.results, partitioning=None, page_checksum_verification=True)
     except RunError:
         return None
+    if stored.schema.names != joined_schema(reader.folder).names:  # those of another version
+        return None
     slices = range(0, stored.num_rows, _ROWS_A_SLICE)
     laid = [reader.reviews.lay_over(stored.slice(start, _ROWS_A_SLICE)) for start in slices]
     return pa.concat_tables([laid_over(stored.schema).empty_table(), *laid])

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from gxr_batch.errors import RunError, RunLocked
 from gxr_batch.ledger.files import make_folder, write_whole
+from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
 from gxr_batch.records import ERROR_COUNTS, REVIEW_STATUSES, REVIEWED_DISCLAIMER, Key, Review, review_schema
 from gxr_batch.storage import reading, storage_errors
 
@@ -151,7 +152,7 @@ def add_reviews(folder: Path, reviews: Sequence[Review], metadata: Mapping[str, 
     """Write reviews as one new file of a run, inside `one_import`. Raises StorageError."""
     number = max((int(path.stem.rpartition("-")[2]) for path in review_files(folder)), default=0) + 1
     target = folder / REVIEWS_NAME / f"review-{number:08d}.parquet"
-    schema = _file_schema().with_metadata(dict(metadata))
+    schema = _file_schema().with_metadata({**metadata, FORMAT_MARK: str(FORMAT)})
     rows = [
         {
             "gxr_row_id": review.key.row_id,
@@ -200,15 +201,19 @@ def _read(path: Path) -> list[Review]:
     with reading(path, damaged):
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                refuse_later_file(path, file.schema_arrow, _file_schema().names)
                 table = file.read()
             table.validate(full=True)
+            table = with_missing_columns(table, _file_schema().names, _file_schema())
             return [_review(row) for row in table.cast(_file_schema()).to_pylist()]
         except (ValueError, LookupError, TypeError):
             raise damaged from None
 
 
 def _review(row: Mapping[str, Any]) -> Review:
-    if row["gxr_review_status"] not in REVIEW_STATUSES or not row["gxr_row_id"] or row["gxr_reviewed_at"] is None:
+    if row["gxr_review_status"] not in REVIEW_STATUSES or not row["gxr_row_id"] or row["gxr_sample"] is None:
+        raise ValueError
+    if row["gxr_reviewed_at"] is None:
         raise ValueError
     return Review(
         key=Key(row["gxr_row_id"], row["gxr_sample"]),

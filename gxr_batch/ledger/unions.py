@@ -32,6 +32,7 @@ from gxr_batch.ledger.parts import (
     part_path,
     read_part,
 )
+from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK
 from gxr_batch.records import part_schema
 from gxr_batch.storage import storage_errors
 
@@ -111,7 +112,11 @@ def unite(folder: Path, sources: Sequence[Standing], number: int) -> Standing:
     lines = {inner: start + line for source, start in stands for inner, line in source.lines.items()}
     lines |= {source.number: start for source, start in stands}
     mark = json.dumps({"level": sources[-1].level + 1, "lines": list(lines.items())})
-    marks = {**(footer_of(folder, sources[-1].number).metadata or {}), _MARK: mark.encode()}
+    marks = {
+        **(footer_of(folder, sources[-1].number).metadata or {}),
+        _MARK: mark.encode(),
+        FORMAT_MARK.encode(): str(FORMAT).encode(),
+    }
     marks.pop(b"ARROW:schema", None)
     schema = part_schema().with_metadata(marks)
 

@@ -24,7 +24,14 @@ from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.ledger.log import RunLog
 from gxr_batch.ledger.manifest import Manifest, load_manifest
 from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, write_failed, write_results
-from gxr_batch.ledger.parts import DamagedPart, next_part_number, part_numbers, part_path, write_part
+from gxr_batch.ledger.parts import (
+    DamagedPart,
+    next_part_number,
+    part_numbers,
+    part_path,
+    refuse_later_parts,
+    write_part,
+)
 from gxr_batch.ledger.state import Bools, Counts, State
 from gxr_batch.ledger.table import has_footer, is_sound, key_batches, rows_of
 from gxr_batch.ledger.unions import FULL_BYTES, FULL_ROWS, Standing, all_standing, drop_sources, due, standing, unite
@@ -59,6 +66,7 @@ class RunWriter:
         self._next_part = next_part_number(folder)
         self._parts: list[Standing] = []
         self.manifest: Manifest | None = load_manifest(folder) or self._remembered()
+        refuse_later_parts(folder)  # before anything is written here
         self.in_flight = InFlight(folder)
         self.log = RunLog(folder)
         if self.previous_input and not is_sound(self.previous_input):

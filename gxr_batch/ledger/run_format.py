@@ -1,0 +1,60 @@
+"""The format of a run folder, and how a version meets the folders of earlier and later ones.
+
+FORMAT grows by one with every change of a column, a key or a file of a run; run.json and every part carry it. An
+earlier folder is read as it is: a column that it lacks reads as null. A later one is refused as a whole, in one message
+and before anything in it is touched: a version that does not know a column cannot tell what its rows mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from gxr_batch.errors import LaterVersion
+
+# 1: up to commit 2d832e8, where only run.json carries it. 2: parts carry it too.
+FORMAT = 2
+FORMAT_MARK = "gxr_format"
+# Columns that earlier versions wrote and this one does not read any more. None so far.
+RETIRED_COLUMNS: frozenset[str] = frozenset()
+
+
+def later_version(path: Path, unknown: str) -> LaterVersion:
+    """Return the error for a file of a run that a later version wrote; `unknown` names what this one does not know."""
+    return LaterVersion(
+        f"This run was made by a later version of gxr-batch: {unknown} is not known to this one.",
+        where=str(path.absolute()),
+        next_step="update gxr-batch; the run was left as it is",
+    )
+
+
+def refuse_later_format(path: Path, number: int) -> None:
+    """Raise LaterVersion where a file has a format that this version does not know."""
+    if number > FORMAT:
+        raise later_version(path, f"format {number}")
+
+
+def refuse_later_file(path: Path, stored: pa.Schema, known: Collection[str]) -> None:
+    """Raise LaterVersion where a Parquet file has a later format, or columns beyond `known`.
+
+    Raises ValueError for a mark that is no number.
+    """
+    refuse_later_format(path, int((stored.metadata or {}).get(FORMAT_MARK.encode(), b"1")))
+    unknown = sorted(set(stored.names) - set(known) - RETIRED_COLUMNS)
+    if unknown:
+        raise later_version(path, f"column {unknown[0]}")
+
+
+def columns_in(stored: pa.Schema, wanted: Sequence[str]) -> list[str]:
+    """Return those of the wanted columns that a file has."""
+    return [name for name in wanted if name in stored.names]
+
+
+def with_missing_columns(table: pa.Table, wanted: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """Return the wanted columns in their order, null where the table lacks one. Raises LookupError for one twice."""
+    present = set(table.column_names)
+    columns = [table[name] if name in present else pa.nulls(len(table), schema.field(name).type) for name in wanted]
+    fields = [table.schema.field(name) if name in present else schema.field(name) for name in wanted]
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields, metadata=table.schema.metadata))

@@ -30,7 +30,7 @@ from gxr_batch.prepare import Prepared, output_folder, prepare
 from gxr_batch.provenance import fingerprint, follow
 from gxr_batch.records import Identity, Messages
 from gxr_batch.rows import ingest, read_rows
-from gxr_batch.screening import Screen
+from gxr_batch.text_checks.screening import Screen
 
 _SHOWN = 3
 # The guide's two lengths.

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from gxr_batch.checks.flags.lexicon import NO, Spot, Status
-from gxr_batch.checks.flags.words import word_set
+from gxr_batch.text_checks.flags.lexicon import NO, Spot, Status
+from gxr_batch.text_checks.flags.sentences import word_set
 
 _REMOVAL = word_set("removal remove removed removes removing withdrawn withdrawal taken pulled")
 _TAKEN_OUT = word_set("removed withdrawn taken")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gxr_batch.checks.flags.evidence import MAX_CHARS, Reading
+from gxr_batch.text_checks.flags.evidence import MAX_CHARS, Reading
 
 _CONTROL = re.compile(
     r"<(?:start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token|bos|eos|pad|unk|mask|s|/s|unused\d+"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from gxr_batch.checks.flags.evidence import Reading
-from gxr_batch.checks.flags.mentions import GENERAL
-from gxr_batch.checks.flags.words import word_set, words_of
+from gxr_batch.text_checks.flags.evidence import Reading
+from gxr_batch.text_checks.flags.mentions import GENERAL
+from gxr_batch.text_checks.flags.sentences import word_set, words_of
 
 _UNITS = {
     **dict.fromkeys(("mm", "millimetre", "millimetres", "millimeter", "millimeters"), ("length", 1.0)),

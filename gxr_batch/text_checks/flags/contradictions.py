@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from gxr_batch.checks.flags.evidence import Reading
-from gxr_batch.checks.flags.facts import Facts, facts_of
-from gxr_batch.checks.flags.lexicon import HEADS, Status
-from gxr_batch.checks.flags.mentions import mentions_in
-from gxr_batch.checks.flags.words import word_set
+from gxr_batch.text_checks.flags.evidence import Reading
+from gxr_batch.text_checks.flags.facts import Facts, facts_of
+from gxr_batch.text_checks.flags.lexicon import HEADS, Status
+from gxr_batch.text_checks.flags.mentions import mentions_in
+from gxr_batch.text_checks.flags.sentences import word_set
 
 # What says of the case, rather than of the finding in general, that it is there.
 _ANCHORS = word_set(

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gxr_batch.checks.flags.devices import device_status
-from gxr_batch.checks.flags.lexicon import NO, Spot, Status, spots_in
-from gxr_batch.checks.flags.sides import SIDE_WORDS, Sides
-from gxr_batch.checks.flags.words import word_set
+from gxr_batch.text_checks.flags.devices import device_status
+from gxr_batch.text_checks.flags.laterality import SIDE_WORDS, Sides
+from gxr_batch.text_checks.flags.lexicon import NO, Spot, Status, spots_in
+from gxr_batch.text_checks.flags.sentences import word_set
 
 
 class Mention(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from gxr_batch.checks.flags.evidence import Reading
-from gxr_batch.checks.flags.words import word_set
+from gxr_batch.text_checks.flags.evidence import Reading
+from gxr_batch.text_checks.flags.sentences import word_set
 
 _ABLE = (
     r"(?:\w+ ){0,2}(?:provid|offer|giv|interpret|analy[sz]|assist|help|diagnos|view|see|access|process|compl|fulfil|"

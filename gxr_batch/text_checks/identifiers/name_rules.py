@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from gxr_batch.checks.identifiers.ordinary import ORDINARY
+from gxr_batch.text_checks.identifiers.ordinary import ORDINARY
 
 BY_WORDS = (
     "dictated", "signed", "reported", "interpreted", "read", "reviewed", "verified", "transcribed", "authenticated",

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from gxr_batch.checks.identifiers import identifiers_in
 from gxr_batch.job import Job
 from gxr_batch.records import Messages, Row
 from gxr_batch.templates import Templates
+from gxr_batch.text_checks.identifiers import identifiers_in
 
 IN_INPUT, IN_OUTPUT = "identifier_in_input", "identifier_in_output"
 # Between two cells, so that no rule reads across them: neither a blank nor a letter.

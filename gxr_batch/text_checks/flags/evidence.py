@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from gxr_batch.checks.flags.words import case_sentences, sentences_of, words_of
+from gxr_batch.text_checks.flags.sentences import case_sentences, sentences_of, words_of
 
 # A shorter prompt may be words that any answer holds.
 _LONG_PROMPT = 120

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gxr_batch.checks.flags.lexicon import THREADED, Spot
-from gxr_batch.checks.flags.words import word_set
+from gxr_batch.text_checks.flags.lexicon import THREADED, Spot
+from gxr_batch.text_checks.flags.sentences import word_set
 
 _SIDES = {
     "left": "left", "right": "right", "lingula": "left", "lingular": "left", "leftward": "left", "rightward": "right",

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from gxr_batch.checks.flags.lexicon import HEADS
-from gxr_batch.checks.flags.mentions import Mention, mentions_in
-from gxr_batch.checks.flags.words import sentences_of, words_of
+from gxr_batch.text_checks.flags.lexicon import HEADS
+from gxr_batch.text_checks.flags.mentions import Mention, mentions_in
+from gxr_batch.text_checks.flags.sentences import sentences_of, words_of
 
 # Words for what fills airspaces: one film's opacity is another's consolidation. So with lines and generators.
 _SAME_PLACE = (

@@ -8,8 +8,8 @@ from collections import Counter
 from itertools import pairwise
 from operator import eq
 
-from gxr_batch.checks.flags.evidence import Reading
-from gxr_batch.checks.flags.words import word_set
+from gxr_batch.text_checks.flags.evidence import Reading
+from gxr_batch.text_checks.flags.sentences import word_set
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,60}>")
 # A sentence ends with its mark, after which quotes, brackets and markup may close.

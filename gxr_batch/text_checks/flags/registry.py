@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from gxr_batch.checks.flags.comparison import invents_comparison
-from gxr_batch.checks.flags.echo import echoes
-from gxr_batch.checks.flags.evidence import Evidence, Reading
-from gxr_batch.checks.flags.findings import finding_flags
-from gxr_batch.checks.flags.legend import FLAGS
-from gxr_batch.checks.flags.markers import input_has_control_tokens, leaks_markers
-from gxr_batch.checks.flags.numbers import invents_number
-from gxr_batch.checks.flags.shape import is_cut, is_empty, is_foreign, repeats
-from gxr_batch.checks.flags.voice import claims_to_see, refuses
-from gxr_batch.checks.identifiers import identifiers_in
+from gxr_batch.text_checks.flags.contradictions import finding_flags
+from gxr_batch.text_checks.flags.echo import echoes
+from gxr_batch.text_checks.flags.evidence import Evidence, Reading
+from gxr_batch.text_checks.flags.invented_comparison import invents_comparison
+from gxr_batch.text_checks.flags.legend import FLAGS
+from gxr_batch.text_checks.flags.markers import input_has_control_tokens, leaks_markers
+from gxr_batch.text_checks.flags.number_claims import invents_number
+from gxr_batch.text_checks.flags.text_quality import is_cut, is_empty, is_foreign, repeats
+from gxr_batch.text_checks.flags.voice import claims_to_see, refuses
+from gxr_batch.text_checks.identifiers import identifiers_in
 
 _RULES = {
     "control_tokens_in_input": input_has_control_tokens,

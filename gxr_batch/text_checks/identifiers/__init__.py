@@ -10,7 +10,7 @@ import string
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gxr_batch.checks.identifiers import dates, names, numbers, places
+from gxr_batch.text_checks.identifiers import date_rules, name_rules, number_rules, place_rules
 
 RULES = {
     "mrn": "A record, accession or account number after such a word, or seven digits or more in one piece.",
@@ -28,8 +28,8 @@ RULES = {
 class _Search(NamedTuple):
     """A way to find something, tried where the text has one of the cues, and one of `also` where that is not empty.
 
-    Cues are words in lower case, one of the signs below, what numbers.cues_in gives, or _NOT_ASCII: that a word may
-    hide between signs which part no words. They spare an ordinary text nearly every pattern.
+    Cues are words in lower case, one of the signs below, what number_rules.cues_in gives, or _NOT_ASCII: that a word
+    may hide between signs which part no words. They spare an ordinary text nearly every pattern.
     """
 
     rule: str
@@ -39,34 +39,34 @@ class _Search(NamedTuple):
 
 
 _SIGNS, _NOT_ASCII = ":@+", "\u00a0"
-_NUMBER, _FIGURES = (numbers.NUMBER,), (numbers.FIGURES,)
+_NUMBER, _FIGURES = (number_rules.NUMBER,), (number_rules.FIGURES,)
 
 
 _SEARCHES = (
-    _Search("mrn", numbers.record_number, _NUMBER),
-    _Search("mrn", numbers.long_number, _NUMBER),
-    _Search("name", names.titled, names.TITLE_CUES),
-    _Search("name", names.named, ("name", "surname")),
-    _Search("name", names.in_a_role, (*names.ROLE_CUES, _NOT_ASCII), (":",)),
-    _Search("name", names.in_full, (*names.FULL_WORDS, _NOT_ASCII), (":",)),
-    _Search("name", names.in_full, names.BY_WORDS, ("by",)),
-    _Search("name", names.patient, ("patient", "pt")),
-    _Search("name", names.lettered, names.LETTER_CUES),
-    _Search("date", dates.in_figures, _NUMBER),
-    _Search("date", dates.in_one_piece, _NUMBER),
-    _Search("date", dates.with_month, dates.MONTH_CUES, _FIGURES),
-    _Search("age_over_89", numbers.age_over_89, numbers.OLD_CUES),
-    _Search("age_over_89", numbers.age_in_words, numbers.AGE_CUES),
-    _Search("phone", numbers.phone_number, _NUMBER),
-    _Search("phone", numbers.phone_number_abroad, ("+",)),
-    _Search("ssn", numbers.social_security_number, _NUMBER),
-    _Search("email", numbers.e_mail, ("@",)),
-    _Search("address", places.street, (*places.STREET_CUES, _NOT_ASCII), _FIGURES),
-    _Search("address", places.zip_code, _NUMBER),
-    _Search("address", places.street_alone, places.STREET_ALONE_CUES),
-    _Search("address", places.address, places.ADDRESS_CUES),
-    _Search("hospital", places.hospital, places.HOSPITAL_CUES),
-    _Search("hospital", places.hospital, places.CENTER_CUES, (*places.CENTER_KINDS, _NOT_ASCII)),
+    _Search("mrn", number_rules.record_number, _NUMBER),
+    _Search("mrn", number_rules.long_number, _NUMBER),
+    _Search("name", name_rules.titled, name_rules.TITLE_CUES),
+    _Search("name", name_rules.named, ("name", "surname")),
+    _Search("name", name_rules.in_a_role, (*name_rules.ROLE_CUES, _NOT_ASCII), (":",)),
+    _Search("name", name_rules.in_full, (*name_rules.FULL_WORDS, _NOT_ASCII), (":",)),
+    _Search("name", name_rules.in_full, name_rules.BY_WORDS, ("by",)),
+    _Search("name", name_rules.patient, ("patient", "pt")),
+    _Search("name", name_rules.lettered, name_rules.LETTER_CUES),
+    _Search("date", date_rules.in_figures, _NUMBER),
+    _Search("date", date_rules.in_one_piece, _NUMBER),
+    _Search("date", date_rules.with_month, date_rules.MONTH_CUES, _FIGURES),
+    _Search("age_over_89", number_rules.age_over_89, number_rules.OLD_CUES),
+    _Search("age_over_89", number_rules.age_in_words, number_rules.AGE_CUES),
+    _Search("phone", number_rules.phone_number, _NUMBER),
+    _Search("phone", number_rules.phone_number_abroad, ("+",)),
+    _Search("ssn", number_rules.social_security_number, _NUMBER),
+    _Search("email", number_rules.e_mail, ("@",)),
+    _Search("address", place_rules.street, (*place_rules.STREET_CUES, _NOT_ASCII), _FIGURES),
+    _Search("address", place_rules.zip_code, _NUMBER),
+    _Search("address", place_rules.street_alone, place_rules.STREET_ALONE_CUES),
+    _Search("address", place_rules.address, place_rules.ADDRESS_CUES),
+    _Search("hospital", place_rules.hospital, place_rules.HOSPITAL_CUES),
+    _Search("hospital", place_rules.hospital, place_rules.CENTER_CUES, (*place_rules.CENTER_KINDS, _NOT_ASCII)),
 )
 _ALL_CUES = {cue for search in _SEARCHES for cue in (*search.cues, *search.also)}
 _BY_CUE = {cue: [search for search in _SEARCHES if cue in search.cues] for cue in _ALL_CUES}
@@ -87,7 +87,7 @@ def identifiers_in(text: str) -> tuple[str, ...]:
 
 def _cues_in(text: str) -> set[str]:
     raw = text.encode("utf-8", "surrogatepass")  # bytes are translated and split in half the time
-    cues = numbers.cues_in(text, raw)
+    cues = number_rules.cues_in(text, raw)
     cues.update(sign for sign in _SIGNS if sign in text)
     if not text.isascii():
         cues.add(_NOT_ASCII)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import string
 
-from gxr_batch.checks.identifiers.dates import is_date_in_one_piece
+from gxr_batch.text_checks.identifiers.date_rules import is_date_in_one_piece
 
 # Four digits, with at most three signs or capitals between them, and the words that may announce such a number.
 _FOUR_DIGITS = re.compile("[0-9](?:[ ()./A-Z-]{0,3}[0-9]){3}")

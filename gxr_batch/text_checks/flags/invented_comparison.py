@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gxr_batch.checks.flags.evidence import Reading
-from gxr_batch.checks.flags.mentions import GENERAL
-from gxr_batch.checks.flags.words import word_set, words_of
+from gxr_batch.text_checks.flags.evidence import Reading
+from gxr_batch.text_checks.flags.mentions import GENERAL
+from gxr_batch.text_checks.flags.sentences import word_set, words_of
 
 _STUDY = (
     r"(?:films?|stud(?:y|ies)|radiographs?|x ?rays?|exams?|examinations?|cts?|scans?|imaging|images?|chest|reports?)"

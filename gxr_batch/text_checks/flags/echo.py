@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gxr_batch.checks.flags.evidence import Reading
+from gxr_batch.text_checks.flags.evidence import Reading
 
 _LONG_CELL = 12  # characters; a shorter cell may stand in the instruction by chance
 _SENTENCE_WORDS, _REST_WORDS = 4, 8  # of a whole sentence; of what is left of one after a cell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from gxr_batch.checks.identifiers.names import is_name
+from gxr_batch.text_checks.identifiers.name_rules import is_name
 
 _WORD = r"[A-Z][\w'\u2019.-]{0,30}"
 _STREET = re.compile(

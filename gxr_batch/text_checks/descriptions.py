@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gxr_batch.checks.flags import FLAGS
-from gxr_batch.checks.identifiers import RULES
-from gxr_batch.ledger.reviews import DISAGREEMENT, STALE
-from gxr_batch.screening import IN_INPUT, IN_OUTPUT
+from gxr_batch.records import REVIEWERS_DISAGREE, STALE_REVIEW
+from gxr_batch.text_checks.flags import FLAGS
+from gxr_batch.text_checks.identifiers import RULES
+from gxr_batch.text_checks.screening import IN_INPUT, IN_OUTPUT
 
 SHORTENED = "shortened_for_excel"
 
@@ -13,8 +13,8 @@ LEGEND = {
     **{flag: text for flag, text in FLAGS.items() if flag != "possible_identifier"},
     f"{IN_INPUT}:RULE": f"Identifier screening hits a cell or the prompt. Rules: {', '.join(RULES)}.",
     f"{IN_OUTPUT}:RULE": FLAGS["possible_identifier"],
-    STALE: "The text was generated anew after a reviewer had judged an earlier one.",
-    DISAGREEMENT: "Reviewers differ in their verdict or in the corrected text; the newest review is shown.",
+    STALE_REVIEW: "The text was generated anew after a reviewer had judged an earlier one.",
+    REVIEWERS_DISAGREE: "Reviewers differ in their verdict or in the corrected text; the newest review is shown.",
     SHORTENED: "A cell is too long for Excel and was cut with a mark; results.parquet has all of it.",
 }
 # The same with every rule of screening written out.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from gxr_batch.checks.flags.words import word_set
+from gxr_batch.text_checks.flags.sentences import word_set
 
 # What a sentence says of what it names, and the words that deny.
 Status = Literal["present", "likely", "absent", "open"]

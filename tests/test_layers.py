@@ -23,7 +23,7 @@ LEVELS = (
     {"models"},
     {"text_checks"},
     {"ledger", "prompts"},
-    {"plan", "templates", "rows"},
+    {"plan", "rows"},
     {"job"},
     {"settings", "records", "storage", "cells"},
     {"errors"},

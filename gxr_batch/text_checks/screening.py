@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from gxr_batch.job import Job
+from gxr_batch.prompts import Templates
 from gxr_batch.records import Messages, Row
-from gxr_batch.templates import Templates
 from gxr_batch.text_checks.identifiers import identifiers_in
 
 IN_INPUT, IN_OUTPUT = "identifier_in_input", "identifier_in_output"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gxr_batch.errors import TemplateError
 from gxr_batch.job import PromptSection
-from gxr_batch.templates.template import Template, compile_template
+from gxr_batch.prompts.template import Template, compile_template
 
 _SUFFIX = ".md.j2"
 

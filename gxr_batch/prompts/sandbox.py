@@ -14,7 +14,8 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
-from gxr_batch.templates.limits import (
+from gxr_batch.prompts.filters import clause, of_each, patient, printed, stop
+from gxr_batch.prompts.limits import (
     MAX_CHARS,
     NarrowEscapeFormatter,
     NarrowFormatter,
@@ -25,7 +26,6 @@ from gxr_batch.templates.limits import (
     fits,
     guarded,
 )
-from gxr_batch.templates.words import clause, of_each, patient, printed, stop
 
 __all__ = ["MAX_CHARS", "Sandbox", "TooMuchWork"]
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from gxr_batch.errors import RowError, TemplateError
 from gxr_batch.job import Job
+from gxr_batch.prompts.library import Templates
+from gxr_batch.prompts.sandbox import TooMuchWork
+from gxr_batch.prompts.template import Template
 from gxr_batch.records import Messages, Turn
 from gxr_batch.rows import FieldMap
 from gxr_batch.rows.names import listed, nearest
-from gxr_batch.templates import Template, Templates, TooMuchWork
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 

@@ -17,7 +17,7 @@ from jinja2 import TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import SecurityError
 
 from gxr_batch.errors import TemplateError
-from gxr_batch.templates.sandbox import MAX_CHARS, Sandbox, TooMuchWork
+from gxr_batch.prompts.sandbox import MAX_CHARS, Sandbox, TooMuchWork
 
 _FILE_NODES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 

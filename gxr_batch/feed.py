@@ -21,7 +21,7 @@ from gxr_batch.ledger.state import Bools
 from gxr_batch.plan import longest_first, row_seed
 from gxr_batch.prepare import Prepared
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Result, Row, Status
-from gxr_batch.rows import read_rows
+from gxr_batch.rows.table_reader import read_rows
 from gxr_batch.text_checks.flags import NOT_COMPUTED, Evidence, flags_of
 from gxr_batch.text_checks.identifiers import identifiers_in
 from gxr_batch.text_checks.screening import IN_INPUT, IN_OUTPUT, Screen, flags, reason

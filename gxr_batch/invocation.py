@@ -21,7 +21,7 @@ from gxr_batch.prepare import Prepared
 from gxr_batch.progress import Progress
 from gxr_batch.provenance import file_marks, fingerprint, follow, provenance, settle
 from gxr_batch.records import Key
-from gxr_batch.rows import ingest
+from gxr_batch.rows.ingest import ingest
 from gxr_batch.stopping import StopReason
 from gxr_batch.text_checks.screening import Screen
 

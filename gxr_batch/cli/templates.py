@@ -69,7 +69,8 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
     from gxr_batch.prepare import prepare
     from gxr_batch.prompts.render import render as fill
     from gxr_batch.prompts.render import row_template
-    from gxr_batch.rows import ingest, read_rows
+    from gxr_batch.rows.ingest import ingest
+    from gxr_batch.rows.table_reader import read_rows
 
     job = load_job(job_file, given={"prompt.template": template} if template else None)
     prepared = prepare(job)

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gxr_batch.errors import TableError
-from gxr_batch.rows.names import counted
-from gxr_batch.rows.text import Lines
+from gxr_batch.rows.columns import counted
+from gxr_batch.rows.encoding import Lines
 
 BYTES_A_BATCH = 2**23
 # What a single cell may hold; past that it is a quote that is never closed, and memory must not follow it to the end.

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
-from gxr_batch.rows import delimited, parquet
-from gxr_batch.rows.files import SourceFile, find, kind_of, sha256_of, stat_file
-from gxr_batch.rows.names import Cleaned, clean, require_column, spoken
-from gxr_batch.rows.text import scan
+from gxr_batch.rows import csv_tables, parquet_tables
+from gxr_batch.rows.columns import Cleaned, clean, require_column, spoken
+from gxr_batch.rows.encoding import scan
+from gxr_batch.rows.source_files import SourceFile, find, kind_of, sha256_of, stat_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def _look(path: Path, section: InputSection, told: dict[str, list[Path]]) -> Sou
     encoding = delimiter = ""
     if kind == "parquet":
         sha256 = sha256_of(path)
-        found = parquet.read_schema(path)
+        found = parquet_tables.read_schema(path)
         cleaned = clean(found.names)
         types = [found.field(place).type for place in cleaned.places]
         width = len(found)
@@ -62,8 +62,8 @@ def _look(path: Path, section: InputSection, told: dict[str, list[Path]]) -> Sou
         encoding, sha256, notice = scan(path, section.encoding)
         delimiter = section.delimiter
         if delimiter == "auto":
-            delimiter = delimited.find_delimiter(path, encoding)
-        raw = delimited.read_header(path, encoding, delimiter)
+            delimiter = csv_tables.find_delimiter(path, encoding)
+        raw = csv_tables.read_header(path, encoding, delimiter)
         cleaned = clean(raw)
         types = [pa.string()] * len(cleaned.names)
         width = len(raw)

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import TableError
-from gxr_batch.rows import delimited, parquet
+from gxr_batch.rows import csv_tables, parquet_tables
+from gxr_batch.rows.columns import counted, require_column
 from gxr_batch.rows.fields import ContentHasher, FieldMap
-from gxr_batch.rows.files import SourceFile, changed, changed_error
 from gxr_batch.rows.ids import (
     DERIVED_DIGITS,
     Bases,
@@ -33,8 +33,8 @@ from gxr_batch.rows.ids import (
     marks,
     require_usable,
 )
-from gxr_batch.rows.names import counted, require_column
-from gxr_batch.rows.surveys import Survey
+from gxr_batch.rows.source_files import SourceFile, changed, changed_error
+from gxr_batch.rows.survey import Survey
 from gxr_batch.storage import storage_errors
 
 ID, CONTENT = "gxr_row_id", "gxr_content_hash"
@@ -125,8 +125,8 @@ class _Intake:
     def _batches(self, file: SourceFile) -> Iterator[pa.Table]:
         nulls = self._survey.null_values
         if file.kind == "parquet":
-            return parquet.batches(file, nulls)
-        return delimited.batches(file, nulls, self.notices.append)
+            return parquet_tables.batches(file, nulls)
+        return csv_tables.batches(file, nulls, self.notices.append)
 
 
 def _first_rows(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Table]:
@@ -198,7 +198,7 @@ def _replace_ids(path: Path, made: Distinct) -> None:
     start = done = 0
     with pq.ParquetFile(path) as file, _Groups(other, file.schema_arrow) as groups:
         place = file.schema_arrow.get_field_index(ID)
-        for batch in file.iter_batches(parquet.rows_a_batch(file.metadata)):
+        for batch in file.iter_batches(parquet_tables.rows_a_batch(file.metadata)):
             mask = made.mask[start : start + batch.num_rows]
             ids = pa.array(made.ids[done : done + int(mask.sum())], pa.string())
             start, done = start + batch.num_rows, done + len(ids)

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from gxr_batch.errors import RunError
 from gxr_batch.records import Row
 from gxr_batch.rows.fields import FieldMap, python_values
-from gxr_batch.rows.intake import CONTENT, ID
-from gxr_batch.rows.parquet import rows_a_batch
+from gxr_batch.rows.ingest import CONTENT, ID
+from gxr_batch.rows.parquet_tables import rows_a_batch
 from gxr_batch.storage import reading
 
 Positions = npt.NDArray[np.intp]

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from gxr_batch.errors import TableError
 from gxr_batch.rows.csv_records import LINE_END, Records
-from gxr_batch.rows.files import SourceFile, changed_error
-from gxr_batch.rows.text import open_lines, separator_line
+from gxr_batch.rows.encoding import open_lines, separator_line
+from gxr_batch.rows.source_files import SourceFile, changed_error
 
 ROWS_A_BATCH = 16_384
 _DELIMITERS = ",;\t|"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gxr_batch.errors import TableError
-from gxr_batch.rows.files import CHUNK_BYTES, reading, refuse_disguise
+from gxr_batch.rows.source_files import CHUNK_BYTES, reading, refuse_disguise
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import TableError
-from gxr_batch.rows.files import SourceFile, changed_error, reading, sha256_of
-from gxr_batch.rows.names import spoken
+from gxr_batch.rows.columns import spoken
+from gxr_batch.rows.source_files import SourceFile, changed_error, reading, sha256_of
 
 _ROWS_A_BATCH = 16_384
 _BYTES_A_BATCH = 2**23

@@ -12,7 +12,7 @@ from gxr_batch.ledger import is_run
 from gxr_batch.ledger.manifest import load_manifest
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.render import field_map
-from gxr_batch.rows.fields import FieldMap
+from gxr_batch.rows.columns import FieldMap
 from gxr_batch.rows.survey import Survey, survey
 
 

@@ -11,7 +11,7 @@ from test_rows_files import CANARY, look, refused, take
 
 from gxr_batch.errors import TableError
 from gxr_batch.rows.columns import plausible
-from gxr_batch.rows.csv_records import CHARACTERS_A_CELL, swallowed
+from gxr_batch.rows.csv_tables import CHARACTERS_A_CELL, swallowed
 
 
 def cells(path, content, **keys):

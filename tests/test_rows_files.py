@@ -13,7 +13,7 @@ import pytest
 from gxr_batch.errors import StorageError, TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows import csv_tables, parquet_tables
-from gxr_batch.rows.fields import FieldMap
+from gxr_batch.rows.columns import FieldMap
 from gxr_batch.rows.ingest import ingest
 from gxr_batch.rows.survey import survey
 

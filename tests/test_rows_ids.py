@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_rows_files import CANARY, look, refused
 
 from gxr_batch.errors import RunError
-from gxr_batch.rows.fields import FieldMap
+from gxr_batch.rows.columns import FieldMap
 from gxr_batch.rows.ingest import ingest
 
 FIELDS = FieldMap(templates={"t": ("f",)}, default="t", columns={"f": "findings"})

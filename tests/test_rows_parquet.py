@@ -11,7 +11,7 @@ import pytest
 from test_rows_files import CANARY, look, refused, take
 
 from gxr_batch.errors import TableError
-from gxr_batch.rows.fields import FieldMap
+from gxr_batch.rows.columns import FieldMap
 from gxr_batch.rows.ingest import ingest
 from gxr_batch.rows.table_reader import read_rows
 

@@ -14,8 +14,7 @@ from gxr_batch.prompts.library import Templates
 from gxr_batch.prompts.sandbox import TooMuchWork
 from gxr_batch.prompts.template import Template
 from gxr_batch.records import Messages, Turn
-from gxr_batch.rows.columns import listed, nearest
-from gxr_batch.rows.fields import FieldMap
+from gxr_batch.rows.columns import FieldMap, listed, nearest
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 

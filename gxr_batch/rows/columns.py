@@ -1,15 +1,19 @@
-"""Column names: cleaned as the contract says, and looked for with the nearest ones at hand.
+"""Column names, and which columns fill which fields of a template.
 
-A table without a header line has the cells of its first row in the place of names. No cell may stand in a message, so
-names are shown only where all of them look like names.
+Names are cleaned as the contract says, and looked for with the nearest ones at hand. A table without a header line has
+the cells of its first row in the place of names; no cell may appear in a message, so names are shown only where all of
+them look like names. The values of a column become Python's.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from gxr_batch.errors import TableError
 
@@ -114,3 +118,82 @@ def require_column(name: str, names: Sequence[str], *, key: str) -> None:
         where=key,
         next_step=f"did you mean {' or '.join(near)}?" if near else listed(names),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldMap:
+    """Which columns fill which fields of which templates.
+
+    `templates` maps a template's name to the fields that it uses, `columns` a field to the column that fills it (only
+    fields that have one). A row's template is named in its cell of `template_column`; `default` where there is no such
+    column or the cell is blank. `columns` never maps to a column that the table lacks.
+    """
+
+    templates: Mapping[str, tuple[str, ...]]
+    default: str
+    template_column: str = ""
+    columns: Mapping[str, str]
+
+    def used(self) -> tuple[str, ...]:
+        """Return the fields of any template that have a column, sorted."""
+        fields = {field for names in self.templates.values() for field in names}
+        return tuple(sorted(fields & self.columns.keys()))
+
+    def needed_columns(self) -> list[str]:
+        """Return the columns that fill a field or name a template, each once."""
+        named = [self.template_column] if self.template_column else []
+        return list(dict.fromkeys(named + [self.columns[field] for field in self.used()]))
+
+    def template_names(self, table: pa.Table) -> list[str]:
+        """Return the name of each row's template; it need not be one that exists."""
+        if not self.template_column:
+            return [self.default] * table.num_rows
+        cells = python_values(table, self.template_column)
+        return [str(cell).strip() or self.default if cell is not None else self.default for cell in cells]
+
+
+def python_values(table: pa.Table, column: str) -> list[Any]:
+    """Return a column as Python values. Times finer than a microsecond are cut to it.
+
+    Raises TableError for times that Python cannot hold, and for text that is not UTF-8.
+    """
+    cells = table[column]
+    plain = _plain(cells.type)
+    try:
+        if plain != cells.type:
+            cells = cells.cast(plain, safe=False)
+        values: list[Any] = cells.to_pylist()
+    except (ValueError, OverflowError, LookupError, pa.ArrowException):
+        raise TableError(
+            f"The column {column} holds a value that cannot be put into a prompt, such as a time after the year 9999.",
+            where=f"column {column}",
+            next_step="write the column as text",
+        ) from None
+    return values
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type with nanoseconds made microseconds, where Python's own times end, and dictionaries undone."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_nested(kind):
+        return _plain_nested(kind)
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    return pa.time64("us") if pa.types.is_time64(kind) else kind
+
+
+def _plain_nested(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_plain(kind.key_type), kind.item_field.with_type(_plain(kind.item_type)))
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)), kind.list_size)
+    return kind

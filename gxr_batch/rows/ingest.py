@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 
 from gxr_batch.errors import TableError
 from gxr_batch.rows import csv_tables, parquet_tables
-from gxr_batch.rows.columns import counted, require_column
-from gxr_batch.rows.fields import ContentHasher, FieldMap
+from gxr_batch.rows.columns import FieldMap, counted, require_column
 from gxr_batch.rows.ids import (
     DERIVED_DIGITS,
     Bases,
+    ContentHasher,
     Distinct,
     Marks,
     Mask,

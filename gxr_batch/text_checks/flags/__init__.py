@@ -4,7 +4,6 @@ A flag says where a closer look pays. It is never a score, and no flag is no pro
 """
 
 from gxr_batch.text_checks.flags.evidence import Evidence
-from gxr_batch.text_checks.flags.legend import FLAGS, NOT_COMPUTED
-from gxr_batch.text_checks.flags.registry import flags_of
+from gxr_batch.text_checks.flags.registry import FLAGS, NOT_COMPUTED, flags_of
 
 __all__ = ["FLAGS", "NOT_COMPUTED", "Evidence", "flags_of"]

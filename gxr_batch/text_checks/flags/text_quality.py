@@ -1,14 +1,19 @@
-"""What the shape of a text tells without its meaning: empty, cut off, running in circles, of another language."""
+"""What a text shows without its findings: empty, cut off, repetitive, not English, a refusal, a copy of its prompt.
+
+Also whether it claims to have looked at an image, and the marks of a chat format: in a text they have leaked out of the
+model, in a cell somebody may want to steer it.
+"""
 
 from __future__ import annotations
 
 import re
 import zlib
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from operator import eq
 
-from gxr_batch.text_checks.flags.evidence import Reading
+from gxr_batch.text_checks.flags.evidence import MAX_CHARS, Reading
 from gxr_batch.text_checks.flags.sentences import word_set
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,60}>")
@@ -124,3 +129,150 @@ def is_foreign(reading: Reading) -> bool:
     spoken = [word for word in reading.words if word[0].isalpha()]
     enough = len(spoken) >= (_MANY_WORDS if reading.new.isascii() else _FEW_WORDS)
     return enough and sum(word in _ENGLISH for word in spoken) < _ENGLISH_SHARE * len(spoken)
+
+
+_ABLE = (
+    r"(?:\w+ ){0,2}(?:provid|offer|giv|interpret|analy[sz]|assist|help|diagnos|view|see|access|process|compl|fulfil|"
+    r"answer|generat|creat|read|perform|examin|review|mak|discuss)"
+)
+_REFUSALS = re.compile(
+    r"\b(?:as an ai\b|as a (?:large )?language model|i(?:'m| am) (?:just |only )?an? (?:ai|language model|artificial)|"
+    rf"(?:i|we) (?:can't|cannot|can not|won't|will not|am unable to|am not able to) {_ABLE}|"
+    rf"i'm (?:unable|not able) to {_ABLE}|"
+    rf"i (?:won't|will not) be able to {_ABLE}|"
+    r"i (?:must|have to|need to) (?:decline|refuse)|i decline\b|"
+    r"i (?:do not|don't) have (?:access|the (?:ability|capability|capacity|expertise|means)|any (?:ability|access))|"
+    r"i(?:'m| am) not (?:qualified|authori[sz]ed|allowed|permitted|a (?:doctor|physician|radiologist|medical))|"
+    rf"(?:not possible|impossible) for me to {_ABLE}|"
+    r"(?:sorry|apologi[sz]e|unfortunately) (?:, )?(?:but )?(?:, )?(?:i |we )?(?:can't|cannot|can not))"
+)
+_SPEAKERS = frozenset({"i", "i'm", "we", "ai", "language", "sorry", "apologize", "apologise", "me"})
+
+_IMAGE = r"(?:image|picture|photo|photograph|figure|scan|x ray|xray|radiograph|film|radiographic image)s?"
+_KIND = r"(?:(?:chest|medical|x ray|xray|radiographic|frontal|same) )*"
+_SEEING = re.compile(
+    rf"\b(?:(?:provided|attached|uploaded|submitted|shared|enclosed|supplied|accompanying) {_KIND}{_IMAGE}\b"
+    r"(?! (?:findings?|descriptions?|reports?|results?|information))|"
+    rf"{_IMAGE} (?:that |which )?you (?:have |'ve )?(?:provided|shared|uploaded|attached|sent|submitted|posted|gave)|"
+    r"(?:image|picture|photo|figure)s? (?:is |are |was )?(?:shown |displayed |attached |provided |uploaded )?"
+    r"(?:above|below|here|provided|attached|uploaded)\b|"
+    rf"(?:above|following) {_KIND}(?:image|picture|photo|figure)\b|"
+    rf"i (?:can |could |also |clearly )*(?:see|observe|notice)\b[^.;!?\n]{{0,80}}\b{_IMAGE}\b|"
+    r"(?:looking at|reviewing|examining|inspecting|review of|inspection of|examination of|"
+    r"having (?:reviewed|examined|seen)|based on) (?:the |this |your |these )?"
+    rf"{_KIND}(?:image|picture|photo|figure)s?\b|"
+    rf"i (?:have |'ve )?(?:reviewed|examined|looked at|analy[sz]ed|inspected|seen) (?:\w+ ){{0,3}}{_IMAGE}\b|"
+    r"i've (?:reviewed|examined|looked at|analy[sz]ed|inspected|seen)\b|"
+    r"thank(?:s| you) for (?:sharing|providing|sending|uploading|submitting)|"
+    r"as (?:you can see|can be seen|seen|shown) (?:here )?(?:in|on) (?:the |this )?(?:image|picture|photo|figure)\b)"
+)
+_SEEN_THINGS = word_set(
+    "i image images picture pictures photo photos photograph figure figures i've thank thanks provided attached "
+    "uploaded submitted shared enclosed supplied accompanying"
+)
+_FIGURE = re.compile(r"\bfig(?:ure)?s?\.?\s?\d", re.IGNORECASE)
+_FIGURES = frozenset({"fig", "figs", "figure", "figures"})
+_TELLING = frozenset({"when", "before", "students", "should", "always", "readers", "cannot", "if"})
+
+
+def refuses(reading: Reading) -> bool:
+    """Say whether a text declines the task or speaks as an AI."""
+    return not _SPEAKERS.isdisjoint(reading.vocabulary) and _any(_REFUSALS, reading.sentences, _SPEAKERS)
+
+
+def claims_to_see(reading: Reading) -> bool:
+    """Say whether a text claims to have looked at an image, other than in advice on how to look."""
+    if not _FIGURES.isdisjoint(reading.vocabulary) and _FIGURE.search(reading.new):
+        return True
+    if _SEEN_THINGS.isdisjoint(reading.vocabulary):
+        return False
+    return _any(_SEEING, (words for words in reading.sentences if _TELLING.isdisjoint(words)), _SEEN_THINGS)
+
+
+def _any(pattern: re.Pattern[str], sentences: Iterable[Sequence[str]], cues: frozenset[str]) -> bool:
+    return any(not cues.isdisjoint(words) and pattern.search(" ".join(words)) for words in sentences)
+
+
+_LONG_CELL = 12  # characters; a shorter cell may stand in the instruction by chance
+_INSTRUCTION_WORDS, _REST_WORDS = 4, 8  # of a whole sentence; of what is left of one after a cell
+_FIRST_WORDS = 6  # of a sentence, since what follows may be worded by the row
+_COPY_CHARS = 60
+_COPY_SHARE = 0.7
+# What models make up once they have learnt how prompts begin.
+_NEW_ROLE = re.compile(r"(?:\A|[.!?:\n])\s{0,4}you are an? ")
+_STOPS = " \t\r\n.,;:?!"
+
+
+def echoes(reading: Reading) -> bool:
+    """Say whether a text holds a sentence of the instruction, or is for the most part a copy of one cell."""
+    text, prompt = reading.text, reading.prompt
+    if reading.says_prompt:
+        return True
+    if not prompt:
+        return False
+    cells = [_bare(value) for value in reading.evidence.values.values() if isinstance(value, str)]
+    long = [cell for cell in cells if len(cell) >= _LONG_CELL]
+    shown = text.casefold()
+    if any(piece in shown for piece in _instruction(prompt, long)):
+        return True
+    if "you are a" in shown and _NEW_ROLE.search(shown) and _NEW_ROLE.match(prompt.casefold()):
+        return True
+    return any(len(cell) >= _COPY_CHARS and len(cell) >= _COPY_SHARE * len(text) and cell in text for cell in long)
+
+
+def _bare(cell: str) -> str:
+    """Return a cell as templates print it: without blanks around it and the mark that ends it."""
+    return cell.strip().rstrip(_STOPS)
+
+
+def _instruction(prompt: str, cells: list[str]) -> list[str]:
+    """Return the sentences, or pieces of them, that stand before the first and after the last cell.
+
+    What tells that findings follow ("The X-ray shows ...") is how an answer may begin, so it does not count.
+    """
+    places = [(place, place + len(cell)) for cell in cells if (place := prompt.find(cell)) >= 0]
+    first, last = (min(places)[0], max(places)[1]) if places else (len(prompt), len(prompt))
+    rest, *sentences = _sentences(prompt[last:])
+    found = [rest] if rest.count(" ") >= _REST_WORDS else []
+    sentences += _sentences(prompt[:first])
+    for sentence in sentences:
+        words = sentence.split(" ", _FIRST_WORDS)
+        if len(words) >= _INSTRUCTION_WORDS and words[0] != "the":
+            found.append(" ".join(words[:_FIRST_WORDS]).rstrip(_STOPS))
+    return found
+
+
+def _sentences(text: str) -> list[str]:
+    for mark in ("? ", "! ", ": ", "\n"):
+        if mark in text:
+            text = text.replace(mark, ". ")
+    return text.casefold().split(". ")
+
+
+_CONTROL = re.compile(
+    r"<(?:start_of_turn|end_of_turn|start_of_image|end_of_image|image_soft_token|bos|eos|pad|unk|mask|s|/s|unused\d+"
+    r"|\|[a-z_0-9]{1,30}\|?)>|\[/?INST\]|<</?SYS>>",
+    re.IGNORECASE,
+)
+# A role alone on its line is what remains of a turn whose marks were taken out; with a colon it is a chat protocol.
+_ROLE_LINE = re.compile(
+    r"^[ \t]*(?:(?:user|model|assistant)[ \t]*:?[ \t]*$|(?:user|assistant|human)[ \t]*:)", re.IGNORECASE | re.MULTILINE
+)
+_ROLES = frozenset({"user", "model", "assistant", "human"})
+
+
+def leaks_markers(reading: Reading) -> bool:
+    """Say whether a text holds control tokens or lines that only name a role."""
+    text = reading.text
+    if ("<" in text or "[" in text) and _CONTROL.search(text):
+        return True
+    return not _ROLES.isdisjoint(reading.vocabulary) and _ROLE_LINE.search(reading.new) is not None
+
+
+def input_has_control_tokens(reading: Reading) -> bool:
+    """Say whether a cell of the row holds a control token of a language model."""
+    for value in reading.evidence.values.values():
+        cell = value if isinstance(value, str) else "" if value is None else str(value)
+        if ("<" in cell or "[" in cell) and _CONTROL.search(cell[:MAX_CHARS]):
+            return True
+    return False

@@ -159,8 +159,8 @@ def write_task(path: Path, model: Path, rows: int, shortest: int, longest: int) 
     from gxr_batch.models.encoding import ChatEncoder
     from gxr_batch.models.loading import load_tokenizer
     from gxr_batch.plan import row_seed
-    from gxr_batch.prompts import render
-    from gxr_batch.templates import Templates
+    from gxr_batch.prompts import Templates
+    from gxr_batch.prompts.render import render
 
     rng = random.Random(3)
     template = Templates(PromptSection()).default

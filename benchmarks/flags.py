@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from flag_pairs import RULED, SETS, cases, evidence, scores
 
-from gxr_batch.checks.flags import Evidence, flags_of
+from gxr_batch.text_checks.flags import Evidence, flags_of
 
 INPUT = Path(__file__).parent.parent / "inputs" / "findings.csv"
 LESSON = """**Findings**

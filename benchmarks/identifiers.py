@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from flags import LESSON
 from screening_set import figures, lines, mistakes
 
-from gxr_batch.checks.identifiers import identifiers_in
+from gxr_batch.text_checks.identifiers import identifiers_in
 
 INPUTS = Path(__file__).parent.parent / "inputs"
 

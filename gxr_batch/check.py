@@ -29,8 +29,9 @@ from gxr_batch.plan import disk_needed
 from gxr_batch.prepare import Prepared, output_folder, prepare
 from gxr_batch.provenance import fingerprint, follow, refuse_other_texts
 from gxr_batch.records import Identity, Messages
-from gxr_batch.rows import ingest, read_rows
-from gxr_batch.screening import Screen
+from gxr_batch.rows.ingest import ingest
+from gxr_batch.rows.table_reader import read_rows
+from gxr_batch.text_checks.screening import Screen
 
 _SHOWN = 3
 # The guide's two lengths.

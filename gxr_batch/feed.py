@@ -12,8 +12,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gxr_batch.checks.flags import NOT_COMPUTED, Evidence, flags_of
-from gxr_batch.checks.identifiers import identifiers_in
 from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
 from gxr_batch.fitter import TRUNCATED, Fitted, Fitter
@@ -23,8 +21,10 @@ from gxr_batch.ledger.state import Bools
 from gxr_batch.plan import longest_first, row_seed
 from gxr_batch.prepare import Prepared
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Result, Row, Status
-from gxr_batch.rows import read_rows
-from gxr_batch.screening import IN_INPUT, IN_OUTPUT, Screen, flags, reason
+from gxr_batch.rows.table_reader import read_rows
+from gxr_batch.text_checks.flags import NOT_COMPUTED, Evidence, flags_of
+from gxr_batch.text_checks.identifiers import identifiers_in
+from gxr_batch.text_checks.screening import IN_INPUT, IN_OUTPUT, Screen, flags, reason
 
 # Engines that hold their rows in other processes: what kills this one is no row.
 _APART = frozenset({"api", "vllm", "ray"})

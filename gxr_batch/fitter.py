@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
 from gxr_batch.job import Job
-from gxr_batch.prompts import messages_sha256, render, row_template
+from gxr_batch.prompts import Templates
+from gxr_batch.prompts.render import messages_sha256, render, row_template
 from gxr_batch.records import Encoded, Messages, Row
-from gxr_batch.templates import Templates
 
 TRUNCATED = "findings_truncated"
 

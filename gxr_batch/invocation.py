@@ -21,9 +21,9 @@ from gxr_batch.prepare import Prepared
 from gxr_batch.progress import Progress
 from gxr_batch.provenance import file_marks, fingerprint, follow, provenance, refuse_other_texts, settle
 from gxr_batch.records import Key
-from gxr_batch.rows import ingest
-from gxr_batch.screening import Screen
+from gxr_batch.rows.ingest import ingest
 from gxr_batch.stopping import StopReason
+from gxr_batch.text_checks.screening import Screen
 
 Say = Callable[[str], None]
 _ROW_IDS_LOGGED = 1000  # of released rows; all of them stand in run.json

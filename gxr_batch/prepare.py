@@ -10,9 +10,10 @@ from pathlib import Path
 from gxr_batch.job import Job
 from gxr_batch.ledger import is_run
 from gxr_batch.ledger.manifest import load_manifest
-from gxr_batch.prompts import field_map
-from gxr_batch.rows import FieldMap, Survey, survey
-from gxr_batch.templates import Templates
+from gxr_batch.prompts import Templates
+from gxr_batch.prompts.render import field_map
+from gxr_batch.rows.columns import FieldMap
+from gxr_batch.rows.survey import Survey, survey
 
 
 @dataclass(frozen=True, kw_only=True)

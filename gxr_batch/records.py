@@ -30,6 +30,8 @@ REVIEWED_DISCLAIMER = (
 REVIEW_STATUSES: tuple[ReviewStatus, ...] = ("unreviewed", "approved", "approved_with_edits", "rejected")
 REVIEW_QUALITIES = range(1, 6)
 APPROVED: tuple[ReviewStatus, ...] = ("approved", "approved_with_edits")
+# Flags of rows whose newest review judged an earlier text, and of rows about which reviewers differ.
+STALE_REVIEW, REVIEWERS_DISAGREE = "stale_review", "reviewers_disagree"
 # The error categories in which reviewers of radiology texts count, each as significant or not.
 ERROR_CATEGORIES = {
     "false_finding": "false finding",

@@ -8,10 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gxr_batch.checks.flags import FLAGS, Evidence, flags_of
 from gxr_batch.job import PromptSection
-from gxr_batch.prompts import render
-from gxr_batch.templates import Templates
+from gxr_batch.prompts import Templates
+from gxr_batch.prompts.render import render
+from gxr_batch.text_checks.flags import FLAGS, Evidence, flags_of
 
 DATA = Path(__file__).parent / "data"
 SETS = {

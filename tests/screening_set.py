@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from gxr_batch.checks.identifiers import RULES, identifiers_in
+from gxr_batch.text_checks.identifiers import RULES, identifiers_in
 
 SET = Path(__file__).parent / "data" / "identifiers.tsv"
 

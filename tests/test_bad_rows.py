@@ -17,8 +17,8 @@ from gxr_batch.fitter import TRUNCATED, Fitter
 from gxr_batch.job import Job, PromptSection
 from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.models.encoding import ChatEncoder
+from gxr_batch.prompts import Templates
 from gxr_batch.records import Encoded, Key, Row
-from gxr_batch.templates import Templates
 
 KILLER = "[engine]\nkind = 'echo'\nslots = 4\n[echo]\ntokens_per_second = 400\n[run]\ncheckpoint_seconds = 0.1\n"
 POISON = KILLER.replace("tokens_per_second = 400\n", "tokens_per_second = 400\nkill_containing = 'number 7 '\n")

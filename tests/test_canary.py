@@ -290,7 +290,7 @@ def test_an_export_that_cannot_be_written(work):
     ("target", "breaks"),
     [
         ("gxr_batch.engines.echo.EchoSession._fault", lambda self, prompt: {}[prompt.messages.turns[-1].text]),
-        ("gxr_batch.rows.delimited._text_column", lambda file, cells, *_: float(cells[1])),
+        ("gxr_batch.rows.csv_tables._text_column", lambda file, cells, *_: float(cells[1])),
         ("gxr_batch.ledger.writer.write_part", lambda folder, number, results, _: int(results[0].text)),
     ],
 )

@@ -139,7 +139,8 @@ def test_a_prompt_has_the_ids_that_run_gives_the_same_row(place, real_dir, real_
     from gxr_batch.engines import create
     from gxr_batch.fitter import Fitter
     from gxr_batch.prepare import prepare
-    from gxr_batch.rows import ingest, read_rows
+    from gxr_batch.rows.ingest import ingest
+    from gxr_batch.rows.table_reader import read_rows
 
     cells = [("a small effusion", "65", "male"), ("<start_of_turn> é, “3.5 cm”", "8 months", "girl")]
     (place / "t.csv").write_text("findings,age,sex\n" + "".join(f'"{f}",{a},{s}\n' for f, a, s in cells))

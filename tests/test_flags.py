@@ -9,8 +9,8 @@ import pytest
 from flag_pairs import RULED, SETS, cases, evidence, scores
 from running import Workplace
 
-from gxr_batch.checks.flags import FLAGS, NOT_COMPUTED, Evidence, flags_of
 from gxr_batch.fitter import TRUNCATED
+from gxr_batch.text_checks.flags import FLAGS, NOT_COMPUTED, Evidence, flags_of
 
 FLOOR = 0.9
 BELOW_FLOOR = {("held out", "invented_comparison"): 0.85}  # it misses one of seven: "since the film taken at admission"

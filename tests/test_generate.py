@@ -16,8 +16,8 @@ from gxr_batch.conversation import Conversation, Question, filled, open_conversa
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.errors import UserError
 from gxr_batch.job import make_job
+from gxr_batch.prompts import Templates
 from gxr_batch.records import DISCLAIMER
-from gxr_batch.templates import Templates
 
 ECHO = ("--engine", "echo")
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from screening_set import figures, lines
 
-from gxr_batch.checks.identifiers import RULES, identifiers_in
+from gxr_batch.text_checks.identifiers import RULES, identifiers_in
 
 INPUTS = Path(__file__).parent.parent / "inputs"
 

@@ -10,9 +10,9 @@ import pytest
 
 from gxr_batch.errors import RowError, TemplateError
 from gxr_batch.job import Job, PromptSection
-from gxr_batch.prompts import field_map, render, row_template
-from gxr_batch.templates import Templates, compile_template
-from gxr_batch.templates.words import clause, patient, printed, stop
+from gxr_batch.prompts import Templates, compile_template
+from gxr_batch.prompts.filters import clause, patient, printed, stop
+from gxr_batch.prompts.render import field_map, render, row_template
 
 
 def text(template: str, **values) -> str:

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from test_rows_files import look, refused
 
 from gxr_batch.errors import RunError
-from gxr_batch.rows import FieldMap, ingest, read_rows
-from gxr_batch.rows.fields import ContentHasher, canonical_json
+from gxr_batch.rows.columns import FieldMap
+from gxr_batch.rows.ids import ContentHasher, canonical_json
+from gxr_batch.rows.ingest import ingest
+from gxr_batch.rows.table_reader import read_rows
 
 FIELDS = FieldMap(
     templates={"case": ("findings", "age", "history"), "short": ("findings",), "plain": ()},

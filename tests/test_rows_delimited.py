@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from test_rows_files import CANARY, look, refused, take
 
 from gxr_batch.errors import TableError
-from gxr_batch.rows.csv_records import CHARACTERS_A_CELL, swallowed
-from gxr_batch.rows.names import plausible
+from gxr_batch.rows.columns import plausible
+from gxr_batch.rows.csv_tables import CHARACTERS_A_CELL, swallowed
 
 
 def cells(path, content, **keys):

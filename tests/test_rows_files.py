@@ -12,8 +12,10 @@ import pytest
 
 from gxr_batch.errors import StorageError, TableError
 from gxr_batch.job import InputSection
-from gxr_batch.rows import FieldMap, delimited, ingest, survey
-from gxr_batch.rows import parquet as parquet_room
+from gxr_batch.rows import csv_tables, parquet_tables
+from gxr_batch.rows.columns import FieldMap
+from gxr_batch.rows.ingest import ingest
+from gxr_batch.rows.survey import survey
 
 CANARY = "kanarienvogel"
 NO_FIELDS = FieldMap(templates={"t": ()}, default="t", columns={})
@@ -316,7 +318,7 @@ def test_a_file_that_is_cut_or_deleted_after_the_survey_is_called_changed(tmp_pa
     ingest_after(seen, path)
 
 
-@pytest.mark.parametrize(("ending", "room"), [("csv", delimited), ("parquet", parquet_room)])
+@pytest.mark.parametrize(("ending", "room"), [("csv", csv_tables), ("parquet", parquet_tables)])
 def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch, ending, room):
     path = tmp_path / f"cases.{ending}"
     write(path, "a", 100)
@@ -337,14 +339,14 @@ def test_a_first_file_that_changes_while_the_second_is_read_is_refused(tmp_path,
     first, second = tmp_path / "a.csv", tmp_path / "b.csv"
     write(first, "a")
     write(second, "b")
-    seen, whole = look(tmp_path / "*.csv"), delimited.batches
+    seen, whole = look(tmp_path / "*.csv"), csv_tables.batches
 
     def changing(file, *arguments):
         if file.path == second:
             write(first, "other")
         return whole(file, *arguments)
 
-    monkeypatch.setattr(delimited, "batches", changing)
+    monkeypatch.setattr(csv_tables, "batches", changing)
     ingest_after(seen, first)
 
 

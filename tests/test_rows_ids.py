@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from test_rows_files import CANARY, look, refused
 
 from gxr_batch.errors import RunError
-from gxr_batch.rows import FieldMap, ingest
+from gxr_batch.rows.columns import FieldMap
+from gxr_batch.rows.ingest import ingest
 
 FIELDS = FieldMap(templates={"t": ("f",)}, default="t", columns={"f": "findings"})
 
@@ -223,7 +224,7 @@ def test_inserted_rows_leave_the_others_their_ids(tmp_path_factory, rows, more, 
 
 def test_ids_whose_marks_are_the_same_by_chance_stay_as_they_are(tmp_path, monkeypatch):
     """Where 64 bits of two ids are equal, the texts decide."""
-    monkeypatch.setattr("gxr_batch.rows.intake.marks", lambda ids: np.zeros(len(ids), np.int64))
+    monkeypatch.setattr("gxr_batch.rows.ingest.marks", lambda ids: np.zeros(len(ids), np.int64))
     monkeypatch.setattr("gxr_batch.rows.ids.marks", lambda ids: np.zeros(len(ids), np.int64))
     rows = [("A", "x"), ("B", "y"), ("A", "z"), ("C", "x")]
     found, table, notices = ingested(tmp_path, rows)

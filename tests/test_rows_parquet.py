@@ -11,7 +11,9 @@ import pytest
 from test_rows_files import CANARY, look, refused, take
 
 from gxr_batch.errors import TableError
-from gxr_batch.rows import FieldMap, ingest, read_rows
+from gxr_batch.rows.columns import FieldMap
+from gxr_batch.rows.ingest import ingest
+from gxr_batch.rows.table_reader import read_rows
 
 NS = 1_700_000_000_123_456_789
 MOMENT = dt.datetime(2024, 1, 2, 3, 4, 5, 678)

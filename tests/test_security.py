@@ -14,8 +14,8 @@ from running import Workplace
 
 from gxr_batch.cli import main
 from gxr_batch.errors import RowError, TemplateError
-from gxr_batch.prompts import render
-from gxr_batch.templates import compile_template
+from gxr_batch.prompts import compile_template
+from gxr_batch.prompts.render import render
 
 PACKAGE = Path(__file__).parent.parent / "gxr_batch"
 CANARY = "canary-5f3a"

@@ -6,8 +6,8 @@ import pytest
 
 from gxr_batch.errors import RowError, TemplateError
 from gxr_batch.job import PromptSection
-from gxr_batch.prompts import render
-from gxr_batch.templates import Templates, compile_template
+from gxr_batch.prompts import Templates, compile_template
+from gxr_batch.prompts.render import render
 
 
 def own(source: str):

@@ -160,7 +160,7 @@ def _filled(job: Job, fields: tuple[str, ...]) -> Question:
     """Return the template's question with the given fields."""
     from gxr_batch.conversation import filled
     from gxr_batch.errors import RowError, UserError
-    from gxr_batch.templates import Templates
+    from gxr_batch.prompts import Templates
 
     template = Templates(job.prompt).default
     values = {}

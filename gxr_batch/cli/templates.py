@@ -28,7 +28,7 @@ def list_() -> None:
       gxr-batch templates list
     """
     from gxr_batch.job import PromptSection
-    from gxr_batch.templates import Templates
+    from gxr_batch.prompts import Templates
 
     templates = Templates(PromptSection())
     for name, description in templates.available().items():
@@ -48,7 +48,7 @@ def show(name: str) -> None:
       gxr-batch templates show educational
     """
     from gxr_batch.job import PromptSection
-    from gxr_batch.templates import Templates
+    from gxr_batch.prompts import Templates
 
     click.echo(Templates(PromptSection(template=name)).default.source)
 
@@ -67,9 +67,10 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
     from gxr_batch.errors import RowError
     from gxr_batch.job import load_job
     from gxr_batch.prepare import prepare
-    from gxr_batch.prompts import render as fill
-    from gxr_batch.prompts import row_template
-    from gxr_batch.rows import ingest, read_rows
+    from gxr_batch.prompts.render import render as fill
+    from gxr_batch.prompts.render import row_template
+    from gxr_batch.rows.ingest import ingest
+    from gxr_batch.rows.table_reader import read_rows
 
     job = load_job(job_file, given={"prompt.template": template} if template else None)
     prepared = prepare(job)

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import Counts, RunReader
-from gxr_batch.ledger.reviews import DISAGREEMENT, laid_over
-from gxr_batch.records import APPROVED
+from gxr_batch.ledger.reviews import laid_over
+from gxr_batch.records import APPROVED, REVIEWERS_DISAGREE
 
 # Rows of long texts weigh ten times as much as Python objects, so few of them are objects at a time.
 _ROWS_A_BATCH = 2048
@@ -112,7 +112,7 @@ def only_approved(source: Source) -> Source:
 def _approved(table: pa.Table) -> pa.Table:
     """Return the rows that may be published: generated, approved, and no reviewer says otherwise."""
     status = pc.is_in(table["gxr_review_status"], value_set=pa.array(APPROVED))
-    agreed = pa.array([DISAGREEMENT not in (flags or ()) for flags in table["gxr_flags"].to_pylist()], pa.bool_())
+    agreed = pa.array([REVIEWERS_DISAGREE not in (flags or ()) for flags in table["gxr_flags"].to_pylist()], pa.bool_())
     return table.filter(pc.and_(pc.and_(status, agreed), pc.equal(table["gxr_status"], "ok")))
 
 

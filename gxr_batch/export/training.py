@@ -17,10 +17,10 @@ from gxr_batch.errors import RowError, RunError
 from gxr_batch.export.source import Exported, Source, final_text
 from gxr_batch.job import Job
 from gxr_batch.ledger.files import write_whole
-from gxr_batch.prompts import field_map, messages_sha256, render, row_template
+from gxr_batch.prompts import Templates
+from gxr_batch.prompts.render import field_map, messages_sha256, render, row_template
 from gxr_batch.records import Messages
-from gxr_batch.rows.fields import python_values
-from gxr_batch.templates import Templates
+from gxr_batch.rows.columns import python_values
 
 _ROLES = {"system": "system", "user": "user", "model": "assistant"}
 _MARKS = ("gxr_row_id", "gxr_sample", "gxr_review_status", "gxr_reviewer", "gxr_ai_generated", "gxr_disclaimer")

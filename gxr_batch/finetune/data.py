@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from gxr_batch.errors import JobFileError, RowError, RunError, TableError, TemplateError
 from gxr_batch.job import Job
 from gxr_batch.ledger import is_run
-from gxr_batch.prompts import render
+from gxr_batch.prompts import Template, Templates
+from gxr_batch.prompts.render import render
 from gxr_batch.records import Messages, Role, Turn
-from gxr_batch.templates import Template, Templates
 
 # Written into the run folder by `export --format chat-jsonl`.
 APPROVED = "approved-chat.jsonl"

@@ -22,11 +22,19 @@ from filelock import FileLock, Timeout
 from gxr_batch.errors import RunError, RunLocked
 from gxr_batch.ledger.files import make_folder, write_whole
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
-from gxr_batch.records import ERROR_COUNTS, REVIEW_STATUSES, REVIEWED_DISCLAIMER, Key, Review, review_schema
+from gxr_batch.records import (
+    ERROR_COUNTS,
+    REVIEW_STATUSES,
+    REVIEWED_DISCLAIMER,
+    REVIEWERS_DISAGREE,
+    STALE_REVIEW,
+    Key,
+    Review,
+    review_schema,
+)
 from gxr_batch.storage import reading, storage_errors
 
 REVIEWS_NAME = "reviews"
-STALE, DISAGREEMENT = "stale_review", "reviewers_disagree"
 UNREVIEWED = "unreviewed"
 _NAME = re.compile(r"review-(\d{8})\.parquet")
 _LOCK_NAME, _LOCK_SECONDS = "import.lock", 30
@@ -99,7 +107,7 @@ class Reviews:
 def _cells(valid: Sequence[Review], flags: Sequence[str] | None) -> Mapping[str, Any]:
     """Return the cells of a row that was reviewed at some time; `valid` are the reviews of its present text."""
     if not valid:
-        return {"gxr_flags": [*(flags or ()), STALE]}
+        return {"gxr_flags": [*(flags or ()), STALE_REVIEW]}
     judged = [review for review in valid if review.status != UNREVIEWED]
     newest = (judged or valid)[-1]  # a remark without a verdict takes no verdict away
     cells: dict[str, Any] = dict(_columns(newest))
@@ -107,7 +115,7 @@ def _cells(valid: Sequence[Review], flags: Sequence[str] | None) -> Mapping[str,
         date = newest.reviewed_at.isoformat()
         cells["gxr_disclaimer"] = REVIEWED_DISCLAIMER.format(reviewer=newest.reviewer, date=date)
     if disagree(valid):
-        cells["gxr_flags"] = [*(flags or ()), DISAGREEMENT]
+        cells["gxr_flags"] = [*(flags or ()), REVIEWERS_DISAGREE]
     return cells
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from gxr_batch.cells import unguard
 from gxr_batch.errors import RunError
-from gxr_batch.rows.text import open_lines, scan, separator_line
+from gxr_batch.rows.encoding import open_lines, scan, separator_line
 from gxr_batch.storage import storage_errors
 
 KEY, STATUS = "gxr_row_id", "gxr_review_status"

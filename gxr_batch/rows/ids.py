@@ -1,5 +1,7 @@
-"""Row ids: the cell's text or the content's hash, made unique where they repeat, and kept from one run to the next.
+"""Row ids and content hashes. An id is the cell's text or the content's hash, made unique where it repeats, and kept.
 
+The content hash is the sha256 of canonical JSON: sorted keys, no blanks, no escapes beyond what JSON needs. Values that
+JSON lacks stand in it as text: times in ISO form, bytes in base64, anything else as Python prints it.
 Ids that repeat form a family: A, A#2, A#3. Which row has which is decided by content: first by what the previous table
 says, then by the order of the content hashes, never by position. A made id never equals an id that a cell holds.
 Only rows of such families are held as texts; of the rest 64 bits of each id are in memory, which tell whose id may
@@ -8,10 +10,15 @@ repeat, and the texts stay in the file.
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
+import hashlib
+import json
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain, count, groupby
+from json.encoder import encode_basestring
 from math import isnan
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import TableError
-from gxr_batch.rows.fields import python_values
+from gxr_batch.rows.columns import FieldMap, python_values
 from gxr_batch.storage import table_copy
 
 DERIVED_DIGITS = 16
@@ -33,6 +40,59 @@ _ROWS_A_BATCH = 65_536
 
 Mask = npt.NDArray[np.bool_]
 Marks = npt.NDArray[np.int64]
+
+
+class ContentHasher:
+    """Hashes the content of rows, column by column."""
+
+    def __init__(self, fields: FieldMap) -> None:
+        self._fields = fields
+        self._used = fields.used()
+        self._plans: dict[str, tuple[str, tuple[str, ...]]] = {}
+
+    def hashes(self, table: pa.Table) -> list[str]:
+        """Return each row's content hash, 64 hex digits."""
+        columns = {field: _json_texts(python_values(table, self._fields.columns[field])) for field in self._used}
+        names = self._fields.template_names(table)
+        rows = {name: self._rows(name, columns, table.num_rows) for name in dict.fromkeys(names)}
+        sha256 = hashlib.sha256
+        return [sha256(rows[name][number].encode()).hexdigest() for number, name in enumerate(names)]
+
+    def _rows(self, name: str, columns: Mapping[str, Sequence[str]], size: int) -> list[str]:
+        """Return the canonical JSON that every row would have under a template."""
+        form, fields = self._plan(name)
+        if not fields:
+            return [form % ()] * size
+        return [form % cells for cells in zip(*(columns[field] for field in fields), strict=True)]
+
+    def _plan(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """Return the JSON of a template's rows with a %s for each cell, and the fields of these cells."""
+        fields = tuple(field for field in self._used if field in self._fields.templates.get(name, ()))
+        members = [f"{encode_basestring(field)}:".replace("%", "%%") + "%s" for field in fields]
+        if self._fields.template_column:
+            members.insert(0, f'"":{encode_basestring(name)}'.replace("%", "%%"))  # the empty key sorts first
+        return "{" + ",".join(members) + "}", fields
+
+
+def _json_texts(values: list[Any]) -> list[str]:
+    """Return each value's canonical JSON."""
+    quote = encode_basestring
+    return [
+        "null" if value is None else quote(value) if type(value) is str else canonical_json(value) for value in values
+    ]
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of a value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_as_text)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, dt.date | dt.time):
+        return value.isoformat()
+    return str(value)
 
 
 class Known(NamedTuple):

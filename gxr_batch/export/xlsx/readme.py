@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from gxr_batch.cells import for_workbook
 from gxr_batch.export.source import Source
 from gxr_batch.export.xlsx.formats import Formats
-from gxr_batch.legend import LEGEND
 from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES
+from gxr_batch.text_checks.descriptions import LEGEND
 
 APPROVED_BANNER = (
     "AI-generated teaching material. Each case was approved by the person in gxr_reviewer; gxr_review_text, where "

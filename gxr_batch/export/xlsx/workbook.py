@@ -24,8 +24,8 @@ from gxr_batch.export.xlsx.formats import Formats, make_formats
 from gxr_batch.export.xlsx.layout import Column, layout, row_height
 from gxr_batch.export.xlsx.readme import APPROVED_BANNER, state, write_readme
 from gxr_batch.ledger.files import TEMPORARY_SUFFIX, write_whole
-from gxr_batch.legend import SHORTENED
 from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema
+from gxr_batch.text_checks.descriptions import SHORTENED
 
 # Excel's limit is 1,048,576 rows a sheet; a round number below it leaves room for banner and header.
 ROWS_A_SHEET = 1_000_000

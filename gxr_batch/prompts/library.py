@@ -1,0 +1,75 @@
+"""The templates that a job can name: built in, its own by name, or one file by path."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from gxr_batch.errors import TemplateError
+from gxr_batch.job import PromptSection
+from gxr_batch.prompts.template import Template, compile_template
+
+_SUFFIX = ".md.j2"
+
+
+class Templates:
+    """All templates of one job. Raises TemplateError where one that the job names is missing or not valid."""
+
+    def __init__(self, section: PromptSection) -> None:
+        self.column = section.template_column
+        self._own = {name: _read(name, Path(path)) for name, path in section.templates.items()}
+        chosen = section.template
+        self.default = _read(Path(chosen).name, Path(chosen)) if chosen.endswith(".j2") else self.get(chosen)
+
+    def get(self, name: str) -> Template:
+        """Return a template by name. Raises TemplateError, naming the nearest, where there is none."""
+        if name in self._own:
+            return self._own[name]
+        if name in builtin_names():
+            return _builtin(name)
+        if hasattr(self, "default") and name == self.default.name:
+            return self.default
+        known = [*self._own, *builtin_names()]
+        near = difflib.get_close_matches(name, known, n=1)
+        raise TemplateError(
+            "There is no template of that name.",
+            where="prompt.template",
+            next_step=f"did you mean {near[0]}?"
+            if near
+            else f"known: {', '.join(known)}; or give the path of a .j2 file",
+        )
+
+    def available(self) -> dict[str, str]:
+        """Return every name that a row may choose, with what the template is for."""
+        names = [self.default.name, *self._own, *builtin_names()]
+        return {name: self.get(name).description for name in dict.fromkeys(names)}
+
+
+@cache
+def builtin_names() -> tuple[str, ...]:
+    """Return the names of the built-in templates, sorted."""
+    entries = (entry.name for entry in files(__package__).iterdir())
+    return tuple(sorted(name.removesuffix(_SUFFIX) for name in entries if name.endswith(_SUFFIX)))
+
+
+@cache
+def _builtin(name: str) -> Template:
+    source = files(__package__).joinpath(name + _SUFFIX).read_text(encoding="utf-8")
+    return compile_template(name, source, f"built-in template {name}")
+
+
+def _read(name: str, path: Path) -> Template:
+    try:
+        source = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise TemplateError(
+            "There is no such template file.",
+            where=str(path.absolute()),
+            next_step="paths are relative to the folder that you start from",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise TemplateError(f"The template cannot be read: {reason}.", where=str(path.absolute())) from None
+    return compile_template(name, source, str(path))

@@ -1,0 +1,123 @@
+"""Row -> Messages: fills a template and lays out the turns; `run`, `generate` and `finetune` share this function."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gxr_batch.errors import RowError, TemplateError
+from gxr_batch.job import Job
+from gxr_batch.prompts.library import Templates
+from gxr_batch.prompts.sandbox import TooMuchWork
+from gxr_batch.prompts.template import Template
+from gxr_batch.records import Messages, Turn
+from gxr_batch.rows.columns import FieldMap, listed, nearest
+
+_JSON = json.JSONEncoder(ensure_ascii=False)
+
+
+def render(template: Template, values: Mapping[str, Any], *, system: str) -> Messages:
+    """Return the turns that a row gives with a template; `values` maps fields to cells, absent or None = missing.
+
+    The system text stands in a turn of its own, first. Raises RowError where a required field is empty or the template
+    cannot be filled with these cells.
+    """
+    cells = {name: _cell(values.get(name)) for name in template.fields}
+    empty = [name for name in template.required if cells[name] is None]
+    if empty:
+        raise RowError(f"the template {template.name} needs {', '.join(empty)}, which this row does not have")
+    try:
+        text = template.fill(cells)
+    except TooMuchWork as error:
+        raise RowError(f"the template {template.name} is more work than a prompt should be: {error.message}") from None
+    except Exception as error:  # whatever a template does with a cell, it is this row's failure
+        raise RowError(f"the template {template.name} cannot be filled ({type(error).__name__})") from None
+    if not text:
+        raise RowError(f"the template {template.name} gives an empty prompt")
+    if not _is_unicode(text):
+        raise RowError(f"the template {template.name} gives half of a surrogate pair, which is no character")
+    turns = (Turn("system", system.strip()), Turn("user", text)) if system.strip() else (Turn("user", text),)
+    prefix = template.literal_prefix
+    return Messages(turns, template.name, len(prefix) if text.startswith(prefix) else 0)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell without blanks around it, None where it is missing: null, blank or not a number (NaN)."""
+    if isinstance(value, str):
+        return value.strip() or None
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def messages_sha256(messages: Messages) -> str:
+    """Return the sha256 (hex) of a prompt's turns, by which a row's prompt can be recognised without being stored."""
+    return hashlib.sha256(_JSON.encode(messages.turns).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def row_template(templates: Templates, name: str) -> Template:
+    """Return the template that a row names. Raises RowError where there is none, without the name: it is a cell."""
+    try:
+        return templates.get(name)
+    except TemplateError:
+        raise RowError(f"column {templates.column} names a template that does not exist") from None
+
+
+def field_map(templates: Templates, job: Job, columns: Sequence[str]) -> FieldMap:
+    """Relate the templates' fields to the table's columns.
+
+    Raises TemplateError, naming everything that is missing at once with the nearest existing names.
+    """
+    column_of_field = job.input.columns
+    chosen = job.prompt.template_column
+    default = templates.default
+    names = list(templates.available()) if chosen else [default.name]
+    fields_of = {name: templates.get(name).fields for name in names}
+    fields = {field for used in fields_of.values() for field in used}
+    wrong = [f"prompt.template_column = {chosen}"] if chosen and chosen not in columns else []
+    wrong += [f"input.columns.{name} = {column}" for name, column in column_of_field.items() if column not in columns]
+    mapped = {field: column_of_field.get(field, field) for field in fields}
+    missing = [name for name in default.required if mapped[name] not in columns and name not in column_of_field]
+    unused = [name for name in column_of_field if name not in fields]
+    if wrong or missing or unused:
+        raise _mismatch(default, columns, wrong, missing, unused)
+    present = {name: column for name, column in mapped.items() if column in columns}
+    return FieldMap(templates=fields_of, default=default.name, template_column=chosen, columns=present)
+
+
+def _mismatch(
+    template: Template, columns: Sequence[str], wrong: list[str], missing: list[str], unused: list[str]
+) -> TemplateError:
+    sentences = []
+    if missing:
+        sentences.append(f"The template {template.name} needs columns that the table lacks: {_near(missing, columns)}.")
+    if wrong:
+        named = [text.rpartition(" = ")[2] for text in wrong]
+        sentences.append(f"The job names columns that the table lacks: {_near(named, columns)}.")
+    if unused:
+        sentences.append(f"No template uses these fields of [input.columns]: {_near(unused, template.fields)}.")
+    example = missing[0] if missing else "findings"
+    return TemplateError(
+        " ".join(sentences),
+        where="; ".join(wrong) or "[input.columns]",
+        next_step=f'map a field to a column of another name: [input.columns] {example} = "its column"; '
+        f"the table: {listed(columns)}",
+    )
+
+
+def _near(names: Sequence[str], known: Sequence[str]) -> str:
+    """Return the names, each with the nearest known one where there is one."""
+    found = []
+    for name in names:
+        near = nearest(name, known)
+        found.append(f"{name} (nearest: {near[0]})" if near else name)
+    return ", ".join(found)

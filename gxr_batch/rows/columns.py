@@ -1,0 +1,199 @@
+"""Column names, and which columns fill which fields of a template.
+
+Names are cleaned as the contract says, and looked for with the nearest ones at hand. A table without a header line has
+the cells of its first row in the place of names; no cell may appear in a message, so names are shown only where all of
+them look like names. The values of a column become Python's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from gxr_batch.errors import TableError
+
+RESERVED_PREFIX = "gxr_"
+_SHOWN = 20
+_LONGEST, _MOST_WORDS = 48, 5
+_SENTENCE = re.compile(r"[.!?;](\s|$)|,\s|\n|\r")
+
+
+class Cleaned(NamedTuple):
+    """The names that are kept, the place of each in the file (from 0), and a sentence for each one changed."""
+
+    names: tuple[str, ...]
+    places: tuple[int, ...]
+    notices: tuple[str, ...]
+
+
+def plausible(names: Iterable[str]) -> bool:
+    """Return whether all of these look like column names: short, with a letter, no sentence, number or date."""
+    return all(_plausible(name) for name in names)
+
+
+def _plausible(name: str) -> bool:
+    short = len(name) <= _LONGEST and len(name.split()) <= _MOST_WORDS
+    return not name.strip() or (short and not _SENTENCE.search(name) and any(map(str.isalpha, name)))
+
+
+def spoken(place: int, names: Sequence[str]) -> str:
+    """Return how a message calls the column at a place: by its name, or by its number where it may be a cell."""
+    return names[place] if plausible(names) else f"number {place + 1}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the names for a message, or how many there are where they look like the cells of a row."""
+    if not plausible(names):
+        return f"its first line has {counted(len(names), 'cell')} that look like a row: does it lack a header line?"
+    return f"its columns: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+
+
+def nearest(name: str, names: Sequence[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Return the names that are most like `name`; none where they look like the cells of a row."""
+    if not plausible(names):
+        return []
+    near = difflib.get_close_matches(name.lower(), [other.lower() for other in names], n=most, cutoff=cutoff)
+    return [other for other in names if other.lower() in near]
+
+
+def clean(raw: Sequence[str]) -> Cleaned:
+    """Trim names, name the nameless by their place, number the repeated, drop those of the results."""
+    trimmed = [name.strip() for name in raw]
+    # A name that stands in the file is never given to another column.
+    taken = set(trimmed)
+    seen: set[str] = set()
+    names, places, notices = [], [], []
+    for place, (before, name) in enumerate(zip(raw, trimmed, strict=True)):
+        if name.startswith(RESERVED_PREFIX):
+            called = spoken(place, trimmed)
+            notices.append(
+                f"column {called} is left out: names that begin with {RESERVED_PREFIX} belong to the results"
+            )
+            continue
+        final = name
+        if not name:
+            final = next(_free(f"column_{place + 1}", taken, first=True))
+            notices.append(f"column {place + 1} has no name and is called {final}")
+        elif name in seen:
+            final = next(_free(name, taken, first=False))
+            called = f" is called {final}" if plausible(trimmed) else " gets a number after its name"
+            notices.append(f"the column name {spoken(place, trimmed)} is repeated: column {place + 1}{called}")
+        elif name != before:
+            notices.append(f"blanks round the column name {spoken(place, trimmed)} are left out")
+        seen.add(name)
+        taken.add(final)
+        names.append(final)
+        places.append(place)
+    return Cleaned(tuple(names), tuple(places), tuple(notices))
+
+
+def _free(name: str, taken: set[str], *, first: bool) -> Iterator[str]:
+    """Yield free names: `name` itself if `first`, then "name (2)", "name (3)" and so on."""
+    if first and name not in taken:
+        yield name
+    number = 2
+    while True:
+        if (numbered := f"{name} ({number})") not in taken:
+            yield numbered
+        number += 1
+
+
+def counted(number: int, thing: str) -> str:
+    """Return "1 row", "2,000 rows"."""
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+
+
+def require_column(name: str, names: Sequence[str], *, key: str) -> None:
+    """Raise TableError, with the nearest names, where the column that the job key asks for is not in the table."""
+    if not name or name in names:
+        return
+    near = nearest(name, names, 3, 0.5)
+    raise TableError(
+        f"The table has no column {name}.",
+        where=key,
+        next_step=f"did you mean {' or '.join(near)}?" if near else listed(names),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldMap:
+    """Which columns fill which fields of which templates.
+
+    `templates` maps a template's name to the fields that it uses, `columns` a field to the column that fills it (only
+    fields that have one). A row's template is named in its cell of `template_column`; `default` where there is no such
+    column or the cell is blank. `columns` never maps to a column that the table lacks.
+    """
+
+    templates: Mapping[str, tuple[str, ...]]
+    default: str
+    template_column: str = ""
+    columns: Mapping[str, str]
+
+    def used(self) -> tuple[str, ...]:
+        """Return the fields of any template that have a column, sorted."""
+        fields = {field for names in self.templates.values() for field in names}
+        return tuple(sorted(fields & self.columns.keys()))
+
+    def needed_columns(self) -> list[str]:
+        """Return the columns that fill a field or name a template, each once."""
+        named = [self.template_column] if self.template_column else []
+        return list(dict.fromkeys(named + [self.columns[field] for field in self.used()]))
+
+    def template_names(self, table: pa.Table) -> list[str]:
+        """Return the name of each row's template; it need not be one that exists."""
+        if not self.template_column:
+            return [self.default] * table.num_rows
+        cells = python_values(table, self.template_column)
+        return [str(cell).strip() or self.default if cell is not None else self.default for cell in cells]
+
+
+def python_values(table: pa.Table, column: str) -> list[Any]:
+    """Return a column as Python values. Times finer than a microsecond are cut to it.
+
+    Raises TableError for times that Python cannot hold, and for text that is not UTF-8.
+    """
+    cells = table[column]
+    plain = _plain(cells.type)
+    try:
+        if plain != cells.type:
+            cells = cells.cast(plain, safe=False)
+        values: list[Any] = cells.to_pylist()
+    except (ValueError, OverflowError, LookupError, pa.ArrowException):
+        raise TableError(
+            f"The column {column} holds a value that cannot be put into a prompt, such as a time after the year 9999.",
+            where=f"column {column}",
+            next_step="write the column as text",
+        ) from None
+    return values
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type with nanoseconds made microseconds, where Python's own times end, and dictionaries undone."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_nested(kind):
+        return _plain_nested(kind)
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    return pa.time64("us") if pa.types.is_time64(kind) else kind
+
+
+def _plain_nested(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_plain(kind.key_type), kind.item_field.with_type(_plain(kind.item_type)))
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)), kind.list_size)
+    return kind

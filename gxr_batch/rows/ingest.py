@@ -1,0 +1,228 @@
+"""Copies the table into input.parquet: the user's columns, a row id and a content hash for every row.
+
+One pass over the files; a second one over the copy only where ids repeat. In memory stay one batch, and 64 bits of
+each id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gxr_batch.errors import TableError
+from gxr_batch.rows import csv_tables, parquet_tables
+from gxr_batch.rows.columns import FieldMap, counted, require_column
+from gxr_batch.rows.ids import (
+    DERIVED_DIGITS,
+    Bases,
+    ContentHasher,
+    Distinct,
+    Marks,
+    Mask,
+    PriorTable,
+    cell_ids,
+    distinct,
+    in_mask,
+    marks,
+    require_usable,
+)
+from gxr_batch.rows.source_files import SourceFile, changed, changed_error
+from gxr_batch.rows.survey import Survey
+from gxr_batch.storage import storage_errors
+
+ID, CONTENT = "gxr_row_id", "gxr_content_hash"
+_KEY_FIELDS = (pa.field(ID, pa.string()), pa.field(CONTENT, pa.string()))
+_ROWS_A_GROUP = 65_536
+_BYTES_A_GROUP = 2**25
+
+
+class Ingested(NamedTuple):
+    """How many rows the table has, and sentences that the user should read."""
+
+    rows: int
+    notices: tuple[str, ...]
+
+
+def ingest(
+    survey: Survey, fields: FieldMap, target: Path, *, id_column: str, prior: Path | None, limit: int | None
+) -> Ingested:
+    """Write the table to `target`, for the caller to rename. Row order is that of the files.
+
+    `prior` is the input.parquet of the run's previous invocation: rows whose ids repeat keep the ids that they had
+    there. `limit` takes the first rows only. Raises TableError where a row cannot be read or a file changed since the
+    survey, StorageError where the disk fails; then `target` does not exist.
+    """
+    require_column(id_column, survey.schema.names, key="input.id_column")
+    require_column(fields.template_column, survey.schema.names, key="prompt.template_column")
+    if id_column:
+        require_usable(survey.schema.field(id_column).type, id_column)
+    intake = _Intake(survey, fields, id_column)
+    with _target_errors(target):
+        bases = Bases(target, ID, intake.copy(target, limit))
+        made = distinct(bases, lambda mask: _contents(target, mask), PriorTable(prior, id_column) if prior else None)
+        if made.ids:
+            _replace_ids(target, made)
+        for file in survey.files:
+            if changed(file):
+                raise changed_error(file)
+    return Ingested(len(bases), tuple(intake.notices + _repeats(made.repeats, id_column)))
+
+
+class _Intake:
+    """One pass over the files."""
+
+    def __init__(self, survey: Survey, fields: FieldMap, id_column: str) -> None:
+        self._survey, self._id_column = survey, id_column
+        self._hasher = ContentHasher(fields)
+        self._derived = 0
+        self.notices: list[str] = []
+
+    def copy(self, target: Path, limit: int | None) -> Marks:
+        """Write the table with the ids that cells and hashes give, and return their marks."""
+        seen = [np.empty(0, np.int64)]
+        schema = pa.schema([*self._survey.schema, *_KEY_FIELDS])
+        with _Groups(target, schema) as groups:
+            for table in _first_rows(self._tables(), limit):
+                contents = self._hasher.hashes(table)
+                bases = self._bases(table, contents)
+                seen.append(marks(bases))
+                keys = [pa.array(bases, pa.string()), pa.array(contents, pa.string())]
+                groups.write(pa.Table.from_arrays([*table.columns, *keys], schema=schema))
+        if self._derived:
+            self.notices.append(
+                f"{counted(self._derived, 'row')} without {self._id_column}: the id comes from the content"
+            )
+        if not sum(map(len, seen)):
+            self.notices.append("the table has a header and no rows")
+        return np.concatenate(seen)
+
+    def _bases(self, table: pa.Table, contents: Sequence[str]) -> list[str]:
+        derived = [content[:DERIVED_DIGITS] for content in contents]
+        if not self._id_column:
+            return derived
+        cells = cell_ids(table, self._id_column)
+        self._derived += cells.count("")
+        return [cell or other for cell, other in zip(cells, derived, strict=True)]
+
+    def _tables(self) -> Iterator[pa.Table]:
+        """Yield the rows of all files with all columns of the table."""
+        for file in self._survey.files:
+            try:
+                for table in self._batches(file):
+                    yield _widened(table, self._survey.schema)
+            except TableError:
+                if changed(file):  # then a row cut in half is not the user's mistake
+                    raise changed_error(file) from None
+                raise
+
+    def _batches(self, file: SourceFile) -> Iterator[pa.Table]:
+        nulls = self._survey.null_values
+        if file.kind == "parquet":
+            return parquet_tables.batches(file, nulls)
+        return csv_tables.batches(file, nulls, self.notices.append)
+
+
+def _first_rows(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Table]:
+    left = limit
+    for table in tables:
+        if left is None:
+            yield table
+            continue
+        yield table.slice(0, left)
+        left -= min(left, table.num_rows)
+        if not left:
+            return
+
+
+def _widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a file's rows with the columns that only other files have, as nulls."""
+    own = set(table.column_names)
+    columns = [
+        pa.nulls(table.num_rows, field.type)
+        if field.name not in own or pa.types.is_null(table.schema.field(field.name).type)
+        else table[field.name]
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+class _Groups:
+    """Writes tables of any size as row groups of a useful one."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        # A category's index may have 8 bits: enough for the words of a batch, not for those of many. Every batch is
+        # then a group of its own, with its own dictionary.
+        self._at_once = any("dictionary<" in str(kind) for kind in schema.types)
+        # Otherwise no dictionaries: the size of a group in the file's footer is then what it takes in memory.
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=self._at_once)
+        self._tables: list[pa.Table] = []
+        self._rows = self._bytes = 0
+
+    def write(self, table: pa.Table) -> None:
+        self._tables.append(table)
+        self._rows += table.num_rows
+        self._bytes += table.nbytes
+        if self._at_once or self._rows >= _ROWS_A_GROUP or self._bytes >= _BYTES_A_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.concat_tables(self._tables), row_group_size=self._rows)
+        self._tables, self._rows, self._bytes = [], 0, 0
+
+    def __enter__(self) -> _Groups:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+
+def _contents(path: Path, mask: Mask) -> list[str]:
+    """Return the content hashes of the rows in a mask."""
+    with pq.ParquetFile(path) as file:
+        return in_mask((batch.column(0) for batch in file.iter_batches(_ROWS_A_GROUP, columns=[CONTENT])), mask)
+
+
+def _replace_ids(path: Path, made: Distinct) -> None:
+    """Write the file anew with other row ids."""
+    other = path.with_name(path.name + ".ids")
+    start = done = 0
+    with pq.ParquetFile(path) as file, _Groups(other, file.schema_arrow) as groups:
+        place = file.schema_arrow.get_field_index(ID)
+        for batch in file.iter_batches(parquet_tables.rows_a_batch(file.metadata)):
+            mask = made.mask[start : start + batch.num_rows]
+            ids = pa.array(made.ids[done : done + int(mask.sum())], pa.string())
+            start, done = start + batch.num_rows, done + len(ids)
+            own = pc.replace_with_mask(batch.column(place), pa.array(mask), ids)
+            groups.write(pa.Table.from_batches([batch]).set_column(place, batch.schema.field(place), own))
+    other.replace(path)
+
+
+def _repeats(more: int, id_column: str) -> list[str]:
+    """Return a sentence on rows that share an id, if there are any."""
+    if not more:
+        return []
+    what = f"the {id_column}" if id_column else "the content"
+    return [f"{counted(more, 'row')} with {what} of another row: told apart as #2, #3, ..."]
+
+
+@contextmanager
+def _target_errors(target: Path) -> Iterator[None]:
+    """Turn the disk's refusals into StorageError, and leave nothing behind of a copy that failed."""
+    try:
+        with storage_errors(target):
+            yield
+    except BaseException:
+        for path in (target, target.with_name(target.name + ".ids")):
+            with suppress(OSError):
+                path.unlink()
+        raise

@@ -1,0 +1,139 @@
+"""Parquet files as Arrow tables, every column with the type that it has there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from gxr_batch.errors import TableError
+from gxr_batch.rows.columns import spoken
+from gxr_batch.rows.source_files import SourceFile, changed_error, reading, sha256_of
+
+_ROWS_A_BATCH = 16_384
+_BYTES_A_BATCH = 2**23
+# Columns are read through a buffer of this size, so that a file of one huge row group is streamed too.
+_BUFFER_BYTES = 2**20
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Return the names and types of a Parquet file as they stand in it. Raises TableError."""
+    with reading(path):
+        path.open("rb").close()  # a file that may not be read is not taken for a damaged one
+    with _damage(path), pq.ParquetFile(path) as parquet:
+        schema = parquet.schema_arrow
+        "".join(schema.names).encode()
+        schema = pa.schema([field.with_type(without_views(field.type)) for field in schema])
+    if not len(schema):
+        raise TableError("The file has no columns.", where=str(path))
+    return schema
+
+
+def batches(file: SourceFile, nulls: Collection[str]) -> Iterator[pa.Table]:
+    """Yield the rows as tables of `file.schema`; text cells that are one of `nulls` are null.
+
+    Raises TableError where a page is damaged, a text is not UTF-8, or the file is no longer the one surveyed.
+    """
+    words = pa.array(list(nulls), pa.string())
+    start = 0
+    with _damage(file.path), pq.ParquetFile(file.path, buffer_size=_BUFFER_BYTES) as parquet:
+        if parquet.schema_arrow.names and len(parquet.schema_arrow) != file.width:
+            raise changed_error(file)
+        for batch in parquet.iter_batches(rows_a_batch(parquet.metadata)):
+            columns = [_checked(file, batch, place, start) for place in file.places]
+            if nulls:
+                columns = [_without(column, words) for column in columns]
+            yield pa.Table.from_arrays(columns, schema=file.schema)
+            start += batch.num_rows
+    if sha256_of(file.path) != file.sha256:
+        raise changed_error(file)
+
+
+def rows_a_batch(metadata: pq.FileMetaData) -> int:
+    """Return how many rows to take at a time so that long cells do not fill the memory."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    heaviest = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=1.0)
+    return int(min(_ROWS_A_BATCH, max(1.0, _BYTES_A_BATCH / max(heaviest, 1.0))))
+
+
+def _checked(file: SourceFile, batch: pa.RecordBatch, place: int, start: int) -> pa.Array:
+    """Return a column after a look at its content: the reader itself passes on text that is not UTF-8."""
+    column = batch.column(place)
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        row = next((number for number in range(len(column)) if not _valid(column.slice(number, 1))), 0)
+        raise TableError(
+            "A cell is not valid: text that is not UTF-8, or a damaged value.",
+            where=f"{file.path}, row {start + row + 1}, column {spoken(file.places.index(place), file.schema.names)}",
+            next_step="write the file anew from its source",
+        ) from None
+    kind = file.schema.types[file.places.index(place)]
+    return column if column.type == kind else column.cast(kind)
+
+
+def _valid(column: pa.Array) -> bool:
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _without(column: pa.Array, words: pa.Array) -> pa.Array:
+    """Return the column with the cells that are one of `words` null, where it holds text; else as it is."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        if not is_text(kind.value_type):
+            return column
+        gone = pc.is_in(column.dictionary_decode().cast(pa.string()), value_set=words)
+        indices = pc.if_else(gone, None, column.indices)
+        return pa.DictionaryArray.from_arrays(indices, column.dictionary, ordered=kind.ordered)
+    if not is_text(kind):
+        return column
+    gone = pc.is_in(column.cast(pa.string()), value_set=words)
+    return pc.if_else(gone, None, column.cast(pa.string())).cast(kind)
+
+
+def without_views(kind: pa.DataType) -> pa.DataType:
+    """Return the type with views made plain: Parquet does not have them, and Arrow cannot yet select their rows."""
+    for is_view, plain in ((pa.types.is_string_view, pa.string()), (pa.types.is_binary_view, pa.binary())):
+        if is_view(kind):
+            return plain
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(without_views(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(without_views(kind.key_type), kind.item_field.with_type(without_views(kind.item_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(without_views(kind.value_type)), kind.list_size)
+    for is_list, made in (
+        (pa.types.is_list, pa.list_),
+        (pa.types.is_large_list, pa.large_list),
+        (pa.types.is_list_view, pa.list_),
+        (pa.types.is_large_list_view, pa.large_list),
+    ):
+        if is_list(kind):
+            return made(kind.value_field.with_type(without_views(kind.value_type)))
+    return kind
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether a type is one of Arrow's text types."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn whatever the Parquet reader raises inside the block into a TableError; its text may quote the file."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, ValueError):
+        raise TableError(
+            "The file is damaged or cut off, or is not Parquet at all.",
+            where=str(path.absolute()),
+            next_step="write or copy it anew",
+        ) from None

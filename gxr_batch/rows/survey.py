@@ -1,0 +1,114 @@
+"""The look at the table before anything is copied: files, encodings, headers, types. It keeps no row."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from gxr_batch.errors import TableError
+from gxr_batch.job import InputSection
+from gxr_batch.rows import csv_tables, parquet_tables
+from gxr_batch.rows.columns import Cleaned, clean, require_column, spoken
+from gxr_batch.rows.encoding import scan
+from gxr_batch.rows.source_files import SourceFile, find, kind_of, sha256_of, stat_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What the input path means: its files in order, and the columns of the table that they make together.
+
+    `schema` holds the user's columns in order of first appearance, under their final names. `sha256` stands for the
+    contents of all files in order, and for how they are read; their names are not in it. `notices` are sentences that
+    the user should read.
+    """
+
+    files: tuple[SourceFile, ...]
+    schema: pa.Schema
+    sha256: str
+    notices: tuple[str, ...]
+    null_values: tuple[str, ...] = ()
+
+
+def survey(section: InputSection) -> Survey:
+    """Look at every file of the input. Raises TableError where one cannot be used, StorageError if the disk fails."""
+    told: dict[str, list[Path]] = {}
+    files = tuple(_look(path, section, told) for path in find(section.path))
+    schema = _union(files)
+    require_column(section.id_column, schema.names, key="input.id_column")
+    marks = "\n".join(f"{file.kind} {file.encoding} {file.delimiter!r} {file.sha256}" for file in files)
+    return Survey(
+        files=files,
+        schema=schema,
+        sha256=hashlib.sha256(marks.encode()).hexdigest(),
+        notices=tuple(_notice(text, paths) for text, paths in told.items()),
+        null_values=section.null_values,
+    )
+
+
+def _look(path: Path, section: InputSection, told: dict[str, list[Path]]) -> SourceFile:
+    kind = kind_of(path)
+    seen = stat_file(path)
+    encoding = delimiter = ""
+    if kind == "parquet":
+        sha256 = sha256_of(path)
+        found = parquet_tables.read_schema(path)
+        cleaned = clean(found.names)
+        types = [found.field(place).type for place in cleaned.places]
+        width = len(found)
+    else:
+        encoding, sha256, notice = scan(path, section.encoding)
+        delimiter = section.delimiter
+        if delimiter == "auto":
+            delimiter = csv_tables.find_delimiter(path, encoding)
+        raw = csv_tables.read_header(path, encoding, delimiter)
+        cleaned = clean(raw)
+        types = [pa.string()] * len(cleaned.names)
+        width = len(raw)
+        if notice:
+            told.setdefault(notice, []).append(path)
+    for notice in cleaned.notices:
+        told.setdefault(notice, []).append(path)
+    return SourceFile(
+        path=path,
+        kind=kind,
+        sha256=sha256,
+        size=seen.st_size,
+        mtime_ns=seen.st_mtime_ns,
+        schema=_schema(path, cleaned, types),
+        places=cleaned.places,
+        width=width,
+        encoding=encoding,
+        delimiter=delimiter,
+    )
+
+
+def _schema(path: Path, cleaned: Cleaned, types: list[pa.DataType]) -> pa.Schema:
+    if not cleaned.names:
+        raise TableError("No column is left of this file.", where=str(path), next_step="; ".join(cleaned.notices))
+    return pa.schema([pa.field(name, kind) for name, kind in zip(cleaned.names, types, strict=True)])
+
+
+def _union(files: tuple[SourceFile, ...]) -> pa.Schema:
+    """Return all columns in order of first appearance. Raises TableError where one has two types."""
+    first: dict[str, tuple[pa.DataType, Path]] = {}
+    for file in files:
+        for field in file.schema:
+            kind, path = first.setdefault(field.name, (field.type, file.path))
+            if kind == field.type or pa.types.is_null(field.type):
+                continue
+            if not pa.types.is_null(kind):
+                called = spoken(file.schema.get_field_index(field.name), file.schema.names)
+                raise TableError(
+                    f"The column {called} has two types: {kind} in {path}, {field.type} in {file.path}.",
+                    next_step="write the files with one type, or run them as jobs of their own",
+                )
+            first[field.name] = (field.type, file.path)  # a column without a single value takes the others' type
+    return pa.schema([pa.field(name, kind) for name, (kind, _) in first.items()])
+
+
+def _notice(text: str, paths: list[Path]) -> str:
+    more = f" and {len(paths) - 1:,} more files" if len(paths) > 2 else f" and {paths[1]}" if len(paths) == 2 else ""
+    return f"{paths[0]}{more}: {text}"

@@ -1,0 +1,23 @@
+"""Every flag that `gxr_flags` can hold, each with a sentence for the reader of a workbook or a page."""
+
+from __future__ import annotations
+
+from gxr_batch.records import REVIEWERS_DISAGREE, STALE_REVIEW
+from gxr_batch.text_checks.flags import FLAGS
+from gxr_batch.text_checks.identifiers import RULES
+from gxr_batch.text_checks.screening import IN_INPUT, IN_OUTPUT
+
+SHORTENED = "shortened_for_excel"
+
+LEGEND = {
+    **{flag: text for flag, text in FLAGS.items() if flag != "possible_identifier"},
+    f"{IN_INPUT}:RULE": f"Identifier screening hits a cell or the prompt. Rules: {', '.join(RULES)}.",
+    f"{IN_OUTPUT}:RULE": FLAGS["possible_identifier"],
+    STALE_REVIEW: "The text was generated anew after a reviewer had judged an earlier one.",
+    REVIEWERS_DISAGREE: "Reviewers differ in their verdict or in the corrected text; the newest review is shown.",
+    SHORTENED: "A cell is too long for Excel and was cut with a mark; results.parquet has all of it.",
+}
+# The same with every rule of screening written out.
+EVERY_FLAG = LEGEND | {
+    f"{where}:{rule}": sentence for where in (IN_INPUT, IN_OUTPUT) for rule, sentence in RULES.items()
+}

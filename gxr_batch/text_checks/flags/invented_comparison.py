@@ -1,0 +1,71 @@
+"""Whether a text compares with an earlier film of the patient although the row mentions none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from gxr_batch.text_checks.flags.evidence import Reading
+from gxr_batch.text_checks.flags.mentions import GENERAL
+from gxr_batch.text_checks.flags.sentences import word_set, words_of
+
+_STUDY = (
+    r"(?:films?|stud(?:y|ies)|radiographs?|x ?rays?|exams?|examinations?|cts?|scans?|imaging|images?|chest|reports?)"
+)
+_BEFORE = r"(?:prior|previous|earlier|last|preceding|former|baseline|preoperative|first|initial|old|older|most recent)"
+_CHANGED = (
+    r"(?:has|have) (?:\w+ )?(?:increased|decreased|improved|worsened|progressed|grown|enlarged|regressed|diminished)\b"
+)
+_HAS_CHANGED = re.compile(rf"\b{_CHANGED}")
+_COMPARES = re.compile(
+    rf"\b(?:{_BEFORE} (?:available )?(?:chest |frontal |portable )?{_STUDY}\b|"
+    rf"since (?:the |an? |his |her )?{_BEFORE}\b|since (?:yesterday|admission)\b|"
+    rf"{_STUDY} (?:of|from) (?:the )?(?:last|previous|prior|earlier|yesterday|{_BEFORE})\b|"
+    r"interval (?:\w+ )?(?:change|increase|decrease|improvement|worsening|development|resolution|progression|"
+    r"enlargement|growth|removal|placement|clearing|appearance)\b|in the (?:short |brief )?interval\b|"
+    r"unchanged\b|(?:remains?|is|are|overall|appears?) (?:\w+ )?stable\b|stable (?:in|since|appearance|compared)\b|"
+    r"again (?:is |are )?(?:seen|noted|demonstrated|visible|shown|identified|observed)\b|"
+    r"previously (?:seen|noted|described|identified|reported|demonstrated|visible|known)\b|"
+    rf"{_CHANGED}|"
+    r"(?:compared (?:to|with)|in comparison (?:to|with)) (?:the )?(?:prior|previous|earlier|last|yesterday|"
+    rf"{_STUDY} (?:of|from|taken))\b|no longer (?:seen|visible|present|evident|identified)\b)|^stable \w+"
+)
+_CUES = word_set(
+    "prior previous previously earlier last preceding former baseline preoperative first initial old older recent "
+    "since yesterday interval unchanged stable again increased decreased improved worsened progressed grown "
+    "enlarged regressed diminished compared comparison longer"
+)
+# An earlier film that is wished for, missing, or spoken of in general.
+_WISHED = word_set(
+    "recommend recommended recommends recommendation help helps helpful useful needed essential available "
+    "unavailable obtain obtained request ask compare comparing where when nobody unknown unclear could must "
+    "lacking important crucial advised over years cheapest best if"
+)
+_KNOWN = word_set(
+    "prior previous previously earlier since unchanged stable again before longer interval grown resolved cleared "
+    "progressed improved worsened last persistent persists residual old new increasing decreasing"
+)
+_NONE = re.compile(rf"\b(?:no|without|lacking|not) (?:an? |any |the )?(?:{_BEFORE}|comparison)\b")
+
+
+def invents_comparison(reading: Reading) -> bool:
+    """Say whether a text compares with an earlier film and the row gives no ground for it.
+
+    Only for templates with a field `comparison`: without one, nobody was asked for an earlier film.
+    """
+    asked = "comparison" in reading.evidence.values
+    if not asked or reading.cell("comparison") or _CUES.isdisjoint(reading.vocabulary):
+        return False
+    if not any(_is_comparison(words) for words in reading.case if not _CUES.isdisjoint(words)):
+        return False
+    told = words_of(f"{reading.findings}\n{reading.story}")
+    return _KNOWN.isdisjoint(told) and _HAS_CHANGED.search(" ".join(told)) is None
+
+
+def _is_comparison(words: Sequence[str]) -> bool:
+    if not GENERAL.isdisjoint(words):
+        return False
+    sentence = " ".join(words)
+    if _COMPARES.search(sentence) is None:
+        return False
+    return _WISHED.isdisjoint(words) and _NONE.search(sentence) is None

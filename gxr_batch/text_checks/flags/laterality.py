@@ -1,0 +1,124 @@
+"""On which side a sentence places a finding: the nearest side word of its clause, before it, else after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gxr_batch.text_checks.flags.lexicon import THREADED, Spot
+from gxr_batch.text_checks.flags.sentences import word_set
+
+_SIDES = {
+    "left": "left", "right": "right", "lingula": "left", "lingular": "left", "leftward": "left", "rightward": "right",
+    "leftwards": "left", "rightwards": "right", "bilateral": "both", "bilaterally": "both", "both": "both",
+    "bibasal": "both", "bibasilar": "both",
+}  # fmt: skip
+SIDE_WORDS = frozenset(_SIDES) | {"middle"}
+_STOPS = word_set(
+    ": ; and but however although though while whereas yet except that which displacing displaces displaced "
+    "pushing pushes pushed obscuring obscures silhouetting shifting shifts away causing"
+)
+_STOPS_BEFORE = _STOPS | {"with"}
+_BACK, _FORWARD = 8, 14
+# "The opacity measures 4 cm, lies in the left lower lobe"
+_PLACING = word_set("lies located situated seen in at within occupying involving")
+_MARKS = word_set(", ; . )")
+# A side word before one of these tells where a device ends, or is of something else.
+_NOT_OF_DEVICES = word_set(
+    "atrium atrial ventricle ventricular heart main brachiocephalic innominate pulmonary paratracheal lung lungs "
+    "breast of"
+)
+_STOPS_BEFORE_DEVICES = _STOPS_BEFORE | {"and"}
+_STOPS_AFTER_DEVICES = _STOPS | word_set("and toward towards crosses crossing pulls")
+# What follows is where a line ends, which need not be where it enters.
+_TIPS = word_set(
+    "tip tips end ends ending terminates terminating projects projecting crosses crossing reaches lead leads wire wires"
+)
+
+
+class Sides:
+    """The sides that one sentence gives to the findings that it names; `only` is its side where it gives one only.
+
+    `known` has the place of each side word, from left to right.
+    """
+
+    def __init__(self, sentence: Sequence[str], spots: Sequence[Spot]) -> None:
+        self._sentence, self._spots = sentence, spots
+        places = [at for at, word in enumerate(sentence) if word in SIDE_WORDS]
+        self.known = {at: side for at in places if (side := _side_at(sentence, at))}
+        sides = set(self.known.values())
+        self.only = sides.pop() if len(sides) == 1 else ""
+
+    def of(self, finding: str, spot: Spot) -> str:
+        """Return "left", "right" or "both" where the clause of a finding gives its side, else ""."""
+        if not self.known:
+            return ""
+        if finding == "mediastinal_shift":  # to a side; a side before it is that of its cause
+            return self._after(spot, spot.start) or self.known.get(spot.start - 1, "")
+        for at, side in self.known.items():
+            if spot.start <= at < spot.end:
+                return side
+        if spot.device and not _MARKS.isdisjoint(self._sentence[spot.end + 1 : spot.end + 2]):
+            side = self.known.get(spot.end, "")  # "line right, drain left"
+            if side:
+                return side
+        return self._before(spot) or self._after(spot, spot.end)
+
+    def _known_for(self, spot: Spot) -> dict[int, str]:
+        if not spot.device:
+            return self.known
+        return {
+            at: side for at, side in self.known.items() if _NOT_OF_DEVICES.isdisjoint(self._sentence[at + 1 : at + 3])
+        }
+
+    def _before(self, spot: Spot) -> str:
+        at = -1
+        for place in self._known_for(spot):
+            if place < spot.start:
+                at = place
+        if at < max(spot.start - _BACK, 0) or self._names_between(at, spot.start, spot):
+            return ""
+        between = self._sentence[at + 1 : spot.start]
+        stops = _STOPS_BEFORE_DEVICES if spot.device else _STOPS_BEFORE
+        if not stops.isdisjoint(between) or "to" in self._sentence[max(at - 2, 0) : at]:
+            return ""
+        # "On the left, a small effusion", and nothing else before a comma
+        return self.known[at] if "," not in between or "," in between[:2] else ""
+
+    def _after(self, spot: Spot, first: int) -> str:
+        for at in self._known_for(spot):
+            if at >= first:
+                break
+        else:
+            return ""
+        if at >= spot.end + _FORWARD or self._names_between(first, at, spot):
+            return ""
+        between = self._sentence[max(first, spot.end) : at]
+        stops = _STOPS_AFTER_DEVICES if spot.device else _STOPS
+        if not stops.isdisjoint(between) or (spot.findings[0] in THREADED and not _TIPS.isdisjoint(between)):
+            return ""
+        crossing = ("," in between) and self._sentence[max(first, spot.end) + between.index(",") + 1] not in _PLACING
+        return "" if crossing else self.known[at]
+
+    def _names_between(self, start: int, end: int, spot: Spot) -> bool:
+        """Say whether another finding is named in words `start` to `end`; side words belong to the nearest one.
+
+        Devices have their side from what is around them, and take none away.
+        """
+        return any(
+            other.start < end and other.end > start
+            for other in self._spots
+            if other is not spot and (spot.device or not other.device)
+        )
+
+
+def _side_at(sentence: Sequence[str], at: int) -> str:
+    word = sentence[at]
+    if word == "middle":
+        return "right" if sentence[at + 1 : at + 2] and sentence[at + 1] in {"lobe", "and"} else ""
+    for words in (sentence[at + 1 : at + 5], sentence[max(at - 4, 0) : at][::-1]):
+        if len(words) > 1 and words[0] == "and" and words[1] in _SIDES:
+            return "both"
+        either = [word for word in words if word not in {"the", "on"}]
+        if len(either) > 1 and either[0] == "or" and either[1] in _SIDES:
+            return ""  # "on the right or on the left": on either, so on none
+    return _SIDES[word]

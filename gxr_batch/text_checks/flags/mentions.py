@@ -1,0 +1,250 @@
+"""What a sentence says about the findings and devices that it names: present, likely, absent or open.
+
+After the idea of NegEx (Chapman and others, 2001): cue words before and after a finding, each with a reach that ends at
+certain words. What is hypothetical or said in general is open, and so is a negation with a restriction ("no large
+effusion", "no other nodule"): rules that compare leave it alone. A finding that the text concludes ("consistent with
+pneumonia") is likely. A device comes and goes by hand: it can be removed, planned or needed, and what is denied may be
+something about it ("no kink of the line"); where the words leave a doubt, it is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from gxr_batch.text_checks.flags.laterality import SIDE_WORDS, Sides
+from gxr_batch.text_checks.flags.lexicon import NO, Spot, Status, spots_in
+from gxr_batch.text_checks.flags.sentences import word_set
+
+
+class Mention(NamedTuple):
+    """A finding that a sentence names. `side` is "" where its clause has none, `guess` then the sentence's only one."""
+
+    finding: str
+    status: Status
+    side: str
+    spot: Spot
+    guess: str
+
+
+# One of these makes a sentence, or its part up to a turn such as "but", a general one.
+GENERAL = word_set(
+    "if whether would might typically usually often commonly classically classic sometimes rarely frequently "
+    "generally patients students readers clinicians children adults remember pitfall pearl definition refers "
+    "recognised recognized characterised characterized hallmark mimic mimics mistaken mistake differential "
+    "differentials differentiate distinguish distinguishes unlike guidelines threshold common example cases "
+    "causes uncommon unusual rare frequent hide hides review include includes occurs develops means called doubt "
+    "term equivalent counterpart mirror typical commonest"
+)
+_OF = {"free": {"of", "from"}, "negative": {"for"}, "absence": {"of"}, "lack": {"of"}}
+_NO_NEGATION_BEFORE = word_set(
+    "change changes changed doubt only necessarily increase decrease improvement exclude interval cleared "
+    "relieved drained"
+)
+_RESTRICTED = word_set(
+    "other further additional new large larger massive tension lobar significant sizeable major gross displaced "
+    "pathological acute old definite convincing obvious clear residual second another associated more complete "
+    "contralateral increasing longer"
+)
+_HEDGES = word_set(
+    "may can could should possible possibly suspected questionable question consider considered considering "
+    "versus vs risk look search check assess evaluate exclude excluded rule ruled hidden hiding confused than "
+    "resembles think expect expected must unlikely differ rather instead cause history previous prior earlier "
+    "known unless until when where such against"
+)
+_CONCLUDES = word_set(
+    "probable probably likely suspicious suspicion suggest suggests suggesting suggestive consistent compatible "
+    "keeping concern concerning"
+)
+_TURNS = word_set("but however although though while whereas yet except there")
+_CONNECTS = word_set(", and")
+_FRESH_START = word_set(
+    "a an the small large moderate mild severe tiny minimal both bilateral multiple there with also"
+)
+_VERBS = word_set("is are was were has have had remains remain appears appear seen visible present shows show")
+_BACK = 7  # words between a cue and what it governs, counted anew at each item of a list
+
+_BEFORE_CUES = NO | _HEDGES | _CONCLUDES | _TURNS | _CONNECTS | _VERBS | {"or"}
+
+_BE = word_set("is are was were has have had been be remains remain appears appear")
+_SEEN = word_set(
+    "seen visible identified present evident detected appreciated demonstrated noted found apparent shown "
+    "visualised visualized observed described made recognised recognized enlarged mentioned reported there"
+)
+_ACTS = word_set(
+    "suggest suggests indicate indicates show shows point points raise raises mean means favour favours favor favors"
+)
+_GONE = word_set("absent none resolved cleared disappeared excluded negative gone")
+_AFTER_HEDGES = word_set(
+    "may can could should possible likely unlikely suspected questionable ? missed overlooked looks look "
+    "resembles tends tend differs considered"
+)
+_ARTICLES = word_set("a an the one")
+_AFTER_STOPS = word_set("but however although though while whereas which that because with without despite so since as")
+_FORWARD = 16
+_AFTER_CUES = _AFTER_STOPS | _AFTER_HEDGES | _CONNECTS | _BE | _ACTS | NO | _GONE | {":", "ruled"}
+
+
+_EARLIER = word_set("before previously")
+_REST = word_set("otherwise remaining rest remainder apart except other elsewhere near nearly almost")
+
+
+def mentions_in(sentence: Sequence[str]) -> list[Mention]:
+    """Return what a sentence says of each finding that it names."""
+    spots = spots_in(sentence)
+    if not spots:
+        return []
+    general = not GENERAL.isdisjoint(sentence)
+    sides = None if SIDE_WORDS.isdisjoint(sentence) else Sides(sentence, spots)
+    found = []
+    for spot in spots:
+        status = "open" if general and _is_general(sentence, spot) else _status(sentence, spot)
+        if spot.device:
+            status = device_status(sentence, spot, status)
+        for finding in spot.findings:
+            side = sides.of(finding, spot) if sides else ""
+            # a line beside a left effusion may be on the right: no guess
+            guess = side or (sides.only if sides and not spot.device else "")
+            found.append(Mention(finding, status, side, spot, guess))
+    return found
+
+
+def _is_general(sentence: Sequence[str], spot: Spot) -> bool:
+    """Say whether a general word stands in the part of a sentence, between turns, that names a finding."""
+    turns = [at for at, word in enumerate(sentence) if word in _TURNS and word != "there"]
+    start = max((at for at in turns if at < spot.start), default=0)
+    end = min((at for at in turns if at >= spot.end), default=len(sentence))
+    return not GENERAL.isdisjoint(sentence[start:end])
+
+
+def _status(sentence: Sequence[str], spot: Spot) -> Status:
+    before = _before(sentence, spot.start)
+    if before == "open" or (before == "absent" and spot.normal):
+        return "open"
+    negated = spot.paired and not NO.isdisjoint(sentence[spot.start : spot.end])
+    if spot.normal:
+        return "open" if negated or not _REST.isdisjoint(sentence) else "absent"
+    if before == "absent" or negated:
+        return "absent"
+    after = _after(sentence, spot.end)
+    if after == "absent" and not _RESTRICTED.isdisjoint(sentence[max(spot.start - 3, 0) : spot.start]):
+        return "open"  # "a further effusion is not seen"
+    return before if after == "present" else after
+
+
+def _before(sentence: Sequence[str], start: int) -> Status:
+    """Return what the words to the left of a finding say of it, from the nearest on."""
+    anew = start  # where the words are counted from
+    connected = False  # a comma or "and" lies between here and the finding
+    for at in range(start - 1, -1, -1):
+        word = sentence[at]
+        if word not in _BEFORE_CUES or (word == "there" and "nor" in sentence[max(at - 2, 0) : at]):
+            continue
+        if anew - at > _BACK or word in _TURNS or (connected and word in _VERBS):
+            return "present"
+        if word in NO:
+            return _negation(sentence, at, start)
+        if word in _HEDGES:
+            return "open"
+        if word in _CONCLUDES:
+            return "likely"
+        if word in _CONNECTS:
+            if sentence[at + 1] in _FRESH_START:
+                return "present"
+            connected, anew = True, at
+        elif word == "or":
+            anew = at
+    return "present"
+
+
+def _negation(sentence: Sequence[str], at: int, start: int) -> Status:
+    between = sentence[at + 1 : start]
+    if sentence[at] in _OF and (not between or between[0] not in _OF[sentence[at]]):
+        return "present"
+    if not _NO_NEGATION_BEFORE.isdisjoint(between[:2]) or not _RESTRICTED.isdisjoint(between):
+        return "open"
+    return "absent"
+
+
+def _after(sentence: Sequence[str], end: int) -> Status:
+    """Return what the words to the right of a finding say of it, as far as its clause goes."""
+    verb = False
+    if end < len(sentence) and sentence[end] in _BE and not _ARTICLES.isdisjoint(sentence[end + 1 : end + 2]):
+        return "open"  # "pneumothorax is a collection of air"
+    for at in range(end, min(end + _FORWARD, len(sentence))):
+        word = sentence[at]
+        if word not in _AFTER_CUES:
+            continue
+        if word in _AFTER_STOPS or (verb and word in _CONNECTS):
+            return "present"
+        if word in _BE or word in _ACTS or word == ":":
+            verb = True
+        elif word in _AFTER_HEDGES:
+            return "open"
+        elif word in NO and word not in _GONE and word not in _OF:
+            return _negation_after(sentence, at)
+        elif verb and (word in _GONE or word == "ruled"):
+            return "absent"
+    return "present"
+
+
+def _negation_after(sentence: Sequence[str], at: int) -> Status:
+    following = sentence[at + 1 : at + 4]
+    if not _EARLIER.isdisjoint(sentence[at + 1 : at + 4]):
+        return "present"  # "a pneumothorax, not seen before the procedure": not then, but now
+    if sentence[at] == "no":
+        return "absent" if "longer" in following[:1] or sentence[at - 1] == ":" else "present"
+    return "absent" if not _SEEN.isdisjoint(following) else "open"
+
+
+_REMOVAL = word_set("removal remove removed removes removing withdrawn withdrawal taken pulled")
+_TAKEN_OUT = word_set("removed withdrawn taken")
+_PAST = word_set("been was were since already")  # "is removed" may be a lesson on how it is done
+_AFTER = word_set("after following since")
+_REACH = 5  # words between a device and the word that removes it
+# A device that is wanted, was there once, is compared with others of its kind, or has left a trace.
+_NOT_NOW = word_set(
+    "need needs needed require requires required recommend recommended indicated indication advisable advised insert "
+    "inserting placing replace replaced had longer shorter than such once track tract site sites ready "
+    "treated treatment managed management therapy used post earlier"
+)
+_PARTS = word_set("tip tips hole holes end ends lead leads loop course position complication malposition")
+# What stands between "no" and a device that it denies, and what may follow such a device.
+_DENIED_WITH = word_set(
+    "a an any the evidence sign signs of or nor and , visible indwelling line lines tube tubes catheter catheters "
+    "drain drains pacemaker wires leads devices support left right sided basal apical internal jugular subclavian "
+    "central venous chest pleural intercostal is there neither"
+)
+_CLOSES = word_set(
+    ". , ; : ) \n ! is are was were has have seen visible present noted identified described shown mentioned in on or "
+    "and nor"
+)
+
+
+def device_status(sentence: Sequence[str], spot: Spot, status: Status) -> Status:
+    """Return what a sentence says of a device, given what it would say of a finding at this place."""
+    if status == "open" or not _NOT_NOW.isdisjoint(sentence):
+        return "open"
+    if status == "absent":
+        return "absent" if _is_denied(sentence, spot) else "open"
+    if _REMOVAL.isdisjoint(sentence):
+        return status
+    return "absent" if _is_removed(sentence, spot) else "open"
+
+
+def _is_denied(sentence: Sequence[str], spot: Spot) -> bool:
+    cues = [at for at in range(spot.start) if sentence[at] in NO]
+    if not cues:
+        return _PARTS.isdisjoint(sentence)
+    return _DENIED_WITH.issuperset(sentence[cues[-1] + 1 : spot.start]) and _CLOSES.issuperset(
+        sentence[spot.end : spot.end + 1]
+    )
+
+
+def _is_removed(sentence: Sequence[str], spot: Spot) -> bool:
+    before = sentence[max(spot.start - _REACH - 2, 0) : spot.start]
+    if "removal" in before:
+        return not _AFTER.isdisjoint(before[: before.index("removal")])  # "before", "prior to" are open
+    behind = sentence[spot.end : spot.end + _REACH]
+    return any(word in _TAKEN_OUT and said in _PAST for said, word in pairwise(behind))

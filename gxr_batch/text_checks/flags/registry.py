@@ -1,0 +1,81 @@
+"""All flags: their names in the order in which a row lists them, a sentence for the radiologist on each, the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from gxr_batch.text_checks.flags.contradictions import finding_flags
+from gxr_batch.text_checks.flags.evidence import Evidence, Reading
+from gxr_batch.text_checks.flags.invented_comparison import invents_comparison
+from gxr_batch.text_checks.flags.number_claims import invents_number
+from gxr_batch.text_checks.flags.text_quality import (
+    claims_to_see,
+    echoes,
+    input_has_control_tokens,
+    is_cut,
+    is_empty,
+    is_foreign,
+    leaks_markers,
+    refuses,
+    repeats,
+)
+from gxr_batch.text_checks.identifiers import identifiers_in
+
+NOT_COMPUTED = "flags_not_computed"
+
+FLAGS: Mapping[str, str] = MappingProxyType(
+    {
+        "findings_truncated": "The prompt was too long, so the end of the row's longest cell was cut off before the "
+        "model read it.",
+        "control_tokens_in_input": "A cell of the table holds a control mark of a language model, such as "
+        "<start_of_turn>; it reached the model as plain text.",
+        "empty_text": "The text has no words, only punctuation or markup.",
+        "cut_mid_sentence": "The text reached its token limit in the middle of a sentence.",
+        "repeats_itself": "The text says the same words over and over.",
+        "echoes_prompt": "The text repeats the instruction, makes up a new one, or is mostly a copy of the findings.",
+        "leaked_turn_markers": "The text holds marks of a chat, such as <end_of_turn> or a line that only says model.",
+        "refusal": "The text declines the task or speaks as an AI.",
+        "other_language": "The text, or a part of it, is not in English.",
+        "claims_to_see_image": "The text claims to have looked at an image, or points to a figure; the model was "
+        "given words only.",
+        "invented_comparison": "The text compares with an earlier film, but the row mentions none.",
+        "side_flipped": "The text places a finding or a device on a side where the row does not have it.",
+        "number_not_in_input": "The text gives a measurement, an age or a duration of the case that the row does not "
+        "have.",
+        "asserts_negated_finding": "The text says that a finding is present which the row says is absent.",
+        "negates_given_finding": "The text says that a finding is absent which the row says is present.",
+        # A run says which rule hit instead: identifier_in_output:RULE.
+        "possible_identifier": "The text holds something that looks like a name, a date or a number of a real person.",
+        NOT_COMPUTED: "The rules failed on this row, a fault of the program; its flags are not known.",
+    }
+)
+
+
+_RULES = {
+    "control_tokens_in_input": input_has_control_tokens,
+    "empty_text": is_empty,
+    "cut_mid_sentence": is_cut,
+    "repeats_itself": repeats,
+    "echoes_prompt": echoes,
+    "leaked_turn_markers": leaks_markers,
+    "refusal": refuses,
+    "other_language": is_foreign,
+    "claims_to_see_image": claims_to_see,
+    "invented_comparison": invents_comparison,
+    "number_not_in_input": invents_number,
+}
+
+
+def flags_of(evidence: Evidence) -> list[str]:
+    """Return the names of the flags that a generated text deserves, in the order of FLAGS.
+
+    A flag that compares with a field which the row's template does not have is not computed.
+    """
+    reading = Reading(evidence)
+    found = {name for name, rule in _RULES.items() if rule(reading)}
+    found |= finding_flags(reading)
+    screened = identifiers_in(reading.text) if evidence.identifiers is None else evidence.identifiers
+    if screened:
+        found.add("possible_identifier")
+    return [name for name in FLAGS if name in found] if found else []

@@ -1,0 +1,138 @@
+"""Names of persons: after a title, after a word that announces one, in front of a professional's letters.
+
+A name is a word with a capital that is no ordinary word of a report. "XXXX" and "___", the marks under which public
+data sets hide names, are none.
+"""
+
+from __future__ import annotations
+
+import re
+
+from gxr_batch.text_checks.identifiers.ordinary import ORDINARY
+
+BY_WORDS = (
+    "dictated", "signed", "reported", "interpreted", "read", "reviewed", "verified", "transcribed", "authenticated",
+    "ordered", "referred", "approved", "finalized", "performed", "requested",
+)  # fmt: skip
+_BY = tuple(f"{word} by" for word in BY_WORDS)
+_ROLE_WORDS = (
+    "physician", "doctor", "radiologist", "clinician", "consultant", "resident", "technologist", "technician",
+    "surgeon", "attending", "next of kin", "emergency contact", *_BY,
+)  # fmt: skip
+FULL_WORDS = ("patient", "pt", "subject", "mother", "father", "cc")
+_BEFORE_COLON = (*_ROLE_WORDS, "md")
+
+ROLE_CUES = tuple(word.split()[0] for word in _ROLE_WORDS)
+TITLE_CUES = (
+    *("dr", "drs", "mr", "mrs", "ms", "mx", "sr", "sra", "miss", "mme", "prof", "professor", "doctor", "nurse"),
+    *("herr", "frau"),
+)
+LETTER_CUES = ("md", "m", "d", "mbbs", "frcr", "frcpc", "rn", "phd", "ph", "c")  # m for M.D., c for PA-C
+
+# Capitals that are titles and abbreviations alike: magnetic resonance, multiple sclerosis, digital radiography.
+_AMBIGUOUS = frozenset({"MR", "MS", "DR"})
+_HIDDEN = frozenset("Xx_")
+_LETTERS = re.compile(r"(?:MD|M\.D\.|MBBS|D\.O\.|FRCR|FRCPC|RN|PhD|PHD|Ph\.D\.|PA-C)(?!\w)")
+_CHARACTERS_BEFORE = 80
+
+
+def _name(group: str) -> str:
+    """Return the pattern of one name: initials, particles such as "van der", then the word that counts."""
+    initials = r"(?:[A-Z](?:\.[ -]?|[ ])){0,3}"
+    particles = r"(?:(?i:de|da|do|dos|di|du|del|la|le|van|von|der|den|el|al|bin|ibn|ter|ten)[ -]){0,3}"
+    return initials + particles + rf"(?P<{group}>[^\W\d_][\w'\u2019-]{{1,30}})"
+
+
+_FIRST, _SECOND = _name("first"), _name("second")
+_TITLED = re.compile(
+    r"\b(?P<title>(?i:drs?|mrs?|ms|mx|sra?(?=\.)|miss|prof|professor|doctor|nurse|herr|frau|mme))\b"
+    rf"(?:(?P<dot>\.)[ \t]{{0,3}}|[ \t]{{1,3}}){_FIRST}"
+)
+_NAMED = re.compile(
+    r"(?:(?i:\b(?:patient|pt|full|first|last|given|family|maiden|middle|physician|doctor|mother|father|guardian)"
+    r"(?:'s|\u2019s)?[ \t]name|\bsurname)|(?:^|(?<=[\n.;,|(\x00-\x1f])|(?<=[.;,|(][ ]))(?i:name))"
+    rf"[ \t]{{0,2}}(?:[:=]|\bis\b)\s{{0,3}}{_FIRST}"
+)
+_IN_A_ROLE = re.compile(rf"\b(?i:{'|'.join(_ROLE_WORDS)})(?:[ ]MD)?[ \t]{{0,2}}:\s{{0,3}}{_FIRST}")
+_IN_FULL = re.compile(
+    rf"\b(?:(?i:{'|'.join(FULL_WORDS)})[ \t]{{0,2}}(?P<colon>:)"
+    rf"|(?i:{'|'.join(BY_WORDS)})[ ](?i:by))\s{{1,3}}{_FIRST}(?:[ ]|,[ ]?){_SECOND}"
+)
+_PATIENT = re.compile(rf"[Pp](?<!\w[Pp])(?:atient|t\.?)[ ]{_FIRST}[ ]{_SECOND}")
+_BEFORE_LETTERS = re.compile(rf"\b{_FIRST}[ ]{_SECOND},?[ ]{{1,2}}$")
+
+
+def is_name(word: str) -> bool:
+    """Return whether a word can be a name: a capital, two letters at least, no ordinary word, no mark of redaction."""
+    bare = word.rstrip("'\u2019-.").removesuffix("'s").removesuffix("\u2019s")
+    return (
+        len(bare) > 1
+        and bare[0].isupper()
+        and not any(character.isdigit() for character in bare)
+        and bare.lower() not in ORDINARY
+        and not set(bare) <= _HIDDEN
+    )
+
+
+def titled(text: str) -> bool:
+    """Return whether a name stands after a title."""
+    return any(_is_titled(match) for match in _TITLED.finditer(text))
+
+
+def _is_titled(match: re.Match[str]) -> bool:
+    title, name = match["title"], match["first"]
+    if title in _AMBIGUOUS and not name.isupper() and not (title == "DR" and match["dot"]):
+        return False  # "MR Spectroscopy", and "history of MS. Bibasilar atelectasis"
+    return is_name(name)
+
+
+def named(text: str) -> bool:
+    """Return whether a name stands after `Name:` or words of its kind."""
+    return any(is_name(match["first"]) for match in _NAMED.finditer(text))
+
+
+def in_a_role(text: str) -> bool:
+    """Return whether a name stands after `Radiologist:`, `signed by:` or words of their kind."""
+    if not _stands_before_colon(_folded(text), _BEFORE_COLON):
+        return False
+    # A short word in capitals is a department there, or a person's initials.
+    names = (match["first"] for match in _IN_A_ROLE.finditer(text))
+    return any(is_name(name) and not (len(name) < 4 and name.isupper()) for name in names)
+
+
+def in_full(text: str) -> bool:
+    """Return whether first and last name stand after `Patient:`, `signed by` or words of their kind."""
+    folded = _folded(text)
+    if not (_stands_before_colon(folded, FULL_WORDS) or any(words in folded for words in _BY)):
+        return False
+    return any(_are_names(match, bool(match["colon"])) for match in _IN_FULL.finditer(text))
+
+
+def _folded(text: str) -> str:
+    """Return a text in which letters that IGNORECASE takes for each other are the same."""
+    return text.casefold().replace("i\u0307", "i").replace("\u0131", "i")
+
+
+def _stands_before_colon(folded: str, words: tuple[str, ...]) -> bool:
+    """Return whether one of the words ends before a colon: a look that costs far less than the pattern that follows."""
+    return any(piece.rstrip(" \t").endswith(words) for piece in folded.split(":")[:-1])
+
+
+def patient(text: str) -> bool:
+    """Return whether first and last name stand right after the word patient."""
+    return any(_are_names(match, False) for match in _PATIENT.finditer(text))
+
+
+def _are_names(match: re.Match[str], after_colon: bool) -> bool:
+    """Return whether both words are names; without a colon capitals alone are no hint: all of it may stand in them."""
+    first, second = match["first"], match["second"]
+    return (after_colon or not (first.isupper() or second.isupper())) and is_name(first) and is_name(second)
+
+
+def lettered(text: str) -> bool:
+    """Return whether a name of two words stands in front of letters such as MD."""
+    for letters in _LETTERS.finditer(text):
+        match = _BEFORE_LETTERS.search(text[max(0, letters.start() - _CHARACTERS_BEFORE) : letters.start()])
+        if match is not None and is_name(match["first"]) and is_name(match["second"]):
+            return True
+    return False

@@ -18,10 +18,11 @@ from gxr_batch import report as report_room
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
 from gxr_batch.records import DISCLAIMER
-from gxr_batch.report import charts, columns, packing, report, series
+from gxr_batch.report import charts, packing, report, series
+from gxr_batch.report.aggregate import Tally
+from gxr_batch.report.cases import columns_of, held
 from gxr_batch.report.chosen import Chooser
 from gxr_batch.report.page import disclaimer_for
-from gxr_batch.report.tally import Tally
 
 ROWS = 130
 SCRIPT = "<script>window.broken = 1</script> effusion"
@@ -308,7 +309,7 @@ def test_what_is_held_is_withheld():
             "gxr_error": ["rule mrn", None],
         }
     )
-    made, _ = columns.columns_of(table, columns.held(table))
+    made, _ = columns_of(table, held(table))
     values = {column.name: column.values for column in made}
     assert values["name"] == [None, "Bob"]
     assert values["gxr_text"] == [None, "t2"]
@@ -327,14 +328,14 @@ def test_what_one_run_holds_back_the_other_does_not_give_away(made, monkeypatch)
 
 def test_very_long_cells_are_shortened_and_counted():
     table = pa.table({"x": ["a" * 30_000, "b"], "gxr_status": ["ok", "ok"]})
-    made, shortened = columns.columns_of(table, [False, False])
+    made, shortened = columns_of(table, [False, False])
     assert shortened == 1
     assert made[0].values[0].endswith("[shortened in this page]")
 
 
 def test_numbers_that_json_lacks_become_text():
     table = pa.table({"a": [float("nan"), 1.5], "b": [2**60, 3], "c": [b"\x00", b"x"], "gxr_status": ["ok", "ok"]})
-    made, _ = columns.columns_of(table, [False, False])
+    made, _ = columns_of(table, [False, False])
     json.dumps([column.head() for column in made], allow_nan=False)
 
 

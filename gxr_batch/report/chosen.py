@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gxr_batch.report.tally import Bools
+from gxr_batch.report.aggregate import Bools
 
 Places = npt.NDArray[np.int64]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timezone
 from typing import Any, NamedTuple
 
+from gxr_batch.report.aggregate import Floats
 from gxr_batch.report.charts import INK, MARK, Chart, Spec, draw, figure, whole_ticks
 from gxr_batch.report.series import Night
-from gxr_batch.report.tally import Floats
 
 # The layers from the ground up, and their colours.
 _LAYERS = {"generated": "var(--ok)", "failed": "var(--failed)", "held": "var(--held)", "left": "var(--left)"}

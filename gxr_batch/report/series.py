@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gxr_batch.report.tally import STATUSES, Floats, Tally
+from gxr_batch.report.aggregate import STATUSES, Floats, Tally
 
 _STEPS_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21_600)
 _MOST_STEPS = 72

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gxr_batch.ledger import RunReader
+from gxr_batch.report.aggregate import Tally
 from gxr_batch.report.chosen import Chooser
 from gxr_batch.report.digest import Digest
-from gxr_batch.report.tally import Tally
 
 # Rows of which the page's table shows every one; of a longer run it says which it shows and where the others are.
 MOST_CASES = 10_000

@@ -18,10 +18,9 @@ from gxr_batch import report as report_room
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
 from gxr_batch.records import DISCLAIMER
-from gxr_batch.report import charts, packing, report, series
-from gxr_batch.report.aggregate import Tally
+from gxr_batch.report import aggregate, charts, packing, report
+from gxr_batch.report.aggregate import Chooser, Tally
 from gxr_batch.report.cases import columns_of, held
-from gxr_batch.report.chosen import Chooser
 from gxr_batch.report.page import disclaimer_for
 
 ROWS = 130
@@ -393,7 +392,7 @@ def filled(started: list[float], finished: list[float], tokens: list[float]) -> 
 
 
 def test_tokens_are_spread_over_the_time_that_a_row_took():
-    night = series.night_of(filled([0, 0], [100_000, 100_000], [1000, 1000]))
+    night = aggregate.night_of(filled([0, 0], [100_000, 100_000], [1000, 1000]))
     assert night is not None
     assert np.allclose(night.tokens_a_second, 20)
     assert np.allclose(night.rows_in_progress, 2)
@@ -403,7 +402,7 @@ def test_tokens_are_spread_over_the_time_that_a_row_took():
 
 def test_only_the_newest_night_is_drawn_and_the_earlier_rows_are_counted():
     day = 86_400_000
-    night = series.night_of(filled([0, day, day + 1000], [5000, day + 5000, day + 60_000], [10, 10, 10]))
+    night = aggregate.night_of(filled([0, day, day + 1000], [5000, day + 5000, day + 60_000], [10, 10, 10]))
     assert night is not None
     assert night.earlier_rows == 1
     assert night.edges[0] == day
@@ -414,7 +413,7 @@ def test_only_the_newest_night_is_drawn_and_the_earlier_rows_are_counted():
 @pytest.mark.parametrize("milliseconds", [1, 20, 140, 150, 280, 560, 1120, 7200])
 def test_a_night_of_any_length_is_cut_into_steps_that_have_one(milliseconds):
     # 0.14 s in steps of 0.02 s are a little more than seven for a computer, and the eighth would have no length.
-    night = series.night_of(filled([0], [milliseconds], [10]))
+    night = aggregate.night_of(filled([0], [milliseconds], [10]))
     assert night is not None
     assert (np.diff(night.edges) > 0).all()
     assert night.edges[-1] == milliseconds
@@ -423,7 +422,7 @@ def test_a_night_of_any_length_is_cut_into_steps_that_have_one(milliseconds):
 
 def test_a_moment_at_the_end_of_a_night_is_no_step_of_its_own():
     # Of 100.1 s in steps of 2 s, the last tenth would show a row as 600 a minute.
-    night = series.night_of(filled([0, 0], [50_000, 100_100], [10, 10]))
+    night = aggregate.night_of(filled([0, 0], [50_000, 100_100], [10, 10]))
     assert night is not None
     assert night.step_seconds == 2
     assert night.edges[-2:].tolist() == [98_000, 100_100]
@@ -433,20 +432,20 @@ def test_a_moment_at_the_end_of_a_night_is_no_step_of_its_own():
 
 @pytest.mark.parametrize(("most", "labels"), [(2, ["0", "1", "2"]), (2000, ["0", "500", "1,000", "1,500", "2,000"])])
 def test_rows_are_counted_in_whole_numbers_on_an_axis(most, labels):
-    drawn = charts.histogram_chart("Rows", "s", series.Histogram(np.array([0.0, 1.0]), np.array([most]), 0, 0.5)).svg
+    drawn = charts.histogram_chart("Rows", "s", aggregate.Histogram(np.array([0.0, 1.0]), np.array([most]), 0, 0.5)).svg
     axis = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", drawn) if text.replace(",", "").isdigit()]
     assert axis[-len(labels) :] == labels
 
 
 def test_histograms_have_round_steps_and_count_every_row():
     values = np.concatenate([np.random.default_rng(0).normal(200, 40, 10_000), [9_000.0]])
-    found = series.histogram(np.round(values))
+    found = aggregate.histogram(np.round(values))
     assert found is not None
     assert found.counts.sum() == len(values)
     assert found.beyond >= 1
     assert (found.edges[1] - found.edges[0]) in (5, 10, 20)
-    assert series.histogram(np.array([3.0])) is not None
-    assert series.histogram(np.array([np.nan])) is None
+    assert aggregate.histogram(np.array([3.0])) is not None
+    assert aggregate.histogram(np.array([np.nan])) is None
 
 
 # ---- in a real browser ----

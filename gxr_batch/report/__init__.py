@@ -14,13 +14,12 @@ from gxr_batch.ledger.exports import remember, state_of
 from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.targets import checked_target
 from gxr_batch.legend import EVERY_FLAG
+from gxr_batch.report.aggregate import MOST_CASES, Cases, Surveyed, survey
 from gxr_batch.report.cases import columns_of, findings_of, held
-from gxr_batch.report.chosen import Cases
 from gxr_batch.report.compare import Comparison, case_columns, compare, other_rows
 from gxr_batch.report.invocations import mapping
 from gxr_batch.report.packing import Packed, pack
 from gxr_batch.report.page import Content, page, reader_name
-from gxr_batch.report.survey import MOST_CASES, Surveyed, survey
 
 REPORT_NAME = "report.html"
 # Of the 5 MB of a page; charts and their tables, style and script take the rest.

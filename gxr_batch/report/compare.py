@@ -12,11 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.report.aggregate import STATUSES, Bools, Floats
+from gxr_batch.report.aggregate import STATUSES, Bools, Cases, Digest, Floats, Places, Surveyed, keys_of
 from gxr_batch.report.cases import Column, columns_of
-from gxr_batch.report.chosen import Cases, Places
-from gxr_batch.report.digest import Digest, keys_of
-from gxr_batch.report.survey import Surveyed
 
 # The verdict on a row of this run: `Comparison.verdicts` holds places in this list.
 VERDICTS = ("same text", "different text", "only in this run", "no text in one")

@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from gxr_batch.ledger import RunReader
+from gxr_batch.report.aggregate import Surveyed
 from gxr_batch.report.compare import Comparison, Line
 from gxr_batch.report.invocations import Start, mapping, zone_of
-from gxr_batch.report.survey import Surveyed
 
 Pairs = list[tuple[str, str]]
 

@@ -16,15 +16,12 @@ from markupsafe import Markup
 from gxr_batch.ledger import Counts, RunReader
 from gxr_batch.legend import EVERY_FLAG
 from gxr_batch.records import DISCLAIMER
-from gxr_batch.report.aggregate import Tally
-from gxr_batch.report.charts import Chart, bar_chart, histogram_chart
+from gxr_batch.report.aggregate import Night, Surveyed, Tally, histogram, night_of
+from gxr_batch.report.charts import Chart, bar_chart, histogram_chart, night_charts
 from gxr_batch.report.compare import Comparison
 from gxr_batch.report.format import change, compared_with, figure, job_facts, model_facts, starts_table
 from gxr_batch.report.invocations import Start, newest_that_generated, previous, starts, zone_of
-from gxr_batch.report.nightly import night_charts
 from gxr_batch.report.packing import Packed
-from gxr_batch.report.series import Night, histogram, night_of
-from gxr_batch.report.survey import Surveyed
 
 _SCRIPTS = ("theme.js", "unpack.js", "elements.js", "table.js", "case.js", "start.js")
 # The words of the disclaimer that a review makes untrue.

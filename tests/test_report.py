@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 from running import Workplace
 
-from gxr_batch import report as report_room
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
 from gxr_batch.records import DISCLAIMER
 from gxr_batch.report import aggregate, charts, packing, report
+from gxr_batch.report import cases as case_room
 from gxr_batch.report.aggregate import Chooser, Tally
 from gxr_batch.report.cases import columns_of, held
 from gxr_batch.report.page import disclaimer_for
@@ -275,7 +275,7 @@ def test_a_pool_is_named_with_what_its_workers_hold_and_how_many_were_lost(tmp_p
 
 
 def test_a_page_that_would_grow_too_large_shows_fewer_cases_and_says_which(made, monkeypatch):
-    monkeypatch.setattr(report_room, "MOST_PACKED_BYTES", 6_000)
+    monkeypatch.setattr(case_room, "MOST_PACKED_BYTES", 6_000)
     done = report(RunReader(made.folder / "outputs/j"), None, made.folder / "small.html", include_held=False)
     html = (made.folder / "small.html").read_text(encoding="utf-8")
     assert 2 < done.shown < ROWS
@@ -317,7 +317,7 @@ def test_what_is_held_is_withheld():
 
 def test_what_one_run_holds_back_the_other_does_not_give_away(made, monkeypatch):
     # No engine holds rows here: the failed one stands in for a held one.
-    monkeypatch.setattr(report_room, "held", lambda table: [one == "failed" for one in table["gxr_status"].to_pylist()])
+    monkeypatch.setattr(case_room, "held", lambda table: [one == "failed" for one in table["gxr_status"].to_pylist()])
     html = page_of(made, against="outputs/j")
     case = unpacked(html)[3]
     assert [case["findings"], case["<i>site</i>"], case["gxr_text"]] == [None, None, None]

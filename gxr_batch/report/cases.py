@@ -1,7 +1,7 @@
-"""The columns of the cases as the page holds them: JSON values, with what was shortened or withheld said so.
+"""The cases of the page: which of them it has room for, their columns as JSON values, and what it says of both.
 
 Held rows are held because something in them looks like an identifier: unless a person asks for it, the page has neither
-their texts nor the user's cells.
+their texts nor the user's cells. Where two runs are compared, the other run's columns follow.
 """
 
 from __future__ import annotations
@@ -11,10 +11,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gxr_batch.cells import as_text
-from gxr_batch.report.packing import mean_length
+from gxr_batch.legend import EVERY_FLAG
+from gxr_batch.report.aggregate import MOST_CASES, Cases, Surveyed, keys_of
+from gxr_batch.report.compare import SAME, VERDICTS, Comparison
+from gxr_batch.report.invocations import mapping
+from gxr_batch.report.packing import Packed, mean_length, pack
 
+# Of the 5 MB of a page; charts and their tables, style and script take the rest.
+MOST_PACKED_BYTES = 4_780_000
 # What is left out of a cell is said behind it; the whole stands in the run's Parquet.
 MOST_CHARACTERS = 20_000
 SHORTENED = " … [shortened in this page]"
@@ -24,6 +31,22 @@ _HASHES = frozenset({"gxr_prompt_sha256"})
 _QUOTING = frozenset({"gxr_text", "gxr_review_text", "gxr_review_comment"})
 _LONG = 16  # mean characters from which a column of texts is packed by words
 _DIGITS = 4  # of seconds and speeds; the Parquet has them all
+# What the case view shows of the other run; a column that is the same in every row is held once.
+_OF_THE_OTHER = (
+    "gxr_text", "gxr_status", "gxr_flags", "gxr_error", "gxr_finish_reason", "gxr_new_tokens", "gxr_seconds_generating",
+    "gxr_review_status", "gxr_review_text", "gxr_template", "gxr_model", "gxr_adapter",
+)  # fmt: skip
+_KEY = ("gxr_row_id", "gxr_sample")
+
+
+class CaseTable(NamedTuple):
+    """The packed cases, the user's column that is shown beside the texts, and what the reader should know of them."""
+
+    packed: Packed
+    findings: str
+    shown: int
+    sentence: str
+    notices: tuple[str, ...]
 
 
 class Column(NamedTuple):
@@ -47,6 +70,68 @@ class Column(NamedTuple):
         if all(value == first for value in self.values):
             return {**entry, "constant": first}
         return {**entry, "values": self.values}
+
+
+def case_table(surveyed: Surveyed, comparison: Comparison | None, include_held: bool) -> CaseTable:
+    """Return the table with as many cases as the page has room for; no text is cut to make room for another."""
+    most = MOST_CASES
+    while True:
+        cases = surveyed.chooser.cases(surveyed.reader.schema, most)
+        table = _table(surveyed, cases, comparison, include_held)
+        if table.packed.size <= MOST_PACKED_BYTES or table.shown <= 1:
+            return table
+        most = max(1, int(table.shown * MOST_PACKED_BYTES / table.packed.size * 0.97))
+
+
+def _table(surveyed: Surveyed, cases: Cases, comparison: Comparison | None, include_held: bool) -> CaseTable:
+    hidden = held(cases.table)
+    beside = _other_rows(comparison, cases) if comparison else None
+    if beside is not None:  # what one of the runs holds back the other must not give away
+        hidden = [here or there for here, there in zip(hidden, held(beside), strict=True)]
+    hidden = [one and not include_held for one in hidden]
+    columns, shortened = columns_of(cases.table, hidden)
+    mapped = mapping(mapping(surveyed.reader.manifest.job.get("input")).get("columns")).get("findings", "findings")
+    findings = _findings_of(columns, mapped)
+    if comparison and beside is not None:
+        more, cut = _other_columns(comparison, cases, beside, hidden)
+        columns, shortened = columns + more, shortened + cut
+    head = {
+        "rows": cases.table.num_rows,
+        "places": cases.places.tolist(),
+        "findings": findings,
+        "other": comparison.name if comparison else "",
+        "legend": EVERY_FLAG,
+        "include_held": include_held,
+        "columns": [column.head() for column in columns],
+    }
+    packed = pack(head, [column.values for column in columns if column.kind == "words"])
+    notices = _notices(shortened, sum(hidden))
+    return CaseTable(packed, findings, cases.table.num_rows, _sentence(surveyed, cases), notices)
+
+
+def _sentence(surveyed: Surveyed, cases: Cases) -> str:
+    """Say which cases the table shows."""
+    shown, rows = cases.table.num_rows, surveyed.tally.rows
+    if shown == rows:
+        return f"All {rows:,} finished rows, each beside the text that was generated for it."
+    which = "the first that failed, are held or have a flag"
+    if not cases.marked_only:
+        which = "all that failed, are held or have a flag, and the first of the others"
+    return (
+        f"{shown:,} of {rows:,} finished rows: {which}. The others stand in the run folder; "
+        "gxr-batch export writes all of them as a workbook."
+    )
+
+
+def _notices(shortened: int, withheld: int) -> tuple[str, ...]:
+    found = []
+    if withheld:
+        rows = "1 held row" if withheld == 1 else f"{withheld:,} held rows"
+        found.append(f"Cells and text of {rows} are withheld here; gxr-batch report --include-held shows them.")
+    if shortened:
+        cells = "1 very long cell is" if shortened == 1 else f"{shortened:,} very long cells are"
+        found.append(f"{cells} shortened in this page; the run's Parquet has the whole.")
+    return tuple(found)
 
 
 def held(table: pa.Table) -> list[bool]:
@@ -73,6 +158,7 @@ def columns_of(table: pa.Table, hidden: Sequence[bool], *, other: bool = False) 
 
 
 def _shown(field: pa.Field) -> tuple[str, Callable[[Any], Any]]:
+    """Return a column's kind, and how one of its values becomes one of JSON."""
     kind = field.type
     if field.name in _HASHES:
         return "text", lambda value: f"{value[:_HASH_DIGITS]}…"
@@ -80,15 +166,11 @@ def _shown(field: pa.Field) -> tuple[str, Callable[[Any], Any]]:
         return "flags", list
     if pa.types.is_timestamp(kind) and field.name.startswith("gxr_"):
         return "moment", lambda value: round(value.timestamp() * 1000)
-    if pa.types.is_integer(kind):
-        return "number", _whole
+    if pa.types.is_integer(kind):  # a browser's numbers hold so much without loss
+        return "number", lambda value: value if abs(value) < 2**53 else str(value)
     if pa.types.is_floating(kind):
         return "number", _rounded if field.name.startswith("gxr_") else _finite
     return "text", as_text
-
-
-def _whole(value: int) -> Any:
-    return value if abs(value) < 2**53 else str(value)  # what a browser's numbers hold without loss
 
 
 def _finite(value: float) -> Any:
@@ -103,8 +185,8 @@ def _short(text: str | None) -> str | None:
     return text if text is None or len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + SHORTENED
 
 
-def findings_of(columns: Sequence[Column], mapped: str) -> str:
-    """Return the name of the user's column that stands beside the generated text.
+def _findings_of(columns: Sequence[Column], mapped: str) -> str:
+    """Return the name of the user's column that is shown beside the generated text.
 
     `mapped` is the one that the job uses as findings; where the table has no such column, the longest.
     """
@@ -112,3 +194,32 @@ def findings_of(columns: Sequence[Column], mapped: str) -> str:
     if any(column.name == mapped for column in own):
         return mapped
     return max(own, key=lambda column: mean_length(column.values), default=Column("", "text", [])).name
+
+
+def _other_rows(comparison: Comparison, cases: Cases) -> pa.Table:
+    """Return the other run's rows for these cases, in their order; a row of nulls where it has none."""
+    keys = keys_of(cases.table)
+    pieces = [comparison.other.reader.schema.empty_table()]
+    rows = comparison.other.reader.finished(include_held=comparison.other.include_held)
+    pieces += [table.filter(pc.is_in(keys_of(table), value_set=keys)) for table in rows]
+    found = pa.concat_tables([piece.select([*_KEY, *_present(piece)]) for piece in pieces])
+    return found.take(pc.index_in(keys, value_set=keys_of(found))).select(_present(found))
+
+
+def _other_columns(
+    comparison: Comparison, cases: Cases, rows: pa.Table, hidden: Sequence[bool]
+) -> tuple[list[Column], int]:
+    """Return the columns of `_other_rows`, and how many cells were shortened.
+
+    A text that is the same in both runs is held once: its cell is empty, and the verdict says so.
+    """
+    verdicts = comparison.verdicts[cases.places]
+    columns, shortened = columns_of(rows, hidden, other=True)
+    texts = next(column for column in columns if column.name == "gxr_text")
+    texts.values[:] = [None if verdict == SAME else text for verdict, text in zip(verdicts, texts.values, strict=True)]
+    verdict = Column("comparison", "text", [VERDICTS[number] for number in verdicts], other=True)
+    return [verdict, *columns], shortened
+
+
+def _present(table: pa.Table) -> list[str]:
+    return [name for name in _OF_THE_OTHER if name in table.column_names]

@@ -17,7 +17,7 @@ from running import Workplace
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
 from gxr_batch.records import DISCLAIMER
-from gxr_batch.report import aggregate, charts, packing, report
+from gxr_batch.report import aggregate, charts, report
 from gxr_batch.report import cases as case_room
 from gxr_batch.report.aggregate import Chooser, Tally
 from gxr_batch.report.cases import columns_of, held
@@ -72,36 +72,21 @@ def page_of(work: Workplace, run: str = "outputs/j", against: str | None = None,
     return target.read_text(encoding="utf-8")
 
 
-def block(html: str, name: str) -> bytes:
-    """Undo what packing.py does to one block."""
-    found = re.search(rf'id="block-{name}" data-bytes="(\d+)">([^<]*)</script>', html)
+def packed(html: str) -> dict:
+    """Undo what cases.py does to the cases of a page."""
+    found = re.search(r'id="packed-cases">([^<]*)</script>', html)
     assert found
-    back = bytes.maketrans(b",.:[", b"<>&`")
-    return gzip.decompress(base64.b85decode(found[2].encode().translate(back))[: int(found[1])])
+    return json.loads(gzip.decompress(base64.b64decode(found[1], validate=True)))
 
 
 def unpacked(html: str) -> list[dict[str, object]]:
     """Return the cases of a page as a script of another language reads them."""
-    head, data = json.loads(block(html, "head")), block(html, "texts")
-    numbers, value, shift = [], 0, 0
-    for byte in data:
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            numbers.append(value)
-            value = shift = 0
-    words = ["", None, *head["words"]]
-    long = [column["name"] for column in head["columns"] if column["kind"] == "words"]
-    cases: list[dict[str, object]] = []
-    stream = iter(numbers)
-    for at in range(head["rows"]):
-        case = {column["name"]: column.get("values", [column.get("constant")] * head["rows"])[at]
-                for column in head["columns"] if column["kind"] != "words"}  # fmt: skip
-        for name in long:
-            cell = [words[number] for number in iter(lambda: next(stream), 0)]
-            case[name] = None if cell == [None] else "".join(cell)
-        cases.append(case)
-    return cases
+    head = packed(html)
+    columns = {
+        column["name"]: column["values"] if "values" in column else [column["constant"]] * head["rows"]
+        for column in head["columns"]
+    }
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
 def test_the_command_says_where_the_page_is(made):
@@ -195,7 +180,7 @@ def test_two_runs_stand_side_by_side(made):
     html = (made.folder / "both.html").read_text(encoding="utf-8")
     assert "100 rows are in both runs: 0 have the same text, 99 another one, 1 have no text in one of them." in html
     assert "100 were asked with another prompt. 30 rows are only in this run, 0 only in other." in html
-    assert json.loads(block(html, "head"))["other"] == "other"
+    assert packed(html)["other"] == "other"
     verdicts = [case["comparison"] for case in unpacked(html)]
     assert verdicts.count("different text") == 99
     assert verdicts.count("only in this run") == 30
@@ -335,21 +320,7 @@ def test_very_long_cells_are_shortened_and_counted():
 def test_numbers_that_json_lacks_become_text():
     table = pa.table({"a": [float("nan"), 1.5], "b": [2**60, 3], "c": [b"\x00", b"x"], "gxr_status": ["ok", "ok"]})
     made, _ = columns_of(table, [False, False])
-    json.dumps([column.head() for column in made], allow_nan=False)
-
-
-def test_numbers_of_every_length_survive_leb128():
-    numbers = np.array([0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152, 2**28 - 1])
-    data, at, found = packing.leb128(numbers), 0, []
-    while at < len(data):
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                break
-        found.append(value)
-    assert found == numbers.tolist()
+    json.dumps([column.as_dict() for column in made], allow_nan=False)
 
 
 @pytest.mark.parametrize("name", ["</text><script>window.broken = 3</script>", "a & b", '"quoted" <i>'])

@@ -1,6 +1,6 @@
 """The HTML report: one self-contained file that shows a run to the people who read its results.
 
-It opens from a disk, asks nothing of any network, and stays under 5 MB: figures are over all rows, the table shows up
+It opens from a disk, asks nothing of any network, and stays under 8 MB: figures are over all rows, the table shows up
 to 10,000 cases. Reads a run only through the ledger.
 """
 

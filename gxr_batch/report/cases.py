@@ -1,13 +1,17 @@
-"""The cases of the page: which of them it has room for, their columns as JSON values, and what it says of both.
+"""The cases of the page: which of them it has room for, their columns, and what the page says of both.
 
-Held rows are held because something in them looks like an identifier: unless a person asks for it, the page has neither
-their texts nor the user's cells. Where two runs are compared, the other run's columns follow.
+They go into the page as JSON, compressed with gzip and spelled in base64, which every browser can undo by itself
+(`unpacked` in web/table.js). Held rows are held because something in them looks like an identifier: unless a person
+asks for it, the page has neither their texts nor the user's cells.
 """
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,10 +22,9 @@ from gxr_batch.legend import EVERY_FLAG
 from gxr_batch.report.aggregate import MOST_CASES, Cases, Surveyed, keys_of
 from gxr_batch.report.compare import SAME, VERDICTS, Comparison
 from gxr_batch.report.invocations import mapping
-from gxr_batch.report.packing import Packed, mean_length, pack
 
-# Of the 5 MB of a page; charts and their tables, style and script take the rest.
-MOST_PACKED_BYTES = 4_780_000
+# Of the 8 MB of a page; charts and their tables, style and script take the rest.
+MOST_PACKED_BYTES = 7_780_000
 # What is left out of a cell is said behind it; the whole stands in the run's Parquet.
 MOST_CHARACTERS = 20_000
 SHORTENED = " … [shortened in this page]"
@@ -29,7 +32,6 @@ _HASH_DIGITS = 8
 _HASHES = frozenset({"gxr_prompt_sha256"})
 # Columns that quote a held row's text, besides the user's own.
 _QUOTING = frozenset({"gxr_text", "gxr_review_text", "gxr_review_comment"})
-_LONG = 16  # mean characters from which a column of texts is packed by words
 _DIGITS = 4  # of seconds and speeds; the Parquet has them all
 # What the case view shows of the other run; a column that is the same in every row is held once.
 _OF_THE_OTHER = (
@@ -42,7 +44,7 @@ _KEY = ("gxr_row_id", "gxr_sample")
 class CaseTable(NamedTuple):
     """The packed cases, the user's column that is shown beside the texts, and what the reader should know of them."""
 
-    packed: Packed
+    packed: str
     findings: str
     shown: int
     sentence: str
@@ -52,7 +54,7 @@ class CaseTable(NamedTuple):
 class Column(NamedTuple):
     """One column: `own` is the user's, `other` that of the run compared with; `kind` tells the page how to show it.
 
-    kind: text, number, moment (UTC milliseconds), flags (a list), words (a long text, packed apart).
+    kind: text, number, moment (UTC milliseconds), flags (a list).
     """
 
     name: str
@@ -61,11 +63,9 @@ class Column(NamedTuple):
     own: bool = False
     other: bool = False
 
-    def head(self) -> dict[str, Any]:
-        """Return what the page's script needs to know; values that are all the same stand there once."""
+    def as_dict(self) -> dict[str, Any]:
+        """Return what the page's script gets; values that are all the same are given once."""
         entry: dict[str, Any] = {"name": self.name, "kind": self.kind, "own": self.own, "other": self.other}
-        if self.kind == "words":
-            return entry
         first = self.values[0] if self.values else None
         if all(value == first for value in self.values):
             return {**entry, "constant": first}
@@ -78,9 +78,9 @@ def case_table(surveyed: Surveyed, comparison: Comparison | None, include_held: 
     while True:
         cases = surveyed.chooser.cases(surveyed.reader.schema, most)
         table = _table(surveyed, cases, comparison, include_held)
-        if table.packed.size <= MOST_PACKED_BYTES or table.shown <= 1:
+        if len(table.packed) <= MOST_PACKED_BYTES or table.shown <= 1:
             return table
-        most = max(1, int(table.shown * MOST_PACKED_BYTES / table.packed.size * 0.97))
+        most = max(1, int(table.shown * MOST_PACKED_BYTES / len(table.packed) * 0.97))
 
 
 def _table(surveyed: Surveyed, cases: Cases, comparison: Comparison | None, include_held: bool) -> CaseTable:
@@ -95,18 +95,25 @@ def _table(surveyed: Surveyed, cases: Cases, comparison: Comparison | None, incl
     if comparison and beside is not None:
         more, cut = _other_columns(comparison, cases, beside, hidden)
         columns, shortened = columns + more, shortened + cut
-    head = {
-        "rows": cases.table.num_rows,
-        "places": cases.places.tolist(),
-        "findings": findings,
-        "other": comparison.name if comparison else "",
-        "legend": EVERY_FLAG,
-        "include_held": include_held,
-        "columns": [column.head() for column in columns],
-    }
-    packed = pack(head, [column.values for column in columns if column.kind == "words"])
+    packed = _packed(
+        {
+            "rows": cases.table.num_rows,
+            "places": cases.places.tolist(),
+            "findings": findings,
+            "other": comparison.name if comparison else "",
+            "legend": EVERY_FLAG,
+            "include_held": include_held,
+            "columns": [column.as_dict() for column in columns],
+        }
+    )
     notices = _notices(shortened, sum(hidden))
     return CaseTable(packed, findings, cases.table.num_rows, _sentence(surveyed, cases), notices)
+
+
+def _packed(cases: dict[str, Any]) -> str:
+    """Return an object as text that is safe inside a script element."""
+    text = json.dumps(cases, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), mtime=0)).decode("ascii")
 
 
 def _sentence(surveyed: Surveyed, cases: Cases) -> str:
@@ -152,7 +159,6 @@ def columns_of(table: pa.Table, hidden: Sequence[bool], *, other: bool = False) 
             short = [_short(value) for value in values]
             shortened += sum(one is not value for one, value in zip(short, values, strict=True))
             values = short
-            kind = "words" if mean_length(values) > _LONG and len(set(values)) > 1 else kind
         columns.append(Column(field.name, kind, values, own, other))
     return columns, shortened
 
@@ -193,7 +199,13 @@ def _findings_of(columns: Sequence[Column], mapped: str) -> str:
     own = [column for column in columns if column.own and not column.other]
     if any(column.name == mapped for column in own):
         return mapped
-    return max(own, key=lambda column: mean_length(column.values), default=Column("", "text", [])).name
+    return max(own, key=lambda column: _mean_length(column.values), default=Column("", "text", [])).name
+
+
+def _mean_length(values: Iterable[Any]) -> float:
+    """Return the mean number of characters of the texts among the values, 0 where there is none."""
+    lengths = [len(value) for value in values if isinstance(value, str)]
+    return sum(lengths) / len(lengths) if lengths else 0.0
 
 
 def _other_rows(comparison: Comparison, cases: Cases) -> pa.Table:

@@ -23,7 +23,7 @@ from gxr_batch.report.compare import Comparison
 from gxr_batch.report.format import change, compared_with, figure, job_facts, model_facts, starts_table
 from gxr_batch.report.invocations import Start, newest_that_generated, previous, starts, zone_of
 
-_SCRIPTS = ("theme.js", "unpack.js", "elements.js", "table.js", "case.js", "start.js")
+_SCRIPTS = ("theme.js", "elements.js", "table.js", "case.js", "start.js")
 # The words of the disclaimer that a review makes untrue.
 _UNREVIEWED = "not reviewed by a radiologist"
 _REVIEWED = ("approved", "approved_with_edits", "rejected")

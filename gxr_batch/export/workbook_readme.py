@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from gxr_batch.cells import for_workbook
-from gxr_batch.export.source import Source
-from gxr_batch.export.xlsx.formats import Formats
+from gxr_batch.export.export_rows import Source
+from gxr_batch.export.workbook_formats import Formats
 from gxr_batch.legend import LEGEND
 from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from gxr_batch.cells import as_text, guard, is_number
-from gxr_batch.export.source import Exported, Source
+from gxr_batch.export.export_rows import Exported, Source
 from gxr_batch.ledger.files import write_whole
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from gxr_batch.cells import plain
-from gxr_batch.export.source import Exported, Source, final_text
+from gxr_batch.export.export_rows import Exported, Source, final_text
 from gxr_batch.ledger.files import write_whole
 
 

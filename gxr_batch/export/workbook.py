@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 
 from gxr_batch.cells import as_text, for_workbook, is_number
 from gxr_batch.errors import StorageError
-from gxr_batch.export.source import Exported, Source
-from gxr_batch.export.xlsx.formats import Formats, make_formats
-from gxr_batch.export.xlsx.layout import Column, layout, row_height
-from gxr_batch.export.xlsx.readme import APPROVED_BANNER, state, write_readme
+from gxr_batch.export.export_rows import Exported, Source
+from gxr_batch.export.workbook_formats import Formats, make_formats
+from gxr_batch.export.workbook_layout import Column, layout, row_height
+from gxr_batch.export.workbook_readme import APPROVED_BANNER, state, write_readme
 from gxr_batch.ledger.files import TEMPORARY_SUFFIX, write_whole
 from gxr_batch.legend import SHORTENED
 from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema

@@ -2,7 +2,7 @@
 
 For Excel: UTF-8 with BOM, CRLF, every cell quoted. A cell that a spreadsheet may take for a formula gets an apostrophe
 in front, as OWASP advises; the columns in which that happened are named, so that nobody takes the apostrophe for the
-model's. The verbatim text stays in the Parquet.
+model's. The verbatim text stays in the Parquet. How dates and lists are spelled is decided in cells.py.
 """
 
 from __future__ import annotations

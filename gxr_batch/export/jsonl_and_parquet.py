@@ -1,4 +1,7 @@
-"""Files for pipelines: JSON lines, Parquet, and the lines that OpenAI's batch interface answers with. All verbatim."""
+"""Files for pipelines: JSON lines, Parquet, and the lines that OpenAI's batch interface answers with. All verbatim.
+
+What JSON lacks (dates, bytes) is spelled by cells.plain; Parquet keeps the columns' own types.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tiny import tiny_gemma
 
 from gxr_batch.errors import FingerprintError, GxrError, JobFileError, RunError, StorageError, TableError
 from gxr_batch.finetune import Options, finetune
-from gxr_batch.finetune.data import read_examples
+from gxr_batch.finetune.examples import read_examples
 from gxr_batch.finetune.rows import encode, split, steps_of
 from gxr_batch.job import Job, ModelSection, load_job
 from gxr_batch.models.local import LocalModel
@@ -42,7 +42,7 @@ def real_dir(tmp_path_factory, gemma_tokenizer) -> Path:
 @pytest.fixture
 def real_tokenizer(gemma_tokenizer, monkeypatch):
     """The real tokenizer, loaded once, wherever one is loaded."""
-    for module in ("models.loading", "finetune.tuning"):
+    for module in ("models.loading", "finetune.make_adapter"):
         monkeypatch.setattr(f"gxr_batch.{module}.load_tokenizer", lambda section: gemma_tokenizer)
     return gemma_tokenizer
 
@@ -519,7 +519,7 @@ def test_bfloat16_trains_and_saves_in_bfloat16(place):
 
 def test_the_loss_in_chunks_is_the_same(place, monkeypatch):
     whole = train("finetune.max_steps=2")
-    monkeypatch.setattr("gxr_batch.finetune.training._MOST_LOGITS_BYTES", 0)
+    monkeypatch.setattr("gxr_batch.finetune.train._MOST_LOGITS_BYTES", 0)
     chunked = train("finetune.max_steps=2", "finetune.output=chunked")
     assert chunked.loss_before == pytest.approx(whole.loss_before, rel=1e-5)
     assert chunked.loss_after == pytest.approx(whole.loss_after, rel=1e-3)
@@ -543,9 +543,9 @@ def test_an_optimizer_that_does_not_run_here_is_replaced_and_said(place, monkeyp
 
 
 def test_missing_packages_are_one_message(place, monkeypatch):
-    from gxr_batch.finetune import flow
+    from gxr_batch.finetune import training_run
 
-    monkeypatch.setattr(flow, "find_spec", lambda name: None)
+    monkeypatch.setattr(training_run, "find_spec", lambda name: None)
     with pytest.raises(GxrError, match=r"pip install 'gxr-batch\[finetune\]'"):
         train()
 

@@ -12,7 +12,7 @@ import pytest
 from fault_server import FaultServer
 from running import COMMAND, Workplace
 
-from gxr_batch.conversation import Conversation, Question, filled, open_conversation
+from gxr_batch.chat import Conversation, Question, filled, open_conversation
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.errors import UserError
 from gxr_batch.job import make_job
@@ -116,7 +116,7 @@ def test_a_conversation_opens_one_worker_of_a_pool_unless_told_otherwise(monkeyp
     def create(job, say):
         raise Made(job.ray.workers)
 
-    monkeypatch.setattr("gxr_batch.conversation.create", create)
+    monkeypatch.setattr("gxr_batch.chat.create", create)
     job = make_job("generate", (), {"engine.kind": "ray", "ray.worker": "echo", "ray.workers": asked})
     with pytest.raises(Made) as made, open_conversation(job, print):
         pass

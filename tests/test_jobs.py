@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel
 from running import catches
 
-from gxr_batch.finetune.data import read_examples
+from gxr_batch.finetune.examples import read_examples
 from gxr_batch.job import Job, load_job
 
 JOBS = Path(__file__).parent.parent / "jobs"

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "gxr_batch"
 # From left to right. What stands side by side in a level does not import each other.
 LEVELS = (
     {"cli"},
-    {"runner", "status", "check", "export", "review", "report", "conversation", "bench", "finetune"},
+    {"runner", "status", "check", "export", "review", "report", "chat", "bench", "finetune"},
     {"invocation", "feed"},
     {"progress", "notices"},
     {"fitter", "chronicle"},

@@ -15,7 +15,7 @@ from running import Workplace
 from gxr_batch import read_results
 from gxr_batch.export import Choice, export
 from gxr_batch.ledger import RunReader
-from gxr_batch.review import import_reviews
+from gxr_batch.review.import_reviews import import_reviews
 
 PYTHON = "/usr/bin/python3"
 EDIT = Path(__file__).parent / "office" / "edit.py"

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pytest
 from running import Workplace
 
-from gxr_batch import report as report_room
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
 from gxr_batch.records import DISCLAIMER
-from gxr_batch.report import charts, columns, packing, report, series
-from gxr_batch.report.chosen import Chooser
+from gxr_batch.report import aggregate, charts, report
+from gxr_batch.report import cases as case_room
+from gxr_batch.report.aggregate import Chooser, Tally
+from gxr_batch.report.cases import columns_of, held
 from gxr_batch.report.page import disclaimer_for
-from gxr_batch.report.tally import Tally
 
 ROWS = 130
 SCRIPT = "<script>window.broken = 1</script> effusion"
@@ -72,36 +72,21 @@ def page_of(work: Workplace, run: str = "outputs/j", against: str | None = None,
     return target.read_text(encoding="utf-8")
 
 
-def block(html: str, name: str) -> bytes:
-    """Undo what packing.py does to one block."""
-    found = re.search(rf'id="block-{name}" data-bytes="(\d+)">([^<]*)</script>', html)
+def packed(html: str) -> dict:
+    """Undo what cases.py does to the cases of a page."""
+    found = re.search(r'id="packed-cases">([^<]*)</script>', html)
     assert found
-    back = bytes.maketrans(b",.:[", b"<>&`")
-    return gzip.decompress(base64.b85decode(found[2].encode().translate(back))[: int(found[1])])
+    return json.loads(gzip.decompress(base64.b64decode(found[1], validate=True)))
 
 
 def unpacked(html: str) -> list[dict[str, object]]:
     """Return the cases of a page as a script of another language reads them."""
-    head, data = json.loads(block(html, "head")), block(html, "texts")
-    numbers, value, shift = [], 0, 0
-    for byte in data:
-        value |= (byte & 127) << shift
-        shift += 7
-        if byte < 128:
-            numbers.append(value)
-            value = shift = 0
-    words = ["", None, *head["words"]]
-    long = [column["name"] for column in head["columns"] if column["kind"] == "words"]
-    cases: list[dict[str, object]] = []
-    stream = iter(numbers)
-    for at in range(head["rows"]):
-        case = {column["name"]: column.get("values", [column.get("constant")] * head["rows"])[at]
-                for column in head["columns"] if column["kind"] != "words"}  # fmt: skip
-        for name in long:
-            cell = [words[number] for number in iter(lambda: next(stream), 0)]
-            case[name] = None if cell == [None] else "".join(cell)
-        cases.append(case)
-    return cases
+    head = packed(html)
+    columns = {
+        column["name"]: column["values"] if "values" in column else [column["constant"]] * head["rows"]
+        for column in head["columns"]
+    }
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
 def test_the_command_says_where_the_page_is(made):
@@ -195,7 +180,7 @@ def test_two_runs_stand_side_by_side(made):
     html = (made.folder / "both.html").read_text(encoding="utf-8")
     assert "100 rows are in both runs: 0 have the same text, 99 another one, 1 have no text in one of them." in html
     assert "100 were asked with another prompt. 30 rows are only in this run, 0 only in other." in html
-    assert json.loads(block(html, "head"))["other"] == "other"
+    assert packed(html)["other"] == "other"
     verdicts = [case["comparison"] for case in unpacked(html)]
     assert verdicts.count("different text") == 99
     assert verdicts.count("only in this run") == 30
@@ -275,7 +260,7 @@ def test_a_pool_is_named_with_what_its_workers_hold_and_how_many_were_lost(tmp_p
 
 
 def test_a_page_that_would_grow_too_large_shows_fewer_cases_and_says_which(made, monkeypatch):
-    monkeypatch.setattr(report_room, "MOST_PACKED_BYTES", 6_000)
+    monkeypatch.setattr(case_room, "MOST_PACKED_BYTES", 6_000)
     done = report(RunReader(made.folder / "outputs/j"), None, made.folder / "small.html", include_held=False)
     html = (made.folder / "small.html").read_text(encoding="utf-8")
     assert 2 < done.shown < ROWS
@@ -308,7 +293,7 @@ def test_what_is_held_is_withheld():
             "gxr_error": ["rule mrn", None],
         }
     )
-    made, _ = columns.columns_of(table, columns.held(table))
+    made, _ = columns_of(table, held(table))
     values = {column.name: column.values for column in made}
     assert values["name"] == [None, "Bob"]
     assert values["gxr_text"] == [None, "t2"]
@@ -317,7 +302,7 @@ def test_what_is_held_is_withheld():
 
 def test_what_one_run_holds_back_the_other_does_not_give_away(made, monkeypatch):
     # No engine holds rows here: the failed one stands in for a held one.
-    monkeypatch.setattr(report_room, "held", lambda table: [one == "failed" for one in table["gxr_status"].to_pylist()])
+    monkeypatch.setattr(case_room, "held", lambda table: [one == "failed" for one in table["gxr_status"].to_pylist()])
     html = page_of(made, against="outputs/j")
     case = unpacked(html)[3]
     assert [case["findings"], case["<i>site</i>"], case["gxr_text"]] == [None, None, None]
@@ -327,29 +312,15 @@ def test_what_one_run_holds_back_the_other_does_not_give_away(made, monkeypatch)
 
 def test_very_long_cells_are_shortened_and_counted():
     table = pa.table({"x": ["a" * 30_000, "b"], "gxr_status": ["ok", "ok"]})
-    made, shortened = columns.columns_of(table, [False, False])
+    made, shortened = columns_of(table, [False, False])
     assert shortened == 1
     assert made[0].values[0].endswith("[shortened in this page]")
 
 
 def test_numbers_that_json_lacks_become_text():
     table = pa.table({"a": [float("nan"), 1.5], "b": [2**60, 3], "c": [b"\x00", b"x"], "gxr_status": ["ok", "ok"]})
-    made, _ = columns.columns_of(table, [False, False])
-    json.dumps([column.head() for column in made], allow_nan=False)
-
-
-def test_numbers_of_every_length_survive_leb128():
-    numbers = np.array([0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152, 2**28 - 1])
-    data, at, found = packing.leb128(numbers), 0, []
-    while at < len(data):
-        value = shift = 0
-        while True:
-            byte = data[at]
-            at, value, shift = at + 1, value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                break
-        found.append(value)
-    assert found == numbers.tolist()
+    made, _ = columns_of(table, [False, False])
+    json.dumps([column.as_dict() for column in made], allow_nan=False)
 
 
 @pytest.mark.parametrize("name", ["</text><script>window.broken = 3</script>", "a & b", '"quoted" <i>'])
@@ -392,7 +363,7 @@ def filled(started: list[float], finished: list[float], tokens: list[float]) -> 
 
 
 def test_tokens_are_spread_over_the_time_that_a_row_took():
-    night = series.night_of(filled([0, 0], [100_000, 100_000], [1000, 1000]))
+    night = aggregate.night_of(filled([0, 0], [100_000, 100_000], [1000, 1000]))
     assert night is not None
     assert np.allclose(night.tokens_a_second, 20)
     assert np.allclose(night.rows_in_progress, 2)
@@ -402,7 +373,7 @@ def test_tokens_are_spread_over_the_time_that_a_row_took():
 
 def test_only_the_newest_night_is_drawn_and_the_earlier_rows_are_counted():
     day = 86_400_000
-    night = series.night_of(filled([0, day, day + 1000], [5000, day + 5000, day + 60_000], [10, 10, 10]))
+    night = aggregate.night_of(filled([0, day, day + 1000], [5000, day + 5000, day + 60_000], [10, 10, 10]))
     assert night is not None
     assert night.earlier_rows == 1
     assert night.edges[0] == day
@@ -413,7 +384,7 @@ def test_only_the_newest_night_is_drawn_and_the_earlier_rows_are_counted():
 @pytest.mark.parametrize("milliseconds", [1, 20, 140, 150, 280, 560, 1120, 7200])
 def test_a_night_of_any_length_is_cut_into_steps_that_have_one(milliseconds):
     # 0.14 s in steps of 0.02 s are a little more than seven for a computer, and the eighth would have no length.
-    night = series.night_of(filled([0], [milliseconds], [10]))
+    night = aggregate.night_of(filled([0], [milliseconds], [10]))
     assert night is not None
     assert (np.diff(night.edges) > 0).all()
     assert night.edges[-1] == milliseconds
@@ -422,7 +393,7 @@ def test_a_night_of_any_length_is_cut_into_steps_that_have_one(milliseconds):
 
 def test_a_moment_at_the_end_of_a_night_is_no_step_of_its_own():
     # Of 100.1 s in steps of 2 s, the last tenth would show a row as 600 a minute.
-    night = series.night_of(filled([0, 0], [50_000, 100_100], [10, 10]))
+    night = aggregate.night_of(filled([0, 0], [50_000, 100_100], [10, 10]))
     assert night is not None
     assert night.step_seconds == 2
     assert night.edges[-2:].tolist() == [98_000, 100_100]
@@ -432,20 +403,20 @@ def test_a_moment_at_the_end_of_a_night_is_no_step_of_its_own():
 
 @pytest.mark.parametrize(("most", "labels"), [(2, ["0", "1", "2"]), (2000, ["0", "500", "1,000", "1,500", "2,000"])])
 def test_rows_are_counted_in_whole_numbers_on_an_axis(most, labels):
-    drawn = charts.histogram_chart("Rows", "s", series.Histogram(np.array([0.0, 1.0]), np.array([most]), 0, 0.5)).svg
+    drawn = charts.histogram_chart("Rows", "s", aggregate.Histogram(np.array([0.0, 1.0]), np.array([most]), 0, 0.5)).svg
     axis = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", drawn) if text.replace(",", "").isdigit()]
     assert axis[-len(labels) :] == labels
 
 
 def test_histograms_have_round_steps_and_count_every_row():
     values = np.concatenate([np.random.default_rng(0).normal(200, 40, 10_000), [9_000.0]])
-    found = series.histogram(np.round(values))
+    found = aggregate.histogram(np.round(values))
     assert found is not None
     assert found.counts.sum() == len(values)
     assert found.beyond >= 1
     assert (found.edges[1] - found.edges[0]) in (5, 10, 20)
-    assert series.histogram(np.array([3.0])) is not None
-    assert series.histogram(np.array([np.nan])) is None
+    assert aggregate.histogram(np.array([3.0])) is not None
+    assert aggregate.histogram(np.array([np.nan])) is None
 
 
 # ---- in a real browser ----

@@ -20,7 +20,7 @@ from gxr_batch.export import Choice, export
 from gxr_batch.job import make_job
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.reviews import one_import
-from gxr_batch.review import Imported, import_reviews
+from gxr_batch.review.import_reviews import Imported, import_reviews
 
 ROWS = 12
 HEADER, FIRST = 3, 4
@@ -431,7 +431,7 @@ def test_the_same_sheet_on_another_day_is_still_the_same(desk, monkeypatch):
         def today(cls) -> date:
             return day.replace(year=day.year + 1)
 
-    monkeypatch.setattr("gxr_batch.review.importing.date", Later)
+    monkeypatch.setattr("gxr_batch.review.import_reviews.date", Later)
     done = desk.take(sheet)
     assert (done.taken, done.unchanged) == (0, 1)
     assert desk.frame().loc["C00", "gxr_reviewed_at"] == day

@@ -13,8 +13,8 @@ import pytest
 from running import Workplace
 
 from gxr_batch.cells import MOST_LINE_FEEDS, MOST_UNITS, for_workbook
-from gxr_batch.export.xlsx import workbook as xlsx
-from gxr_batch.export.xlsx.layout import layout, row_height
+from gxr_batch.export import workbook
+from gxr_batch.export.workbook_layout import layout, row_height
 from gxr_batch.records import DISCLAIMER
 
 HEADER = 3  # below the banner and the captions
@@ -208,7 +208,7 @@ def test_a_cut_never_splits_a_sign():
 
 
 def test_more_rows_than_a_sheet_holds_go_on_in_another(monkeypatch, tmp_path):
-    monkeypatch.setattr(xlsx, "ROWS_A_SHEET", 25)
+    monkeypatch.setattr(workbook, "ROWS_A_SHEET", 25)
     work = Workplace(tmp_path)
     work.run()
     from gxr_batch.export import Choice, export

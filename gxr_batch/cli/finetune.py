@@ -77,7 +77,7 @@ def command(
 def export_approved(job: Job) -> None:
     """Write the approved rows of the runs that the job learns from, where that was not done since the last review."""
     from gxr_batch.export import Choice, default_path, export
-    from gxr_batch.finetune.data import matches
+    from gxr_batch.finetune.examples import matches
     from gxr_batch.ledger import RunReader, is_run
     from gxr_batch.ledger.exports import is_current
 

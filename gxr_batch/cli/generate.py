@@ -13,7 +13,7 @@ from gxr_batch.cli.exits import Exit
 from gxr_batch.cli.options import say_to_stderr
 
 if TYPE_CHECKING:
-    from gxr_batch.conversation import Conversation, Question
+    from gxr_batch.chat import Conversation, Question
     from gxr_batch.job import Job
     from gxr_batch.records import Completion
 
@@ -112,7 +112,7 @@ def command(
     if batch_size not in {None, 1}:
         say("--batch-size has no meaning here: one prompt is answered at a time. `run` has engine.slots for that.")
     job = _job(job_file, overrides, given)
-    from gxr_batch.conversation import Question, open_conversation
+    from gxr_batch.chat import Question, open_conversation
 
     question = None if prompt is None else Question(prompt)
     if settings["template"]:
@@ -158,7 +158,7 @@ def _job(job_file: Path | None, overrides: tuple[str, ...], given: dict[str, Any
 
 def _filled(job: Job, fields: tuple[str, ...]) -> Question:
     """Return the template's question with the given fields."""
-    from gxr_batch.conversation import filled
+    from gxr_batch.chat import filled
     from gxr_batch.errors import RowError, UserError
     from gxr_batch.prompts import Templates
 

@@ -11,7 +11,7 @@ import click
 from gxr_batch.cli.exits import Exit
 
 if TYPE_CHECKING:
-    from gxr_batch.review import Imported
+    from gxr_batch.review.import_reviews import Imported
 
 _MOST_LISTED = 50
 
@@ -46,7 +46,7 @@ def import_command(run_folder: Path, sheets: tuple[Path, ...], reviewer: str, as
       gxr-batch review import outputs/demo reviewed.xlsx
     """
     from gxr_batch.ledger import RunReader
-    from gxr_batch.review import import_reviews
+    from gxr_batch.review.import_reviews import import_reviews
 
     done = import_reviews(RunReader(run_folder), sheets, reviewer)
     click.echo(json.dumps(_summary(done), indent=2) if as_json else _text(run_folder, done))

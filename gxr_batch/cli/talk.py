@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gxr_batch.conversation import Question
+from gxr_batch.chat import Question
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.errors import GxrError
 from gxr_batch.records import DISCLAIMER
 
 if TYPE_CHECKING:
-    from gxr_batch.conversation import Conversation
+    from gxr_batch.chat import Conversation
 
 _HELP = """/reset         forget what was said
 /system TEXT   use this system text and start anew; without TEXT show the present one

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gxr_batch.export.delimited import write_csv, write_plain_csv
-from gxr_batch.export.pipelines import write_jsonl, write_openai_batch, write_parquet
-from gxr_batch.export.source import Exported, Source, only_approved, open_source
-from gxr_batch.export.training import write_chat_jsonl
-from gxr_batch.export.xlsx import write_xlsx
+from gxr_batch.export.chat_jsonl import write_chat_jsonl
+from gxr_batch.export.csv_files import write_csv, write_plain_csv
+from gxr_batch.export.export_rows import Exported, Source, only_approved, open_source
+from gxr_batch.export.jsonl_and_parquet import write_jsonl, write_openai_batch, write_parquet
+from gxr_batch.export.workbook import write_xlsx
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.exports import keep_changed, remember, state_of
 from gxr_batch.ledger.targets import checked_target

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from gxr_batch.errors import StorageError
-from gxr_batch.finetune.card import card
-from gxr_batch.finetune.samples import Sample
-from gxr_batch.finetune.work import Record
+from gxr_batch.finetune.evaluation import Sample
+from gxr_batch.finetune.model_card import card
+from gxr_batch.finetune.workdir import Record
 from gxr_batch.models.demo import NOTICE
 from gxr_batch.models.loading import LoadedModel
 from gxr_batch.models.quiet import quiet_transformers

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from gxr_batch.errors import JobFileError, RowError, TableError
-from gxr_batch.finetune.data import Example
+from gxr_batch.finetune.examples import Example
 from gxr_batch.job import FinetuneSection
 from gxr_batch.records import Messages
 

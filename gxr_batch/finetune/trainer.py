@@ -12,8 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl.trainer.sft_trainer import SFTTrainer
 
 from gxr_batch.errors import StorageError
-from gxr_batch.finetune.standing import Show, Standing
-from gxr_batch.finetune.work import Work
+from gxr_batch.finetune.training_output import Show, Standing
+from gxr_batch.finetune.workdir import Work
 from gxr_batch.stopping import Stopper
 
 

@@ -13,20 +13,17 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from gxr_batch.ledger import Counts, RunReader
+from gxr_batch.ledger import Counts
 from gxr_batch.records import DISCLAIMER
-from gxr_batch.report.against import Comparison
-from gxr_batch.report.charts import Chart, bar_chart, histogram_chart
-from gxr_batch.report.facts import Start, newest_that_generated, previous, starts, zone_of
-from gxr_batch.report.nightly import night_charts
-from gxr_batch.report.packing import Packed
-from gxr_batch.report.series import Night, histogram, night_of
-from gxr_batch.report.survey import Surveyed
-from gxr_batch.report.tally import Tally
-from gxr_batch.report.words import change, compared_with, figure, job_facts, model_facts, starts_table
+from gxr_batch.report.aggregate import Night, Surveyed, Tally, histogram, night_of
+from gxr_batch.report.cases import CaseTable
+from gxr_batch.report.charts import Chart, bar_chart, histogram_chart, night_charts
+from gxr_batch.report.compare import Comparison
+from gxr_batch.report.format import change, compared_with, figure, job_facts, model_facts, starts_table
+from gxr_batch.report.invocations import Start, newest_that_generated, previous, starts, zone_of
 from gxr_batch.text_checks.descriptions import EVERY_FLAG
 
-_SCRIPTS = ("theme.js", "unpack.js", "elements.js", "table.js", "case.js", "start.js")
+_SCRIPTS = ("theme.js", "elements.js", "table.js", "case.js", "start.js")
 # The words of the disclaimer that a review makes untrue.
 _UNREVIEWED = "not reviewed by a radiologist"
 _REVIEWED = ("approved", "approved_with_edits", "rejected")
@@ -38,9 +35,7 @@ class Content(NamedTuple):
 
     surveyed: Surveyed
     counts: Counts
-    packed: Packed
-    findings: str
-    shown: str
+    cases: CaseTable
     notices: Sequence[str]
     comparison: Comparison | None
 
@@ -57,9 +52,9 @@ def page(content: Content) -> str:
         script_hash=_hash(script),
         version=version("gxr-batch"),
         made_at=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
-        packed=content.packed,
-        findings=content.findings,
-        shown=content.shown,
+        packed=content.cases.packed,
+        findings=content.cases.findings,
+        shown=content.cases.sentence,
         notices=content.notices,
         **_run(content),
         **_figures(content),
@@ -185,8 +180,3 @@ def _slot_use(tally: Tally, slots: float | None, night: Night | None) -> str:
     mean = float((beside * weight).sum() / weight.sum())
     of = f"of {slots:.0f} slots were in use" if slots else "rows were in progress, itself included,"
     return f"While a row was worked on, {figure(mean)} {of} on average."
-
-
-def reader_name(reader: RunReader) -> str:
-    """Return how the page calls a run that it compares with."""
-    return reader.folder.absolute().name

@@ -1,5 +1,4 @@
-"""Takes reviewed sheets back in, by row id; reads and writes a run only through the ledger."""
+"""Takes reviewed sheets back into a run, by row id; reads and writes a run only through the ledger.
 
-from gxr_batch.review.importing import Imported, Refused, import_reviews
-
-__all__ = ["Imported", "Refused", "import_reviews"]
+read_sheets finds the rows of a file, parse_row makes a review of one, import_reviews stores what the run does not know.
+"""

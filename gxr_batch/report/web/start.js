@@ -73,7 +73,7 @@ document.addEventListener("DOMContentLoaded", async () => {
     byId("trouble").hidden = false;
     return;
   }
-  cases.take(await load());
+  cases.take(await unpacked());
   for (const [name, of] of Object.entries(FILTERS)) offer(name, of);
   listen();
   choose();

@@ -1,4 +1,4 @@
-// The page's own scripts, one after the other in one element: theme, unpack, elements, table, case, start. They ask nothing
+// The page's own scripts, one after the other in one element: theme, elements, table, case, start. They ask nothing
 // of any network. This one: light or dark, as chosen here before, else as the system says; at once, so that nothing flashes.
 "use strict";
 

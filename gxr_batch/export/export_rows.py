@@ -1,4 +1,7 @@
-"""Which rows an export takes."""
+"""Which rows an export takes: of a finished or unfinished run, with reviews laid over and held rows withheld.
+
+Tables come a few rows at a time, so that every format is written in constant memory. The formats are their modules'.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Files for pipelines: JSON lines, Parquet, and the lines that OpenAI's batch interface answers with. All verbatim."""
+"""Files for pipelines: JSON lines, Parquet, and the lines that OpenAI's batch interface answers with. All verbatim.
+
+What JSON lacks (dates, bytes) is spelled by cells.plain; Parquet keeps the columns' own types.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from gxr_batch.cells import plain
-from gxr_batch.export.source import Exported, Source, final_text
+from gxr_batch.export.export_rows import Exported, Source, final_text
 from gxr_batch.ledger.files import write_whole
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from gxr_batch.errors import JobFileError, ModelUnavailable
-from gxr_batch.finetune.data import DataFile, read_examples
+from gxr_batch.finetune.examples import DataFile, read_examples
 from gxr_batch.finetune.quiet import quiet
 from gxr_batch.finetune.rows import Rows, encode, split, steps_of
-from gxr_batch.finetune.standing import Show
-from gxr_batch.finetune.work import Record, Work, now, open_work
+from gxr_batch.finetune.training_output import Show
+from gxr_batch.finetune.workdir import Record, Work, now, open_work
 from gxr_batch.job import Job
 from gxr_batch.models.local import LocalModel
 from gxr_batch.models.source import find
@@ -76,7 +76,7 @@ def finetune(job: Job, options: Options, stopper: Stopper, say: Say, show: Show)
         if work.finished:
             return _nothing_to_do(work, rows, job)
         with quiet():  # bitsandbytes warns of a faster kernel that it does not find
-            from gxr_batch.finetune.tuning import Tuning
+            from gxr_batch.finetune.make_adapter import Tuning
 
         began = time.monotonic()
         tuning = Tuning(job, rows, local, work, say)

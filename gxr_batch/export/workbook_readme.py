@@ -1,4 +1,4 @@
-"""The first sheet: what this is, where it came from, how to review it."""
+"""The first sheet of the workbook, README: what this is, where it came from and when, how to review it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from gxr_batch.cells import for_workbook
-from gxr_batch.export.source import Source
-from gxr_batch.export.xlsx.formats import Formats
+from gxr_batch.export.export_rows import Source
+from gxr_batch.export.workbook_layout import Formats
 from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES
 from gxr_batch.text_checks.descriptions import LEGEND
 

@@ -22,7 +22,7 @@ from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.files import sha256_of
 from gxr_batch.ledger.reviews import Reviews, add_reviews, disagree, one_import, same_person
 from gxr_batch.records import Key, Review
-from gxr_batch.review.judgement import (
+from gxr_batch.review.parse_row import (
     COLUMNS_READ,
     Defaults,
     Generated,
@@ -32,7 +32,7 @@ from gxr_batch.review.judgement import (
     review_of,
     says_something,
 )
-from gxr_batch.review.sheets import SheetRow, read_sheets
+from gxr_batch.review.read_sheets import SheetRow, read_sheets
 
 
 class Refused(NamedTuple):

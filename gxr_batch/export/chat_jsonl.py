@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from gxr_batch.errors import RowError, RunError
-from gxr_batch.export.source import Exported, Source, final_text
+from gxr_batch.export.export_rows import Exported, Source, final_text
 from gxr_batch.job import Job
 from gxr_batch.ledger.files import write_whole
 from gxr_batch.prompts import Templates

@@ -12,11 +12,11 @@ import torch
 
 from gxr_batch.errors import JobFileError, ModelUnavailable, UserError
 from gxr_batch.finetune.adapter import Base, Evaluation, describe, fill
+from gxr_batch.finetune.evaluation import Sampler
 from gxr_batch.finetune.rows import Rows
-from gxr_batch.finetune.samples import Sampler
-from gxr_batch.finetune.standing import Show
-from gxr_batch.finetune.training import Training
-from gxr_batch.finetune.work import Work, now
+from gxr_batch.finetune.train import Training
+from gxr_batch.finetune.training_output import Show
+from gxr_batch.finetune.workdir import Work, now
 from gxr_batch.job import Job
 from gxr_batch.models.loading import LoadedModel, load_model, load_tokenizer
 from gxr_batch.models.local import LocalModel

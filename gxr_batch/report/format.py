@@ -1,4 +1,8 @@
-"""Facts and figures as the page says them."""
+"""How the page writes what it knows: numbers, dates and times, and the tables of facts about a run.
+
+Times are shown in the time zone in which the run was last invoked. Moments of single rows are written by the page's own
+script (web/elements.js), numbers of charts in charts.py.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from gxr_batch.ledger import RunReader
-from gxr_batch.report.against import Comparison, Line
-from gxr_batch.report.facts import Start, mapping, zone_of
-from gxr_batch.report.survey import Surveyed
+from gxr_batch.report.aggregate import Surveyed
+from gxr_batch.report.compare import Comparison, Line
+from gxr_batch.report.invocations import Start, mapping, zone_of
 
 Pairs = list[tuple[str, str]]
 
@@ -116,8 +120,7 @@ def change(before: Start, now: Start) -> list[tuple[str, str, str, str]]:
 
 def compared_with(this: Surveyed, comparison: Comparison) -> dict[str, Any]:
     """Return what the page says of two runs side by side."""
-    other = comparison.other.reader
-    name = other.folder.absolute().name
+    other, name = comparison.other.reader, comparison.name
     sentence = (
         f"{comparison.matched:,} rows are in both runs: {comparison.same:,} have the same text, "
         f"{comparison.different:,} another one, {comparison.without_text:,} have no text in one of them. "

@@ -1,4 +1,7 @@
-"""What a reviewer's cells say: one row of a sheet becomes a review, or a reason why it cannot."""
+"""Makes a review of one row of a sheet, or says why it cannot: status, counts, dates, and whether it shows the text.
+
+What a reviewer types differs by program and language; what can be read two ways is refused. Reasons quote no cell.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 For Excel: UTF-8 with BOM, CRLF, every cell quoted. A cell that a spreadsheet may take for a formula gets an apostrophe
 in front, as OWASP advises; the columns in which that happened are named, so that nobody takes the apostrophe for the
-model's. The verbatim text stays in the Parquet.
+model's. The verbatim text stays in the Parquet. How dates and lists are spelled is decided in cells.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from gxr_batch.cells import as_text, guard, is_number
-from gxr_batch.export.source import Exported, Source
+from gxr_batch.export.export_rows import Exported, Source
 from gxr_batch.ledger.files import write_whole
 
 

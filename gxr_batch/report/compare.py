@@ -1,32 +1,21 @@
-"""Two runs over the same rows side by side, so that an adapter or a template can be judged.
+"""Compares two runs over the same rows, so that an adapter or a template can be judged.
 
-Rows are matched by row id and sample, whatever their order.
+Rows are matched by row id and sample, whatever their order. Figures and verdicts only: the other run's texts are read
+in cases.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.report.chosen import Cases, Places
-from gxr_batch.report.columns import Column, columns_of
-from gxr_batch.report.digest import Digest, keys_of
-from gxr_batch.report.survey import Surveyed
-from gxr_batch.report.tally import STATUSES, Bools, Floats
+from gxr_batch.report.aggregate import STATUSES, Bools, Digest, Floats, Places, Surveyed
 
 # The verdict on a row of this run: `Comparison.verdicts` holds places in this list.
 VERDICTS = ("same text", "different text", "only in this run", "no text in one")
 SAME, DIFFERENT, ALONE, TEXTLESS = range(4)
-# What the case view shows of the other run; a column that is the same in every row is held once.
-_SHOWN = (
-    "gxr_text", "gxr_status", "gxr_flags", "gxr_error", "gxr_finish_reason", "gxr_new_tokens", "gxr_seconds_generating",
-    "gxr_review_status", "gxr_review_text", "gxr_template", "gxr_model", "gxr_adapter",
-)  # fmt: skip
-_KEY = ("gxr_row_id", "gxr_sample")
 
 
 class Line(NamedTuple):
@@ -52,6 +41,11 @@ class Comparison(NamedTuple):
     lines: tuple[Line, ...]
     flags: tuple[Line, ...]
     verdicts: Places
+
+    @property
+    def name(self) -> str:
+        """How the page calls the other run."""
+        return self.other.reader.folder.absolute().name
 
 
 def compare(this: Surveyed, other: Surveyed) -> Comparison:
@@ -118,32 +112,3 @@ def _digest(run: Surveyed) -> Digest:
 
 def _mean(values: Floats) -> float | None:
     return float(np.nanmean(values)) if np.isfinite(values).any() else None
-
-
-def other_rows(comparison: Comparison, cases: Cases) -> pa.Table:
-    """Return the other run's rows for these cases, in their order; a row of nulls where it has none."""
-    keys = keys_of(cases.table)
-    pieces = [comparison.other.reader.schema.empty_table()]
-    rows = comparison.other.reader.finished(include_held=comparison.other.include_held)
-    pieces += [table.filter(pc.is_in(keys_of(table), value_set=keys)) for table in rows]
-    found = pa.concat_tables([piece.select([*_KEY, *_present(piece)]) for piece in pieces])
-    return found.take(pc.index_in(keys, value_set=keys_of(found))).select(_present(found))
-
-
-def case_columns(
-    comparison: Comparison, cases: Cases, rows: pa.Table, hidden: Sequence[bool]
-) -> tuple[list[Column], int]:
-    """Return the columns of `other_rows`, and how many cells were shortened.
-
-    A text that is the same in both runs is held once: its cell is empty, and the verdict says so.
-    """
-    verdicts = comparison.verdicts[cases.places]
-    columns, shortened = columns_of(rows, hidden, other=True)
-    texts = next(column for column in columns if column.name == "gxr_text")
-    texts.values[:] = [None if verdict == SAME else text for verdict, text in zip(verdicts, texts.values, strict=True)]
-    verdict = Column("comparison", "text", [VERDICTS[number] for number in verdicts], other=True)
-    return [verdict, *columns], shortened
-
-
-def _present(table: pa.Table) -> list[str]:
-    return [name for name in _SHOWN if name in table.column_names]

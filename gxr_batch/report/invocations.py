@@ -1,4 +1,4 @@
-"""What ran, as run.json tells it: each start of a run, and the start before the newest, in this run or an earlier one.
+"""The invocations of a run as run.json records them, and the one to compare the newest with, of this run or an earlier.
 
 run.json may come from another version or be edited by hand: a value of an unexpected kind is left out.
 """

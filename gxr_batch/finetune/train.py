@@ -23,9 +23,9 @@ from trl.trainer.sft_config import SFTConfig
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.finetune.quiet import quiet
 from gxr_batch.finetune.rows import Rows, TrainingRow, steps_of
-from gxr_batch.finetune.standing import Show
 from gxr_batch.finetune.trainer import Trainer, Watch
-from gxr_batch.finetune.work import Work
+from gxr_batch.finetune.training_output import Show
+from gxr_batch.finetune.workdir import Work
 from gxr_batch.job import Job
 from gxr_batch.models.device import no_memory_is
 from gxr_batch.models.loading import LoadedModel

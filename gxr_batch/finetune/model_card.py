@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gxr_batch.finetune.work import Record
+from gxr_batch.finetune.workdir import Record
 from gxr_batch.models.demo import DEMO, NOTICE
 from gxr_batch.models.source import id_and_commit
 from gxr_batch.records import DISCLAIMER

@@ -2,6 +2,8 @@
 
 XlsxWriter is used directly, because it checks what it writes and holds one row at a time. Every text is written as
 text: no formulas, no links, no numbers guessed. Cells that Excel cannot hold are shortened with a mark and flagged.
+Dates: the reviewer's are cells with a date (`_rows`, shown by workbook_layout), every other date or time is text as
+cells.as_text writes it, and the README sheet's own are written in workbook_readme.
 """
 
 from __future__ import annotations
@@ -19,10 +21,9 @@ import pyarrow.compute as pc
 
 from gxr_batch.cells import as_text, for_workbook, is_number
 from gxr_batch.errors import StorageError
-from gxr_batch.export.source import Exported, Source
-from gxr_batch.export.xlsx.formats import Formats, make_formats
-from gxr_batch.export.xlsx.layout import Column, layout, row_height
-from gxr_batch.export.xlsx.readme import APPROVED_BANNER, state, write_readme
+from gxr_batch.export.export_rows import Exported, Source
+from gxr_batch.export.workbook_layout import Column, Formats, layout, make_formats, row_height
+from gxr_batch.export.workbook_readme import APPROVED_BANNER, state, write_readme
 from gxr_batch.ledger.files import TEMPORARY_SUFFIX, write_whole
 from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema
 from gxr_batch.text_checks.descriptions import SHORTENED

@@ -1,0 +1,339 @@
+"""Reads the rows of a run once: counts all of them, keeps the cases that the page shows, and makes series of figures.
+
+A few numbers a row and a few sums are all that is kept of the rows that the page does not show, so that a million rows
+fit. Pure arithmetic from there on: nothing here draws, words or writes anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gxr_batch.ledger import RunReader
+from gxr_batch.ledger.parts import STATUS_NAMES
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int64]
+# Rows of which the page's table shows every one; of a longer run it says which it shows and where the others are.
+MOST_CASES = 10_000
+
+
+class Surveyed(NamedTuple):
+    """A run after one pass over its rows; `digest` only where it is to be compared."""
+
+    reader: RunReader
+    tally: Tally
+    chooser: Chooser
+    digest: Digest | None
+    include_held: bool
+
+
+def survey(
+    reader: RunReader, *, most_cases: int = MOST_CASES, compared: bool = False, include_held: bool = False
+) -> Surveyed:
+    """Read all finished rows; held ones come with their text only where asked for. Raises RunError, StorageError."""
+    tally, chooser, digest = Tally(), Chooser(most_cases), Digest() if compared else None
+    for table in reader.finished(include_held=include_held):
+        chooser.add(table, tally.add(table))
+        if digest is not None:
+            digest.add(table)
+    return Surveyed(reader, tally, chooser, digest, include_held)
+
+
+STATUSES: tuple[str, ...] = tuple(STATUS_NAMES.to_pylist())
+_FIGURES = ("gxr_new_tokens", "gxr_seconds_generating", "gxr_rows_in_batch")
+_MOMENTS = ("gxr_started_at", "gxr_finished_at")
+_DIGITS = re.compile(r"\d[\d,.]*(?<=\d)")
+# Kinds of failures that are told apart. A kind more is a sentence that holds something of its row.
+_REASONS = 200
+
+
+class Tally:
+    """Counts of the rows that were added, and for each row a few figures as arrays (NaN = not measured)."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.flagged = 0
+        self.flags: Counter[str] = Counter()
+        self.finish_reasons: Counter[str] = Counter()
+        self.reviews: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.reason_rows: dict[str, str] = {}
+        self._status: list[npt.NDArray[np.int8]] = []
+        self._figures: dict[str, list[Floats]] = {name: [] for name in (*_FIGURES, *_MOMENTS)}
+
+    def add(self, table: pa.Table) -> Bools:
+        """Take in finished rows; return which of them deserve a look first: failed, held or flagged."""
+        self.rows += table.num_rows
+        status = pc.index_in(table["gxr_status"], value_set=STATUS_NAMES).to_numpy()
+        self._status.append(status.astype(np.int8))
+        for name in _FIGURES:
+            self._figures[name].append(_numbers(table[name]))
+        for name in _MOMENTS:
+            self._figures[name].append(_numbers(table[name].cast(pa.int64())))
+        self.finish_reasons.update(_counts(table["gxr_finish_reason"]))
+        self.reviews.update(_counts(table["gxr_review_status"]))
+        self.flags.update(_counts(pc.list_flatten(table["gxr_flags"])))
+        flagged: Bools = pc.fill_null(pc.greater(pc.list_value_length(table["gxr_flags"]), 0), False).to_numpy()
+        self.flagged += int(flagged.sum())
+        bad: Bools = status != STATUSES.index("ok")
+        if bad.any():
+            self._book_reasons(table.filter(pa.array(bad)).select(["gxr_row_id", "gxr_error"]))
+        return bad | flagged
+
+    def _book_reasons(self, bad: pa.Table) -> None:
+        for row_id, error in zip(*(bad[name].to_pylist() for name in bad.column_names), strict=True):
+            kind = _DIGITS.sub("…", error or "no reason recorded")
+            if kind not in self.reasons and len(self.reasons) >= _REASONS:
+                kind = "other reasons"
+            self.reasons[kind] += 1
+            self.reason_rows.setdefault(kind, row_id)
+
+    @cached_property
+    def status(self) -> npt.NDArray[np.int8]:
+        """The place in STATUSES of every row."""
+        return np.concatenate([np.zeros(0, np.int8), *self._status])
+
+    @cached_property
+    def new_tokens(self) -> Floats:
+        """Tokens that each row was given."""
+        return self._all("gxr_new_tokens")
+
+    @cached_property
+    def seconds(self) -> Floats:
+        """Seconds that each row was worked on beside its neighbours."""
+        return self._all("gxr_seconds_generating")
+
+    @cached_property
+    def rows_in_batch(self) -> Floats:
+        """How many rows were decoded beside each row on average, itself included."""
+        return self._all("gxr_rows_in_batch")
+
+    @cached_property
+    def started(self) -> Floats:
+        """When each row was begun, in UTC milliseconds since 1970."""
+        return self._all("gxr_started_at")
+
+    @cached_property
+    def finished(self) -> Floats:
+        """When each row ended, in UTC milliseconds since 1970."""
+        return self._all("gxr_finished_at")
+
+    def _all(self, name: str) -> Floats:
+        return np.concatenate([np.zeros(0), *self._figures.pop(name)])
+
+
+def _numbers(column: pa.ChunkedArray) -> Floats:
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    counted = column.value_counts()
+    pairs = zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)
+    return {name: count for name, count in pairs if name is not None}
+
+
+class Cases(NamedTuple):
+    """Rows of a run in input order, with each one's place among all finished rows, counted from 0."""
+
+    table: pa.Table
+    places: Places
+    marked_only: bool = False
+
+
+class Chooser:
+    """Keeps the first rows that are marked and the first that are not, and no more of each than the table shows."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._seen = most, 0
+        self._kept: dict[bool, list[Cases]] = {True: [], False: []}
+        self._counts = {True: 0, False: 0}
+
+    def add(self, table: pa.Table, marked: Bools) -> None:
+        """Take in finished rows; `marked` says which are failed, held or flagged."""
+        for kind, kept in self._kept.items():
+            room = self._most - sum(cases.table.num_rows for cases in kept)
+            at = np.flatnonzero(marked == kind)
+            self._counts[kind] += len(at)
+            if room > 0 and len(at):
+                kept.append(Cases(table.take(pa.array(at[:room])), at[:room] + self._seen))
+        self._seen += table.num_rows
+
+    def cases(self, schema: pa.Schema, most: int) -> Cases:
+        """Return at most so many cases: marked ones before others, then in input order."""
+        pieces: list[Cases] = []
+        room = most
+        for kind in (True, False):
+            for cases in self._kept[kind]:
+                pieces.append(Cases(cases.table.slice(0, room), cases.places[:room]))
+                room -= pieces[-1].table.num_rows
+        table = pa.concat_tables([schema.empty_table(), *(piece.table for piece in pieces)])
+        places = np.concatenate([np.zeros(0, np.int64), *(piece.places for piece in pieces)])
+        order = np.argsort(places)
+        return Cases(table.take(pa.array(order)), places[order], marked_only=self._counts[True] >= most)
+
+
+_SEPARATOR = "\x1f"
+
+
+def keys_of(table: pa.Table) -> pa.Array:
+    """Return row id and sample of every row as one text."""
+    joined = pc.binary_join_element_wise(table["gxr_row_id"], table["gxr_sample"].cast(pa.string()), _SEPARATOR)
+    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
+
+
+class Digest:
+    """Key, text and prompt of each row that was added. Hashes hold within this process only; 0 = no text."""
+
+    def __init__(self) -> None:
+        self._keys: list[pa.Array] = []
+        self._texts: list[npt.NDArray[np.int64]] = []
+        self._prompts: list[npt.NDArray[np.int64]] = []
+        self._lengths: list[npt.NDArray[np.float64]] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Take in finished rows."""
+        self._keys.append(keys_of(table))
+        self._texts.append(_hashes(table["gxr_text"]))
+        self._prompts.append(_hashes(table["gxr_prompt_sha256"]))
+        length = pc.utf8_length(table["gxr_text"]).cast(pa.float64())
+        self._lengths.append(np.asarray(length.to_numpy(), np.float64))
+
+    @cached_property
+    def keys(self) -> pa.Array:
+        """The keys, in the order of the rows."""
+        return pa.chunked_array(self._keys, pa.string()).combine_chunks()
+
+    @cached_property
+    def texts(self) -> npt.NDArray[np.int64]:
+        """A hash of each generated text."""
+        return np.concatenate([np.zeros(0, np.int64), *self._texts])
+
+    @cached_property
+    def prompts(self) -> npt.NDArray[np.int64]:
+        """A hash of each prompt."""
+        return np.concatenate([np.zeros(0, np.int64), *self._prompts])
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.float64]:
+        """Characters of each generated text, NaN where there is none."""
+        return np.concatenate([np.zeros(0), *self._lengths])
+
+
+def _hashes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return np.fromiter((0 if text is None else hash(text) for text in column.to_pylist()), np.int64, len(column))
+
+
+_STEPS_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21_600)
+_MOST_STEPS = 72
+# A run that stood still for so long goes on in another night; the charts show the newest.
+_NIGHT_GAP_SECONDS = 6 * 3600.0
+_OUTLIERS = 0.995  # share of the rows that a histogram spreads over its steps; the others are counted in its last one
+_BARS = 32
+
+
+class Night(NamedTuple):
+    """The newest stretch of work. Moments are UTC milliseconds; every array but `edges` has one entry a step.
+
+    `finished` counts the rows by status that were finished at each of the `edges`, those of earlier nights included.
+    """
+
+    edges: Floats
+    step_seconds: float
+    finished: dict[str, Floats]
+    rows_a_minute: Floats
+    tokens_a_second: Floats
+    rows_in_progress: Floats
+    earlier_rows: int
+
+
+class Histogram(NamedTuple):
+    """Counts between `edges`; `beyond` rows above the last edge are in the last count too."""
+
+    edges: Floats
+    counts: Floats
+    beyond: int
+    median: float
+
+
+def night_of(tally: Tally) -> Night | None:
+    """Return the newest night of a run, None where no time passed in it."""
+    if not tally.rows:
+        return None
+    order = np.sort(tally.finished)
+    breaks = np.flatnonzero(np.diff(order) > _NIGHT_GAP_SECONDS * 1000)
+    first = order[breaks[-1] + 1] if len(breaks) else order[0]
+    tonight = tally.finished >= first
+    began, ended = float(tally.started[tonight].min()), float(order[-1])
+    if ended <= began:
+        return None
+    edges, step = _edges(began, ended)
+    spans = np.diff(edges) / 1000
+    start, end, tokens = tally.started[tonight], tally.finished[tonight], np.nan_to_num(tally.new_tokens[tonight])
+    took_part = np.nan_to_num(tally.seconds[tonight]) > 0
+    done = {name: _by(edges, tally.finished[tally.status == code]) for code, name in enumerate(STATUSES)}
+    return Night(
+        edges=edges,
+        step_seconds=step,
+        finished=done,
+        rows_a_minute=np.diff(_by(edges, end)) / spans * 60,
+        tokens_a_second=np.diff(_spread(edges, start, end, tokens)) / spans,
+        rows_in_progress=np.diff(_spread(edges, start, end, np.where(took_part, (end - start) / 1000, 0.0))) / spans,
+        earlier_rows=int((~tonight).sum()),
+    )
+
+
+def _edges(began: float, ended: float) -> tuple[Floats, float]:
+    """Return edges a round step apart, but for the last, which is where the night ended, and the step in seconds.
+
+    What is left over of less than half a step belongs to the step before: over a moment, a rate says nothing.
+    """
+    seconds = (ended - began) / 1000
+    step = next((step for step in _STEPS_SECONDS if seconds / step <= _MOST_STEPS), _STEPS_SECONDS[-1])
+    before = began + np.arange(int(seconds / step) + 2) * step * 1000
+    # Compared, not counted: 0.06 / 0.02 rounds to more than 3, and a step of no length would divide by nothing.
+    before = before[before < ended]
+    if len(before) > 1 and ended - before[-1] < step * 500:
+        before = before[:-1]
+    return np.append(before, ended), float(step)
+
+
+def _by(edges: Floats, moments: Floats) -> Floats:
+    """Return how many of the moments lie at or before each edge."""
+    return np.searchsorted(np.sort(moments), edges, side="right").astype(np.float64)
+
+
+def _spread(edges: Floats, start: Floats, end: Floats, amount: Floats) -> Floats:
+    """Return how much of the amounts, each spread from its start to its end, lies before each edge."""
+    length = np.maximum(end - start, 1e-6)
+    return np.array([float((amount * np.clip((edge - start) / length, 0, 1)).sum()) for edge in edges])
+
+
+def histogram(values: Floats) -> Histogram | None:
+    """Return a histogram with round steps, None where there is nothing to count."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(np.quantile(values, _OUTLIERS))
+    step = _round_step((high - low) / _BARS, whole=bool((values == np.round(values)).all()))
+    first = np.floor(low / step) * step
+    count = max(1, int(np.ceil((high - first) / step + 1e-9)))
+    edges = first + np.arange(count + 1) * step
+    counts, _ = np.histogram(np.minimum(values, edges[-1]), edges)
+    return Histogram(edges, counts.astype(np.float64), int((values > edges[-1]).sum()), float(np.median(values)))
+
+
+def _round_step(step: float, *, whole: bool) -> float:
+    """Return the next 1, 2 or 5 times a power of ten; of whole numbers at least 1."""
+    least = 1.0 if whole else 1e-6
+    step = max(step, least)
+    power = 10.0 ** np.floor(np.log10(step))
+    return float(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9)))

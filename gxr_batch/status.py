@@ -10,12 +10,12 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+from gxr_batch.disk import storage_errors
 from gxr_batch.errors import MachineError, RunError
 from gxr_batch.job import load_job
 from gxr_batch.ledger import Counts, RunReader, is_run
 from gxr_batch.ledger.exports import outdated
 from gxr_batch.prepare import output_folder
-from gxr_batch.storage import storage_errors
 
 
 @dataclass(frozen=True, kw_only=True)

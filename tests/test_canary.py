@@ -291,7 +291,7 @@ def test_an_export_that_cannot_be_written(work):
     [
         ("gxr_batch.engines.echo.EchoSession._fault", lambda self, prompt: {}[prompt.messages.turns[-1].text]),
         ("gxr_batch.rows.csv_tables._text_column", lambda file, cells, *_: float(cells[1])),
-        ("gxr_batch.ledger.writer.write_part", lambda folder, number, results, _: int(results[0].text)),
+        ("gxr_batch.ledger.run_writer.write_part", lambda folder, number, results, _: int(results[0].text)),
     ],
 )
 def test_a_bug_keeps_its_traceback_and_not_the_cell_that_its_message_quotes(work, monkeypatch, target, breaks):

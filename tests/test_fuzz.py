@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from running import COMMAND
 
 from gxr_batch.cli import main
-from gxr_batch.ledger import merge
+from gxr_batch.ledger import join
 
 CASES = {"csv": 45, "parquet": 45, "job": 40, "set": 40, "template": 40, "folder": 30}
 ONE_BY_ONE = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
@@ -111,9 +111,9 @@ def test_the_fuzzer_sees_a_traceback_a_hang_and_a_lost_row(tmp_path, monkeypatch
     monkeypatch.setattr("gxr_batch.runner.stream", lambda *_: [n for n in range(10**12) if n < 0])
     assert "did not end" in try_case("folder", 0, tmp_path / "b").hangs[0]
     monkeypatch.undo()
-    gather = merge._Parts.gather
-    monkeypatch.setattr(merge._Parts, "gather", lambda parts, part, line: gather(parts, part, line * 0))
-    monkeypatch.setattr("gxr_batch.ledger.merge._belong", lambda *_: True)
+    gather = join._Parts.gather
+    monkeypatch.setattr(join._Parts, "gather", lambda parts, part, line: gather(parts, part, line * 0))
+    monkeypatch.setattr("gxr_batch.ledger.join._belong", lambda *_: True)
     assert "results for" in try_case("folder", 3, tmp_path / "c").lost[0]
     assert HANG_SECONDS == 10
     with pytest.raises(Hang), timed():

@@ -23,7 +23,7 @@ from faults import (
     workplace,
 )
 
-from gxr_batch.ledger.unions import PARTS_A_UNION
+from gxr_batch.ledger.compaction import PARTS_A_UNION
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ LEVELS = (
     {"ledger", "prompts"},
     {"plan", "rows"},
     {"job"},
-    {"settings", "records", "storage", "cells"},
+    {"settings", "records", "disk", "cells"},
     {"errors"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

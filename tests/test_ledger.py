@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gxr_batch.disk import write_whole
 from gxr_batch.errors import RunError, RunLocked, StorageError
 from gxr_batch.ledger import Manifest, RunReader, encode_metadata, open_run, read_results
-from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.manifest import load_manifest
 from gxr_batch.ledger.parts import part_numbers
 from gxr_batch.ledger.state import State

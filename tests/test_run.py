@@ -455,8 +455,8 @@ def test_a_full_disk_is_exit_4_and_what_was_sealed_stays(work):
 
 CRASH_BEFORE_RESULTS = """
 import os
-from gxr_batch.ledger import writer
-writer.write_results = lambda *_: os._exit(9)
+from gxr_batch.ledger import run_writer
+run_writer.write_results = lambda *_: os._exit(9)
 from gxr_batch.cli import main
 main(['run', 'j.toml', '--retry', 'failed'])
 """

@@ -12,8 +12,7 @@ from gxr_batch.export.export_rows import Exported, Source, only_approved, open_s
 from gxr_batch.export.jsonl_and_parquet import write_jsonl, write_openai_batch, write_parquet
 from gxr_batch.export.workbook import write_xlsx
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.exports import keep_changed, remember, state_of
-from gxr_batch.ledger.targets import checked_target
+from gxr_batch.ledger.exports import checked_target, keep_changed, remember, state_of
 
 # format -> (its writer, the file that it makes in the run folder)
 FORMATS: dict[str, tuple[Callable[[Source, Path], Exported], str]] = {

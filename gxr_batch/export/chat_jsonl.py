@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from gxr_batch.disk import write_whole
 from gxr_batch.errors import RowError, RunError
 from gxr_batch.export.export_rows import Exported, Source, final_text
 from gxr_batch.job import Job
-from gxr_batch.ledger.files import write_whole
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.render import field_map, messages_sha256, render, row_template
 from gxr_batch.records import Messages

@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from gxr_batch.cells import as_text, guard, is_number
+from gxr_batch.disk import write_whole
 from gxr_batch.export.export_rows import Exported, Source
-from gxr_batch.ledger.files import write_whole
 
 
 def write_csv(source: Source, path: Path) -> Exported:

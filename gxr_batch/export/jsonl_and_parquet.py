@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from gxr_batch.cells import plain
+from gxr_batch.disk import write_whole
 from gxr_batch.export.export_rows import Exported, Source, final_text
-from gxr_batch.ledger.files import write_whole
 
 
 def write_jsonl(source: Source, path: Path) -> Exported:

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gxr_batch.cells import as_text, for_workbook, is_number
+from gxr_batch.disk import TEMPORARY_SUFFIX, write_whole
 from gxr_batch.errors import StorageError
 from gxr_batch.export.export_rows import Exported, Source
 from gxr_batch.export.workbook_layout import Column, Formats, layout, make_formats, row_height
 from gxr_batch.export.workbook_readme import APPROVED_BANNER, state, write_readme
-from gxr_batch.ledger.files import TEMPORARY_SUFFIX, write_whole
 from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema
 from gxr_batch.text_checks.descriptions import SHORTENED
 

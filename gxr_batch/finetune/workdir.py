@@ -19,10 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gxr_batch.disk import aside, make_folder, storage_errors, sync_folder, write_whole
 from gxr_batch.errors import FingerprintError, RunError
-from gxr_batch.ledger.files import aside, make_folder, sync_folder, write_whole
 from gxr_batch.ledger.lock import LOCK_NAME, locked
-from gxr_batch.storage import storage_errors
 
 RECORD_NAME = "finetune.json"
 FORMAT = 1

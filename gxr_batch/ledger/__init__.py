@@ -1,10 +1,9 @@
 """A run on disk. `open_run` writes one, `RunReader` and `read_results` read one; nothing else touches a run folder."""
 
 from gxr_batch.ledger.manifest import Manifest
-from gxr_batch.ledger.opening import open_run
-from gxr_batch.ledger.reader import RunReader, is_run, read_results
+from gxr_batch.ledger.run_reader import RunReader, is_run, read_results
+from gxr_batch.ledger.run_writer import Drift, RunWriter, encode_metadata, open_run
 from gxr_batch.ledger.state import FAILED, HELD, OK, TODO, Counts, State
-from gxr_batch.ledger.writer import Drift, RunWriter, encode_metadata
 
 __all__ = [
     "FAILED",

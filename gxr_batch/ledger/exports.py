@@ -1,7 +1,8 @@
 """What was made of a run and of which state of it, so exports out of date are known, and no work is replaced.
 
 exports.json names every export in the run folder with the state that it was made of and the file's size and time. A
-file that is no longer what was written is somebody's work, such as a reviewer's: it is set aside, never replaced.
+file that is no longer what was written is somebody's work, such as a reviewer's: it is set aside, never replaced. Nor
+does any export replace a file that a run lives on, or its input.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gxr_batch.ledger.files import aside, sync_folder, write_whole
-from gxr_batch.ledger.merge import RESULTS_NAME
+from gxr_batch.disk import aside, storage_errors, sync_folder, write_whole
+from gxr_batch.errors import RunError
+from gxr_batch.ledger.join import RESULTS_NAME
 from gxr_batch.ledger.reviews import review_files
-from gxr_batch.storage import storage_errors
+from gxr_batch.ledger.run_reader import RunReader, is_run
 
 EXPORTS_NAME = "exports.json"
 
@@ -77,3 +79,48 @@ def _known(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+_OWN_FILES = frozenset(
+    {
+        "run.json",
+        "input.parquet",
+        "results.parquet",
+        "failed.parquet",
+        "run.lock",
+        "log.jsonl",
+        "inflight.json",
+        "exports.json",
+    }
+)
+_OWN_FOLDERS = ("parts", "reviews")
+
+
+def checked_target(reader: RunReader, path: Path) -> Path:
+    """Return where to write.
+
+    Raises RunError where that is one of the run's own files, its input, or no regular file; StorageError.
+    """
+    with storage_errors(path):
+        _refuse(reader, path)
+    return path
+
+
+def is_own(path: Path, folder: Path) -> bool:
+    """Return whether a path is one of the files that a run lives on: of this run, or of any other."""
+    runs = [parent for parent in path.parents if parent == folder or is_run(parent)]
+    return any(path.relative_to(run).parts[0] in {*_OWN_FILES, *_OWN_FOLDERS} for run in runs)
+
+
+def _refuse(reader: RunReader, path: Path) -> None:
+    inputs = {Path(file).resolve() for entry in reader.manifest.invocations for file in entry.get("input_files", ())}
+    real, folder = path.resolve(), reader.folder.resolve()
+    wrong = {
+        "It is one of the run's own files.": is_own(real, folder),
+        "It is the run's input.": real in inputs,
+        "It exists and is no regular file.": not path.name or (path.exists() and not path.is_file()),
+        "Its folder does not exist.": not real.parent.is_dir(),
+    }
+    for reason, holds in wrong.items():
+        if holds:
+            raise RunError(f"No file can be written there. {reason}", where=str(real), next_step="choose another --to")

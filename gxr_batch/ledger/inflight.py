@@ -16,8 +16,8 @@ from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
+from gxr_batch.disk import storage_errors
 from gxr_batch.records import Key
-from gxr_batch.storage import storage_errors
 
 INFLIGHT_NAME = "inflight.json"
 CRASHES_TO_CONDEMN = 2

@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunLocked
-from gxr_batch.storage import storage_errors
 
 LOCK_NAME = "run.lock"
 # The system rounds a process's start; two starts under one number are further apart than this.

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from gxr_batch.disk import storage_errors
 from gxr_batch.errors import GxrError
-from gxr_batch.storage import storage_errors
 
 LOG_NAME = "log.jsonl"
 _ENDS = frozenset({"ended", "broke_off", "nothing_to_do"})

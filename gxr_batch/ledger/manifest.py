@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from gxr_batch.disk import write_whole
 from gxr_batch.errors import RunError
 from gxr_batch.job import recorded_job
-from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.run_format import FORMAT, later_version, refuse_later_format
 from gxr_batch.ledger.state import Counts
 

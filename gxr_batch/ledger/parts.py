@@ -16,11 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gxr_batch.disk import reading, write_whole
 from gxr_batch.errors import StorageError
-from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, columns_in, refuse_later_file, with_missing_columns
 from gxr_batch.records import Result, part_schema
-from gxr_batch.storage import reading
 
 PARTS_NAME = "parts"
 STATUS_NAMES = pa.array(["ok", "failed", "held"])

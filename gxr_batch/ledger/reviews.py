@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from gxr_batch.disk import make_folder, reading, storage_errors, write_whole
 from gxr_batch.errors import RunError, RunLocked
-from gxr_batch.ledger.files import make_folder, write_whole
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
 from gxr_batch.records import (
     ERROR_COUNTS,
@@ -32,7 +32,6 @@ from gxr_batch.records import (
     Review,
     review_schema,
 )
-from gxr_batch.storage import reading, storage_errors
 
 REVIEWS_NAME = "reviews"
 UNREVIEWED = "unreviewed"

@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gxr_batch.errors import StorageError
-from gxr_batch.ledger.index import Index
+from gxr_batch.ledger.input_copy import Index, rows_of
 from gxr_batch.ledger.parts import KEY_COLUMNS, STATUS_NAMES, DamagedPart, groups_of, part_numbers, part_path
-from gxr_batch.ledger.table import rows_of
 from gxr_batch.records import Result, Status
 
 TODO, OK, FAILED, HELD = 0, 1, 2, 3

@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from gxr_batch.disk import write_whole
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.exports import remember, state_of
-from gxr_batch.ledger.files import write_whole
-from gxr_batch.ledger.targets import checked_target
+from gxr_batch.ledger.exports import checked_target, remember, state_of
 from gxr_batch.report.aggregate import survey
 from gxr_batch.report.cases import case_table
 from gxr_batch.report.compare import compare

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 
 from gxr_batch.cells import CUT_MARK, for_workbook
 from gxr_batch.chronicle import user_name
+from gxr_batch.disk import sha256_of
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.files import sha256_of
 from gxr_batch.ledger.reviews import Reviews, add_reviews, disagree, one_import, same_person
 from gxr_batch.records import Key, Review
 from gxr_batch.review.parse_row import (

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gxr_batch.cells import unguard
+from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunError
 from gxr_batch.rows.encoding import open_lines, scan, separator_line
-from gxr_batch.storage import storage_errors
 
 KEY, STATUS = "gxr_row_id", "gxr_review_status"
 # What openpyxl and what it stands on make of damaged files.

@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gxr_batch.disk import table_copy
 from gxr_batch.errors import TableError
 from gxr_batch.rows.columns import FieldMap, python_values
-from gxr_batch.storage import table_copy
 
 DERIVED_DIGITS = 16
 # So few digits that a number is meant; longer ones are somebody's own ids.

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gxr_batch.disk import storage_errors
 from gxr_batch.errors import TableError
 from gxr_batch.rows import csv_tables, parquet_tables
 from gxr_batch.rows.columns import FieldMap, counted, require_column
@@ -35,7 +36,6 @@ from gxr_batch.rows.ids import (
 )
 from gxr_batch.rows.source_files import SourceFile, changed, changed_error
 from gxr_batch.rows.survey import Survey
-from gxr_batch.storage import storage_errors
 
 ID, CONTENT = "gxr_row_id", "gxr_content_hash"
 _KEY_FIELDS = (pa.field(ID, pa.string()), pa.field(CONTENT, pa.string()))

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gxr_batch.disk import reading
 from gxr_batch.errors import RunError
 from gxr_batch.records import Row
 from gxr_batch.rows.columns import FieldMap, python_values
 from gxr_batch.rows.ingest import CONTENT, ID
 from gxr_batch.rows.parquet_tables import rows_a_batch
-from gxr_batch.storage import reading
 
 Positions = npt.NDArray[np.intp]
 

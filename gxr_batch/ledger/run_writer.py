@@ -1,14 +1,15 @@
 """A run folder opened to write: takes in the table, adds results, seals parts, writes the joined results.
 
-Opened through `open_run`, which holds the folder's lock. Whatever happens in between, what was sealed stays.
+Opened through `open_run`, which makes the folder, holds its lock, and leaves hint and log in order however the run
+ends. Whatever happens in between, what was sealed stays.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +18,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.errors import RunError
-from gxr_batch.ledger.files import TEMPORARY_SUFFIX, publish, put_aside, sha256_of
-from gxr_batch.ledger.index import Index
+from gxr_batch.disk import (
+    TEMPORARY_SUFFIX,
+    aside,
+    make_folder,
+    publish,
+    put_aside,
+    sha256_of,
+    storage_errors,
+    sync_folder,
+)
+from gxr_batch.errors import EngineFailed, GxrError, RunError
+from gxr_batch.ledger.compaction import (
+    FULL_BYTES,
+    FULL_ROWS,
+    Standing,
+    all_standing,
+    drop_sources,
+    due,
+    standing,
+    unite,
+)
 from gxr_batch.ledger.inflight import InFlight
+from gxr_batch.ledger.input_copy import Index, has_footer, is_sound, key_batches, rows_of
+from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, write_failed, write_results
+from gxr_batch.ledger.lock import LOCK_NAME, locked
 from gxr_batch.ledger.log import RunLog
-from gxr_batch.ledger.manifest import Manifest, load_manifest
-from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, write_failed, write_results
+from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
 from gxr_batch.ledger.parts import (
+    PARTS_NAME,
     DamagedPart,
     next_part_number,
     part_numbers,
@@ -33,10 +55,7 @@ from gxr_batch.ledger.parts import (
     write_part,
 )
 from gxr_batch.ledger.state import Bools, Counts, State
-from gxr_batch.ledger.table import has_footer, is_sound, key_batches, rows_of
-from gxr_batch.ledger.unions import FULL_BYTES, FULL_ROWS, Standing, all_standing, drop_sources, due, standing, unite
 from gxr_batch.records import Result
-from gxr_batch.storage import storage_errors
 
 
 class Drift(NamedTuple):
@@ -256,3 +275,63 @@ def _drift(previous: Path, current: Path) -> Drift:
 def encode_metadata(values: Mapping[str, Any]) -> dict[str, str]:
     """Turn values into Parquet metadata: text stays, everything else becomes JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+@contextmanager
+def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> Iterator[RunWriter]:
+    """Open a run folder to write, made where it is missing, and hold its lock.
+
+    `fresh` moves an earlier run aside under the name NAME.before-<timestamp>; `take_over` says that its holder on
+    another host is dead. Raises RunLocked, StorageError, RunError.
+    """
+    with storage_errors(folder):
+        _refuse_other_folders(folder)
+    if fresh and folder.exists() and any(folder.iterdir()):
+        with locked(folder, take_over=take_over), storage_errors(folder):
+            target = aside(folder)
+            folder.rename(target)
+            sync_folder(folder.parent)
+            (target / LOCK_NAME).write_text("")  # nobody writes there any more
+    with storage_errors(folder, gone="The run folder cannot be made there."):
+        make_folder(folder / PARTS_NAME)
+    with locked(folder, take_over=take_over) as before:
+        writer = RunWriter(folder)
+        writer.took_over = str(before) if before else ""
+        in_order = False
+        try:
+            yield writer
+            in_order = True
+        except Exception as error:
+            # An engine that broke, or a bug, may be one row's doing; a full disk or a missing model is not.
+            in_order = isinstance(error, GxrError) and not isinstance(error, EngineFailed)
+            writer.log.failed(error)
+            raise
+        except BaseException as error:  # a signal
+            in_order = True
+            writer.log.failed(error)
+            raise
+        finally:
+            writer.in_flight.close(in_order=in_order)
+            writer.log.close()
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RunError(
+            "The output path is a file, not a folder.",
+            where=str(folder.absolute()),
+            next_step="choose another --output",
+        )
+    # Names such as "parts" stand in many folders; what only a run has decides. A run that was killed at its very start
+    # leaves an empty folder of parts behind.
+    names = {path.name for path in folder.iterdir()}
+    ours = names & {MANIFEST_NAME, LOCK_NAME} or part_numbers(folder)
+    started = names == {PARTS_NAME} and not any((folder / PARTS_NAME).iterdir())
+    if names and not ours and not started:
+        raise RunError(
+            "The output folder holds other things than a run of gxr-batch.",
+            where=str(folder.absolute()),
+            next_step="choose an empty or a new folder with --output",
+        )

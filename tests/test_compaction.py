@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from test_ledger import finish, manifest, read_with_manifest, result, start
 
+from gxr_batch import disk
 from gxr_batch.errors import StorageError
-from gxr_batch.ledger import RunReader, files, open_run, read_results, unions
-from gxr_batch.ledger import merge as merging
+from gxr_batch.ledger import RunReader, compaction, open_run, read_results
+from gxr_batch.ledger import join as merging
 from gxr_batch.ledger import state as scanning
+from gxr_batch.ledger.compaction import PARTS_A_UNION, all_standing, standing
 from gxr_batch.ledger.parts import part_numbers, part_path, read_part
-from gxr_batch.ledger.unions import PARTS_A_UNION, all_standing, standing
 from gxr_batch.status import statuses
 
 MANY = 2 * PARTS_A_UNION + 3
@@ -94,7 +95,7 @@ def test_unions_grow_by_levels_and_the_number_of_files_stays_small(tmp_path):
 
 
 def test_a_full_part_is_not_written_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(unions, "FULL_ROWS", 3)
+    monkeypatch.setattr(compaction, "FULL_ROWS", 3)
     ids = names(3 * PARTS_A_UNION)
     with open_run(tmp_path) as ledger:
         start(ledger, ids)
@@ -106,7 +107,7 @@ def test_a_full_part_is_not_written_again(tmp_path, monkeypatch):
 
 
 def test_a_union_is_written_in_groups_no_larger_than_a_full_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(unions, "FULL_ROWS", 7)
+    monkeypatch.setattr(compaction, "FULL_ROWS", 7)
     ids = names(MANY)
     with open_run(tmp_path) as ledger:
         start(ledger, ids)
@@ -174,14 +175,14 @@ def test_killed_before_all_sources_are_dropped_every_key_counts_once(tmp_path, d
 
 
 def test_killed_while_a_union_is_written_its_sources_are_all_there(tmp_path):
-    ids, real = names(MANY), files.publish
+    ids, real = names(MANY), disk.publish
 
     def killed(temporary: Path, target: Path) -> None:
         if target.name == f"part-{PARTS_A_UNION + 1:08}.parquet":
             raise Killed
         real(temporary, target)
 
-    kill_by(files, "publish", killed, tmp_path, ids)
+    kill_by(disk, "publish", killed, tmp_path, ids)
     assert part_numbers(tmp_path) == list(range(1, PARTS_A_UNION + 1))
     with open_run(tmp_path) as ledger:
         start(ledger, ids)
@@ -218,7 +219,7 @@ def test_a_damaged_union_leaves_the_sources_that_a_kill_left_in_force(tmp_path, 
     ids = names(PARTS_A_UNION)
     with open_run(tmp_path) as ledger:
         start(ledger, ids)
-        monkeypatch.setattr(unions, "_drop", lambda folder, numbers: None)
+        monkeypatch.setattr(compaction, "_drop", lambda folder, numbers: None)
         seal_each(ledger, ids)
         monkeypatch.undo()
     part_path(tmp_path, PARTS_A_UNION + 1).write_bytes(b"PAR1 and no more")
@@ -247,7 +248,7 @@ def test_parts_of_another_run_that_somebody_copied_in_lose_no_row(tmp_path):
         start(ledger, ids)
         assert sorted(keys_in_parts(here)) == done
         seal_each(ledger, ids, [PARTS_A_UNION - 1, *range(2 * PARTS_A_UNION, MANY)])
-        unions.unite(here, all_standing(here), 99)
+        compaction.unite(here, all_standing(here), 99)
         finish(ledger)
     assert pq.read_table(here / "results.parquet")["gxr_text"].to_pylist() == [f"text of {name}" for name in ids]
 
@@ -256,7 +257,7 @@ def test_readers_pass_over_a_damaged_union_whose_sources_a_kill_left(tmp_path, m
     ids = names(MANY)
     with open_run(tmp_path) as ledger:
         start(ledger, ids)
-        monkeypatch.setattr(unions, "_drop", lambda folder, numbers: None)
+        monkeypatch.setattr(compaction, "_drop", lambda folder, numbers: None)
         seal_each(ledger, ids, range(PARTS_A_UNION))
         monkeypatch.undo()
     union = part_path(tmp_path, PARTS_A_UNION + 1)

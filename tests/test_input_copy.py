@@ -7,9 +7,8 @@ import pyarrow as pa
 import pytest
 from test_ledger import result, start, write_input
 
-from gxr_batch.ledger import index as indexing
-from gxr_batch.ledger import open_run
-from gxr_batch.ledger.index import Index
+from gxr_batch.ledger import input_copy, open_run
+from gxr_batch.ledger.input_copy import Index
 from gxr_batch.ledger.state import State
 
 
@@ -26,13 +25,13 @@ def test_every_row_is_found_at_its_place_and_no_other_id_is(tmp_path, rows):
 
 
 def test_ids_that_share_their_first_64_bits_are_told_apart(tmp_path, monkeypatch):
-    real = indexing._hashes
+    real = input_copy._hashes
 
     def alike(ids):
         high, low = real(ids)
         return high % np.uint64(3), low
 
-    monkeypatch.setattr(indexing, "_hashes", alike)
+    monkeypatch.setattr(input_copy, "_hashes", alike)
     ids = [f"r{number}" for number in range(40)]
     write_input(tmp_path / "t", ids)
     assert found(tmp_path / "t", [*ids[::-1], "x", "y", "z"]) == [*range(40)[::-1], -1, -1, -1]
@@ -55,7 +54,7 @@ def test_an_index_takes_28_bytes_a_row(tmp_path):
 @pytest.mark.parametrize("rows", [5, 20, 40])
 def test_a_table_that_is_replaced_while_it_is_indexed_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, rows):
     """A reader beside a start that takes in another table sees one of them, whole."""
-    real = indexing.keys_in
+    real = input_copy.keys_in
     with open_run(tmp_path) as ledger:
         start(ledger, ids := [f"r{number}" for number in range(20)])
         for position in (1, 19):
@@ -66,6 +65,6 @@ def test_a_table_that_is_replaced_while_it_is_indexed_is_the_old_one_or_the_new_
             start(ledger, [f"r{number}" for number in range(rows)])
             return real(file)
 
-        monkeypatch.setattr(indexing, "keys_in", lambda file: monkeypatch.undo() or keys_in(file))
+        monkeypatch.setattr(input_copy, "keys_in", lambda file: monkeypatch.undo() or keys_in(file))
         found = State.scan(tmp_path, tmp_path / "input.parquet", 1)
     assert found.status[:, 0].tolist() == [int(number in (1, 19)) for number in range(20)]

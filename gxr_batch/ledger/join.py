@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gxr_batch.disk import write_whole
 from gxr_batch.errors import RunError, StorageError
-from gxr_batch.ledger.files import write_whole
+from gxr_batch.ledger.compaction import all_standing, homes
+from gxr_batch.ledger.input_copy import KEY_COLUMNS_OF_INPUT, batches_of, own_fields
 from gxr_batch.ledger.parts import footer_of, read_group
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
-from gxr_batch.ledger.table import KEY_COLUMNS_OF_INPUT, batches_of, own_fields
-from gxr_batch.ledger.unions import all_standing, homes
 from gxr_batch.records import part_schema, result_schema
 
 INPUT_NAME = "input.parquet"

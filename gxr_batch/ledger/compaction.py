@@ -21,8 +21,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gxr_batch.disk import storage_errors, write_whole
 from gxr_batch.errors import StorageError
-from gxr_batch.ledger.files import write_whole
 from gxr_batch.ledger.parts import (
     KEY_COLUMNS,
     DamagedPart,
@@ -34,7 +34,6 @@ from gxr_batch.ledger.parts import (
 )
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK
 from gxr_batch.records import part_schema
-from gxr_batch.storage import storage_errors
 
 PARTS_A_UNION = 16
 # A part of so many rows, or bytes before compression, is full: it is sealed as one, and no longer put together.

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gxr_batch.disk import reading
 from gxr_batch.errors import RunError
+from gxr_batch.ledger.input_copy import has_footer, own_fields
+from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, joined, joined_schema
 from gxr_batch.ledger.lock import Holder, writing
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
-from gxr_batch.ledger.merge import INPUT_NAME, RESULTS_NAME, joined, joined_schema
 from gxr_batch.ledger.reviews import Reviews, laid_over
 from gxr_batch.ledger.state import State
-from gxr_batch.ledger.table import has_footer, own_fields
-from gxr_batch.storage import reading
 
 if TYPE_CHECKING:
     import pandas as pd

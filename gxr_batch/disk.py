@@ -1,0 +1,180 @@
+"""How files are written whole, and what the disk refuses, in words.
+
+A file is written to a temporary name in the same folder, fsynced, renamed, and the folder fsynced: it exists under its
+final name whole, or not at all. Everything that reads or writes says what the disk refused in the same sentences, as a
+StorageError. Which files there are, and what they mean, is left to the callers.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+from gxr_batch.errors import GxrError, RunError, StorageError
+
+_DENIED = ("Permission to write was denied.", "mend the folder's permissions, or choose another --output")
+_REASONS = {
+    errno.ENOSPC: (
+        "The disk is full.",
+        "make room, then run the same command again: it goes on where it stopped",
+    ),
+    errno.EDQUOT: ("Your disk quota is used up.", "make room, then run the same command again"),
+    errno.EFBIG: ("The file grew past the size limit of this process.", "raise `ulimit -f`, then run again"),
+    errno.EROFS: ("The file system is read-only.", "make it writable, then run the same command again"),
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.ENOENT: (
+        "The run folder is gone.",
+        "was it moved or deleted? put it back, then run the same command again",
+    ),
+    errno.EEXIST: ("A file stands where the run needs a folder.", "move it away, or choose another --output"),
+    errno.EISDIR: ("A folder stands where a file belongs.", "move it away, or choose another --output"),
+    errno.ENOTDIR: ("A part of this path is a file, not a folder.", "choose another --output"),
+    errno.EIO: (
+        "The disk reported an input/output error.",
+        "check the disk, then run the same command again",
+    ),
+}
+
+
+@contextmanager
+def storage_errors(path: Path, *, gone: str = "") -> Iterator[None]:
+    """Turn an OSError inside the block into a StorageError that names `path`; `gone` is said where it is missing."""
+    try:
+        yield
+    except OSError as error:
+        # pyarrow's FileNotFoundError has no errno.
+        number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or 0
+        what, step = _REASONS.get(
+            number,
+            (f"The disk refused: {error.strerror or type(error).__name__}.", "mend it, then run again"),
+        )
+        if number == errno.ENOENT and gone:
+            what, step = gone, "choose another --output"
+        raise StorageError(what, where=str(path.absolute()), next_step=step) from None
+
+
+@contextmanager
+def reading(path: Path, damaged: GxrError) -> Iterator[None]:
+    """Raise `damaged` where the block cannot decode a Parquet file, StorageError where the disk does not give it."""
+    try:
+        with storage_errors(path):
+            try:
+                yield
+            except OSError as error:
+                if type(error) is OSError and error.errno is None:  # what pyarrow could read and could not decode
+                    raise damaged from None
+                raise
+    except MemoryError:
+        raise
+    except pa.ArrowException:
+        raise damaged from None
+
+
+@contextmanager
+def table_copy(path: Path) -> Iterator[None]:
+    """Turn what reading a run's input.parquet raises inside the block into a RunError, or a StorageError."""
+    damaged = RunError(
+        "The run's copy of the table is damaged.",
+        where=str(path.absolute()),
+        next_step="run the job again: it takes the table in anew and generates no row twice",
+    )
+    with reading(path, damaged):
+        try:
+            yield
+        except (ValueError, LookupError):
+            raise damaged from None
+
+
+# Under run.lock there is one writer, so a fixed temporary name is safe, and a killed run leaves at most one behind.
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def write_whole(target: Path, write: Callable[[Path], None], *, unique: bool = False) -> None:
+    """Let `write` fill a temporary file, then make it durable under its final name. Raises StorageError.
+
+    Without run.lock two processes may write the same target: `unique` gives each a temporary name of its own.
+    """
+    mark = f".{os.getpid()}-{secrets.token_hex(4)}" if unique else ""
+    temporary = target.with_name(f"{target.name}{mark}{TEMPORARY_SUFFIX}")
+    with storage_errors(target):
+        try:
+            write(temporary)
+            publish(temporary, target)
+        except BaseException:
+            with suppress(OSError):  # half a file is of no use, and on a full disk its room is
+                temporary.unlink()
+            raise
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Make a finished temporary file durable and give it its final name. Raises OSError."""
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(target)
+    sync_folder(target.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, hex. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def put_aside(path: Path) -> str:
+    """Rename a damaged file, so that nothing takes it for a sound one and nothing is lost; return its new name.
+
+    Raises StorageError.
+    """
+    target = path.with_name(f"{path.name}.damaged")
+    number = 2
+    while target.exists():
+        target = path.with_name(f"{path.name}.damaged-{number}")
+        number += 1
+    with storage_errors(path):
+        path.rename(target)
+        sync_folder(path.parent)
+    return target.name
+
+
+def aside(path: Path, *, suffix: str = "") -> Path:
+    """Return the name under which a folder or file is kept when another takes its place: NAME.before-<timestamp>.
+
+    `suffix` is what has to stay at the end of a file's name, such as ".xlsx".
+    """
+    name = path.name.removesuffix(suffix)
+    stamp = datetime.now().astimezone().strftime("%Y%m%dT%H%M%S")
+    target = path.with_name(f"{name}.before-{stamp}{suffix}")
+    number = 2
+    while target.exists():
+        target = path.with_name(f"{name}.before-{stamp}-{number}{suffix}")
+        number += 1
+    return target
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, durable names included. Raises OSError."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

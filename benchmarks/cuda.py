@@ -23,8 +23,8 @@ from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
 from gxr_batch.engines.transformers.graphs import cuda_recorder
 from gxr_batch.engines.transformers.library import LibraryModel
 from gxr_batch.engines.transformers.loop import TransformersSession
+from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
-from gxr_batch.settings import Sampling
 
 CAPACITY = 1024
 GREEDY = Sampling(temperature=0, repetition_penalty=1.0)

@@ -20,8 +20,8 @@ from gxr_batch.engines.echo import EchoEngine
 from gxr_batch.engines.transformers.library import LibraryModel
 from gxr_batch.engines.transformers.loop import TransformersSession
 from gxr_batch.job import Job
+from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
-from gxr_batch.settings import Sampling
 
 FINDINGS = ("clear lungs", "a large right pleural effusion", "a small left apical pneumothorax", "cardiomegaly")
 

@@ -215,7 +215,7 @@ def test_draws_follow_the_probabilities_that_transformers_samples_from():
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     from gxr_batch.engines.generate.sampling import processors
-    from gxr_batch.settings import Sampling
+    from gxr_batch.job.sampling import Sampling
 
     rows = 20_000
     scores = torch.tensor([[2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -4.0]])

@@ -25,8 +25,8 @@ from gxr_batch.engines.transformers.native.build import PRODUCTS, NativeUnavaila
 from gxr_batch.engines.transformers.native.model import NativeModel
 from gxr_batch.engines.transformers.opening import self_check
 from gxr_batch.engines.transformers.sampler import SeenIds, top_candidates
+from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
-from gxr_batch.settings import Sampling
 
 CAPACITY = 1200
 MIXED_LENGTHS = (1, 3, 8, 100, 530, 900)

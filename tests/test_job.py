@@ -8,7 +8,8 @@ import pytest
 
 from gxr_batch.errors import JobFileError
 from gxr_batch.job import Job, load_job
-from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, parse_duration
+from gxr_batch.job.sampling import PRESETS, Sampling
+from gxr_batch.job.units import parse_bytes, parse_clock, parse_duration
 
 MINIMAL = 'name = "night"\n[input]\npath = "a.csv"\n'
 

@@ -10,7 +10,7 @@ import pytest
 from running import Workplace
 
 from gxr_batch.export import FORMATS
-from gxr_batch.job.sections import ExportFormat
+from gxr_batch.job.schema import ExportFormat
 
 
 @pytest.fixture

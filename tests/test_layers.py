@@ -25,7 +25,7 @@ LEVELS = (
     {"ledger", "prompts"},
     {"plan", "rows"},
     {"job"},
-    {"settings", "records", "disk", "cells"},
+    {"records", "disk", "cells"},
     {"errors"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -16,10 +16,10 @@ from gxr_batch.engines.transformers.library import LibraryModel
 from gxr_batch.engines.transformers.splitting import NoRoom, Splitter
 from gxr_batch.errors import ModelUnavailable, OutOfRoom
 from gxr_batch.job import EngineSection, Job, ModelSection
+from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device import Cpu, holders_of, out_of_memory
 from gxr_batch.models.placement import place
 from gxr_batch.models.room import Room
-from gxr_batch.settings import Sampling
 
 GIB = 2**30
 

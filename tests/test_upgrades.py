@@ -15,7 +15,7 @@ from running import Workplace, without_times
 
 from gxr_batch import read_results
 from gxr_batch.errors import FingerprintError, LaterVersion, RunError
-from gxr_batch.job import reading, recorded_job
+from gxr_batch.job import job_file, recorded_job
 from gxr_batch.ledger.manifest import load_manifest
 from gxr_batch.ledger.run_format import FORMAT
 from gxr_batch.provenance import NEUTRAL, refuse_other_texts
@@ -245,8 +245,8 @@ def test_an_old_manifest_is_in_the_new_format_once_the_run_went_on(tmp_path):
 
 
 def test_retired_keys_are_passed_over_and_later_ones_mean_what_was_done_then(monkeypatch):
-    monkeypatch.setattr(reading, "RETIRED_KEYS", frozenset({"sampling.old", "gone.key"}))
-    monkeypatch.setitem(reading.AS_IT_WAS, "sampling.top_k", 0)
+    monkeypatch.setattr(job_file, "RETIRED_KEYS", frozenset({"sampling.old", "gone.key"}))
+    monkeypatch.setitem(job_file.AS_IT_WAS, "sampling.top_k", 0)
     recorded = {"name": "n", "input": {"path": "f"}, "sampling": {"old": 1, "top_p": 0.5}, "gone": {"key": 2}}
     job, unknown = recorded_job(recorded)
     assert unknown == []
@@ -254,7 +254,7 @@ def test_retired_keys_are_passed_over_and_later_ones_mean_what_was_done_then(mon
     assert (job["sampling"]["top_p"], job["sampling"]["top_k"]) == (0.5, 0)
     assert "old" not in job["sampling"]
     assert job["input"]["delimiter"] == "auto"
-    monkeypatch.setattr(reading, "RETIRED_KEYS", frozenset())
+    monkeypatch.setattr(job_file, "RETIRED_KEYS", frozenset())
     assert recorded_job(recorded)[1] == ["gone", "sampling.old"]
 
 

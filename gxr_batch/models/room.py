@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import EngineSection
+from gxr_batch.job.units import parse_bytes, parse_duration
 from gxr_batch.models.device import Cpu, Device, gib, visible
-from gxr_batch.settings import parse_bytes, parse_duration
 
 Say = Callable[[str], None]
 _LOOK_SECONDS = 5.0

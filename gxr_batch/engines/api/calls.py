@@ -19,7 +19,7 @@ from gxr_batch.engines.api.faults import Refusal, Trouble, Unusable
 from gxr_batch.engines.api.outage import Outage
 from gxr_batch.engines.api.throttle import Meter, Throttle
 from gxr_batch.job import ApiSection
-from gxr_batch.settings import parse_duration
+from gxr_batch.job.units import parse_duration
 
 OnText = Callable[[str], None]
 _Spent = Callable[[Trouble, int], Awaitable[bool]]

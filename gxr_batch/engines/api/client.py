@@ -22,7 +22,8 @@ from huggingface_hub.utils._http import default_async_client_factory
 from gxr_batch.engines.api.answers import Answer, Pieces, whole_answer
 from gxr_batch.engines.api.faults import Fault, HttpStatus, TooLarge, Trouble, fault_of
 from gxr_batch.job import ApiSection
-from gxr_batch.settings import Sampling, parse_duration
+from gxr_batch.job.sampling import Sampling
+from gxr_batch.job.units import parse_duration
 
 ROUTER = "https://router.huggingface.co"
 # What a server may refuse to know, the dearest first, and the key of [sampling] behind it. Those that know a repetition

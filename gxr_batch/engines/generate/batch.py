@@ -18,11 +18,11 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.engines.generate.sampling import processors
+from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device import out_of_memory
 from gxr_batch.models.loading import LoadedModel
 from gxr_batch.models.quiet import quiet_transformers
 from gxr_batch.records import Prompt
-from gxr_batch.settings import Sampling
 
 End = Literal["stop", "length", "overflow"]
 

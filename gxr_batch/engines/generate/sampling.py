@@ -19,8 +19,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.noise import gumbel
-from gxr_batch.settings import Sampling
 
 # More candidates than this are not worth picking out of the vocabulary before they get their numbers.
 _FEW = 1024

@@ -17,7 +17,7 @@ from gxr_batch.engines.ray.wire import Order, Report
 from gxr_batch.engines.ray.worker import Create, Worker
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
-from gxr_batch.settings import parse_duration
+from gxr_batch.job.units import parse_duration
 
 _LOOK_SECONDS = 0.1
 _CALL_SECONDS = 0.5

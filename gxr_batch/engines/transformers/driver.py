@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from gxr_batch.engines.transformers.sampler import Candidates, Seen
-    from gxr_batch.settings import Sampling
+    from gxr_batch.job.sampling import Sampling
 
 # Shared prefixes kept at a time, one for each template of a run; further templates go without.
 PREFIX_SLOTS = 4

@@ -19,7 +19,7 @@ from gxr_batch.engines.transformers.graphs import Record, StepGraphs
 from gxr_batch.engines.transformers.packing import pack_linears
 from gxr_batch.engines.transformers.sampler import Candidates, Seen, top_candidates
 from gxr_batch.engines.transformers.schedule import bucket
-from gxr_batch.settings import Sampling
+from gxr_batch.job.sampling import Sampling
 
 LEAST_ROWS = 8
 

@@ -20,8 +20,8 @@ from gxr_batch.engines.transformers.row import RowState, charge, completion
 from gxr_batch.engines.transformers.schedule import SlotPlan
 from gxr_batch.engines.transformers.splitting import NoRoom, Splitter
 from gxr_batch.errors import OutOfRoom
+from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Prompt
-from gxr_batch.settings import Sampling
 
 _PULSE_SECONDS = 0.5
 # So long a stream waits for memory that others took in mid-run before it gives up; what it made is safe by then.

@@ -13,7 +13,7 @@ from gxr_batch.engines.transformers.native.build import NativeUnavailable, load,
 from gxr_batch.engines.transformers.native.packed import ROWS, Packed
 from gxr_batch.engines.transformers.native.support import why_not
 from gxr_batch.engines.transformers.sampler import Candidates, Seen, top_candidates
-from gxr_batch.settings import Sampling
+from gxr_batch.job.sampling import Sampling
 
 _ROOM = 2048  # candidates a row that the kernel may return before the row is sorted in full
 _BLOCK = 512  # tokens that the candidate scan looks at together

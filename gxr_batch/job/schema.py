@@ -1,23 +1,222 @@
 """Every section of the job file as a frozen model: its keys, their defaults and their limits.
 
-Values outside the guide's ranges are warnings. Nothing here touches the table, the model or the run folder.
+Values outside the guide's ranges are warnings. Nothing here touches the table, the model or the run folder, and no key
+ever holds a token.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from gxr_batch.job.api import ApiSection
-from gxr_batch.job.base import MOST, MOST_TOKENS, FilePath, Section, spelled
-from gxr_batch.job.finetuning import FinetuneSection
-from gxr_batch.job.ray import RaySection
-from gxr_batch.job.vllm import VllmSection, refusal, untaken
-from gxr_batch.settings import PRESETS, Sampling, parse_bytes, parse_clock, parse_duration
+from gxr_batch.job.sampling import PRESETS, Sampling
+from gxr_batch.job.units import parse_bytes, parse_clock, parse_duration
+
+MOST_TOKENS = 1_000_000  # beyond any model
+MOST = 2**31 - 1  # what a column of the results holds
+
+
+def spelled(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """Return a validator that keeps the text as it is spelled and refuses what `parse` cannot read."""
+
+    def check(value: str) -> str:
+        parse(value)
+        return value
+
+    return check
+
+
+def _path_of_a_file(value: str) -> str:
+    """Return a path as it is; raise ValueError for one that no file can have."""
+    if "\0" in value:
+        raise ValueError("holds a NUL character, and no path does")
+    if len(value.encode()) > 4000 or any(len(name.encode()) > 255 for name in value.split("/")):
+        raise ValueError("is too long for a path: a name has at most 255 bytes, a path 4000")
+    return value
+
+
+FilePath = Annotated[str, AfterValidator(_path_of_a_file)]
+
+
+class Section(BaseModel):
+    """A table of the job file: frozen, strict about unknown keys, silent about values in its errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def _web_address(value: str) -> str:
+    """Return a server's address without a slash at its end; raise ValueError for what is none, or holds a secret."""
+    if not value:
+        return value
+    try:
+        parts = urlsplit(value)
+        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError('must be an address such as "http://localhost:8000/v1"')
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise ValueError("must hold neither user, password, query nor fragment: a token goes through api.token_env")
+    return value.rstrip("/")
+
+
+class ApiSection(Section):
+    """The api engine's own keys: which server, which model there, and how patient to be.
+
+    A `base_url` stands for itself; without one the model is asked for at Hugging Face, through `provider`. `token_env`
+    names an environment variable, since a token itself would end up in manifests. `timeout` is one request's,
+    `first_wait` and `longest_wait` bound the waits before a request is sent again, at most `max_retries` times for a
+    row while the server answers others, and for `give_up_after` while it answers nothing.
+    """
+
+    provider: str = Field(default="auto", min_length=1)
+    model: str = ""
+    base_url: str = ""
+    token_env: str = ""
+    concurrency: int = Field(default=8, ge=1, le=1024)
+    timeout: str = Field(default="5m", min_length=1)
+    max_retries: int = Field(default=5, ge=0, le=1000)
+    first_wait: str = Field(default="1s", min_length=1)
+    longest_wait: str = Field(default="60s", min_length=1)
+    give_up_after: str = Field(default="30m", min_length=1)
+
+    _durations = field_validator("timeout", "first_wait", "longest_wait", "give_up_after")(spelled(parse_duration))
+    _address = field_validator("base_url")(_web_address)
+
+    @field_validator("token_env")
+    @classmethod
+    def _name_of_a_variable(cls, value: str) -> str:
+        # Capitals alone, so that no token passes for a name and ends up in a manifest.
+        if value and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", value):
+            raise ValueError("must name an environment variable in capitals; the token itself never stands in a job")
+        return value
+
+
+DEFAULT_STEPS = 50
+# Every linear layer of a Gemma block, attention and MLP.
+_ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class FinetuneSection(Section):
+    """The keys of `gxr-batch finetune`.
+
+    `max_steps` and `epochs` both say how long to train and exclude each other; without either it is 50 steps.
+    """
+
+    data: tuple[FilePath, ...] = ()
+    held_out: float = Field(default=0.1, ge=0, lt=1, allow_inf_nan=False)
+    output: FilePath = Field(default="outputs/{name}-adapter", min_length=1)
+    batch_size: int = Field(default=2, ge=1, le=MOST)
+    gradient_accumulation_steps: int = Field(default=4, ge=1, le=MOST)
+    max_steps: int | None = Field(default=None, ge=1, le=MOST)
+    epochs: float | None = Field(default=None, gt=0, le=MOST, allow_inf_nan=False)
+    learning_rate: float = Field(default=2e-4, gt=0, le=1, allow_inf_nan=False)
+    optimizer: Literal["adamw_8bit", "adamw_torch"] = "adamw_8bit"
+    weight_decay: float = Field(default=0.01, ge=0, le=1, allow_inf_nan=False)
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_steps: int = Field(default=5, ge=0, le=MOST)
+    logging_steps: int = Field(default=5, ge=1, le=MOST)
+    eval_steps: int = Field(default=10, ge=1, le=MOST)
+    gradient_checkpointing: bool = False
+    lora_r: int = Field(default=16, ge=1, le=4096)
+    lora_alpha: int = Field(default=32, ge=1, le=MOST)
+    lora_dropout: float = Field(default=0, ge=0, lt=1, allow_inf_nan=False)
+    lora_targets: tuple[str, ...] = Field(default=_ALL_LINEAR, min_length=1)
+    sample_rows: int = Field(default=4, ge=0, le=100)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> FinetuneSection:
+        if self.max_steps is not None and self.epochs is not None:
+            raise ValueError("max_steps and epochs both say how long to train: set one of them")
+        return self
+
+    @field_validator("output")
+    @classmethod
+    def _known_placeholder(cls, value: str) -> str:
+        unknown = set(re.findall(r"\{([^}]*)\}", value)) - {"name"}
+        if unknown:
+            raise ValueError(f"knows the placeholder {{name}}, not {{{sorted(unknown)[0]}}}")
+        return value
+
+    @property
+    def steps(self) -> int | None:
+        """Optimizer steps, None where epochs decide."""
+        return None if self.epochs is not None else self.max_steps or DEFAULT_STEPS
+
+
+WorkerKind = Literal["auto", "transformers", "generate", "echo", "api", "vllm"]
+_MOST_WORKERS = 4096
+
+
+class RaySection(Section):
+    """The ray engine's own keys.
+
+    Each of `workers` processes holds an engine of kind `worker` with the job's settings and has a graphics card of its
+    own where the cluster has any, else `cpus_per_worker` processors. Without an `address` Ray is started on this
+    machine for the run. A worker that is lost is replaced up to `max_restarts` times, as is one that has rows and gives
+    no sign of life for `hung_after`; without any living worker for `give_up_after` the run ends, to be resumed.
+    """
+
+    worker: WorkerKind = "auto"
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=_MOST_WORKERS)] = "auto"
+    cpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=1, le=_MOST_WORKERS)] = "auto"
+    address: str = ""
+    max_restarts: int = Field(default=3, ge=0, le=1000)
+    hung_after: str = Field(default="5m", min_length=1)
+    give_up_after: str = Field(default="10m", min_length=1)
+
+    _duration = field_validator("hung_after", "give_up_after")(spelled(parse_duration))
+
+    @field_validator("address")
+    @classmethod
+    def _place_of_a_cluster(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if value not in {"", "auto"} and not (colon and host and port.isdecimal() and "/" not in value):
+            raise ValueError(
+                'must be "HOST:PORT" of the cluster\'s head, or "auto" on one of its nodes; ray:// is not followed: '
+                "start gxr-batch on a node of the cluster"
+            )
+        return value
+
+
+_HOTTEST, _COOLEST = 2.0, 0.01
+
+
+class VllmSection(Section):
+    """The vllm engine's own keys.
+
+    `max_restarts` bounds how often in one start an engine that died is started again; `eager` goes without vLLM's
+    compiled kernels, which begins sooner and generates more slowly.
+    """
+
+    max_restarts: int = Field(default=3, ge=0, le=1000)
+    eager: bool = False
+
+
+def _why_vllm_refuses(sampling: Sampling) -> str | None:
+    """Return why vLLM cannot draw in this way, None where it can."""
+    if sampling.temperature > _HOTTEST:
+        return f"sampling.temperature must be at most {_HOTTEST:g} with the vllm engine"
+    return None
+
+
+def _vllm_warnings(sampling: Sampling, *, cuda_graphs: bool) -> list[str]:
+    """Return one sentence for each setting that vLLM takes for another or not at all."""
+    found = []
+    if 0 < sampling.temperature < _COOLEST:
+        found.append(
+            f"sampling.temperature = {sampling.temperature:g} is {_COOLEST:g} to vLLM, the least it draws with"
+        )
+    if cuda_graphs:
+        found.append("engine.cuda_graphs has no effect with the vllm engine: vLLM records graphs unless vllm.eager")
+    return found
+
 
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 Screening = Literal["off", "flag", "hold"]
@@ -228,7 +427,7 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _what_vllm_draws(self) -> Job:
-        if self.generator == "vllm" and (why := refusal(self.sampling.settings())):
+        if self.generator == "vllm" and (why := _why_vllm_refuses(self.sampling.settings())):
             raise ValueError(why)
         return self
 
@@ -257,7 +456,7 @@ class Job(Section):
                 "the server has its own weights (api.model names them), and api.concurrency says how many are asked for"
             )
         if self.generator == "vllm":
-            found += untaken(self.sampling.settings(), cuda_graphs=self.engine.cuda_graphs)
+            found += _vllm_warnings(self.sampling.settings(), cuda_graphs=self.engine.cuda_graphs)
         return found
 
     def _keys_of_this_machine(self) -> list[str]:

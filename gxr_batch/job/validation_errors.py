@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from gxr_batch.errors import JobFileError
-from gxr_batch.job.sections import Job
+from gxr_batch.job.schema import Job
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -13,9 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from gxr_batch.errors import JobFileError
-from gxr_batch.job.base import Section
-from gxr_batch.job.mistakes import explain
-from gxr_batch.job.sections import Job
+from gxr_batch.job.schema import Job, Section
+from gxr_batch.job.validation_errors import explain
 
 _NO_TABLE = {"path": "-"}
 # Keys that earlier versions knew, and run.json may hold. A job file with one of them is refused like any unknown key.

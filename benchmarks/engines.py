@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from gxr_batch.models.demo import ensure_demo_model
-from gxr_batch.models.weights import cache_home
+from gxr_batch.models.weights_hash import cache_home
 
 SCRIPTS = Path(__file__).parent / "peers"
 SYSTEM = (
@@ -156,8 +156,8 @@ def findings(rng: random.Random) -> dict[str, str]:
 def write_task(path: Path, model: Path, rows: int, shortest: int, longest: int) -> int:
     """Write prompts, output lengths and seeds for the peers; return the useful tokens."""
     from gxr_batch.job import ModelSection, PromptSection
-    from gxr_batch.models.encoding import ChatEncoder
-    from gxr_batch.models.loading import load_tokenizer
+    from gxr_batch.models.load_weights import load_tokenizer
+    from gxr_batch.models.tokens import ChatEncoder
     from gxr_batch.plan import row_seed
     from gxr_batch.prompts import Templates
     from gxr_batch.prompts.render import render

@@ -32,7 +32,7 @@ import pyarrow.parquet
 from gxr_batch.finetune.examples import read_examples
 from gxr_batch.finetune.rows import encode, split
 from gxr_batch.job import load_job
-from gxr_batch.models.local import LocalModel
+from gxr_batch.models.local_model import LocalModel
 
 HERE = Path(__file__).parent
 TRAINING, DEMO = HERE.parent / "jobs/demo_adapter.toml", HERE.parent / "jobs/demo.toml"

@@ -22,7 +22,7 @@ from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.vllm import VllmEngine, opening
 from gxr_batch.engines.vllm.wire import Setup
 from gxr_batch.job import Job
-from gxr_batch.models.room import Room
+from gxr_batch.models.device_memory import Room
 from gxr_batch.records import Key, Messages, Prompt, Turn
 
 CAPACITY = 1024

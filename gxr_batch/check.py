@@ -24,7 +24,7 @@ from gxr_batch.fitter import TRUNCATED, Fitter
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import load_manifest
-from gxr_batch.models.device import gib
+from gxr_batch.models.device_memory import gib
 from gxr_batch.plan import disk_needed
 from gxr_batch.prepare import Prepared, output_folder, prepare
 from gxr_batch.provenance import fingerprint, follow, refuse_other_texts
@@ -154,7 +154,7 @@ def _measure_room(found: Findings, job: Job, table_bytes: int) -> None:
 
 def _measure_memory(found: Findings, job: Job) -> None:
     """Say which lengths, and how many rows of each, the memory has room for now. Raises ModelUnavailable."""
-    from gxr_batch.models.fitting import measure
+    from gxr_batch.models.what_fits import measure
 
     seen = measure(job.model, job.engine)
     placement = seen.placement

@@ -25,12 +25,12 @@ from gxr_batch.engines.transformers.native.support import why_not
 from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.ledger import Manifest
-from gxr_batch.models import hub, loading, reading, source
-from gxr_batch.models.adapter import read_adapter
-from gxr_batch.models.adapter_config import AdapterConfig
-from gxr_batch.models.loading import LoadedModel, identity, load_config, load_model, load_tokenizer
+from gxr_batch.models import hub, load_weights, read_weights, source
+from gxr_batch.models.device_memory import Room
+from gxr_batch.models.load_weights import LoadedModel, identity, load_config, load_model, load_tokenizer
+from gxr_batch.models.lora import read_adapter
+from gxr_batch.models.lora_config import AdapterConfig
 from gxr_batch.models.placement import SPREAD, Placement
-from gxr_batch.models.room import Room
 from gxr_batch.provenance import follow, resolved, settle
 from gxr_batch.records import DISCLAIMER, Identity
 
@@ -530,7 +530,7 @@ def test_the_demo_model_comes_with_an_adapter_that_is_merged_and_changes_it(demo
 
 
 def tokenizer_folder(work: ModelSection) -> Path:
-    return loading._tokenizer_of(source.find(work, weights=False)).folder
+    return load_weights._tokenizer_of(source.find(work, weights=False)).folder
 
 
 def test_the_adapters_tokenizer_wins_and_both_end_ids_hold(bases, changed, gemma_tokenizer):
@@ -548,7 +548,7 @@ def test_the_adapters_tokenizer_wins_and_both_end_ids_hold(bases, changed, gemma
     assert {1, 106} <= set(loaded.end_ids)
     assert tokenizer_folder(section(lora, adapter="none")) == bases["text"]
     (lora / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
-    assert {1, 7, 106} <= set(loading.end_ids(loaded.model, tokenizer, lora))
+    assert {1, 7, 106} <= set(load_weights.end_ids(loaded.model, tokenizer, lora))
 
 
 # ---------------------------------------------------------------------- identity
@@ -615,7 +615,7 @@ def test_a_model_is_spread_with_its_adapter_merged(bases, adapter, gemma_tokeniz
     lora = read_adapter(source.Source(name="lora", folder=adapter))
     where = Placement(device=SPREAD, dtype="float32", four_bit=False)
     room = RoomInMainMemory(EngineSection())
-    model, applied = reading.read_model(base, load_config(section(bases["text"])), where, room, lora)
+    model, applied = read_weights.read_model(base, load_config(section(bases["text"])), where, room, lora)
     assert applied is not None
     assert applied.how.startswith("merged")
     assert set(model.hf_device_map.values()) == {"cpu"}

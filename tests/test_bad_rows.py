@@ -16,7 +16,7 @@ from gxr_batch.errors import RowError
 from gxr_batch.fitter import TRUNCATED, Fitter
 from gxr_batch.job import Job, PromptSection
 from gxr_batch.ledger.inflight import InFlight
-from gxr_batch.models.encoding import ChatEncoder
+from gxr_batch.models.tokens import ChatEncoder
 from gxr_batch.prompts import Templates
 from gxr_batch.records import Encoded, Key, Row
 

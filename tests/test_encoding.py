@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gxr_batch.errors import RowError
-from gxr_batch.models.encoding import ChatEncoder
+from gxr_batch.models.tokens import ChatEncoder
 from gxr_batch.records import Messages, Turn
 
 pytestmark = pytest.mark.model

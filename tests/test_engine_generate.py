@@ -235,7 +235,7 @@ def test_draws_follow_the_probabilities_that_transformers_samples_from():
 def test_uniform_numbers_are_even_in_seed_step_and_token():
     import torch
 
-    from gxr_batch.models.noise import gumbel
+    from gxr_batch.models.gumbel_noise import gumbel
 
     seeds, ids = torch.arange(300), torch.arange(500).expand(300, 500)
     # The distribution function of Gumbel noise makes even numbers of it again.

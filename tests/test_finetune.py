@@ -20,7 +20,7 @@ from gxr_batch.finetune import Options, finetune
 from gxr_batch.finetune.examples import read_examples
 from gxr_batch.finetune.rows import encode, split, steps_of
 from gxr_batch.job import Job, ModelSection, load_job
-from gxr_batch.models.local import LocalModel
+from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.source import find
 from gxr_batch.stopping import Stopper
 

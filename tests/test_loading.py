@@ -18,10 +18,10 @@ from tiny import tiny_gemma, tiny_llama
 
 from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
 from gxr_batch.job import EngineSection, ModelSection
-from gxr_batch.models import memory
-from gxr_batch.models import weights as hashes
-from gxr_batch.models.loading import end_ids, identity, load_model, load_tokenizer
-from gxr_batch.models.room import Room
+from gxr_batch.models import memory_estimate
+from gxr_batch.models import weights_hash as hashes
+from gxr_batch.models.device_memory import Room
+from gxr_batch.models.load_weights import end_ids, identity, load_model, load_tokenizer
 
 pytestmark = pytest.mark.model
 
@@ -136,8 +136,8 @@ def hub(tmp_path, tiny_dir, lora_dir):
 
 CLIENT = """
 from gxr_batch.job import EngineSection, ModelSection
-from gxr_batch.models.loading import identity, load_model, load_tokenizer
-from gxr_batch.models.room import Room
+from gxr_batch.models.load_weights import identity, load_model, load_tokenizer
+from gxr_batch.models.device_memory import Room
 HERE = Room(EngineSection())
 def section(**keys): return ModelSection.model_validate(keys)
 """
@@ -365,17 +365,21 @@ GIB = 2**30
 def test_memory_counts_the_window_and_not_the_length_where_a_layer_has_one():
     config = tiny_gemma().config  # three layers with a window of 8, one without
     logits = config.vocab_size * 4 * 6
-    assert memory.row_bytes(config, 100, 2, windowed=True) - logits == (3 * 8 + 100) * 2 * 32 * 2 * 2
-    assert memory.row_bytes(config, 100, 2) - logits == 100 * memory.kv_bytes_a_token(config, 2) == 4 * 100 * 256
+    assert memory_estimate.row_bytes(config, 100, 2, windowed=True) - logits == (3 * 8 + 100) * 2 * 32 * 2 * 2
+    assert (
+        memory_estimate.row_bytes(config, 100, 2) - logits
+        == 100 * memory_estimate.kv_bytes_a_token(config, 2)
+        == 4 * 100 * 256
+    )
 
 
 def test_what_fits_leaves_room_for_eight_rows():
-    assert memory.fits(8 * GIB, GIB // 8, 16 * GIB)
-    assert not memory.fits(8 * GIB, GIB, 16 * GIB)
-    assert memory.fits(memory.four_bit_bytes(16 * GIB), GIB // 8, 16 * GIB)
-    assert memory.rows_that_fit(GIB, 10 * GIB, 64) == 8
-    assert memory.rows_that_fit(GIB, 1000 * GIB, 64) == 64
-    assert memory.rows_that_fit(100 * GIB, GIB, 64) == 1
+    assert memory_estimate.fits(8 * GIB, GIB // 8, 16 * GIB)
+    assert not memory_estimate.fits(8 * GIB, GIB, 16 * GIB)
+    assert memory_estimate.fits(memory_estimate.four_bit_bytes(16 * GIB), GIB // 8, 16 * GIB)
+    assert memory_estimate.rows_that_fit(GIB, 10 * GIB, 64) == 8
+    assert memory_estimate.rows_that_fit(GIB, 1000 * GIB, 64) == 64
+    assert memory_estimate.rows_that_fit(100 * GIB, GIB, 64) == 1
 
 
 def copy(source: Path, target: Path) -> None:

@@ -17,9 +17,8 @@ from gxr_batch.engines.transformers.splitting import NoRoom, Splitter
 from gxr_batch.errors import ModelUnavailable, OutOfRoom
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.device import Cpu, holders_of, out_of_memory
+from gxr_batch.models.device_memory import Cpu, Room, holders_of, out_of_memory
 from gxr_batch.models.placement import place
-from gxr_batch.models.room import Room
 
 GIB = 2**30
 

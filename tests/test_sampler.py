@@ -16,7 +16,7 @@ from transformers import (
 
 from gxr_batch.engines.transformers.sampler import Candidates, Seen, SeenIds, draw, nucleus, top_candidates
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.noise import gumbel
+from gxr_batch.models.gumbel_noise import gumbel
 
 VOCAB = 4000
 

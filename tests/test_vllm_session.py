@@ -28,8 +28,8 @@ from gxr_batch.engines.vllm.steps import Steps
 from gxr_batch.engines.vllm.wire import Setup
 from gxr_batch.errors import EngineFailed, JobFileError, ModelUnavailable
 from gxr_batch.job import Job, load_job
+from gxr_batch.models.device_memory import Room
 from gxr_batch.models.placement import Placement
-from gxr_batch.models.room import Room
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_vllm_host.py"))

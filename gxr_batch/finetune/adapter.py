@@ -24,8 +24,8 @@ from gxr_batch.finetune.evaluation import Sample
 from gxr_batch.finetune.model_card import card
 from gxr_batch.finetune.workdir import Record
 from gxr_batch.models.demo import NOTICE
-from gxr_batch.models.loading import LoadedModel
-from gxr_batch.models.quiet import quiet_transformers
+from gxr_batch.models.library_output import quiet_transformers
+from gxr_batch.models.load_weights import LoadedModel
 from gxr_batch.records import DISCLAIMER
 
 _WEIGHTS = "adapter_model.safetensors"

@@ -11,8 +11,8 @@ from gxr_batch.engines.generate.session import GenerateSession
 from gxr_batch.errors import EngineFailed
 from gxr_batch.finetune.rows import TrainingRow
 from gxr_batch.job import Job
-from gxr_batch.models.loading import LoadedModel
-from gxr_batch.models.room import Room
+from gxr_batch.models.device_memory import Room
+from gxr_batch.models.load_weights import LoadedModel
 from gxr_batch.records import Completion, Encoded, Identity, Key, Prompt
 
 

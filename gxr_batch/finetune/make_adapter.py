@@ -18,10 +18,10 @@ from gxr_batch.finetune.train import Training
 from gxr_batch.finetune.training_output import Show
 from gxr_batch.finetune.workdir import Work, now
 from gxr_batch.job import Job
-from gxr_batch.models.loading import LoadedModel, load_model, load_tokenizer
-from gxr_batch.models.local import LocalModel
+from gxr_batch.models.device_memory import Room
+from gxr_batch.models.load_weights import LoadedModel, load_model, load_tokenizer
+from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.placement import SPREAD
-from gxr_batch.models.room import Room
 from gxr_batch.models.source import id_and_commit
 from gxr_batch.provenance import environment
 from gxr_batch.stopping import Stopper

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gxr_batch.models.quiet import quiet_transformers
+from gxr_batch.models.library_output import quiet_transformers
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from gxr_batch.job import FinetuneSection
 from gxr_batch.records import Messages
 
 if TYPE_CHECKING:
-    from gxr_batch.models.encoding import ChatEncoder
+    from gxr_batch.models.tokens import ChatEncoder
 
 
 class TrainingRow(NamedTuple):

@@ -27,8 +27,8 @@ from gxr_batch.finetune.trainer import Trainer, Watch
 from gxr_batch.finetune.training_output import Show
 from gxr_batch.finetune.workdir import Work
 from gxr_batch.job import Job
-from gxr_batch.models.device import no_memory_is
-from gxr_batch.models.loading import LoadedModel
+from gxr_batch.models.device_memory import no_memory_is
+from gxr_batch.models.load_weights import LoadedModel
 from gxr_batch.stopping import Stopper
 
 # The vision side of a multimodal checkpoint has linear layers of the same names; texts teach it nothing.

@@ -22,7 +22,7 @@ from gxr_batch.finetune.rows import Rows, encode, split, steps_of
 from gxr_batch.finetune.training_output import Show
 from gxr_batch.finetune.workdir import Record, Work, now, open_work
 from gxr_batch.job import Job
-from gxr_batch.models.local import LocalModel
+from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.source import find
 from gxr_batch.records import Identity
 from gxr_batch.stopping import Stopper, StopReason

@@ -1,7 +1,7 @@
 """The embedded default model: Google's Gemma 3 270M, which pip brings as GGUF, converted once into the user's cache.
 
 The folder appears under its final name whole or not at all, so its existence means that it is complete. One process
-converts, others wait for it; what a killed attempt left behind is cleared by the next. Loading is left to `loading`.
+converts, others wait for it; what a killed attempt left behind is cleared by the next. Loading is left to `load_weights`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gxr_batch.errors import ModelUnavailable, StorageError
-from gxr_batch.models.quiet import quiet_transformers
-from gxr_batch.models.weights import cache_home
+from gxr_batch.models.library_output import quiet_transformers
+from gxr_batch.models.weights_hash import cache_home
 
 DEMO = "demo"
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"

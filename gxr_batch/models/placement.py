@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gxr_batch.job import ModelSection
-from gxr_batch.models.device import Device
-from gxr_batch.models.memory import fits, four_bit_bytes, room_needed, row_bytes
-from gxr_batch.models.room import Room
+from gxr_batch.models.device_memory import Device, Room
+from gxr_batch.models.memory_estimate import fits, four_bit_bytes, room_needed, row_bytes
 
 SPREAD = "auto"  # accelerate's word for dividing a model among the devices
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.job import ModelSection
-from gxr_batch.models.adapter_config import CONFIG, WEIGHTS, read_adapter_config
 from gxr_batch.models.demo import DEMO, ensure_demo_model
 from gxr_batch.models.hub import fetch
+from gxr_batch.models.lora_config import CONFIG, WEIGHTS, read_adapter_config
 
 _DEMO_ADAPTER = Path(__file__).with_name("demo_adapter")
 NONE = "none"  # model.adapter for the base model alone

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gxr_batch.engines.base import Encoder, Identity, Say, silent
 from gxr_batch.job import Job
-from gxr_batch.models.local import LocalModel
+from gxr_batch.models.local_model import LocalModel
 
 if TYPE_CHECKING:
     from gxr_batch.engines.generate.session import GenerateSession
@@ -41,7 +41,7 @@ class GenerateEngine:
     def open(self) -> Iterator[GenerateSession]:
         """Load the model and keep it for the block. Raises ModelUnavailable where the machine cannot do it now."""
         from gxr_batch.engines.generate.session import open_session
-        from gxr_batch.models.room import Room
+        from gxr_batch.models.device_memory import Room
 
         room = Room(self._job.engine, self._say)
         with open_session(self._job, self.identity(), self._local.tokenizer(), room) as session:

@@ -19,9 +19,9 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.engines.generate.sampling import processors
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.device import out_of_memory
-from gxr_batch.models.loading import LoadedModel
-from gxr_batch.models.quiet import quiet_transformers
+from gxr_batch.models.device_memory import out_of_memory
+from gxr_batch.models.library_output import quiet_transformers
+from gxr_batch.models.load_weights import LoadedModel
 from gxr_batch.records import Prompt
 
 End = Literal["stop", "length", "overflow"]

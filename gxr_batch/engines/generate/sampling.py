@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.noise import gumbel
+from gxr_batch.models.gumbel_noise import gumbel
 
 # More candidates than this are not worth picking out of the vocabulary before they get their numbers.
 _FEW = 1024

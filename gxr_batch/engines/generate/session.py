@@ -21,9 +21,9 @@ from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
 from gxr_batch.engines.generate.batch import Batch, RowState
 from gxr_batch.errors import EngineFailed, OutOfRoom
 from gxr_batch.job import Job
-from gxr_batch.models.loading import LoadedModel, load_model
-from gxr_batch.models.memory import row_bytes, rows_that_fit
-from gxr_batch.models.room import Room
+from gxr_batch.models.device_memory import Room
+from gxr_batch.models.load_weights import LoadedModel, load_model
+from gxr_batch.models.memory_estimate import row_bytes, rows_that_fit
 from gxr_batch.records import Completion, Prompt
 
 _PULSE_SECONDS = 0.5

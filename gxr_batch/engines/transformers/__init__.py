@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gxr_batch.engines.base import Encoder, Identity, Say, silent
 from gxr_batch.job import Job
-from gxr_batch.models.local import LocalModel
+from gxr_batch.models.local_model import LocalModel
 
 if TYPE_CHECKING:
     from gxr_batch.engines.transformers.loop import TransformersSession
@@ -41,7 +41,7 @@ class TransformersEngine:
     def open(self) -> Iterator[TransformersSession]:
         """Load the model and keep it for the block. Raises ModelUnavailable where the machine cannot do it now."""
         from gxr_batch.engines.transformers.opening import open_session
-        from gxr_batch.models.room import Room
+        from gxr_batch.models.device_memory import Room
 
         with open_session(self._job, self._local, Room(self._job.engine, self._say)) as session:
             yield session

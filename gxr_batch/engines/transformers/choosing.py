@@ -11,7 +11,7 @@ from gxr_batch.engines.transformers.row import RowState
 from gxr_batch.engines.transformers.sampler import Candidates, SeenIds, draw, top_candidates
 from gxr_batch.engines.transformers.splitting import Splitter
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.device import out_of_memory
+from gxr_batch.models.device_memory import out_of_memory
 
 
 class Chooser:

@@ -21,11 +21,10 @@ from gxr_batch.engines.transformers.schedule import slots_for_memory
 from gxr_batch.engines.transformers.support import why_not_drivable
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
-from gxr_batch.models.device import no_memory_is
-from gxr_batch.models.loading import LoadedModel, load_model
-from gxr_batch.models.local import LocalModel
-from gxr_batch.models.memory import kv_bytes_a_token
-from gxr_batch.models.room import Room
+from gxr_batch.models.device_memory import Room, no_memory_is
+from gxr_batch.models.load_weights import LoadedModel, load_model
+from gxr_batch.models.local_model import LocalModel
+from gxr_batch.models.memory_estimate import kv_bytes_a_token
 
 _MOST_SLOTS = 64
 _CHECK_LENGTHS = (5, 70)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.noise import gumbel
+from gxr_batch.models.gumbel_noise import gumbel
 
 # The vocabulary is scanned in blocks: the k best tokens lie in the k blocks with the best maxima.
 _BLOCK = 512

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from gxr_batch.errors import EngineFailed
-from gxr_batch.models.device import out_of_memory
+from gxr_batch.models.device_memory import out_of_memory
 
 T = TypeVar("T")
 # Calls that have to go well before more rows are tried in one again; doubled each time that was too early.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from gxr_batch.engines.base import Encoder, EngineInfo, Identity, Say, silent
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
-from gxr_batch.models.local import LocalModel
+from gxr_batch.models.local_model import LocalModel
 
 if TYPE_CHECKING:
     from gxr_batch.engines.vllm.opening import Opening
@@ -63,7 +63,7 @@ class VllmEngine:
         from gxr_batch.engines.vllm.opening import prepare_opening
         from gxr_batch.engines.vllm.process import HostProcess
         from gxr_batch.engines.vllm.session import Limits, VllmSession
-        from gxr_batch.models.room import Room
+        from gxr_batch.models.device_memory import Room
 
         began = time.monotonic()
         tokenizer = self._local.tokenizer()

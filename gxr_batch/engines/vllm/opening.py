@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from gxr_batch.engines.vllm.wire import Setup
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
-from gxr_batch.models.adapter_config import AdapterConfig
-from gxr_batch.models.four_bit import notices_of_format, stored_in_four_bits
-from gxr_batch.models.loading import end_ids_of, load_config
-from gxr_batch.models.memory import kv_bytes_a_token
+from gxr_batch.models.device_memory import Room
+from gxr_batch.models.load_weights import end_ids_of, load_config
+from gxr_batch.models.lora_config import AdapterConfig
+from gxr_batch.models.memory_estimate import kv_bytes_a_token
 from gxr_batch.models.placement import SPREAD, Placement, place
-from gxr_batch.models.room import Room
+from gxr_batch.models.quantization import notices_of_format, stored_in_four_bits
 from gxr_batch.models.source import Source, find
 
 # Rows side by side where the job leaves it open; vLLM lets rows wait where its cache holds fewer.
@@ -173,8 +173,8 @@ def _adapter(source: Source, config: Any) -> _Adapter:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from gxr_batch.models.adapter import place as fit
-    from gxr_batch.models.adapter import read_adapter
+    from gxr_batch.models.lora import place as fit
+    from gxr_batch.models.lora import read_adapter
 
     adapter = read_adapter(source)
     make: Any = AutoModelForCausalLM.from_config

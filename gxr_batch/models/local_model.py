@@ -10,7 +10,7 @@ from gxr_batch.records import Identity
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from gxr_batch.models.encoding import ChatEncoder
+    from gxr_batch.models.tokens import ChatEncoder
 
 
 class LocalModel:
@@ -23,7 +23,7 @@ class LocalModel:
 
     def identity(self) -> Identity:
         """Say which weights would be loaded. Raises ModelUnavailable where they cannot be found."""
-        from gxr_batch.models.loading import identity
+        from gxr_batch.models.load_weights import identity
 
         if self._identity is None:
             origin = identity(self._job.model)
@@ -32,7 +32,7 @@ class LocalModel:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the model's tokenizer. Raises ModelUnavailable where it cannot be loaded."""
-        from gxr_batch.models.loading import load_tokenizer
+        from gxr_batch.models.load_weights import load_tokenizer
 
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._job.model)
@@ -40,6 +40,6 @@ class LocalModel:
 
     def encoder(self) -> ChatEncoder:
         """Return the encoder of the model's tokenizer. Raises ModelUnavailable where it cannot be loaded."""
-        from gxr_batch.models.encoding import ChatEncoder
+        from gxr_batch.models.tokens import ChatEncoder
 
         return ChatEncoder(self.tokenizer(), format=self._job.prompt.format)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gxr_batch.job import EngineSection, ModelSection
-from gxr_batch.models.four_bit import stored_in_four_bits
-from gxr_batch.models.loading import load_config
-from gxr_batch.models.memory import four_bit_bytes, kv_bytes_a_token, weight_bytes
+from gxr_batch.models.device_memory import Room
+from gxr_batch.models.load_weights import load_config
+from gxr_batch.models.memory_estimate import four_bit_bytes, kv_bytes_a_token, weight_bytes
 from gxr_batch.models.placement import SPREAD, Placement, place
-from gxr_batch.models.room import Room
+from gxr_batch.models.quantization import stored_in_four_bits
 from gxr_batch.models.source import find
 
 

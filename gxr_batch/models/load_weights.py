@@ -1,7 +1,7 @@
 """From the names in a job file to loaded objects: tokenizer, weights in their number format, on their device.
 
 What a setting cannot mean for this model is refused before the weights are read. Where the model comes from is left to
-`source`, on which device and in which number format it goes to `placement`, how it is read to `reading`.
+`source`, on which device and in which number format it goes to `placement`, how it is read to `read_weights`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.job import ModelSection
-from gxr_batch.models.adapter_config import read_adapter_config
-from gxr_batch.models.four_bit import notices_of_format, refuse_format, stored_in_four_bits
+from gxr_batch.models.device_memory import Room
+from gxr_batch.models.library_output import quiet_transformers
+from gxr_batch.models.lora_config import read_adapter_config
 from gxr_batch.models.placement import SPREAD, Placement, place
-from gxr_batch.models.quiet import quiet_transformers
-from gxr_batch.models.room import Room
+from gxr_batch.models.quantization import notices_of_format, refuse_format, stored_in_four_bits
 from gxr_batch.models.source import Source, Sources, find
-from gxr_batch.models.weights import weights_sha256
+from gxr_batch.models.weights_hash import weights_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -129,8 +129,8 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, room: 
     """
     from transformers import GenerationConfig
 
-    from gxr_batch.models.adapter import read_adapter
-    from gxr_batch.models.reading import read_model
+    from gxr_batch.models.lora import read_adapter
+    from gxr_batch.models.read_weights import read_model
 
     began = time.monotonic()
     sources = find(section, weights=True)

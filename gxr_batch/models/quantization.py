@@ -10,7 +10,7 @@ from typing import Any
 
 from gxr_batch.errors import JobFileError
 from gxr_batch.job import ModelSection
-from gxr_batch.models.adapter_config import AdapterConfig
+from gxr_batch.models.lora_config import AdapterConfig
 from gxr_batch.models.placement import Placement
 from gxr_batch.models.source import Source, Sources
 

@@ -20,9 +20,9 @@ import torch
 from shapes import SHAPES, make
 
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
-from gxr_batch.engines.transformers.graphs import cuda_recorder
-from gxr_batch.engines.transformers.library import LibraryModel
-from gxr_batch.engines.transformers.loop import TransformersSession
+from gxr_batch.engines.slots.cuda_graphs import cuda_recorder
+from gxr_batch.engines.slots.decode_loop import TransformersSession
+from gxr_batch.engines.slots.library_backend import LibraryModel
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
 
@@ -59,8 +59,8 @@ def opened(model: Any, slots: int, sampling: Sampling, graphs: bool = False) -> 
         load_seconds=0,
         reproducible=True,
     )
-    driver = LibraryModel(model, slots=slots, capacity=CAPACITY, record=cuda_recorder() if graphs else None)
-    return TransformersSession(info, driver, Numbers(), frozenset(), sampling)
+    backend = LibraryModel(model, slots=slots, capacity=CAPACITY, record=cuda_recorder() if graphs else None)
+    return TransformersSession(info, backend, Numbers(), frozenset(), sampling)
 
 
 def completions(session: TransformersSession, work: Sequence[Prompt]) -> dict[str, Completion]:

@@ -67,7 +67,7 @@ def _ours(name: str, *options: str) -> Peer:
     return Peer(f"ours-{name}", "ours.py", options)
 
 
-LIBRARY = ("--driver", "library", "--slots", "32")
+LIBRARY = ("--backend", "library", "--slots", "32")
 PEERS = (
     Peer("guide", "guide.py", once=True),
     Peer("pipeline16", "pipeline.py", once=True),
@@ -87,7 +87,7 @@ PEERS = (
     _ours("32-library-no-prefix", *LIBRARY, "--no-prefix"),
     _ours("32-library-float32", *LIBRARY, "--dtype", "float32"),
     _ours("1", "--slots", "1"),
-    _ours("8-nf4", "--driver", "library", "--slots", "8", "--nf4"),
+    _ours("8-nf4", "--backend", "library", "--slots", "8", "--nf4"),
 )
 ONLY_NAMED = {"ours-1", "ours-8-nf4"}
 PEERS_OF = {"4b": "ours-1,ours-8,ours-16,ours-8-nf4"}  # by default; other models take all that are not ONLY_NAMED

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from gxr_batch.engines.base import Pulse, StopRequest
-from gxr_batch.engines.vllm import VllmEngine, opening
-from gxr_batch.engines.vllm.wire import Setup
+from gxr_batch.engines.vllm import VllmEngine, engine_args
+from gxr_batch.engines.vllm.host_messages import Setup
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import Room
 from gxr_batch.records import Key, Messages, Prompt, Turn
@@ -87,7 +87,7 @@ def ours(job: Job) -> Iterator[Callable[[list[Prompt]], int]]:
 def offline(job: Job) -> Iterator[Callable[[list[Prompt]], int]]:
     """Open vLLM's own class in the same way."""
     engine = VllmEngine(job)
-    setup = opening.prepare_opening(job, engine._local.tokenizer(), Room(job.engine)).setup
+    setup = engine_args.prepare_opening(job, engine._local.tokenizer(), Room(job.engine)).setup
     unasked = ("skip_tokenizer_init", "disable_log_stats", "enable_log_requests")
     arguments: dict[str, Any] = {name: value for name, value in setup.arguments.items() if name not in unasked}
     from vllm import LLM, SamplingParams, TokensPrompt
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="without compiled kernels")
     options = parser.parse_args()
     os.environ.update({"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"})
-    opening.Setup = of_full_length
+    engine_args.Setup = of_full_length
     job = the_job(options)
     prompts = the_prompts(job, options.rows)
     ratios = []

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from gxr_batch.engines import create
 from gxr_batch.engines.ray.cluster import load_ray
-from gxr_batch.engines.transformers.driver import PREFIX_SLOTS
-from gxr_batch.engines.transformers.schedule import slots_for_memory
+from gxr_batch.engines.slots.backend import PREFIX_SLOTS
+from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.engines.vllm import require_vllm
 from gxr_batch.errors import RowError
 from gxr_batch.fitter import TRUNCATED, Fitter

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from gxr_batch.engines.vllm.steps import Steps
-from gxr_batch.engines.vllm.wire import Answer, Ask, Close, Count, Forget, Opened, Piece, Setup, Unopened
+from gxr_batch.engines.vllm.host import Steps
+from gxr_batch.engines.vllm.host_messages import Answer, Ask, Close, Count, Forget, Opened, Piece, Setup, Unopened
 
 
 def listen(pipe: Connection, heard: queue.SimpleQueue) -> None:

@@ -20,8 +20,8 @@ from tiny import tiny_gemma
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma3Config, Gemma3ForConditionalGeneration
 
 from gxr_batch.engines.base import EngineInfo
-from gxr_batch.engines.transformers.library import LibraryModel
-from gxr_batch.engines.transformers.native.support import why_not
+from gxr_batch.engines.slots.library_backend import LibraryModel
+from gxr_batch.engines.slots.native.packed_weights import why_not
 from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.ledger import Manifest
@@ -242,13 +242,13 @@ def test_rows_beside_each_other_keep_their_bits_with_an_adapter_beside_four_bit_
     bases, adapter, gemma_tokenizer
 ):
     work = section(bases["text"], adapter=str(adapter), dtype="bfloat16", load_in_4bit=True)
-    driver = LibraryModel(load_model(work, gemma_tokenizer, HERE).model, slots=16, capacity=64)
+    backend = LibraryModel(load_model(work, gemma_tokenizer, HERE).model, slots=16, capacity=64)
     prompts = [[2, *range(3 + number, 12 + 2 * number)] for number in range(12)]
 
     def steps(rows: list[int]) -> torch.Tensor:
         slots = list(range(len(rows)))
-        first = driver.prefill([(slot, prompts[row], 0) for slot, row in zip(slots, rows, strict=True)])
-        then = driver.decode(slots, first.argmax(-1).tolist(), [len(prompts[row]) for row in rows])
+        first = backend.prefill([(slot, prompts[row], 0) for slot, row in zip(slots, rows, strict=True)])
+        then = backend.decode(slots, first.argmax(-1).tolist(), [len(prompts[row]) for row in rows])
         return torch.stack([first, then], dim=1).clone()
 
     together = steps(list(range(12)))

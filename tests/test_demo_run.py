@@ -17,8 +17,8 @@ import gxr_batch
 from gxr_batch.engines import create
 from gxr_batch.engines.base import EngineInfo, Identity, Session
 from gxr_batch.engines.echo import EchoEngine
-from gxr_batch.engines.transformers.library import LibraryModel
-from gxr_batch.engines.transformers.loop import TransformersSession
+from gxr_batch.engines.slots.decode_loop import TransformersSession
+from gxr_batch.engines.slots.library_backend import LibraryModel
 from gxr_batch.job import Job
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn

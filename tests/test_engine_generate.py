@@ -214,7 +214,7 @@ def test_draws_follow_the_probabilities_that_transformers_samples_from():
     import torch
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    from gxr_batch.engines.generate.sampling import processors
+    from gxr_batch.engines.generate.logits_processors import processors
     from gxr_batch.job.sampling import Sampling
 
     rows = 20_000

@@ -17,9 +17,8 @@ from gxr_batch.check import check
 from gxr_batch.engines import create
 from gxr_batch.engines.base import EngineInfo, Identity, Session
 from gxr_batch.engines.ray.cluster import connected, load_ray
-from gxr_batch.engines.ray.dealing import CRASHED
-from gxr_batch.engines.ray.joined import joined
-from gxr_batch.engines.ray.pool import Member
+from gxr_batch.engines.ray.pool import Member, joined
+from gxr_batch.engines.ray.row_assignment import CRASHED
 from gxr_batch.engines.ray.worker import Worker
 from gxr_batch.errors import EngineFailed, ModelUnavailable
 from gxr_batch.job import Job, RaySection
@@ -174,7 +173,7 @@ def test_a_host_without_this_package_is_named_as_a_cause(monkeypatch):
     elsewhere = ModuleType("elsewhere")  # importable here alone
     elsewhere.Worker = type("Worker", (Worker,), {"__module__": "elsewhere"})
     monkeypatch.setitem(sys.modules, "elsewhere", elsewhere)
-    monkeypatch.setattr("gxr_batch.engines.ray.opening.Worker", elsewhere.Worker)
+    monkeypatch.setattr("gxr_batch.engines.ray.open_pool.Worker", elsewhere.Worker)
     with pytest.raises(ModelUnavailable, match="before its engine was open") as raised:  # noqa: SIM117
         with session(job(workers=1, max_restarts=1)):
             pass

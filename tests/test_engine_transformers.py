@@ -16,15 +16,15 @@ import torch
 from tiny import VOCAB, tiny_gemma, tiny_llama
 
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
-from gxr_batch.engines.transformers import packing
-from gxr_batch.engines.transformers.driver import Driver
-from gxr_batch.engines.transformers.library import LibraryModel
-from gxr_batch.engines.transformers.loop import TransformersSession
-from gxr_batch.engines.transformers.native import build
-from gxr_batch.engines.transformers.native.build import PRODUCTS, NativeUnavailable, load_with
-from gxr_batch.engines.transformers.native.model import NativeModel
-from gxr_batch.engines.transformers.opening import self_check
-from gxr_batch.engines.transformers.sampler import SeenIds, top_candidates
+from gxr_batch.engines.slots import library_backend
+from gxr_batch.engines.slots.backend import Backend
+from gxr_batch.engines.slots.decode_loop import TransformersSession
+from gxr_batch.engines.slots.library_backend import LibraryModel
+from gxr_batch.engines.slots.native import compile_kernels
+from gxr_batch.engines.slots.native.compile_kernels import PRODUCTS, NativeUnavailable, load_with
+from gxr_batch.engines.slots.native.native_backend import NativeModel
+from gxr_batch.engines.slots.open_engine import self_check
+from gxr_batch.engines.slots.token_sampling import SeenIds, top_candidates
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
 
@@ -58,7 +58,7 @@ class Ids:
         return " ".join(map(str, ids))
 
 
-def session(driver: Driver, slots: int, sampling: Sampling, end_ids=frozenset()) -> TransformersSession:
+def session(backend: Backend, slots: int, sampling: Sampling, end_ids=frozenset()) -> TransformersSession:
     info = EngineInfo(
         identity=Identity(kind="transformers", model="tiny"),
         device="cpu",
@@ -68,7 +68,7 @@ def session(driver: Driver, slots: int, sampling: Sampling, end_ids=frozenset())
         load_seconds=0,
         reproducible=True,
     )
-    return TransformersSession(info, driver, Ids(), frozenset(end_ids), sampling)
+    return TransformersSession(info, backend, Ids(), frozenset(end_ids), sampling)
 
 
 def prompt(name: str, ids: list[int], new: int = 24, seed: int = 0, shared: int = 0) -> Prompt:
@@ -146,7 +146,7 @@ def product(request) -> str:
     return request.param
 
 
-def driver(kind: str, make, slots: int) -> Driver:
+def backend(kind: str, make, slots: int) -> Backend:
     if kind in PRODUCTS:
         native_or_skip(kind)
         return NativeModel(make(torch.bfloat16), slots=slots, capacity=CAPACITY, product=kind)
@@ -162,11 +162,11 @@ def test_in_bfloat16_sampled_texts_depend_on_nothing_but_the_row(kind, make):
         for item in prompts([rng.choice((1, 5, 9, 40, 120)) for _ in range(40)])
     ]
     sampling = Sampling(temperature=1.0)
-    reference = texts(session(driver(kind, make, 8), 8, sampling), work)
+    reference = texts(session(backend(kind, make, 8), 8, sampling), work)
     for slots in (16, 32):
         shuffled = rng.sample(work, len(work))
-        assert texts(session(driver(kind, make, slots), slots, sampling), shuffled) == reference
-    lonely = session(driver(kind, make, 8), 8, sampling)
+        assert texts(session(backend(kind, make, slots), slots, sampling), shuffled) == reference
+    lonely = session(backend(kind, make, 8), 8, sampling)
     for item in work[:5]:
         assert texts(lonely, [item]) == {item.key.row_id: reference[item.key.row_id]}
     assert texts(lonely, work[20:]) == {item.key.row_id: reference[item.key.row_id] for item in work[20:]}
@@ -205,25 +205,25 @@ def test_a_vocabulary_that_is_no_multiple_of_the_scans_block_samples_as_well(pro
 
 def test_packed_products_have_the_bits_of_plain_ones():
     linear = torch.nn.Linear(64, 96, bias=False, dtype=torch.bfloat16)
-    if not packing._available():
+    if not library_backend._available():
         pytest.skip("this torch has no packed products")
-    packed = packing.PackedLinear(linear)
+    packed = library_backend.PackedLinear(linear)
     for rows in (1, 8, 33):
         x = torch.randn(rows, 64).bfloat16()
         assert torch.equal(packed(x), linear(x))
 
 
 def test_without_packed_products_the_model_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(packing, "_available", lambda: False)
+    monkeypatch.setattr(library_backend, "_available", lambda: False)
     model = tiny_llama(torch.bfloat16)
-    assert not packing.pack_linears(model)
+    assert not library_backend.pack_linears(model)
     assert type(model.lm_head) is torch.nn.Linear
 
 
 @pytest.fixture
 def no_kernels_loaded():
     """For tests that change what may be loaded: nothing is remembered before and after."""
-    remembered = (build.load, build.load_with)
+    remembered = (compile_kernels.load, compile_kernels.load_with)
     for each in remembered:
         each.cache_clear()
     yield
@@ -234,26 +234,28 @@ def no_kernels_loaded():
 @pytest.mark.parametrize(
     ("break_it", "reason"),
     [
-        (lambda patch: patch.setattr(build, "FEATURES", frozenset({"no_such_feature"})), "processor lacks"),
-        (lambda patch: patch.setattr(build.shutil, "which", lambda name: None), "no C compiler"),
-        (lambda patch: patch.setattr(build, "_FLAGS", ("--no-such-flag",)), "do not compile"),
+        (lambda patch: patch.setattr(compile_kernels, "FEATURES", frozenset({"no_such_feature"})), "processor lacks"),
+        (lambda patch: patch.setattr(compile_kernels.shutil, "which", lambda name: None), "no C compiler"),
+        (lambda patch: patch.setattr(compile_kernels, "_FLAGS", ("--no-such-flag",)), "do not compile"),
     ],
 )
 def test_kernels_that_cannot_be_had_say_why(monkeypatch, tmp_path, no_kernels_loaded, break_it, reason):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if reason != "processor lacks":
-        monkeypatch.setattr(build, "FEATURES", frozenset())
-        monkeypatch.setattr(build, "PRODUCTS", {"avx512": frozenset()})
+        monkeypatch.setattr(compile_kernels, "FEATURES", frozenset())
+        monkeypatch.setattr(compile_kernels, "PRODUCTS", {"avx512": frozenset()})
     break_it(monkeypatch)
     with pytest.raises(NativeUnavailable, match=reason):
         NativeModel(tiny_gemma(torch.bfloat16), slots=8, capacity=64)
 
 
-@pytest.mark.parametrize("source", sorted(Path(build.__file__).parent.glob("*.c")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "source", sorted(Path(compile_kernels.__file__).parent.glob("*.c")), ids=lambda path: path.name
+)
 def test_every_file_of_the_kernels_compiles_without_a_warning_also_what_cannot_run_here(source):
     if platform.machine() != "x86_64" or not shutil.which("gcc"):
         pytest.skip("this is no x86 machine with gcc")  # intrinsics of another processor, named as gcc names them
-    features = build.FEATURES.union(*PRODUCTS.values())
+    features = compile_kernels.FEATURES.union(*PRODUCTS.values())
     flags = [f"-m{feature.replace('avx512_bf16', 'avx512bf16').replace('amx_', 'amx-')}" for feature in features]
     command = ["gcc", "-std=gnu17", "-O3", "-fopenmp", "-Wall", "-Wextra", "-Werror", *flags, "-c", str(source)]
     done = subprocess.run([*command, "-o", os.devnull], capture_output=True, text=True, check=False)
@@ -263,15 +265,15 @@ def test_every_file_of_the_kernels_compiles_without_a_warning_also_what_cannot_r
 @pytest.mark.parametrize(("feature", "why"), [("no_such_feature", ""), ("avx512f", "no tiles today")])
 def test_without_tile_registers_the_other_product_steps_in(monkeypatch, no_kernels_loaded, feature, why):
     native_or_skip("avx512")
-    build.load.cache_clear()
+    compile_kernels.load.cache_clear()
 
     def without_tiles(product):
         if product == "amx":
             raise NativeUnavailable(why)
         return load_with(product)
 
-    monkeypatch.setattr(build, "PRODUCTS", build.PRODUCTS | {"amx": frozenset({feature})})
-    monkeypatch.setattr(build, "load_with", without_tiles)
+    monkeypatch.setattr(compile_kernels, "PRODUCTS", compile_kernels.PRODUCTS | {"amx": frozenset({feature})})
+    monkeypatch.setattr(compile_kernels, "load_with", without_tiles)
     native = NativeModel(tiny_gemma(torch.bfloat16), slots=8, capacity=64)
     assert (native.name, native.why_slower) == ("native bfloat16 kernels (avx512)", why)
 
@@ -422,7 +424,7 @@ def test_a_row_whose_numbers_go_bad_fails_alone(kind):
     model = tiny_llama(torch.bfloat16)  # its head is not the embedding, or every row's logits would be bad
     with torch.no_grad():
         model.model.embed_tokens.weight[7] = torch.nan
-    made = driver(kind, lambda dtype: model, 8)
+    made = backend(kind, lambda dtype: model, 8)
     good = [item for item in prompts([5, 9, 20, 33, 41, 12, 8, 25, 70]) if 7 not in item.encoded.token_ids]
     sampling = Sampling(temperature=1.0, top_k=5)
     before = texts(session(made, 8, sampling), good)
@@ -459,7 +461,7 @@ def test_a_row_that_cannot_fit_is_an_error_of_its_own():
 
 @pytest.mark.parametrize("kind", [*PRODUCTS, "library"])
 def test_a_token_that_the_model_does_not_have_is_never_looked_up(kind):
-    made = session(driver(kind, tiny_llama, 8), 8, Sampling(temperature=1.0))
+    made = session(backend(kind, tiny_llama, 8), 8, Sampling(temperature=1.0))
     done = complete(made, [*prompts([10, 20]), prompt("odd", [5, VOCAB, 7])])
     assert "tokenizer belongs to another model" in done["odd"].error
     assert all(one.error is None for name, one in done.items() if name != "odd")

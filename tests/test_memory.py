@@ -11,9 +11,9 @@ from test_engine_transformers import GREEDY, complete, prompt, prompts, session,
 from tiny import tiny_gemma
 
 from gxr_batch.engines.base import Pulse, StopRequest
-from gxr_batch.engines.transformers import TransformersEngine, loop
-from gxr_batch.engines.transformers.library import LibraryModel
-from gxr_batch.engines.transformers.splitting import NoRoom, Splitter
+from gxr_batch.engines.slots import TransformersEngine, decode_loop
+from gxr_batch.engines.slots.library_backend import LibraryModel
+from gxr_batch.engines.slots.oom_retry import NoRoom, Splitter
 from gxr_batch.errors import ModelUnavailable, OutOfRoom
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.job.sampling import Sampling
@@ -211,7 +211,7 @@ def test_out_of_memory_splits_the_batch_and_changes_no_text():
 
 
 def test_it_grows_back_when_the_neighbour_is_gone(monkeypatch):
-    monkeypatch.setattr("gxr_batch.engines.transformers.splitting._CALM_CALLS", 4)
+    monkeypatch.setattr("gxr_batch.engines.slots.oom_retry._CALM_CALLS", 4)
     made = session(crowded(lasting=6), 32, SAMPLED)
     complete(made, prompts([9] * 60, new=100))
     assert made._splitter.splits >= 1
@@ -219,7 +219,7 @@ def test_it_grows_back_when_the_neighbour_is_gone(monkeypatch):
 
 
 def test_without_room_for_a_few_rows_it_waits_and_then_gives_up(monkeypatch):
-    monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 3.0)
+    monkeypatch.setattr(decode_loop, "_PATIENCE_SECONDS", 3.0)
     made = session(crowded(room=0), 32, SAMPLED)
     events: list[object] = []
     with pytest.raises(OutOfRoom, match="no memory left"):
@@ -238,7 +238,7 @@ class ShortPrompts(LibraryModel):
 
 
 def test_a_prompt_for_which_there_is_never_memory_costs_its_row_and_not_the_night(monkeypatch):
-    monkeypatch.setattr(loop, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(decode_loop, "_PATIENCE_SECONDS", 1.0)
     made = ShortPrompts(tiny_gemma(torch.bfloat16), slots=8, capacity=200)
     done = complete(session(made, 8, SAMPLED), prompts([60, 9, 9, 9, 9, 9]))
     assert done.pop("r0").error == "the device had no memory for a prompt of this length"

@@ -8,11 +8,11 @@ import pytest
 
 from gxr_batch import errors
 from gxr_batch.engines.base import StopRequest
-from gxr_batch.engines.ray.clocks import Meter, Offset
-from gxr_batch.engines.ray.dealing import Dealer, Hand
-from gxr_batch.engines.ray.head import Head
-from gxr_batch.engines.ray.placing import Node, Placing, place
-from gxr_batch.engines.ray.wire import Failure
+from gxr_batch.engines.ray.cluster import Node, Placing, place
+from gxr_batch.engines.ray.pool import Head
+from gxr_batch.engines.ray.row_assignment import Dealer, Hand
+from gxr_batch.engines.ray.worker_clocks import Meter, Offset
+from gxr_batch.engines.ray.worker_messages import Failure
 from gxr_batch.errors import ApiOutage, EngineFailed, GxrError, ModelUnavailable
 from gxr_batch.job import Job, RaySection
 from gxr_batch.notices import of_kind
@@ -59,7 +59,7 @@ def test_time_is_divided_among_busy_workers():
 
 
 def test_a_head_is_gone_only_after_it_was_missed_again_and_again(monkeypatch):
-    monkeypatch.setattr("gxr_batch.engines.ray.head._EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("gxr_batch.engines.ray.pool._EVERY_SECONDS", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         head = Head(f"127.0.0.1:{server.getsockname()[1]}")
         assert not any(head.gone for _ in range(10))

@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from gxr_batch.engines.transformers.sampler import Candidates, Seen, SeenIds, draw, nucleus, top_candidates
+from gxr_batch.engines.slots.token_sampling import Candidates, Seen, SeenIds, draw, nucleus, top_candidates
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.gumbel_noise import gumbel
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from gxr_batch.engines.transformers.schedule import SlotPlan, bucket, slots_for_memory
+from gxr_batch.engines.slots.slot_schedule import SlotPlan, bucket, slots_for_memory
 
 
 def test_a_step_computes_the_next_bucket_and_never_more_than_all_slots():

@@ -21,11 +21,11 @@ from tiny import save_adapter, tiny_gemma
 
 from gxr_batch.check import check
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
-from gxr_batch.engines.vllm import VllmEngine, _opened, opening, process
-from gxr_batch.engines.vllm.process import HostProcess
+from gxr_batch.engines.vllm import VllmEngine, _opened, engine_args, host_process
+from gxr_batch.engines.vllm.host import Steps
+from gxr_batch.engines.vllm.host_messages import Setup
+from gxr_batch.engines.vllm.host_process import HostProcess
 from gxr_batch.engines.vllm.session import Limits, VllmSession
-from gxr_batch.engines.vllm.steps import Steps
-from gxr_batch.engines.vllm.wire import Setup
 from gxr_batch.errors import EngineFailed, JobFileError, ModelUnavailable
 from gxr_batch.job import Job, load_job
 from gxr_batch.models.device_memory import Room
@@ -127,7 +127,7 @@ def test_a_person_sees_the_text_as_it_comes_in_whole_characters_and_all_of_it(fa
 
 
 def test_a_host_that_does_not_listen_holds_up_neither_the_stream_nor_its_end(monkeypatch):
-    monkeypatch.setattr(process, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(host_process, "_CLOSE_SECONDS", 0.2)
     stop = StopRequest()
     with opened(capacity=400_000, deaf=True) as session:
         more_than_a_pipe_holds = prompts(SLOTS, ids=[5] * 300_000)
@@ -217,8 +217,8 @@ def test_a_host_that_nobody_talks_to_any_more_leaves_no_process_and_no_file():
 
 STARTER = """
 import time
-from gxr_batch.engines.vllm.process import HostProcess
-from gxr_batch.engines.vllm.wire import Setup
+from gxr_batch.engines.vllm.host_process import HostProcess
+from gxr_batch.engines.vllm.host_messages import Setup
 host = HostProcess(Setup({}, {}, None, []), {})
 time.sleep(600)
 """
@@ -245,7 +245,7 @@ def test_a_host_whose_run_is_killed_while_it_opens_vllm_goes_at_once_with_all_th
         file.write_text(source)
     temporary, started = tmp_path / "t", tmp_path / "started"
     temporary.mkdir()
-    paths = [str(tmp_path), str(Path(process.__file__).parents[3])]
+    paths = [str(tmp_path), str(Path(host_process.__file__).parents[3])]
     more = {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(temporary), "STARTED": str(started)}
     starter = subprocess.Popen([sys.executable, "-c", STARTER], env=os.environ | more)
     try:
@@ -304,8 +304,8 @@ def job(folder: Path, **sections) -> Job:
     return Job.model_validate(data | sections)
 
 
-def prepared(job: Job, tokenizer, room: Room | None = None) -> opening.Opening:
-    return opening.prepare_opening(job, tokenizer, room or Room(job.engine))
+def prepared(job: Job, tokenizer, room: Room | None = None) -> engine_args.Opening:
+    return engine_args.prepare_opening(job, tokenizer, room or Room(job.engine))
 
 
 class Card:
@@ -430,7 +430,7 @@ def test_an_adapter_of_another_class_of_the_model_is_refused(tiny_model_dir, gem
 def test_a_card_is_named_by_its_place_among_those_that_are_visible(tiny_model_dir, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     placement = Placement(device="cuda:1", dtype="bfloat16", four_bit=False)
-    assert opening._environment(job(tiny_model_dir), placement) == {"CUDA_VISIBLE_DEVICES": "5"}
+    assert engine_args._environment(job(tiny_model_dir), placement) == {"CUDA_VISIBLE_DEVICES": "5"}
 
 
 def test_without_vllm_the_message_says_what_to_install(monkeypatch, demo_model_dir):

@@ -25,14 +25,14 @@ from common import (
 )
 
 from gxr_batch.engines.base import Pulse, StopRequest
-from gxr_batch.engines.transformers import TransformersEngine
+from gxr_batch.engines.slots import TransformersEngine
 from gxr_batch.job import Job
 from gxr_batch.records import Encoded, Key, Messages, Prompt
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", type=int, default=32)
-    parser.add_argument("--driver", choices=["native", "library"], default="native")
+    parser.add_argument("--backend", choices=["native", "library"], default="native")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--not-reproducible", action="store_true")
     parser.add_argument("--no-prefix", action="store_true")
@@ -47,10 +47,10 @@ class Meter:
         self.steps = self.rows = self.cache_tokens = 0
         self.config = config
         self._layers = _layer_windows(config)
-        driver = session._driver
-        driver.prefill = self._timing("prefill", driver.prefill)
-        driver.copy = self._timing("prefill", driver.copy)
-        driver.decode = self._timing("decode", driver.decode, self._count)
+        backend = session._backend
+        backend.prefill = self._timing("prefill", backend.prefill)
+        backend.copy = self._timing("prefill", backend.copy)
+        backend.decode = self._timing("decode", backend.decode, self._count)
         session._chooser.choose = self._timing("sampler", session._chooser.choose)
 
     def reset(self) -> None:
@@ -108,7 +108,7 @@ def _job(task: Task, options: argparse.Namespace) -> Job:
 
 
 def _switch_native_off() -> None:
-    from gxr_batch.engines.transformers.native import model
+    from gxr_batch.engines.slots.native import model
 
     model.why_not = lambda _: "it is switched off"
 
@@ -153,7 +153,7 @@ def _head_dim(config: dict[str, Any]) -> int:
 def main() -> None:
     """Run it."""
     task, options = read_task(__doc__, _options)
-    if options.driver == "library":
+    if options.backend == "library":
         _switch_native_off()
     config = json.loads(Path(task.model, "config.json").read_text())
     shared = [0] * len(task.ids) if options.no_prefix else task.shared

@@ -20,7 +20,7 @@ def resolve_worker(job: Job) -> str:
 
 
 def _drives_the_model(job: Job) -> str:
-    from gxr_batch.engines.transformers.support import why_not_drivable
+    from gxr_batch.engines.slots import why_not_drivable
     from gxr_batch.models.load_weights import load_config
 
     return "generate" if why_not_drivable(load_config(job.model).get_text_config()) else "transformers"
@@ -51,6 +51,6 @@ def create(job: Job, say: Say = silent) -> Engine:
         from gxr_batch.engines.generate import GenerateEngine
 
         return GenerateEngine(job, say)
-    from gxr_batch.engines.transformers import TransformersEngine
+    from gxr_batch.engines.slots import TransformersEngine
 
     return TransformersEngine(job, say)

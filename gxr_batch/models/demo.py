@@ -1,7 +1,8 @@
 """The embedded default model: Google's Gemma 3 270M, which pip brings as GGUF, converted once into the user's cache.
 
 The folder appears under its final name whole or not at all, so its existence means that it is complete. One process
-converts, others wait for it; what a killed attempt left behind is cleared by the next. Loading is left to `load_weights`.
+converts, others wait for it; what a killed attempt left behind is cleared by the next. Loading is left to
+`load_weights`.
 """
 
 from __future__ import annotations

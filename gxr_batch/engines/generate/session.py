@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
-from gxr_batch.engines.generate.batch import Batch, RowState
+from gxr_batch.engines.generate.padded_batch import Batch, RowState
 from gxr_batch.errors import EngineFailed, OutOfRoom
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import Room

@@ -39,7 +39,7 @@ class RayEngine:
     @contextmanager
     def open(self) -> Iterator[RaySession]:
         """Start the workers and wait until each is open. Raises ModelUnavailable where one cannot be."""
-        from gxr_batch.engines.ray.opening import open_session
+        from gxr_batch.engines.ray.open_pool import open_session
 
         # Every worker loads what this host found, also where the hub has something newer by then.
         with open_session(self._job.with_values(self.identity().pins), self._create, self._say) as session:

@@ -1,21 +1,25 @@
 """The driver's side of the workers: starts them through Ray, has one call in flight to each, and sees when one is lost.
 
-Ray restarts a lost worker by itself, on another host if need be, as often as the job allows.
+Ray restarts a lost worker by itself, on another host if need be, as often as the job allows. The pool also looks itself
+whether the cluster's head can be reached: Ray waits a minute for a head that is gone and then ends the process that
+waits, in the middle of its work and with the exit code of a bug. What the pool reports of itself is the sum of its
+workers, which have to hold the same model.
 """
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gxr_batch.engines.base import EngineInfo, Pulse, Workers
-from gxr_batch.engines.ray.clocks import Offset
-from gxr_batch.engines.ray.dealing import Hand
-from gxr_batch.engines.ray.head import Head
-from gxr_batch.engines.ray.wire import Order, Report
-from gxr_batch.errors import EngineFailed
+from gxr_batch.engines.ray.row_assignment import Hand
+from gxr_batch.engines.ray.worker_clocks import Offset
+from gxr_batch.engines.ray.worker_messages import Order, Report
+from gxr_batch.errors import EngineFailed, ModelUnavailable
 
 _SILENT_SECONDS = 10.0  # calls come back within half a second from a worker that lives
 # The calls of one worker that run beside each other: an exchange that waits, and one that ends it.
@@ -197,3 +201,115 @@ def _added(one: Pulse, other: Pulse) -> Pulse:
     return Pulse(
         one.new_tokens + other.new_tokens, 0, splits=one.splits + other.splits, retries=one.retries + other.retries
     )
+
+
+_EVERY_SECONDS = 5.0
+_MISSES = 6  # half a minute: a head that keeps its state elsewhere is back sooner, and closing takes some of the rest
+_CONNECT_SECONDS = 0.5
+
+
+class Head:
+    """The head at an address such as "10.0.0.5:6379"."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._at = host.strip("[]"), int(port)
+        self._looked_at, self._misses = time.monotonic(), 0
+
+    @property
+    def gone(self) -> bool:
+        """True where it could not be reached for half a minute. Looks every five seconds, for half a second at most."""
+        now = time.monotonic()
+        if now - self._looked_at >= _EVERY_SECONDS:
+            self._looked_at = now
+            self._misses = 0 if self._reached() else self._misses + 1
+        return self._misses >= _MISSES
+
+    def _reached(self) -> bool:
+        try:
+            socket.create_connection(self._at, _CONNECT_SECONDS).close()
+        except OSError:
+            return False
+        return True
+
+
+# Clocks that differ by more are worth a sentence: whoever compares logs of several hosts is misled.
+_NOTABLE_SECONDS = 1.0
+
+
+def joined(members: Sequence[Member], load_seconds: float, versions: dict[str, str]) -> EngineInfo:
+    """Return the pool's own info. Raises ModelUnavailable where two workers would write different texts."""
+    first, *others = members
+    for other in others:
+        check_alike(first, other)
+    infos = [_info(member) for member in members]
+    of_pool = {"ray": versions["ray"], **_all_versions(infos)}
+    mixed = _of_forwards(infos)
+    return EngineInfo(
+        identity=infos[0].identity,
+        device=_devices(members),
+        dtype=infos[0].dtype,
+        quantization=infos[0].quantization,
+        slots=sum(info.slots for info in infos),
+        load_seconds=load_seconds,
+        reproducible=all(info.reproducible for info in infos) and not mixed,
+        versions=of_pool,
+        notices=(*dict.fromkeys(notice for info in infos for notice in info.notices), *mixed, *_of_clocks(members)),
+        adapter=infos[0].adapter,
+    )
+
+
+def check_alike(first: Member, other: Member) -> None:
+    """Raise ModelUnavailable, naming what differs, where two workers do not hold the same model."""
+    one, two = _info(first), _info(other)
+    pairs = {
+        "weights": (one.identity.weights_sha256, two.identity.weights_sha256),
+        "adapter": (one.identity.adapter_sha256, two.identity.adapter_sha256),
+        "number format": (one.dtype, two.dtype),
+        "quantisation": (one.quantization, two.quantization),
+    }
+    for what, (mine, yours) in pairs.items():
+        if mine != yours:
+            raise ModelUnavailable(
+                f"Workers differ in {what}: {str(mine)[:12]} and {str(yours)[:12]}.",
+                where=f"{first.name}, {other.name}",
+                next_step="give every host the same model, and set model.dtype and model.load_in_4bit",
+            )
+
+
+def _info(member: Member) -> EngineInfo:
+    assert member.info is not None, "only an open worker is asked"
+    return member.info
+
+
+def _devices(members: Sequence[Member]) -> str:
+    """Return e.g. "2 x cuda:0 on node1, 2 x cuda:0 on node2"."""
+    counted = Counter((_info(member).device, member.host) for member in members)
+    return ", ".join(f"{count} x {device} on {host}" for (device, host), count in counted.items())
+
+
+def _all_versions(infos: Iterable[EngineInfo]) -> dict[str, str]:
+    found: dict[str, dict[str, None]] = {}
+    for info in infos:
+        for name, version in info.versions.items():
+            found.setdefault(name, {})[version] = None
+    return {name: " | ".join(versions) for name, versions in found.items()}
+
+
+def _of_forwards(infos: Iterable[EngineInfo]) -> list[str]:
+    forwards = sorted({info.versions.get("forward", "") for info in infos})
+    if len(forwards) == 1:
+        return []
+    return [f"Workers compute by different code ({', '.join(forwards)}), so a row's words depend on who gets it."]
+
+
+def _of_clocks(members: Sequence[Member]) -> list[str]:
+    said = {}
+    for member in members:
+        ahead = member.clock.seconds
+        if member.clock.known and abs(ahead) >= _NOTABLE_SECONDS:
+            said[member.host] = (
+                f"The clock of {member.host} is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}; its times are "
+                "converted to this machine's."
+            )
+    return list(said.values())

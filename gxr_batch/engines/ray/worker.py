@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from gxr_batch.engines.base import Engine, EngineInfo, Pulse, Say, Session, StopRequest
-from gxr_batch.engines.ray.wire import Failure, Order, Report
+from gxr_batch.engines.ray.worker_messages import Failure, Order, Report
 from gxr_batch.job import Job
 from gxr_batch.records import Completion, Key, Prompt
 

@@ -20,8 +20,8 @@ from gxr_batch.job import Job
 from gxr_batch.models.local_model import LocalModel
 
 if TYPE_CHECKING:
-    from gxr_batch.engines.vllm.opening import Opening
-    from gxr_batch.engines.vllm.process import HostProcess
+    from gxr_batch.engines.vllm.engine_args import Opening
+    from gxr_batch.engines.vllm.host_process import HostProcess
     from gxr_batch.engines.vllm.session import VllmSession
 
 KIND = "vllm"
@@ -60,8 +60,8 @@ class VllmEngine:
     def open(self) -> Iterator[VllmSession]:
         """Load the model and keep it for the block. Raises ModelUnavailable where the machine cannot do it now."""
         require_vllm()
-        from gxr_batch.engines.vllm.opening import prepare_opening
-        from gxr_batch.engines.vllm.process import HostProcess
+        from gxr_batch.engines.vllm.engine_args import prepare_opening
+        from gxr_batch.engines.vllm.host_process import HostProcess
         from gxr_batch.engines.vllm.session import Limits, VllmSession
         from gxr_batch.models.device_memory import Room
 
@@ -106,7 +106,7 @@ class VllmEngine:
 
 def _opened(host: HostProcess) -> str:
     """Wait until a host has opened vLLM and return vLLM's version. Raises ModelUnavailable where it could not."""
-    from gxr_batch.engines.vllm.wire import Count, Gone, Opened, Unopened
+    from gxr_batch.engines.vllm.host_messages import Count, Gone, Opened, Unopened
 
     while True:
         try:

@@ -3,6 +3,9 @@
 A process of its own, because vLLM starts more processes, which nobody ends who was killed himself: this one sees its
 pipe close and takes them along. It also keeps vLLM's logging, environment and signals out of the run's process.
 
+A row's share of a step is what the integral of 1/n over time grew by while it ran, n being the rows of a step: shares
+add up to the time in which there was any row.
+
     python -m gxr_batch.engines.vllm.host DESCRIPTOR FOLDER
 """
 
@@ -16,12 +19,12 @@ import signal
 import sys
 import threading
 import time
+from bisect import bisect_right
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from gxr_batch.engines.vllm.steps import Steps
-from gxr_batch.engines.vllm.wire import Answer, Ask, Close, Count, Forget, Opened, Piece, Setup, Unopened
+from gxr_batch.engines.vllm.host_messages import Answer, Ask, Close, Count, Forget, Opened, Piece, Setup, Unopened
 
 _COUNT_SECONDS = 0.2
 _SHUT_DOWN_SECONDS = 10.0
@@ -259,3 +262,52 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+_KEPT = 4096
+
+
+class Steps:
+    """The steps so far. Moments are time.monotonic seconds and never go back."""
+
+    def __init__(self) -> None:
+        self._moments = [0.0]
+        self._shares = [0.0]
+        self._rows = [0.0]
+
+    def wake(self, now: float) -> None:
+        """Count the time up to now to nobody: the engine had nothing to do."""
+        self._add(now, 0.0, 0.0)
+
+    def step(self, now: float, rows: int) -> None:
+        """Take in a step that ended now and had so many rows, at least one."""
+        seconds = max(0.0, now - self._moments[-1])
+        self._add(now, seconds / max(rows, 1), seconds * max(rows, 1))
+
+    def between(self, began: float, ended: float) -> tuple[float, float]:
+        """Return the share, in seconds, of a row that was in every step between two moments, and its mean rows."""
+        share, rows = (self._at(ended, sums) - self._at(began, sums) for sums in (self._shares, self._rows))
+        return share, rows / (ended - began) if ended > began else 1.0
+
+    def forget(self, before: float) -> None:
+        """Let go of steps that ended before a moment, once there are many."""
+        if len(self._moments) > _KEPT:
+            cut = max(0, bisect_right(self._moments, before) - 1)
+            for sums in (self._moments, self._shares, self._rows):
+                del sums[:cut]
+
+    def _add(self, now: float, share: float, rows: float) -> None:
+        self._moments.append(max(now, self._moments[-1]))
+        self._shares.append(self._shares[-1] + share)
+        self._rows.append(self._rows[-1] + rows)
+
+    def _at(self, moment: float, sums: list[float]) -> float:
+        """Return a sum as it stood at a moment, a straight line between two steps."""
+        right = bisect_right(self._moments, moment)
+        if right == 0:
+            return sums[0]
+        if right == len(sums):
+            return sums[-1]
+        began, ended = self._moments[right - 1], self._moments[right]
+        low, high = sums[right - 1], sums[right]
+        return low + (high - low) * (moment - began) / (ended - began)

@@ -59,7 +59,7 @@ class Splitter:
             logits = self._try(piece, call)
             if logits is None and len(piece) > self.now:
                 continue  # memory: the next piece is smaller
-            # Copies: a driver may hand out the same memory again in its next call.
+            # Copies: a backend may hand out the same memory again in its next call.
             pieces += [logits.clone()] if logits is not None else self._one_by_one(piece, start, call, faults)
             start += len(piece)
         self._grow(len(rows))

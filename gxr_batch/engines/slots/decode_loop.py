@@ -1,4 +1,4 @@
-"""Admit, prefill, decode, sample, retire: the engine's loop over a driver.
+"""Admit, prefill, decode, sample, retire: the engine's loop over a backend.
 
 Rows never wait for each other: each leaves when it ends and its slot is refilled. A row's text depends on its prompt,
 its seed, the model and the sampling alone.
@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from gxr_batch.engines.base import EngineInfo, Pulse, StopRequest
-from gxr_batch.engines.transformers.choosing import Chooser
-from gxr_batch.engines.transformers.driver import PREFIX_SLOTS, Driver
-from gxr_batch.engines.transformers.row import RowState, charge, completion
-from gxr_batch.engines.transformers.schedule import SlotPlan
-from gxr_batch.engines.transformers.splitting import NoRoom, Splitter
+from gxr_batch.engines.slots.backend import PREFIX_SLOTS, Backend
+from gxr_batch.engines.slots.decoding_row import RowState, charge, completion
+from gxr_batch.engines.slots.oom_retry import NoRoom, Splitter
+from gxr_batch.engines.slots.slot_schedule import SlotPlan
+from gxr_batch.engines.slots.token_sampling import Chooser
 from gxr_batch.errors import OutOfRoom
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Prompt
@@ -47,14 +47,14 @@ class TransformersSession:
     """A loaded model that decodes rows side by side. Implements the protocol's Session."""
 
     def __init__(
-        self, info: EngineInfo, driver: Driver, tokenizer: Any, end_ids: frozenset[int], sampling: Sampling
+        self, info: EngineInfo, backend: Backend, tokenizer: Any, end_ids: frozenset[int], sampling: Sampling
     ) -> None:
         self.info = info
-        self._driver, self._tokenizer, self._end_ids = driver, tokenizer, end_ids
+        self._backend, self._tokenizer, self._end_ids = backend, tokenizer, end_ids
         self._prefixes: dict[tuple[int, ...], int] = {}
-        self._splitter = Splitter(info.slots, driver.least_rows, driver.vocab, driver.device)
-        self._prefills = Splitter(_PREFILL_ROWS, 1, driver.vocab, driver.device)
-        self._chooser = Chooser(driver, sampling, self._splitter)
+        self._splitter = Splitter(info.slots, backend.least_rows, backend.vocab, backend.device)
+        self._prefills = Splitter(_PREFILL_ROWS, 1, backend.vocab, backend.device)
+        self._chooser = Chooser(backend, sampling, self._splitter)
         self._gave_up = False
         self._tokens = 0
 
@@ -80,7 +80,7 @@ class TransformersSession:
                 yield completion(row, self._text(row))
             if time.monotonic() - pulsed >= _PULSE_SECONDS or splits != self.splits:
                 pulsed, splits = time.monotonic(), self.splits
-                yield Pulse(self._tokens, len(work.rows), memory_in_use(self._driver.device), splits)
+                yield Pulse(self._tokens, len(work.rows), memory_in_use(self._backend.device), splits)
             if not work.rows and not work.admitted and (work.exhausted or not stop.admitting):
                 return
 
@@ -142,9 +142,9 @@ class TransformersSession:
         ids = prompt.encoded.token_ids
         if not ids:
             return "no prompt"
-        if len(ids) + prompt.max_new_tokens > self._driver.capacity:
-            return f"prompt and answer need more than {self._driver.capacity} tokens"
-        if max(ids) >= self._driver.vocab:
+        if len(ids) + prompt.max_new_tokens > self._backend.capacity:
+            return f"prompt and answer need more than {self._backend.capacity} tokens"
+        if max(ids) >= self._backend.vocab:
             return "the prompt holds a token that the model does not have: its tokenizer belongs to another model"
         return ""
 
@@ -169,7 +169,7 @@ class TransformersSession:
             row.started_at, row.started_at_ms = began, now_ms
             calls.append((row.slot, *self._after_prefix(row, ids)))
             self._chooser.seen.start(row.slot, ids)
-        logits, faults = self._prefills.run(calls, self._driver.prefill)
+        logits, faults = self._prefills.run(calls, self._backend.prefill)
         ended = self._sample(rows, logits, faults)
         charge(rows, ended - began, len(rows) + decoding)
 
@@ -183,15 +183,15 @@ class TransformersSession:
             # Where all places are taken, the same two calls in the row's own slot: its bits must not depend on which
             # templates came first.
             full = len(self._prefixes) == PREFIX_SLOTS
-            slot = row.slot if full else self._driver.slots + len(self._prefixes)
-            _, faults = self._prefills.run([(slot, prefix, 0)], self._driver.prefill)
+            slot = row.slot if full else self._backend.slots + len(self._prefixes)
+            _, faults = self._prefills.run([(slot, prefix, 0)], self._backend.prefill)
             if faults:  # a half-written prefix must not be copied into any row
-                self._driver.clear(slot)
+                self._backend.clear(slot)
                 return ids, 0
             if full:
                 return ids[length:], length
             self._prefixes[prefix] = slot
-        self._driver.copy(self._prefixes[prefix], row.slot, length)
+        self._backend.copy(self._prefixes[prefix], row.slot, length)
         return ids[length:], length
 
     def _decode(self, rows: Sequence[RowState]) -> None:
@@ -204,7 +204,7 @@ class TransformersSession:
 
     def _decode_call(self, inputs: Sequence[tuple[int, int, int]]) -> torch.Tensor:
         slots, ids, positions = zip(*inputs, strict=True)
-        return self._driver.decode(slots, ids, positions)
+        return self._backend.decode(slots, ids, positions)
 
     def _sample(self, rows: Sequence[RowState], logits: torch.Tensor, faults: Mapping[int, str]) -> float:
         """Draw one token for each row and return the moment; a row whose logits are not numbers fails alone."""
@@ -216,7 +216,7 @@ class TransformersSession:
                 self._take(row, token)
             else:
                 row.finish, row.error = "error", faults.get(index, "the model's logits are not finite numbers")
-                self._driver.clear(row.slot)
+                self._backend.clear(row.slot)
             row.ended_at = now
         return now
 
@@ -250,7 +250,7 @@ class TransformersSession:
         by_slot = {row.slot: row for row in rows}
         for source, target in plan.moves():
             row = by_slot[source]
-            self._driver.copy(source, target, row.position)
+            self._backend.copy(source, target, row.position)
             self._chooser.seen.move(source, target)
             row.slot = target
 

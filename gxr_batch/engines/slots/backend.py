@@ -1,6 +1,6 @@
 """What the loop needs of a model: prefill rows, decode one token of many rows, copy a shared prefix, find candidates.
 
-Two drivers obey it: `native` (our own forward, on CPUs with AVX-512 BF16) and `library` (any causal model's own).
+Two backends obey it: `native` (our own forward, on CPUs with AVX-512 BF16) and `library` (any causal model's own).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from gxr_batch.engines.transformers.sampler import Candidates, Seen
+    from gxr_batch.engines.slots.token_sampling import Candidates, Seen
     from gxr_batch.job.sampling import Sampling
 
 # Shared prefixes kept at a time, one for each template of a run; further templates go without.
 PREFIX_SLOTS = 4
 
 
-class Driver(Protocol):
+class Backend(Protocol):
     """A loaded model with a preallocated KV cache, column = position.
 
     Rows decode in slots 0 to `slots` - 1 of `capacity` tokens each; PREFIX_SLOTS more behind them hold shared prefixes.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gxr_batch
-from gxr_batch.engines.vllm.wire import Ask, Close, Forget, Gone, Setup
+from gxr_batch.engines.vllm.host_messages import Ask, Close, Forget, Gone, Setup
 
 # -P, because a folder called vllm in the current directory is not vLLM.
 HOST = (sys.executable, "-P", "-m", "gxr_batch.engines.vllm.host")

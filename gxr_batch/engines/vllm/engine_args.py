@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gxr_batch.engines.vllm.wire import Setup
+from gxr_batch.engines.vllm.host_messages import Setup
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import Room

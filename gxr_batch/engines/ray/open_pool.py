@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gxr_batch.engines.base import Say
-from gxr_batch.engines.ray.cluster import connected, load_ray
-from gxr_batch.engines.ray.joined import joined
-from gxr_batch.engines.ray.placing import Placing
-from gxr_batch.engines.ray.pool import Lost, Pool, start
+from gxr_batch.engines.ray.cluster import Placing, connected, load_ray
+from gxr_batch.engines.ray.pool import Lost, Pool, joined, start
 from gxr_batch.engines.ray.session import Patience, RaySession
-from gxr_batch.engines.ray.wire import Order, Report
 from gxr_batch.engines.ray.worker import Create, Worker
+from gxr_batch.engines.ray.worker_messages import Order, Report
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
 from gxr_batch.job.units import parse_duration

@@ -1,8 +1,8 @@
-"""Draws the next token of every row, each by its own seed: penalty, top-k, temperature, top-p, Gumbel noise.
+"""From logits to tokens: candidates, each row's own draw, and the one read-back of a step, in as many pieces as fit.
 
 The same distribution as transformers' processors in their order, computed on a few candidates instead of the whole
 vocabulary: the repetition penalty touches seen ids only, top-k comes first and is exact (ties at the k-th value all
-stay, as there), top-p works inside it. A draw depends on (row seed, step, token id) alone, never on neighbours.
+stay, as there), top-p works inside it. A draw depends on (row seed, step, token id) alone, never on other rows.
 """
 
 from __future__ import annotations
@@ -12,8 +12,56 @@ from typing import NamedTuple
 
 import torch
 
+from gxr_batch.engines.slots.backend import Backend
+from gxr_batch.engines.slots.decoding_row import RowState
+from gxr_batch.engines.slots.oom_retry import Splitter
 from gxr_batch.job.sampling import Sampling
+from gxr_batch.models.device_memory import out_of_memory
 from gxr_batch.models.gumbel_noise import gumbel
+
+
+class Chooser:
+    """Draws the rows' next tokens and remembers which ids each row has seen."""
+
+    def __init__(self, backend: Backend, sampling: Sampling, splitter: Splitter) -> None:
+        self.seen = SeenIds(backend.slots, backend.capacity, backend.device)
+        self._backend, self._sampling, self._splitter = backend, sampling, splitter
+
+    def choose(self, rows: Sequence[RowState], logits: torch.Tensor) -> tuple[list[int], list[int]]:
+        """Return a token for each row of the logits [rows, vocab], and whether that row was finite. Raises NoRoom."""
+        tokens: list[int] = []
+        finite: list[int] = []
+        while len(tokens) < len(rows):
+            piece = slice(len(tokens), len(tokens) + self._splitter.now)
+            try:
+                drawn = self._drawn(rows[piece], logits[piece])
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                self._splitter.shrink(len(rows[piece]))
+            else:
+                tokens += drawn[0]
+                finite += drawn[1]
+        self.seen.add([row.slot for row in rows], tokens)
+        return tokens, finite
+
+    def _drawn(self, rows: Sequence[RowState], logits: torch.Tensor) -> list[list[int]]:
+        """Return tokens and whether logits were finite."""
+        seen = self.seen.of([row.slot for row in rows])
+        candidates = self._backend.candidates(logits, seen, self._sampling)
+        tokens, finite, complete = self._read(rows, candidates)
+        if not all(complete):  # more ties than candidates: rare enough to sort everything once more
+            tokens, finite, _ = self._read(rows, top_candidates(logits, seen, self._sampling, thorough=True))
+        return [tokens, finite]
+
+    def _read(self, rows: Sequence[RowState], candidates: Candidates) -> list[list[int]]:
+        """Return tokens, whether logits were finite, and whether all ties were there: the step's one read-back."""
+        device = candidates.ids.device
+        keys = torch.tensor([[row.prompt.row_seed, len(row.ids)] for row in rows]).to(device)
+        tokens = draw(candidates, keys[:, 0], keys[:, 1], self._sampling)
+        read: list[list[int]] = torch.stack([tokens, candidates.values[:, 0].isfinite(), candidates.complete]).tolist()
+        return read
+
 
 # The vocabulary is scanned in blocks: the k best tokens lie in the k blocks with the best maxima.
 _BLOCK = 512

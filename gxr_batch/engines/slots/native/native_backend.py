@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from gxr_batch.engines.transformers.native.binding import NOT_FINITE, TOO_MANY, declared
-from gxr_batch.engines.transformers.native.build import NativeUnavailable, load, load_with
-from gxr_batch.engines.transformers.native.packed import ROWS, Packed
-from gxr_batch.engines.transformers.native.support import why_not
-from gxr_batch.engines.transformers.sampler import Candidates, Seen, top_candidates
+from gxr_batch.engines.slots.native.c_binding import NOT_FINITE, TOO_MANY, declared
+from gxr_batch.engines.slots.native.compile_kernels import NativeUnavailable, load, load_with
+from gxr_batch.engines.slots.native.packed_weights import ROWS, Packed, why_not
+from gxr_batch.engines.slots.token_sampling import Candidates, Seen, top_candidates
 from gxr_batch.job.sampling import Sampling
 
 _ROOM = 2048  # candidates a row that the kernel may return before the row is sorted in full
@@ -21,7 +20,7 @@ _PADDING = 64  # columns that keep the rows of logits out of each other's cache 
 
 
 class NativeModel:
-    """A packed model with `slots` rows of `capacity` tokens. Implements `driver.Driver`."""
+    """A packed model with `slots` rows of `capacity` tokens. Implements `backend.Backend`."""
 
     least_rows = 1
 
@@ -48,7 +47,7 @@ class NativeModel:
         self._logits = torch.empty(0, self._stride, dtype=torch.bfloat16)
         self._gathered = torch.zeros(0, self._hidden, dtype=torch.bfloat16)
 
-    # ------------------------------------------------------------------ Driver
+    # ------------------------------------------------------------------ Backend
 
     def prefill(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> torch.Tensor:
         """Run prompts through the model: (slot, ids, first position) each. Returns the last logits [rows, vocab]."""

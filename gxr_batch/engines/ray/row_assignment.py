@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gxr_batch.engines.base import StopRequest
-from gxr_batch.engines.ray.clocks import Meter
+from gxr_batch.engines.ray.worker_clocks import Meter
 from gxr_batch.records import Completion, Key, Prompt
 
 # A worker of 64 slots is filled in so many units, so that others get theirs in between; once it was full, it gets all

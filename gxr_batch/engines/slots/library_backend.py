@@ -3,6 +3,9 @@
 A row is prefilled alone and decode runs at eight rows or more, because only then do its bits not depend on its
 neighbours (measured: bfloat16 products of fewer rows, and prefills of several rows, change them).
 Masks are handed over ready-made, so the library's own padding and window logic never runs.
+
+On CPUs without the C kernels the weights of linear layers are packed once for oneDNN: equal bits, faster products. The
+operators are private to torch: where this torch lacks them, or they refuse a weight, nothing changes.
 """
 
 from __future__ import annotations
@@ -13,19 +16,18 @@ from typing import Any
 
 import torch
 
-from gxr_batch.engines.transformers.cache import SlotCache, attended
-from gxr_batch.engines.transformers.driver import PREFIX_SLOTS
-from gxr_batch.engines.transformers.graphs import Record, StepGraphs
-from gxr_batch.engines.transformers.packing import pack_linears
-from gxr_batch.engines.transformers.sampler import Candidates, Seen, top_candidates
-from gxr_batch.engines.transformers.schedule import bucket
+from gxr_batch.engines.slots.backend import PREFIX_SLOTS
+from gxr_batch.engines.slots.cuda_graphs import Record, StepGraphs
+from gxr_batch.engines.slots.kv_cache import SlotCache, attended
+from gxr_batch.engines.slots.slot_schedule import bucket
+from gxr_batch.engines.slots.token_sampling import Candidates, Seen, top_candidates
 from gxr_batch.job.sampling import Sampling
 
 LEAST_ROWS = 8
 
 
 class LibraryModel:
-    """A transformers model behind a slotted cache. Implements `driver.Driver`."""
+    """A transformers model behind a slotted cache. Implements `backend.Backend`."""
 
     def __init__(
         self, model: Any, *, slots: int, capacity: int, reproducible: bool = True, record: Record | None = None
@@ -150,3 +152,44 @@ def _windows(config: Any) -> dict[str | None, int]:
 def _extra_arguments(model: Any) -> dict[str, Any]:
     """Multimodal Gemma 3 wants to be told that all tokens are text where it is asked for."""
     return {"return_dict": True} if "return_dict" in inspect.signature(model.forward).parameters else {}
+
+
+# The number of rows that the packed layout is chosen for; other numbers work too.
+_ROWS = 32
+
+
+def pack_linears(model: Any) -> bool:
+    """Replace the plain bfloat16 linear layers on the CPU by packed ones; return whether any was."""
+    if not _available():
+        return False
+    packed = False
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is torch.nn.Linear and _packable(child.weight):
+                setattr(module, name, PackedLinear(child))
+                packed = True
+    return packed
+
+
+def _packable(weight: torch.Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+
+
+def _available() -> bool:
+    operators = torch.ops.mkldnn
+    return all(hasattr(operators, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+
+
+class PackedLinear(torch.nn.Module):
+    """A linear layer whose weight lies in oneDNN's own layout; `weight` is kept for who asks for its type or device."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x @ weight.T + bias."""
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return y

@@ -1,24 +1,39 @@
 """The fast engine: rows decode side by side in slots, never wait for each other and never change each other.
 
-One sentence: admit, prefill, decode, sample, retire (`loop`). Policy is in `schedule`, drawing in `sampler`; the model
-call is a `driver`: our own kernels (`native`) where they can drive the model, else the library's forward (`library`).
-Heavy imports happen when the model is opened.
+One sentence: admit, prefill, decode, sample, retire (`decode_loop`). Who is admitted is in `slot_schedule`, drawing in
+`token_sampling`, trouble with memory in `oom_retry`; the model call is a `backend`: the C kernels (`native`) where they
+can drive the model, else the library's forward (`library_backend`). Heavy imports happen when the model is opened.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gxr_batch.engines.base import Encoder, Identity, Say, silent
 from gxr_batch.job import Job
 from gxr_batch.models.local_model import LocalModel
 
 if TYPE_CHECKING:
-    from gxr_batch.engines.transformers.loop import TransformersSession
+    from gxr_batch.engines.slots.decode_loop import TransformersSession
 
-KIND = "transformers"
+KIND = "transformers"  # the name in job files
+_KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
+# What marks a cache that is more than keys and values by position.
+_OTHER_CACHES = ("ssm_state_size", "mamba_d_state", "linear_num_key_heads", "kv_lora_rank", "attention_chunk_size")
+
+
+def why_not_drivable(config: Any) -> str:
+    """Return why a model of this text configuration cannot be driven, empty where it can."""
+    odd = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
+    if odd:
+        return f"its layers attend in ways that are not known here: {', '.join(sorted(odd))}"
+    if any(getattr(config, name, None) for name in _OTHER_CACHES):
+        return "its cache is more than keys and values by position"
+    if getattr(config, "is_encoder_decoder", False):
+        return "it has an encoder"
+    return ""
 
 
 class TransformersEngine:
@@ -40,7 +55,7 @@ class TransformersEngine:
     @contextmanager
     def open(self) -> Iterator[TransformersSession]:
         """Load the model and keep it for the block. Raises ModelUnavailable where the machine cannot do it now."""
-        from gxr_batch.engines.transformers.opening import open_session
+        from gxr_batch.engines.slots.open_engine import open_session
         from gxr_batch.models.device_memory import Room
 
         with open_session(self._job, self._local, Room(self._job.engine, self._say)) as session:

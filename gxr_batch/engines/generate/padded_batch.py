@@ -17,7 +17,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from gxr_batch.engines.base import StopRequest
-from gxr_batch.engines.generate.sampling import processors
+from gxr_batch.engines.generate.logits_processors import processors
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device_memory import out_of_memory
 from gxr_batch.models.library_output import quiet_transformers

@@ -1,4 +1,4 @@
-"""Opens the engine: loads the model, picks the driver and the number of slots, and checks both on fixed prompts."""
+"""Opens the engine: loads the model, picks the backend and the number of slots, and checks both on fixed prompts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import NamedTuple
 import torch
 
 from gxr_batch.engines.base import EngineInfo
-from gxr_batch.engines.transformers.driver import PREFIX_SLOTS, Driver
-from gxr_batch.engines.transformers.graphs import cuda_recorder
-from gxr_batch.engines.transformers.library import LEAST_ROWS, LibraryModel
-from gxr_batch.engines.transformers.loop import TransformersSession
-from gxr_batch.engines.transformers.native.build import NativeUnavailable
-from gxr_batch.engines.transformers.native.model import NativeModel
-from gxr_batch.engines.transformers.schedule import slots_for_memory
-from gxr_batch.engines.transformers.support import why_not_drivable
+from gxr_batch.engines.slots import why_not_drivable
+from gxr_batch.engines.slots.backend import PREFIX_SLOTS, Backend
+from gxr_batch.engines.slots.cuda_graphs import cuda_recorder
+from gxr_batch.engines.slots.decode_loop import TransformersSession
+from gxr_batch.engines.slots.library_backend import LEAST_ROWS, LibraryModel
+from gxr_batch.engines.slots.native.compile_kernels import NativeUnavailable
+from gxr_batch.engines.slots.native.native_backend import NativeModel
+from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import Room, no_memory_is
@@ -39,7 +39,7 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
     began = time.monotonic()
     threads = torch.get_num_threads()
     torch.set_num_threads(job.engine.threads or threads)
-    driver: Driver | None = None
+    backend: Backend | None = None
     try:
         tokenizer = local.tokenizer()
         loaded = load_model(job.model, tokenizer, room)
@@ -48,11 +48,11 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
         slots, fitting = _share(job, loaded, room)
         cramped = fitting < LEAST_ROWS
         with no_memory_is(_no_room(slots, job.model.max_seq_length)):
-            driver, fallback = _driver(job, loaded, slots, reproducible=job.engine.reproducible and not cramped)
+            backend, fallback = _backend(job, loaded, slots, reproducible=job.engine.reproducible and not cramped)
             if job.engine.self_check:
-                self_check(driver)
+                self_check(backend)
         notices = [*loaded.placement.notices, *fallback]
-        reproducible = isinstance(driver, NativeModel) or (
+        reproducible = isinstance(backend, NativeModel) or (
             job.engine.reproducible and not cramped and _keeps_bits(loaded)
         )
         if job.engine.reproducible and not reproducible:
@@ -65,14 +65,14 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
             slots=slots,
             load_seconds=time.monotonic() - began,
             reproducible=reproducible,
-            versions={"torch": version("torch"), "transformers": version("transformers"), "forward": driver.name},
+            versions={"torch": version("torch"), "transformers": version("transformers"), "forward": backend.name},
             notices=tuple(notices),
             adapter=loaded.adapter,
         )
-        yield TransformersSession(info, driver, tokenizer, frozenset(loaded.end_ids), job.sampling.settings())
+        yield TransformersSession(info, backend, tokenizer, frozenset(loaded.end_ids), job.sampling.settings())
     finally:
-        if driver is not None:
-            driver.close()
+        if backend is not None:
+            backend.close()
         torch.set_num_threads(threads)
 
 
@@ -123,8 +123,8 @@ def _share(job: Job, loaded: LoadedModel, room: Room) -> _Share:
     return _Share(slots, fitting)
 
 
-def _driver(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -> tuple[Driver, list[str]]:
-    """Return the fastest driver of this model, and a notice where another one was expected here."""
+def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -> tuple[Backend, list[str]]:
+    """Return the fastest backend of this model, and a notice where another one was expected here."""
     capacity = job.model.max_seq_length
     notices = []
     try:
@@ -147,45 +147,45 @@ def _driver(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) ->
         record = cuda_recorder()
     elif job.engine.cuda_graphs:
         notices.append("engine.cuda_graphs has no effect: the model is not on one graphics card.")
-    driver = LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=reproducible, record=record)
-    return driver, notices
+    backend = LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=reproducible, record=record)
+    return backend, notices
 
 
-def self_check(driver: Driver) -> None:
+def self_check(backend: Backend) -> None:
     """Run a short and a long fixed prompt alone and side by side. Raises ModelUnavailable unless they agree.
 
     Finds broken kernels, masks and number formats before a night is spent on them; takes well under a second.
     """
-    prompts = [[2 + (7 * step) % min(driver.vocab - 2, 1000) for step in range(length)] for length in _CHECK_LENGTHS]
-    prompts = [ids[: driver.capacity - 4] for ids in prompts]
-    if driver.slots == 1:
+    prompts = [[2 + (7 * step) % min(backend.vocab - 2, 1000) for step in range(length)] for length in _CHECK_LENGTHS]
+    prompts = [ids[: backend.capacity - 4] for ids in prompts]
+    if backend.slots == 1:
         prompts = prompts[1:]  # nothing can stand beside anything
-    alone = [_first_tokens(driver, [ids]) for ids in prompts]
-    together = _first_tokens(driver, prompts)
+    alone = [_first_tokens(backend, [ids]) for ids in prompts]
+    together = _first_tokens(backend, prompts)
     if together != [tokens for (tokens,) in alone]:
         raise ModelUnavailable(
             "The self-check failed: a prompt gives other tokens beside another one than alone.",
-            where=f"engine.self_check, {driver.name}",
+            where=f"engine.self_check, {backend.name}",
             next_step='set engine.kind = "generate", or report this with the versions in run.json',
         )
 
 
-def _first_tokens(driver: Driver, prompts: Sequence[list[int]], count: int = 3) -> list[list[int]]:
+def _first_tokens(backend: Backend, prompts: Sequence[list[int]], count: int = 3) -> list[list[int]]:
     """Return the first greedy tokens of prompts decoded side by side."""
     rows = len(prompts)
-    logits = driver.prefill([(slot, prompts[slot], 0) for slot in range(rows)])
+    logits = backend.prefill([(slot, prompts[slot], 0) for slot in range(rows)])
     tokens: list[list[int]] = [[] for _ in range(rows)]
     for step in range(count):
         if not bool(logits.isfinite().all()):
             raise ModelUnavailable(
                 "The self-check failed: the model's logits are not finite numbers.",
-                where=f"engine.self_check, {driver.name}",
+                where=f"engine.self_check, {backend.name}",
                 next_step='try model.dtype = "float32"; if that helps, the weights do not suit this number format',
             )
         for row, token in enumerate(logits.argmax(dim=-1).tolist()):
             tokens[row].append(token)
         if step + 1 < count:
-            logits = driver.decode(
+            logits = backend.decode(
                 list(range(rows)), [ids[-1] for ids in tokens], [len(prompts[row]) + step for row in range(rows)]
             )
     return tokens

@@ -158,9 +158,9 @@ def write_task(path: Path, model: Path, rows: int, shortest: int, longest: int) 
     from gxr_batch.job import ModelSection, PromptSection
     from gxr_batch.models.load_weights import load_tokenizer
     from gxr_batch.models.tokens import ChatEncoder
-    from gxr_batch.plan import row_seed
     from gxr_batch.prompts import Templates
     from gxr_batch.prompts.render import render
+    from gxr_batch.run.planning import row_seed
 
     rng = random.Random(3)
     template = Templates(PromptSection()).default

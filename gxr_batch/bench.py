@@ -20,11 +20,11 @@ from gxr_batch.engines import create
 from gxr_batch.engines.base import EngineInfo, Pulse, Say, Session, StopRequest
 from gxr_batch.errors import EngineFailed
 from gxr_batch.job import Job, PromptSection
-from gxr_batch.plan import row_seed
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.render import render
-from gxr_batch.provenance import follow
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
+from gxr_batch.run.fingerprint import follow
+from gxr_batch.run.planning import row_seed
 
 GUIDE_TOKENS = 256
 _WARM_UP_TOKENS = 8

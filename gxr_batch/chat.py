@@ -15,11 +15,11 @@ from gxr_batch.engines import create
 from gxr_batch.engines.base import Encoder, EngineInfo, Pulse, Say, Session, StopRequest
 from gxr_batch.errors import UserError
 from gxr_batch.job import Job
-from gxr_batch.plan import row_seed
 from gxr_batch.prompts import Template
 from gxr_batch.prompts.render import render
-from gxr_batch.provenance import follow
 from gxr_batch.records import Completion, Key, Messages, Prompt, Turn
+from gxr_batch.run.fingerprint import follow
+from gxr_batch.run.planning import row_seed
 from gxr_batch.text_checks.identifiers import identifiers_in
 from gxr_batch.text_checks.screening import hits_in
 

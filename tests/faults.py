@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from running import COMMAND, Workplace, without_times
 
 from gxr_batch.errors import GxrError
-from gxr_batch.status import statuses
+from gxr_batch.run.status import statuses
 
 CALLS = "openat,write,pwrite64,ftruncate,fsync,fdatasync,rename,renameat,renameat2,mkdir,mkdirat,unlink,unlinkat"
 READS = "read,pread64"

@@ -31,8 +31,8 @@ from gxr_batch.models.load_weights import LoadedModel, identity, load_config, lo
 from gxr_batch.models.lora import read_adapter
 from gxr_batch.models.lora_config import AdapterConfig
 from gxr_batch.models.placement import SPREAD, Placement
-from gxr_batch.provenance import follow, resolved, settle
 from gxr_batch.records import DISCLAIMER, Identity
+from gxr_batch.run.fingerprint import follow, resolved, settle
 
 pytestmark = pytest.mark.model
 

@@ -13,12 +13,12 @@ import pytest
 from running import Workplace, without_times
 
 from gxr_batch.errors import RowError
-from gxr_batch.fitter import TRUNCATED, Fitter
 from gxr_batch.job import Job, PromptSection
 from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.models.tokens import ChatEncoder
 from gxr_batch.prompts import Templates
 from gxr_batch.records import Encoded, Key, Row
+from gxr_batch.run.pipeline import TRUNCATED, Fitter
 
 KILLER = "[engine]\nkind = 'echo'\nslots = 4\n[echo]\ntokens_per_second = 400\n[run]\ncheckpoint_seconds = 0.1\n"
 POISON = KILLER.replace("tokens_per_second = 400\n", "tokens_per_second = 400\nkill_containing = 'number 7 '\n")

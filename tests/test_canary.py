@@ -307,7 +307,7 @@ def test_a_bug_keeps_its_traceback_and_not_the_cell_that_its_message_quotes(work
 
 def test_a_bug_over_one_rows_prompt_fails_that_row_without_its_text(work, monkeypatch):
     monkeypatch.chdir(work.folder)
-    monkeypatch.setattr("gxr_batch.fitter.render", lambda template, values, **_: int(values["findings"]))
+    monkeypatch.setattr("gxr_batch.run.pipeline.render", lambda template, values, **_: int(values["findings"]))
     done = CliRunner().invoke(main, ["run", "j.toml"])
     work.said(("run",), done.stdout, done.stderr)
     assert done.exit_code == 3

@@ -20,7 +20,7 @@ from gxr_batch.ledger import join as merging
 from gxr_batch.ledger import state as scanning
 from gxr_batch.ledger.compaction import PARTS_A_UNION, all_standing, standing
 from gxr_batch.ledger.parts import part_numbers, part_path, read_part
-from gxr_batch.status import statuses
+from gxr_batch.run.status import statuses
 
 MANY = 2 * PARTS_A_UNION + 3
 

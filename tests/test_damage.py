@@ -18,7 +18,7 @@ import gxr_batch
 from gxr_batch.errors import StorageError
 from gxr_batch.ledger.parts import KEY_COLUMNS, DamagedPart, read_part
 from gxr_batch.records import part_schema
-from gxr_batch.status import statuses
+from gxr_batch.run.status import statuses
 
 ROWS, ROWS_A_PART = 60, 6
 JOB = f"[engine]\nkind = 'echo'\nslots = {ROWS_A_PART}\n[echo]\ntokens_per_second = 400\n"

@@ -10,7 +10,7 @@ from running import Workplace
 from safetensors.torch import load_file, save_file
 from tiny import tiny_gemma
 
-from gxr_batch import notices
+from gxr_batch.run import messages
 
 ROWS = [(f"C{number}", f"finding number {number}") for number in range(20)]
 
@@ -92,9 +92,9 @@ def test_check_refuses_what_run_would_refuse(work):
 
 def test_a_run_that_may_fill_the_disk_says_so_before_it_starts(work):
     folder = work.folder / "outputs/j"
-    (said,) = notices.of_room(folder, 256, 10**12)
+    (said,) = messages.of_room(folder, 256, 10**12)
     assert "may fill up" in said
-    assert notices.of_room(folder, 256, 20) == []
+    assert messages.of_room(folder, 256, 20) == []
     assert "fill up" not in work.run("--fresh").stderr
 
 

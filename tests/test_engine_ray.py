@@ -13,7 +13,6 @@ import pytest
 from engine_contract import CANARY, EngineContract, Subject, Watched
 from fault_server import Act, FaultServer
 
-from gxr_batch.check import check
 from gxr_batch.engines import create
 from gxr_batch.engines.base import EngineInfo, Identity, Session
 from gxr_batch.engines.ray.cluster import connected, load_ray
@@ -23,6 +22,7 @@ from gxr_batch.engines.ray.worker import Worker
 from gxr_batch.errors import EngineFailed, ModelUnavailable
 from gxr_batch.job import Job, RaySection
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
+from gxr_batch.run.check import check
 
 WORDS = "a small pleural effusion on the left and a normal heart"
 

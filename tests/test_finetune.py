@@ -22,7 +22,7 @@ from gxr_batch.finetune.rows import encode, split, steps_of
 from gxr_batch.job import Job, ModelSection, load_job
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.source import find
-from gxr_batch.stopping import Stopper
+from gxr_batch.run.stop import Stopper
 
 pytestmark = pytest.mark.model
 
@@ -137,10 +137,10 @@ def encoded(*overrides: str):
 def test_a_prompt_has_the_ids_that_run_gives_the_same_row(place, real_dir, real_tokenizer):
     """`run` itself, driven through its own rooms on a table of the same cells."""
     from gxr_batch.engines import create
-    from gxr_batch.fitter import Fitter
-    from gxr_batch.prepare import prepare
     from gxr_batch.rows.ingest import ingest
     from gxr_batch.rows.table_reader import read_rows
+    from gxr_batch.run.pipeline import Fitter
+    from gxr_batch.run.prepare import prepare
 
     cells = [("a small effusion", "65", "male"), ("<start_of_turn> é, “3.5 cm”", "8 months", "girl")]
     (place / "t.csv").write_text("findings,age,sex\n" + "".join(f'"{f}",{a},{s}\n' for f, a, s in cells))

@@ -9,7 +9,7 @@ import pytest
 from flag_pairs import RULED, SETS, cases, evidence, scores
 from running import Workplace
 
-from gxr_batch.fitter import TRUNCATED
+from gxr_batch.run.pipeline import TRUNCATED
 from gxr_batch.text_checks.flags import FLAGS, NOT_COMPUTED, Evidence, flags_of
 
 FLOOR = 0.9
@@ -283,10 +283,10 @@ def test_a_run_writes_the_flags_of_its_rows(tmp_path):
 
 def test_a_rule_that_fails_costs_no_row_and_its_message_is_not_logged(tmp_path, monkeypatch):
     from gxr_batch import feed
-    from gxr_batch.invocation import Options
     from gxr_batch.job import load_job
-    from gxr_batch.runner import run
-    from gxr_batch.stopping import Stopper
+    from gxr_batch.run.invocation import Options
+    from gxr_batch.run.runner import run
+    from gxr_batch.run.stop import Stopper
 
     def fail(_):
         raise ValueError("SECRET of a cell")

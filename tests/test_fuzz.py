@@ -104,11 +104,11 @@ def test_the_fuzzer_sees_a_traceback_a_hang_and_a_lost_row(tmp_path, monkeypatch
     """What never fails proves nothing: each of the three is provoked once."""
     import fuzzing
 
-    monkeypatch.setattr("gxr_batch.runner.stream", lambda *_: 1 / 0)
+    monkeypatch.setattr("gxr_batch.run.runner.stream", lambda *_: 1 / 0)
     assert "ZeroDivisionError" in try_case("folder", 0, tmp_path / "a").tracebacks[0]
     monkeypatch.undo()
     monkeypatch.setattr(fuzzing, "HANG_SECONDS", 0.2)
-    monkeypatch.setattr("gxr_batch.runner.stream", lambda *_: [n for n in range(10**12) if n < 0])
+    monkeypatch.setattr("gxr_batch.run.runner.stream", lambda *_: [n for n in range(10**12) if n < 0])
     assert "did not end" in try_case("folder", 0, tmp_path / "b").hangs[0]
     monkeypatch.undo()
     gather = join._Parts.gather

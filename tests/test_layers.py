@@ -13,19 +13,15 @@ PACKAGE = Path(__file__).parent.parent / "gxr_batch"
 # From left to right. What stands side by side in a level does not import each other.
 LEVELS = (
     {"cli"},
-    {"runner", "status", "check", "export", "review", "report", "chat", "bench", "finetune"},
-    {"invocation", "feed"},
-    {"progress", "notices"},
-    {"fitter", "chronicle"},
-    {"provenance"},
-    {"stopping", "prepare"},
+    {"export", "review", "report", "finetune", "chat", "bench"},
+    {"run"},
     {"engines"},
     {"models"},
     {"text_checks"},
     {"ledger", "prompts"},
-    {"plan", "rows"},
+    {"rows"},
     {"job"},
-    {"records", "disk", "cells"},
+    {"records", "cells", "disk"},
     {"errors"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -9,7 +9,8 @@ from datetime import datetime, time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gxr_batch.plan import longest_first, row_seed, seconds_until, too_many_failed
+from gxr_batch.job.units import seconds_until
+from gxr_batch.run.planning import longest_first, row_seed, too_many_failed
 
 
 def test_a_row_seed_has_31_bits_and_depends_on_every_part():

@@ -15,8 +15,8 @@ from gxr_batch.engines.ray.worker_clocks import Meter, Offset
 from gxr_batch.engines.ray.worker_messages import Failure
 from gxr_batch.errors import ApiOutage, EngineFailed, GxrError, ModelUnavailable
 from gxr_batch.job import Job, RaySection
-from gxr_batch.notices import of_kind
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
+from gxr_batch.run.messages import of_kind
 
 TWO_HOSTS = [Node(16, 4), Node(8, 2), Node(0, 0)]
 

@@ -20,7 +20,7 @@ import pytest
 from running import Workplace, without_times
 
 from gxr_batch.cli.status import _line
-from gxr_batch.status import RunStatus
+from gxr_batch.run.status import RunStatus
 
 RAY = "[engine]\nkind = 'ray'\n[ray]\nworker = 'echo'\nworkers = 2\n"
 SLOW = "[run]\ncheckpoint_seconds = 0.2\n[echo]\ntokens_per_second = 5\n"

@@ -40,7 +40,7 @@ def test_the_readme_shows_the_programs_own_help():
 
 
 def test_the_readme_names_every_exit_code():
-    from gxr_batch.cli.exits import Exit
+    from gxr_batch.cli.exit_codes import Exit
 
     text = README.read_text()
     assert all(f"| {code.value} |" in text for code in Exit)

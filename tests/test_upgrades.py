@@ -18,7 +18,7 @@ from gxr_batch.errors import FingerprintError, LaterVersion, RunError
 from gxr_batch.job import job_file, recorded_job
 from gxr_batch.ledger.manifest import load_manifest
 from gxr_batch.ledger.run_format import FORMAT
-from gxr_batch.provenance import NEUTRAL, refuse_other_texts
+from gxr_batch.run.fingerprint import NEUTRAL, refuse_other_texts
 
 RUNS = Path(__file__).parent / "data" / "runs"
 SETS = sorted(folder.name for folder in RUNS.iterdir() if folder.is_dir() and not folder.name.startswith("_"))

@@ -19,7 +19,6 @@ from engine_contract import CANARY, EngineContract, Subject, Watched
 from safetensors.torch import load_file, save_file
 from tiny import save_adapter, tiny_gemma
 
-from gxr_batch.check import check
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
 from gxr_batch.engines.vllm import VllmEngine, _opened, engine_args, host_process
 from gxr_batch.engines.vllm.host import Steps
@@ -31,6 +30,7 @@ from gxr_batch.job import Job, load_job
 from gxr_batch.models.device_memory import Room
 from gxr_batch.models.placement import Placement
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
+from gxr_batch.run.check import check
 
 FAKE = (sys.executable, str(Path(__file__).parent / "fake_vllm_host.py"))
 DEADLY, REFUSED = 13, 14

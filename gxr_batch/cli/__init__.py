@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from gxr_batch.cli.exits import Exit, reported
+from gxr_batch.cli.exit_codes import Exit, reported
 from gxr_batch.cli.streams import careful_streams
 from gxr_batch.errors import StorageError
 

@@ -12,7 +12,7 @@ import click
 from gxr_batch.cli.options import job_options, read_job, say_to_stderr
 
 if TYPE_CHECKING:
-    from gxr_batch.check import Findings
+    from gxr_batch.run.check import Findings
 
 _NAMED = 5
 
@@ -35,7 +35,7 @@ def command(
     Example:
       gxr-batch check jobs/demo.toml
     """
-    from gxr_batch.check import check
+    from gxr_batch.run.check import check
 
     job = read_job(job_file, overrides, output=output)
     found = check(job, limit=limit, say=say_to_stderr(quiet))
@@ -43,7 +43,7 @@ def command(
 
 
 def _summary(found: Findings) -> dict[str, Any]:
-    from gxr_batch.check import quantiles
+    from gxr_batch.run.check import quantiles
 
     shortest, median, longest = quantiles(found.lengths)
     counted = bool(found.lengths) or not found.usable
@@ -70,7 +70,7 @@ def _summary(found: Findings) -> dict[str, Any]:
 
 
 def _text(name: str, found: Findings) -> str:
-    from gxr_batch.check import quantiles
+    from gxr_batch.run.check import quantiles
 
     shortest, median, longest = quantiles(found.lengths)
     counted = bool(found.lengths) or not found.usable

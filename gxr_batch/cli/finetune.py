@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gxr_batch.cli.exits import Exit
+from gxr_batch.cli.exit_codes import Exit
 
 if TYPE_CHECKING:
     from gxr_batch.finetune import Outcome, Standing
@@ -55,7 +55,7 @@ def command(
     from gxr_batch.cli.progress import ProgressDisplay
     from gxr_batch.finetune import Options, finetune
     from gxr_batch.job import load_job
-    from gxr_batch.stopping import Stopper
+    from gxr_batch.run.stop import Stopper
 
     given = {"finetune.output": output} if output is not None else {}
     job = load_job(job_file, overrides, given, table=False)

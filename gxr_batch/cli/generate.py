@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gxr_batch.cli.exits import Exit
+from gxr_batch.cli.exit_codes import Exit
 from gxr_batch.cli.options import say_to_stderr
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def command(
         question = _filled(job, fields)
     with open_conversation(job, say) as conversation:
         if interactive:
-            from gxr_batch.cli.talk import talk
+            from gxr_batch.cli.interactive import talk
 
             talk(conversation, first=question)
         else:

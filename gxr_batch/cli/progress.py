@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gxr_batch.progress import Progress
+    from gxr_batch.run.invocation import Progress
 
 _BAR_SECONDS = 0.2
 _LINE_SECONDS = 60.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gxr_batch.cli.exits import Exit
+from gxr_batch.cli.exit_codes import Exit
 
 if TYPE_CHECKING:
     from gxr_batch.review.import_reviews import Imported

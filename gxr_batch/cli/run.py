@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gxr_batch.cli.exits import Exit
+from gxr_batch.cli.exit_codes import Exit
 from gxr_batch.cli.options import job_options, read_job
 
 if TYPE_CHECKING:
-    from gxr_batch.runner import Outcome
+    from gxr_batch.run.runner import Outcome
 
 _EXITS = {
     "interrupt": Exit.INTERRUPTED,
@@ -75,12 +75,11 @@ def command(
     from gxr_batch.cli.signals import Signals, catch_early
 
     catch_early()  # what follows takes a moment
-    from gxr_batch.cli.exports import write_exports
+    from gxr_batch.cli.export_on_finish import write_exports
     from gxr_batch.cli.progress import ProgressDisplay
-    from gxr_batch.invocation import Options
-    from gxr_batch.progress import Progress
-    from gxr_batch.runner import run
-    from gxr_batch.stopping import Stopper
+    from gxr_batch.run.invocation import Options, Progress
+    from gxr_batch.run.runner import run
+    from gxr_batch.run.stop import Stopper
 
     if rows and not retry:
         raise click.UsageError("--row goes with --retry.")

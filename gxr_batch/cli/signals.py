@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from gxr_batch.cli.exits import Terminated
+from gxr_batch.cli.exit_codes import Terminated
 
 if TYPE_CHECKING:
-    from gxr_batch.stopping import Stopper
+    from gxr_batch.run.stop import Stopper
 
 
 def catch_early() -> None:

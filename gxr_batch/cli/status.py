@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from gxr_batch.status import RunStatus
+    from gxr_batch.run.status import RunStatus
 
 # Places of the columns that hold words.
 _TEXTS = (0, 1, 8)
@@ -29,7 +29,7 @@ def command(path: Path, as_json: bool) -> None:
     Example:
       gxr-batch status outputs/
     """
-    from gxr_batch.status import statuses
+    from gxr_batch.run.status import statuses
 
     found = statuses(path)
     if as_json:

@@ -66,11 +66,11 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
     """
     from gxr_batch.errors import RowError
     from gxr_batch.job import load_job
-    from gxr_batch.prepare import prepare
     from gxr_batch.prompts.render import render as fill
     from gxr_batch.prompts.render import row_template
     from gxr_batch.rows.ingest import ingest
     from gxr_batch.rows.table_reader import read_rows
+    from gxr_batch.run.prepare import prepare
 
     job = load_job(job_file, given={"prompt.template": template} if template else None)
     prepared = prepare(job)

@@ -23,8 +23,8 @@ from gxr_batch.models.load_weights import LoadedModel, load_model, load_tokenize
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.placement import SPREAD
 from gxr_batch.models.source import id_and_commit
-from gxr_batch.provenance import environment
-from gxr_batch.stopping import Stopper
+from gxr_batch.run.fingerprint import environment
+from gxr_batch.run.stop import Stopper
 
 Say = Callable[[str], None]
 _PACKAGES = ("trl", "peft", "datasets")

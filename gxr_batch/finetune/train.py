@@ -29,7 +29,7 @@ from gxr_batch.finetune.workdir import Work
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import no_memory_is
 from gxr_batch.models.load_weights import LoadedModel
-from gxr_batch.stopping import Stopper
+from gxr_batch.run.stop import Stopper
 
 # The vision side of a multimodal checkpoint has linear layers of the same names; texts teach it nothing.
 _NOT_TRAINED = re.compile(r".*(vision_tower|multi_modal_projector).*")

@@ -14,7 +14,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from gxr_batch.errors import StorageError
 from gxr_batch.finetune.training_output import Show, Standing
 from gxr_batch.finetune.workdir import Work
-from gxr_batch.stopping import Stopper
+from gxr_batch.run.stop import Stopper
 
 
 class Trainer(SFTTrainer):

@@ -25,7 +25,7 @@ from gxr_batch.job import Job
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.source import find
 from gxr_batch.records import Identity
-from gxr_batch.stopping import Stopper, StopReason
+from gxr_batch.run.stop import Stopper, StopReason
 
 Say = Callable[[str], None]
 _KIND = "finetune"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import time
+from datetime import datetime, time, timedelta
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h)\s*", re.ASCII)
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -39,3 +39,11 @@ def parse_clock(text: str) -> time | None:
     if match is None:
         raise ValueError('must be a time of day such as "06:00"')
     return time(int(match[1]), int(match[2]))
+
+
+def seconds_until(clock: time, now: datetime) -> float:
+    """Return the seconds from `now` (local, naive) to the next such local time, also across a change of the clocks."""
+    target = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0)
+    if target <= now:
+        target += timedelta(days=1)
+    return (target.astimezone() - now.astimezone()).total_seconds()

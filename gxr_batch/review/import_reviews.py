@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gxr_batch.cells import CUT_MARK, for_workbook
-from gxr_batch.chronicle import user_name
 from gxr_batch.disk import sha256_of
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
@@ -33,6 +32,7 @@ from gxr_batch.review.parse_row import (
     says_something,
 )
 from gxr_batch.review.read_sheets import SheetRow, read_sheets
+from gxr_batch.run.invocation_record import user_name
 
 
 class Refused(NamedTuple):

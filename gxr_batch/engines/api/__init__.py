@@ -27,8 +27,7 @@ from gxr_batch.engines.api.session import ApiSession
 from gxr_batch.engines.base import EngineInfo, Identity, Say
 from gxr_batch.errors import ModelUnavailable, RowError
 from gxr_batch.job import Job
-from gxr_batch.job.units import parse_clock, parse_duration
-from gxr_batch.plan import seconds_until
+from gxr_batch.job.units import parse_clock, parse_duration, seconds_until
 from gxr_batch.records import Encoded, Messages
 
 # A server lays out the turns and then reads control tokens wherever they stand: a cell could end its turn and begin

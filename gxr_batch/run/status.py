@@ -15,7 +15,7 @@ from gxr_batch.errors import MachineError, RunError
 from gxr_batch.job import load_job
 from gxr_batch.ledger import Counts, RunReader, is_run
 from gxr_batch.ledger.exports import outdated
-from gxr_batch.prepare import output_folder
+from gxr_batch.run.prepare import output_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from typing import Any
 from gxr_batch.engines.base import EngineInfo
 from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest
-from gxr_batch.plan import disk_needed
 from gxr_batch.records import Key
-from gxr_batch.stopping import StopReason
+from gxr_batch.run.planning import disk_needed
+from gxr_batch.run.stop import StopReason
 
 
 def of_kind(asked: Job, settled: Job) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gxr_batch.cli.exits import bug_report
+from gxr_batch.cli.exit_codes import bug_report
 from gxr_batch.errors import GxrError
 
 if TYPE_CHECKING:

@@ -20,17 +20,17 @@ from gxr_batch.engines.slots.backend import PREFIX_SLOTS
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.engines.vllm import require_vllm
 from gxr_batch.errors import RowError
-from gxr_batch.fitter import TRUNCATED, Fitter
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import load_manifest
 from gxr_batch.models.device_memory import gib
-from gxr_batch.plan import disk_needed
-from gxr_batch.prepare import Prepared, output_folder, prepare
-from gxr_batch.provenance import fingerprint, follow, refuse_other_texts
 from gxr_batch.records import Identity, Messages
 from gxr_batch.rows.ingest import ingest
 from gxr_batch.rows.table_reader import read_rows
+from gxr_batch.run.fingerprint import fingerprint, follow, refuse_other_texts
+from gxr_batch.run.pipeline import TRUNCATED, Fitter
+from gxr_batch.run.planning import disk_needed
+from gxr_batch.run.prepare import Prepared, output_folder, prepare
 from gxr_batch.text_checks.screening import Screen
 
 _SHOWN = 3

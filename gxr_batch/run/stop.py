@@ -9,9 +9,9 @@ from typing import Literal
 
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.job import RunSection
-from gxr_batch.job.units import parse_clock, parse_duration
-from gxr_batch.plan import drain_at, seconds_until, too_many_failed
+from gxr_batch.job.units import parse_clock, parse_duration, seconds_until
 from gxr_batch.records import Result
+from gxr_batch.run.planning import drain_at, too_many_failed
 
 StopReason = Literal["interrupt", "terminate", "stop_by", "time_limit", "max_failed", "api_outage"]
 

@@ -6,25 +6,103 @@ identifier screening holds.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from gxr_batch.engines.base import Encoder
 from gxr_batch.errors import RowError
-from gxr_batch.fitter import TRUNCATED, Fitted, Fitter
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import HELD, TODO, RunWriter
 from gxr_batch.ledger.state import Bools
-from gxr_batch.plan import longest_first, row_seed
-from gxr_batch.prepare import Prepared
+from gxr_batch.prompts import Templates
+from gxr_batch.prompts.render import messages_sha256, render, row_template
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Result, Row, Status
 from gxr_batch.rows.table_reader import read_rows
+from gxr_batch.run.planning import longest_first, row_seed
+from gxr_batch.run.prepare import Prepared
 from gxr_batch.text_checks.flags import NOT_COMPUTED, Evidence, flags_of
 from gxr_batch.text_checks.identifiers import identifiers_in
 from gxr_batch.text_checks.screening import IN_INPUT, IN_OUTPUT, Screen, flags, reason
+
+TRUNCATED = "findings_truncated"
+
+
+class Fitted(NamedTuple):
+    """A prompt that fits, the sha256 of its turns, and what the reviewer should know of how it was made."""
+
+    messages: Messages
+    encoded: Encoded
+    sha256: str
+    flags: tuple[str, ...] = ()
+
+    def flagged(self, *flags: str) -> Fitted:
+        """Return the same with more flags."""
+        return self._replace(flags=self.flags + flags) if flags else self
+
+
+class Fitter:
+    """Fits the rows of one job. Raises RowError for a row that cannot become a prompt, and for nothing else."""
+
+    def __init__(self, templates: Templates, job: Job, encoder: Encoder) -> None:
+        self._templates, self._encoder = templates, encoder
+        self._system, self._truncates = job.prompt.system, job.prompt.too_long == "truncate"
+        self._room = job.model.max_seq_length - job.sampling.settings().max_new_tokens
+
+    def fit(self, row: Row) -> Fitted:
+        """Return the row's prompt. Raises RowError."""
+        try:
+            return self._fit(row)
+        except RowError:
+            raise
+        except Exception as error:  # a bug, or a cell that nobody thought of: one row must not cost the night
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{type(error).__name__}, {Path(place.filename).name} line {place.lineno}"
+            raise RowError(f"the prompt could not be made ({where})") from None
+
+    def _fit(self, row: Row) -> Fitted:
+        messages, encoded = self._attempt(row, row.values)
+        if self._too_long(encoded):
+            if not self._truncates:
+                raise RowError(
+                    f"the prompt is too long: {encoded.length} tokens, and model.max_seq_length - "
+                    f"sampling.max_new_tokens leaves room for {self._room}"
+                )
+            messages, encoded = self._cut(row)
+            return Fitted(messages, encoded, messages_sha256(messages), (TRUNCATED,))
+        return Fitted(messages, encoded, messages_sha256(messages))
+
+    def _attempt(self, row: Row, values: Mapping[str, Any]) -> tuple[Messages, Encoded]:
+        messages = render(row_template(self._templates, row.template), values, system=self._system)
+        return messages, self._encoder.encode(messages)
+
+    def _too_long(self, encoded: Encoded) -> bool:
+        return encoded.length is not None and encoded.length > self._room
+
+    def _cut(self, row: Row) -> tuple[Messages, Encoded]:
+        """Return the prompt with as many words of its longest cell as fit."""
+        texts = {name: value for name, value in row.values.items() if isinstance(value, str)}
+        longest = max(texts, key=lambda name: len(texts[name]), default="")
+        text = texts.get(longest, "").strip()
+        ends = [gap.start() for gap in re.finditer(r"\s+", text)]
+        fitting = None
+        low, high = 0, len(ends)  # the first `low` ends are known to fit or not yet tried, those from `high` do not
+        while low < high:
+            middle = (low + high) // 2
+            tried = self._attempt(row, {**row.values, longest: text[: ends[middle]]})
+            if self._too_long(tried[1]):
+                high = middle
+            else:
+                fitting, low = tried, middle + 1
+        if fitting is None:
+            raise RowError(f"the prompt is too long even with one word of {longest or 'its cells'}")
+        return fitting
+
 
 # Engines that hold their rows in other processes: what kills this one is no row.
 _APART = frozenset({"api", "vllm", "ray"})

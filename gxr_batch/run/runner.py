@@ -15,13 +15,12 @@ from pathlib import Path
 
 from gxr_batch.engines.base import EngineInfo, Pulse, Session
 from gxr_batch.errors import ApiOutage
-from gxr_batch.feed import Feed
-from gxr_batch.invocation import Invocation, Options, Say
 from gxr_batch.job import Job
 from gxr_batch.ledger import Counts, Drift, open_run
-from gxr_batch.prepare import output_folder, prepare
-from gxr_batch.progress import Progress
-from gxr_batch.stopping import Stopper, StopReason, Watch
+from gxr_batch.run.invocation import Invocation, Options, Progress, Say
+from gxr_batch.run.pipeline import Feed
+from gxr_batch.run.prepare import output_folder, prepare
+from gxr_batch.run.stop import Stopper, StopReason, Watch
 
 Show = Callable[[Progress], None]
 

@@ -12,7 +12,7 @@ from typing import Any
 from gxr_batch.engines.base import EngineInfo, Identity
 from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest, RunWriter
-from gxr_batch.provenance import environment, provenance, resolved
+from gxr_batch.run.fingerprint import environment, provenance, resolved
 
 
 class Chronicle:

@@ -19,8 +19,8 @@ from gxr_batch.engines.base import EngineInfo, Identity
 from gxr_batch.errors import FingerprintError, RunError
 from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest
-from gxr_batch.prepare import Prepared
 from gxr_batch.records import DISCLAIMER
+from gxr_batch.run.prepare import Prepared
 
 _PACKAGES = (
     "gxr-batch",

@@ -11,18 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gxr_batch import notices
-from gxr_batch.chronicle import Chronicle, now, user_name
 from gxr_batch.engines import create
-from gxr_batch.engines.base import EngineInfo, Workers
+from gxr_batch.engines.base import EngineInfo, Pulse, Workers
 from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, RunWriter, encode_metadata
 from gxr_batch.ledger.state import Bools
-from gxr_batch.prepare import Prepared
-from gxr_batch.progress import Progress
-from gxr_batch.provenance import file_marks, fingerprint, follow, provenance, refuse_other_texts, settle
-from gxr_batch.records import Key
+from gxr_batch.records import Key, Result
 from gxr_batch.rows.ingest import ingest
-from gxr_batch.stopping import StopReason
+from gxr_batch.run import messages
+from gxr_batch.run.fingerprint import file_marks, fingerprint, follow, provenance, refuse_other_texts, settle
+from gxr_batch.run.invocation_record import Chronicle, now, user_name
+from gxr_batch.run.prepare import Prepared
+from gxr_batch.run.stop import StopReason
 from gxr_batch.text_checks.screening import Screen
 
 Say = Callable[[str], None]
@@ -57,9 +56,9 @@ class Invocation:
         asked = {"set": list(options.overrides), "limit": options.limit}
         self.chronicle = Chronicle(ledger, say, self.job, asked)
         self.chronicle.tell(*prepared.job.warnings(), *prepared.survey.notices)
-        self.chronicle.tell(*notices.of_kind(prepared.job, self.job))
+        self.chronicle.tell(*messages.of_kind(prepared.job, self.job))
         self.chronicle.tell(*Screen(prepared.templates, prepared.fields.templates, self.job).notices())
-        self.chronicle.tell(*notices.of_versions(ledger.manifest, self.chronicle.entry["packages"]))
+        self.chronicle.tell(*messages.of_versions(ledger.manifest, self.chronicle.entry["packages"]))
         self._check_fingerprint()
 
     def _check_fingerprint(self) -> None:
@@ -120,14 +119,14 @@ class Invocation:
         if drift is not None:
             self.say(f"Resuming {ledger.folder}: {drift}; {int(self.todo.sum()):,} to generate.")
         self.chronicle.tell(
-            *notices.of_room(ledger.folder, job.sampling.settings().max_new_tokens, self.progress.wanted)
+            *messages.of_room(ledger.folder, job.sampling.settings().max_new_tokens, self.progress.wanted)
         )
         self.save()  # so that `status` finds the run while its model is still being loaded
         return drift
 
     def suspects(self, count: int, condemned: Collection[Key]) -> None:
         """Say that rows were in the engine when an earlier start died, and which are given up."""
-        told = [*notices.of_suspects(count), *notices.of_condemned(condemned)]
+        told = [*messages.of_suspects(count), *messages.of_condemned(condemned)]
         if told:
             self.chronicle.tell(*told)
             self.save()
@@ -160,7 +159,7 @@ class Invocation:
         by = user_name()
         self.chronicle.entry["released"] = {"by": by, "at": now(), "rows": rows}
         self.chronicle.log("released", by=by, rows=len(rows), row_ids=list(rows)[:_ROW_IDS_LOGGED])
-        self.chronicle.tell(notices.of_release(len(rows), by))
+        self.chronicle.tell(messages.of_release(len(rows), by))
 
     def _chosen_rows(self) -> Bools:
         """Return which rows `--retry` is about: those named by `--row`, else all."""
@@ -171,7 +170,7 @@ class Invocation:
     def opened(self, info: EngineInfo) -> None:
         """Write down what was loaded before the first row is generated with it."""
         self.info, self.identity = info, info.identity
-        self.chronicle.tell(*info.notices, *notices.of_forward(self.ledger.manifest, info))
+        self.chronicle.tell(*info.notices, *messages.of_forward(self.ledger.manifest, info))
         before = self.progress.counts
         self.chronicle.entry |= {"generating_since": now(), "done_before": before.total - before.left}
         self.job = settle(self.job, info)
@@ -193,7 +192,7 @@ class Invocation:
         if reason is not None and "stop_requested" not in self.chronicle.entry:
             self.chronicle.entry["stop_requested"] = reason
             self.chronicle.log("stop_requested", reason=reason, in_flight=in_flight)
-            self.say(notices.of_stop(reason, in_flight, self.job.run.grace_seconds))
+            self.say(messages.of_stop(reason, in_flight, self.job.run.grace_seconds))
 
     def saw_workers(self, workers: Workers | None) -> None:
         """Log and write down how many workers live where that has changed: `status` reads it while the run goes on."""
@@ -251,3 +250,38 @@ class Invocation:
         """How many of the keys that this invocation was to generate it did not."""
         progress = self.progress
         return progress.wanted - progress.done - progress.rejected - progress.withheld
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where an invocation stands: `counts` is about the whole table, everything else about this invocation.
+
+    `wanted` keys are to be generated; `done` and `failed` came out of the engine, `rejected` could not become a prompt,
+    `withheld` were kept from the engine by identifier screening, `cut` prompts lost the end of their longest cell.
+    """
+
+    counts: Counts
+    wanted: int = 0
+    done: int = 0
+    failed: int = 0
+    rejected: int = 0
+    withheld: int = 0
+    cut: int = 0
+    new_tokens: int = 0
+    rows_in_flight: int = 0
+    memory_bytes: int = 0
+    splits: int = 0
+    retries: int = 0
+    workers: Workers | None = None
+    seconds: float = 0.0
+
+    def book(self, result: Result) -> None:
+        """Count a row that came out of the engine."""
+        self.done += 1
+        self.failed += result.status == "failed"
+        self.new_tokens += result.new_tokens or 0
+
+    def pulse(self, pulse: Pulse) -> None:
+        """Take over what the engine says of itself."""
+        self.rows_in_flight, self.memory_bytes = pulse.rows_in_flight, pulse.memory_bytes
+        self.splits, self.retries, self.workers = pulse.splits, pulse.retries, pulse.workers

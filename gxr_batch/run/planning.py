@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, time, timedelta
 from itertools import islice
 from typing import TypeVar
 
@@ -37,14 +36,6 @@ def longest_first(items: Iterable[T], window: int, length: Callable[[T], int]) -
             yield item
             following += islice(source, min(2, window - len(following)))
         batch = following
-
-
-def seconds_until(clock: time, now: datetime) -> float:
-    """Return the seconds from `now` (local, naive) to the next such local time, also across a change of the clocks."""
-    target = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0)
-    if target <= now:
-        target += timedelta(days=1)
-    return (target.astimezone() - now.astimezone()).total_seconds()
 
 
 def drain_at(deadline: float, row_seconds: float) -> float:

@@ -17,8 +17,8 @@ from gxr_batch.engines import create
 from gxr_batch.engines.base import EngineInfo, Identity, Session
 from gxr_batch.engines.ray.cluster import connected, load_ray
 from gxr_batch.engines.ray.pool import Member, joined
-from gxr_batch.engines.ray.row_assignment import CRASHED
 from gxr_batch.engines.ray.worker import Worker
+from gxr_batch.engines.suspects import CRASHED
 from gxr_batch.errors import EngineFailed, ModelUnavailable
 from gxr_batch.job import Job, RaySection
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn

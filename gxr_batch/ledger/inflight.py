@@ -1,10 +1,9 @@
 """inflight.json: which keys the engine holds, so that a row that kills the process is found out.
 
 A hint, never a record: it is written without fsync, may be lost or torn without harm, and decides nothing about which
-rows are done. A process that ends in order leaves no key behind. Keys that stand here at the next start were in the
-engine when it died: they are suspects, and run last and one at a time, so that neighbours are not blamed. A key that
-was there when the process died twice is condemned. Rows that an engine holds in other processes kill those, not this
-one: they are suspects only where their engine gave up.
+rows are done. A process that ends in order leaves no key behind. Keys that are here at the next start were in the
+engine when it died; what follows from that is left to `engines.suspects`. Rows that an engine holds in other processes
+kill those, not this one: they are here only where their engine gave up.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from gxr_batch.disk import storage_errors
 from gxr_batch.records import Key
 
 INFLIGHT_NAME = "inflight.json"
-CRASHES_TO_CONDEMN = 2
 # So many writes a second at most: a real engine takes far fewer rows, and a fake one may go without.
 _WRITES_A_SECOND, _WRITES_AT_ONCE = 500.0, 200.0
 
@@ -41,18 +39,15 @@ class InFlight:
         """The keys that were in the engine when a process died."""
         return list(self._crashes)
 
-    def begin(self, unfinished: Collection[Key], wanted: Collection[Key]) -> tuple[frozenset[Key], frozenset[Key]]:
-        """Return the suspects and the condemned among the known keys that this start wants. Raises StorageError.
+    def keep(self, unfinished: Collection[Key]) -> Mapping[Key, int]:
+        """Forget the keys that are finished by now; return how often the process died over the others.
 
-        What is finished is forgotten; what is unfinished and not wanted now is kept for a later start.
+        Raises StorageError.
         """
         self._crashes = {key: crashes for key, crashes in self._crashes.items() if key in unfinished}
-        condemned = frozenset(
-            key for key, crashes in self._crashes.items() if crashes >= CRASHES_TO_CONDEMN and key in wanted
-        )
         if self._crashes or self._path.exists():
             self._write()
-        return frozenset(key for key in self._crashes if key in wanted) - condemned, condemned
+        return self._crashes
 
     def take(self, key: Key, *, deadly: bool = True) -> None:
         """Note that the engine has a key; where a row could kill this process, on the disk and before it can."""

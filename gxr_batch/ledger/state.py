@@ -34,7 +34,7 @@ _FOUND = np.dtype(
         ("line", np.int32),
     ]
 )
-Bools = npt.NDArray[np.bool_]
+Bools = npt.NDArray[np.bool_]  # (rows, samples) or (rows,)
 
 
 class Counts(NamedTuple):

@@ -102,7 +102,7 @@ def resolved(job: Job) -> dict[str, Any]:
 
 
 def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, Any]:
-    """Return what decides the texts of a run; `job` has its automatic values settled."""
+    """Return what decides the texts of a run; `job` has the automatic values that an earlier invocation settled."""
     prompt = job.prompt
     if prompt.template_column:
         names = prepared.fields.templates
@@ -113,16 +113,23 @@ def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, A
         "prompt.system": hashlib.sha256(prompt.system.encode()).hexdigest(),
         "prompt.format": prompt.format,
         "prompt.too_long": prompt.too_long,
-        "model weights": identity.weights_sha256,
-        "model adapter": identity.adapter_sha256,
-        "model.dtype": job.model.dtype,
-        "model.load_in_4bit": job.model.load_in_4bit,
+        **of_the_opened_model(job, identity),
         "model.max_seq_length": job.model.max_seq_length,
         "engine.kind": job.engine.kind,
         **({"ray.worker": job.ray.worker} if job.engine.kind == "ray" else {}),
         **(_server(job) if job.generator == "api" else {}),
         **{f"sampling.{name}": value for name, value in asdict(job.sampling.settings()).items()},
         "sampling.seed": job.sampling.seed,
+    }
+
+
+def of_the_opened_model(job: Job, identity: Identity) -> dict[str, Any]:
+    """Return the part of the fingerprint that an engine may settle only once it is open."""
+    return {
+        "model weights": identity.weights_sha256,
+        "model adapter": identity.adapter_sha256,
+        "model.dtype": job.model.dtype,
+        "model.load_in_4bit": job.model.load_in_4bit,
     }
 
 

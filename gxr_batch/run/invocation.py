@@ -5,21 +5,31 @@ The loop itself is in runner; everything here happens before it starts or after 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from gxr_batch.engines import create
-from gxr_batch.engines.base import EngineInfo, Pulse, Workers
+from gxr_batch.engines.base import Encoder, EngineInfo, Pulse, Workers
+from gxr_batch.engines.suspects import Suspects
 from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, RunWriter, encode_metadata
 from gxr_batch.ledger.state import Bools
-from gxr_batch.records import Key, Result
+from gxr_batch.records import Result
 from gxr_batch.rows.ingest import ingest
 from gxr_batch.run import messages
-from gxr_batch.run.fingerprint import file_marks, fingerprint, follow, provenance, refuse_other_texts, settle
-from gxr_batch.run.invocation_record import Chronicle, now, user_name
+from gxr_batch.run.fingerprint import (
+    file_marks,
+    fingerprint,
+    follow,
+    of_the_opened_model,
+    provenance,
+    refuse_other_texts,
+    settle,
+)
+from gxr_batch.run.invocation_record import InvocationRecord, now, user_name
+from gxr_batch.run.pipeline import Pipeline
 from gxr_batch.run.prepare import Prepared
 from gxr_batch.run.stop import StopReason
 from gxr_batch.text_checks.screening import Screen
@@ -49,21 +59,22 @@ class Invocation:
         self.engine = create(self.job, say)
         self.identity = self.engine.identity()
         self.info: EngineInfo | None = None
+        self.screen = Screen(prepared.templates, prepared.fields.templates, self.job)
         self.source_key = prepared.source_key(options.limit)
         self.todo: Bools = np.zeros((0, 1), np.bool_)
         self.raised = False
         self.progress = Progress(counts=ledger.counts())
         asked = {"set": list(options.overrides), "limit": options.limit}
-        self.chronicle = Chronicle(ledger, say, self.job, asked)
-        self.chronicle.tell(*prepared.job.warnings(), *prepared.survey.notices)
-        self.chronicle.tell(*messages.of_kind(prepared.job, self.job))
-        self.chronicle.tell(*Screen(prepared.templates, prepared.fields.templates, self.job).notices())
-        self.chronicle.tell(*messages.of_versions(ledger.manifest, self.chronicle.entry["packages"]))
+        self.record = InvocationRecord(ledger, say, self.job, asked)
+        self.record.notify(*prepared.job.warnings(), *prepared.survey.notices)
+        self.record.notify(*messages.of_kind(prepared.job, self.job))
+        self.record.notify(*self.screen.notices())
+        self.record.notify(*messages.of_versions(ledger.manifest, self.record.entry["packages"]))
+        self.fingerprint = fingerprint(prepared, self.job, self.identity)
         self._check_fingerprint()
 
     def _check_fingerprint(self) -> None:
         """Refuse settings that would give other texts than those this run already holds."""
-        self.fingerprint = fingerprint(self.prepared, self.job, self.identity)
         if self.ledger.manifest is not None:
             raisable = {"sampling.max_new_tokens", "model.max_seq_length"} if self.options.retry else set()
             where = str(self.ledger.folder.absolute())
@@ -73,7 +84,7 @@ class Invocation:
 
     def save(self) -> None:
         """Write down how far this start is. Raises StorageError."""
-        self.chronicle.save(self.job, self.identity, self.info, self.fingerprint)
+        self.record.save(self.job, self.identity, self.info, self.fingerprint)
 
     def nothing_left(self) -> bool:
         """Return whether results.parquet already is the finished state of this very table."""
@@ -87,10 +98,10 @@ class Invocation:
         if marks.get("gxr_invocation") != str(last.get("number")):
             return False
         self.progress.counts = Counts(**last["counts"])
-        self.chronicle.log("nothing_to_do", **last["counts"])
+        self.record.log("nothing_to_do", **last["counts"])
         return True
 
-    def take_in_table(self) -> Drift | None:
+    def read_table(self) -> Drift | None:
         """Read the table into the run folder and find what is still to do."""
         ledger, job = self.ledger, self.job
         taken = ingest(
@@ -102,11 +113,11 @@ class Invocation:
             limit=self.options.limit,
         )
         drift = ledger.adopt_input(job.sampling.samples_per_row)
-        self.chronicle.tell(*taken.notices, *ledger.damage())
+        self.record.notify(*taken.notices, *ledger.damage())
         self.todo = self._todo()
         self.progress.counts = ledger.counts()
         self.progress.wanted = int(self.todo.sum())
-        self.chronicle.entry |= {
+        self.record.entry |= {
             "source_key": self.source_key,
             "input_sha256": self.prepared.survey.sha256,
             "input_files": [str(file.path.absolute()) for file in self.prepared.survey.files],
@@ -115,21 +126,38 @@ class Invocation:
             "set_aside": list(ledger.set_aside),
         }
         changed = drift._asdict() if drift else None
-        self.chronicle.log("table_read", rows=taken.rows, to_generate=self.progress.wanted, drift=changed)
+        self.record.log("table_read", rows=taken.rows, to_generate=self.progress.wanted, drift=changed)
         if drift is not None:
             self.say(f"Resuming {ledger.folder}: {drift}; {int(self.todo.sum()):,} to generate.")
-        self.chronicle.tell(
+        self.record.notify(
             *messages.of_room(ledger.folder, job.sampling.settings().max_new_tokens, self.progress.wanted)
         )
         self.save()  # so that `status` finds the run while its model is still being loaded
         return drift
 
-    def suspects(self, count: int, condemned: Collection[Key]) -> None:
-        """Say that rows were in the engine when an earlier start died, and which are given up."""
-        told = [*messages.of_suspects(count), *messages.of_condemned(condemned)]
-        if told:
-            self.chronicle.tell(*told)
+    def pipeline(self, encoder: Encoder) -> Pipeline:
+        """Return the way of the rows that are to do. The engine has to be open: it settles the job."""
+        released = self.ledger.manifest.released() if self.ledger.manifest else frozenset()
+        return Pipeline(self.prepared, self.job, encoder, self.screen, state=self.ledger.state, released=released)
+
+    def suspects(self) -> Suspects:
+        """Return the rows that were in the engine when an earlier invocation died, and say how many are given up."""
+        keys = self.ledger.in_flight.known
+        at = self.ledger.positions_of([key.row_id for key in keys]) if keys else {}
+        state = self.ledger.state
+        here = {
+            key: (at[key.row_id], key.sample - 1) for key in keys if key.row_id in at and key.sample <= state.samples
+        }
+        # Rows that are not in the table now, as under --limit, may come back.
+        finished = {key for key, place in here.items() if state.status[place] != TODO}
+        deaths = self.ledger.in_flight.keep(set(keys) - finished)
+        wanted = {key: died for key, died in deaths.items() if key in here and self.todo[here[key]]}
+        suspects = Suspects(wanted)
+        notices = [*messages.of_suspects(suspects.waiting), *messages.of_condemned(suspects.condemned)]
+        if notices:
+            self.record.notify(*notices)
             self.save()
+        return suspects
 
     def _todo(self) -> Bools:
         state = self.ledger.state
@@ -157,9 +185,9 @@ class Invocation:
         """Write down that a person released these rows, with their content, before any of them runs."""
         rows = self.ledger.keys_at(np.any(chosen, axis=1))
         by = user_name()
-        self.chronicle.entry["released"] = {"by": by, "at": now(), "rows": rows}
-        self.chronicle.log("released", by=by, rows=len(rows), row_ids=list(rows)[:_ROW_IDS_LOGGED])
-        self.chronicle.tell(messages.of_release(len(rows), by))
+        self.record.entry["released"] = {"by": by, "at": now(), "rows": rows}
+        self.record.log("released", by=by, rows=len(rows), row_ids=list(rows)[:_ROW_IDS_LOGGED])
+        self.record.notify(messages.of_release(len(rows), by))
 
     def _chosen_rows(self) -> Bools:
         """Return which rows `--retry` is about: those named by `--row`, else all."""
@@ -170,12 +198,13 @@ class Invocation:
     def opened(self, info: EngineInfo) -> None:
         """Write down what was loaded before the first row is generated with it."""
         self.info, self.identity = info, info.identity
-        self.chronicle.tell(*info.notices, *messages.of_forward(self.ledger.manifest, info))
+        self.record.notify(*info.notices, *messages.of_forward(self.ledger.manifest, info))
         before = self.progress.counts
-        self.chronicle.entry |= {"generating_since": now(), "done_before": before.total - before.left}
+        self.record.entry |= {"generating_since": now(), "done_before": before.total - before.left}
         self.job = settle(self.job, info)
+        self.fingerprint |= of_the_opened_model(self.job, self.identity)
         self._check_fingerprint()
-        self.chronicle.log(
+        self.record.log(
             "engine_opened",
             kind=info.identity.kind,
             model=info.identity.model,
@@ -187,38 +216,42 @@ class Invocation:
         self.ledger.part_metadata = encode_metadata(file_marks(self.job, info.identity, self.fingerprint))
         self.save()
 
-    def heed(self, reason: StopReason | None, in_flight: int) -> None:
+    def announce_stop(self, reason: StopReason | None, in_flight: int) -> None:
         """Say and log once why the run is about to stop."""
-        if reason is not None and "stop_requested" not in self.chronicle.entry:
-            self.chronicle.entry["stop_requested"] = reason
-            self.chronicle.log("stop_requested", reason=reason, in_flight=in_flight)
+        if reason is not None and "stop_requested" not in self.record.entry:
+            self.record.entry["stop_requested"] = reason
+            self.record.log("stop_requested", reason=reason, in_flight=in_flight)
             self.say(messages.of_stop(reason, in_flight, self.job.run.grace_seconds))
 
-    def saw_workers(self, workers: Workers | None) -> None:
+    def record_workers(self, workers: Workers | None) -> None:
         """Log and write down how many workers live where that has changed: `status` reads it while the run goes on."""
         if workers is None:
             return
-        known = self.chronicle.entry.get("workers", {})
-        self.chronicle.entry["workers"] = workers._asdict()
+        known = self.record.entry.get("workers", {})
+        self.record.entry["workers"] = workers._asdict()
         if any(known.get(name) != value for name, value in (("alive", workers.alive), ("lost", workers.lost))):
-            self.chronicle.log("workers", alive=workers.alive, lost=workers.lost)
+            self.record.log("workers", alive=workers.alive, lost=workers.lost)
             self.save()
+
+    def streamed(self, seconds: float, generating: float) -> None:
+        """Write down how long the engine streamed, and how much of that it did not wait for this process."""
+        self.record.entry |= {"streaming_seconds": seconds, "generating_seconds": generating}
 
     def broke_off(self, error: BaseException) -> None:
         """Write down that an error ended this invocation; never hides that error behind one of its own."""
-        self.chronicle.entry |= {"finished_at": now(), "outcome": "broken off", "error": type(error).__name__}
+        self.record.entry |= {"finished_at": now(), "outcome": "broken off", "error": type(error).__name__}
         with suppress(Exception):
             self.ledger.drop_unsealed()
-        self.chronicle.entry["counts"] = self.ledger.counts()._asdict()
+        self.record.entry["counts"] = self.ledger.counts()._asdict()
         with suppress(Exception):
             self.save()
             self.ledger.write_failed()
 
-    def close(self, reason: StopReason | None) -> None:
+    def finish(self, reason: StopReason | None) -> None:
         """Write the results where the table is finished, the failed rows in any case, and the manifest last."""
         counts = self.progress.counts = self.ledger.counts()
         finished = counts.left == 0 and not self.unfinished
-        self.chronicle.entry |= {
+        self.record.entry |= {
             "finished_at": now(),
             "outcome": "finished" if finished else reason or "unfinished",
             "counts": counts._asdict(),
@@ -235,13 +268,13 @@ class Invocation:
         else:
             marks = file_marks(self.job, self.identity, self.fingerprint) | {
                 "gxr_source": self.source_key,
-                "gxr_invocation": self.chronicle.register(),
+                "gxr_invocation": self.record.register(),
                 "gxr_counts": counts._asdict(),
             }
             written = self.ledger.write_results(provenance(self.identity), encode_metadata(marks))
-            self.chronicle.entry["results_sha256"] = written
-        outcome = self.chronicle.entry["outcome"]
-        self.chronicle.log("ended", outcome=outcome, done=self.progress.done, **counts._asdict())
+            self.record.entry["results_sha256"] = written
+        outcome = self.record.entry["outcome"]
+        self.record.log("ended", outcome=outcome, done=self.progress.done, **counts._asdict())
         # Last: a manifest that says "finished" stands beside the results that it speaks of.
         self.save()
 
@@ -280,6 +313,11 @@ class Progress:
         self.done += 1
         self.failed += result.status == "failed"
         self.new_tokens += result.new_tokens or 0
+
+    def keep(self, result: Result) -> None:
+        """Count a row that was kept from the engine."""
+        self.rejected += result.status == "failed"
+        self.withheld += result.status == "held"
 
     def pulse(self, pulse: Pulse) -> None:
         """Take over what the engine says of itself."""

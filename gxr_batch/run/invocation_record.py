@@ -15,7 +15,7 @@ from gxr_batch.ledger import Manifest, RunWriter
 from gxr_batch.run.fingerprint import environment, provenance, resolved
 
 
-class Chronicle:
+class InvocationRecord:
     """The entry of one start. Nothing is in run.json before `save`, everything is in the log at once."""
 
     def __init__(self, ledger: RunWriter, say: Callable[[str], None], job: Job, asked: Mapping[str, Any]) -> None:
@@ -30,7 +30,7 @@ class Chronicle:
         """Append a line to the log. Raises StorageError."""
         self._ledger.log.event(event, **fields)
 
-    def tell(self, *sentences: str) -> None:
+    def notify(self, *sentences: str) -> None:
         """Say something to the user and keep it in the manifest and the log. Raises StorageError."""
         for sentence in sentences:
             self._say(sentence)
@@ -41,7 +41,7 @@ class Chronicle:
         """Say what became of the start before, where it could not say so itself."""
         if self._ledger.took_over:
             self.entry["took_over"] = self._ledger.took_over
-            self.tell(f"Taken over from {self._ledger.took_over}.")
+            self.notify(f"Taken over from {self._ledger.took_over}.")
         for entry in self._ledger.manifest.invocations if self._ledger.manifest else ():
             if "outcome" not in entry:
                 entry["outcome"] = "no end recorded"  # killed, out of power, or a disk too full to say so

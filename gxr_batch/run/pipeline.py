@@ -1,7 +1,8 @@
-"""Turns rows that are still to do into prompts, and what comes back into results.
+"""A row's way: from its cells to a prompt that fits the model, and from what an engine made of that to a result.
 
-Rows that cannot become a prompt are booked as failed with their reason and never reach the engine; nor do those that
-identifier screening holds.
+Yields what becomes of each row: a prompt (`Work`), or a result that no engine is needed for (`Kept`), where the row
+cannot become a prompt, identifier screening holds it, or it is given up. Reads the run's state and writes nothing: the
+runner hands out, books and seals.
 """
 
 from __future__ import annotations
@@ -9,22 +10,23 @@ from __future__ import annotations
 import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from gxr_batch.engines.base import Encoder
+from gxr_batch.engines.suspects import CRASHED, Suspects
 from gxr_batch.errors import RowError
 from gxr_batch.job import Job, Screening
-from gxr_batch.ledger import HELD, TODO, RunWriter
+from gxr_batch.ledger import HELD, State
 from gxr_batch.ledger.state import Bools
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.render import messages_sha256, render, row_template
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Result, Row, Status
 from gxr_batch.rows.table_reader import read_rows
-from gxr_batch.run.planning import longest_first, row_seed
+from gxr_batch.run.planning import row_seed
 from gxr_batch.run.prepare import Prepared
 from gxr_batch.text_checks.flags import NOT_COMPUTED, Evidence, flags_of
 from gxr_batch.text_checks.identifiers import identifiers_in
@@ -104,13 +106,11 @@ class Fitter:
         return fitting
 
 
-# Engines that hold their rows in other processes: what kills this one is no row.
-_APART = frozenset({"api", "vllm", "ray"})
 _NO_PROMPT = Fitted(Messages((), ""), Encoded(None, None), "")
 
 
-class _Taken(NamedTuple):
-    """What a result needs of a prompt that an engine holds."""
+class Work(NamedTuple):
+    """A prompt on its way through the engine, and what its result needs of the row."""
 
     row: Row
     attempt: int
@@ -118,104 +118,69 @@ class _Taken(NamedTuple):
     fitted: Fitted
     screening: Screening = "off"
 
+    @property
+    def length(self) -> int:
+        """The prompt's tokens; 0 where the engine cannot count them."""
+        return self.prompt.encoded.length or 0
 
-class Feed:
+
+class Kept(NamedTuple):
+    """A row that never reaches the engine, as its result: failed or held."""
+
+    position: int
+    result: Result
+
+
+class Pipeline:
     """The rows of one invocation on their way to the engine and back."""
 
-    def __init__(self, prepared: Prepared, job: Job, encoder: Encoder, ledger: RunWriter, todo: Bools) -> None:
-        self._prepared, self._job, self._ledger, self._todo = prepared, job, ledger, todo
+    def __init__(
+        self,
+        prepared: Prepared,
+        job: Job,
+        encoder: Encoder,
+        screen: Screen,
+        *,
+        state: State,
+        released: Collection[tuple[str, str]],
+    ) -> None:
+        """`state` says which attempt is next; it is read now for the rows that are held, later for each row.
+
+        `released` are row id and content hash of the rows that a person released.
+        """
+        self._fields, self._screen, self._state, self._released = prepared.fields, screen, state, released
         self._fitter = Fitter(prepared.templates, job, encoder)
-        self._screen = Screen(prepared.templates, prepared.fields.templates, job)
-        self._released = ledger.manifest.released() if ledger.manifest else frozenset()
-        self._held: Bools = np.any(ledger.state.status == HELD, axis=1)  # before this start: it may release some
+        self._held: Bools = np.any(state.status == HELD, axis=1)  # before this invocation: it may release some
         self._seed = int(job.sampling.seed)
         self._max_new_tokens = job.sampling.settings().max_new_tokens
-        self._deadly = job.engine.kind not in _APART
-        self._in_flight: dict[Key, _Taken] = {}
-        self._suspects, self._condemned = ledger.in_flight.begin(*self._known_to_the_ledger(ledger.in_flight.known))
-        self._alone: list[_Taken] = []
-        self.rejected = self.withheld = self.cut = 0
-        self.seconds = 0.0
-        self._flag_faults: set[str] = set()
 
-    @property
-    def in_flight(self) -> int:
-        """How many prompts the engine took and has not returned."""
-        return len(self._in_flight)
+    def rows(self, table: Path, todo: Bools, suspects: Suspects) -> Iterator[Work | Kept]:
+        """Yield what becomes of every key that is to do, in input order. Raises RunError where the table is damaged."""
+        wanted: Bools = np.any(todo, axis=1)
+        for row in read_rows(table, self._fields, wanted):
+            samples = [int(sample) + 1 for sample in np.flatnonzero(todo[row.position])]
+            killers = [sample for sample in samples if suspects.is_condemned(Key(row.row_id, sample))]
+            yield from self._failed(row, killers, RowError(CRASHED))
+            if samples := [sample for sample in samples if sample not in killers]:
+                yield from self._row(row, samples)
 
-    @property
-    def condemned(self) -> frozenset[Key]:
-        """The keys that are given up, because the process died over them twice."""
-        return self._condemned
-
-    @property
-    def suspects(self) -> int:
-        """How many keys were in the engine when the process died before."""
-        return len(self._suspects)
-
-    def rounds(self) -> Iterator[Iterator[Prompt]]:
-        """Yield the prompts, longest first within each window of input order; then every suspect in a round alone."""
-        yield self._hand_out(
-            longest_first(self._encoded(), self._job.engine.window, lambda taken: taken.prompt.encoded.length or 0)
-        )
-        if self._alone:
-            self._ledger.seal()  # what is done by now must not die with the next suspect
-        for taken in self._alone:
-            yield self._hand_out(iter([taken]))
-
-    def _hand_out(self, ordered: Iterator[_Taken]) -> Iterator[Prompt]:
-        while True:
-            began = time.perf_counter()
-            taken = next(ordered, None)
-            if taken is not None:
-                self._in_flight[taken.prompt.key] = taken
-                self.cut += TRUNCATED in taken.fitted.flags
-                self._ledger.in_flight.take(taken.prompt.key, deadly=self._deadly)
-            self.seconds += time.perf_counter() - began
-            if taken is None:
-                return
-            yield taken.prompt
-
-    def settle(self, completion: Completion) -> tuple[int, Result]:
-        """Return the row's position and the result that a completion makes of it."""
-        taken = self._in_flight.pop(completion.key)
-        self._ledger.in_flight.settle(completion.key)
-        error = completion.error
-        if error is None and not completion.text.strip():
-            error = "the model returned empty text"
-        if error is not None:
-            return taken.row.position, self._result(taken, completion, "failed", error)
-        hits = identifiers_in(completion.text) if taken.screening != "off" else ()
-        taken = taken._replace(fitted=taken.fitted.flagged(*flags(IN_OUTPUT, hits)))
-        if hits and taken.screening == "hold":
-            return taken.row.position, self._result(taken, completion, "held", reason(IN_OUTPUT, hits))
-        taken = taken._replace(fitted=taken.fitted.flagged(*self._flags(taken, completion)))
-        return taken.row.position, self._result(taken, completion, "ok", None)
-
-    def _encoded(self) -> Iterator[_Taken]:
-        wanted: Bools = np.any(self._todo, axis=1)
-        for row in read_rows(self._ledger.folder / "input.parquet", self._prepared.fields, wanted):
-            samples = [int(sample) + 1 for sample in np.flatnonzero(self._todo[row.position])]
-            if killers := [sample for sample in samples if Key(row.row_id, sample) in self._condemned]:
-                self._reject(row, killers, RowError("crashed the process"))
-                samples = [sample for sample in samples if sample not in killers]
-            try:
-                fitted = self._fitter.fit(row) if samples else _NO_PROMPT
-            except RowError as error:
-                self._reject(row, samples, error)
-                continue
-            screening = self._screening(row)
-            hits = self._screen.of_row(row, fitted.messages) if samples and screening != "off" else ()
-            fitted = fitted.flagged(*flags(IN_INPUT, hits))
+    def _row(self, row: Row, samples: Sequence[int]) -> Iterator[Work | Kept]:
+        try:
+            fitted = self._fitter.fit(row)
+        except RowError as error:
+            yield from self._failed(row, samples, error)
+            return
+        screening = self._screening(row)
+        hits = self._screen.of_row(row, fitted.messages) if screening != "off" else ()
+        fitted = fitted.flagged(*flags(IN_INPUT, hits))
+        for sample in samples:
+            work = self._work(row, sample, fitted, screening)
             if hits and screening == "hold":
-                self._withhold(row, samples, fitted, reason(IN_INPUT, hits))
-                continue
-            for sample in samples:
-                taken = self._take(row, sample, fitted)._replace(screening=screening)
-                if taken.prompt.key in self._suspects:
-                    self._alone.append(taken)
-                else:
-                    yield taken
+                # That is no attempt: once released, the row gets the attempts, the seed and so the text that it would
+                # have had.
+                yield self._kept(work._replace(attempt=work.attempt - 1), "held", reason(IN_INPUT, hits))
+            else:
+                yield work
 
     def _screening(self, row: Row) -> Screening:
         """Return what a hit does to this row: one that is held stays so until a person releases it."""
@@ -223,90 +188,75 @@ class Feed:
             return "off" if self._screen.mode == "off" else "flag"
         return "hold" if self._held[row.position] else self._screen.mode
 
-    def _known_to_the_ledger(self, keys: Sequence[Key]) -> tuple[set[Key], set[Key]]:
-        """Return which of these keys have no result yet, and which of those this invocation wants.
-
-        Rows that are not in the table now, as under --limit, may come back.
-        """
-        at = self._ledger.positions_of([key.row_id for key in keys]) if keys else {}
-        state = self._ledger.state
-        here = {
-            key: (at[key.row_id], key.sample - 1) for key in keys if key.row_id in at and key.sample <= state.samples
-        }
-        finished = {key for key, place in here.items() if state.status[place] != TODO}
-        return set(keys) - finished, {key for key in here if key not in finished and self._todo[here[key]]}
-
-    def _take(self, row: Row, sample: int, fitted: Fitted) -> _Taken:
-        attempt = int(self._ledger.state.attempt[row.position, sample - 1]) + 1
+    def _work(self, row: Row, sample: int, fitted: Fitted, screening: Screening) -> Work:
+        attempt = int(self._state.attempt[row.position, sample - 1]) + 1
         seed = row_seed(self._seed, row.row_id, sample, attempt)
         prompt = Prompt(Key(row.row_id, sample), fitted.messages, fitted.encoded, seed, self._max_new_tokens)
-        return _Taken(row, attempt, prompt, fitted)
+        return Work(row, attempt, prompt, fitted, screening)
 
-    def _reject(self, row: Row, samples: Sequence[int], error: RowError) -> None:
-        """Book samples of a row that is not to be generated as failed."""
+    def _failed(self, row: Row, samples: Sequence[int], error: RowError) -> Iterator[Kept]:
         for sample in samples:
-            self._keep_back(self._take(row, sample, _NO_PROMPT), "failed", error.what)
-            self.rejected += 1
+            yield self._kept(self._work(row, sample, _NO_PROMPT, "off"), "failed", error.what)
 
-    def _withhold(self, row: Row, samples: Sequence[int], fitted: Fitted, error: str) -> None:
-        """Book samples of a row that no engine may see as held.
-
-        That is no attempt: once released, the row gets the attempts, the seed and so the text that it would have had.
-        """
-        for sample in samples:
-            taken = self._take(row, sample, fitted)
-            self._keep_back(taken._replace(attempt=taken.attempt - 1), "held", error)
-            self.withheld += 1
-
-    def _keep_back(self, taken: _Taken, status: Status, error: str) -> None:
-        """Book a key that never comes to the engine."""
+    def _kept(self, work: Work, status: Status, error: str) -> Kept:
         now = int(time.time() * 1000)
-        length = taken.fitted.encoded.length
-        completion = Completion(taken.prompt.key, "", "error", error, length, 0, 0.0, None, 0.0, 0.0, 0.0, now, now)
-        self._ledger.add(taken.row.position, self._result(taken, completion, status, error))
+        length = work.fitted.encoded.length
+        completion = Completion(work.prompt.key, "", "error", error, length, 0, 0.0, None, 0.0, 0.0, 0.0, now, now)
+        return Kept(work.row.position, _result(work, completion, status, error))
 
-    def _result(self, taken: _Taken, completion: Completion, status: Status, error: str | None) -> Result:
-        row, prompt = taken.row, taken.prompt
-        text = completion.text if status != "failed" and completion.text else None
-        generated = completion.rows_in_batch > 0
-        seconds, tokens = completion.seconds_generating, completion.new_tokens
-        return Result(
-            row_id=row.row_id,
-            sample=prompt.key.sample,
-            content_hash=row.content_hash,
-            status=status,
-            text=text,
-            finish_reason=completion.finish_reason if text is not None else "error",
-            error=error,
-            flags=list(taken.fitted.flags),
-            prompt_tokens=completion.prompt_tokens,
-            new_tokens=tokens,
-            max_new_tokens=prompt.max_new_tokens,
-            seed=prompt.row_seed,
-            attempt=taken.attempt,
-            seconds_queued=completion.seconds_queued if generated else None,
-            seconds_to_first_token=completion.seconds_to_first_token,
-            seconds_generating=seconds if generated else None,
-            seconds_share=completion.seconds_share if generated else None,
-            tokens_per_second=tokens / seconds if seconds > 0 and tokens is not None else None,
-            rows_in_batch=completion.rows_in_batch if generated else None,
-            started_at=completion.started_at_ms,
-            finished_at=completion.finished_at_ms,
-            template=row.template,
-            prompt_sha256=taken.fitted.sha256 or None,
-        )
+    def result(self, work: Work, completion: Completion) -> tuple[Result, str]:
+        """Return what an engine's completion makes of a row, and the kind of error where a rule of the flags failed."""
+        error = completion.error
+        if error is None and not completion.text.strip():
+            error = "the model returned empty text"
+        if error is not None:
+            return _result(work, completion, "failed", error), ""
+        hits = identifiers_in(completion.text) if work.screening != "off" else ()
+        work = work._replace(fitted=work.fitted.flagged(*flags(IN_OUTPUT, hits)))
+        if hits and work.screening == "hold":
+            return _result(work, completion, "held", reason(IN_OUTPUT, hits)), ""
+        found, fault = _flags(work, completion)
+        return _result(work._replace(fitted=work.fitted.flagged(*found)), completion, "ok", None), fault
 
-    def _flags(self, taken: _Taken, completion: Completion) -> list[str]:
-        """Return the flags of a generated text. A rule that fails is a bug, and must not cost the night its rows."""
-        end: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
-        prompt = taken.fitted.messages.turns[-1].text
-        try:
-            # Screening has flags of its own, by rule, and may be switched off: nothing is left to ask here.
-            return flags_of(Evidence(completion.text, prompt, taken.row.values, end, identifiers=()))
-        except Exception as error:
-            kind = type(error).__name__
-            if kind not in self._flag_faults:  # once a start: it may meet every row
-                self._flag_faults.add(kind)
-                key = taken.prompt.key
-                self._ledger.log.event(NOT_COMPUTED, row_id=key.row_id, sample=key.sample, error=kind)
-            return [NOT_COMPUTED]
+
+def _flags(work: Work, completion: Completion) -> tuple[Sequence[str], str]:
+    """Return the flags of a generated text. A rule that fails is a bug, and must not cost a run its rows."""
+    end: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
+    prompt = work.fitted.messages.turns[-1].text
+    try:
+        # Screening has flags of its own, by rule, and may be switched off: nothing is left to ask here.
+        return flags_of(Evidence(completion.text, prompt, work.row.values, end, identifiers=())), ""
+    except Exception as error:
+        return [NOT_COMPUTED], type(error).__name__
+
+
+def _result(work: Work, completion: Completion, status: Status, error: str | None) -> Result:
+    row, prompt = work.row, work.prompt
+    text = completion.text if status != "failed" and completion.text else None
+    generated = completion.rows_in_batch > 0
+    seconds, tokens = completion.seconds_generating, completion.new_tokens
+    return Result(
+        row_id=row.row_id,
+        sample=prompt.key.sample,
+        content_hash=row.content_hash,
+        status=status,
+        text=text,
+        finish_reason=completion.finish_reason if text is not None else "error",
+        error=error,
+        flags=list(work.fitted.flags),
+        prompt_tokens=completion.prompt_tokens,
+        new_tokens=tokens,
+        max_new_tokens=prompt.max_new_tokens,
+        seed=prompt.row_seed,
+        attempt=work.attempt,
+        seconds_queued=completion.seconds_queued if generated else None,
+        seconds_to_first_token=completion.seconds_to_first_token,
+        seconds_generating=seconds if generated else None,
+        seconds_share=completion.seconds_share if generated else None,
+        tokens_per_second=tokens / seconds if seconds > 0 and tokens is not None else None,
+        rows_in_batch=completion.rows_in_batch if generated else None,
+        started_at=completion.started_at_ms,
+        finished_at=completion.finished_at_ms,
+        template=row.template,
+        prompt_sha256=work.fitted.sha256 or None,
+    )

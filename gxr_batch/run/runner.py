@@ -1,28 +1,34 @@
-"""The main job: read the table, render, generate, checkpoint, write the results. Run again, it goes on.
+"""The main job: read the table, render, generate, checkpoint, write the results. Run again, it resumes.
 
-Everything that is particular lives elsewhere: the table in rows, the prompts in prompts and feed, the generating in
-engines, what is on disk in ledger, the stopping in stopping.
+The walk of a job: prepare, open the run folder, `pipeline` (rows become prompts), engine, back here, ledger. Only this
+module writes results; what else is particular is in the module of its name.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
-from gxr_batch.engines.base import EngineInfo, Pulse, Session
+from gxr_batch.engines.base import Encoder, EngineInfo, Pulse, Session
 from gxr_batch.errors import ApiOutage
 from gxr_batch.job import Job
 from gxr_batch.ledger import Counts, Drift, open_run
+from gxr_batch.ledger.join import INPUT_NAME
+from gxr_batch.records import Completion, Key, Prompt, Result
 from gxr_batch.run.invocation import Invocation, Options, Progress, Say
-from gxr_batch.run.pipeline import Feed
+from gxr_batch.run.pipeline import TRUNCATED, Kept, Work
+from gxr_batch.run.planning import longest_first
 from gxr_batch.run.prepare import output_folder, prepare
 from gxr_batch.run.stop import Stopper, StopReason, Watch
+from gxr_batch.text_checks.flags import NOT_COMPUTED
 
 Show = Callable[[Progress], None]
+# Engines that hold their rows in other processes: what kills this one is no row.
+_APART = frozenset({"api", "vllm", "ray"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +55,10 @@ def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> O
         invocation = Invocation(prepared, options, ledger, say)
         drift = None
         if not invocation.nothing_left():
-            drift = invocation.take_in_table()
+            drift = invocation.read_table()
             if invocation.todo.any():
                 generate(invocation, watch, show)
-            invocation.close(stopper.reason)
+            invocation.finish(stopper.reason)
         counts = invocation.progress.counts
         return Outcome(
             folder=folder,
@@ -70,23 +76,22 @@ def generate(invocation: Invocation, watch: Watch, show: Show) -> None:
         encoder = invocation.engine.encoder()
         with invocation.engine.open() as session:
             invocation.opened(session.info)
-            feed = Feed(invocation.prepared, invocation.job, encoder, invocation.ledger, invocation.todo)
-            invocation.suspects(feed.suspects, feed.condemned)
             try:
-                stream(session, feed, invocation, watch, show)
+                stream(session, Dispatch(invocation, encoder), watch, show)
             finally:
                 invocation.ledger.seal()
     except ApiOutage as outage:  # nobody's mistake, and what is sealed is safe: a stop like that of a clock
         watch.stopper.ask("api_outage")
-        invocation.chronicle.tell(f"{outage.what} ({outage.where})")
-        invocation.heed(watch.stopper.reason, invocation.progress.rows_in_flight)
+        invocation.record.notify(f"{outage.what} ({outage.where})")
+        invocation.announce_stop(watch.stopper.reason, invocation.progress.rows_in_flight)
     except BaseException as error:
         invocation.broke_off(error)
         raise
 
 
-def stream(session: Session, feed: Feed, invocation: Invocation, watch: Watch, show: Show) -> None:
+def stream(session: Session, dispatch: Dispatch, watch: Watch, show: Show) -> None:
     """The loop: everything that the engine yields is booked, sealed when due, shown, and may end the run."""
+    invocation = dispatch.invocation
     ledger, progress = invocation.ledger, invocation.progress
     checkpoint_seconds = invocation.job.run.checkpoint_seconds
     began = time.perf_counter()
@@ -94,28 +99,89 @@ def stream(session: Session, feed: Feed, invocation: Invocation, watch: Watch, s
     show(progress)  # from here on a signal asks for an orderly end
     request = watch.stopper.request
     try:
-        for event in chain.from_iterable(session.stream(prompts, request) for prompts in feed.rounds()):
+        for event in chain.from_iterable(session.stream(prompts, request) for prompts in dispatch.rounds()):
             woke = time.perf_counter()
             if isinstance(event, Pulse):
                 progress.pulse(event)
-                invocation.saw_workers(event.workers)
+                invocation.record_workers(event.workers)
             else:
-                position, result = feed.settle(event)
-                ledger.add(position, result)
-                watch.saw(result)
-                progress.book(result)
+                watch.saw(dispatch.settle(event))
             ledger.seal_if_due(checkpoint_seconds)
             watch.look()
-            invocation.heed(watch.stopper.reason, feed.in_flight)
-            progress.seconds, progress.rejected, progress.withheld = woke - began, feed.rejected, feed.withheld
+            invocation.announce_stop(watch.stopper.reason, dispatch.in_flight)
+            progress.seconds = woke - began
             show(progress)
             own += time.perf_counter() - woke
-        if feed.in_flight and watch.stopper.reason is None:
-            raise RuntimeError(f"the engine took {feed.in_flight} prompts that it neither answered nor gave back")
+        if dispatch.in_flight and watch.stopper.reason is None:
+            raise RuntimeError(f"the engine took {dispatch.in_flight} prompts that it neither answered nor gave back")
     finally:
         progress.seconds = time.perf_counter() - began
-        progress.rejected, progress.withheld, progress.cut = feed.rejected, feed.withheld, feed.cut
-        invocation.chronicle.entry |= {
-            "streaming_seconds": progress.seconds,
-            "generating_seconds": progress.seconds - own - feed.seconds,
-        }
+        invocation.streamed(progress.seconds, progress.seconds - own - dispatch.seconds)
+
+
+class Dispatch:
+    """Hands the pipeline's prompts to the engine and books every result: of the engine, and of rows kept from it.
+
+    `seconds` is the time that prompts were made and handed out in, while the engine waited.
+    """
+
+    def __init__(self, invocation: Invocation, encoder: Encoder) -> None:
+        self.invocation, self._ledger = invocation, invocation.ledger
+        self._pipeline = invocation.pipeline(encoder)
+        self._suspects = invocation.suspects()
+        self._deadly = invocation.job.engine.kind not in _APART
+        self._in_flight: dict[Key, Work] = {}
+        self._alone: list[Work] = []
+        self._flag_faults: set[str] = set()
+        self.seconds = 0.0
+
+    @property
+    def in_flight(self) -> int:
+        """How many prompts the engine took and has not returned."""
+        return len(self._in_flight)
+
+    def rounds(self) -> Iterator[Iterator[Prompt]]:
+        """Yield the prompts, longest first within each window of input order; then every suspect in a round alone."""
+        rows = self._pipeline.rows(self._ledger.folder / INPUT_NAME, self.invocation.todo, self._suspects)
+        window = self.invocation.job.engine.window
+        yield self._hand_out(longest_first(self._for_the_engine(rows), window, lambda work: work.length))
+        if self._alone:
+            self._ledger.seal()  # what is done by now must not die with the next suspect
+        for work in self._alone:
+            yield self._hand_out(iter([work]))
+
+    def _for_the_engine(self, rows: Iterator[Work | Kept]) -> Iterator[Work]:
+        """Book what never reaches the engine, keep suspects for later, yield the rest."""
+        for row in rows:
+            if isinstance(row, Kept):
+                self._ledger.add(row.position, row.result)
+                self.invocation.progress.keep(row.result)
+            elif self._suspects.is_suspect(row.prompt.key):
+                self._alone.append(row)
+            else:
+                yield row
+
+    def _hand_out(self, ordered: Iterator[Work]) -> Iterator[Prompt]:
+        while True:
+            began = time.perf_counter()
+            work = next(ordered, None)
+            if work is not None:
+                self._in_flight[work.prompt.key] = work
+                self.invocation.progress.cut += TRUNCATED in work.fitted.flags
+                self._ledger.in_flight.take(work.prompt.key, deadly=self._deadly)
+            self.seconds += time.perf_counter() - began
+            if work is None:
+                return
+            yield work.prompt
+
+    def settle(self, completion: Completion) -> Result:
+        """Book what the engine made of a prompt and return it. Raises StorageError."""
+        work = self._in_flight.pop(completion.key)
+        self._ledger.in_flight.settle(completion.key)
+        result, fault = self._pipeline.result(work, completion)
+        if fault and fault not in self._flag_faults:  # once an invocation: it may meet every row
+            self._flag_faults.add(fault)
+            self._ledger.log.event(NOT_COMPUTED, row_id=result.row_id, sample=result.sample, error=fault)
+        self._ledger.add(work.row.position, result)
+        self.invocation.progress.book(result)
+        return result

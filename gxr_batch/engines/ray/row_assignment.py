@@ -1,8 +1,8 @@
 """Who gets which prompt, and what becomes of the rows of a worker that is lost. No Ray here.
 
 Prompts are pulled from the job only for a worker that has room, at first a small unit at a time, so that the first one
-does not empty a short table. Rows of a lost worker are suspects: one of them may have killed it. They run last, each
-alone on a worker; one that loses its worker again is failed.
+does not empty a short table. Rows of a lost worker run last, each
+alone on a worker; one that loses its worker again is failed (`engines.suspects`).
 """
 
 from __future__ import annotations
@@ -13,23 +13,21 @@ from dataclasses import dataclass, field
 
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.engines.ray.worker_clocks import Meter
+from gxr_batch.engines.suspects import Suspects
 from gxr_batch.records import Completion, Key, Prompt
 
 # A worker of 64 slots is filled in so many units, so that others get theirs in between; once it was full, it gets all
 # that it has room for, since calls are what the driver's time goes into.
 _UNITS_TO_FILL = 8
-_DEATHS_TO_CONDEMN = 2
-CRASHED = "crashed the process"
 
 
 @dataclass
 class Taken:
-    """A prompt that was pulled and is not answered: when it was pulled, when a worker got it, deaths over it."""
+    """A prompt that was pulled and is not answered: when it was pulled, and when a worker got it."""
 
     prompt: Prompt
     taken_at: float
     handed: tuple[float, float]
-    deaths: int = 0
 
 
 @dataclass
@@ -52,7 +50,7 @@ class Dealer:
 
     def __init__(self, prompts: Iterator[Prompt], stop: StopRequest, hands: list[Hand]) -> None:
         self._prompts, self._stop, self._hands = prompts, stop, hands
-        self._suspects: deque[Taken] = deque()
+        self._suspects, self._alone = Suspects(), deque[Taken]()
         self._meter = Meter()
         self._exhausted, self.again = False, 0
         # Pulled before any worker is asked: a stream without prompts ends at once.
@@ -66,7 +64,7 @@ class Dealer:
     @property
     def over(self) -> bool:
         """True where nothing is in flight and nothing more may be dealt."""
-        return self.last and not self.in_flight and not (self._suspects and self._stop.admitting)
+        return self.last and not self.in_flight and not (self._alone and self._stop.admitting)
 
     @property
     def in_flight(self) -> int:
@@ -86,9 +84,9 @@ class Dealer:
             if prompt is not None:
                 now = self._meter.mark()
                 dealt.append(self._hand_over(hand, Taken(prompt, now[0], now)))
-        if self.last and self._stop.admitting and self._suspects and hand.slots and not hand.flight:
+        if self.last and self._stop.admitting and self._alone and hand.slots and not hand.flight:
             hand.alone = True
-            dealt.append(self._hand_over(hand, self._suspects.popleft()))
+            dealt.append(self._hand_over(hand, self._alone.popleft()))
         hand.filled = hand.filled or len(hand.flight) >= hand.slots
         self._count_busy()
         # A function that shows text to a person stays here.
@@ -99,6 +97,7 @@ class Dealer:
         taken = hand.flight.pop(completion.key, None)
         if taken is None:
             return None
+        self._suspects.settled(completion.key)
         part = self._meter.part(taken.handed)
         hand.alone, hand.rows = False, hand.rows + 1
         self._count_busy()
@@ -112,12 +111,12 @@ class Dealer:
     def lose(self, hand: Hand) -> list[Taken]:
         """Take back the rows of a lost worker; return those over which workers were lost too often."""
         condemned = []
+        self._suspects.died(hand.flight)
         for taken in hand.flight.values():
-            taken.deaths += 1
-            if taken.deaths >= _DEATHS_TO_CONDEMN:
+            if self._suspects.is_condemned(taken.prompt.key):
                 condemned.append(taken)
             else:
-                self._suspects.append(taken)
+                self._alone.append(taken)
                 self.again += 1
         hand.flight.clear()
         hand.slots, hand.alone, hand.filled = 0, False, False

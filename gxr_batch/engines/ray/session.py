@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from gxr_batch.engines.base import EngineInfo, Pulse, Say, StopRequest
 from gxr_batch.engines.ray.pool import Lost, Member, Pool, check_alike
-from gxr_batch.engines.ray.row_assignment import CRASHED, Dealer, Taken
+from gxr_batch.engines.ray.row_assignment import Dealer, Taken
 from gxr_batch.engines.ray.worker_messages import Order, Report
+from gxr_batch.engines.suspects import CRASHED
 from gxr_batch.errors import ApiOutage, EngineFailed, GxrError, ModelUnavailable, OutOfRoom
 from gxr_batch.records import Completion, Prompt
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gxr_batch.engines.base import EngineInfo, Pulse, Say, StopRequest
+from gxr_batch.engines.suspects import Suspects
 from gxr_batch.engines.vllm.host_messages import Answer, Ask, Count, Forget, Gone, Opened, Piece, Unopened
 from gxr_batch.engines.vllm.host_process import HostProcess
 from gxr_batch.errors import EngineFailed
@@ -20,8 +21,9 @@ from gxr_batch.records import Completion, FinishReason, Prompt
 
 _PULSE_SECONDS = 0.5
 _TICK_SECONDS = 0.05
-# Rows with which so many hosts died run alone.
-_SUSPECT = 2
+# Rows with which so many hosts died run alone: one more than elsewhere, since a host has hundreds of rows, and to run
+# all of them one by one costs hours.
+_ALONE_AFTER = 2
 
 
 class Limits(NamedTuple):
@@ -43,11 +45,14 @@ class _Work:
     flight: dict[int, RowState] = field(default_factory=dict)
     refused: list[Completion] = field(default_factory=list)
     exhausted: bool = False
+    deaths: Suspects = field(
+        default_factory=lambda: Suspects(alone_after=_ALONE_AFTER, condemned_after=1 + _ALONE_AFTER)
+    )
 
     @property
     def suspects(self) -> bool:
         """Whether a row has to run alone."""
-        return any(row.deaths >= _SUSPECT for row in self.flight.values())
+        return any(self.deaths.is_suspect(row.prompt.key) for row in self.flight.values())
 
 
 class VllmSession:
@@ -130,7 +135,7 @@ class VllmSession:
         if not self._ready:
             return
         waiting = {number: row for number, row in work.flight.items() if not row.sent}
-        due = {number: row for number, row in waiting.items() if row.deaths < _SUSPECT}
+        due = {number: row for number, row in waiting.items() if not work.deaths.is_suspect(row.prompt.key)}
         if not due and len(waiting) == len(work.flight):
             due = dict(list(waiting.items())[:1])
         for number, row in due.items():
@@ -166,12 +171,13 @@ class VllmSession:
         self._host.kill()
         self._ready, self._lost = False, True
         had = [number for number, row in work.flight.items() if row.sent]
-        if len(had) == 1 and work.flight[had[0]].deaths >= _SUSPECT:
+        work.deaths.died(work.flight[number].prompt.key for number in had)
+        if len(had) == 1 and work.deaths.is_condemned(work.flight[had[0]].prompt.key):
             return [failed(work.flight.pop(had[0]), "vLLM's engine died over this row, again and again")]
         self._retries += len(had)
         for number in had:
             row = work.flight[number]
-            row.deaths, row.sent, row.ids = row.deaths + 1, False, []
+            row.sent, row.ids = False, []
         return []
 
     def _restart(self, rows: int) -> None:
@@ -203,12 +209,11 @@ _FINISHES: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 @dataclass(eq=False)
 class RowState:
-    """One row. `sent` says whether the host has it now, `deaths` how many hosts died while they had it."""
+    """One row. `sent` says whether the host has it now."""
 
     prompt: Prompt
     taken_at: float
     sent: bool = False
-    deaths: int = 0
     ids: list[int] = field(default_factory=list)
     shown: str = ""
 

@@ -311,7 +311,7 @@ def split(rows: Sequence[TrainingRow], share: float, seed: int) -> tuple[list[Tr
 
     Raises JobFileError where one side would be empty.
     """
-    keys = [_key(row, seed) for row in rows]
+    keys = [hashlib.sha256(json.dumps([seed, row.prompt_ids]).encode()).hexdigest() for row in rows]
     wanted = max(1, round(share * len(rows))) if share else 0
     last = sorted(keys)[wanted - 1] if 0 < wanted <= len(keys) else ""
     training = [row for row, key in zip(rows, keys, strict=True) if key > last]
@@ -323,7 +323,3 @@ def split(rows: Sequence[TrainingRow], share: float, seed: int) -> tuple[list[Tr
             next_step="add data, or set finetune.held_out = 0",
         )
     return training, held_out
-
-
-def _key(row: TrainingRow, seed: int) -> str:
-    return hashlib.sha256(json.dumps([seed, row.prompt_ids]).encode()).hexdigest()

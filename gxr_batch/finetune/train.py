@@ -94,16 +94,13 @@ class Training:
         Raises StorageError, ModelUnavailable where memory runs out.
         """
         if checkpoint is not None and checkpoint[1] >= self.steps:  # the trainer would do one step more
-            self._restore(checkpoint[0])
+            set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint[0]), device="cpu"))
+            self._trainer.state = TrainerState.load_from_json(str(checkpoint[0] / "trainer_state.json"))
             return True
         self._trainer.add_callback(Watch(self._work, stopper, show, self.steps))
         with self._errors():
             self._trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
         return self.step >= self.steps
-
-    def _restore(self, checkpoint: Path) -> None:
-        set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint), device="cpu"))
-        self._trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def round(self, dtype: torch.dtype) -> None:
         """Round the adapter to the number format in which it is saved, so that what is evaluated is what is saved."""

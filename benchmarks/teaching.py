@@ -29,8 +29,7 @@ from typing import NamedTuple
 
 import pyarrow.parquet
 
-from gxr_batch.finetune.examples import read_examples
-from gxr_batch.finetune.rows import encode, split
+from gxr_batch.finetune.examples import encode, read_examples, split
 from gxr_batch.job import load_job
 from gxr_batch.models.local_model import LocalModel
 

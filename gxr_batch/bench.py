@@ -11,7 +11,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -137,7 +137,7 @@ def _measure(session: Session, prompts: Sequence[Prompt]) -> Measurement:
 def _run(session: Session, prompts: Sequence[Prompt]) -> tuple[list[Completion], int]:
     """Generate for all prompts; return the completions and the most device memory that a pulse told of."""
     done, device_bytes = [], 0
-    for event in session.stream(_each(prompts), StopRequest()):
+    for event in session.stream(iter(prompts), StopRequest()):
         if isinstance(event, Pulse):
             device_bytes = max(device_bytes, event.memory_bytes)
         elif event.error is not None:
@@ -145,10 +145,6 @@ def _run(session: Session, prompts: Sequence[Prompt]) -> tuple[list[Completion],
         else:
             done.append(event)
     return done, device_bytes
-
-
-def _each(prompts: Sequence[Prompt]) -> Iterator[Prompt]:
-    yield from prompts
 
 
 def _peak_bytes() -> int:

@@ -17,8 +17,7 @@ from tiny import tiny_gemma
 
 from gxr_batch.errors import FingerprintError, GxrError, JobFileError, RunError, StorageError, TableError
 from gxr_batch.finetune import Options, finetune
-from gxr_batch.finetune.examples import read_examples
-from gxr_batch.finetune.rows import encode, split, steps_of
+from gxr_batch.finetune.examples import encode, read_examples, split, steps_of
 from gxr_batch.job import Job, ModelSection, load_job
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.source import find

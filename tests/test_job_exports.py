@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -71,6 +72,34 @@ def test_status_names_exports_that_are_older_than_the_results(work):
     work.run("--set", "export.formats=[]")
     assert status(work)["outdated_exports"] == ["report.html", "results.csv", "results.xlsx"]
     assert "older than the results or reviews: report.html, results.csv" in work.gxr("status", "outputs/j").stdout
+
+
+def test_saving_an_outdated_workbook_does_not_make_it_current_and_it_is_kept(work):
+    work.run()
+    paper = work.folder / "outputs/j/results.xlsx"
+    work.table(61)
+    work.run("--set", "export.formats=[]")
+    saved = paper.read_bytes() + b"a reviewer's"
+    paper.write_bytes(saved)  # newer than the results now
+    assert "results.xlsx" in status(work)["outdated_exports"]
+    work.run("--set", "export.formats=['xlsx']")
+    (kept,) = paper.parent.glob("results.before-*.xlsx")
+    assert kept.read_bytes() == saved
+    assert "results.xlsx" not in status(work)["outdated_exports"]
+
+
+def test_in_a_copy_with_new_times_no_export_is_taken_for_current_and_none_is_lost(work):
+    work.run()
+    folder = work.folder / "outputs/j"
+    written = (folder / "results.xlsx").read_bytes()
+    for path in folder.rglob("*"):  # as cp -r leaves them
+        if path.is_file():
+            os.utime(path)
+    assert status(work)["outdated_exports"] == ["report.html", "results.csv", "results.xlsx"]
+    work.run()
+    (kept,) = folder.glob("results.before-*.xlsx")
+    assert kept.read_bytes() == written
+    assert status(work)["outdated_exports"] == []
 
 
 def test_a_failed_export_is_reported_to_those_who_want_quiet_too(work):

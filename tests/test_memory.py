@@ -168,7 +168,7 @@ def test_on_the_cpu_the_limit_decides_how_many_rows_decode_side_by_side(tiny_mod
     with engine(tiny_model_dir, memory_limit=limit).open() as opened:
         assert opened.info.slots == slots
         assert opened.info.reproducible is reproducible
-        assert opened._driver.slots == max(slots, 4)
+        assert opened._backend.slots == max(slots, 4)
         assert any("no room for 8 rows" in notice for notice in opened.info.notices) is (slots < 8)
 
 

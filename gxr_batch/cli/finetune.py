@@ -12,7 +12,7 @@ import click
 from gxr_batch.cli.exit_codes import Exit
 
 if TYPE_CHECKING:
-    from gxr_batch.finetune import Outcome, Standing
+    from gxr_batch.finetune import Outcome, TrainingProgress
     from gxr_batch.job import Job
 
 _EXITS = {"interrupt": Exit.INTERRUPTED, "terminate": Exit.STOPPED}
@@ -63,9 +63,9 @@ def command(
     signals = Signals(stopper)
     with signals.handled(), ProgressDisplay(quiet) as display:
 
-        def show(standing: Standing) -> None:
+        def show(progress: TrainingProgress) -> None:
             signals.generating = True  # from here on there is something to save
-            display.draw(standing.step, standing.steps, lambda: _describe(standing))
+            display.draw(progress.step, progress.steps, lambda: _describe(progress))
 
         export_approved(job)
         options = Options(fresh=fresh, take_over=take_over)
@@ -88,18 +88,18 @@ def export_approved(job: Job) -> None:
                 export(reader, "chat-jsonl", None, Choice())
 
 
-def _describe(standing: Standing) -> str:
+def _describe(progress: TrainingProgress) -> str:
     """Say steps done, losses, and the time left."""
     from gxr_batch.cli.progress import duration
 
-    text = f"step {standing.step:,}/{standing.steps:,}"
-    if standing.loss is not None:
-        text += f", loss {standing.loss:.3f}"
-    if standing.held_out_loss is not None:
-        text += f", held-out {standing.held_out_loss:.3f}"
-    if standing.seconds_a_step is not None:
-        left = duration((standing.steps - standing.step) * standing.seconds_a_step)
-        text += f", {standing.seconds_a_step:.1f} s a step, {left} left"
+    text = f"step {progress.step:,}/{progress.steps:,}"
+    if progress.loss is not None:
+        text += f", loss {progress.loss:.3f}"
+    if progress.held_out_loss is not None:
+        text += f", held-out {progress.held_out_loss:.3f}"
+    if progress.seconds_a_step is not None:
+        left = duration((progress.steps - progress.step) * progress.seconds_a_step)
+        text += f", {progress.seconds_a_step:.1f} s a step, {left} left"
     return text
 
 

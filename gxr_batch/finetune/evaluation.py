@@ -1,19 +1,22 @@
-"""A few held-out prompts, answered by base model and adapter, side by side: greedy, by the project's engine."""
+"""How good an adapter is on held-out rows: losses, and a few prompts answered by base model and adapter.
+
+Answers are greedy, by the project's engine. What evaluation.json holds is decided here; the model card quotes it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.generate.session import GenerateSession
 from gxr_batch.errors import EngineFailed
-from gxr_batch.finetune.rows import TrainingRow
+from gxr_batch.finetune.examples import TrainingRow
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import Room
 from gxr_batch.models.load_weights import LoadedModel
-from gxr_batch.records import Completion, Encoded, Identity, Key, Prompt
+from gxr_batch.records import DISCLAIMER, Completion, Encoded, Identity, Key, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,34 @@ class Sample:
     reference: str
     base: Answer
     adapter: Answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the adapter does on rows that it never saw. Losses are means over answers, None where no row is held out."""
+
+    held_out_rows: int
+    loss_before: float | None
+    loss_after: float | None
+    samples: Sequence[Sample]
+    history: Sequence[Mapping[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what evaluation.json holds."""
+        curve = [
+            {name: entry[name] for name in ("step", "epoch", "loss", "eval_loss", "learning_rate") if name in entry}
+            for entry in self.history
+            if "loss" in entry or "eval_loss" in entry
+        ]
+        return {
+            "held_out_rows": self.held_out_rows,
+            "loss_before": self.loss_before,
+            "loss_after": self.loss_after,
+            "samples": [asdict(sample) for sample in self.samples],
+            "curve": curve,
+            "ai_generated": True,
+            "disclaimer": DISCLAIMER,
+        }
 
 
 class Sampler:

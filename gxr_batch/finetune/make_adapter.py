@@ -1,24 +1,37 @@
-"""One start of a fine-tuning with its model loaded: train what is left, evaluate, publish the adapter."""
+"""Makes the adapter, with its base model loaded: train what is left, evaluate, write the adapter folder.
+
+The folder is filled here and published by workdir.py. What it says of itself has to survive being copied elsewhere:
+what it was trained on, with which settings and versions, how good it is on rows that it never saw, and that its texts
+are AI-generated teaching material. Needs torch and peft, so it is imported when a training starts.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from peft import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import GenerationConfig
 
-from gxr_batch.errors import JobFileError, ModelUnavailable, UserError
-from gxr_batch.finetune.adapter import Base, Evaluation, describe, fill
-from gxr_batch.finetune.evaluation import Sampler
-from gxr_batch.finetune.rows import Rows
+from gxr_batch.errors import JobFileError, ModelUnavailable, StorageError, UserError
+from gxr_batch.finetune.evaluation import Evaluation, Sampler
+from gxr_batch.finetune.examples import Rows
+from gxr_batch.finetune.model_card import card
 from gxr_batch.finetune.train import Training
-from gxr_batch.finetune.training_output import Show
-from gxr_batch.finetune.workdir import Work, now
+from gxr_batch.finetune.training_output import Say, Show
+from gxr_batch.finetune.workdir import Record, Work, now
 from gxr_batch.job import Job
+from gxr_batch.models.demo import NOTICE
 from gxr_batch.models.device_memory import Room
+from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.load_weights import LoadedModel, load_model, load_tokenizer
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.placement import SPREAD
@@ -26,8 +39,8 @@ from gxr_batch.models.source import id_and_commit
 from gxr_batch.run.fingerprint import environment
 from gxr_batch.run.stop import Stopper
 
-Say = Callable[[str], None]
 _PACKAGES = ("trl", "peft", "datasets")
+_WEIGHTS = "adapter_model.safetensors"
 
 
 class Tuning:
@@ -110,16 +123,16 @@ class Tuning:
         self._record.save(self._work.folder)
         base = self._base()
         with self._work.publishing() as folder:
-            fill(folder, training.model, base, loaded)
-            describe(folder, self._record, evaluation, of_gemma=str(loaded.config.model_type).startswith("gemma"))
+            _fill(folder, training.model, base, loaded)
+            _describe(folder, self._record, evaluation, of_gemma=str(loaded.config.model_type).startswith("gemma"))
 
-    def _base(self) -> Base:
+    def _base(self) -> _Base:
         """Return what the adapter has of its base."""
         folder = Path(self._job.model.path).expanduser()
         # The commit stands in a key of its own, as peft reads it.
         name = str(folder.absolute()) if folder.is_dir() else id_and_commit(self._job.model.path)[0]
         # The tokenizer at hand is marked for encoding; this one is as it comes.
-        return Base(name, self._local.identity().revision, load_tokenizer(self._job.model))
+        return _Base(name, self._local.identity().revision, load_tokenizer(self._job.model))
 
 
 def _on_one_device(job: Job, room: Room) -> Job:
@@ -154,3 +167,65 @@ def _refuse_nonsense(loss: float | None, work: Work) -> None:
             where=str(work.folder.absolute()),
             next_step="lower finetune.learning_rate and start anew with --fresh",
         )
+
+
+class _Base(NamedTuple):
+    """What an adapter was trained on: the base's name and revision, and its tokenizer as it came."""
+
+    name: str
+    revision: str
+    tokenizer: Any
+
+
+def _fill(folder: Path, model: Any, base: _Base, loaded: LoadedModel) -> None:
+    """Write what loads: weights, adapter_config.json, tokenizer, generation_config.json.
+
+    Raises OSError, and StorageError where a library does not say so in its own way.
+    """
+    dtype: torch.dtype = getattr(torch, loaded.placement.dtype)
+    tokenizer = base.tokenizer
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in sorted(state.items())}
+    with _disk_errors(folder):
+        save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base.name, base.revision or None
+    config.target_modules = sorted(config.target_modules)  # a set has another order in every process
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    # safetensors makes files that their owner alone can read, whatever the user's umask says.
+    (folder / _WEIGHTS).chmod((folder / "adapter_config.json").stat().st_mode)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": list(loaded.end_ids)}
+    with quiet_transformers(), _disk_errors(folder):
+        tokenizer.save_pretrained(folder)
+        pad = tokenizer.pad_token_id
+        GenerationConfig(**ids, pad_token_id=pad).save_pretrained(folder)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Turn what safetensors and tokenizers raise where a disk takes no more into a StorageError: it is no OSError."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, SafetensorError) and type(error) is not Exception:  # tokenizers raises the bare class
+            raise
+        raise StorageError(
+            "The adapter cannot be saved: the disk is full, or refuses to be written.",
+            where=str(folder.absolute()),
+            next_step="make room or mend the disk, then run the same command again: no step is trained anew",
+        ) from None
+
+
+def _describe(folder: Path, record: Record, evaluation: Evaluation, *, of_gemma: bool) -> None:
+    """Write what is read by people: README.md, evaluation.json, finetune.json, and Gemma's notice. Raises OSError."""
+    told = evaluation.as_dict()
+    texts = {
+        "evaluation.json": json.dumps(told, indent=2, ensure_ascii=False) + "\n",
+        "README.md": card(record, told, of_gemma=of_gemma),
+    }
+    if of_gemma:
+        texts["NOTICE"] = f"{NOTICE}\n\nA LoRA adapter for a Gemma model, made by gxr-batch finetune.\n"
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    record.save(folder)

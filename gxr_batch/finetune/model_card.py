@@ -1,4 +1,7 @@
-"""The model card of an adapter, as text."""
+"""The model card of an adapter (its README.md), as text: use, training data, evaluation, settings, licence.
+
+It quotes no row; what the folder as a whole gives away of its maker and of the data is said under its last heading.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """The training itself: a base model wrapped for LoRA, and TRL's trainer driven from a checkpoint or from the beginning.
 
-The loss is about the answers alone. What a stop or a kill could lose lies in the trainer's checkpoints, which count
-once they are sealed.
+The loss is about the answers alone. What a stop or a kill could lose is in the trainer's checkpoints, which count once
+they are sealed; a stop is heeded after any step. Needs torch and TRL, so it is imported when a training starts.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,14 +18,14 @@ from datasets import Dataset
 from peft import LoraConfig, prepare_model_for_kbit_training
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from peft.utils.error import NoMatchingPeftModuleError
-from transformers import PrinterCallback, TrainerState, set_seed
+from safetensors import SafetensorError
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
-from gxr_batch.errors import JobFileError, ModelUnavailable
-from gxr_batch.finetune.quiet import quiet
-from gxr_batch.finetune.rows import Rows, TrainingRow, steps_of
-from gxr_batch.finetune.trainer import Trainer, Watch
-from gxr_batch.finetune.training_output import Show
+from gxr_batch.errors import JobFileError, ModelUnavailable, StorageError
+from gxr_batch.finetune.examples import Rows, TrainingRow, steps_of
+from gxr_batch.finetune.training_output import Show, TrainingProgress, quiet
 from gxr_batch.finetune.workdir import Work
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import no_memory_is
@@ -93,16 +94,13 @@ class Training:
         Raises StorageError, ModelUnavailable where memory runs out.
         """
         if checkpoint is not None and checkpoint[1] >= self.steps:  # the trainer would do one step more
-            self._restore(checkpoint[0])
+            set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint[0]), device="cpu"))
+            self._trainer.state = TrainerState.load_from_json(str(checkpoint[0] / "trainer_state.json"))
             return True
         self._trainer.add_callback(Watch(self._work, stopper, show, self.steps))
         with self._errors():
             self._trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
         return self.step >= self.steps
-
-    def _restore(self, checkpoint: Path) -> None:
-        set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint), device="cpu"))
-        self._trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def round(self, dtype: torch.dtype) -> None:
         """Round the adapter to the number format in which it is saved, so that what is evaluated is what is saved."""
@@ -224,3 +222,73 @@ def _excluded(model: Any) -> str | None:
 def _dataset(rows: list[TrainingRow]) -> Dataset:
     # Labels made here: the trainer takes them as they are, and would make the same from a mask with a bar on stderr.
     return Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
+
+
+class Trainer(SFTTrainer):
+    """Evaluates without a trace, writes no model card of its own, and says of a full disk that it is one."""
+
+    def create_model_card(self, *args: Any, **extra: Any) -> None:
+        """Leave it to the end: a card for every checkpoint helps nobody."""
+
+    def evaluate(self, *args: Any, **extra: Any) -> dict[str, float]:
+        """Evaluate without touching the random numbers of the training: how often one looks must not change it."""
+        with torch.random.fork_rng():
+            return super().evaluate(*args, **extra)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError for a full disk
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            raise StorageError(
+                f"A checkpoint cannot be saved: {reason}.",
+                where=str(Path(str(self.args.output_dir)).absolute()),
+                next_step="make room or mend the disk, then run the same command again: it goes on from the one before",
+            ) from None
+
+
+class Watch(TrainerCallback):
+    """Shows how far it is, seals checkpoints, and ends the training after the step in which a stop is asked for."""
+
+    def __init__(self, work: Work, stopper: Stopper, show: Show, steps: int) -> None:
+        self._work, self._stopper, self._show, self._steps = work, stopper, show, steps
+        self._loss: float | None = None
+        self._held_out_loss: float | None = None
+        self._began: tuple[float, int] | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """From here on a signal asks for an orderly end."""
+        self._began = time.monotonic(), state.global_step
+        self._tell(state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Heed a request to stop."""
+        self._tell(state)
+        if self._stopper.reason is not None:
+            control.should_training_stop = control.should_save = True
+            control.should_evaluate = False  # it may take longer than the grace that a signal leaves
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **extra: Any) -> None:
+        """Remember the newest losses."""
+        logs: dict[str, float] = extra.get("logs") or {}
+        self._loss = logs.get("loss", self._loss)
+        self._held_out_loss = logs.get("eval_loss", self._held_out_loss)
+        self._tell(state)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Seal what was saved."""
+        self._work.seal(self._work.checkpoints / f"checkpoint-{state.global_step}")
+
+    def _tell(self, state: TrainerState) -> None:
+        seconds = None
+        if self._began is not None and (done := state.global_step - self._began[1]):
+            seconds = (time.monotonic() - self._began[0]) / done
+        self._show(
+            TrainingProgress(
+                step=state.global_step,
+                steps=self._steps,
+                loss=self._loss,
+                held_out_loss=self._held_out_loss,
+                seconds_a_step=seconds,
+            )
+        )

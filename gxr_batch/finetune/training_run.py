@@ -1,4 +1,4 @@
-"""`finetune` from the job file to the adapter folder: read, encode, train, evaluate, write. Again = go on.
+"""`finetune` from the job file to the adapter folder: read, encode, train, evaluate, write; again, it resumes.
 
 The order is the point: everything that can be refused is refused before the model is loaded, and the adapter folder
 appears when everything in it is written.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gxr_batch.errors import JobFileError, ModelUnavailable
-from gxr_batch.finetune.examples import DataFile, read_examples
-from gxr_batch.finetune.quiet import quiet
-from gxr_batch.finetune.rows import Rows, encode, split, steps_of
-from gxr_batch.finetune.training_output import Show
+from gxr_batch.finetune.examples import DataFile, Rows, encode, read_examples, split, steps_of
+from gxr_batch.finetune.training_output import Say, Show, quiet
 from gxr_batch.finetune.workdir import Record, Work, now, open_work
 from gxr_batch.job import Job
 from gxr_batch.models.local_model import LocalModel
@@ -27,7 +25,6 @@ from gxr_batch.models.source import find
 from gxr_batch.records import Identity
 from gxr_batch.run.stop import Stopper, StopReason
 
-Say = Callable[[str], None]
 _KIND = "finetune"
 _PACKAGES = ("trl", "peft", "datasets")
 # What changes nothing of the adapter: where things are, how often it is looked at.

@@ -1,8 +1,14 @@
-"""What was made of a run and of which state of it, so exports out of date are known, and no work is replaced.
+"""Records what was exported from which state of a run, so that outdated exports are known and no work is replaced.
 
 exports.json names every export in the run folder with the state that it was made of and the file's size and time. A
 file that is no longer what was written is somebody's work, such as a reviewer's: it is set aside, never replaced. Nor
 does any export replace a file that a run lives on, or its input.
+
+Why not modification times alone: a reviewer who saves an outdated workbook makes it newer than the results, an export
+that began before the results changed ends after them, and no time tells a workbook as it was written from one that was
+filled in. Here states and times are compared for equality, never for order, so that neither a clock that jumps nor the
+coarse times of a network disk matter; a copy with new times (cp -r) makes every export count as outdated and as
+changed, which costs a file and loses nothing.
 """
 
 from __future__ import annotations

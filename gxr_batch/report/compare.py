@@ -89,7 +89,8 @@ def _lines(this: Surveyed, other: Surveyed, mine: Places, theirs: Places) -> tup
     )
     judged = {name for run in (this, other) for name in run.tally.reviews if name != "unreviewed"}
     reviews = [
-        Line(f"reviewed: {_spoken(name)}", this.tally.reviews[name], other.tally.reviews[name]) for name in judged
+        Line(f"reviewed: {name.replace('_', ' ')}", this.tally.reviews[name], other.tally.reviews[name])
+        for name in judged
     ]
     return (*lines, *sorted(reviews))
 
@@ -99,10 +100,6 @@ def _flags(this: Surveyed, other: Surveyed) -> tuple[Line, ...]:
     names = sorted({*this.tally.flags, *other.tally.flags})
     found = [Line(name, this.tally.flags[name], other.tally.flags[name]) for name in names]
     return (Line("any flag", this.tally.flagged, other.tally.flagged), *found)
-
-
-def _spoken(status: str) -> str:
-    return status.replace("_", " ")
 
 
 def _digest(run: Surveyed) -> Digest:

@@ -117,7 +117,7 @@ def _take(
             done.remarks += what == "new" and judged_now.review.status == "unreviewed"
             if what == "new":
                 new.append(judged_now.review)
-            elif what not in _KNOWN:
+            elif what not in {"nothing new", "nothing"}:
                 done.refused.append(line.refused(exact, what))
     if new:
         add_reviews(reader.folder, new, metadata)
@@ -183,13 +183,9 @@ def _reviews(
         if all(judged == said[0][0] for judged, _ in said):
             taken.append(said[0])
         else:  # which of them holds nobody knows
-            places = "; ".join(_place(line) for _, line in said)
+            places = "; ".join(f"{line.file}, sheet {line.row.sheet}, row {line.row.number}" for _, line in said)
             done.refused += [line.refused(key, f"one reviewer says different things: {places}") for _, line in said]
     return taken
-
-
-# What a row of a sheet can be that is neither new nor refused.
-_KNOWN = frozenset({"new", "nothing new", "nothing"})
 
 
 def _news(judged: Judged, said: Sequence[Review], earlier: Sequence[Review], defaults: Defaults) -> str:
@@ -232,10 +228,6 @@ def _as_shown(known: str | None, seen: str | None) -> str | None:
 def _is_empty(review: Review) -> bool:
     filled = (review.text, review.comment, review.quality, *review.errors)
     return all(value is None for value in filled)
-
-
-def _place(one: _Line) -> str:
-    return f"{one.file}, sheet {one.row.sheet}, row {one.row.number}"
 
 
 def _disagreements(reviews: Reviews, texts: Mapping[Key, Generated]) -> Iterator[Disagreement]:

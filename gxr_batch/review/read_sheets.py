@@ -53,7 +53,8 @@ class SheetRow(NamedTuple):
 def read_sheets(path: Path) -> Iterator[SheetRow]:
     """Yield the rows below every header that names gxr_row_id. Raises RunError where there is none, StorageError."""
     _refuse_what_is_no_file(path)
-    sheets = _workbook_rows(path) if path.suffix.lower() in {".xlsx", ".xlsm"} else _csv_rows(path)
+    book = path.suffix.lower() in {".xlsx", ".xlsm"}
+    sheets = _workbook_rows(path) if book else iter([(path.name, _csv_cells(path, scan(path, "auto").encoding))])
     found = False
     for name, rows in sheets:
         for row in _below_header(name, rows):
@@ -86,7 +87,12 @@ def _below_header(name: str, rows: Iterable[tuple[int, Sequence[Any]]]) -> Itera
     for number, cells in rows:
         if header:
             pairs = zip(header, cells, strict=False)
-            named = {column: _plain(cell) for column, cell in pairs if column and cell is not None}
+            # The CSV for Excel keeps a text from running by an apostrophe in front.
+            named = {
+                column: unguard(cell) if isinstance(cell, str) else cell
+                for column, cell in pairs
+                if column and cell is not None
+            }
             if named and named.get(KEY) != KEY:  # a header may stand there again
                 yield SheetRow(name, number, named)
         elif KEY in (names := [str(cell).strip() if cell is not None else "" for cell in cells]):
@@ -107,11 +113,6 @@ def _refuse_header(sheet: str, header: Sequence[str]) -> None:
             where=f"sheet {sheet}",
             next_step="give each column its name back, once",
         )
-
-
-def _plain(cell: Any) -> Any:
-    """Return a cell without the apostrophe by which the CSV for Excel keeps it from running."""
-    return unguard(cell) if isinstance(cell, str) else cell
 
 
 def _workbook_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequence[Any]]]]]:
@@ -157,10 +158,6 @@ def _damage(path: Path) -> Iterator[None]:
                 where=str(path.absolute()),
                 next_step="open it in a spreadsheet and save it anew as .xlsx",
             ) from None
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequence[Any]]]]]:
-    yield path.name, _csv_cells(path, scan(path, "auto").encoding)
 
 
 def _csv_cells(path: Path, encoding: str) -> Iterator[tuple[int, Sequence[Any]]]:

@@ -11,8 +11,11 @@ from running import Workplace
 
 from gxr_batch.run.pipeline import TRUNCATED
 from gxr_batch.text_checks.flags import FLAGS, NOT_COMPUTED, Evidence, flags_of
+from gxr_batch.text_checks.flags.lexicon import DEVICES, TABLES, WORDS, spots_in
+from gxr_batch.text_checks.flags.sentences import words_of
 
 FLOOR = 0.9
+PHRASES, PAIRS = TABLES["findings"]["phrases"], TABLES["findings"]["pairs"]
 BELOW_FLOOR = {("held out", "invented_comparison"): 0.85}  # it misses one of seven: "since the film taken at admission"
 CLEAR = "The lungs are clear. Heart size is normal. No pleural effusion and no pneumothorax."
 
@@ -301,3 +304,26 @@ def test_a_rule_that_fails_costs_no_row_and_its_message_is_not_logged(tmp_path, 
     assert "SECRET" not in log
     told = [line for line in map(json.loads, log.splitlines()) if line["event"] == NOT_COMPUTED]
     assert [line["error"] for line in told] == ["ValueError"], "once, not for each row"
+
+
+# --- the word lists
+
+
+def test_every_word_of_the_lexicon_is_written_as_texts_are_read():
+    lists = {**WORDS, **{f"pair {pair['names']}": f"{pair['heads']} {pair['near']}".split() for pair in PAIRS}}
+    for table in (TABLES["findings"]["not_after"], TABLES["findings"]["not_before"], TABLES["sides"]["words"]):
+        lists |= {f"{name}: {words}": f"{name} {words}".split() for name, words in table.items()}
+    names = {*PHRASES, *(name for pair in PAIRS for name in pair["names"].split())}
+    wrong = {
+        key: word for key, words in lists.items() for word in words if words_of(word) != [word] and word not in names
+    }
+    assert not wrong
+    assert not {word for words in TABLES["findings"]["same_place"].values() for word in words.split()} - names
+
+
+def test_every_spelling_of_a_finding_is_found_as_that_finding():
+    assert set(PHRASES) >= DEVICES
+    for finding, spellings in PHRASES.items():
+        assert [spot.findings for spelling in spellings for spot in spots_in(words_of(spelling))] == [(finding,)] * len(
+            spellings
+        )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from screening_set import figures, lines
 
 from gxr_batch.text_checks.identifiers import RULES, identifiers_in
+from gxr_batch.text_checks.word_lists import read_tables
 
 INPUTS = Path(__file__).parent.parent / "inputs"
 
@@ -94,3 +95,20 @@ def test_a_long_text_of_hostile_pieces_takes_time_in_proportion(piece):
         return min(times)
 
     assert seconds(long) < 40 * max(seconds(short), 1e-3)  # ten times the work; a hundred where it were quadratic
+
+
+def test_every_word_of_the_lists_is_in_lower_case_as_texts_are_compared():
+    for table, lists in read_tables("identifiers/words.toml").items():
+        for name, words in lists.items():
+            text = words if isinstance(words, str) else " ".join(words)
+            assert text == text.lower(), f"{table}.{name}"
+
+
+@pytest.mark.parametrize("word", [*read_tables("identifiers/words.toml")["names"]["titles"].split(), "sr."])
+def test_a_name_after_any_title_of_the_list_is_found(word):
+    assert "name" in identifiers_in(f"seen with {word} Meyerhoff today")
+
+
+@pytest.mark.parametrize("word", read_tables("identifiers/words.toml")["names"]["roles"])
+def test_a_name_after_any_role_of_the_list_is_found(word):
+    assert "name" in identifiers_in(f"{word}: Anna Meyerhoff")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pytest
 
 from gxr_batch.errors import RowError, TemplateError
@@ -76,9 +78,20 @@ ENDLESS = [
     "{{ ('a\\n' * 9999)|indent('b' * 9999) }}",
     "{{ ('x' * 99999).translate({120: 'y' * 99999}) }}",
     "{{ (1).to_bytes(999999999, 'big') }}",
+    "{{ 123|round(-999999999) }}{{ 123|round(999999999, 'ceil') }}",
+    "{{ '%999999999d'.encode() % 1 }}",
+    "{{ ('{0}' * 30000).format(findings * 30) }}",
+    "{{ ('%(x)s' * 19999) % {'x': findings * 30} }}",
+    "{{ (findings * 30)|map('replace', 'x', 'y' * 99999)|join }}",
+    "{{ (findings * 30)|map('replace', 'x', 'y' * 99999)|sort }}",
+    "{% for a in findings recursive %}{% if loop.depth < 9 %}{{ loop(findings) }}{% endif %}{% endfor %}",
     "{% macro m(n, t) %}{% if n %}{{ m(n - 1, t ~ t) }}{% else %}{{ t }}{% endif %}{% endmacro %}{{ m(60, findings) }}",
     "{% macro m(n, t) %}{% if n %}{{ m(n - 1, t + t) }}{% else %}{{ t }}{% endif %}{% endmacro %}{{ m(60, findings) }}",
     "{% macro m(n, t) %}{% if n %}{{ m(n - 1, t * t) }}{% else %}{{ t }}{% endif %}{% endmacro %}{{ m(60, 9) }}",
+    "{% macro m(n, t) %}{% if n %}{{ m(n - 1, [t, t]) }}{% else %}{{ t }}{% endif %}{% endmacro %}"
+    "{{ m(60, findings) }}",
+    "{% macro m(n, t) %}{% if n %}{{ m(n - 1, {1: t, 2: t}) }}{% else %}{{ t|string }}{% endif %}{% endmacro %}"
+    "{{ m(60, findings) }}",
 ]
 
 
@@ -117,6 +130,21 @@ def test_loops_keep_what_jinja_gives_them():
         "{{ ', ' if not loop.last }}{% endfor %}"
     )
     assert render(made, {"findings": "a;b"}, system="").turns[0].text == "1/2 a, 2/2 b"
+
+
+def test_a_recursive_loop_and_lists_give_what_jinja_gives():
+    made = own(
+        "{% for f in [[1, 2], 3] recursive %}{{ loop(f) if f is iterable else f }}{{ loop.last }} {% endfor %}"
+        "{{ ['abc', 'de']|map('center', 5)|join('|') }} {{ findings|batch(2)|list }} {{ '{:>{w}}'.format(1, w=3) }}"
+        "{% for a, b in [(1, 2)] %} {{ a }}{{ b }}{% endfor %}{% set a, b = 1, 2 %} {{ a + b }} {{ {'x': a}|tojson }}"
+    )
+    assert render(made, {"findings": "x"}, system="").turns[0].text == (
+        "1False 2True False 3True  abc |  de  [['x']]   1 12 3 {\"x\": 1}"
+    )
+
+
+def test_a_decimal_of_a_parquet_table_can_be_multiplied():
+    assert render(own("{{ size * 10 }} mm"), {"size": Decimal("2.5")}, system="").turns[0].text == "25 mm"
 
 
 def test_a_word_of_ours_can_be_called_in_a_loop_and_by_the_names_of_its_arguments():

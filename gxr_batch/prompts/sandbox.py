@@ -1,38 +1,53 @@
-"""Where templates run: jinja2's sandbox without files, imports or globals, with a limit on the work of one prompt.
+"""Where templates run: jinja2's sandbox without files, imports or globals, with a bound on the work of one prompt.
 
-The limits are far above what a prompt needs; they turn a template that would never end into an error.
+Two limits end what would never end: MAX_STEPS loop turns and calls, and MAX_CHARS of any text. They are counted, not
+timed, so that a row fails on every machine or on none, and no signal or thread is needed. But a count sees an operation
+only when it is over, and jinja2 has nothing for those that make gigabytes, or take hours, in a single call of C. Their
+arguments are looked at before they run: that is what the rules on widths, replacements, formats and powers are for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
 from types import BuiltinMethodType, MethodType
 from typing import Any
 
 from jinja2 import StrictUndefined, nodes, pass_context
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context, LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
+from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
 from gxr_batch.prompts.filters import clause, of_each, patient, printed, stop
-from gxr_batch.prompts.limits import (
-    MAX_CHARS,
-    NarrowEscapeFormatter,
-    NarrowFormatter,
-    TooMuchWork,
-    check,
-    check_binop,
-    concatenated,
-    fits,
-    guarded,
-)
 
-__all__ = ["MAX_CHARS", "Sandbox", "TooMuchWork"]
-
-MAX_STEPS = 100_000
+# All far above what a prompt needs.
+MAX_STEPS, MAX_CHARS = 100_000, 4_000_000
+_MAX_WIDTH = 10_000  # the widest column, indent or count that a call may name
+_MAX_REPEATED = 100_000  # characters or items that `*` may make
+_MAX_ESTIMATE = 100_000_000  # characters that a call may make at most, where only its arguments are known
+_MAX_BITS = 1_024
+_ITEM_SIZE = 8  # what an item of a list counts, besides its characters
+_WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[-#0 +]*[\d.]*?(?:\*|\d{5})")
+_TOO_LONG = f"it gives more than {MAX_CHARS:,} characters"
+_TOO_LARGE = "it computes a number of hundreds of digits"
+_TOO_WIDE = f"a format asks for more than {_MAX_WIDTH:,} characters"
+# Filters whose result can be much longer than what goes in.
+_GROWING = (
+    "batch", "center", "format", "indent", "join", "map", "replace", "round", "slice", "tojson", "truncate", "wordwrap",
+)  # fmt: skip
+# What makes its subject as much longer as an argument is long, or as a number says.
+_BY_NUMBER = frozenset({"expandtabs", "indent", "tojson"})
+_MULTIPLYING = _BY_NUMBER | {"%", "format", "join", "replace", "translate"}
 _METHODS = (BuiltinMethodType, MethodType)
 # No template can spell these names, so none can take the limits off.
-_LIMITED, _FITTED = "limited loop", "fitted text"
+_LIMITED, _FITTED = "limited loop", "fitted value"
+
+
+class TooMuchWork(SecurityError):
+    """A prompt takes more steps, or grows longer, than any prompt should."""
 
 
 class _Counting(Context):
@@ -46,6 +61,17 @@ class _Counting(Context):
             raise TooMuchWork(f"it takes more than {MAX_STEPS:,} steps")
 
 
+def concatenated(pieces: Iterable[str]) -> str:
+    """Join the pieces of a prompt, a block or a macro. Raises TooMuchWork."""
+    kept, length = [], 0
+    for piece in pieces:
+        kept.append(piece)
+        length += len(piece)
+        if length > MAX_CHARS:
+            raise TooMuchWork(_TOO_LONG)
+    return "".join(kept)
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """The environment of one template. A name that is neither field nor word of ours is an error where it is used."""
 
@@ -57,59 +83,161 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined, finalize=printed)
         self.globals = {"patient": patient}
-        self.filters = guarded(self.filters)
-        self.filters |= {"clause": clause, "of_each": of_each, "stop": stop, _LIMITED: _limited, _FITTED: fits}
+        self.filters |= {name: _guarded(name, self.filters[name]) for name in _GROWING}
+        self.filters |= {"clause": clause, "of_each": of_each, "stop": stop, _LIMITED: _limited, _FITTED: _fits}
 
     def limit_work(self, tree: nodes.Template) -> None:
-        """Let every `for` of a parsed template count its turns, and every `~` look at the length of its text."""
-        for loop in tree.find_all(nodes.For):
-            loop.iter = self._filtered(loop.iter, _LIMITED)
-        for text in list(tree.find_all(nodes.Concat)):
-            # The node itself stays where it is and holds one piece: what it held before, looked at.
-            text.nodes = [self._filtered(nodes.Concat(text.nodes, lineno=text.lineno), _FITTED)]
-            text.nodes[0].node.set_environment(self)  # type: ignore[attr-defined]
-
-    def _filtered(self, expression: nodes.Node, name: str) -> nodes.Filter:
-        made = nodes.Filter(expression, name, [], [], None, None, lineno=expression.lineno)
-        made.set_environment(self)
-        return made
+        """Let every `for` of a parsed template count its turns, and look at the size of what it puts together."""
+        _Limiting().visit(tree)
+        tree.set_environment(self)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call something from a template: one step, so that macros which call themselves come to an end."""
-        if isinstance(context, _Counting):
-            context.step()
+        assert isinstance(context, _Counting)  # by context_class
+        context.step()
         if function is patient and not kwargs:  # ours, and in nearly every prompt: no look at what it might be
-            return fits(patient(*args))
-        if isinstance(function, _METHODS) and isinstance(function.__self__, str | bytes | int):
-            if function.__name__ == "join" and args:
-                args = (list(args[0]), *args[1:])
-            check(function.__name__, function.__self__, [*args, *kwargs.values()])
-        return fits(super().call(context, function, *args, **kwargs))
+            return _fits(patient(*args))
+        if isinstance(function, LoopContext):  # a recursive loop, whose next level is given here
+            args = (_limited(context, *args),)
+        elif isinstance(function, _METHODS) and isinstance(function.__self__, str | bytes | int):
+            args = _listed(args)
+            _check(function.__name__, function.__self__, [*args, *kwargs.values()])
+        return _fits(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Add, multiply, format and raise to a power, within what fits a prompt."""
-        check_binop(operator, left, right)
-        return fits(super().call_binop(context, operator, left, right))
+        if operator == "%" and isinstance(left, str | bytes):
+            _check("%", left, [right])
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            if left.bit_length() * abs(right) > _MAX_BITS:
+                raise TooMuchWork(_TOO_LARGE)
+        elif operator == "*" and max(_repeated(left, right), _repeated(right, left)) > _MAX_REPEATED:
+            raise TooMuchWork("it repeats a text too often")
+        return _fits(super().call_binop(context, operator, left, right))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Return what stands for `str.format` in a template: the sandbox's own, with limits on widths."""
         if super().wrap_str_format(value) is None:
             return None
         text: Any = value.__self__
-        marked = isinstance(text, Markup)
-        formatter = NarrowEscapeFormatter(self, escape=text.escape) if marked else NarrowFormatter(self)
+        formatter = _NarrowEscape(self, escape=text.escape) if isinstance(text, Markup) else _Narrow(self)
 
         def filled(*args: Any, **kwargs: Any) -> str:
+            _check("format", text, [*args, *kwargs.values()])
             values = ((), args[0]) if value.__name__ == "format_map" else (args, kwargs)
-            made: str = type(text)(fits(formatter.vformat(text, *values)))
+            made: str = type(text)(formatter.vformat(text, *values))
             return made
 
         return filled
 
 
+class _Narrow(SandboxedFormatter):
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        if re.search(r"\d{5}", format_spec):
+            raise TooMuchWork(_TOO_WIDE)
+        return super().format_field(value, format_spec)
+
+
+class _NarrowEscape(_Narrow, SandboxedEscapeFormatter):
+    """The same for text that is marked as markup."""
+
+
+class _Limiting(NodeTransformer):
+    """Puts a look at what is looped over round every `for`, and one at its size round every text and list made."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = _filtered(node.iter, _LIMITED)
+        return node
+
+    def _fitted(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        return node if getattr(node, "ctx", "load") != "load" else _filtered(node, _FITTED)
+
+    visit_Concat = visit_Dict = visit_List = visit_Tuple = _fitted
+
+
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
 @pass_context
-def _limited(context: Context, items: Iterable[Any]) -> Iterator[Any]:
+def _limited(context: _Counting, items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
-        if isinstance(context, _Counting):
-            context.step()
+        context.step()
         yield item
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return one of jinja2's filters with a look at what it is asked for."""
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+    @wraps(function)  # keeps the mark by which jinja2 passes its context
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        passed, (subject, *rest) = args[:first], _listed(args[first:])
+        _check("%" if name == "format" else name, subject, [*rest, *kwargs.values()])
+        return _fits(function(*passed, subject, *rest, **kwargs))
+
+    return checked
+
+
+def _check(name: str, subject: Any, args: Sequence[Any]) -> None:
+    """Raise TooMuchWork where a method, a filter or "%" could make too much of `subject` with these arguments."""
+    sizes = [_size(arg) for arg in args]
+    if name == "%":
+        if _WIDE_PERCENT.search(str(subject, "latin-1") if isinstance(subject, bytes) else str(subject)):
+            raise TooMuchWork(_TOO_WIDE)
+    elif name not in {"format", "map"}:  # their numbers are there to be printed, or another filter's
+        numbers = [abs(arg) for arg in args if isinstance(arg, int | float)]
+        if any(number > _MAX_WIDTH for number in numbers):
+            raise TooMuchWork(f"{name} is asked for more than {_MAX_WIDTH:,}")
+        if name in _BY_NUMBER:
+            sizes += [int(number) for number in numbers]
+    if name in _MULTIPLYING and _size(subject) * max(sizes, default=1) > _MAX_ESTIMATE:
+        raise TooMuchWork(_TOO_LONG)
+
+
+def _repeated(subject: Any, times: Any) -> int:
+    sequence = isinstance(subject, str | bytes | list | tuple) and isinstance(times, int)
+    return len(subject) * times if sequence else 0
+
+
+def _fits(value: Any) -> Any:
+    """Return a value, which may be a generator. Raises TooMuchWork where it is too long, or too large a number."""
+    if isinstance(value, Iterator):
+        return _bounded(value)
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise TooMuchWork(_TOO_LARGE)
+    if _size(value) > MAX_CHARS:
+        raise TooMuchWork(_TOO_LONG)
+    return value
+
+
+def _size(value: Any) -> int:
+    """Return how many characters and items a value has, nested ones included; counting stops beyond MAX_CHARS."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if not isinstance(value, list | tuple):
+        return 1
+    size = 0
+    for item in value:
+        size += _ITEM_SIZE + _size(item)
+        if size > MAX_CHARS:
+            break
+    return size
+
+
+def _bounded(items: Iterator[Any]) -> Iterator[Any]:
+    size = 0
+    for item in items:
+        size += _ITEM_SIZE + _size(item)
+        if size > MAX_CHARS:
+            raise TooMuchWork(_TOO_LONG)
+        yield item
+
+
+def _listed(args: Sequence[Any]) -> tuple[Any, ...]:
+    """Return arguments with generators made lists, so that a look at them does not use them up."""
+    return tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)

@@ -17,7 +17,7 @@ from jinja2 import TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import SecurityError
 
 from gxr_batch.errors import TemplateError
-from gxr_batch.prompts.sandbox import MAX_CHARS, Sandbox, TooMuchWork
+from gxr_batch.prompts.sandbox import Sandbox, TooMuchWork, concatenated
 
 _FILE_NODES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
@@ -41,14 +41,8 @@ class Template:
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the prompt text; `values` has every field, None where the row has none. Raises jinja2's errors."""
-        pieces, length = [], 0
-        # As `compiled.generate` does, but for the tracebacks that it rewrites: nobody sees them.
-        for piece in self.compiled.root_render_func(self.compiled.new_context(dict(values))):
-            pieces.append(piece)
-            length += len(piece)
-            if length > MAX_CHARS:
-                raise TooMuchWork(f"it gives more than {MAX_CHARS:,} characters")
-        return "".join(pieces).strip()
+        # As `compiled.render` does, but for the tracebacks that it rewrites: nobody sees them.
+        return concatenated(self.compiled.root_render_func(self.compiled.new_context(dict(values)))).strip()
 
 
 def compile_template(name: str, source: str, where: str) -> Template:

@@ -13,16 +13,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from gxr_batch.text_checks.flags.evidence import Reading
-from gxr_batch.text_checks.flags.lexicon import HEADS, Status
+from gxr_batch.text_checks.flags.lexicon import HEADS, TABLES, WORDS, Status
 from gxr_batch.text_checks.flags.mentions import Mention, mentions_in
-from gxr_batch.text_checks.flags.sentences import sentences_of, word_set, words_of
+from gxr_batch.text_checks.flags.sentences import sentences_of, words_of
+from gxr_batch.text_checks.word_lists import names_by_word
 
 # Words for what fills airspaces: one film's opacity is another's consolidation. So with lines and generators.
-_SAME_PLACE = (
-    dict.fromkeys(("consolidation", "opacity", "pneumonia", "air_bronchograms"), "airspace")
-    | dict.fromkeys(("central_line", "picc", "port"), "line")
-    | dict.fromkeys(("pacemaker", "defibrillator"), "generator")
-)
+_SAME_PLACE = names_by_word(TABLES["findings"]["same_place"])
 
 
 @dataclass
@@ -93,10 +90,7 @@ def facts_of(findings: str, story: str) -> Facts:
 
 
 # What says of the case, rather than of the finding in general, that it is there.
-_ANCHORS = word_set(
-    "there shows show showing seen visible present noted identified evident observed demonstrates demonstrated "
-    "reveals small large moderate mild severe this with has contains contain film is are"
-)
+_ANCHORS = WORDS["case.anchors"]
 _PLURAL = re.compile(r".*[^siu]s").fullmatch
 
 

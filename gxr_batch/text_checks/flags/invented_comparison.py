@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 
 from gxr_batch.text_checks.flags.evidence import Reading
+from gxr_batch.text_checks.flags.lexicon import WORDS
 from gxr_batch.text_checks.flags.mentions import GENERAL
-from gxr_batch.text_checks.flags.sentences import word_set, words_of
+from gxr_batch.text_checks.flags.sentences import words_of
 
 _STUDY = (
     r"(?:films?|stud(?:y|ies)|radiographs?|x ?rays?|exams?|examinations?|cts?|scans?|imaging|images?|chest|reports?)"
@@ -30,21 +31,9 @@ _COMPARES = re.compile(
     r"(?:compared (?:to|with)|in comparison (?:to|with)) (?:the )?(?:prior|previous|earlier|last|yesterday|"
     rf"{_STUDY} (?:of|from|taken))\b|no longer (?:seen|visible|present|evident|identified)\b)|^stable \w+"
 )
-_CUES = word_set(
-    "prior previous previously earlier last preceding former baseline preoperative first initial old older recent "
-    "since yesterday interval unchanged stable again increased decreased improved worsened progressed grown "
-    "enlarged regressed diminished compared comparison longer"
-)
-# An earlier film that is wished for, missing, or spoken of in general.
-_WISHED = word_set(
-    "recommend recommended recommends recommendation help helps helpful useful needed essential available "
-    "unavailable obtain obtained request ask compare comparing where when nobody unknown unclear could must "
-    "lacking important crucial advised over years cheapest best if"
-)
-_KNOWN = word_set(
-    "prior previous previously earlier since unchanged stable again before longer interval grown resolved cleared "
-    "progressed improved worsened last persistent persists residual old new increasing decreasing"
-)
+_CUES = WORDS["comparison.cues"]
+_WISHED = WORDS["comparison.wished"]
+_KNOWN = WORDS["comparison.known"]
 _NONE = re.compile(rf"\b(?:no|without|lacking|not) (?:an? |any |the )?(?:{_BEFORE}|comparison)\b")
 
 

@@ -4,35 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gxr_batch.text_checks.flags.lexicon import THREADED, Spot
-from gxr_batch.text_checks.flags.sentences import word_set
+from gxr_batch.text_checks.flags.lexicon import TABLES, THREADED, WORDS, Spot
+from gxr_batch.text_checks.word_lists import names_by_word
 
-_SIDES = {
-    "left": "left", "right": "right", "lingula": "left", "lingular": "left", "leftward": "left", "rightward": "right",
-    "leftwards": "left", "rightwards": "right", "bilateral": "both", "bilaterally": "both", "both": "both",
-    "bibasal": "both", "bibasilar": "both",
-}  # fmt: skip
+_SIDES = names_by_word(TABLES["sides"]["words"])
 SIDE_WORDS = frozenset(_SIDES) | {"middle"}
-_STOPS = word_set(
-    ": ; and but however although though while whereas yet except that which displacing displaces displaced "
-    "pushing pushes pushed obscuring obscures silhouetting shifting shifts away causing"
-)
+_STOPS = WORDS["sides.stops"]
 _STOPS_BEFORE = _STOPS | {"with"}
 _BACK, _FORWARD = 8, 14
-# "The opacity measures 4 cm, lies in the left lower lobe"
-_PLACING = word_set("lies located situated seen in at within occupying involving")
-_MARKS = word_set(", ; . )")
-# A side word before one of these tells where a device ends, or is of something else.
-_NOT_OF_DEVICES = word_set(
-    "atrium atrial ventricle ventricular heart main brachiocephalic innominate pulmonary paratracheal lung lungs "
-    "breast of"
-)
+_PLACING = WORDS["sides.placing"]
+_MARKS = WORDS["sides.marks"]
+_NOT_OF_DEVICES = WORDS["sides.not_of_devices"]
 _STOPS_BEFORE_DEVICES = _STOPS_BEFORE | {"and"}
-_STOPS_AFTER_DEVICES = _STOPS | word_set("and toward towards crosses crossing pulls")
-# What follows is where a line ends, which need not be where it enters.
-_TIPS = word_set(
-    "tip tips end ends ending terminates terminating projects projecting crosses crossing reaches lead leads wire wires"
-)
+_STOPS_AFTER_DEVICES = _STOPS | WORDS["sides.stops_after_devices"]
+_TIPS = WORDS["sides.tips"]
 
 
 class Sides:

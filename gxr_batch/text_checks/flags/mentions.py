@@ -14,8 +14,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from gxr_batch.text_checks.flags.laterality import SIDE_WORDS, Sides
-from gxr_batch.text_checks.flags.lexicon import NO, Spot, Status, spots_in
-from gxr_batch.text_checks.flags.sentences import word_set
+from gxr_batch.text_checks.flags.lexicon import NO, TABLES, WORDS, Spot, Status, spots_in
+from gxr_batch.text_checks.word_lists import sets_by_word
 
 
 class Mention(NamedTuple):
@@ -28,66 +28,31 @@ class Mention(NamedTuple):
     guess: str
 
 
-# One of these makes a sentence, or its part up to a turn such as "but", a general one.
-GENERAL = word_set(
-    "if whether would might typically usually often commonly classically classic sometimes rarely frequently "
-    "generally patients students readers clinicians children adults remember pitfall pearl definition refers "
-    "recognised recognized characterised characterized hallmark mimic mimics mistaken mistake differential "
-    "differentials differentiate distinguish distinguishes unlike guidelines threshold common example cases "
-    "causes uncommon unusual rare frequent hide hides review include includes occurs develops means called doubt "
-    "term equivalent counterpart mirror typical commonest"
-)
-_OF = {"free": {"of", "from"}, "negative": {"for"}, "absence": {"of"}, "lack": {"of"}}
-_NO_NEGATION_BEFORE = word_set(
-    "change changes changed doubt only necessarily increase decrease improvement exclude interval cleared "
-    "relieved drained"
-)
-_RESTRICTED = word_set(
-    "other further additional new large larger massive tension lobar significant sizeable major gross displaced "
-    "pathological acute old definite convincing obvious clear residual second another associated more complete "
-    "contralateral increasing longer"
-)
-_HEDGES = word_set(
-    "may can could should possible possibly suspected questionable question consider considered considering "
-    "versus vs risk look search check assess evaluate exclude excluded rule ruled hidden hiding confused than "
-    "resembles think expect expected must unlikely differ rather instead cause history previous prior earlier "
-    "known unless until when where such against"
-)
-_CONCLUDES = word_set(
-    "probable probably likely suspicious suspicion suggest suggests suggesting suggestive consistent compatible "
-    "keeping concern concerning"
-)
-_TURNS = word_set("but however although though while whereas yet except there")
-_CONNECTS = word_set(", and")
-_FRESH_START = word_set(
-    "a an the small large moderate mild severe tiny minimal both bilateral multiple there with also"
-)
-_VERBS = word_set("is are was were has have had remains remain appears appear seen visible present shows show")
+GENERAL = WORDS["status.general"]
+_OF = sets_by_word(TABLES["status"]["followed_by"])
+_NO_NEGATION_BEFORE = WORDS["status.not_negated"]
+_RESTRICTED = WORDS["status.restricted"]
+_HEDGES = WORDS["status.hedges"]
+_CONCLUDES = WORDS["status.concludes"]
+_TURNS = WORDS["status.turns"]
+_CONNECTS = WORDS["status.connects"]
+_FRESH_START = WORDS["status.fresh_start"]
+_VERBS = WORDS["status.verbs"]
 _BACK = 7  # words between a cue and what it governs, counted anew at each item of a list
 
 _BEFORE_CUES = NO | _HEDGES | _CONCLUDES | _TURNS | _CONNECTS | _VERBS | {"or"}
 
-_BE = word_set("is are was were has have had been be remains remain appears appear")
-_SEEN = word_set(
-    "seen visible identified present evident detected appreciated demonstrated noted found apparent shown "
-    "visualised visualized observed described made recognised recognized enlarged mentioned reported there"
-)
-_ACTS = word_set(
-    "suggest suggests indicate indicates show shows point points raise raises mean means favour favours favor favors"
-)
-_GONE = word_set("absent none resolved cleared disappeared excluded negative gone")
-_AFTER_HEDGES = word_set(
-    "may can could should possible likely unlikely suspected questionable ? missed overlooked looks look "
-    "resembles tends tend differs considered"
-)
-_ARTICLES = word_set("a an the one")
-_AFTER_STOPS = word_set("but however although though while whereas which that because with without despite so since as")
+_BE = WORDS["status.be"]
+_SEEN = WORDS["status.seen"]
+_ACTS = WORDS["status.acts"]
+_GONE = WORDS["status.gone"]
+_AFTER_HEDGES = WORDS["status.hedges_after"]
+_ARTICLES = WORDS["status.articles"]
+_AFTER_STOPS = WORDS["status.stops_after"]
 _FORWARD = 16
 _AFTER_CUES = _AFTER_STOPS | _AFTER_HEDGES | _CONNECTS | _BE | _ACTS | NO | _GONE | {":", "ruled"}
-
-
-_EARLIER = word_set("before previously")
-_REST = word_set("otherwise remaining rest remainder apart except other elsewhere near nearly almost")
+_EARLIER = WORDS["status.earlier"]
+_REST = WORDS["status.rest"]
 
 
 def mentions_in(sentence: Sequence[str]) -> list[Mention]:
@@ -198,28 +163,15 @@ def _negation_after(sentence: Sequence[str], at: int) -> Status:
     return "absent" if not _SEEN.isdisjoint(following) else "open"
 
 
-_REMOVAL = word_set("removal remove removed removes removing withdrawn withdrawal taken pulled")
-_TAKEN_OUT = word_set("removed withdrawn taken")
-_PAST = word_set("been was were since already")  # "is removed" may be a lesson on how it is done
-_AFTER = word_set("after following since")
+_REMOVAL = WORDS["devices.removal"]
+_TAKEN_OUT = WORDS["devices.taken_out"]
+_PAST = WORDS["devices.past"]  # "is removed" may be a lesson on how it is done
+_AFTER = WORDS["devices.after"]
 _REACH = 5  # words between a device and the word that removes it
-# A device that is wanted, was there once, is compared with others of its kind, or has left a trace.
-_NOT_NOW = word_set(
-    "need needs needed require requires required recommend recommended indicated indication advisable advised insert "
-    "inserting placing replace replaced had longer shorter than such once track tract site sites ready "
-    "treated treatment managed management therapy used post earlier"
-)
-_PARTS = word_set("tip tips hole holes end ends lead leads loop course position complication malposition")
-# What stands between "no" and a device that it denies, and what may follow such a device.
-_DENIED_WITH = word_set(
-    "a an any the evidence sign signs of or nor and , visible indwelling line lines tube tubes catheter catheters "
-    "drain drains pacemaker wires leads devices support left right sided basal apical internal jugular subclavian "
-    "central venous chest pleural intercostal is there neither"
-)
-_CLOSES = word_set(
-    ". , ; : ) \n ! is are was were has have seen visible present noted identified described shown mentioned in on or "
-    "and nor"
-)
+_NOT_NOW = WORDS["devices.not_now"]
+_PARTS = WORDS["devices.parts"]
+_DENIED_WITH = WORDS["devices.denied_with"]
+_CLOSES = WORDS["devices.closes"]
 
 
 def device_status(sentence: Sequence[str], spot: Spot, status: Status) -> Status:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from gxr_batch.text_checks.flags.evidence import Reading
+from gxr_batch.text_checks.flags.lexicon import WORDS
 from gxr_batch.text_checks.flags.mentions import GENERAL
-from gxr_batch.text_checks.flags.sentences import word_set, words_of
+from gxr_batch.text_checks.flags.sentences import words_of
 
 _UNITS = {
     **dict.fromkeys(("mm", "millimetre", "millimetres", "millimeter", "millimeters"), ("length", 1.0)),
@@ -31,17 +32,11 @@ _SPELLED = {word: str(number) for number, word in enumerate(_NUMBERS.split(), st
 _AGES = frozenset({"age", "aged"})
 _RANGE = frozenset({"to", "x", "by", "and", "or", "times"})
 _SPAN = frozenset({"to", "and", "or"})
-_COMPARATORS = word_set(
-    "more less greater larger smaller fewer than above under exceeds exceeding exceed least most up within beyond "
-    "over below normal normally < > until between"
-)
-_ADVICE = word_set(
-    "should recommended recommend recommends follow repeat control limit criterion criteria needed treatment "
-    "antibiotics therapy ideal ideally advised exceeds definition cutoff puncture aspirate pulled"
-)
-_PEOPLE = word_set("cases patients people children adults such them all individuals")
-_LASTS = frozenset({"for", "since", "past", "last"})
-_HISTORY = frozenset({"history", "ago", "duration", "earlier"})
+_COMPARATORS = WORDS["numbers.comparators"]
+_ADVICE = WORDS["numbers.advice"]
+_PEOPLE = WORDS["numbers.people"]
+_LASTS = WORDS["numbers.lasts"]
+_HISTORY = WORDS["numbers.history"]
 _TOLERANCE = 0.1  # for times, since a month is no number of weeks
 
 

@@ -5,26 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from gxr_batch.text_checks.flags.lexicon import WORDS
+
 # Hyphens separate words, so that "left-sided" has a side and "65-year-old" a number. What the first branch takes, the
 # third would take too, but more slowly: most words are plain.
 _WORD = re.compile(r"[a-z]++(?=[ \n.,;:-])|[.;:,!?()%<>|\n]|[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:[.,]\d+)*")
 _ENDS = frozenset(".;!?\n")
 
 
-def word_set(words: str) -> frozenset[str]:
-    """Return the words of a list that is written as a text."""
-    return frozenset(words.split())
-
-
-_GENERAL_SECTIONS = word_set(
-    "differential differentials teaching learning pearl pearls pitfall pitfalls tip tips next recommendation "
-    "recommendations recommended management treatment discussion cause causes etiology aetiology complication "
-    "complications background considerations steps followup correlation mimics reminder"
-)
-_CASE_SECTIONS = word_set(
-    "finding findings impression description interpretation analysis conclusion summary report observation "
-    "observations case lungs heart pleura mediastinum bones diagnosis"
-)
+_GENERAL_SECTIONS = WORDS["sections.general"]
+_CASE_SECTIONS = WORDS["sections.case"]
 _HEADING_WORDS = 6
 
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from operator import eq
 
 from gxr_batch.text_checks.flags.evidence import MAX_CHARS, Reading
-from gxr_batch.text_checks.flags.sentences import word_set
+from gxr_batch.text_checks.flags.lexicon import WORDS
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,60}>")
 # A sentence ends with its mark, after which quotes, brackets and markup may close.
@@ -34,22 +34,10 @@ _DENSE_RATIO = 4.0  # zlib makes prose of this length about half as long
 _NOT_LATIN = re.compile(r"[^\W\d_a-zA-ZÀ-ɏ]")
 _GREEK = re.compile("[\u0370-\u03ff\u1f00-\u1fff]")  # letters and words of it stand in English texts
 _NOT_LATIN_SHARE, _GREEK_LETTERS, _OTHER_LETTERS = 0.25, 25, 4
-_ENGLISH = word_set(
-    "the of and a an in is are was to with without no not on at for by from this that it as or there be has have "
-    "had which can may but if than then these its will would should be been patient findings finding shows seen "
-    "present normal clear lung lungs heart chest right left upper lower lobe lobes small large mild moderate "
-    "effusion effusions pneumothorax consolidation opacity opacities nodule nodules mass size ribs rib bones "
-    "angles sharp free enlarged intact trachea central pleura pleural diaphragm both bilateral fracture line "
-    "lines tube ray film study i you we see what when also other one two three more most"
-)
+_ENGLISH = WORDS["language.english"]
 _ENGLISH_SHARE = 0.1
 _FEW_WORDS, _MANY_WORDS = 8, 20  # English in telegram style has no small words, but no accents either
-# Frequent small words of Spanish, French, German, Italian, Portuguese and Dutch that are no English words.
-_FOREIGN = word_set(
-    "el los las del que con para por una un se y est de des du le la les et dans avec sur pour une sont aux der "
-    "das und ist mit nicht ein eine auf für im zu sind den dem von des wird es sich gli della nel nella che è di "
-    "il lo al os da em um uma não com ao na het een van niet met voor zijn op wordt más está son más sin au il ou"
-)
+_FOREIGN = WORDS["language.foreign"]
 _FOREIGN_KINDS, _FOREIGN_WORDS = 3, 5
 
 
@@ -166,13 +154,10 @@ _SEEING = re.compile(
     r"thank(?:s| you) for (?:sharing|providing|sending|uploading|submitting)|"
     r"as (?:you can see|can be seen|seen|shown) (?:here )?(?:in|on) (?:the |this )?(?:image|picture|photo|figure)\b)"
 )
-_SEEN_THINGS = word_set(
-    "i image images picture pictures photo photos photograph figure figures i've thank thanks provided attached "
-    "uploaded submitted shared enclosed supplied accompanying"
-)
+_SEEN_THINGS = WORDS["image.cues"]
 _FIGURE = re.compile(r"\bfig(?:ure)?s?\.?\s?\d", re.IGNORECASE)
 _FIGURES = frozenset({"fig", "figs", "figure", "figures"})
-_TELLING = frozenset({"when", "before", "students", "should", "always", "readers", "cannot", "if"})
+_TELLING = WORDS["image.telling"]
 
 
 def refuses(reading: Reading) -> bool:

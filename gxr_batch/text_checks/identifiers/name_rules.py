@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import re
 
-from gxr_batch.text_checks.identifiers.ordinary import ORDINARY
+from gxr_batch.text_checks.word_lists import either, read_tables
 
-BY_WORDS = (
-    "dictated", "signed", "reported", "interpreted", "read", "reviewed", "verified", "transcribed", "authenticated",
-    "ordered", "referred", "approved", "finalized", "performed", "requested",
-)  # fmt: skip
+_LISTS = read_tables("identifiers/words.toml")["names"]
+BY_WORDS = tuple(_LISTS["by"].split())
 _BY = tuple(f"{word} by" for word in BY_WORDS)
-_ROLE_WORDS = (
-    "physician", "doctor", "radiologist", "clinician", "consultant", "resident", "technologist", "technician",
-    "surgeon", "attending", "next of kin", "emergency contact", *_BY,
-)  # fmt: skip
-FULL_WORDS = ("patient", "pt", "subject", "mother", "father", "cc")
+_ROLE_WORDS = (*_LISTS["roles"], *_BY)
+FULL_WORDS = tuple(_LISTS["full"].split())
 _BEFORE_COLON = (*_ROLE_WORDS, "md")
 
+_TITLES, _TITLES_WITH_POINT = _LISTS["titles"].split(), _LISTS["titles_with_point"].split()
+_ORDINARY = frozenset(_LISTS["ordinary"].split())
 ROLE_CUES = tuple(word.split()[0] for word in _ROLE_WORDS)
-TITLE_CUES = (
-    *("dr", "drs", "mr", "mrs", "ms", "mx", "sr", "sra", "miss", "mme", "prof", "professor", "doctor", "nurse"),
-    *("herr", "frau"),
-)
+TITLE_CUES = (*_TITLES, *_TITLES_WITH_POINT)
 LETTER_CUES = ("md", "m", "d", "mbbs", "frcr", "frcpc", "rn", "phd", "ph", "c")  # m for M.D., c for PA-C
 
 # Capitals that are titles and abbreviations alike: magnetic resonance, multiple sclerosis, digital radiography.
@@ -45,7 +39,7 @@ def _name(group: str) -> str:
 
 _FIRST, _SECOND = _name("first"), _name("second")
 _TITLED = re.compile(
-    r"\b(?P<title>(?i:drs?|mrs?|ms|mx|sra?(?=\.)|miss|prof|professor|doctor|nurse|herr|frau|mme))\b"
+    rf"\b(?P<title>(?i:{either(_TITLES)}|(?:{either(_TITLES_WITH_POINT)})(?=\.)))\b"
     rf"(?:(?P<dot>\.)[ \t]{{0,3}}|[ \t]{{1,3}}){_FIRST}"
 )
 _NAMED = re.compile(
@@ -53,10 +47,10 @@ _NAMED = re.compile(
     r"(?:'s|\u2019s)?[ \t]name|\bsurname)|(?:^|(?<=[\n.;,|(\x00-\x1f])|(?<=[.;,|(][ ]))(?i:name))"
     rf"[ \t]{{0,2}}(?:[:=]|\bis\b)\s{{0,3}}{_FIRST}"
 )
-_IN_A_ROLE = re.compile(rf"\b(?i:{'|'.join(_ROLE_WORDS)})(?:[ ]MD)?[ \t]{{0,2}}:\s{{0,3}}{_FIRST}")
+_IN_A_ROLE = re.compile(rf"\b(?i:{either(_ROLE_WORDS)})(?:[ ]MD)?[ \t]{{0,2}}:\s{{0,3}}{_FIRST}")
 _IN_FULL = re.compile(
-    rf"\b(?:(?i:{'|'.join(FULL_WORDS)})[ \t]{{0,2}}(?P<colon>:)"
-    rf"|(?i:{'|'.join(BY_WORDS)})[ ](?i:by))\s{{1,3}}{_FIRST}(?:[ ]|,[ ]?){_SECOND}"
+    rf"\b(?:(?i:{either(FULL_WORDS)})[ \t]{{0,2}}(?P<colon>:)"
+    rf"|(?i:{either(BY_WORDS)})[ ](?i:by))\s{{1,3}}{_FIRST}(?:[ ]|,[ ]?){_SECOND}"
 )
 _PATIENT = re.compile(rf"[Pp](?<!\w[Pp])(?:atient|t\.?)[ ]{_FIRST}[ ]{_SECOND}")
 _BEFORE_LETTERS = re.compile(rf"\b{_FIRST}[ ]{_SECOND},?[ ]{{1,2}}$")
@@ -69,7 +63,7 @@ def is_name(word: str) -> bool:
         len(bare) > 1
         and bare[0].isupper()
         and not any(character.isdigit() for character in bare)
-        and bare.lower() not in ORDINARY
+        and bare.lower() not in _ORDINARY
         and not set(bare) <= _HIDDEN
     )
 

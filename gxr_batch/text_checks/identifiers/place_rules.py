@@ -5,25 +5,27 @@ from __future__ import annotations
 import re
 
 from gxr_batch.text_checks.identifiers.name_rules import is_name
+from gxr_batch.text_checks.word_lists import either, read_tables
 
+_LISTS = read_tables("identifiers/words.toml")["places"]
+_STREETS, _STREETS_SHORT, _STREETS_ALONE = (
+    _LISTS[name].split() for name in ("streets", "streets_short", "streets_alone")
+)
+_SHORT = either((*map(str.title, _STREETS_SHORT), *map(str.upper, _STREETS_SHORT)))
+_KINDS, _LEADS, _SAINTS = (frozenset(_LISTS[name].split()) for name in ("kinds", "leads", "saints"))
 _WORD = r"[A-Z][\w'\u2019.-]{0,30}"
 _STREET = re.compile(
     r"[0-9](?<![\w.,/-][0-9])[0-9]{0,4}[A-Za-z]?,?[ ]{1,2}(?:(?:[NSEW]|North|South|East|West)\.?[ ])?"
     rf"(?P<words>(?:(?:{_WORD}|[0-9]{{1,3}}(?:st|nd|rd|th))[ ]){{1,3}})"
-    r"(?:(?i:street|avenue|road|boulevard|lane|drive|terrace|highway|parkway|crescent)|St|Ave|Rd|Blvd|Ln|Hwy|Pkwy"
-    r"|ST|AVE|RD|BLVD|LN|HWY|PKWY)(?!\w)"
+    rf"(?:(?i:{either(_STREETS)})|{_SHORT})(?!\w)"
 )
-_STREET_ALONE = re.compile(r"\b(?P<words>[A-Z][a-z'\u2019-]{2,30})[ ](?:Street|Avenue|Boulevard|Road)\b")
+_STREET_ALONE = re.compile(rf"\b(?P<words>[A-Z][a-z'\u2019-]{{2,30}})[ ](?:{either(map(str.title, _STREETS_ALONE))})\b")
 _BOX = re.compile(r"\bP\.?[ ]?O\.?[ ]?Box[ ]#?[0-9]", re.IGNORECASE)
 _ZIP = re.compile(r",[ ]?(?P<words>[A-Z]{2}|[A-Z][a-z]{3,12}(?:[ ][A-Z][a-z]{3,12})?)[ ]{1,2}[0-9]{5}(?![0-9])")
 _AFTER_WORD = re.compile(
     r"\baddress[ \t]?[:=]\s{0,3}(?![Xx_])\w|\b(?:lives|living|resides|residing)[ ](?:at|on)[ ][0-9]", re.IGNORECASE
 )
-STREET_CUES = (
-    *("street", "avenue", "road", "boulevard", "lane", "drive", "terrace", "highway", "parkway", "crescent"),
-    *("st", "ave", "rd", "blvd", "ln", "hwy", "pkwy"),
-)
-STREET_ALONE_CUES = ("street", "avenue", "boulevard", "road")
+STREET_CUES, STREET_ALONE_CUES = (*_STREETS, *_STREETS_SHORT), tuple(_STREETS_ALONE)
 ADDRESS_CUES = ("box", "address", "lives", "living", "resides", "residing")
 
 _FACILITY = re.compile(
@@ -39,15 +41,7 @@ HOSPITAL_CUES = ("hospital", "hosp", "clinic", "infirmary", "hospice")
 # Words that name one only behind one of these kinds.
 CENTER_CUES = ("center", "centre", "ctr", "system", "home")
 CENTER_KINDS = ("medical", "med", "health", "cancer", "imaging", "nursing")
-# What may stand between a hospital's name and the word itself.
-_KIND_WORDS = """
-general memorial regional community county city university royal national veterans medical teaching state central
-children's childrens women's methodist baptist presbyterian lutheran catholic
-"""
-_KINDS = frozenset(_KIND_WORDS.split())
 _DEPARTMENT = re.compile(r"(?:ology|ics|iatry|apy|surgery|ation|medicine)$")
-_LEADS = frozenset({"at", "from", "to", "in", "by", "the", "of", "via"})
-_SAINTS = frozenset({"st", "st.", "saint", "mt.", "mount", "ft.", "fort"})
 _CHARACTERS_BEFORE, _WORDS_BEFORE = 80, 6
 
 

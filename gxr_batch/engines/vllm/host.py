@@ -260,10 +260,6 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of no use after an orderly end, and nobody else may be left
 
 
-if __name__ == "__main__":
-    main()
-
-
 _KEPT = 4096
 
 
@@ -311,3 +307,7 @@ class Steps:
         began, ended = self._moments[right - 1], self._moments[right]
         low, high = sums[right - 1], sums[right]
         return low + (high - low) * (moment - began) / (ended - began)
+
+
+if __name__ == "__main__":
+    main()

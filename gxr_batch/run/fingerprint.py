@@ -1,6 +1,7 @@
 """What the manifest says of one invocation: the fingerprint, what automatic values became, versions, provenance.
 
-The fingerprint holds everything that decides a row's text, and nothing else: see the contract, section 4.
+The fingerprint holds everything that decides a row's text, and nothing else. The list is in docs/architecture.md, "Run
+folder".
 """
 
 from __future__ import annotations

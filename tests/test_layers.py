@@ -41,6 +41,7 @@ HEAVY = {
     "vllm",
     "ray",
     "datasets",
+    "openai",
 }
 
 

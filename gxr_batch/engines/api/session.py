@@ -1,24 +1,30 @@
-"""The api engine's stream: prompts out to the loop's thread, completions and pieces of text back through a queue."""
+"""The api engine's stream: prompts out to an event loop in a thread, completions and pieces of text back by a queue.
+
+So the stream stays a plain generator. What a request meets with is retries.py's business; rows are told apart here.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import queue
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from gxr_batch.engines.api.calls import Call, Calls
-from gxr_batch.engines.api.client import Question
-from gxr_batch.engines.api.faults import Refusal, Trouble, Unusable
-from gxr_batch.engines.api.loop import LoopThread
+from gxr_batch.engines.api.openai_client import Client, Question
 from gxr_batch.engines.api.outage import Outage
+from gxr_batch.engines.api.retries import Call, Calls
+from gxr_batch.engines.api.server_faults import Refusal, Trouble, Unusable
 from gxr_batch.engines.base import EngineInfo, Pulse, Say, StopRequest
 from gxr_batch.errors import EngineFailed
 from gxr_batch.records import Completion, Key, Prompt
 
 _PULSE_SECONDS = 0.5
 _TICK_SECONDS = 0.05
+_CLOSE_SECONDS = 2.0
 _ROLES = {"system": "system", "user": "user", "model": "assistant"}
 
 
@@ -39,10 +45,34 @@ class _Ended(NamedTuple):
 _Events = queue.SimpleQueue[_Piece | _Ended]
 
 
+@contextmanager
+def loop_in_thread(client: Client) -> Iterator[asyncio.AbstractEventLoop]:
+    """Run an event loop beside the caller. At its end the client is closed, and whatever still runs is cancelled."""
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def wait_for_the_end() -> None:
+        end = asyncio.Event()
+        started.set_result((asyncio.get_running_loop(), end))
+        await end.wait()
+        await client.close()
+
+    # A daemon: a name server that does not answer must not keep the process from ending.
+    thread = threading.Thread(target=lambda: asyncio.run(wait_for_the_end()), name="gxr-batch-api", daemon=True)
+    thread.start()
+    loop, end = started.result()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        thread.join(_CLOSE_SECONDS)
+
+
 class ApiSession:
     """A server that answered a harmless question. One stream at a time."""
 
-    def __init__(self, info: EngineInfo, loop: LoopThread, calls: Calls, outage: Outage, say: Say) -> None:
+    def __init__(
+        self, info: EngineInfo, loop: asyncio.AbstractEventLoop, calls: Calls, outage: Outage, say: Say
+    ) -> None:
         self.info = info
         self._loop, self._calls, self._outage, self._say = loop, calls, outage, say
         self._tokens = 0
@@ -74,7 +104,7 @@ class ApiSession:
                 future.cancel()
 
     def _start(self, prompt: Prompt, events: _Events) -> Future[Completion]:
-        future = self._loop.submit(self._row(prompt, time.monotonic(), events))
+        future = asyncio.run_coroutine_threadsafe(self._row(prompt, time.monotonic(), events), self._loop)
         future.add_done_callback(lambda done: events.put(_Ended(prompt.key, done)))
         return future
 

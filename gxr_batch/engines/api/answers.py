@@ -29,7 +29,7 @@ _MOST = 2**31 - 1  # what a column of the results holds
 
 
 class Answer(NamedTuple):
-    """One answer. Counts are None where the server gives none, or one that cannot be."""
+    """One answer, in the fields of a Completion. Counts are None where the server gives none, or one that cannot be."""
 
     text: str
     finish_reason: FinishReason

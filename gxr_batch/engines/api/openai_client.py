@@ -11,7 +11,7 @@ import ipaddress
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -21,6 +21,7 @@ import openai
 from gxr_batch.engines.api.answers import Answer, StreamedAnswer, whole_answer
 from gxr_batch.engines.api.server_faults import EXPECTED, Trouble, fault_of_error, fault_of_status
 from gxr_batch.job import ApiSection
+from gxr_batch.records import Prompt
 from gxr_batch.settings import Sampling, parse_duration
 
 ROUTER = "https://router.huggingface.co"
@@ -32,17 +33,10 @@ OPTIONAL = {
     "repetition_penalty": "repetition_penalty",
     "repeat_penalty": "repetition_penalty",
 }
+_ROLES = {"system": "system", "user": "user", "model": "assistant"}
 _CONNECT_SECONDS = 10.0
 # An answer's JSON, and its pieces when streamed, are a few hundred bytes a token.
 _BYTES_AT_LEAST, _BYTES_A_TOKEN = 2**20, 4096
-
-
-class Question(NamedTuple):
-    """What one request asks: chat messages, and the numbers that are its own."""
-
-    messages: list[dict[str, str]]
-    seed: int
-    max_tokens: int
 
 
 class Client:
@@ -76,24 +70,24 @@ class Client:
         # What OPENAI_LOG sets at the import.
         logging.getLogger("openai").setLevel(logging.WARNING)
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, prompt: Prompt) -> Answer:
         """Return the answer. Raises Fault."""
         async with self._asking():
-            whole = await self._library.chat.completions.create(**self._request(question), stream=False)
-            answer = whole_answer(whole, question.max_tokens)
+            whole = await self._library.chat.completions.create(**self._request(prompt), stream=False)
+            answer = whole_answer(whole, prompt.max_new_tokens)
         self.answered = True
         return answer
 
-    async def stream(self, question: Question, on_text: Callable[[str], None]) -> Answer | None:
+    async def stream(self, prompt: Prompt, on_text: Callable[[str], None]) -> Answer | None:
         """Return the answer after handing on its pieces; None where the server does not stream. Raises Fault."""
         streamed = StreamedAnswer()
         async with self._asking():
-            request = self._request(question) | {"stream_options": {"include_usage": True}}
+            request = self._request(prompt) | {"stream_options": {"include_usage": True}}
             async with await self._library.chat.completions.create(**request, stream=True) as pieces:
                 async for piece in pieces:
                     if text := streamed.take(piece):
                         on_text(text)
-            answer = streamed.answer(question.max_tokens)
+            answer = streamed.answer(prompt.max_new_tokens)
         self.answered = self.answered or answer is not None
         return answer
 
@@ -110,15 +104,19 @@ class Client:
         except EXPECTED as error:
             raise fault_of_error(error, answered=self.answered) from None
 
-    def _request(self, question: Question) -> dict[str, Any]:
+    def _request(self, prompt: Prompt) -> dict[str, Any]:
         sampling = self._sampling
-        request: dict[str, Any] = {"model": self._model, "messages": question.messages}
-        request |= {"temperature": sampling.temperature, "max_tokens": question.max_tokens}
+        request: dict[str, Any] = {
+            "model": self._model,
+            "messages": [{"role": _ROLES[turn.role], "content": turn.text} for turn in prompt.messages.turns],
+            "temperature": sampling.temperature,
+            "max_tokens": prompt.max_new_tokens,
+        }
         optional = dict.fromkeys(("repetition_penalty", "repeat_penalty"), sampling.repetition_penalty)
         if not sampling.greedy:
             request["top_p"] = sampling.top_p
             # top_k also where it is off: a server's own default may not be
-            optional |= {"top_k": sampling.top_k, "seed": question.seed}
+            optional |= {"top_k": sampling.top_k, "seed": prompt.row_seed}
         return request | {"extra_body": {name: value for name, value in optional.items() if name in self.taken}}
 
     def _connect(self, host: str, concurrency: int) -> httpx2.AsyncClient:

@@ -11,37 +11,21 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from gxr_batch.engines.api.answers import Answer
-from gxr_batch.engines.api.openai_client import OPTIONAL, Client, Question
+from gxr_batch.engines.api.openai_client import OPTIONAL, Client
 from gxr_batch.engines.api.outage import Outage
 from gxr_batch.engines.api.server_faults import Refusal, Trouble, Unusable
 from gxr_batch.job import ApiSection
+from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Turn
 from gxr_batch.settings import parse_duration
 
-OnText = Callable[[str], None]
-_Spent = Callable[[Trouble, int], Awaitable[bool]]
+_Spent = Callable[[RetryCallState], Awaitable[bool]]
 _LOOK_SECONDS = 0.02
-_HARMLESS = Question([{"role": "user", "content": "Say OK."}], seed=1, max_tokens=1)
-
-
-class Call(NamedTuple):
-    """An answer and the request that brought it: seconds, their share, mean requests in flight, when it began.
-
-    `first` are the seconds to the first piece of a text, None where it came whole.
-    """
-
-    answer: Answer
-    seconds: float
-    share: float
-    in_flight: float
-    first: float | None
-    started_at: float
-    started_at_ms: int
-    finished_at_ms: int
+_HARMLESS = Prompt(Key("", 0), Messages((Turn("user", "Say OK."),), ""), Encoded(None, None), 1, 1)
 
 
 class Calls:
@@ -58,56 +42,62 @@ class Calls:
         self.retries = 0
         self.streams = True
 
-    async def row(self, question: Question, on_text: OnText | None) -> Call:
-        """Return a row's answer. Raises Refusal or Trouble where the row has to fail, Unusable where all rows would."""
+    async def row(self, prompt: Prompt, taken_at: float) -> Completion:
+        """Return what becomes of a row, taken in at a time (monotonic). Raises Unusable where all rows would fail."""
         alive = self._max_retries == 0  # whether the server answered others before this try
 
-        async def spent(_: Trouble, tries: int) -> bool:
+        async def spent(state: RetryCallState) -> bool:
             nonlocal alive
-            if tries < self._max_retries:
+            if state.attempt_number < self._max_retries:
                 return False
             before, alive = alive, await self._answers_others()
-            return tries > self._max_retries and before and alive
+            return state.attempt_number > self._max_retries and before and alive
 
         try:
-            return await self._persist(question, on_text, spent)
-        except Refusal as refusal:
-            if refusal.suspicious:
+            return await self._persist(prompt, spent, taken_at)
+        except Refusal as fault:
+            if fault.suspicious:
                 await self._answers_others()
-            raise
+            error = f"the server {fault.what}"
+        except Trouble as fault:
+            error = f"the server {fault.what}, again and again, while it answered others"
+        # Nothing was generated, so nothing is measured.
+        now, waited = int(time.time() * 1000), time.monotonic() - taken_at
+        return Completion(prompt.key, "", "error", error, None, 0, waited, None, 0.0, 0.0, 0.0, now, now)
 
     async def greet(self) -> list[str]:
         """Ask a harmless question, and return the keys of [sampling] that the server refuses to know.
 
         Waits for a server that is not there yet. Raises Unusable where no question of ours can be answered.
         """
-        try:
-            await self._persist(_HARMLESS, None, self._is_no_server)
-        except Refusal:
-            pass
-        else:
+        client = self._client
+        if await self._refusal() is None:
             return []
         # One or more of them, or the request as such: start with none, and keep what does no harm.
-        self._client.taken = ()
-        try:
-            await self._persist(_HARMLESS, None, self._is_no_server)
-        except Refusal as refusal:
-            if self._client.routed:  # the router knows no such model or provider
+        client.taken = ()
+        if refusal := await self._refusal():
+            if client.routed:  # the router knows no such model or provider
                 what = refusal.what.replace("refused this row", "cannot be asked for this model")
-                raise Unusable(what, "check api.provider, api.model and the token") from None
-            what = refusal.what.replace("this row", "even a harmless question")
-            raise Unusable(what, "check api.model, and that the server answers chat completions") from None
+                raise Unusable(what, "check api.provider, api.model and the token")
+            raise _refused_all(refusal, "check api.model, and that the server answers chat completions")
         for name in OPTIONAL:
-            taken, self._client.taken = self._client.taken, (*self._client.taken, name)
-            try:
-                await self._persist(_HARMLESS, None, self._is_no_server)
-            except Refusal:
-                self._client.taken = taken
-        known = {OPTIONAL[name] for name in self._client.taken}
+            before, client.taken = client.taken, (*client.taken, name)
+            if await self._refusal():
+                client.taken = before
+        known = {OPTIONAL[name] for name in client.taken}
         return [key for key in dict.fromkeys(OPTIONAL.values()) if key not in known]
 
-    async def _is_no_server(self, trouble: Trouble, tries: int) -> bool:
-        if tries > self._max_retries and trouble.nonsense and not self._client.answered:
+    async def _refusal(self) -> Refusal | None:
+        """Ask a harmless question until it is answered or refused, and return the refusal."""
+        try:
+            await self._persist(_HARMLESS, self._is_no_server)
+        except Refusal as refusal:
+            return refusal
+        return None
+
+    async def _is_no_server(self, state: RetryCallState) -> bool:
+        trouble = _trouble(state)
+        if state.attempt_number > self._max_retries and trouble.nonsense and not self._client.answered:
             raise Unusable(trouble.what, "check api.base_url: it has to be an OpenAI-compatible server's") from None
         return False
 
@@ -118,27 +108,23 @@ class Calls:
             if self._last_answered > now:
                 return True
             try:
-                await self._attempt(_HARMLESS, None)
+                await self._attempt(_HARMLESS)
             except Trouble:
                 return False
             except Refusal as refusal:
                 if refusal.suspicious:
-                    what = refusal.what.replace("this row", "even a harmless question")
-                    raise Unusable(what, "check api.model and what the token may do") from None
+                    raise _refused_all(refusal, "check api.model and what the token may do") from None
             return True
 
-    async def _persist(self, question: Question, on_text: OnText | None, spent: _Spent) -> Call:
-        async def stop(state: RetryCallState) -> bool:
-            return await spent(_trouble(state), state.attempt_number)
-
+    async def _persist(self, prompt: Prompt, spent: _Spent, taken_at: float = 0.0) -> Completion:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(Trouble),
-            stop=cast(Any, stop),  # it may be a coroutine, which the types do not say
+            stop=cast(Any, spent),  # it may be a coroutine, which the types do not say
             wait=self._wait,
             before_sleep=self._count,
             reraise=True,
         )
-        return await retrying(self._attempt, question, on_text)
+        return await retrying(self._attempt, prompt, taken_at)
 
     def _wait(self, state: RetryCallState) -> float:
         return max(self._backoff(state), _trouble(state).retry_after or 0.0)
@@ -146,13 +132,13 @@ class Calls:
     def _count(self, _: RetryCallState) -> None:
         self.retries += 1
 
-    async def _attempt(self, question: Question, on_text: OnText | None) -> Call:
+    async def _attempt(self, prompt: Prompt, taken_at: float = 0.0) -> Completion:
         async with self._throttle.entered():
             started_at, started_at_ms = time.monotonic(), int(time.time() * 1000)
-            pieces_at: list[float] = []
+            shown_at: list[float] = []
             mark = self._meter.enter()
             try:
-                answer = await self._answer(question, on_text, pieces_at)
+                answer = await self._answer(prompt, shown_at)
             except Trouble as trouble:
                 self._outage.trouble(trouble)
                 if trouble.flooded:
@@ -166,33 +152,46 @@ class Calls:
         self._outage.alive()
         self._last_answered = max(self._last_answered, started_at)
         self._throttle.answered()
-        first = pieces_at[0] - started_at if pieces_at else None
-        finished_at_ms = int(time.time() * 1000)
-        return Call(answer, seconds, share, in_flight, first, started_at, started_at_ms, finished_at_ms)
+        return Completion(
+            prompt.key,
+            *answer,
+            seconds_queued=started_at - taken_at,
+            seconds_to_first_token=shown_at[0] - started_at if shown_at else None,
+            seconds_generating=seconds,
+            seconds_share=share,
+            rows_in_batch=in_flight,
+            started_at_ms=started_at_ms,
+            finished_at_ms=int(time.time() * 1000),
+        )
 
-    async def _answer(self, question: Question, on_text: OnText | None, pieces_at: list[float]) -> Answer:
+    async def _answer(self, prompt: Prompt, shown_at: list[float]) -> Answer:
+        on_text = prompt.on_text
         if on_text is None:
-            return await self._client.ask(question)
+            return await self._client.ask(prompt)
 
         def show(text: str) -> None:
-            pieces_at.append(time.monotonic())
+            shown_at.append(time.monotonic())
             on_text(text)
 
         answer = None
         if self.streams:
             try:
-                answer = await self._client.stream(question, show)
+                answer = await self._client.stream(prompt, show)
             except (Trouble, Refusal) as fault:
-                if pieces_at:  # a second try would show another beginning
+                if shown_at:  # a second try would show another beginning
                     raise Refusal(f"{fault.what}, in the middle of a text that was being shown") from None
                 if isinstance(fault, Trouble):
                     raise
         if answer is None:  # it does not stream, or will not: the whole text at the end
-            answer = await self._client.ask(question)
+            answer = await self._client.ask(prompt)
             self.streams = False
             if answer.text:
                 on_text(answer.text)
         return answer
+
+
+def _refused_all(refusal: Refusal, next_step: str) -> Unusable:
+    return Unusable(refusal.what.replace("this row", "even a harmless question"), next_step)
 
 
 def _trouble(state: RetryCallState) -> Trouble:

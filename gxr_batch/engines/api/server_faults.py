@@ -59,7 +59,7 @@ class Refusal(Fault):
 
 
 class Unusable(Fault):
-    """No request can be answered before somebody mends something; `next_step` says what."""
+    """No request can be answered before somebody fixes something; `next_step` says what."""
 
     def __init__(self, what: str, next_step: str) -> None:
         super().__init__(what)
@@ -139,8 +139,6 @@ def _of_connection(error: BaseException | None, *, answered: bool) -> Fault:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -42,7 +42,7 @@ _Events = queue.SimpleQueue[_Ended | Callable[[], None]]
 
 @contextmanager
 def loop_in_thread(client: Client) -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop beside the caller. At its end the client is closed, and whatever still runs is cancelled."""
+    """Run an event loop alongside the caller. At its end the client is closed, and whatever still runs is cancelled."""
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def wait_for_the_end() -> None:

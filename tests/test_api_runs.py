@@ -50,6 +50,15 @@ def test_a_run_generates_every_row_with_the_servers_model_named(work, monkeypatc
     assert b"token-of-the-tests" not in everything_written(work)
 
 
+def test_the_librarys_switch_for_its_log_does_nothing(work, monkeypatch):
+    monkeypatch.setenv("OPENAI_LOG", "debug")
+    with FaultServer(lambda body, number: Act(500) if number == 3 else None) as server:
+        job(work, server)
+        done = work.run("--limit", "3")
+    assert "openai" not in done.stdout + done.stderr
+    assert "DEBUG" not in done.stdout + done.stderr
+
+
 def test_another_server_or_model_is_another_run(work):
     with FaultServer() as server:
         job(work, server)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import email.utils
-import functools
 import gzip
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx2
 import pytest
@@ -18,9 +20,9 @@ from fault_server import Act, FaultServer, completion, repeated, streamed
 
 from gxr_batch.engines import create
 from gxr_batch.engines.api import outage
-from gxr_batch.engines.api.faults import retry_after
+from gxr_batch.engines.api.retries import Meter, Throttle
+from gxr_batch.engines.api.server_faults import retry_after
 from gxr_batch.engines.api.session import ApiSession
-from gxr_batch.engines.api.throttle import Meter, Throttle
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.errors import ApiOutage, EngineFailed, ModelUnavailable, RowError
 from gxr_batch.job import Job
@@ -149,6 +151,7 @@ def test_a_greedy_job_sends_no_seed_and_nothing_to_draw_with():
         Act(body={"error": {"message": CANARY}}),
         Act(body=b'{"choices": [{"message": {"content": "\\ud800"}, "finish_reason": "stop"}]}'),
         Act(body=b"[" * 200_000),
+        Act(body={"_fields_set": 7, "choices": [{"_fields_set": 7, "message": {"_fields_set": 7, "content": 1}}]}),
         Act(body=gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"}),
         Act(body=b" " * 2_000_000 + b"{}"),
         Act(body=b" " * 65536, endless=True),
@@ -369,6 +372,46 @@ def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with FaultServer() as server:
         assert one(server).error is None
+
+
+def test_the_environments_own_settings_of_the_library_do_nothing(monkeypatch):
+    """They could send prompts, or somebody's key, to a server that no job names."""
+    with FaultServer() as other, FaultServer() as server:
+        for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET"):
+            monkeypatch.setenv(f"OPENAI_{name}", CANARY)
+        monkeypatch.setenv("OPENAI_BASE_URL", other.url)
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {CANARY}\nX-{CANARY}: 1\nHost: {CANARY}")
+        assert one(server).error is None
+    assert other.requests == []
+    assert {seen.path for seen in server.requests} == {"/v1/chat/completions"}
+    for seen in server.requests:
+        assert CANARY not in str(seen).lower()
+        wanted = {"host", "accept", "accept-encoding", "connection", "content-length", "content-type", "user-agent"}
+        assert set(seen.headers) == wanted
+
+
+def test_the_library_is_imported_where_the_engine_opens_and_not_before():
+    code = (
+        "import sys\nfrom gxr_batch.engines import create\nfrom gxr_batch.job import Job\n"
+        f"engine = create(Job.model_validate({job('http://127.0.0.1:9/v1').model_dump(mode='json')!r}), print)\n"
+        "engine.identity(), engine.encoder()\nprint('openai' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+def test_an_address_may_be_the_servers_its_versions_or_the_whole(path):
+    with FaultServer() as server:
+        server.url = server.url.removesuffix("/v1") + path
+        one(server)
+    assert {seen.path for seen in server.requests} == {"/v1/chat/completions"}
+
+
+def test_an_address_too_long_to_be_one_is_one_message():
+    engine = create(job("http://localhost/" + "a" * 70_000), lambda _: None)
+    with pytest.raises(ModelUnavailable, match="The server cannot be asked"), engine.open():
+        pass
 
 
 @pytest.mark.parametrize("token", ["", "two\nlines", "naïve"])
@@ -598,10 +641,16 @@ def router(monkeypatch):
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         sent.append(request)
-        return httpx2.Response(200, json=repeated(json.loads(request.content)))
+        body = json.loads(request.content)
+        if body["model"].endswith(":nobody"):
+            return httpx2.Response(400, json={"error": {"code": "model_not_supported", "message": CANARY}})
+        return httpx2.Response(200, json=repeated(body))
 
-    connection = functools.partial(httpx2.AsyncClient, transport=httpx2.MockTransport(answer))
-    monkeypatch.setattr(httpx2, "AsyncClient", connection)
+    class Connection(httpx2.AsyncClient):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(transport=httpx2.MockTransport(answer), **settings)
+
+    monkeypatch.setattr(httpx2, "AsyncClient", Connection)
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
     return sent
 
@@ -617,7 +666,7 @@ def test_hugging_face_is_asked_for_the_model_with_the_users_token(router):
 
 
 def test_a_providers_own_token_never_goes_round_hugging_face(router, monkeypatch):
-    """The library would send prompts with such a token to the provider itself, and the notice would be wrong."""
+    """The router cannot do anything with it, and a token goes to nobody but who gave it."""
     monkeypatch.setenv("GROQ_KEY", "gsk_of_somebody")
     engine = create(job("", provider="groq", token_env="GROQ_KEY"), lambda _: None)
     with pytest.raises(ModelUnavailable, match="not Hugging Face's") as caught, engine.open():
@@ -631,7 +680,18 @@ def test_a_provider_that_nobody_knows_is_one_message(router):
     with pytest.raises(ModelUnavailable, match="cannot be asked for this model") as caught, engine.open():
         pass
     assert "api.provider = nobody" in caught.value.where
-    assert not router
+    assert "api.provider" in caught.value.next_step
+    assert CANARY not in str(caught.value)
+    assert {json.loads(request.content)["messages"][-1]["content"] for request in router} == {"Say OK."}
+
+
+def test_a_provider_is_named_to_the_router_behind_the_model(router):
+    with create(job("", model="google/gemma-3-4b-it", provider="groq"), lambda _: None).open() as opened:
+        seen = Watched().watch(opened, prompts(1))
+    assert seen.completions[0].text == f"{WORDS} 0"
+    assert {str(request.url) for request in router} == {"https://router.huggingface.co/v1/chat/completions"}
+    assert {json.loads(request.content)["model"] for request in router} == {"google/gemma-3-4b-it:groq"}
+    assert "https://router.huggingface.co, and from there to the provider groq" in opened.info.notices[0]
 
 
 def test_without_a_login_or_while_offline_hugging_face_is_not_asked(router, monkeypatch):

@@ -38,6 +38,7 @@ HEAVY = {
     "vllm",
     "ray",
     "datasets",
+    "openai",
 }
 
 

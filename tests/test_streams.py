@@ -18,6 +18,7 @@ def work(tmp_path_factory):
 
 def shell(work: Workplace, line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = " ".join(COMMAND)
+    environment = {"PYTHONUNBUFFERED": ""} | environment  # as a user has it: writes fail at the flush
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; G='{command}'; {line}"],
         cwd=work.folder, capture_output=True, timeout=100, check=False, env=os.environ | environment,
@@ -39,6 +40,14 @@ def test_a_full_disk_behind_stdout_is_the_machines_error(work, verb):
     assert b"cannot be written: No space left on device." in done.stderr
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("verb", ["--version", "status outputs/j"])
+def test_a_full_disk_is_the_machines_error_where_python_does_not_buffer_too(work, verb):
+    done = shell(work, f"$G {verb} > /dev/full", PYTHONUNBUFFERED="1")
+    assert done.returncode == 4, done.stderr
+    assert b"cannot be written: No space left on device." in done.stderr
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -2,6 +2,10 @@
 
 A reader of stdout that has gone away (`| head`) is no failure: the verb ends as it would have. A full disk behind
 stdout is one. Nothing on stderr may end a run: its rows matter more than its notices.
+
+Click covers less: at a broken pipe its main() ends the verb with exit code 1, its echo() raises every other write
+error, and it replaces letters on ASCII streams alone. echo() skips a stream that is None, but print() then writes to
+stdout what was meant for stderr.
 """
 
 from __future__ import annotations
@@ -43,7 +47,9 @@ class _Stream:
         try:
             yield
         except OSError as error:
-            _let_go(self._stream)
+            # What the stream still holds goes to nowhere, as all that follows: Python flushes it at the process's end.
+            with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
             if self._must_arrive and error.errno != errno.EPIPE:
                 reason = error.strerror or type(error).__name__
                 raise StorageError(
@@ -51,15 +57,6 @@ class _Stream:
                     where="standard output",
                     next_step="make room there, then run the same command again; what a run generated is safe",
                 ) from None
-            self._must_arrive = False
-
-
-def _let_go(stream: TextIO) -> None:
-    """Send what the stream still holds to nowhere, so that closing it at the end of the process does not fail again."""
-    with suppress(OSError, ValueError, io.UnsupportedOperation):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
 
 
 @contextmanager

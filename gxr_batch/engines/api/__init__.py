@@ -6,29 +6,29 @@ reproducible, even where the server takes a seed.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
 from collections.abc import Iterator
-from concurrent.futures import wait
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants, get_token
 
-from gxr_batch.engines.api.calls import Calls
-from gxr_batch.engines.api.client import ROUTER, Client, is_loopback, proxy_of
-from gxr_batch.engines.api.faults import Unusable
-from gxr_batch.engines.api.loop import LoopThread
-from gxr_batch.engines.api.outage import Outage
-from gxr_batch.engines.api.session import ApiSession
 from gxr_batch.engines.base import EngineInfo, Identity, Say
 from gxr_batch.errors import ModelUnavailable, RowError
 from gxr_batch.job import Job
 from gxr_batch.job.units import parse_clock, parse_duration, seconds_until
 from gxr_batch.records import Encoded, Messages
+
+if TYPE_CHECKING:
+    from gxr_batch.engines.api.outage import Outage
+    from gxr_batch.engines.api.session import ApiSession
 
 # A server lays out the turns and then reads control tokens wherever they stand: a cell could end its turn and begin
 # another. These are how the model families write them; engines on this machine need no such list.
@@ -36,7 +36,7 @@ _CONTROL = re.compile(
     r"<(start|end)_of_\w+>|<(bos|eos|pad|unk|mask|s)>|</s>|<image_soft_token>|\[multimodal\]|\[/?INST\]|<\|[^|<>]{1,40}\|>"
 )
 _OF_HUGGING_FACE = "hf_"
-_LOOK_SECONDS, _CLOSE_SECONDS = 0.1, 1.0
+_LOOK_SECONDS = 0.1
 
 
 class ApiEncoder:
@@ -70,28 +70,32 @@ class ApiEngine:
     def open(self) -> Iterator[ApiSession]:
         """Ask the server a harmless thing. Raises ModelUnavailable where it will not do, ApiOutage where it is out."""
         began = time.monotonic()
-        settings = self._settings
-        client = Client(settings, self._token(), self._sampling)
-        outage = Outage(self._place, parse_duration(settings.give_up_after) or 0.0, self._say)
-        with client.in_charge(), LoopThread() as loop:
-            calls = Calls(client, settings, outage)
-            try:
-                refused = self._greeted(loop, calls, outage)
-                yield ApiSession(self._info(began, refused), loop, calls, outage, self._say)
-            finally:
-                with suppress(TimeoutError):
-                    loop.submit(client.close()).result(_CLOSE_SECONDS)
+        # Only here, since these import the openai library, which takes a second.
+        from gxr_batch.engines.api.openai_client import Client
+        from gxr_batch.engines.api.outage import Outage
+        from gxr_batch.engines.api.retries import Calls
+        from gxr_batch.engines.api.server_faults import Unusable
+        from gxr_batch.engines.api.session import ApiSession, loop_in_thread
 
-    def _greeted(self, loop: LoopThread, calls: Calls, outage: Outage) -> list[str]:
+        settings = self._settings
+        outage = Outage(self._place, parse_duration(settings.give_up_after) or 0.0, self._say)
+        with ExitStack() as opened:
+            try:
+                client = Client(settings, self._token(), self._sampling)
+                calls = Calls(client, settings, outage)
+                loop = opened.enter_context(loop_in_thread(client))
+                refused = self._greeted(asyncio.run_coroutine_threadsafe(calls.greet(), loop), outage)
+            except Unusable as fault:
+                what, step = f"The server {fault.what}.", fault.next_step
+                raise ModelUnavailable(what, where=self._place, next_step=step) from None
+            yield ApiSession(self._info(began, refused), loop, calls, outage, self._say)
+
+    def _greeted(self, greeting: Future[list[str]], outage: Outage) -> list[str]:
         until = time.monotonic() + self._seconds_left()
-        greeting = loop.submit(calls.greet())
         while not greeting.done():
             outage.look(until)
             wait([greeting], timeout=_LOOK_SECONDS)
-        try:
-            return greeting.result()
-        except Unusable as fault:
-            raise ModelUnavailable(f"The server {fault.what}.", where=self._place, next_step=fault.next_step) from None
+        return greeting.result()
 
     def _seconds_left(self) -> float:
         """Return how long the run may last: nobody else looks at the clock before the first row is asked for."""
@@ -122,7 +126,6 @@ class ApiEngine:
             wrong = "The token holds characters that no token has." if token else missing
             raise ModelUnavailable(wrong, where=where, next_step=step)
         if not settings.base_url and not token.startswith(_OF_HUGGING_FACE):
-            # The library would go past Hugging Face, straight to the provider.
             raise ModelUnavailable(
                 f"The token is not Hugging Face's, which begin with {_OF_HUGGING_FACE}.",
                 where=where,
@@ -131,6 +134,8 @@ class ApiEngine:
         return token
 
     def _info(self, began: float, refused: list[str]) -> EngineInfo:
+        from gxr_batch.engines.api.openai_client import ROUTER, is_loopback, uses_proxy
+
         settings = self._settings
         address, onward = settings.base_url or ROUTER, ""
         if not settings.base_url:
@@ -143,7 +148,7 @@ class ApiEngine:
         ]
         if address.startswith("http://") and not is_loopback(urlsplit(address).hostname or ""):
             notices.append("The address is not https: prompts, texts and token travel unencrypted.")
-        if proxy_of(address):
+        if uses_proxy(address):
             notices.append("Requests go through the proxy that the environment names.")
         if refused:
             keys = ", ".join(f"sampling.{name}" for name in refused)
@@ -156,6 +161,6 @@ class ApiEngine:
             slots=settings.concurrency,
             load_seconds=time.monotonic() - began,
             reproducible=False,
-            versions={name: version(name) for name in ("huggingface_hub", "httpx2", "tenacity")},
+            versions={name: version(name) for name in ("openai", "httpx2", "tenacity")},
             notices=tuple(notices),
         )

@@ -1,13 +1,13 @@
-"""What a server's answer says, once it is checked: servers send wrong types, no choices, and counts that cannot be."""
+"""What a server's answer says, once it is checked: servers send wrong types, no choices, and counts that cannot be.
+
+The library hands on what came without checking it against its types, so nothing here trusts them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-
-from gxr_batch.engines.api.faults import Trouble
+from gxr_batch.engines.api.server_faults import MISREAD, Trouble
 from gxr_batch.records import FinishReason
 
 _REASONS: dict[str, FinishReason] = {
@@ -29,7 +29,7 @@ _MOST = 2**31 - 1  # what a column of the results holds
 
 
 class Answer(NamedTuple):
-    """One answer. Counts are None where the server gives none, or one that cannot be."""
+    """One answer, in the fields of a Completion. Counts are None where the server gives none, or one that cannot be."""
 
     text: str
     finish_reason: FinishReason
@@ -38,71 +38,33 @@ class Answer(NamedTuple):
     new_tokens: int | None
 
 
-class _Part(BaseModel):
-    # The values may be answers, so no error may quote them.
-    model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
+def whole_answer(completion: Any, most_tokens: int) -> Answer:
+    """Read a chat completion. Raises one of MISREAD where it is none."""
+    choice = completion.choices[0]
+    return _judged(_text(choice.message.content), _reason(choice), completion, most_tokens)
 
 
-def _encodable(text: str) -> str:
-    text.encode()  # JSON can spell half of a surrogate pair, and no file can hold it
-    return text
-
-
-class _Message(_Part):
-    content: Annotated[str, AfterValidator(_encodable)] | None = None
-
-
-class _Choice(_Part):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Whole(_Part):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: Any = None
-
-
-class _PieceChoice(_Part):
-    delta: _Message = _Message()
-    finish_reason: str | None = None
-
-
-class _Piece(_Part):
-    choices: list[_PieceChoice] | None = None
-    usage: Any = None
-
-
-def whole_answer(data: Mapping[str, Any], most_tokens: int) -> Answer:
-    """Read a chat completion. Raises Trouble where it is none."""
-    try:
-        answer = _Whole.model_validate(dict(data))
-    except ValidationError:
-        raise Trouble("sent something that is no chat completion", nonsense=True) from None
-    choice = answer.choices[0]
-    return _judged(choice.message.content or "", choice.finish_reason, answer.usage, most_tokens)
-
-
-class Pieces:
+class StreamedAnswer:
     """An answer that comes piece by piece."""
 
     def __init__(self) -> None:
-        self.texts: list[str] = []
-        self._reason: str | None = None
-        self._usage: Any = None
+        self._texts: list[str] = []
+        self._reason = ""
+        self._counted: Any = None
 
-    def take(self, data: Mapping[str, Any]) -> str:
+    def take(self, piece: Any) -> str:
         """Take a piece in and return its text. Raises Trouble where it is none."""
         try:
-            piece = _Piece.model_validate(dict(data))
-        except ValidationError:
+            text = ""
+            if choices := piece.choices:  # the last piece of many servers holds nothing but counts
+                text = _text(choices[0].delta.content) if hasattr(choices[0], "delta") else ""
+                self._reason = _reason(choices[0]) or self._reason
+        except MISREAD:
             raise Trouble("sent something that is no piece of a chat completion", nonsense=True) from None
-        self._usage = piece.usage or self._usage
-        if not piece.choices:  # the last piece of many servers holds nothing but counts
-            return ""
-        self._reason = piece.choices[0].finish_reason or self._reason
-        text = piece.choices[0].delta.content or ""
+        if getattr(piece, "usage", None):
+            self._counted = piece
         if text:
-            self.texts.append(text)
+            self._texts.append(text)
         return text
 
     def answer(self, most_tokens: int) -> Answer | None:
@@ -110,18 +72,31 @@ class Pieces:
 
         Raises Trouble where the pieces end in the middle.
         """
-        if not self.texts and self._reason is None:
+        if not self._reason:
+            if self._texts:
+                raise Trouble("broke off its answer")
             return None
-        if self._reason is None:
-            raise Trouble("broke off its answer")
-        return _judged("".join(self.texts), self._reason, self._usage, most_tokens)
+        return _judged("".join(self._texts), self._reason, self._counted, most_tokens)
 
 
-def _judged(text: str, reason: str | None, usage: Any, most_tokens: int) -> Answer:
-    counts = usage if isinstance(usage, Mapping) else {}
-    prompt_tokens = _count(counts.get("prompt_tokens"), _MOST) or None
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError
+    value.encode()  # JSON can spell half of a surrogate pair, and no file can hold it
+    return value
+
+
+def _reason(choice: Any) -> str:
+    return _text(getattr(choice, "finish_reason", None))
+
+
+def _judged(text: str, reason: str, counted: Any, most_tokens: int) -> Answer:
+    usage = getattr(counted, "usage", None)
+    prompt_tokens = _count(usage, "prompt_tokens", _MOST) or None
     # A count beyond the limit that the server was given, or of nothing for a text, is no count of this answer.
-    new_tokens = _count(counts.get("completion_tokens"), most_tokens)
+    new_tokens = _count(usage, "completion_tokens", most_tokens)
     if not new_tokens and text:
         new_tokens = None
     if reason in _NO_TEXT:
@@ -133,6 +108,7 @@ def _judged(text: str, reason: str | None, usage: Any, most_tokens: int) -> Answ
     return Answer(text, known, None, prompt_tokens, new_tokens)
 
 
-def _count(value: Any, most: int) -> int | None:
+def _count(usage: Any, name: str, most: int) -> int | None:
+    value = getattr(usage, name, None)
     sound = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
     return value if sound else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from gxr_batch.engines.api.faults import Trouble
+from gxr_batch.engines.api.server_faults import Trouble
 from gxr_batch.engines.base import Say
 from gxr_batch.errors import ApiOutage
 
@@ -12,7 +12,7 @@ _SAID_AFTER_SECONDS = 30.0
 
 
 class Outage:
-    """The time since the last answer, as far as there was trouble since then; `answered` once there was any.
+    """The time since the last answer, as far as there was trouble since then.
 
     Time in which the server wants no requests (Retry-After) is trouble too, whatever else it answers meanwhile.
     Requests report from the event loop's thread; the stream looks from its own. Every field is written whole.
@@ -24,7 +24,6 @@ class Outage:
         self._trouble: tuple[float, str] | None = (time.monotonic(), "has not answered yet")
         self._waits_until = 0.0  # time.monotonic seconds
         self._said = False
-        self.answered = False
 
     def trouble(self, fault: Trouble) -> None:
         """Take in a request that failed in a way that may pass."""
@@ -35,15 +34,10 @@ class Outage:
         self._trouble = (since, f"{what} and wants no request for {spelled(wait)}" if wait >= 1 else what)
 
     def alive(self) -> None:
-        """Take in a refusal: no answer, but a server that works."""
+        """Take in an answer, or a refusal: that too comes from a server that works."""
         now = time.monotonic()
         # What still waits may be all that is left to do.
         self._trouble = (now, self._trouble[1]) if self._trouble and now < self._waits_until else None
-
-    def answer(self) -> None:
-        """Take in an answer."""
-        self.answered = True
-        self.alive()
 
     def look(self, until: float = float("inf")) -> None:
         """Say once that an outage lasts, and once that it is over.

@@ -1,32 +1,32 @@
-"""The api engine's stream: prompts out to the loop's thread, completions and pieces of text back through a queue."""
+"""The api engine's stream: prompts out to an event loop in a thread, completions and pieces of text back by a queue.
+
+So the stream stays a plain generator; on_text is called in the caller's thread. What a request meets with is the
+business of retries.py.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import queue
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
-from gxr_batch.engines.api.calls import Call, Calls
-from gxr_batch.engines.api.client import Question
-from gxr_batch.engines.api.faults import Refusal, Trouble, Unusable
-from gxr_batch.engines.api.loop import LoopThread
+from gxr_batch.engines.api.openai_client import Client
 from gxr_batch.engines.api.outage import Outage
+from gxr_batch.engines.api.retries import Calls
+from gxr_batch.engines.api.server_faults import Unusable
 from gxr_batch.engines.base import EngineInfo, Pulse, Say, StopRequest
 from gxr_batch.errors import EngineFailed
 from gxr_batch.records import Completion, Key, Prompt
 
 _PULSE_SECONDS = 0.5
 _TICK_SECONDS = 0.05
-_ROLES = {"system": "system", "user": "user", "model": "assistant"}
-
-
-class _Piece(NamedTuple):
-    """Text that came for a prompt that a person watches."""
-
-    prompt: Prompt
-    text: str
+_CLOSE_SECONDS = 2.0
 
 
 class _Ended(NamedTuple):
@@ -36,13 +36,38 @@ class _Ended(NamedTuple):
     future: Future[Completion]
 
 
-_Events = queue.SimpleQueue[_Piece | _Ended]
+# What the loop hands over: rows that are over, and calls that show a piece of text to whoever watches.
+_Events = queue.SimpleQueue[_Ended | Callable[[], None]]
+
+
+@contextmanager
+def loop_in_thread(client: Client) -> Iterator[asyncio.AbstractEventLoop]:
+    """Run an event loop alongside the caller. At its end the client is closed, and whatever still runs is cancelled."""
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def wait_for_the_end() -> None:
+        end = asyncio.Event()
+        started.set_result((asyncio.get_running_loop(), end))
+        await end.wait()
+        await client.close()
+
+    # A daemon: a name server that does not answer must not keep the process from ending.
+    thread = threading.Thread(target=lambda: asyncio.run(wait_for_the_end()), name="gxr-batch-api", daemon=True)
+    thread.start()
+    loop, end = started.result()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        thread.join(_CLOSE_SECONDS)
 
 
 class ApiSession:
     """A server that answered a harmless question. One stream at a time."""
 
-    def __init__(self, info: EngineInfo, loop: LoopThread, calls: Calls, outage: Outage, say: Say) -> None:
+    def __init__(
+        self, info: EngineInfo, loop: asyncio.AbstractEventLoop, calls: Calls, outage: Outage, say: Say
+    ) -> None:
         self.info = info
         self._loop, self._calls, self._outage, self._say = loop, calls, outage, say
         self._tokens = 0
@@ -74,20 +99,21 @@ class ApiSession:
                 future.cancel()
 
     def _start(self, prompt: Prompt, events: _Events) -> Future[Completion]:
-        future = self._loop.submit(self._row(prompt, time.monotonic(), events))
+        if (show := prompt.on_text) is not None:
+            prompt = prompt._replace(on_text=lambda text: events.put(partial(show, text)))
+        future = asyncio.run_coroutine_threadsafe(self._calls.row(prompt, time.monotonic()), self._loop)
         future.add_done_callback(lambda done: events.put(_Ended(prompt.key, done)))
         return future
 
     def _next(self, events: _Events) -> _Ended | None:
-        """Return the next prompt that is over, if one is within a tick; pieces of text go to whoever watches."""
+        """Return the next prompt that is over, if one is within a tick; pieces of text are shown meanwhile."""
         try:
             event = events.get(timeout=_TICK_SECONDS)
         except queue.Empty:
             return None
         if isinstance(event, _Ended):
             return event
-        if event.prompt.on_text is not None:
-            event.prompt.on_text(event.text)
+        event()
         return None
 
     def _completed(self, ended: _Ended) -> Completion:
@@ -102,40 +128,3 @@ class ApiSession:
             self._told_of_streams = True
             self._say("The server does not stream: a text is shown once it is complete.")
         return completion
-
-    async def _row(self, prompt: Prompt, taken_at: float, events: _Events) -> Completion:
-        turns = [{"role": _ROLES[turn.role], "content": turn.text} for turn in prompt.messages.turns]
-        question = Question(turns, prompt.row_seed, prompt.max_new_tokens)
-        shown = None if prompt.on_text is None else lambda text: events.put(_Piece(prompt, text))
-        try:
-            return _completion(prompt, await self._calls.row(question, shown), taken_at)
-        except Refusal as fault:
-            return _failed(prompt, f"the server {fault.what}", taken_at)
-        except Trouble as fault:
-            return _failed(prompt, f"the server {fault.what}, again and again, while it answered others", taken_at)
-
-
-def _completion(prompt: Prompt, call: Call, taken_at: float) -> Completion:
-    answer = call.answer
-    return Completion(
-        key=prompt.key,
-        text=answer.text,
-        finish_reason=answer.finish_reason,
-        error=answer.error,
-        prompt_tokens=answer.prompt_tokens,
-        new_tokens=answer.new_tokens,
-        seconds_queued=call.started_at - taken_at,
-        seconds_to_first_token=call.first,
-        seconds_generating=call.seconds,
-        seconds_share=call.share,
-        rows_in_batch=call.in_flight,
-        started_at_ms=call.started_at_ms,
-        finished_at_ms=call.finished_at_ms,
-    )
-
-
-def _failed(prompt: Prompt, error: str, taken_at: float) -> Completion:
-    """Return the completion of a row that got no answer: nothing was generated, so nothing is measured."""
-    now = int(time.time() * 1000)
-    waited = time.monotonic() - taken_at
-    return Completion(prompt.key, "", "error", error, None, 0, waited, None, 0.0, 0.0, 0.0, now, now)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
 
 import httpx2
-from huggingface_hub import errors as hub
+import openai
 
+# What the library's reading of a wrong answer ends in, and ours.
+MISREAD = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
 # Answers that may be others a moment later: too early, too many, and everything that a server blames itself for.
 _PASSING = frozenset({408, 425, 429})
 _FLOODED = frozenset({429, 503})
@@ -57,23 +59,15 @@ class Refusal(Fault):
 
 
 class Unusable(Fault):
-    """No request can be answered before somebody mends something; `next_step` says what."""
+    """No request can be answered before somebody fixes something; `next_step` says what."""
 
     def __init__(self, what: str, next_step: str) -> None:
         super().__init__(what)
         self.next_step = next_step
 
 
-class HttpStatus(Exception):
-    """A response that is no success. Its text is never read."""
-
-    def __init__(self, status: int, headers: Mapping[str, str]) -> None:
-        super().__init__(status)
-        self.status, self.retry_after = status, retry_after(headers)
-
-
-class TooLarge(Exception):
-    """A response beyond what the answer to this request can need."""
+# Whatever a request may end in.
+EXPECTED = (Fault, openai.OpenAIError, OSError, *MISREAD)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -87,41 +81,25 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-# Errors that mean one thing whatever came before.
-_PLAIN: tuple[tuple[tuple[type[Exception], ...], Callable[[], Fault]], ...] = (
-    (
-        (hub.OfflineModeIsEnabled,),
-        lambda: Unusable("may not be asked: HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE, or set api.base_url"),
-    ),
-    ((TimeoutError, httpx2.TimeoutException), lambda: Trouble("gave no answer in time")),
-    (
-        (httpx2.UnsupportedProtocol, httpx2.InvalidURL, httpx2.LocalProtocolError),
-        lambda: Unusable("cannot be asked", "check api.base_url, and that the token is one"),
-    ),
-    ((TooLarge,), lambda: Trouble("sent far more than an answer", nonsense=True)),
-    ((hub.TextGenerationError,), lambda: Trouble("reported an error in the middle of its answer")),
-)
-
-
-def fault_of(error: Exception, *, answered: bool, heard: bool, with_token: bool) -> Fault:
-    """Sort an error. `answered`: the server gave a sound answer before; `heard`: anything ever came from it."""
+def fault_of_error(error: Exception, *, answered: bool) -> Fault:
+    """Sort what a request ended in. `answered`: the server gave a sound answer before."""
     if isinstance(error, Fault):
         return error
-    if isinstance(error, hub.HfHubHTTPError):  # the hub, asked which provider serves the model
-        error = HttpStatus(error.response.status_code, error.response.headers)
-    if isinstance(error, HttpStatus):
-        return _of_status(error.status, error.retry_after, answered=answered, with_token=with_token)
-    for kinds, make in _PLAIN:
-        if isinstance(error, kinds):
-            return make()
-    if isinstance(error, httpx2.TransportError):
-        return _of_connection(error, answered=answered)
-    if not heard:  # the client did not even ask: it knows no such provider, or none that serves the model
-        return Unusable("cannot be asked for this model", "check api.provider, api.model and the token")
+    cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
+    if isinstance(cause, TimeoutError | httpx2.TimeoutException):
+        return Trouble("gave no answer in time")
+    if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
+        return Unusable("cannot be asked", "check api.base_url, and that the token is one")
+    if isinstance(error, openai.APIConnectionError | OSError):
+        return _of_connection(cause, answered=answered)
+    if isinstance(error, openai.APIError):
+        return Trouble("reported an error in the middle of its answer")
     return Trouble("sent something that is no chat completion", nonsense=True)
 
 
-def _of_status(status: int, wait: float | None, *, answered: bool, with_token: bool) -> Fault:
+def fault_of_status(status: int, headers: Mapping[str, str], *, answered: bool, with_token: bool) -> Fault:
+    """Sort a response that is no success, whose text is never read. `with_token`: the request held one."""
+    wait = retry_after(headers)
     if status in _ACCOUNT:
         return _of_account(status, with_token=with_token)
     if status in _ADDRESS and not answered:
@@ -144,7 +122,7 @@ def _of_account(status: int, *, with_token: bool) -> Fault:
     return Unusable(f"{_ACCOUNT[status]} (HTTP {status})", "check the token and the account behind it")
 
 
-def _of_connection(error: httpx2.TransportError, *, answered: bool) -> Fault:
+def _of_connection(error: BaseException | None, *, answered: bool) -> Fault:
     secured = [cause for cause in _causes(error) if isinstance(cause, ssl.SSLError)]
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in secured):
         return Unusable(
@@ -161,8 +139,6 @@ def _of_connection(error: httpx2.TransportError, *, answered: bool) -> Fault:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,0 +1,268 @@
+"""Asks until there is an answer: waits longer each time, listens to Retry-After, and finds out who is to blame.
+
+A row that fails again and again is given up only where the server answers others, or a harmless question, before and
+after its last try: then it is the row. Else it is the server, and rows wait for it (outage.py says how long). Fewer
+requests are sent at a time while the server says that it has too much to do, and more again later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from gxr_batch.engines.api.answers import Answer
+from gxr_batch.engines.api.openai_client import OPTIONAL, Client
+from gxr_batch.engines.api.outage import Outage
+from gxr_batch.engines.api.server_faults import Refusal, Trouble, Unusable
+from gxr_batch.job import ApiSection
+from gxr_batch.job.units import parse_duration
+from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Turn
+
+_Spent = Callable[[RetryCallState], Awaitable[bool]]
+_LOOK_SECONDS = 0.02
+_HARMLESS = Prompt(Key("", 0), Messages((Turn("user", "Say OK."),), ""), Encoded(None, None), 1, 1)
+
+
+class Calls:
+    """All requests of a session. Lives on one event loop; `retries` may be read from anywhere."""
+
+    def __init__(self, client: Client, settings: ApiSection, outage: Outage) -> None:
+        self._client, self._outage = client, outage
+        self._max_retries = settings.max_retries
+        first, longest = parse_duration(settings.first_wait), parse_duration(settings.longest_wait)
+        self._backoff = wait_random_exponential(multiplier=first or 0.0, max=longest or 0.0)
+        self._throttle, self._meter = Throttle(settings.concurrency), Meter()
+        self._asking_harmless = asyncio.Lock()
+        self._last_answered = 0.0  # when the latest request that was answered began
+        self.retries = 0
+        self.streams = True
+
+    async def row(self, prompt: Prompt, taken_at: float) -> Completion:
+        """Return what becomes of a row, taken in at a time (monotonic). Raises Unusable where all rows would fail."""
+        alive = self._max_retries == 0  # whether the server answered others before this try
+
+        async def spent(state: RetryCallState) -> bool:
+            nonlocal alive
+            if state.attempt_number < self._max_retries:
+                return False
+            before, alive = alive, await self._answers_others()
+            return state.attempt_number > self._max_retries and before and alive
+
+        try:
+            return await self._persist(prompt, spent, taken_at)
+        except Refusal as fault:
+            if fault.suspicious:
+                await self._answers_others()
+            error = f"the server {fault.what}"
+        except Trouble as fault:
+            error = f"the server {fault.what}, again and again, while it answered others"
+        # Nothing was generated, so nothing is measured.
+        now, waited = int(time.time() * 1000), time.monotonic() - taken_at
+        return Completion(prompt.key, "", "error", error, None, 0, waited, None, 0.0, 0.0, 0.0, now, now)
+
+    async def greet(self) -> list[str]:
+        """Ask a harmless question, and return the keys of [sampling] that the server refuses to know.
+
+        Waits for a server that is not there yet. Raises Unusable where no question of ours can be answered.
+        """
+        client = self._client
+        if await self._refusal() is None:
+            return []
+        # One or more of them, or the request as such: start with none, and keep what does no harm.
+        client.taken = ()
+        if refusal := await self._refusal():
+            if client.routed:  # the router knows no such model or provider
+                what = refusal.what.replace("refused this row", "cannot be asked for this model")
+                raise Unusable(what, "check api.provider, api.model and the token")
+            raise _refused_all(refusal, "check api.model, and that the server answers chat completions")
+        for name in OPTIONAL:
+            before, client.taken = client.taken, (*client.taken, name)
+            if await self._refusal():
+                client.taken = before
+        known = {OPTIONAL[name] for name in client.taken}
+        return [key for key in dict.fromkeys(OPTIONAL.values()) if key not in known]
+
+    async def _refusal(self) -> Refusal | None:
+        """Ask a harmless question until it is answered or refused, and return the refusal."""
+        try:
+            await self._persist(_HARMLESS, self._is_no_server)
+        except Refusal as refusal:
+            return refusal
+        return None
+
+    async def _is_no_server(self, state: RetryCallState) -> bool:
+        trouble = _trouble(state)
+        if state.attempt_number > self._max_retries and trouble.nonsense and not self._client.answered:
+            raise Unusable(trouble.what, "check api.base_url: it has to be an OpenAI-compatible server's") from None
+        return False
+
+    async def _answers_others(self) -> bool:
+        """Return whether the server answers anything asked from now on. Raises Unusable where it refuses all."""
+        now = time.monotonic()
+        async with self._asking_harmless:
+            if self._last_answered > now:
+                return True
+            try:
+                await self._attempt(_HARMLESS)
+            except Trouble:
+                return False
+            except Refusal as refusal:
+                if refusal.suspicious:
+                    raise _refused_all(refusal, "check api.model and what the token may do") from None
+            return True
+
+    async def _persist(self, prompt: Prompt, spent: _Spent, taken_at: float = 0.0) -> Completion:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(Trouble),
+            stop=cast(Any, spent),  # it may be a coroutine, which the types do not say
+            wait=self._wait,
+            before_sleep=self._count,
+            reraise=True,
+        )
+        return await retrying(self._attempt, prompt, taken_at)
+
+    def _wait(self, state: RetryCallState) -> float:
+        return max(self._backoff(state), _trouble(state).retry_after or 0.0)
+
+    def _count(self, _: RetryCallState) -> None:
+        self.retries += 1
+
+    async def _attempt(self, prompt: Prompt, taken_at: float = 0.0) -> Completion:
+        async with self._throttle.entered():
+            started_at, started_at_ms = time.monotonic(), int(time.time() * 1000)
+            shown_at: list[float] = []
+            mark = self._meter.enter()
+            try:
+                answer = await self._answer(prompt, shown_at)
+            except Trouble as trouble:
+                self._outage.trouble(trouble)
+                if trouble.flooded:
+                    self._throttle.flooded(started_at, trouble.retry_after)
+                raise
+            except Refusal:
+                self._outage.alive()
+                raise
+            finally:
+                seconds, share, in_flight = self._meter.leave(mark)
+        self._outage.alive()
+        self._last_answered = max(self._last_answered, started_at)
+        self._throttle.answered()
+        return Completion(
+            prompt.key,
+            *answer,
+            seconds_queued=started_at - taken_at,
+            seconds_to_first_token=shown_at[0] - started_at if shown_at else None,
+            seconds_generating=seconds,
+            seconds_share=share,
+            rows_in_batch=in_flight,
+            started_at_ms=started_at_ms,
+            finished_at_ms=int(time.time() * 1000),
+        )
+
+    async def _answer(self, prompt: Prompt, shown_at: list[float]) -> Answer:
+        on_text = prompt.on_text
+        if on_text is None:
+            return await self._client.ask(prompt)
+
+        def show(text: str) -> None:
+            shown_at.append(time.monotonic())
+            on_text(text)
+
+        answer = None
+        if self.streams:
+            try:
+                answer = await self._client.stream(prompt, show)
+            except (Trouble, Refusal) as fault:
+                if shown_at:  # a second try would show another beginning
+                    raise Refusal(f"{fault.what}, in the middle of a text that was being shown") from None
+                if isinstance(fault, Trouble):
+                    raise
+        if answer is None:  # it does not stream, or will not: the whole text at the end
+            answer = await self._client.ask(prompt)
+            self.streams = False
+            if answer.text:
+                on_text(answer.text)
+        return answer
+
+
+def _refused_all(refusal: Refusal, next_step: str) -> Unusable:
+    return Unusable(refusal.what.replace("this row", "even a harmless question"), next_step)
+
+
+def _trouble(state: RetryCallState) -> Trouble:
+    trouble = state.outcome.exception() if state.outcome else None
+    assert isinstance(trouble, Trouble)  # nothing else is tried again
+    return trouble
+
+
+class Throttle:
+    """A gate for requests, used on one event loop. A flooded server halves the room; each round of answers adds one."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self.room = most
+        self._inside = self._answered = 0
+        self._closed_until = self._halved_at = 0.0
+
+    @asynccontextmanager
+    async def entered(self) -> AsyncIterator[None]:
+        """Wait for room, and hold it inside the block."""
+        # Looking is simpler than waking, and a look costs nothing beside a request.
+        while self._inside >= self.room or time.monotonic() < self._closed_until:
+            await asyncio.sleep(_LOOK_SECONDS)
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
+    def flooded(self, started_at: float, retry_after: float | None) -> None:
+        """Take in that the server had too much to do for a request of this start (time.monotonic seconds).
+
+        Requests of one flood halve the room once. `retry_after` seconds hold for every request, not for this one alone.
+        """
+        self._answered = 0
+        if started_at >= self._halved_at:
+            self._halved_at = time.monotonic()
+            self.room = max(1, self.room // 2)
+        self._closed_until = max(self._closed_until, time.monotonic() + (retry_after or 0.0))
+
+    def answered(self) -> None:
+        """Take in an answer."""
+        self._answered += 1
+        if self._answered >= self.room:
+            self._answered = 0
+            self.room = min(self._most, self.room + 1)
+
+
+class Meter:
+    """Divides time among the requests in flight: two integrals over time, of 1/n and of n."""
+
+    def __init__(self) -> None:
+        self._inside, self._at = 0, time.monotonic()
+        self._shares = self._rows = 0.0
+
+    def enter(self) -> tuple[float, float, float]:
+        """Count a request in and return a mark of this moment."""
+        mark = self._mark()
+        self._inside += 1
+        return mark
+
+    def leave(self, mark: tuple[float, float, float]) -> tuple[float, float, float]:
+        """Count a request out; return its seconds, its share of them, and the mean of requests in flight."""
+        now = self._mark()
+        self._inside -= 1
+        seconds, share, rows = (end - begin for end, begin in zip(now, mark, strict=True))
+        return seconds, share, rows / seconds if seconds > 0 else float(self._inside + 1)
+
+    def _mark(self) -> tuple[float, float, float]:
+        now = time.monotonic()
+        if self._inside:
+            self._shares += (now - self._at) / self._inside
+            self._rows += (now - self._at) * self._inside
+        self._at = now
+        return now, self._shares, self._rows

@@ -5,7 +5,7 @@ STAMP := .venv/installed
 # Most tests wait for a command that they started, so two at a time take little more than half as long.
 PARALLEL ?= -n 2 --dist worksteal
 
-.PHONY: demo test test-long test-vllm lint clean-venv
+.PHONY: demo test test-unit test-long test-vllm lint clean-venv
 
 demo: $(STAMP)
 	$(BIN)/gxr-batch run jobs/demo.toml
@@ -13,12 +13,16 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
+# One room at a time, without models, child processes and lint: about a minute.
+test-unit: $(STAMP)
+	$(BIN)/python -m pytest tests/unit $(PARALLEL)
+
 test-long: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL)
 
 # vLLM brings its own torch, so it has an environment of its own (4 GB); here its build for CPUs.
 test-vllm: .venv-vllm/installed
-	.venv-vllm/bin/python -m pytest tests/test_engine_vllm.py tests/test_vllm_session.py
+	.venv-vllm/bin/python -m pytest tests/integration/test_engine_vllm.py tests/integration/test_vllm_session.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check

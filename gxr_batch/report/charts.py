@@ -61,7 +61,7 @@ def draw(spec: Spec) -> Markup:
         **spec,
     }
     svg = vl_convert.vegalite_to_svg({**whole, "config": _CONFIG}, vl_version="6.4")
-    return Markup(svg)  # Vega escapes the texts that it draws; tests/test_report.py tries
+    return Markup(svg)  # Vega escapes the texts that it draws; tests/integration/test_report.py tries
 
 
 def histogram_chart(title: str, unit: str, found: Histogram) -> Chart:

@@ -1,0 +1,391 @@
+"""Manners on a shared device, with a fake whose memory shrinks and grows beside the real main memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pytest
+import torch
+from tiny import tiny_gemma
+from tiny_sessions import GREEDY, complete, prompt, prompts, session, texts
+
+from gxr_batch.engines.base import Pulse, StopRequest
+from gxr_batch.engines.slots import TransformersEngine, decode_loop
+from gxr_batch.engines.slots.library_backend import LibraryModel
+from gxr_batch.engines.slots.oom_retry import NoRoom, Splitter
+from gxr_batch.errors import ModelUnavailable, OutOfRoom
+from gxr_batch.job import EngineSection, Job, ModelSection
+from gxr_batch.job.sampling import Sampling
+from gxr_batch.models.device_memory import Cpu, Room, holders_of, out_of_memory
+from gxr_batch.models.placement import place
+
+GIB = 2**30
+
+
+class FakeDevice:
+    """A card of 24 GiB; `free_then` gives what is free at each question, the last one for good."""
+
+    def __init__(self, name: str, *free_then: float, held: int = 0) -> None:
+        self.name = name
+        self._free = [int(each * GIB) for each in free_then]
+        self._held = held
+        self.limits: list[int] = []
+
+    def total(self) -> int:
+        return 24 * GIB
+
+    def free(self) -> int:
+        return self._free[0] if len(self._free) == 1 else self._free.pop(0)
+
+    def held(self) -> int:
+        return self._held
+
+    def limit(self, size: int) -> None:
+        self.limits.append(size)
+
+    def holders(self) -> Sequence[str]:
+        return ["process 4711 (python): 20.0 GiB"]
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def room(*devices: FakeDevice, say=None, clock=None, **settings) -> Room:
+    clock = clock or Clock()
+    return Room(EngineSection(**settings), say or (lambda _: None), devices, clock, clock.sleep)
+
+
+@pytest.fixture(autouse=True)
+def a_card_with_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+
+
+CONFIG = tiny_gemma().config
+
+
+# ---------------------------------------------------------------------- choosing and waiting
+
+
+def test_the_card_with_the_most_free_memory_is_taken():
+    cards = [FakeDevice("cuda:0", 3), FakeDevice("cuda:1", 20), FakeDevice("cuda:2", 7)]
+    placed = place(ModelSection(), CONFIG, 8 * GIB, room(*cards))
+    assert (placed.device, placed.four_bit, placed.dtype) == ("cuda:1", False, "bfloat16")
+    assert any("cuda:1" in notice for notice in placed.notices)
+
+
+def test_a_limit_binds_the_process_and_decides_the_number_format():
+    card = FakeDevice("cuda:0", 20)
+    placed = place(ModelSection(), CONFIG, 8 * GIB, room(card, memory_limit="6GiB"))
+    assert card.limits == [6 * GIB]
+    assert placed.four_bit, "8 GiB of weights go into 6 GiB in 4 bits only"
+    card = FakeDevice("cuda:0", 20)
+    assert not place(ModelSection(), CONFIG, 8 * GIB, room(card)).four_bit
+    assert card.limits == []
+
+
+def test_without_room_on_one_card_the_model_is_spread_and_every_card_is_bound():
+    cards = [FakeDevice("cuda:0", 5), FakeDevice("cuda:1", 5)]
+    placed = place(ModelSection(load_in_4bit=False), CONFIG, 8 * GIB, room(*cards, memory_limit="5GiB"))
+    assert placed.device == "auto"
+    assert [card.limits for card in cards] == [[5 * GIB], [5 * GIB]]
+
+
+def test_it_waits_until_a_neighbour_gives_memory_back_and_says_who_holds_it():
+    said, clock = [], Clock()
+    card = FakeDevice("cuda:0", *[2.0] * 40, 20)
+    placed = place(ModelSection(), CONFIG, 8 * GIB, room(card, say=said.append, clock=clock, wait_for_memory="30m"))
+    assert placed.device == "cuda:0"
+    assert not placed.four_bit, "what fits the whole card is waited for, not squeezed"
+    assert 0 < clock.now < 1800
+    assert "process 4711 (python): 20.0 GiB" in said[0]
+    assert "9.4 GiB needed" in said[0]
+
+
+def test_waiting_ends_and_names_who_holds_the_device():
+    clock = Clock()
+    with pytest.raises(ModelUnavailable) as caught:
+        place(ModelSection(), CONFIG, 8 * GIB, room(FakeDevice("cuda:0", 2), clock=clock, wait_for_memory="30m"))
+    assert "after 30 minutes of waiting" in str(caught.value)
+    assert "process 4711" in str(caught.value)
+    assert clock.now == 1800
+
+
+def test_a_device_that_is_not_here_is_named_with_those_that_are():
+    with pytest.raises(ModelUnavailable, match="no device cuda:3") as caught:
+        place(ModelSection(device_map="cuda:3"), CONFIG, GIB, room(FakeDevice("cuda:0", 20)))
+    assert "cpu, cuda:0" in str(caught.value)
+
+
+def test_what_is_held_already_counts_against_the_limit():
+    shared = room(FakeDevice("cuda:0", 20, held=4 * GIB), memory_limit="6GiB")
+    assert shared.free(shared.devices[0]) == 2 * GIB
+    assert shared.for_cache(shared.devices[0]) == int(0.8 * 2 * GIB)
+
+
+def test_the_main_memory_says_what_it_has_and_its_limit_is_the_caches():
+    cpu = Cpu()
+    assert 0 < cpu.free() <= cpu.total()
+    assert all("process" in holder and "GiB" in holder for holder in cpu.holders())
+    plain = Room(EngineSection(memory_limit="64MiB"), devices=[cpu])
+    assert plain.for_cache(cpu) == 64 * 2**20
+    assert plain.free(cpu) > 64 * 2**20
+
+
+def test_the_drivers_listing_becomes_phrases():
+    listing = "4711, /usr/bin/python3, 20480\n99, [Not Found], 512\nNo running processes found\n12, x, [N/A]\n"
+    assert holders_of(listing) == ["process 4711 (python3): 20.0 GiB", "process 99 ([Not): 0.5 GiB"]
+
+
+def engine(folder, **settings) -> TransformersEngine:
+    """The engine of a job with the tiny model in float32: 1 KiB of cache a token and layer pair, 256 tokens a row."""
+    return TransformersEngine(
+        Job.model_validate(
+            {
+                "name": "j",
+                "input": {"path": "x"},
+                "model": {"path": str(folder), "dtype": "float32", "max_seq_length": 256},
+                "sampling": {"max_new_tokens": 16},
+                "engine": settings,
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize(("limit", "slots", "reproducible"), [("9MiB", 8, False), ("4MiB", 4, False)])
+def test_on_the_cpu_the_limit_decides_how_many_rows_decode_side_by_side(tiny_model_dir, limit, slots, reproducible):
+    with engine(tiny_model_dir, memory_limit=limit).open() as opened:
+        assert opened.info.slots == slots
+        assert opened.info.reproducible is reproducible
+        assert opened._backend.slots == max(slots, 4)
+        assert any("no room for 8 rows" in notice for notice in opened.info.notices) is (slots < 8)
+
+
+def test_a_limit_that_the_slots_do_not_fit_says_what_to_change(tiny_model_dir):
+    with pytest.raises(ModelUnavailable, match="leaves 2 MiB for the cache, and 8 rows of 256 tokens need 4 MiB"):
+        engine(tiny_model_dir, memory_limit="4MiB", slots=8).open().__enter__()
+
+
+# ---------------------------------------------------------------------- in mid-run
+
+
+class Crowded(LibraryModel):
+    """A real model on a device whose neighbour leaves room for `room` rows a call, for `lasting` calls."""
+
+    room, lasting, calls = 8, 10**9, 0
+
+    def decode(self, slots, ids, positions):
+        self.calls += 1
+        if len(slots) > self.room and self.calls <= self.lasting:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().decode(slots, ids, positions)
+
+
+def crowded(room: int = 8, lasting: int = 10**9) -> Crowded:
+    made = Crowded(tiny_gemma(torch.bfloat16), slots=32, capacity=200)
+    made.room, made.lasting = room, lasting
+    return made
+
+
+SAMPLED = Sampling(temperature=1.0)
+
+
+def test_out_of_memory_splits_the_batch_and_changes_no_text():
+    work = prompts([5 + 3 * number for number in range(40)])
+    whole = texts(session(LibraryModel(tiny_gemma(torch.bfloat16), slots=32, capacity=200), 32, SAMPLED), work)
+    made = session(crowded(), 32, SAMPLED)
+    events = list(made.stream(iter(work), StopRequest()))
+    assert {event.key.row_id: event.text for event in events if not isinstance(event, Pulse)} == whole
+    assert max(event.splits for event in events if isinstance(event, Pulse)) == made._splitter.splits >= 1
+
+
+def test_it_grows_back_when_the_neighbour_is_gone(monkeypatch):
+    monkeypatch.setattr("gxr_batch.engines.slots.oom_retry._CALM_CALLS", 4)
+    made = session(crowded(lasting=6), 32, SAMPLED)
+    complete(made, prompts([9] * 60, new=100))
+    assert made._splitter.splits >= 1
+    assert made._splitter.now == 32
+
+
+def test_without_room_for_a_few_rows_it_waits_and_then_gives_up(monkeypatch):
+    monkeypatch.setattr(decode_loop, "_PATIENCE_SECONDS", 3.0)
+    made = session(crowded(room=0), 32, SAMPLED)
+    events: list[object] = []
+    with pytest.raises(OutOfRoom, match="no memory left"):
+        events.extend(made.stream(iter(prompts([9] * 20)), StopRequest()))
+    assert len(events) >= 2, "it shows that it lives while it waits"
+    assert all(isinstance(event, Pulse) for event in events)
+
+
+class ShortPrompts(LibraryModel):
+    """A real model on a device without room for long prompts."""
+
+    def prefill(self, rows):
+        if any(len(ids) > 50 for _, ids, _ in rows):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().prefill(rows)
+
+
+def test_a_prompt_for_which_there_is_never_memory_costs_its_row_and_not_the_night(monkeypatch):
+    monkeypatch.setattr(decode_loop, "_PATIENCE_SECONDS", 1.0)
+    made = ShortPrompts(tiny_gemma(torch.bfloat16), slots=8, capacity=200)
+    done = complete(session(made, 8, SAMPLED), prompts([60, 9, 9, 9, 9, 9]))
+    assert done.pop("r0").error == "the device had no memory for a prompt of this length"
+    assert all(one.error is None for one in done.values())
+
+
+def test_room_that_comes_back_in_time_costs_no_row():
+    made = session(crowded(room=0, lasting=4), 32, SAMPLED)
+    assert all(done.error is None for done in complete(made, prompts([9] * 20)).values())
+
+
+class Poisoned(LibraryModel):
+    """A real model that breaks over one token."""
+
+    def decode(self, slots, ids, positions):
+        if any(slot == self.bad for slot in slots):
+            raise RuntimeError("device-side assert with the text zebrafish")
+        return super().decode(slots, ids, positions)
+
+
+def test_a_row_that_breaks_the_model_fails_alone_and_its_neighbours_keep_their_texts():
+    work = prompts([30, 20, 10, 9, 8])
+    expected = texts(session(LibraryModel(tiny_gemma(torch.bfloat16), slots=8, capacity=200), 8, SAMPLED), work)
+    made = Poisoned(tiny_gemma(torch.bfloat16), slots=8, capacity=200)
+    made.bad = 2
+    done = complete(session(made, 8, SAMPLED), work)
+    failed = {name for name, one in done.items() if one.error}
+    assert failed == {"r2"}
+    assert done["r2"].error == "the model could not process this row (RuntimeError)"
+    assert {name: one.text for name, one in done.items() if not one.error} == {
+        name: text for name, text in expected.items() if name != "r2"
+    }
+
+
+class Full(LibraryModel):
+    """A real model with room for the forward, but for the candidates of `room` rows only."""
+
+    room = 8
+
+    def candidates(self, logits, seen, sampling):
+        if len(logits) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().candidates(logits, seen, sampling)
+
+
+def test_sampling_is_split_too():
+    work = prompts([9] * 40)
+    whole = texts(session(LibraryModel(tiny_gemma(torch.bfloat16), slots=32, capacity=200), 32, SAMPLED), work)
+    made = session(Full(tiny_gemma(torch.bfloat16), slots=32, capacity=200), 32, SAMPLED)
+    assert texts(made, work) == whole
+    assert made._splitter.splits >= 1
+
+
+class NoPrefill(LibraryModel):
+    """A real model whose neighbour leaves no room for a prefill while rows decode, for a while."""
+
+    refused = 0
+
+    def prefill(self, rows):
+        if 0 < self.refused < 30 or (self.refused == 0 and self.decoded):
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().prefill(rows)
+
+    def decode(self, slots, ids, positions):
+        self.decoded = True
+        return super().decode(slots, ids, positions)
+
+
+def test_rows_that_can_decode_go_on_while_others_wait_for_their_prefill():
+    made = NoPrefill(tiny_gemma(torch.bfloat16), slots=16, capacity=200)
+    made.decoded = False
+    began = time.monotonic()
+    done = complete(session(made, 16, SAMPLED), prompts([9] * 30, new=40))
+    assert all(one.error is None for one in done.values())
+    assert made.refused == 30
+    assert time.monotonic() - began < 10, "each refusal would cost half a second if the others stood still"
+
+
+class NoPrefix(LibraryModel):
+    """A real model that breaks over the shared prefix once."""
+
+    broken = 0
+
+    def prefill(self, rows):
+        if rows[0][0] >= self.slots and self.broken < 2:
+            self.broken += 1
+            raise RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
+        return super().prefill(rows)
+
+
+def test_a_shared_prefix_that_failed_is_copied_into_no_row():
+    prefix = list(range(3, 43))
+    work = [prompt(f"r{number}", [*prefix, 50 + number], shared=40) for number in range(6)]
+    whole = texts(session(LibraryModel(tiny_gemma(), slots=8, capacity=200), 8, GREEDY), work)
+    made = NoPrefix(tiny_gemma(), slots=8, capacity=200)
+    assert texts(session(made, 8, GREEDY), work) == whole
+    assert made.broken == 2
+
+
+def test_a_model_that_breaks_over_every_row_fails_them_all_and_ends():
+    made = Poisoned(tiny_gemma(torch.bfloat16), slots=8, capacity=200)
+    made.bad = 0
+    done = complete(session(made, 8, SAMPLED), prompts([9]))
+    assert done["r0"].error == "the model could not process this row (RuntimeError)"
+
+
+def test_what_no_card_could_ever_give_is_not_waited_for():
+    clock = Clock()
+    with pytest.raises(ModelUnavailable):
+        place(
+            ModelSection(device_map="cuda:0", load_in_4bit=False),
+            CONFIG,
+            40 * GIB,
+            room(FakeDevice("cuda:0", 20), clock=clock, wait_for_memory="30m"),
+        )
+    assert clock.now == 0
+
+
+def test_a_splitter_asks_for_fewer_rows_until_they_fit():
+    sizes = []
+
+    def call(rows):
+        sizes.append(len(rows))
+        if len(rows) > 10:
+            raise MemoryError
+        return torch.tensor([[float(row)] for row in rows])
+
+    splitter = Splitter(64, 8, 1, torch.device("cpu"))
+    logits, faults = splitter.run(list(range(64)), call)
+    assert logits[:, 0].tolist() == list(range(64))
+    assert (faults, splitter.splits, splitter.now) == ({}, 3, 8)
+    assert sizes[:4] == [64, 32, 16, 8]
+    with pytest.raises(NoRoom):
+        splitter.run([1], lambda rows: (_ for _ in ()).throw(MemoryError()))
+
+
+def test_torchs_own_words_for_a_full_memory_are_known():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert out_of_memory(caught.value)
+    assert not out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_greedy_rows_in_splinters_are_the_same_too():
+    work = prompts([40, 3, 17, 90, 5, 6, 7, 8, 9, 10, 11, 12])
+    whole = texts(session(LibraryModel(tiny_gemma(), slots=16, capacity=200), 16, GREEDY), work)
+    made = Crowded(tiny_gemma(), slots=16, capacity=200)
+    made.room = 8
+    assert texts(session(made, 16, GREEDY), work) == whole

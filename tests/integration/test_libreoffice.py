@@ -1,0 +1,104 @@
+"""The round trip through a real LibreOffice: it opens the workbook, a script fills it in, sorts it, saves it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import uuid
+from datetime import date
+from pathlib import Path
+
+import pytest
+from places import SUPPORT
+from running import Workplace
+
+from gxr_batch import read_results
+from gxr_batch.export import Choice, export
+from gxr_batch.ledger import RunReader
+from gxr_batch.review.import_reviews import import_reviews
+
+PYTHON = "/usr/bin/python3"
+EDIT = SUPPORT / "office" / "edit.py"
+CELLS = {
+    "C1": "=1+1",
+    "C2": "@SUM(A1) and _x000D_ as text",
+    "C3": "two\nlines, \"quoted\"; 'single'",
+    "C4": "التهاب رئوي 🫁",
+    "C5": "  00123 1-2 TRUE",
+    "00123": "an id that looks like a number",
+}
+EDITS = {
+    "C1": {"gxr_review_status": "approved", "gxr_review_quality": 5, "gxr_reviewed_at": "2026-01-31"},
+    "C3": {
+        "gxr_review_status": "approved_with_edits",
+        "gxr_review_text": "A corrected text,\nof two lines; with signs: \"=1\" 'x'.",
+        "gxr_review_wrong_location_insignificant": 1,
+        "gxr_reviewer": "Dr B",
+    },
+    "C4": {"gxr_review_status": "rejected", "gxr_review_comment": "=not a formula?"},
+    "00123": {"gxr_review_status": "approved"},
+}
+
+
+def office() -> str:
+    """Return the soffice command, or skip with what is missing."""
+    soffice = shutil.which("soffice")
+    if soffice is None:
+        pytest.skip("LibreOffice is not installed (apt.txt: libreoffice-calc-nogui)")
+    if subprocess.run([PYTHON, "-c", "import uno"], capture_output=True, check=False).returncode:
+        pytest.skip("LibreOffice's Python bridge is not installed (apt.txt: python3-uno)")
+    return soffice
+
+
+def edited(soffice: str, workbook: Path, folder: Path) -> None:
+    """Have LibreOffice open the workbook, and fill it in, sort and save it."""
+    pipe = f"gxr{uuid.uuid4().hex}"
+    home = (folder / "profile").absolute().as_uri()
+    (folder / "edits.json").write_text(json.dumps(EDITS))
+    arguments = ["--headless", "--norestore", f"-env:UserInstallation={home}", f"--accept=pipe,name={pipe};urp"]
+    process = subprocess.Popen([soffice, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        script = [PYTHON, str(EDIT), pipe, str(workbook), str(folder / "edits.json"), str(folder)]
+        done = subprocess.run(script, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def reviewed(tmp_path_factory):
+    """A run, and the folder with what LibreOffice saved of its workbook."""
+    soffice = office()
+    work = Workplace(tmp_path_factory.mktemp("office"))
+    work.table(list(CELLS.items()))
+    work.job("[prompt]\ntemplate = 'basic'\n[engine]\nkind = 'echo'\n")
+    work.run()
+    path = export(RunReader(work.folder / "outputs/j"), "xlsx", None, Choice()).path
+    edited(soffice, path, work.folder)
+    return work
+
+
+@pytest.mark.parametrize("name", ["reviewed.xlsx", "reviewed-Cases.csv"])
+def test_what_libreoffice_saved_comes_back_to_its_rows(reviewed, name):
+    run = reviewed.folder / "outputs/j"
+    for path in (run / "reviews").glob("*.parquet"):
+        path.unlink()  # each kind of file is imported alone
+    done = import_reviews(RunReader(run), [reviewed.folder / name], "Dr A")
+    assert done.refused == []
+    assert (done.taken, done.unreviewed) == (4, 2)
+    frame = read_results(run).set_index("gxr_row_id")
+    assert frame.loc["C1", "gxr_review_status"] == "approved"
+    assert frame.loc["C1", "gxr_review_quality"] == 5
+    assert frame.loc["C1", "gxr_reviewed_at"] == date(2026, 1, 31)
+    assert frame.loc["C3", "gxr_review_text"] == EDITS["C3"]["gxr_review_text"]
+    assert frame.loc["C3", "gxr_reviewer"] == "Dr B"
+    assert frame.loc["C3", "gxr_review_wrong_location_insignificant"] == 1
+    assert frame.loc["C4", "gxr_review_comment"] == "=not a formula?"
+    assert frame.loc["00123", "gxr_review_status"] == "approved"
+    assert frame.loc["C2", "gxr_review_status"] == "unreviewed"
+
+
+def test_the_sheet_prints(reviewed):
+    assert (reviewed.folder / "reviewed.pdf").read_bytes().startswith(b"%PDF")

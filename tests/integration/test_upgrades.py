@@ -1,0 +1,316 @@
+"""A run that one version began, the next version reads, resumes, exports and reviews."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from places import DATA
+from running import Workplace, without_times
+
+from gxr_batch import read_results
+from gxr_batch.errors import FingerprintError, LaterVersion, RunError
+from gxr_batch.job import job_file, recorded_job
+from gxr_batch.ledger.manifest import load_manifest
+from gxr_batch.ledger.run_format import FORMAT
+from gxr_batch.run.fingerprint import NEUTRAL, refuse_other_texts
+
+RUNS = DATA / "runs"
+SETS = sorted(folder.name for folder in RUNS.iterdir() if folder.is_dir() and not folder.name.startswith("_"))
+RETIRED = ("fail_every = 7\n",)  # lines of the old job files whose keys are gone, or whose faults are over
+
+
+@pytest.fixture(params=SETS)
+def old(request, tmp_path):
+    """Return a function that lays out one folder of a set of fixtures as a place to work in."""
+
+    def lay_out(name: str) -> Workplace:
+        place = Workplace(tmp_path)
+        shutil.copytree(RUNS / request.param / name, tmp_path, dirs_exist_ok=True)
+        job = (tmp_path / "j.toml").read_text()
+        for line in RETIRED:
+            job = job.replace(line, "")
+        (tmp_path / "j.toml").write_text(job)
+        return place
+
+    return lay_out
+
+
+def texts(folder: Path) -> dict[tuple[str, int], str]:
+    frame = read_results(folder, include_held=True)
+    keys = zip(frame["gxr_row_id"], frame["gxr_sample"], strict=True)
+    found = dict(zip(keys, frame["gxr_text"], strict=True))
+    assert len(found) == len(frame)
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_there_is_a_set_of_fixtures_of_every_format():
+    formats = {json.loads((RUNS / name / "finished/outputs/j/run.json").read_text())["format"] for name in SETS}
+    assert formats >= set(range(1, FORMAT)), "a change of the format comes with fixtures of the version before"
+
+
+def test_a_finished_run_of_an_earlier_version_is_read_with_its_reviews_and_has_nothing_left(old):
+    place = old("finished")
+    run = place.folder / "outputs/j"
+    before = texts(run)
+    status = Counter(read_results(run)["gxr_review_status"])
+    assert (len(before), status["approved"], status["rejected"], status["approved_with_edits"]) == (48, 14, 2, 4)
+    assert place.run_json()["generated_now"] == 0
+    assert texts(run) == before
+    assert json.loads(place.gxr("status", "outputs/j", "--json").stdout)[0]["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("form", "rows"),
+    [("xlsx", 48), ("csv", 48), ("jsonl", 48), ("parquet", 48), ("chat-jsonl", 16), ("openai-batch", 48)],
+)
+def test_a_finished_run_of_an_earlier_version_is_exported(old, form, rows):
+    place = old("finished")
+    place.gxr("export", "outputs/j", "--format", form, "--to", "made")
+    made = place.folder / "made"
+    if form == "csv":
+        with made.open(newline="", encoding="utf-8-sig") as file:
+            assert len(list(csv.reader(file))) == rows + 1
+    elif form == "parquet":
+        assert pq.read_table(made).num_rows == rows
+    elif form == "xlsx":
+        assert made.stat().st_size > 10_000
+    else:
+        assert len(made.read_text().splitlines()) == rows
+
+
+def test_a_finished_run_of_an_earlier_version_is_reviewed_and_shown(old):
+    place = old("finished")
+    place.gxr("export", "outputs/j", "--format", "csv", "--to", "sheet.csv")
+    with (place.folder / "sheet.csv").open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows[30:40]:
+        row |= {"gxr_review_status": "approved", "gxr_reviewer": "Cy", "gxr_reviewed_at": "2026-11-30"}
+    with (place.folder / "sheet.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    place.gxr("review", "import", "outputs/j", "sheet.csv")
+    assert Counter(read_results(place.folder / "outputs/j")["gxr_review_status"])["approved"] == 24
+    place.gxr("report", "outputs/j")
+    assert (place.folder / "outputs/j/report.html").stat().st_size > 10_000
+
+
+def test_a_run_that_an_earlier_version_was_killed_in_goes_on_without_losing_or_repeating_a_row(old, tmp_path_factory):
+    place = old("unfinished")
+    run = place.folder / "outputs/j"
+    before = texts(run)
+    assert 0 < len(before) < 60
+    place.run("--take-over", "--set", "echo.tokens_per_second=0")
+    after = texts(run)
+    assert len(after) == 60
+    assert before.items() <= after.items()
+    again = Workplace(tmp_path_factory.mktemp("again"))
+    for name in ("j.toml", "f.csv"):
+        shutil.copy(place.folder / name, again.folder / name)
+    again.run("--set", "echo.tokens_per_second=0")
+    assert without_times(place.results()) == without_times(again.results())
+
+
+def test_failed_held_released_and_retried_rows_of_an_earlier_version_stay_what_they_are(old):
+    place = old("retried")
+    run = place.folder / "outputs/j"
+    before = read_results(run, include_held=True)
+    counts = Counter(before["gxr_status"])
+    assert counts["failed"] >= 2
+    assert counts["held"] == 2
+    place.run(expect=3)
+    after = read_results(run, include_held=True)
+    assert before.equals(after)
+    place.run("--retry", "held", expect=3)
+    assert Counter(read_results(run)["gxr_status"])["held"] == 0
+    place.run("--retry", "failed", "--set", "model.max_seq_length=2048", "--set", "run.max_attempts=9", expect=3)
+    last = read_results(run).set_index("gxr_row_id")
+    assert last.index[last["gxr_status"] == "failed"].tolist() == ["C007"]  # an empty cell stays one
+    assert last.loc["C011", "gxr_attempt"] > 1
+
+
+def test_a_table_that_grew_since_an_earlier_version_finished_it_costs_the_new_rows_alone(old):
+    place = old("grown")
+    before = texts(place.folder / "outputs/j")
+    told = place.run_json()
+    assert (told["generated_now"], told["drift"]["new"], told["drift"]["kept"]) == (100, 100, 40)
+    after = texts(place.folder / "outputs/j")
+    assert len(after) == 140
+    assert before.items() <= after.items()
+
+
+def with_column(path: Path, name: str, values: pa.Array) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.append_column(name, values), path, write_page_checksum=True)
+
+
+def test_a_part_with_a_column_of_a_later_version_is_refused_and_nothing_is_touched(tmp_path):
+    place = Workplace(tmp_path)
+    place.run("--limit", "20")
+    [part] = place.parts()
+    with_column(part, "gxr_section", pa.nulls(20, pa.string()))
+    before = contents(tmp_path)
+    for command in (["run", "j.toml"], ["export", "outputs/j", "--to", "x.csv", "--format", "csv", "--partial"]):
+        done = place.gxr(*command, expect=2)
+        assert "a later version of gxr-batch: column gxr_section is not known to this one" in done.stderr
+        assert "update gxr-batch" in done.stderr
+    state = json.loads(place.gxr("status", "outputs", "--json").stdout)[0]["state"]
+    assert "a later version" in state
+    assert contents(tmp_path) == before
+
+
+def test_a_part_of_a_later_format_is_refused(tmp_path):
+    place = Workplace(tmp_path)
+    place.run("--limit", "20")
+    [part] = place.parts()
+    table = pq.read_table(part)
+    marks = {**table.schema.metadata, b"gxr_format": str(FORMAT + 1).encode()}
+    pq.write_table(table.replace_schema_metadata(marks), part, write_page_checksum=True)
+    assert f"format {FORMAT + 1} is not known" in place.run(expect=2).stderr
+    assert place.parts() == [part]
+
+
+@pytest.mark.parametrize("column", ["gxr_flags", "gxr_text", "gxr_seconds_share", "gxr_prompt_sha256"])
+def test_a_part_that_lacks_a_column_reads_as_null_there(tmp_path, column):
+    place = Workplace(tmp_path)
+    place.run("--limit", "20")
+    [part] = place.parts()
+    pq.write_table(pq.read_table(part).drop_columns([column]), part, write_page_checksum=True)
+    told = place.run_json()
+    assert told["generated_now"] == 40
+    assert len(place.parts()) == 2
+    rows = read_results(tmp_path / "outputs/j").set_index("gxr_row_id")
+    assert rows[column].isna().sum() == 20
+    place.gxr("export", "outputs/j", "--format", "xlsx")
+    place.gxr("report", "outputs/j")
+
+
+def test_a_column_of_another_type_is_damage(tmp_path):
+    place = Workplace(tmp_path)
+    place.run("--limit", "20")
+    [part] = place.parts()
+    table = pq.read_table(part)
+    at = table.schema.names.index("gxr_seed")
+    pq.write_table(table.set_column(at, "gxr_seed", table["gxr_seed"].cast(pa.string())), part)
+    assert place.run_json()["generated_now"] == 60
+    assert part.with_name(f"{part.name}.damaged").exists()
+
+
+def later_manifest(folder: Path, change: dict) -> None:
+    path = folder / "outputs/j/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+@pytest.mark.parametrize("key", ["shards", "job.form", "job.sampling.min_p"])
+def test_a_manifest_with_a_key_of_a_later_version_is_refused_and_left_as_it_is(tmp_path, key):
+    place = Workplace(tmp_path)
+    place.run("--limit", "20")
+    job = place.manifest()["job"]
+    new = {"shards": 3} if key == "shards" else {"job": job | {"form": {"sections": []}}}
+    if key == "job.sampling.min_p":
+        new = {"job": job | {"sampling": job["sampling"] | {"min_p": 0.1}}}
+    later_manifest(tmp_path, new)
+    before = contents(tmp_path)
+    done = place.run(expect=2)
+    assert f"key {key.removeprefix('job.')} is not known to this one" in done.stderr
+    place.gxr("check", "j.toml", expect=2)
+    place.gxr("report", "outputs/j", expect=2)
+    assert contents(tmp_path) == before
+
+
+def test_a_new_run_says_its_format_in_manifest_and_parts(tmp_path):
+    place = Workplace(tmp_path)
+    place.run()
+    assert place.manifest()["format"] == FORMAT
+    assert pq.read_schema(place.parts()[0]).metadata[b"gxr_format"] == str(FORMAT).encode()
+
+
+def test_an_old_manifest_is_in_the_new_format_once_the_run_went_on(tmp_path):
+    shutil.copytree(RUNS / "2d832e8" / "grown", tmp_path, dirs_exist_ok=True)
+    place = Workplace.__new__(Workplace)
+    place.folder = tmp_path
+    assert place.manifest()["format"] == 1
+    place.run()
+    assert place.manifest()["format"] == FORMAT
+
+
+def test_retired_keys_are_passed_over_and_later_ones_mean_what_was_done_then(monkeypatch):
+    monkeypatch.setattr(job_file, "RETIRED_KEYS", frozenset({"sampling.old", "gone.key"}))
+    monkeypatch.setitem(job_file.AS_IT_WAS, "sampling.top_k", 0)
+    recorded = {"name": "n", "input": {"path": "f"}, "sampling": {"old": 1, "top_p": 0.5}, "gone": {"key": 2}}
+    job, unknown = recorded_job(recorded)
+    assert unknown == []
+    assert "gone" not in job
+    assert (job["sampling"]["top_p"], job["sampling"]["top_k"]) == (0.5, 0)
+    assert "old" not in job["sampling"]
+    assert job["input"]["delimiter"] == "auto"
+    monkeypatch.setattr(job_file, "RETIRED_KEYS", frozenset())
+    assert recorded_job(recorded)[1] == ["gone", "sampling.old"]
+
+
+def test_a_key_of_the_fingerprint_that_one_side_lacks_has_its_neutral_value(monkeypatch):
+    monkeypatch.setitem(NEUTRAL, "sampling.min_p", 0.0)
+    old, now = {"sampling.top_k": 50}, {"sampling.top_k": 50, "sampling.min_p": 0.0}
+    refuse_other_texts(old, now, where="run")
+    refuse_other_texts(now, old, where="run")
+    refuse_other_texts({}, now, where="run")
+    for recorded, wanted in ((old, now | {"sampling.min_p": 0.1}), (now | {"sampling.min_p": 0.1}, old)):
+        with pytest.raises(FingerprintError, match=r"sampling\.min_p \("):
+            refuse_other_texts(recorded, wanted, where="run")
+    with pytest.raises(FingerprintError, match=r"form \(None -> abc\)"):
+        refuse_other_texts(old, old | {"form": "abc"}, where="run")
+    with pytest.raises(FingerprintError, match=r"form \(abc -> None\)"):
+        refuse_other_texts(old | {"form": "abc"}, old, where="run")
+
+
+def test_a_changed_fingerprint_names_the_keys_and_the_ways_out():
+    old, now = {"a": 0.7, "prompt.system": "x" * 64}, {"a": 0.4, "prompt.system": "y" * 64}
+    with pytest.raises(FingerprintError) as caught:
+        refuse_other_texts(old, now, where="run")
+    assert "a (0.7 -> 0.4), prompt.system" in caught.value.what
+    assert "x" * 12 not in caught.value.what
+    assert "--fresh" in caught.value.next_step
+
+
+def test_a_run_may_come_to_use_more_templates_but_no_changed_one():
+    old = {"templates": {"a": "1"}}
+    refuse_other_texts(old, {"templates": {"a": "1", "b": "2"}}, where="run")
+    with pytest.raises(FingerprintError, match="template a"):
+        refuse_other_texts(old, {"templates": {"a": "other"}}, where="run")
+    with pytest.raises(FingerprintError, match="template"):
+        refuse_other_texts({"template": "1"}, old, where="run")
+
+
+def test_keys_that_may_be_raised_may_not_be_lowered():
+    key = "sampling.max_new_tokens"
+    refuse_other_texts({key: 64}, {key: 128}, where="run", raisable=frozenset({key}))
+    with pytest.raises(FingerprintError):
+        refuse_other_texts({key: 64}, {key: 32}, where="run", raisable=frozenset({key}))
+
+
+def test_a_key_that_is_added_to_a_run_and_changes_its_texts_is_refused_by_run_and_check(tmp_path):
+    place = Workplace(tmp_path)
+    place.run("--limit", "20")
+    manifest = place.manifest()
+    later_manifest(tmp_path, {"fingerprint": manifest["fingerprint"] | {"sampling.min_p": 0.1}})
+    for verb in ("run", "check"):
+        assert "sampling.min_p (0.1 -> None)" in place.gxr(verb, "j.toml", expect=2).stderr
+
+
+def test_a_manifest_of_a_later_format_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"format": FORMAT + 1}))
+    with pytest.raises(LaterVersion, match=f"format {FORMAT + 1}"):
+        load_manifest(tmp_path)
+    with pytest.raises(RunError):
+        load_manifest(tmp_path)

@@ -1,0 +1,9 @@
+"""Where things are: the project, the data of the tests, and what the tests start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
+SUPPORT = ROOT / "tests" / "support"

@@ -1,0 +1,118 @@
+"""Imports go from left to right through the levels of the design, never back and never sideways."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+PACKAGE = ROOT / "gxr_batch"
+# From left to right. What stands side by side in a level does not import each other.
+LEVELS = (
+    {"cli"},
+    {"export", "review", "report", "finetune", "chat", "bench"},
+    {"run"},
+    {"engines"},
+    {"models"},
+    {"text_checks"},
+    {"ledger", "prompts"},
+    {"rows"},
+    {"job"},
+    {"records", "cells", "disk"},
+    {"errors"},
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+HEAVY = {
+    "torch",
+    "transformers",
+    "pandas",
+    "accelerate",
+    "bitsandbytes",
+    "tokenizers",
+    "vl_convert",
+    "trl",
+    "peft",
+    "vllm",
+    "ray",
+    "datasets",
+    "openai",
+}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.name.startswith("__"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.add(node.module or "")
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_every_module_stands_in_a_level():
+    assert {room_of(path) for path in modules()} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_to_its_right(path):
+    room = room_of(path)
+    for name in imports_of(path):
+        if not name.startswith("gxr_batch."):
+            continue
+        other = name.split(".")[1]
+        assert other == room or LEVEL[room] < LEVEL[other], f"{path.relative_to(PACKAGE)} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "engines").rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_an_engine_imports_no_other_engine(path):
+    if path == PACKAGE / "engines" / "__init__.py":
+        return  # the one place that knows them all
+    own = path.relative_to(PACKAGE / "engines").parts[0].removesuffix(".py")
+    for name in imports_of(path):
+        if name.startswith("gxr_batch.engines."):
+            assert name.split(".")[2] in {"base", "suspects", own}, f"{path.name} imports {name}"
+
+
+def test_only_the_command_line_imports_click():
+    assert {room_of(path) for path in modules() if "click" in imports_of(path)} == {"cli"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_and_version_import_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom gxr_batch.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["run", "check", "status", "export", "review", "report", "generate", "bench", "finetune", "templates"],
+)
+def test_the_help_of_a_verb_imports_nothing_heavy_either(verb):
+    code = (
+        "import sys\nfrom gxr_batch.cli import main\n"
+        f"try:\n    main([{verb!r}, '--help'])\nexcept SystemExit:\n    pass\n"
+        f"print(sorted({HEAVY | {'pyarrow', 'pydantic'}!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "Example" in done.stdout

@@ -1,0 +1,329 @@
+"""Each flag fires on what it names and stays silent on what only looks like it; no row is lost over a flag."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from flag_pairs import RULED, SETS, cases, evidence, scores
+from running import Workplace
+
+from gxr_batch.run.pipeline import TRUNCATED
+from gxr_batch.text_checks.flags import FLAGS, NOT_COMPUTED, Evidence, flags_of
+from gxr_batch.text_checks.flags.lexicon import DEVICES, TABLES, WORDS, spots_in
+from gxr_batch.text_checks.flags.sentences import words_of
+
+FLOOR = 0.9
+PHRASES, PAIRS = TABLES["findings"]["phrases"], TABLES["findings"]["pairs"]
+BELOW_FLOOR = {("held out", "invented_comparison"): 0.85}  # it misses one of seven: "since the film taken at admission"
+CLEAR = "The lungs are clear. Heart size is normal. No pleural effusion and no pneumothorax."
+
+
+def flags(text: str, findings: str = "Small right pleural effusion.", **cells: str) -> list[str]:
+    return flags_of(evidence(text, findings=findings, **cells))
+
+
+# --- the seeded errors
+
+
+@pytest.fixture(scope="module", params=SETS)
+def table(request):
+    return request.param, scores(cases(request.param))[0]
+
+
+@pytest.mark.parametrize("flag", RULED)
+def test_seeded_errors_are_found_and_clean_texts_left_alone(table, flag):
+    name, found = table
+    assert found[flag].recall >= BELOW_FLOOR.get((name, flag), FLOOR)
+    assert found[flag].precision >= FLOOR
+
+
+def test_every_flag_has_enough_seeded_errors():
+    planted = [case.planted for name in SETS for case in cases(name) if case.planted]
+    assert len(planted) >= 150
+    assert {flag: planted.count(flag) for flag in RULED if planted.count(flag) < 8} == {}
+
+
+def test_no_faulty_text_stands_in_two_sets():
+    texts = [
+        {case.evidence.text for case in cases(name) if case.planted not in {"", "control_tokens_in_input"}}
+        for name in SETS
+    ]
+    assert sum(map(len, texts)) == len(set.union(*texts))
+
+
+# --- the legend
+
+
+def test_flags_come_in_the_order_of_the_legend_and_with_a_sentence_each():
+    text = "I can see in the attached image: the effusion has grown since the prior film.<end_of_turn>"
+    found = flags(text)
+    assert found == ["leaked_turn_markers", "claims_to_see_image", "invented_comparison"]
+    assert found == [name for name in FLAGS if name in found]
+    assert all(sentence.endswith(".") for sentence in FLAGS.values())
+    assert TRUNCATED in FLAGS
+    assert NOT_COMPUTED in FLAGS
+
+
+# --- rules, one by one
+
+
+def test_a_text_that_says_the_findings_in_other_words_has_no_flag():
+    assert flags("There is a small effusion on the right, which blunts the costophrenic angle.") == []
+
+
+@pytest.mark.parametrize("ending", [".", "!", "?", "…", '."', ".)", ".**", "。"])
+def test_a_text_that_meets_its_limit_at_the_end_of_a_sentence_is_not_cut(ending):
+    assert flags_of(evidence(f"A small effusion{ending}", findings="x", finish_reason="length")) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "given"),
+    [
+        ("No effusion is present.", "a small effusion"),
+        ("Effusion: absent.", "a small effusion"),
+        ("An effusion is not seen.", "a small effusion"),
+        ("The effusion has resolved.", "a small effusion"),
+        ("The lungs are free of nodules.", "two nodules"),
+        ("There is neither a mass nor a nodule.", "two nodules"),
+        ("Bullae, nodules or cavities are not visible.", "two nodules"),
+        ("The heart is not enlarged.", "cardiomegaly"),
+        ("There isn't any pneumothorax.", "a pneumothorax"),
+        ("The trachea is midline.", "the trachea is deviated to the left"),
+    ],
+)
+def test_a_negation_of_a_given_finding_is_flagged(said, given):
+    assert flags(said, given) == ["negates_given_finding"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "An effusion cannot be excluded.",
+        "A further effusion is not seen.",
+        "No large effusion is present.",
+        "There is no change of the effusion.",
+        "No effusion on the left.",
+        "In simple pneumonia there is usually no effusion.",
+        "No pneumothorax, small right effusion.",
+        "No pneumothorax is seen, the effusion is small.",
+        "No pneumothorax and a small effusion.",
+        "Not only an effusion is present.",
+    ],
+)
+def test_a_hedge_or_a_restricted_negation_contradicts_nothing(said):
+    assert flags(said) == []
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "A pneumothorax would appear as a thin line.",
+        "Pneumothorax is the most feared complication.",
+        "A small pneumothorax cannot be ruled out.",
+        "The differential diagnosis includes pneumothorax and effusion.",
+        "**Differential diagnosis:**\n- Pneumothorax on the left is seen\n- Effusion",
+        "Look for a pneumothorax at the apex.",
+        "If there is a pneumothorax, drain it.",
+        "A skin fold can be mistaken for a pneumothorax on the left.",
+        "There is no consolidation, effusion, or pneumothorax.",
+        "The lungs show neither an effusion nor a pneumothorax.",
+    ],
+)
+def test_teaching_about_an_absent_finding_does_not_assert_it(said):
+    assert flags(said, CLEAR) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"),
+    [
+        ("You are a radiographer. A patient comes to you with a cough.", "echoes_prompt"),
+        ("The effusion is small (Figure 2).", "claims_to_see_image"),
+        ("The effusion is small. した場合", "other_language"),
+        ("The effusion is small. Lines. Lines. Lines. Lines.", "repeats_itself"),
+        ("The effusion is small. I am an AI and cannot give advice.", "refusal"),
+        ("The effusion is small.\nmodel\n", "leaked_turn_markers"),
+    ],
+)
+def test_what_small_models_leave_in_a_text_is_flagged(text, flag):
+    assert flags(text) == [flag]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The provided X-ray findings point to an effusion.",
+        "A right effusion (from Greek πλευρά, the side) is present.",
+        "| sign | left | right |\n|---|---|---|\n| effusion | yes | yes |",
+        "The level of T10 to L1 is normal.",
+        "Old films, if there are any, should be compared.",
+    ],
+)
+def test_what_only_looks_like_a_fault_is_left_alone(text):
+    assert flags(text) == []
+
+
+def test_what_the_row_tells_of_before_may_be_spoken_of():
+    said = "The effusion that was present on the earlier film is gone: there was a moderate effusion."
+    assert flags(said, CLEAR, comparison="moderate effusion last week") == []
+
+
+def test_a_finding_that_was_not_seen_before_is_there_now():
+    findings = "Small right apical pneumothorax, not seen before the procedure."
+    assert flags("There is a small right apical pneumothorax.", findings) == []
+    assert flags("No pneumothorax is seen.", findings) == ["negates_given_finding"]
+    assert flags("There is a pneumothorax.", "A pneumothorax is not seen.") == ["asserts_negated_finding"]
+
+
+def test_a_finding_on_the_other_side_is_flagged_and_a_side_of_something_else_is_not():
+    assert flags("A small effusion is seen on the left.") == ["side_flipped"]
+    assert flags("A small effusion is present. The left lung is clear.") == []
+    assert flags("A small effusion is present, and the left heart border is sharp.") == []
+    assert flags("Bilateral effusions are present.", "Effusion on both sides.") == []
+
+
+def test_a_device_on_the_other_side_is_flagged_and_the_side_where_a_line_ends_is_not():
+    drain, line = "Right basal drain.", "Left subclavian line with its tip in the right atrium. Right effusion."
+    assert flags("Left basal drain in place.", drain) == ["side_flipped"]
+    assert flags("Fluid of the left pleural space is drained: drainage, then drain it again.", drain) == []
+    assert flags("A right subclavian line is seen.", line) == ["side_flipped"]
+    assert flags("The central line ends in the right atrium, and projects over the right heart.", line) == []
+    assert flags("Right effusion with a central venous catheter in place.", line) == []
+
+
+def test_a_device_that_was_removed_is_gone_and_what_is_denied_of_one_does_not_deny_it():
+    assert flags("A chest drain is present.", "The left chest drain has been removed.") == ["asserts_negated_finding"]
+    assert flags("The chest drain has been removed.", "Chest drain on the left.") == ["negates_given_finding"]
+    assert flags("The chest drain can be removed soon.", "Chest drain on the left.") == []
+    assert flags("No central line complication, no kink of the central line.", "Right jugular line.") == []
+    assert flags("No pneumothorax is seen around the chest drain.", "Chest drain on the left.") == []
+
+
+def test_either_side_is_no_side():
+    drained = "A chest drain is inserted on the right or left, in front of the axilla."
+    assert flags(f"{drained} The drain is on the right.", "Chest drain on the right.") == []
+    drained = "A drain on the right or the left side. Chest drain is inserted on the left or on the right."
+    assert flags(drained, "Chest drain on the right.") == []
+    assert flags("Effusion on the left and the right lung is clear.", "Right effusion.") == ["side_flipped"]
+    assert flags("The right or left pleural effusion may grow.", "Left pleural effusion.") == []
+
+
+def test_a_measurement_may_be_given_in_another_unit():
+    assert flags("The nodule measures 22 mm.", "a nodule of 2.2 cm") == []
+    assert flags("The nodule measures 23 mm.", "a nodule of 2.2 cm") == ["number_not_in_input"]
+
+
+def test_an_age_may_stand_in_a_cell_of_its_own():
+    assert flags("This 65-year-old man has an effusion.", age="65", sex="male") == []
+    assert flags("This 56-year-old man has an effusion.", age="65", sex="male") == ["number_not_in_input"]
+
+
+# --- fields
+
+
+def test_a_flag_whose_field_the_template_lacks_is_not_computed():
+    text = "There is a left pneumothorax of 4 cm. It has grown since the prior film."
+    assert flags_of(evidence(text, template="educational", topic="pneumothorax")) == []
+    assert "invented_comparison" not in flags_of(evidence(text, template="basic", findings="a pneumothorax"))
+    assert "invented_comparison" in flags_of(evidence(text, findings="a pneumothorax"))
+
+
+def test_a_row_with_a_comparison_may_compare():
+    assert flags("The effusion has grown since the prior film.", comparison="smaller last week") == []
+
+
+def test_a_row_whose_findings_compare_may_be_repeated():
+    assert flags("The pneumothorax has enlarged.", "The pneumothorax has enlarged.") == []
+    assert flags("The heart has enlarged.", "The heart is enlarged.") == ["invented_comparison"]
+    assert flags("The effusion has grown.", "First chest drain placed, effusion.") == ["invented_comparison"]
+
+
+@pytest.mark.parametrize("missing", [None, "", "  ", float("nan")])
+def test_a_blank_cell_is_no_comparison(missing):
+    values = {"findings": "an effusion", "comparison": missing}
+    said = "The effusion has grown since the prior film."
+    assert flags_of(Evidence(said, "", values, "stop")) == ["invented_comparison"]
+
+
+def test_cells_of_any_type_and_length_are_read():
+    values = {"findings": ["an", "effusion"], "age": 65, "comparison": None, "presentation": b"\xff"}
+    assert flags_of(Evidence("An effusion. " + "é" * 5, "", values, "stop")) == []
+    flags_of(Evidence("<" * 50_000 + "no " * 50_000, "no " * 90_000, {"findings": "not a nodule, " * 50_000}, "stop"))
+
+
+PIECES = ["a ", "no ", "no effusion, ", "1 ", "1 mm ", "<a ", "[", "i can ", "prior ", "\n", "x" * 9, "left nodule "]
+PIECES += [
+    "but nodule if ",
+    "\nyou are",
+    "the left and the right effusion with ",
+    "provided chest ",
+    "?",
+    "\u2019",
+    "é ",
+]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_no_text_takes_long(piece):
+    text = piece * (20_000 // len(piece)) + "you are a radiologist"
+    began = time.process_time()
+    flags_of(Evidence(text, f"You are a radiologist. {text[:9000]}", {"findings": text, "comparison": None}, "length"))
+    assert time.process_time() - began < 3
+
+
+# --- in a run
+
+
+def test_a_run_writes_the_flags_of_its_rows(tmp_path):
+    work = Workplace(tmp_path)
+    work.table([("C1", "Small effusion."), ("C2", "Small effusion.<end_of_turn>")])
+    work.run()
+    first, second = (row["gxr_flags"] for row in work.results())
+    assert "echoes_prompt" in first, "the echo engine says the prompt back"
+    assert second[0] == "control_tokens_in_input"
+
+
+def test_a_rule_that_fails_costs_no_row_and_its_message_is_not_logged(tmp_path, monkeypatch):
+    from gxr_batch.job import load_job
+    from gxr_batch.run import pipeline
+    from gxr_batch.run.invocation import Options
+    from gxr_batch.run.runner import run
+    from gxr_batch.run.stop import Stopper
+
+    def fail(_):
+        raise ValueError("SECRET of a cell")
+
+    work = Workplace(tmp_path)
+    work.table(3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "flags_of", fail)
+    run(load_job(tmp_path / "j.toml"), Options(), Stopper(), lambda _: None, lambda _: None)
+    assert [row["gxr_flags"] for row in work.results()] == [[NOT_COMPUTED]] * 3
+    log = (tmp_path / "outputs/j/log.jsonl").read_text()
+    assert "SECRET" not in log
+    told = [line for line in map(json.loads, log.splitlines()) if line["event"] == NOT_COMPUTED]
+    assert [line["error"] for line in told] == ["ValueError"], "once, not for each row"
+
+
+# --- the word lists
+
+
+def test_every_word_of_the_lexicon_is_written_as_texts_are_read():
+    lists = {**WORDS, **{f"pair {pair['names']}": f"{pair['heads']} {pair['near']}".split() for pair in PAIRS}}
+    for table in (TABLES["findings"]["not_after"], TABLES["findings"]["not_before"], TABLES["sides"]["words"]):
+        lists |= {f"{name}: {words}": f"{name} {words}".split() for name, words in table.items()}
+    names = {*PHRASES, *(name for pair in PAIRS for name in pair["names"].split())}
+    wrong = {
+        key: word for key, words in lists.items() for word in words if words_of(word) != [word] and word not in names
+    }
+    assert not wrong
+    assert not {word for words in TABLES["findings"]["same_place"].values() for word in words.split()} - names
+
+
+def test_every_spelling_of_a_finding_is_found_as_that_finding():
+    assert set(PHRASES) >= DEVICES
+    for finding, spellings in PHRASES.items():
+        assert [spot.findings for spelling in spellings for spot in spots_in(words_of(spelling))] == [(finding,)] * len(
+            spellings
+        )

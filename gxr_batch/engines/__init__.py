@@ -1,8 +1,12 @@
-"""Ways to generate text, all behind one protocol (`base`). `create` picks the one that a job names."""
+"""Ways to generate text, all behind one protocol (`base`).
+
+`ENGINES` has a factory for every kind that a job may name, and `create` calls it. A factory imports its engine when it
+is called, so that nothing heavy is loaded for an engine that nobody asked for.
+"""
 
 from __future__ import annotations
 
-from gxr_batch.engines.base import Engine, Say, silent
+from gxr_batch.engines.base import Create, Engine, Say, silent
 from gxr_batch.job import Job
 
 
@@ -26,31 +30,64 @@ def _drives_the_model(job: Job) -> str:
     return "generate" if why_not_drivable(load_config(job.model).get_text_config()) else "transformers"
 
 
+def _generate(job: Job, say: Say) -> Engine:
+    from gxr_batch.engines.generate import GenerateEngine
+
+    return GenerateEngine(job, say)
+
+
+def _transformers(job: Job, say: Say) -> Engine:
+    from gxr_batch.engines.slots import TransformersEngine
+
+    return TransformersEngine(job, say)
+
+
+def _vllm(job: Job, say: Say) -> Engine:
+    from gxr_batch.engines.vllm import VllmEngine
+
+    return VllmEngine(job, say)
+
+
+def _api(job: Job, say: Say) -> Engine:
+    from gxr_batch.engines.api import ApiEngine
+
+    return ApiEngine(job, say)
+
+
+def _ray(job: Job, say: Say) -> Engine:
+    from gxr_batch.engines.ray import RayEngine
+
+    # The factory itself travels to the workers: what this process registered is not known there.
+    return RayEngine(job, say, ENGINES[job.ray.worker])
+
+
+def _echo(job: Job, _say: Say) -> Engine:
+    from gxr_batch.engines.echo import EchoEngine
+
+    return EchoEngine(job)
+
+
+ENGINES: dict[str, Create] = {
+    "generate": _generate,
+    "transformers": _transformers,
+    "vllm": _vllm,
+    "api": _api,
+    "ray": _ray,
+    "echo": _echo,
+}
+
+
+def register(kind: str, factory: Create) -> None:
+    """Let a factory make the engines of a kind from now on, in this process and in the Ray workers that it starts.
+
+    Ray pickles the factory, so it has to be picklable and its module importable on the workers' hosts.
+    """
+    ENGINES[kind] = factory
+
+
 def create(job: Job, say: Say = silent) -> Engine:
     """Return the engine that a job with a settled kind asks for; nothing heavy is imported or loaded yet.
 
     `say` gets sentences for the user while the engine opens, which may take long where it waits for memory.
     """
-    if job.engine.kind == "echo":
-        from gxr_batch.engines.echo import EchoEngine
-
-        return EchoEngine(job)
-    if job.engine.kind == "api":
-        from gxr_batch.engines.api import ApiEngine
-
-        return ApiEngine(job, say)
-    if job.engine.kind == "vllm":
-        from gxr_batch.engines.vllm import VllmEngine
-
-        return VllmEngine(job, say)
-    if job.engine.kind == "ray":
-        from gxr_batch.engines.ray import RayEngine
-
-        return RayEngine(job, say, create)
-    if job.engine.kind == "generate":
-        from gxr_batch.engines.generate import GenerateEngine
-
-        return GenerateEngine(job, say)
-    from gxr_batch.engines.slots import TransformersEngine
-
-    return TransformersEngine(job, say)
+    return ENGINES[job.engine.kind](job, say)

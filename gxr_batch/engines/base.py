@@ -13,9 +13,22 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from gxr_batch.job import Job
 from gxr_batch.records import Completion, Encoded, Identity, Messages, Prompt
 
-__all__ = ["Encoder", "Engine", "EngineInfo", "Identity", "Pulse", "Say", "Session", "StopRequest", "Workers", "silent"]
+__all__ = [
+    "Create",
+    "Encoder",
+    "Engine",
+    "EngineInfo",
+    "Identity",
+    "Pulse",
+    "Say",
+    "Session",
+    "StopRequest",
+    "Workers",
+    "silent",
+]
 
 Say = Callable[[str], None]
 
@@ -136,3 +149,6 @@ class Engine(Protocol):
     def open(self) -> AbstractContextManager[Session]:
         """Load the model. Raises ModelUnavailable where the machine cannot do it now."""
         ...
+
+
+Create = Callable[[Job, Say], Engine]

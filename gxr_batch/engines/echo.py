@@ -1,4 +1,4 @@
-"""The fake engine: no model, no device, the same protocol. It says the prompt's words back and plays faults on request.
+"""The fake engine: no model, no device, the same protocol. It repeats the prompt's words.
 
 Texts depend on the prompt and its row seed alone. It counts words as tokens, so that everything around an engine can
 be tried, tested and timed without one.
@@ -6,15 +6,12 @@ be tried, tested and timed without one.
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
-from gxr_batch.errors import EngineFailed
 from gxr_batch.job import EchoSection, Job
 from gxr_batch.records import Completion, Encoded, Messages, Prompt
 
@@ -82,11 +79,10 @@ class EchoSession:
     def __init__(self, info: EngineInfo, settings: EchoSection) -> None:
         self.info = info
         self._settings = settings
-        self._done = 0
         self._tokens = 0
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
-        """Answer every prompt. Raises EngineFailed after `crash_after` completions where that is set."""
+        """Answer every prompt."""
         flight: list[_InFlight] = []
         clock = pulsed = time.monotonic()
         exhausted = False
@@ -129,28 +125,20 @@ class EchoSession:
             row.steps += 1
 
     def _complete(self, row: _InFlight, now: float) -> Completion:
-        self._done += 1
-        if self._settings.crash_after and self._done > self._settings.crash_after:
-            raise EngineFailed("The echo engine was told to fail here.", where="[echo] crash_after")
         prompt = row.prompt
-        if self._settings.kill_containing and self._settings.kill_containing in prompt.messages.turns[-1].text:
-            os.kill(os.getpid(), signal.SIGKILL)
-        while self._settings.hang_containing and self._settings.hang_containing in prompt.messages.turns[-1].text:
-            time.sleep(60)
         kept = row.words[: prompt.max_new_tokens]
         seconds = now - row.taken_at
-        error = self._fault(prompt)
         self._tokens += len(kept)
-        text = "" if error else " ".join(kept)
+        text = " ".join(kept)
         if prompt.on_text and text:
             prompt.on_text(text)
         return Completion(
             key=prompt.key,
             text=text,
-            finish_reason="error" if error else "stop" if len(kept) == len(row.words) else "length",
-            error=error,
+            finish_reason="stop" if len(kept) == len(row.words) else "length",
+            error=None,
             prompt_tokens=prompt.encoded.length,
-            new_tokens=0 if error else len(kept),
+            new_tokens=len(kept),
             seconds_queued=0.0,
             seconds_to_first_token=seconds / max(len(kept), 1),
             seconds_generating=seconds,
@@ -159,11 +147,3 @@ class EchoSession:
             started_at_ms=row.started_at_ms,
             finished_at_ms=int(time.time() * 1000),
         )
-
-    def _fault(self, prompt: Prompt) -> str | None:
-        settings = self._settings
-        if settings.fail_every and prompt.row_seed % settings.fail_every == 0:
-            return "the echo engine was told to fail this row"
-        if settings.fail_containing and settings.fail_containing in prompt.messages.turns[-1].text:
-            return "the echo engine was told to fail rows like this one"
-        return None

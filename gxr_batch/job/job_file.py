@@ -18,7 +18,9 @@ from gxr_batch.job.validation_errors import explain
 
 _NO_TABLE = {"path": "-"}
 # Keys that earlier versions knew, and run.json may hold. A job file with one of them is refused like any unknown key.
-RETIRED_KEYS = frozenset[str]()
+RETIRED_KEYS = frozenset(
+    {"echo.fail_every", "echo.fail_containing", "echo.crash_after", "echo.kill_containing", "echo.hang_containing"}
+)
 # Keys that came later and whose default is not what earlier versions did, with the value that is.
 AS_IT_WAS: dict[str, Any] = {}
 

@@ -354,20 +354,9 @@ class ExportSection(Section):
 
 
 class EchoSection(Section):
-    """The echo engine's own keys: its speed and the faults that it plays.
-
-    `tokens_per_second` is one row's speed (0 = as fast as it can); `fail_every` makes every Nth prompt fail;
-    `fail_containing` fails prompts that hold this text; `crash_after` ends the engine after so many completions;
-    `kill_containing` kills the process over such a prompt, as a fault in a kernel or the system's OOM killer would, and
-    `hang_containing` hangs for good over it, as a driver that never comes back would.
-    """
+    """The echo engine's own keys. `tokens_per_second` is one row's speed (0 = as fast as it can)."""
 
     tokens_per_second: float = Field(default=0, ge=0, allow_inf_nan=False)
-    fail_every: int = Field(default=0, ge=0, le=MOST)
-    fail_containing: str = ""
-    crash_after: int = Field(default=0, ge=0, le=MOST)
-    kill_containing: str = ""
-    hang_containing: str = ""
 
 
 class Job(Section):

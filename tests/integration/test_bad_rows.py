@@ -21,7 +21,7 @@ from gxr_batch.records import Encoded, Key, Row
 from gxr_batch.run.pipeline import TRUNCATED, Fitter
 
 KILLER = "[engine]\nkind = 'echo'\nslots = 4\n[echo]\ntokens_per_second = 400\n[run]\ncheckpoint_seconds = 0.1\n"
-POISON = KILLER.replace("tokens_per_second = 400\n", "tokens_per_second = 400\nkill_containing = 'number 7 '\n")
+POISON = {"kill_containing": "number 7 "}
 
 
 @pytest.fixture
@@ -40,7 +40,8 @@ def test_a_row_that_kills_the_process_twice_is_set_aside_on_the_third_start(work
     whole.table([(f"C{number}", f"finding number {number} of many") for number in range(40)])
     whole.job(KILLER)
     whole.run()
-    work.job(POISON)
+    work.job(KILLER)
+    work.faults = POISON
     work.run(expect=-signal.SIGKILL)
     assert ["C7", 1] in hint(work)["in_flight"]
     second = work.run(expect=-signal.SIGKILL)
@@ -58,7 +59,8 @@ def test_a_row_that_kills_the_process_twice_is_set_aside_on_the_third_start(work
 
 
 def test_the_rows_beside_a_killer_are_done_before_the_suspects(work):
-    work.job(POISON.replace("checkpoint_seconds = 0.1", "checkpoint_seconds = 1000"))
+    work.job(KILLER.replace("checkpoint_seconds = 0.1", "checkpoint_seconds = 1000"))
+    work.faults = POISON
     work.run(expect=-signal.SIGKILL)
     suspects = len(hint(work)["in_flight"])
     assert 1 <= suspects <= 4
@@ -82,10 +84,10 @@ def test_an_end_in_order_leaves_no_suspect(work):
 
 
 def test_an_engine_that_broke_leaves_its_rows_as_suspects(work):
-    work.job(KILLER.replace("[echo]\n", "[echo]\ncrash_after = 10\n"))
-    work.run(expect=4)
+    work.job(KILLER)
+    work.run(expect=4, faults={"crash_after": 10})
     assert len(hint(work)["in_flight"]) >= 1
-    done = work.run("--set", "echo.crash_after=0")
+    done = work.run()
     assert "one at a time" in done.stderr
     assert len(work.results()) == 40
 
@@ -108,7 +110,8 @@ def test_a_torn_hint_is_no_harm(work, content):
 
 
 def test_a_machine_that_went_down_makes_no_row_a_suspect(work):
-    work.job(POISON)
+    work.job(KILLER)
+    work.faults = POISON
     work.run(expect=-signal.SIGKILL)
     content = hint(work)
     assert content["in_flight"]
@@ -125,7 +128,8 @@ def test_suspects_that_left_the_table_are_forgotten(work):
 
 
 def test_a_start_that_wants_only_some_rows_keeps_the_other_suspects(work):
-    work.job(POISON)
+    work.job(KILLER)
+    work.faults = POISON
     work.run(expect=-signal.SIGKILL)
     suspects = {row_id for row_id, _ in hint(work)["in_flight"]}
     first = work.run("--limit", "3", expect=None)
@@ -135,7 +139,8 @@ def test_a_start_that_wants_only_some_rows_keeps_the_other_suspects(work):
 
 
 def test_a_condemned_row_stays_condemned_until_it_is_booked(work):
-    work.job(POISON.replace("checkpoint_seconds = 0.1", "checkpoint_seconds = 1000"))
+    work.job(KILLER.replace("checkpoint_seconds = 0.1", "checkpoint_seconds = 1000"))
+    work.faults = POISON
     work.run(expect=-signal.SIGKILL)
     work.run(expect=-signal.SIGKILL)
     process = work.start("run", "j.toml", "--set", "echo.tokens_per_second=1")

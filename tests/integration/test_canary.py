@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from running import COMMAND, Workplace
+from faulty_engine import playing
+from running import COMMAND, Faults, Workplace
 
 from gxr_batch.cli import main
 
@@ -36,18 +37,20 @@ class Watched(Workplace):
         self.table(ROWS)
         self.asked = 0
 
-    def gxr(self, *arguments: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
+    def gxr(
+        self, *arguments: str, expect: int | None = 0, faults: Faults | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run the command in this process, which is quicker, and search what it says."""
-        with chdir(self.folder):
+        with chdir(self.folder), playing(self.faults if faults is None else faults):
             result = CliRunner().invoke(main, arguments)
         done = subprocess.CompletedProcess(arguments, int(result.exit_code), result.stdout, result.stderr)
         self.said(arguments, done.stdout, done.stderr)
         assert expect is None or done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def real(self, *arguments: str, expect: int) -> None:
+    def real(self, *arguments: str, expect: int, faults: Faults | None = None) -> None:
         """Run the command as a process of its own and search what it says."""
-        done = super().gxr(*arguments, expect=expect)
+        done = super().gxr(*arguments, expect=expect, faults=faults)
         self.said(arguments, done.stdout, done.stderr)
 
     def said(self, arguments: tuple[str, ...], stdout: str, stderr: str) -> None:
@@ -193,9 +196,9 @@ def test_parquet_cells_that_no_prompt_can_hold(work):
 
 
 def test_too_many_failures_and_an_engine_that_crashes(work):
-    work.run("--set", "echo.fail_every=1", "--set", "run.max_failed=3", expect=5)
-    work.real("run", "j.toml", "--set", "echo.crash_after=11", expect=4)
-    work.run("--retry", "failed", "--set", "echo.fail_every=2", "--set", "run.max_failed='off'", expect=3)
+    work.run("--set", "run.max_failed=3", expect=5, faults={"fail_every": 1})
+    work.real("run", "j.toml", expect=4, faults={"crash_after": 11})
+    work.run("--retry", "failed", "--set", "run.max_failed='off'", expect=3, faults={"fail_every": 2})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -262,9 +265,9 @@ def test_settings_that_are_wrong_or_changed(work):
 
 
 def test_an_edited_table_and_a_damaged_run(work):
-    work.run("--set", "echo.crash_after=20", expect=4)
+    work.run(expect=4, faults={"crash_after": 20})
     work.table([(row_id, f"{cell} edited") for row_id, cell in ROWS[:30]])
-    work.run("--set", "echo.crash_after=20", expect=4)
+    work.run(expect=4, faults={"crash_after": 20})
     run = work.folder / "outputs/j"
     for path in (work.parts()[0], run / "input.parquet", run / "run.json"):
         kept = path.read_bytes()
@@ -289,7 +292,7 @@ def test_an_export_that_cannot_be_written(work):
 @pytest.mark.parametrize(
     ("target", "breaks"),
     [
-        ("gxr_batch.engines.echo.EchoSession._fault", lambda self, prompt: {}[prompt.messages.turns[-1].text]),
+        ("gxr_batch.engines.echo.EchoSession._complete", lambda self, row, _: {}[row.prompt.messages.turns[-1].text]),
         ("gxr_batch.rows.csv_tables._text_column", lambda file, cells, *_: float(cells[1])),
         ("gxr_batch.ledger.run_writer.write_part", lambda folder, number, results, _: int(results[0].text)),
     ],
@@ -315,15 +318,15 @@ def test_a_bug_over_one_rows_prompt_fails_that_row_without_its_text(work, monkey
 
 
 def test_the_manifest_of_a_run_with_everything_in_it(work):
-    work.run("--set", "echo.fail_every=2", "--set", "run.max_failed=off", "--json", expect=3)
+    work.run("--set", "run.max_failed=off", "--json", expect=3, faults={"fail_every": 2})
     work.run("--retry", "failed", "--row", "C0", expect=None)
     assert json.loads((work.folder / "outputs/j/run.json").read_text())["invocations"]
 
 
 def test_a_row_that_kills_the_process_and_its_neighbours(work):
-    work.job("[engine]\nkind = 'echo'\n[echo]\ntokens_per_second = 500\nkill_containing = 'finding 7'\n")
+    work.job("[engine]\nkind = 'echo'\n[echo]\ntokens_per_second = 500\n")
     for code in (-signal.SIGKILL, -signal.SIGKILL, 3):
-        work.real("run", "j.toml", expect=code)
+        work.real("run", "j.toml", expect=code, faults={"kill_containing": "finding 7"})
     assert (work.folder / "outputs/j/inflight.json").exists()
 
 

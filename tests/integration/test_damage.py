@@ -23,7 +23,7 @@ from gxr_batch.run.status import statuses
 ROWS, ROWS_A_PART = 60, 6
 JOB = f"[engine]\nkind = 'echo'\nslots = {ROWS_A_PART}\n[echo]\ntokens_per_second = 400\n"
 # Slots end together, about 0.2 s apart, so that every such moment seals one part: too few for a union of them.
-IN_PARTS = JOB.replace("400", "100") + "crash_after = 50\n[run]\ncheckpoint_seconds = 0.1\n"
+IN_PARTS = JOB.replace("400", "100") + "[run]\ncheckpoint_seconds = 0.1\n"
 
 
 def zeros_after_the_start(whole: bytes) -> bytes:
@@ -56,7 +56,7 @@ def halfway(tmp_path_factory) -> Path:
     work = Workplace(tmp_path_factory.mktemp("halfway"))
     work.table([(f"C{number:02}", f"finding number {number:02}") for number in range(ROWS)])
     work.job(IN_PARTS)
-    work.run(expect=4)
+    work.run(expect=4, faults={"crash_after": 50})
     work.job(JOB)
     assert len(work.parts()) > 3
     return work.folder
@@ -152,10 +152,8 @@ def test_the_number_of_a_part_that_was_set_aside_is_never_used_again(work):
 
 
 def test_an_older_result_holds_again_where_the_newer_one_is_lost(work):
-    work.job(JOB + "fail_containing = '57'\n")
-    work.run(expect=3)
+    work.run(expect=3, faults={"fail_containing": "57"})
     before = {path.name for path in work.parts()}
-    work.job(JOB)
     work.run("--retry", "failed", expect=None)
     (newest,) = [path for path in work.parts() if path.name not in before]
     damage(newest, "cut")

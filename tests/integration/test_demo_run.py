@@ -10,12 +10,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 from engine_contract import CANARY, EngineContract, Subject
+from faulty_engine import faulty
 from running import Workplace, without_times
 from tiny import VOCAB, tiny_gemma
 
 import gxr_batch
 from gxr_batch.engines import create
-from gxr_batch.engines.base import EngineInfo, Identity, Session
+from gxr_batch.engines.base import EngineInfo, Identity, Session, silent
 from gxr_batch.engines.echo import EchoEngine
 from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.library_backend import LibraryModel
@@ -94,7 +95,7 @@ class TestEchoContract(EngineContract):
                 "name": "x",
                 "input": {"path": "x"},
                 "engine": {"kind": "echo", "slots": 4},
-                "echo": {"tokens_per_second": 20, "fail_containing": CANARY},
+                "echo": {"tokens_per_second": 20},
             }
         )
         assert isinstance(create(job), EchoEngine)
@@ -109,7 +110,8 @@ class TestEchoContract(EngineContract):
         def spoil(prompt: Prompt) -> Prompt:
             return prompt._replace(messages=Messages((Turn("user", f"{CANARY} word"),), "t"))
 
-        return Subject(open=create(job).open, prompts=prompts, spoil=spoil)
+        engine = faulty({"fail_containing": CANARY})(job, silent)  # nothing that it says itself fails a row
+        return Subject(open=engine.open, prompts=prompts, spoil=spoil)
 
 
 class _Numbers:

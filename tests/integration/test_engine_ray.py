@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import ModuleType
 
+import faulty_engine
 import psutil
 import pytest
 from engine_contract import CANARY, EngineContract, Subject, Watched
 from fault_server import Act, FaultServer
+from faulty_engine import playing
+from running import Faults
 
 from gxr_batch.engines import create
 from gxr_batch.engines.base import EngineInfo, Identity, Session
@@ -30,8 +33,11 @@ WORDS = "a small pleural effusion on the left and a normal heart"
 @pytest.fixture(scope="module", autouse=True)
 def one_ray():
     """Started once: every engine of this file finds it."""
+    cloudpickle = load_ray().cloudpickle
+    cloudpickle.register_pickle_by_value(faulty_engine)  # the workers do not know the folder of the tests
     with connected(RaySection(workers=6), on_gpu=False):
         yield
+    cloudpickle.unregister_pickle_by_value(faulty_engine)
 
 
 def job(echo: dict[str, object] | None = None, api: dict[str, object] | None = None, **ray: object) -> Job:
@@ -58,8 +64,8 @@ def prompts(count: int) -> list[Prompt]:
 
 
 @contextmanager
-def session(made: Job, said: list[str] | None = None) -> Iterator[Session]:
-    with create(made, (said if said is not None else []).append).open() as opened:
+def session(made: Job, said: list[str] | None = None, faults: Faults | None = None) -> Iterator[Session]:
+    with playing(faults or {}), create(made, (said if said is not None else []).append).open() as opened:
         yield opened
 
 
@@ -71,7 +77,7 @@ def worker_processes() -> set[psutil.Process]:
 @pytest.fixture(scope="class")
 def opened(one_ray):
     """Two workers for all tests of the contract: starting them for each would take most of its time."""
-    with session(job({"fail_containing": CANARY, "tokens_per_second": 400})) as opened:
+    with session(job({"tokens_per_second": 400}), faults={"fail_containing": CANARY}) as opened:
         yield opened
 
 
@@ -118,7 +124,7 @@ def test_the_rows_of_a_killed_worker_run_again_and_come_back_once():
 def test_a_row_that_kills_its_worker_is_found_out_and_spares_its_neighbours(capfd):
     killer = prompt(3, CANARY)
     given = [*prompts(3), killer, *prompts(12)[4:]]
-    with session(job({"kill_containing": CANARY, "tokens_per_second": 200})) as opened:
+    with session(job({"tokens_per_second": 200}), faults={"kill_containing": CANARY}) as opened:
         seen = Watched().watch(opened, given)
     errors = {completion.key: completion.error for completion in seen.completions}
     assert len(seen.completions) == len(given)
@@ -133,7 +139,8 @@ def test_a_row_that_hangs_its_worker_is_found_out_and_spares_its_neighbours():
     said: list[str] = []
     hanging = prompt(3, CANARY)
     given = [*prompts(3), hanging, *prompts(12)[4:]]
-    with session(job({"hang_containing": CANARY, "tokens_per_second": 200}, hung_after="6s"), said) as opened:
+    made = job({"tokens_per_second": 200}, hung_after="6s")
+    with session(made, said, {"hang_containing": CANARY}) as opened:
         seen = Watched().watch(opened, given)
     errors = {completion.key: completion.error for completion in seen.completions}
     assert len(seen.completions) == len(given)
@@ -184,7 +191,7 @@ def test_an_engine_that_fails_is_replaced_so_often_and_then_its_own_message_ends
     said: list[str] = []
     seen = Watched()
     with (
-        session(job({"crash_after": 5}, workers=1, max_restarts=1), said) as opened,
+        session(job(workers=1, max_restarts=1), said, {"crash_after": 5}) as opened,
         pytest.raises(EngineFailed, match="told to fail here") as raised,
     ):
         seen.watch(opened, prompts(30))

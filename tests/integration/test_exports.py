@@ -22,7 +22,8 @@ CELLS = ["=1+1", "a,b;c", 'say "x"', "two\nlines", "  blanks  ", "漢字 🫁", 
 def work(tmp_path: Path) -> Workplace:
     made = Workplace(tmp_path)
     made.table([(f"C{number}", cell) for number, cell in enumerate(CELLS)])
-    made.job("[engine]\nkind = 'echo'\n[echo]\nfail_containing = 'two'\n")
+    made.job("[engine]\nkind = 'echo'\n")
+    made.faults = {"fail_containing": "two"}
     made.run(expect=3)
     return made
 

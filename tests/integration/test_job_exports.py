@@ -39,7 +39,7 @@ def test_a_finished_run_writes_what_the_job_asks_for(work):
 
 
 def test_an_unfinished_run_writes_none(work):
-    work.run("--set", "echo.fail_every=1", "--set", "run.max_failed=1", expect=5)
+    work.run("--set", "run.max_failed=1", expect=5, faults={"fail_every": 1})
     assert not (work.folder / "outputs/j/results.xlsx").exists()
 
 

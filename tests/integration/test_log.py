@@ -26,7 +26,7 @@ def lines(work: Workplace) -> list[dict]:
 
 
 def test_a_run_is_logged_from_its_start_to_its_end(work):
-    work.job("[engine]\nkind = 'echo'\n[echo]\nfail_containing = 'number 7'\n")
+    work.faults = {"fail_containing": "number 7"}
     work.run("--limit", "9", expect=3)
     work.run(expect=3)
     work.run(expect=3)
@@ -80,9 +80,8 @@ def test_a_torn_last_line_costs_no_other(work):
 
 
 def test_every_event_stands_in_the_readme(work):
-    work.job("[engine]\nkind = 'echo'\n[echo]\ncrash_after = 5\n")
-    work.run(expect=4)
-    work.run("--set", "echo.crash_after=0", "--set", "echo.fail_every=2", "--set", "run.max_failed=3", expect=5)
+    work.run(expect=4, faults={"crash_after": 5})
+    work.run("--set", "run.max_failed=3", expect=5, faults={"fail_every": 2})
     text = README.read_text()
     events = {line["event"] for line in lines(work)}
     assert {"broke_off", "stop_requested"} <= events

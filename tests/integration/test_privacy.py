@@ -74,7 +74,7 @@ def test_screening_can_be_switched_off(work):
 
 
 def test_a_hit_keeps_a_row_from_the_engine(work):
-    done = work.run("--set", "echo.kill_containing='4455667'", expect=3)
+    done = work.run(expect=3, faults={"kill_containing": "4455667"})
     assert "8 generated, 0 failed, 2 held, 0 to do" in done.stdout
     assert "--retry held" in done.stdout
     assert held(work) == ERRORS
@@ -175,8 +175,8 @@ def test_a_held_answer_is_shown_to_who_asks_for_it(work):
 
 
 def test_an_unfinished_run_shows_held_answers_only_with_partial(work):
-    own_words(work, HOLD + "[echo]\ncrash_after = 4\n")
-    work.run(expect=4)
+    own_words(work)
+    work.run(expect=4, faults={"crash_after": 4})
     assert "--partial" in work.gxr("export", "outputs/j", "--include-held", expect=2).stderr
     assert "held rows: 6, with cells and texts" in work.gxr("export", "outputs/j", "--include-held", "--partial").stdout
 
@@ -210,8 +210,7 @@ def test_released_rows_get_the_texts_that_they_would_have_had(work, tmp_path_fac
 
 def test_a_release_is_remembered_while_the_content_is_the_same(work):
     work.run(expect=3)
-    failing = ("--set", "echo.fail_containing='4455667'")
-    work.run("--retry", "held", "--row", "C3", *failing, expect=3)
+    work.run("--retry", "held", "--row", "C3", expect=3, faults={"fail_containing": "4455667"})
     assert by_case(work)["C3"]["gxr_status"] == "failed"
     work.run("--retry", "failed", expect=3)
     assert (by_case(work)["C3"]["gxr_status"], by_case(work)["C3"]["gxr_attempt"]) == ("ok", 2)
@@ -226,7 +225,7 @@ def test_a_release_is_remembered_while_the_content_is_the_same(work):
 
 def test_a_release_that_breaks_off_is_typed_again(work):
     work.run(expect=3)
-    work.run("--retry", "held", "--set", "echo.crash_after=1", expect=4)
+    work.run("--retry", "held", expect=4, faults={"crash_after": 1})
     assert list(work.manifest()["invocations"][-1]["released"]["rows"]) == ["C3", "C7"]
     left = work.run_json(expect=3)
     assert (left["held"], left["generated_now"]) == (1, 0)
@@ -270,7 +269,7 @@ def test_a_run_that_crashes_holds_the_same_rows_when_it_goes_on(work, tmp_path_f
     other.table(ROWS)
     other.job(HOLD)
     other.run(expect=3)
-    work.run("--set", "echo.crash_after=3", expect=4)
+    work.run(expect=4, faults={"crash_after": 3})
     work.run(expect=3)
     assert without_times(work.results()) == without_times(other.results())
 

@@ -32,7 +32,6 @@ kind = "echo"
 slots = 8
 [echo]
 tokens_per_second = 1200
-fail_containing = "told to fail"
 [prompt]
 too_long = "truncate"
 [sampling]
@@ -54,6 +53,7 @@ def made(tmp_path_factory) -> Workplace:
     work = Workplace(tmp_path_factory.mktemp("report"))
     work.table(rows(), header=("case_id", "findings", "<i>site</i>"))
     work.job(JOB)
+    work.faults = {"fail_containing": "told to fail"}
     work.run(expect=3)
     work.gxr("report", "outputs/j")
     return work
@@ -204,23 +204,14 @@ def test_a_run_that_is_none_is_named(made):
 
 
 def test_an_unfinished_run_has_a_page(made):
-    made.run("--output", "outputs/half", "--set", "echo.crash_after=50", expect=4)
+    made.run("--output", "outputs/half", expect=4, faults={**made.faults, "crash_after": 50})
     html = page_of(made, "outputs/half")
     assert "All 50 finished rows" in html
     assert '<span class="number">80</span><span class="what">still to do</span>' in html
 
 
 def test_a_damaged_part_is_named(made):
-    made.run(
-        "--output",
-        "outputs/hurt",
-        "--limit",
-        "20",
-        "--set",
-        "echo.fail_containing=",
-        "--set",
-        "run.checkpoint_seconds=0.01",
-    )
+    made.run("--output", "outputs/hurt", "--limit", "20", "--set", "run.checkpoint_seconds=0.01", faults={})
     path = made.parts("outputs/hurt")[0]
     path.write_bytes(path.read_bytes()[:100])
     assert "1 damaged part is passed over here" in page_of(made, "outputs/hurt")

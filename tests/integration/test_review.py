@@ -23,6 +23,7 @@ from gxr_batch.ledger.reviews import one_import
 from gxr_batch.review.import_reviews import Imported, import_reviews
 
 ROWS = 12
+FAULTS = {"fail_containing": "number 7"}
 HEADER, FIRST = 3, 4
 
 
@@ -74,7 +75,8 @@ def finished(tmp_path_factory) -> Path:
     cells = [f"finding number {number}" for number in range(ROWS)]
     cells[3], cells[4] = "=1+1 and _x000D_ is a text", "two\nlines and 🫁"
     work.table([(f"C{number:02}", cell) for number, cell in enumerate(cells)])
-    work.job("[prompt]\ntemplate = 'basic'\n[engine]\nkind = 'echo'\n[echo]\nfail_containing = 'number 7'\n")
+    work.job("[prompt]\ntemplate = 'basic'\n[engine]\nkind = 'echo'\n")
+    work.faults = FAULTS
     work.run(expect=3)
     return work.folder
 
@@ -82,6 +84,7 @@ def finished(tmp_path_factory) -> Path:
 @pytest.fixture
 def desk(tmp_path: Path, finished: Path) -> Desk:
     work = Workplace(tmp_path)
+    work.faults = FAULTS
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return Desk(work)
 
@@ -332,7 +335,7 @@ def test_a_prompt_that_cannot_be_made_again_is_left_out_and_counted(desk, monkey
     work = desk.work
     (work.folder / "own.md.j2").write_text("Say {{ findings }}.")
     work.job("[prompt]\ntemplate = 'own.md.j2'\n[engine]\nkind = 'echo'\n")
-    work.run("--fresh")
+    work.run("--fresh", faults={})
     desk.take(desk.fill({"C00": APPROVED}))
     (work.folder / "own.md.j2").write_text("Tell {{ findings }}.")
     monkeypatch.chdir(work.folder)

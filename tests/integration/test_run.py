@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from places import SUPPORT
 from running import Workplace, without_times
 
 import gxr_batch
@@ -163,8 +164,8 @@ def test_a_time_limit_stops_in_time(work):
 
 
 def test_too_many_failures_stop_the_run(work):
-    work.job("[engine]\nkind = 'echo'\n[echo]\nfail_containing = 'finding'\n[run]\nmax_failed = 5\n")
-    done = work.run(expect=5)
+    work.job("[engine]\nkind = 'echo'\n[run]\nmax_failed = 5\n")
+    done = work.run(expect=5, faults={"fail_containing": "finding"})
     assert "max_failed" in done.stdout
     counts = work.manifest()["invocations"][-1]["counts"]
     assert counts["failed"] > 5
@@ -172,18 +173,16 @@ def test_too_many_failures_stop_the_run(work):
 
 
 def test_an_engine_that_cannot_go_on_is_exit_4_and_keeps_what_it_made(work):
-    work.job("[engine]\nkind = 'echo'\n[echo]\ncrash_after = 20\n")
-    done = work.run(expect=4)
+    done = work.run(expect=4, faults={"crash_after": 20})
     assert done.stderr.count("Error:") == 1
     assert "Traceback" not in done.stderr
     assert work.manifest()["invocations"][-1]["counts"]["ok"] == 20
-    work.job("[engine]\nkind = 'echo'\n")
     work.run()
     assert len(work.results()) == 60
 
 
 def test_retry_is_a_new_attempt_with_a_new_seed_up_to_the_limit(work):
-    work.job("[engine]\nkind = 'echo'\n[echo]\nfail_every = 3\n")
+    work.faults = {"fail_every": 3}
     work.run(expect=3)
     first = {row["case_id"]: row for row in work.results()}
     assert any(row["gxr_status"] == "failed" for row in first.values())
@@ -341,7 +340,8 @@ def test_status_follows_a_run_and_disturbs_it_not(work):
 def test_text_of_cells_appears_in_no_message_and_no_json(work):
     canary = "zebrafish"
     work.table([(f"C{n}", f"{canary} {n}" if n else "") for n in range(60)])
-    work.job("[engine]\nkind = 'echo'\n[echo]\nfail_every = 4\ncrash_after = 30\n[prompt]\nsystem = 'zebrafish'\n")
+    work.job("[engine]\nkind = 'echo'\n[prompt]\nsystem = 'zebrafish'\n")
+    work.faults = {"fail_every": 4, "crash_after": 30}
     outputs = [work.run(expect=4), work.run("--json", expect=None), work.gxr("status", "outputs", "--json")]
     outputs += [work.gxr("check", "j.toml", "--json"), work.run("--set", "prompt.system=zebrafish2", expect=2)]
     for done in outputs:
@@ -394,8 +394,7 @@ def test_excel_gets_a_csv_that_it_cannot_run(work):
 
 
 def test_an_unfinished_run_exports_only_when_asked(work):
-    work.job("[engine]\nkind = 'echo'\n[echo]\ncrash_after = 20\n")
-    work.run(expect=4)
+    work.run(expect=4, faults={"crash_after": 20})
     assert "--partial" in work.gxr("export", "outputs/j", expect=2).stderr
     assert "20 rows, of an unfinished run" in work.gxr("export", "outputs/j", "--partial").stdout
 
@@ -457,38 +456,38 @@ CRASH_BEFORE_RESULTS = """
 import os
 from gxr_batch.ledger import run_writer
 run_writer.write_results = lambda *_: os._exit(9)
-from gxr_batch.cli import main
-main(['run', 'j.toml', '--retry', 'failed'])
+from faulty_cli import main
+main(['--faults', '{"fail_every": 3}', 'run', 'j.toml', '--retry', 'failed'])
 """
 
 
 def test_a_crash_just_before_the_results_are_written_leaves_no_stale_results(work):
-    work.job("[engine]\nkind = 'echo'\n[echo]\nfail_every = 3\n")
+    work.faults = {"fail_every": 3}
     work.run(expect=3)
     stale = [row["gxr_attempt"] for row in work.results()]
     command = [sys.executable, "-c", CRASH_BEFORE_RESULTS]
-    assert subprocess.run(command, cwd=work.folder, capture_output=True, check=False).returncode == 9
+    here = {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, cwd=work.folder, env=os.environ | here, capture_output=True, check=False)
+    assert done.returncode == 9
     work.run(expect=None)
     assert [row["gxr_attempt"] for row in work.results()] != stale
 
 
 def test_a_retry_that_is_stopped_is_not_finished(work):
-    work.job("[engine]\nkind = 'echo'\n[echo]\nfail_containing = 'finding'\n[run]\nmax_failed = 'off'\n")
-    work.run(expect=3)
+    work.job("[engine]\nkind = 'echo'\n[run]\nmax_failed = 'off'\n")
+    work.run(expect=3, faults={"fail_containing": "finding"})
     slow = ["--set", "engine.slots=1", "--set", "echo.tokens_per_second=60", "--set", "run.checkpoint_seconds=0.1"]
-    child = work.start("run", "j.toml", "--retry", "failed", "--set", "echo.fail_containing=''", *slow)
+    child = work.start("run", "j.toml", "--retry", "failed", *slow)
     wait_for_parts(work, len(work.parts()) + 1)
     child.send_signal(signal.SIGTERM)
     child.communicate(timeout=60)
     assert child.returncode == 75
     assert work.manifest()["invocations"][-1]["outcome"] == "terminate"
-    assert 0 < work.run_json("--retry", "failed", "--set", "echo.fail_containing=''")["generated_now"] < 60
+    assert 0 < work.run_json("--retry", "failed")["generated_now"] < 60
 
 
 def test_a_retry_of_named_rows_is_about_these_rows_alone(work):
-    work.job("[engine]\nkind = 'echo'\n[echo]\ncrash_after = 20\nfail_every = 2\n")
-    work.run(expect=4)
-    work.job("[engine]\nkind = 'echo'\n")
+    work.run(expect=4, faults={"crash_after": 20, "fail_every": 2})
     failed = next(
         row["gxr_row_id"]
         for path in work.parts()
@@ -502,9 +501,9 @@ def test_a_retry_of_named_rows_is_about_these_rows_alone(work):
 def test_the_header_of_an_export_is_that_of_its_rows(work):
     work.run()
     work.table([(f"C{n}", "x", f"finding number {n}") for n in range(61)], ("case_id", "extra", "findings"))
-    work.job("[engine]\nkind = 'echo'\n[echo]\ncrash_after = 0\n[run]\nmax_failed = 1\n")
+    work.job("[engine]\nkind = 'echo'\n[run]\nmax_failed = 1\n")
     (work.folder / "crash.toml").write_text((work.folder / "j.toml").read_text() + "")
-    work.gxr("run", "j.toml", "--set", "echo.fail_containing=finding", "--set", "run.max_failed=1", expect=None)
+    work.run("--set", "run.max_failed=1", expect=None, faults={"fail_containing": "finding"})
     work.gxr("export", "outputs/j", "--format", "csv")
     header, first = (work.folder / "outputs/j/results.csv").read_text("utf-8-sig").splitlines()[:2]
     assert header.count('","') == first.count('","')

@@ -189,17 +189,17 @@ def test_no_secret_of_the_environment_reaches_a_file_or_a_message(work, monkeypa
         monkeypatch.setenv(name, CANARY)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     said = []
-    for arguments, code in (
+    for arguments, code, *faults in (
         (["run", "j.toml"], 0),
         (["run", "j.toml", "--set", "sampling.seed=3"], 2),
-        (["run", "j.toml", "--output", "o", "--set", "echo.crash_after=3"], 4),
+        (["run", "j.toml", "--output", "o"], 4, {"crash_after": 3}),
         (["run", "j.toml", "--output", "p", "--set", "engine.kind=generate", "--set", "model.path=no/such"], 4),
         (["check", "j.toml"], 0),
         (["status", "outputs", "--json"], 0),
         (["export", "outputs/j"], 0),
         (["report", "outputs/j"], 0),
     ):
-        done = work.gxr(*arguments, expect=code)
+        done = work.gxr(*arguments, expect=code, faults=faults[0] if faults else None)
         said.append(done.stdout + done.stderr)
     assert CANARY not in "".join(said)
     assert CANARY.encode() not in everything_written(work.folder)

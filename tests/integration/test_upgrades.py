@@ -23,7 +23,7 @@ from gxr_batch.run.fingerprint import NEUTRAL, refuse_other_texts
 
 RUNS = DATA / "runs"
 SETS = sorted(folder.name for folder in RUNS.iterdir() if folder.is_dir() and not folder.name.startswith("_"))
-RETIRED = ("fail_every = 7\n",)  # lines of the old job files whose keys are gone, or whose faults are over
+RETIRED = ("fail_every = 7\n",)  # lines of the old job files whose keys are gone
 
 
 @pytest.fixture(params=SETS)
@@ -257,6 +257,31 @@ def test_retired_keys_are_passed_over_and_later_ones_mean_what_was_done_then(mon
     assert job["input"]["delimiter"] == "auto"
     monkeypatch.setattr(job_file, "RETIRED_KEYS", frozenset())
     assert recorded_job(recorded)[1] == ["gone", "sampling.old"]
+
+
+@pytest.mark.parametrize("key", sorted(job_file.RETIRED_KEYS))
+def test_a_retired_key_is_refused_in_a_job_file_like_any_unknown_one(tmp_path, key):
+    place = Workplace(tmp_path)
+    section, name = key.split(".")
+    place.job(f"[engine]\nkind = 'echo'\n[{section}]\n{name} = 0\n")
+    for refused, where in (
+        (place.run(expect=2), "j.toml, line 8"),
+        (place.run("--set", f"{key}=1", expect=2), f"--set {key}"),
+    ):
+        assert f"Unknown key: {key}." in refused.stderr
+        assert f"where: {where}\n" in refused.stderr
+        assert "next:  known here: tokens_per_second" in refused.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_faults_that_an_earlier_version_recorded_are_passed_over(tmp_path):
+    """What the 2d832e8 fixtures have of [echo], and that no other key of theirs was retired by mistake."""
+    recorded = json.loads((RUNS / "2d832e8/retried/outputs/j/run.json").read_text())["job"]
+    assert recorded["echo"]["fail_every"] == 7
+    assert {f"echo.{key}" for key in recorded["echo"]} == job_file.RETIRED_KEYS | {"echo.tokens_per_second"}
+    job, unknown = recorded_job(recorded)
+    assert unknown == []
+    assert job["echo"] == {"tokens_per_second": 0.0}
 
 
 def test_a_key_of_the_fingerprint_that_one_side_lacks_has_its_neutral_value(monkeypatch):

@@ -140,11 +140,11 @@ def test_a_disk_that_becomes_read_only(work, whole):
         goes_on(work, whole, sealed)
 
 
-@pytest.mark.parametrize("failing", ["", "fail_containing = 'number 00'\n"], ids=["all well", "with failed rows"])
+@pytest.mark.parametrize("failing", [{}, {"fail_containing": "number 00"}], ids=["all well", "with failed rows"])
 @pytest.mark.parametrize("back", [True, False], ids=["put back", "deleted"])
 def test_a_run_folder_that_disappears(work, whole, failing, back):
-    work.job(SLOW.replace("[run]", f"{failing}[run]"))
-    child = work.start("run", "j.toml")
+    work.job(SLOW)
+    child = work.start("run", "j.toml", faults=failing)
     wait_for_parts(work, 2)
     run = work.folder / "outputs/j"
     run.rename(work.folder / "gone")

@@ -176,7 +176,7 @@ def scenarios(root: Path) -> dict[str, Scenario]:
     finished.run()
     uniting = workplace(root / "uniting", rows=UNITING_ROWS, job=UNITING_JOB)
     failed = workplace(root / "failed")
-    failed.run("--set", "echo.fail_containing=number 1", expect=3)
+    failed.run(expect=3, faults={"fail_containing": "number 1"})
     made = {
         "run": Scenario("run", fresh.folder, (), ()),
         "retry": Scenario("retry", failed.folder, ("--retry", "failed"), ("--retry", "failed")),

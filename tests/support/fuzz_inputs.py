@@ -164,8 +164,7 @@ KEYS = [
     "sampling.repetition_penalty", "sampling.seed", "sampling.samples_per_row", "sampling.preset", "engine.slots",
     "engine.window", "engine.threads", "engine.reproducible", "engine.memory_limit", "engine.wait_for_memory", "run",
     "run.output", "run.checkpoint_seconds", "run.grace_seconds", "run.stop_by", "run.time_limit", "run.max_failed",
-    "run.max_attempts", "privacy.identifiers", "export.formats", "echo", "echo.fail_every", "echo.fail_containing",
-    "echo.crash_after", "api", "nonsense", "run.nonsense", "echo.x.y", "", ".", "a..b", "input.path.x", "é", "x\ny",
+    "run.max_attempts", "privacy.identifiers", "export.formats", "echo", "echo.fail_every", "api", "nonsense", "run.nonsense", "echo.x.y", "", ".", "a..b", "input.path.x", "é", "x\ny",
 ]  # fmt: skip
 NASTY_VALUES = [
     "0", "1", "-1", "3", "100", "true", "false", "''", "'x'", "\"\\u0000\"", "'a/b'", "'../up'", "'a\\b'", "'{name}'", "'{date}'", "'{x}'",
@@ -189,8 +188,7 @@ SOUND = [
     "run.output=f.csv", "run.output=f.csv/x", "run.output=.", "run.output=..", "run.output=*", "run.output={date}*",
     "run.checkpoint_seconds=1e-300", "run.checkpoint_seconds=1e308", "run.grace_seconds=1e308", "run.grace_seconds=0",
     "run.stop_by=23:59", "run.time_limit=0.0000001s", "run.time_limit=99999999999999h", "run.max_failed=1", "run.max_failed=0.01",
-    "run.max_failed=off", "run.max_attempts=1000", "echo.fail_every=1", "echo.fail_every=3", "echo.fail_containing=opacity",
-    "echo.crash_after=1", "echo.crash_after=2147483647", "name=a.b", "name=0", "name=" + "n" * 100, "privacy.identifiers=off",
+    "run.max_failed=off", "run.max_attempts=1000", "name=a.b", "name=0", "name=" + "n" * 100, "privacy.identifiers=off",
 ]  # fmt: skip
 
 
@@ -200,6 +198,16 @@ def override(rng: random.Random) -> str:
         return rng.choice(SOUND)
     text = f"{rng.choice(KEYS)}={rng.choice(NASTY_VALUES)}"
     return text if rng.random() < 0.97 else text.replace("=", "")
+
+
+FAULTS: list[dict[str, object]] = [
+    {"fail_every": 1}, {"fail_every": 3}, {"fail_containing": "opacity"}, {"crash_after": 1}, {"crash_after": 2147483647},
+]  # fmt: skip
+
+
+def faults(rng: random.Random) -> dict[str, object]:
+    """Return faults of the engine, most often none."""
+    return rng.choice(FAULTS) if rng.random() < 0.2 else {}
 
 
 def broken_job(rng: random.Random) -> bytes:

@@ -21,6 +21,8 @@ import fuzz_inputs as inputs
 import pyarrow as pa
 import pyarrow.parquet as pq
 from click.testing import CliRunner
+from faulty_engine import playing
+from running import Faults
 
 from gxr_batch.cli import main
 
@@ -62,10 +64,10 @@ class Case:
     ids: list[str] | None = None  # what the results must hold, where the case knows
     rows: int | None = None
 
-    def gxr(self, *arguments: str) -> int:
+    def gxr(self, *arguments: str, faults: Faults | None = None) -> int:
         """Run a verb in this process and judge its end; a `run` that says it is finished has lost no row."""
         try:
-            with timed():
+            with timed(), playing(faults or {}):
                 result = CliRunner().invoke(main, arguments)
         except Hang:
             self.verdict.hangs.append(f"{' '.join(arguments)} did not end")
@@ -156,11 +158,12 @@ def job_case(case: Case) -> None:
 
 
 def set_case(case: Case) -> None:
-    """Overrides of any key with any value."""
+    """Overrides of any key with any value, now and then with an engine that fails."""
     inputs.plain_table()
     Path("j.toml").write_text(inputs.JOB)
     overrides = [part for _ in range(case.rng.randint(1, 3)) for part in ("--set", inputs.override(case.rng))]
-    case.gxr(case.rng.choice(["run", "check"]), "j.toml", *overrides, "--set", "engine.kind=echo")
+    faults = inputs.faults(case.rng)
+    case.gxr(case.rng.choice(["run", "check"]), "j.toml", *overrides, "--set", "engine.kind=echo", faults=faults)
 
 
 def template_case(case: Case) -> None:
@@ -179,10 +182,7 @@ def folder_case(case: Case) -> None:
     inputs.plain_table()
     case.ids = [f"C{number}" for number in range(inputs.ROWS)]
     Path("j.toml").write_text(inputs.JOB)
-    if (
-        case.gxr("run", "j.toml", "--set", f"echo.crash_after={case.rng.choice([0, 7])}") == 4
-        and case.rng.random() < 0.3
-    ):
+    if case.gxr("run", "j.toml", faults={"crash_after": case.rng.choice([0, 7])}) == 4 and case.rng.random() < 0.3:
         case.gxr("run", "j.toml", "--limit", "12")
     if inputs.second_run(case.rng):
         case.gxr("run", "other.toml")

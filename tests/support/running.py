@@ -8,18 +8,28 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from places import SUPPORT
 
 COMMAND = [sys.executable, "-m", "gxr_batch"]
+FAULTY_COMMAND = [sys.executable, str(SUPPORT / "faulty_cli.py"), "--faults"]
+
+Faults = Mapping[str, Any]  # of `faulty_engine.Faults`
 
 
 class Workplace:
-    """A folder with one job, in which the command runs as a user would start it."""
+    """A folder with one job, in which the command runs as a user would start it.
+
+    With faults, those of the call or else those of the place, its echo engine plays them; {} asks for none.
+    """
+
+    faults: Faults = MappingProxyType({})
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,23 +46,29 @@ class Workplace:
         with (self.folder / "f.csv").open("w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*COMMAND, *arguments], cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+    def command(self, faults: Faults | None = None) -> list[str]:
+        faults = self.faults if faults is None else faults
+        return [*FAULTY_COMMAND, json.dumps(dict(faults))] if faults else COMMAND
 
-    def gxr(self, *arguments: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [*COMMAND, *arguments], cwd=self.folder, text=True, capture_output=True, timeout=280, check=False
-        )
+    def start(self, *arguments: str, faults: Faults | None = None) -> subprocess.Popen[str]:
+        command = [*self.command(faults), *arguments]
+        return subprocess.Popen(command, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def gxr(
+        self, *arguments: str, expect: int | None = 0, faults: Faults | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        command = [*self.command(faults), *arguments]
+        done = subprocess.run(command, cwd=self.folder, text=True, capture_output=True, timeout=280, check=False)
         assert expect is None or done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def run(self, *arguments: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
-        return self.gxr("run", "j.toml", *arguments, expect=expect)
+    def run(
+        self, *arguments: str, expect: int | None = 0, faults: Faults | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return self.gxr("run", "j.toml", *arguments, expect=expect, faults=faults)
 
-    def run_json(self, *arguments: str, expect: int | None = 0) -> dict:
-        return json.loads(self.run("--json", *arguments, expect=expect).stdout)
+    def run_json(self, *arguments: str, expect: int | None = 0, faults: Faults | None = None) -> dict:
+        return json.loads(self.run("--json", *arguments, expect=expect, faults=faults).stdout)
 
     def results(self, run: str = "outputs/j") -> list[dict]:
         return pq.read_table(self.folder / run / "results.parquet").to_pylist()

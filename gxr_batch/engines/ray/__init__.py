@@ -11,19 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gxr_batch.engines.base import Encoder, Identity, Say
+from gxr_batch.engines.base import Create, Encoder, Identity, Say
 from gxr_batch.job import Job
 
 if TYPE_CHECKING:
     from gxr_batch.engines.ray.session import RaySession
-    from gxr_batch.engines.ray.worker import Create
 
 
 class RayEngine:
     """Generates with a pool of workers. What they hold decides the texts, and so the identity and the encoder."""
 
     def __init__(self, job: Job, say: Say, create: Create) -> None:
-        """`create` makes an engine of a job, here and in the workers; `job.ray.worker` is settled."""
+        """`create` makes the workers' engine of a job, here and in each of them; `job.ray.worker` is settled."""
         self._job = job.with_values({"engine.kind": job.ray.worker})
         self._say, self._create = say, create
         self._inner = create(self._job, say)

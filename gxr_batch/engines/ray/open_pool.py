@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gxr_batch.engines.base import Say
+from gxr_batch.engines.base import Create, Say
 from gxr_batch.engines.ray.cluster import Placing, connected, load_ray
 from gxr_batch.engines.ray.pool import Lost, Pool, joined, start
 from gxr_batch.engines.ray.session import Patience, RaySession
-from gxr_batch.engines.ray.worker import Create, Worker
+from gxr_batch.engines.ray.worker import Worker
 from gxr_batch.engines.ray.worker_messages import Order, Report
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job

@@ -12,15 +12,13 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
-from gxr_batch.engines.base import Engine, EngineInfo, Pulse, Say, Session, StopRequest
+from gxr_batch.engines.base import Create, EngineInfo, Pulse, Session, StopRequest
 from gxr_batch.engines.ray.worker_messages import Failure, Order, Report
 from gxr_batch.job import Job
 from gxr_batch.records import Completion, Key, Prompt
-
-Create = Callable[[Job, Say], Engine]
 
 
 class Worker:

@@ -1,0 +1,117 @@
+"""The echo engine with faults that tests ask for. It is registered in place of "echo", so jobs keep that kind.
+
+In a process of its own `faulty_cli.py` registers it; `playing` does in this one. Ray hands it on to its workers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+from gxr_batch.engines import ENGINES, register
+from gxr_batch.engines.base import Create, EngineInfo, Identity, Pulse, Say, Session, StopRequest
+from gxr_batch.engines.echo import EchoEncoder, EchoEngine
+from gxr_batch.errors import EngineFailed
+from gxr_batch.job import Job
+from gxr_batch.records import Completion, Key, Prompt
+
+
+class Faults(NamedTuple):
+    """The faults that are played; by default none.
+
+    `fail_every` fails every Nth prompt, by its row seed; `fail_containing` fails prompts that hold this text;
+    `crash_after` ends the engine after so many completions; `kill_containing` kills the process over such a prompt, as
+    a fault in a kernel or the system's OOM killer would, and `hang_containing` hangs for good over it, as a driver that
+    never comes back would.
+    """
+
+    fail_every: int = 0
+    fail_containing: str = ""
+    crash_after: int = 0
+    kill_containing: str = ""
+    hang_containing: str = ""
+
+
+def faulty(faults: Mapping[str, Any]) -> Create:
+    """Return a factory of engines that play these faults; it can be pickled."""
+    return partial(FaultyEngine, Faults(**faults))
+
+
+@contextmanager
+def playing(faults: Mapping[str, Any]) -> Iterator[None]:
+    """Let "echo" play these faults in this process for the block; without faults it stays what it is."""
+    before = ENGINES["echo"]
+    if faults:
+        register("echo", faulty(faults))
+    try:
+        yield
+    finally:
+        register("echo", before)
+
+
+class FaultyEngine:
+    """An echo engine whose session plays faults."""
+
+    def __init__(self, faults: Faults, job: Job, _say: Say) -> None:
+        self._faults, self._echo = faults, EchoEngine(job)
+
+    def identity(self) -> Identity:
+        return self._echo.identity()
+
+    def encoder(self) -> EchoEncoder:
+        return self._echo.encoder()
+
+    @contextmanager
+    def open(self) -> Iterator[FaultySession]:
+        with self._echo.open() as session:
+            yield FaultySession(session, self._faults)
+
+
+class FaultySession:
+    """Lets the echo engine answer, and spoils answers before they are handed on."""
+
+    def __init__(self, echo: Session, faults: Faults) -> None:
+        self._echo, self._faults = echo, faults
+        self._done = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._echo.info
+
+    def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
+        """Answer every prompt. Raises EngineFailed after `crash_after` completions, counted over all streams."""
+        taken: dict[Key, Prompt] = {}
+
+        def noted() -> Iterator[Prompt]:
+            for prompt in prompts:
+                taken[prompt.key] = prompt
+                yield prompt._replace(on_text=None)  # nobody sees the text of a row that is to fail
+
+        for event in self._echo.stream(noted(), stop):
+            yield self._spoil(taken.pop(event.key), event) if isinstance(event, Completion) else event
+
+    def _spoil(self, prompt: Prompt, completion: Completion) -> Completion:
+        self._done += 1
+        faults, text = self._faults, prompt.messages.turns[-1].text
+        if faults.crash_after and self._done > faults.crash_after:
+            raise EngineFailed("The echo engine was told to fail here.", where="crash_after")
+        if faults.kill_containing and faults.kill_containing in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while faults.hang_containing and faults.hang_containing in text:
+            time.sleep(60)
+        if faults.fail_every and prompt.row_seed % faults.fail_every == 0:
+            return self._failed(completion, "the echo engine was told to fail this row")
+        if faults.fail_containing and faults.fail_containing in text:
+            return self._failed(completion, "the echo engine was told to fail rows like this one")
+        if prompt.on_text and completion.text:
+            prompt.on_text(completion.text)
+        return completion
+
+    @staticmethod
+    def _failed(completion: Completion, error: str) -> Completion:
+        return completion._replace(text="", finish_reason="error", error=error, new_tokens=0)

@@ -79,7 +79,6 @@ def command(
 
     catch_early()  # what follows takes a moment
     from gxr_batch.cli.progress import ProgressDisplay
-    from gxr_batch.cli.run import write_exports
     from gxr_batch.run.invocation import Options, Progress
     from gxr_batch.run.runner import run
     from gxr_batch.run.stop import Stopper

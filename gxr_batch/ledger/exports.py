@@ -20,11 +20,21 @@ from typing import Any
 
 from gxr_batch.disk import aside, storage_errors, sync_folder, write_whole
 from gxr_batch.errors import RunError
-from gxr_batch.ledger.join import RESULTS_NAME
-from gxr_batch.ledger.reviews import review_files
+from gxr_batch.ledger.inflight import INFLIGHT_NAME
+from gxr_batch.ledger.join import FAILED_NAME, INPUT_NAME, RESULTS_NAME
+from gxr_batch.ledger.lock import LOCK_NAME
+from gxr_batch.ledger.log import LOG_NAME
+from gxr_batch.ledger.manifest import MANIFEST_NAME
+from gxr_batch.ledger.parts import PARTS_NAME
+from gxr_batch.ledger.reviews import REVIEWS_NAME, review_files
 from gxr_batch.ledger.run_reader import RunReader, is_run
 
 EXPORTS_NAME = "exports.json"
+# What a run lives on, and no export may replace.
+_OWN_FILES = frozenset(
+    {MANIFEST_NAME, INPUT_NAME, RESULTS_NAME, FAILED_NAME, LOCK_NAME, LOG_NAME, INFLIGHT_NAME, EXPORTS_NAME}
+)
+_OWN_FOLDERS = (PARTS_NAME, REVIEWS_NAME)
 
 
 def state_of(folder: Path) -> str:
@@ -85,21 +95,6 @@ def _known(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-_OWN_FILES = frozenset(
-    {
-        "run.json",
-        "input.parquet",
-        "results.parquet",
-        "failed.parquet",
-        "run.lock",
-        "log.jsonl",
-        "inflight.json",
-        "exports.json",
-    }
-)
-_OWN_FOLDERS = ("parts", "reviews")
 
 
 def checked_target(reader: RunReader, path: Path) -> Path:

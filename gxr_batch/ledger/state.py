@@ -1,8 +1,9 @@
 """What the parts say of every key of the table: its newest status, its attempt, and where its result stands.
 
-Arrays by row position and sample, 12 bytes a key, so that ten million rows fit. Looked up by row id and content,
-never by position: `State.scan` is the only place that relates parts to a table. The newest attempt of a key counts;
-a failed one never replaces an ok one.
+Arrays by row position and sample, 12 bytes a key, so that ten million rows fit. Looked up by row id and content, never
+by position: `State.scan` is the only place that relates parts to a table. The newest attempt of a key counts; a failed
+one never replaces an ok one. What counts as another content is decided in rows/ids (the cells that the template uses),
+and whether a finished run looks again at all in `source_key` of run/prepare.
 """
 
 from __future__ import annotations

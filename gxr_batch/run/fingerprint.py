@@ -1,4 +1,4 @@
-"""What the manifest says of one invocation: the fingerprint, what automatic values became, versions, provenance.
+"""What is settled once a run: its fingerprint, what its automatic values became, and what is the same for every row.
 
 The fingerprint holds everything that decides a row's text, and nothing else. The list is in docs/architecture.md, "Run
 folder".
@@ -47,11 +47,11 @@ _AUTOMATIC = {
     "model.base": "",
     "sampling.seed": "new",
 }
+# An adapter on the hub is pinned to its commit as well; its "" means the model's own and is nothing to decide.
+_DECIDED = (*_AUTOMATIC, "model.adapter")
 # What a key of the fingerprint means where a run does not have it, if that is not None: a key that is added later gets
 # the value here that stands for what the texts were made with before.
 NEUTRAL: dict[str, Any] = {}
-# An adapter on the hub is pinned to its commit as well; its "" means the model's own and is nothing to decide.
-_DECIDED = (*_AUTOMATIC, "model.adapter")
 
 
 def follow(job: Job, manifest: Manifest | None) -> Job:

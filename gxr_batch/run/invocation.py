@@ -1,6 +1,6 @@
 """One start of `run` on one run folder: what the table asks for, what is still to do, and what the manifest says of it.
 
-The loop itself is in runner; everything here happens before it starts or after it ends.
+The loop itself is in `runner`, which reports here what run.json is to know.
 """
 
 from __future__ import annotations
@@ -48,6 +48,46 @@ class Options:
     retry_rows: tuple[str, ...] = ()
     take_over: bool = False
     overrides: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where an invocation stands: `counts` is about the whole table, everything else about this invocation.
+
+    `wanted` keys are to be generated; `done` and `failed` came out of the engine, `rejected` could not become a prompt,
+    `withheld` were kept from the engine by identifier screening, `cut` prompts lost the end of their longest cell.
+    """
+
+    counts: Counts
+    wanted: int = 0
+    done: int = 0
+    failed: int = 0
+    rejected: int = 0
+    withheld: int = 0
+    cut: int = 0
+    new_tokens: int = 0
+    rows_in_flight: int = 0
+    memory_bytes: int = 0
+    splits: int = 0
+    retries: int = 0
+    workers: Workers | None = None
+    seconds: float = 0.0
+
+    def book(self, result: Result) -> None:
+        """Count a row that came out of the engine."""
+        self.done += 1
+        self.failed += result.status == "failed"
+        self.new_tokens += result.new_tokens or 0
+
+    def keep(self, result: Result) -> None:
+        """Count a row that was kept from the engine."""
+        self.rejected += result.status == "failed"
+        self.withheld += result.status == "held"
+
+    def pulse(self, pulse: Pulse) -> None:
+        """Take over what the engine says of itself."""
+        self.rows_in_flight, self.memory_bytes = pulse.rows_in_flight, pulse.memory_bytes
+        self.splits, self.retries, self.workers = pulse.splits, pulse.retries, pulse.workers
 
 
 class Invocation:
@@ -283,43 +323,3 @@ class Invocation:
         """How many of the keys that this invocation was to generate it did not."""
         progress = self.progress
         return progress.wanted - progress.done - progress.rejected - progress.withheld
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Where an invocation stands: `counts` is about the whole table, everything else about this invocation.
-
-    `wanted` keys are to be generated; `done` and `failed` came out of the engine, `rejected` could not become a prompt,
-    `withheld` were kept from the engine by identifier screening, `cut` prompts lost the end of their longest cell.
-    """
-
-    counts: Counts
-    wanted: int = 0
-    done: int = 0
-    failed: int = 0
-    rejected: int = 0
-    withheld: int = 0
-    cut: int = 0
-    new_tokens: int = 0
-    rows_in_flight: int = 0
-    memory_bytes: int = 0
-    splits: int = 0
-    retries: int = 0
-    workers: Workers | None = None
-    seconds: float = 0.0
-
-    def book(self, result: Result) -> None:
-        """Count a row that came out of the engine."""
-        self.done += 1
-        self.failed += result.status == "failed"
-        self.new_tokens += result.new_tokens or 0
-
-    def keep(self, result: Result) -> None:
-        """Count a row that was kept from the engine."""
-        self.rejected += result.status == "failed"
-        self.withheld += result.status == "held"
-
-    def pulse(self, pulse: Pulse) -> None:
-        """Take over what the engine says of itself."""
-        self.rows_in_flight, self.memory_bytes = pulse.rows_in_flight, pulse.memory_bytes
-        self.splits, self.retries, self.workers = pulse.splits, pulse.retries, pulse.workers

@@ -1,4 +1,4 @@
-"""Sentences that a run says of itself at its start: what changed since the last one, what may go wrong."""
+"""Sentences that an invocation says of itself: what changed since the last one, what may go wrong, why it stops."""
 
 from __future__ import annotations
 
@@ -67,6 +67,16 @@ def of_room(folder: Path, max_new_tokens: int, keys: int) -> list[str]:
     ]
 
 
+def of_suspects(count: int) -> list[str]:
+    """Say that rows were in the engine when an earlier start died."""
+    if not count:
+        return []
+    return [
+        f"An earlier start ended without a word while {count:,} of the rows still to do were in the engine. They are "
+        "generated last and one at a time, so that a row that kills the process is found."
+    ]
+
+
 def of_condemned(keys: Collection[Key]) -> list[str]:
     """Name rows that killed the process twice."""
     if not keys:
@@ -97,13 +107,3 @@ def of_stop(reason: StopReason, in_flight: int, grace_seconds: float) -> str:
     within = f"within {grace_seconds:g} s" if reason in {"interrupt", "terminate"} else "until then"
     again = "; Ctrl-C again stops at once" if reason == "interrupt" else ""
     return f"{why}: no more rows are taken, {in_flight:,} in the engine may end {within}{again}."
-
-
-def of_suspects(count: int) -> list[str]:
-    """Say that rows were in the engine when an earlier start died."""
-    if not count:
-        return []
-    return [
-        f"An earlier start ended without a word while {count:,} of the rows still to do were in the engine. They are "
-        "generated last and one at a time, so that a row that kills the process is found."
-    ]

@@ -1,7 +1,7 @@
 """The main job: read the table, render, generate, checkpoint, write the results. Run again, it resumes.
 
 The walk of a job: prepare, open the run folder, `pipeline` (rows become prompts), engine, back here, ledger. Only this
-module writes results; what else is particular is in the module of its name.
+module adds results; what else is particular is in the module of its name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The documents agree with the program: help, links, commands. `python tests/test_readme.py` writes the help anew."""
+"""The documents agree with the program: help, links, commands. Run as a script, this writes the help again."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def help_blocks() -> str:
 def test_the_readme_shows_the_programs_own_help():
     found = BLOCKS.search(README.read_text())
     assert found is not None
-    assert found[0].strip() == help_blocks().strip(), "run: python tests/test_readme.py"
+    assert found[0].strip() == help_blocks().strip(), "run: python tests/integration/test_readme.py"
 
 
 def test_the_readme_names_every_exit_code():

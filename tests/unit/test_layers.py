@@ -1,4 +1,4 @@
-"""Imports go from left to right through the levels of the design, never back and never sideways."""
+"""Imports go down the table of rooms in docs/architecture.md, never up and never sideways."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from places import ROOT
 
 PACKAGE = ROOT / "gxr_batch"
-# From left to right. What stands side by side in a level does not import each other.
+# From the top down. Rooms of one level do not import each other.
 LEVELS = (
     {"cli"},
     {"export", "review", "report", "finetune", "chat", "bench"},

@@ -1,8 +1,8 @@
 """The reference engine: padded batches through transformers' own `generate`, for every model that transformers drives.
 
-It is plain rather than fast: a batch is full until its last row ends. Draws belong to the row (see `sampling`), but a
-row's neighbours still decide the shape of the matrices, and with it the last bits of its logits. Heavy imports happen
-when the model is opened.
+It is plain rather than fast: a batch is full until its last row ends. Draws belong to the row (see
+`logits_processors`), but a row's neighbours still decide the shape of the matrices, and with it the last bits of its
+logits. Heavy imports happen when the model is opened.
 """
 
 from __future__ import annotations

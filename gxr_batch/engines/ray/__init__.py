@@ -1,8 +1,8 @@
 """The engine of many: Ray's actors, one a graphics card, each with one of the other engines in it.
 
 Ray starts them, on as many hosts as there are, and replaces those that are lost. Here is who gets which row
-(`dealing`), what is said between driver and workers (`wire`, `worker`), and the one stream that comes of it
-(`session`). Heavy imports happen when the pool is opened.
+(`row_assignment`), what is said between driver and workers (`worker_messages`, `worker`), and the one stream that comes
+of it (`session`). Heavy imports happen when the pool is opened.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What the loop needs of a model: prefill rows, decode one token of many rows, copy a shared prefix, find candidates.
 
-Two backends obey it: `native` (our own forward, on CPUs with AVX-512 BF16) and `library` (any causal model's own).
+Two backends obey it: `native` (our own forward, on CPUs with AVX-512 BF16) and `library_backend` (any causal model's
+own).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class LibraryModel:
     ) -> None:
         """Take a loaded causal language model, in eval mode, whose layers may lie on several devices.
 
-        `record` makes decode steps recordings (see `graphs`).
+        `record` makes decode steps recordings (see `cuda_graphs`).
         """
         config = model.config.get_text_config()
         self.name = "the library's own forward"

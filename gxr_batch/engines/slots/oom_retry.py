@@ -1,7 +1,8 @@
 """Keeps calls of the model going: fewer rows a call while memory is short, and a row that breaks the model alone.
 
 Where the engine says that it is reproducible, splitting changes no text: a row's numbers do not depend on the rows that
-are computed with it.
+are computed with it. The share of the device is worked out in models/device_memory, running out of memory while loading
+is told in models/read_weights, and the generate engine halves its batches in its session.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The engine of vLLM: its asynchronous engine as a stream, in a process of its own.
 
 The job's prompts go out as token ids and every answer comes back as it ends. What vLLM is opened with is decided in
-`opening`; `host` is the process that holds it, `process` starts it, `session` is the stream. Heavy imports happen when
-the model is opened, and vLLM is imported in the host alone.
+`engine_args`; `host` is the process that holds it, `host_process` starts it, `session` is the stream. Heavy imports
+happen when the model is opened, and vLLM is imported in the host alone.
 """
 
 from __future__ import annotations

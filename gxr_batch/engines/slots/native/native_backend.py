@@ -27,7 +27,7 @@ class NativeModel:
     def __init__(self, model: Any, *, slots: int, capacity: int, product: str = "") -> None:
         """Pack `model` (bfloat16, on the CPU), which cannot be used itself any more. Raises NativeUnavailable.
 
-        `product` is one of build.PRODUCTS; without it, the fastest that this machine has.
+        `product` is one of compile_kernels.PRODUCTS; without it, the fastest that this machine has.
         """
         reason = why_not(model)
         if reason:

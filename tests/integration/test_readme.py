@@ -15,6 +15,7 @@ from gxr_batch.cli import VERBS, main
 from gxr_batch.job import make_job
 
 README = ROOT / "README.md"
+RENEW = "PYTHONPATH=tests/support python tests/integration/test_readme.py"
 DOCUMENTS = [
     path
     for folder in (".", "docs", "benchmarks", "inputs", "jobs/schedule")
@@ -36,7 +37,7 @@ def help_blocks() -> str:
 def test_the_readme_shows_the_programs_own_help():
     found = BLOCKS.search(README.read_text())
     assert found is not None
-    assert found[0].strip() == help_blocks().strip(), "run: python tests/integration/test_readme.py"
+    assert found[0].strip() == help_blocks().strip(), f"run: {RENEW}"
 
 
 def test_the_readme_names_every_exit_code():

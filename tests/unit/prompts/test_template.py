@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
 from gxr_batch.errors import RowError, TemplateError
 from gxr_batch.job import PromptSection
-from gxr_batch.prompts import Templates, compile_template
+from gxr_batch.prompts import Templates, compile_template, library
 from gxr_batch.prompts.render import render
 
 
@@ -202,3 +204,16 @@ def test_every_template_says_in_one_line_what_it_is_for():
         assert purpose, name
         assert "\n" not in purpose
     assert own("{# Two\n   lines. #}{{ x }}").description == "Two lines."
+
+
+PROMPTS = Path(library.__file__).parent
+BYTES = {
+    "basic": "949a81b9821988d362d3a5decb88b46961ff22e903dffe9fe472c1b42d6b3001",
+    "clinical_case": "e92831e46432504cf052e082a330fbd55ffec13ae953d208904f37a36f6c20fb",
+    "comparative": "e053289901286b3a7188c648300323fe627fd649935ca7c31453d75a77ac7c14",
+    "educational": "d3fd977d71f162cf01547f2333ebc5ed0e93ae02c776af9deb86d4e292cef5be",
+}
+
+
+def test_no_byte_of_a_built_in_template_changes_since_runs_under_way_were_made_with_it():
+    assert {name: sha256((PROMPTS / f"{name}.md.j2").read_bytes()).hexdigest() for name in BYTES} == BYTES

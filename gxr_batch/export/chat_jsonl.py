@@ -70,6 +70,9 @@ class _Prompts:
         names, recorded = table["gxr_template"].to_pylist(), table["gxr_prompt_sha256"].to_pylist()
         for at, (name, sha256) in enumerate(zip(names, recorded, strict=True)):
             values = {field: column[at] for field, column in cells.items()}
+            if name is None:  # of a version that did not record it
+                yield None
+                continue
             try:
                 messages = render(row_template(self._templates, name), values, system=self._system)
             except RowError:

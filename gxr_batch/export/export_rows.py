@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import Counts, RunReader
+from gxr_batch.ledger.join import stored_schema, stored_tables
 from gxr_batch.ledger.reviews import laid_over
 from gxr_batch.records import APPROVED, REVIEWERS_DISAGREE
 
@@ -68,8 +68,8 @@ def open_source(reader: RunReader, *, partial: bool, include_held: bool = False)
             next_step="add --partial to export the rows that are done, or let `gxr-batch run` finish it",
         )
     with damage(reader.results):
-        schema = pq.read_schema(reader.results)  # of the file itself: the table may have got other columns since
-    tables = map(reader.reviews.lay_over, _stored(reader.results))
+        schema = stored_schema(reader.results)
+    tables = map(reader.reviews.lay_over, _stored(reader.results, schema))
     return Source(reader, laid_over(schema), map(_withheld, tables), _counts_of(schema) or counts, partial=False)
 
 
@@ -119,12 +119,9 @@ def _approved(table: pa.Table) -> pa.Table:
     return table.filter(pc.and_(pc.and_(status, agreed), pc.equal(table["gxr_status"], "ok")))
 
 
-def _stored(results: Path) -> Iterator[pa.Table]:
-    with damage(results), pq.ParquetFile(results) as file:
-        for batch in file.iter_batches(_ROWS_A_BATCH):
-            table = pa.Table.from_batches([batch])
-            table.validate(full=True)
-            yield table
+def _stored(results: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    with damage(results):
+        yield from stored_tables(results, schema, _ROWS_A_BATCH)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from gxr_batch.errors import RunError, StorageError
 from gxr_batch.ledger.compaction import all_standing, homes
 from gxr_batch.ledger.input_copy import KEY_COLUMNS_OF_INPUT, batches_of, own_fields
 from gxr_batch.ledger.parts import footer_of, read_group
-from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK
+from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
 from gxr_batch.records import part_schema, result_schema
 
@@ -145,6 +145,26 @@ def write_results(folder: Path, state: State, provenance: Mapping[str, Any], met
                 writer.write_table(table)
 
     write_whole(folder / RESULTS_NAME, write)
+
+
+def stored_schema(results: Path) -> pa.Schema:
+    """Return the columns of results.parquet as this version reads it: the user's as stored, then the contract's.
+
+    The table may have got other columns since it was written. Raises LaterVersion, and what pyarrow raises for damage.
+    """
+    stored = pq.read_schema(results)
+    own = [field for field in stored if not field.name.startswith("gxr_")]
+    refuse_later_file(results, stored, [field.name for field in own] + result_schema().names)
+    return pa.schema([*own, *result_schema()], metadata=stored.metadata)
+
+
+def stored_tables(results: Path, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+    """Yield the rows of results.parquet in the columns of `stored_schema`, so many at a time."""
+    with pq.ParquetFile(results) as file:
+        for batch in file.iter_batches(rows):
+            table = pa.Table.from_batches([batch])
+            table.validate(full=True)
+            yield with_missing_columns(table, schema.names, schema)
 
 
 def write_failed(folder: Path, state: State) -> bool:

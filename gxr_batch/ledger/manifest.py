@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from gxr_batch.disk import write_whole
-from gxr_batch.errors import RunError
+from gxr_batch.errors import LaterVersion, RunError
 from gxr_batch.job import recorded_job
+from gxr_batch.ledger.parts import file_metadata, part_numbers, part_path, refuse_later_parts
+from gxr_batch.ledger.reviews import refuse_later_reviews
 from gxr_batch.ledger.run_format import FORMAT, later_version, refuse_later_format
 from gxr_batch.ledger.state import Counts
 
@@ -67,6 +70,47 @@ class Manifest:
         return frozenset(row for rows in entries for row in rows.items())
 
 
+def known_manifest(folder: Path) -> Manifest | None:
+    """Return what run.json says, or where it is lost what the newest sound part says; None where there is neither.
+
+    Raises RunError where run.json is damaged, LaterVersion.
+    """
+    return load_manifest(folder) or _remembered(folder)
+
+
+def _remembered(folder: Path) -> Manifest | None:
+    newest_first = (file_metadata(part_path(folder, number)) for number in part_numbers(folder)[::-1])
+    marks = next((marks for marks in newest_first if "gxr_fingerprint" in marks), {})
+    try:
+        known = {name: json.loads(marks[f"gxr_{name}"]) for name in ("resolved", "fingerprint")}
+    except (ValueError, KeyError):
+        return None
+    return Manifest(name=folder.name, created_at="", job={}, **known)
+
+
+def name_and_outcome(folder: Path) -> tuple[object, object]:
+    """Return a run's name and how its newest invocation ended, whatever version wrote it; None for what it lacks."""
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        data = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        return data["name"], data["invocations"][-1].get("outcome")
+    return None, None
+
+
+def refuse_later_run(folder: Path) -> None:
+    """Raise LaterVersion where a later version wrote the manifest, a part or a file of reviews. Touches nothing.
+
+    Whether they are sound is not asked here.
+    """
+    try:
+        load_manifest(folder)
+    except LaterVersion:
+        raise
+    except RunError:
+        pass
+    refuse_later_parts(folder)
+    refuse_later_reviews(folder)
+
+
 def _validate(manifest: Manifest) -> None:
     """Raise ValueError, KeyError, TypeError or AttributeError where an entry is not of the kind that others read."""
     samples = manifest.job["sampling"]["samples_per_row"]
@@ -100,6 +144,10 @@ def load_manifest(folder: Path) -> Manifest | None:
         data["job"]["sampling"]["samples_per_row"]  # every version recorded it: without, this is no manifest
         job, unknown = recorded_job(data["job"])
         unknown += sorted(data.keys() - Manifest.__dataclass_fields__.keys() - _RETIRED)
+        for entry in data.get("invocations", []):
+            if isinstance(entry.get("counts"), dict):
+                unknown += sorted(f"counts.{name}" for name in entry["counts"].keys() - set(Counts._fields))
+                entry["counts"] = dict.fromkeys(Counts._fields, 0) | entry["counts"]
         if unknown:
             raise later_version(path, f"key {unknown[0]}")
         fields = {key: value for key, value in data.items() if key not in _RETIRED}

@@ -18,7 +18,14 @@ import pyarrow.parquet as pq
 
 from gxr_batch.disk import reading, write_whole
 from gxr_batch.errors import StorageError
-from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, columns_in, refuse_later_file, with_missing_columns
+from gxr_batch.ledger.run_format import (
+    FORMAT,
+    FORMAT_MARK,
+    columns_in,
+    refuse_later_file,
+    refuse_later_mark,
+    with_missing_columns,
+)
 from gxr_batch.records import Result, part_schema
 
 PARTS_NAME = "parts"
@@ -123,6 +130,7 @@ def _opened(folder: Path, number: int) -> Iterator[pq.ParquetFile]:
     with reading(path, damaged):
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                refuse_later_mark(path, file.schema_arrow)
                 if not set(KEY_COLUMNS) <= set(file.schema_arrow.names):  # no part of any version
                     raise ValueError
                 refuse_later_file(path, file.schema_arrow, part_schema().names)
@@ -148,3 +156,12 @@ def _validate(table: pa.Table, schema: pa.Schema) -> None:
         raise ValueError
     if table.num_rows and pc.min(table["gxr_sample"]).as_py() < 1:
         raise ValueError
+
+
+def file_metadata(path: Path) -> dict[str, str]:
+    """Return a Parquet file's key-value metadata as text, {} where it cannot be read."""
+    try:
+        pairs = pq.read_schema(path).metadata or {}
+        return {key.decode(): value.decode() for key, value in pairs.items() if key.startswith(b"gxr_")}
+    except (OSError, pa.ArrowException, ValueError):
+        return {}

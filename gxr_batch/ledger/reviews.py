@@ -36,6 +36,7 @@ from gxr_batch.records import (
 REVIEWS_NAME = "reviews"
 UNREVIEWED = "unreviewed"
 _NAME = re.compile(r"review-(\d{8})\.parquet")
+_KEY_COLUMNS = ("gxr_row_id", "gxr_sample", "gxr_judged_sha256", "gxr_review_status")
 _LOCK_NAME, _LOCK_SECONDS = "import.lock", 30
 
 
@@ -199,6 +200,16 @@ def review_files(folder: Path) -> list[Path]:
         return sorted(path for path in home.glob("review-*.parquet") if _NAME.fullmatch(path.name))
 
 
+def refuse_later_reviews(folder: Path) -> None:
+    """Raise LaterVersion where a later version wrote a file of reviews."""
+    for path in review_files(folder):
+        try:
+            stored = pq.read_schema(path)
+        except (OSError, pa.ArrowException, ValueError):  # damage is for `Reviews.load` to tell
+            continue
+        refuse_later_file(path, stored, _file_schema().names)
+
+
 def _read(path: Path) -> list[Review]:
     damaged = RunError(
         "A file of reviews is damaged.",
@@ -211,6 +222,8 @@ def _read(path: Path) -> list[Review]:
                 refuse_later_file(path, file.schema_arrow, _file_schema().names)
                 table = file.read()
             table.validate(full=True)
+            if not set(_KEY_COLUMNS) <= set(table.column_names):
+                raise ValueError
             table = with_missing_columns(table, _file_schema().names, _file_schema())
             return [_review(row) for row in table.cast(_file_schema()).to_pylist()]
         except (ValueError, LookupError, TypeError):

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from gxr_batch.disk import reading
 from gxr_batch.errors import RunError
 from gxr_batch.ledger.input_copy import has_footer, own_fields
-from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, joined, joined_schema
+from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, joined, joined_schema, stored_schema
 from gxr_batch.ledger.lock import Holder, writing
-from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
+from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest, refuse_later_run
 from gxr_batch.ledger.reviews import Reviews, laid_over
 from gxr_batch.ledger.state import State
 
@@ -36,6 +36,7 @@ class RunReader:
             )
         self.folder = folder
         manifest = load_manifest(folder)
+        refuse_later_run(folder)
         if manifest is None or not (folder / INPUT_NAME).exists():
             raise RunError("This run has not read its table yet.", where=str(folder.absolute()))
         own_fields(folder / INPUT_NAME)  # raises where it is damaged
@@ -117,7 +118,10 @@ def _whole(reader: RunReader) -> pa.Table | None:
             stored = pq.read_table(reader.results, partitioning=None, page_checksum_verification=True)
     except RunError:
         return None
-    if stored.schema.names != joined_schema(reader.folder).names:  # those of another version
+    if (
+        stored_schema(reader.results).names != stored.schema.names
+        or stored.schema.names != joined_schema(reader.folder).names
+    ):  # those of another version
         return None
     slices = range(0, stored.num_rows, _ROWS_A_SLICE)
     laid = [reader.reviews.lay_over(stored.slice(start, _ROWS_A_SLICE)) for start in slices]

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from gxr_batch.disk import (
     TEMPORARY_SUFFIX,
@@ -44,14 +43,14 @@ from gxr_batch.ledger.input_copy import Index, has_footer, is_sound, key_batches
 from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, write_failed, write_results
 from gxr_batch.ledger.lock import LOCK_NAME, locked
 from gxr_batch.ledger.log import RunLog
-from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest
+from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, known_manifest, refuse_later_run
 from gxr_batch.ledger.parts import (
     PARTS_NAME,
     DamagedPart,
+    file_metadata,
     next_part_number,
     part_numbers,
     part_path,
-    refuse_later_parts,
     write_part,
 )
 from gxr_batch.ledger.state import Bools, Counts, State
@@ -84,8 +83,7 @@ class RunWriter:
         self.took_over = ""  # the holder on another host whose run this is
         self._next_part = next_part_number(folder)
         self._parts: list[Standing] = []
-        self.manifest: Manifest | None = load_manifest(folder) or self._remembered()
-        refuse_later_parts(folder)  # before anything is written here
+        self.manifest: Manifest | None = known_manifest(folder)
         self.in_flight = InFlight(folder)
         self.log = RunLog(folder)
         if self.previous_input and not is_sound(self.previous_input):
@@ -242,25 +240,6 @@ class RunWriter:
                 return file_metadata(path)
         return {}
 
-    def _remembered(self) -> Manifest | None:
-        """Return what the newest sound part says of a run whose run.json is lost; None where there is none."""
-        newest_first = (file_metadata(part_path(self.folder, number)) for number in part_numbers(self.folder)[::-1])
-        marks = next((marks for marks in newest_first if "gxr_fingerprint" in marks), {})
-        try:
-            known = {name: json.loads(marks[f"gxr_{name}"]) for name in ("resolved", "fingerprint")}
-        except (ValueError, KeyError):
-            return None
-        return Manifest(name=self.folder.name, created_at="", job={}, **known)
-
-
-def file_metadata(path: Path) -> dict[str, str]:
-    """Return a Parquet file's key-value metadata as text, {} where it cannot be read."""
-    try:
-        pairs = pq.read_schema(path).metadata or {}
-        return {key.decode(): value.decode() for key, value in pairs.items() if key.startswith(b"gxr_")}
-    except (OSError, pa.ArrowException, ValueError):
-        return {}
-
 
 def _drift(previous: Path, current: Path) -> Drift:
     old = Index(previous)
@@ -292,9 +271,11 @@ def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> I
             folder.rename(target)
             sync_folder(folder.parent)
             (target / LOCK_NAME).write_text("")  # nobody writes there any more
+    refuse_later_run(folder)  # before anything is written here, the lock included
     with storage_errors(folder, gone="The run folder cannot be made there."):
         make_folder(folder / PARTS_NAME)
     with locked(folder, take_over=take_over) as before:
+        refuse_later_run(folder)  # again: it may have come in between
         writer = RunWriter(folder)
         writer.took_over = str(before) if before else ""
         in_order = False

@@ -266,20 +266,22 @@ class Histogram(NamedTuple):
 
 def night_of(tally: Tally) -> Night | None:
     """Return the newest night of a run, None where no time passed in it."""
-    if not tally.rows:
+    timed = np.isfinite(tally.started) & np.isfinite(tally.finished)  # an earlier version may not have said when
+    if not timed.any():
         return None
-    order = np.sort(tally.finished)
+    started, finished = tally.started[timed], tally.finished[timed]
+    order = np.sort(finished)
     breaks = np.flatnonzero(np.diff(order) > _NIGHT_GAP_SECONDS * 1000)
     first = order[breaks[-1] + 1] if len(breaks) else order[0]
-    tonight = tally.finished >= first
-    began, ended = float(tally.started[tonight].min()), float(order[-1])
+    tonight = finished >= first
+    began, ended = float(started[tonight].min()), float(order[-1])
     if ended <= began:
         return None
     edges, step = _edges(began, ended)
     spans = np.diff(edges) / 1000
-    start, end, tokens = tally.started[tonight], tally.finished[tonight], np.nan_to_num(tally.new_tokens[tonight])
-    took_part = np.nan_to_num(tally.seconds[tonight]) > 0
-    done = {name: _by(edges, tally.finished[tally.status == code]) for code, name in enumerate(STATUSES)}
+    start, end, tokens = started[tonight], finished[tonight], np.nan_to_num(tally.new_tokens[timed][tonight])
+    took_part = np.nan_to_num(tally.seconds[timed][tonight]) > 0
+    done = {name: _by(edges, finished[tally.status[timed] == code]) for code, name in enumerate(STATUSES)}
     return Night(
         edges=edges,
         step_seconds=step,

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from gxr_batch.ledger import Counts
@@ -173,8 +174,8 @@ _ENDINGS = {"stop": "at their own end", "length": "at the token limit", "error":
 
 def _slot_use(tally: Tally, slots: float | None, night: Night | None) -> str:
     """Say how many rows were decoded side by side, as each row saw it."""
-    weight = tally.seconds[tally.rows_in_batch > 0]
-    beside = tally.rows_in_batch[tally.rows_in_batch > 0]
+    measured = (tally.rows_in_batch > 0) & np.isfinite(tally.seconds)
+    weight, beside = tally.seconds[measured], tally.rows_in_batch[measured]
     if night is None or not len(beside) or not weight.sum():
         return ""
     mean = float((beside * weight).sum() / weight.sum())

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from gxr_batch.errors import LaterVersion
 from gxr_batch.job import Job
 from gxr_batch.ledger import is_run
-from gxr_batch.ledger.manifest import load_manifest
+from gxr_batch.ledger.manifest import load_manifest, name_and_outcome
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.render import field_map
 from gxr_batch.rows.columns import FieldMap
@@ -63,7 +64,13 @@ def output_folder(job: Job, today: date) -> Path:
 
 
 def _unfinished(folder: Path, job: Job) -> bool:
-    manifest = load_manifest(folder)
+    try:
+        manifest = load_manifest(folder)
+    except LaterVersion:
+        name, outcome = name_and_outcome(folder)
+        if name != job.name or outcome == "finished":  # another job, or nothing to resume
+            return False
+        raise
     if manifest is None or not manifest.invocations:
         return False
     same = manifest.name == job.name and manifest.job.get("input", {}).get("path") == job.input.path

@@ -16,9 +16,14 @@ from running import Workplace, without_times
 
 from gxr_batch import read_results
 from gxr_batch.errors import FingerprintError, LaterVersion, RunError
+from gxr_batch.export import FORMATS, Choice, export
 from gxr_batch.job import job_file, recorded_job
+from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.manifest import load_manifest
+from gxr_batch.ledger.parts import KEY_COLUMNS
 from gxr_batch.ledger.run_format import FORMAT
+from gxr_batch.records import PRIVATE_COLUMNS, part_schema
+from gxr_batch.report import report
 from gxr_batch.run.fingerprint import NEUTRAL, refuse_other_texts
 
 RUNS = DATA / "runs"
@@ -339,3 +344,97 @@ def test_a_manifest_of_a_later_format_is_refused(tmp_path):
         load_manifest(tmp_path)
     with pytest.raises(RunError):
         load_manifest(tmp_path)
+
+
+NULLABLE = [name for name in part_schema().names if name not in {*KEY_COLUMNS, *PRIVATE_COLUMNS}]
+
+
+@pytest.mark.parametrize("column", NULLABLE)
+def test_a_finished_run_without_a_column_is_exported_in_every_format_and_shown(tmp_path, finished_run, column):
+    run = tmp_path / "j"
+    shutil.copytree(finished_run, run)
+    for path in (*run.glob("parts/part-*.parquet"), run / "results.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns([column]), path, write_page_checksum=True)
+    for partial in (False, True):
+        for form in FORMATS:
+            made = export(RunReader(run), form, tmp_path / f"made-{form}", Choice(partial=partial))
+            assert made.rows == (0 if form == "chat-jsonl" and column in HIDES_PROMPTS else ROWS_OF.get(form, 48)), form
+    page = report(RunReader(run), None, tmp_path / "page.html", include_held=False)
+    assert page.rows == 48
+    seen = read_results(run)[column].tolist()
+    assert all(value is None or value != value or list(value) == ["reviewers_disagree"] for value in seen)  # noqa: PLR0124
+
+
+# Without these nobody knows which prompt a text answers, or no text is there to be judged.
+HIDES_PROMPTS = {"gxr_template", "gxr_prompt_sha256", "gxr_text"}
+ROWS_OF = {"chat-jsonl": 16}
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "j"
+    return shutil.copytree(RUNS / "2d832e8/finished/outputs/j", folder)
+
+
+@pytest.mark.parametrize("mark", ["3.1", "", "9" * 5000, "next"])
+def test_a_part_whose_format_is_no_number_that_is_known_is_refused(tmp_path, mark):
+    place = Workplace(tmp_path)
+    place.run("--limit", "20")
+    [part] = place.parts()
+    table = pq.read_table(part).drop_columns(["gxr_finish_reason"])
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"gxr_format": mark}), part)
+    (tmp_path / "outputs/j/run.json").unlink()
+    before = contents(tmp_path)
+    assert "is not known" in place.run(expect=2).stderr
+    assert "is not known" in place.gxr("check", "j.toml", expect=2).stderr
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", ["3", [3], True, -5, 2.5])
+def test_a_manifest_whose_format_is_no_number_that_is_known_is_refused(tmp_path, number):
+    (tmp_path / "run.json").write_text(json.dumps({"format": number}))
+    with pytest.raises(LaterVersion):
+        load_manifest(tmp_path)
+
+
+def test_a_file_of_reviews_of_a_later_version_is_refused_by_every_verb(tmp_path):
+    shutil.copytree(RUNS / "2d832e8" / "finished", tmp_path, dirs_exist_ok=True)
+    place = Workplace.__new__(Workplace)
+    place.folder = tmp_path
+    [path, _] = sorted((tmp_path / "outputs/j/reviews").glob("*.parquet"))
+    rows = pq.read_metadata(path).num_rows
+    with_column(path, "gxr_review_level", pa.nulls(rows, pa.int32()))
+    before = contents(tmp_path)
+    for command in (["run", "j.toml"], ["check", "j.toml"], ["report", "outputs/j"], ["status", "outputs/j"]):
+        assert "gxr_review_level is not known" in place.gxr(*command, expect=2).stderr
+    assert contents(tmp_path) == before
+
+
+def test_a_file_of_reviews_without_a_key_is_damage(tmp_path):
+    shutil.copytree(RUNS / "2d832e8/finished/outputs/j", tmp_path / "j")
+    [path, _] = sorted((tmp_path / "j/reviews").glob("*.parquet"))
+    pq.write_table(pq.read_table(path).drop_columns(["gxr_judged_sha256"]), path)
+    with pytest.raises(RunError, match="damaged"):
+        read_results(tmp_path / "j")
+
+
+def test_a_finished_run_of_a_later_version_does_not_keep_the_next_days_run_from_its_own_date(tmp_path):
+    place = Workplace(tmp_path)
+    place.run("--output", "outputs/2026-01-02")
+    later = tmp_path / "outputs/2026-01-02/run.json"
+    later.write_text(json.dumps(json.loads(later.read_text()) | {"format": FORMAT + 1}))
+    place.run("--output", "outputs/{date}")
+    assert len(list((tmp_path / "outputs").iterdir())) == 2
+
+
+def test_counts_that_lack_a_state_have_none_of_it_and_one_with_more_is_later(tmp_path):
+    shutil.copytree(RUNS / "2d832e8/finished/outputs/j", tmp_path / "j")
+    path = tmp_path / "j/run.json"
+    data = json.loads(path.read_text())
+    del data["invocations"][0]["counts"]["held"]
+    path.write_text(json.dumps(data))
+    assert load_manifest(tmp_path / "j").invocations[0]["counts"]["held"] == 0
+    data["invocations"][0]["counts"]["paused"] = 1
+    path.write_text(json.dumps(data))
+    with pytest.raises(LaterVersion, match=r"counts\.paused"):
+        load_manifest(tmp_path / "j")

@@ -41,7 +41,7 @@ def real_dir(tmp_path_factory, gemma_tokenizer) -> Path:
 @pytest.fixture
 def real_tokenizer(gemma_tokenizer, monkeypatch):
     """The real tokenizer, loaded once, wherever one is loaded."""
-    for module in ("models.loading", "finetune.make_adapter"):
+    for module in ("models.load_weights", "finetune.make_adapter"):
         monkeypatch.setattr(f"gxr_batch.{module}.load_tokenizer", lambda section: gemma_tokenizer)
     return gemma_tokenizer
 

@@ -310,7 +310,7 @@ GOOD = {"format": 1, "name": "n", "created_at": "t", "job": {"sampling": {"sampl
                 {"job": {}},
                 {"job": {"sampling": {"samples_per_row": "1"}}},
                 {"invocations": [3]},
-                {"invocations": [{"counts": {"ok": 1}}]},
+                {"invocations": [{"counts": 3}]},
                 {"invocations": [{"generating_since": "noon"}]},
                 {"invocations": [{"done": "many"}]},
                 {"model": {"provenance": {"gxr_model": 3}}},

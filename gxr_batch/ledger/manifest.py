@@ -107,6 +107,11 @@ def refuse_later_run(folder: Path) -> None:
         raise
     except RunError:
         pass
+    refuse_later_files(folder)
+
+
+def refuse_later_files(folder: Path) -> None:
+    """Raise LaterVersion where a later version wrote a part or a file of reviews; run.json is not read."""
     refuse_later_parts(folder)
     refuse_later_reviews(folder)
 

@@ -15,7 +15,7 @@ from gxr_batch.errors import RunError
 from gxr_batch.ledger.input_copy import has_footer, own_fields
 from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, joined, joined_schema, stored_schema
 from gxr_batch.ledger.lock import Holder, writing
-from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest, refuse_later_run
+from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest, refuse_later_files
 from gxr_batch.ledger.reviews import Reviews, laid_over
 from gxr_batch.ledger.state import State
 
@@ -36,7 +36,7 @@ class RunReader:
             )
         self.folder = folder
         manifest = load_manifest(folder)
-        refuse_later_run(folder)
+        refuse_later_files(folder)
         if manifest is None or not (folder / INPUT_NAME).exists():
             raise RunError("This run has not read its table yet.", where=str(folder.absolute()))
         own_fields(folder / INPUT_NAME)  # raises where it is damaged

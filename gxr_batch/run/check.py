@@ -22,7 +22,7 @@ from gxr_batch.engines.vllm import require_vllm
 from gxr_batch.errors import RowError
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
-from gxr_batch.ledger.manifest import known_manifest, refuse_later_run
+from gxr_batch.ledger.manifest import known_manifest, refuse_later_files
 from gxr_batch.models.device_memory import gib
 from gxr_batch.records import Identity, Messages
 from gxr_batch.rows.ingest import ingest
@@ -85,8 +85,8 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Finding
     """Go through a job as `run` would, up to the model's weights. Raises GxrError where `run` could not start."""
     prepared = prepare(job)
     folder = output_folder(job, date.today())
-    refuse_later_run(folder)
     manifest = known_manifest(folder)
+    refuse_later_files(folder)
     job = follow(job, manifest)
     _compare(prepared, job, manifest, folder)
     screen = Screen(prepared.templates, prepared.fields.templates, job)

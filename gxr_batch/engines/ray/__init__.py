@@ -28,16 +28,16 @@ class RayEngine:
         self._inner = create(self._job, say)
 
     def identity(self) -> Identity:
-        """Say which weights the workers would load. Raises ModelUnavailable where they cannot be found."""
+        """Say which weights the workers would load. Raises ModelUnavailable if they cannot be found."""
         return self._inner.identity()
 
     def encoder(self) -> Encoder:
-        """Return the workers' encoder. Raises ModelUnavailable where the tokenizer cannot be loaded."""
+        """Return the workers' encoder. Raises ModelUnavailable if the tokenizer cannot be loaded."""
         return self._inner.encoder()
 
     @contextmanager
     def open(self) -> Iterator[RaySession]:
-        """Start the workers and wait until each is open. Raises ModelUnavailable where one cannot be."""
+        """Start the workers and wait until each is open. Raises ModelUnavailable if one cannot be."""
         from gxr_batch.engines.ray.open_pool import open_session
 
         # Every worker loads what this host found, also where the hub has something newer by then.

@@ -39,7 +39,7 @@ _OWN_SETTINGS = {
 
 
 def load_ray() -> Any:
-    """Import Ray. Raises ModelUnavailable where it is not installed."""
+    """Import Ray. Raises ModelUnavailable if it is not installed."""
     try:
         import ray
     except ImportError:

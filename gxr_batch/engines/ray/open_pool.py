@@ -26,7 +26,7 @@ _ON_CARDS = ("transformers", "generate", "vllm")
 def open_session(job: Job, create: Create, say: Say) -> Iterator[RaySession]:
     """Have the workers of a job for the block; `job.engine.kind` is what each of them holds.
 
-    Raises ModelUnavailable where there is no Ray, no room for the workers, or a worker cannot open its engine.
+    Raises ModelUnavailable if there is no Ray, no room for the workers, or a worker cannot open its engine.
     """
     began = time.monotonic()
     on_gpu = job.engine.kind in _ON_CARDS and job.model.device_map != "cpu"

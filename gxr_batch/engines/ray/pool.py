@@ -95,7 +95,7 @@ class Pool:
         self._calls[member.actor.exchange.remote(order)] = member
 
     def next(self, seconds: float) -> tuple[Member, Report | Lost] | None:
-        """Return the next report, or that a member is lost; None where nothing came in time. Raises EngineFailed."""
+        """Return the next report, or that a member is lost; None if nothing came in time. Raises EngineFailed."""
         exceptions = self._ray.exceptions
         if self._head.gone:
             raise _disconnected("its head cannot be reached")
@@ -238,7 +238,7 @@ _NOTABLE_SECONDS = 1.0
 
 
 def joined(members: Sequence[Member], load_seconds: float, versions: dict[str, str]) -> EngineInfo:
-    """Return the pool's own info. Raises ModelUnavailable where two workers would write different texts."""
+    """Return the pool's own info. Raises ModelUnavailable if two workers would write different texts."""
     first, *others = members
     for other in others:
         check_alike(first, other)

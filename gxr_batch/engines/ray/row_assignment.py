@@ -93,7 +93,7 @@ class Dealer:
         return tuple(taken.prompt._replace(on_text=None) for taken in dealt)
 
     def settle(self, hand: Hand, completion: Completion) -> Completion | None:
-        """Return what a worker made of a row, with its times in the pool; None where the row is no longer its own."""
+        """Return what a worker made of a row, with its times in the pool; None if the row is no longer its own."""
         taken = hand.flight.pop(completion.key, None)
         if taken is None:
             return None

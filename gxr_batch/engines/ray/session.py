@@ -42,7 +42,7 @@ class RaySession:
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt.
 
-        `on_text` of a prompt gets the whole answer at its end. Raises EngineFailed where no worker is left, or none
+        `on_text` of a prompt gets the whole answer at its end. Raises EngineFailed if no worker is left, or none
         lives for too long, and what a worker's engine raised.
         """
         self._errand += 1

@@ -49,25 +49,25 @@ class VllmEngine:
         self._local = LocalModel(job, KIND)
 
     def identity(self) -> Identity:
-        """Say which weights would be loaded. Raises ModelUnavailable where they cannot be found."""
+        """Say which weights would be loaded. Raises ModelUnavailable if they cannot be found."""
         return self._local.identity()
 
     def encoder(self) -> Encoder:
-        """Return the encoder of the model's tokenizer. Raises ModelUnavailable where it cannot be loaded."""
+        """Return the encoder of the model's tokenizer. Raises ModelUnavailable if it cannot be loaded."""
         return self._local.encoder()
 
     @contextmanager
     def open(self) -> Iterator[VllmSession]:
-        """Load the model and keep it for the block. Raises ModelUnavailable where the machine cannot do it now."""
+        """Load the model and keep it for the block. Raises ModelUnavailable if the machine cannot do it now."""
         require_vllm()
         from gxr_batch.engines.vllm.engine_args import prepare_opening
         from gxr_batch.engines.vllm.host_process import HostProcess
         from gxr_batch.engines.vllm.session import Limits, VllmSession
-        from gxr_batch.models.device_memory import Room
+        from gxr_batch.models.device_memory import MemoryBudget
 
         began = time.monotonic()
         tokenizer = self._local.tokenizer()
-        opening = prepare_opening(self._job, tokenizer, Room(self._job.engine, self._say))
+        opening = prepare_opening(self._job, tokenizer, MemoryBudget(self._job.engine, self._say))
 
         def start() -> HostProcess:
             return HostProcess(opening.setup, opening.environment)
@@ -79,7 +79,7 @@ class VllmEngine:
             host.discard()
             raise
         most_tokens, most_restarts = self._job.model.max_seq_length, self._job.vllm.max_restarts
-        limits = Limits(opening.vocab, most_tokens, most_restarts, opening.card_bytes)
+        limits = Limits(opening.vocab, most_tokens, most_restarts, opening.gpu_bytes)
         info = self._info(opening, version, time.monotonic() - began)
         session = VllmSession(info, host, start, tokenizer, limits, say=self._say)
         try:
@@ -105,7 +105,7 @@ class VllmEngine:
 
 
 def _opened(host: HostProcess) -> str:
-    """Wait until a host has opened vLLM and return vLLM's version. Raises ModelUnavailable where it could not."""
+    """Wait until a host has opened vLLM and return vLLM's version. Raises ModelUnavailable if it could not."""
     from gxr_batch.engines.vllm.host_messages import Count, Gone, Opened, Unopened
 
     while True:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gxr_batch.engines.vllm.host_messages import Setup
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
-from gxr_batch.models.device_memory import Room
+from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import end_ids_of, load_config
 from gxr_batch.models.lora_config import AdapterConfig
 from gxr_batch.models.memory_estimate import kv_bytes_a_token
@@ -34,7 +34,7 @@ _NOT_REPRODUCIBLE = (
 class Opening:
     """All that opening takes. `vocab` counts the model's token ids, `adapter` says how one is put on.
 
-    `card_bytes` is what vLLM takes of a card at once and keeps, 0 on a CPU.
+    `gpu_bytes` is what vLLM takes of a card at once and keeps, 0 on a CPU.
     """
 
     setup: Setup
@@ -42,7 +42,7 @@ class Opening:
     placement: Placement
     slots: int
     vocab: int
-    card_bytes: int
+    gpu_bytes: int
     notices: tuple[str, ...]
     adapter: str | None = None
 
@@ -55,7 +55,7 @@ class _Adapter(NamedTuple):
     modules: int
 
 
-def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
+def prepare_opening(job: Job, tokenizer: Any, memory: MemoryBudget) -> Opening:
     """Decide where the model goes and what it may take, waiting for memory where the job says so.
 
     Raises ModelUnavailable, JobFileError.
@@ -64,17 +64,17 @@ def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
     whole = load_config(job.model)
     config = whole.get_text_config()
     size = sum(file.stat().st_size for file in sources.base.weight_files())
-    placement = place(job.model, config, size, room, stored_in_four_bits=stored_in_four_bits(whole))
+    placement = place(job.model, config, size, memory, stored_in_four_bits=stored_in_four_bits(whole))
     _refuse(placement)
     adapter = None if sources.adapter is None else _adapter(sources.adapter, whole)
     slots = _MOST_SLOTS["cpu" if _on_cpu(placement) else "cuda"] if job.engine.slots == "auto" else job.engine.slots
     row_bytes = kv_bytes_a_token(config, 4 if placement.dtype == "float32" else 2) * job.model.max_seq_length
-    card_bytes = 0 if _on_cpu(placement) else _card_bytes(placement, room)
+    gpu_bytes = 0 if _on_cpu(placement) else _gpu_bytes(placement, memory)
     arguments = {
         "model": str(sources.base.folder),
         "max_num_seqs": slots,
         **_arguments(job, placement, adapter),
-        **_memory(placement, room, card_bytes, slots * row_bytes),
+        **_memory(placement, memory, gpu_bytes, slots * row_bytes),
         # A multimodal model of which only the language side is used.
         **({"limit_mm_per_prompt": {"image": 0}} if whole.model_type == "gemma3" else {}),
     }
@@ -89,7 +89,7 @@ def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
         placement=placement,
         slots=slots,
         vocab=config.vocab_size,
-        card_bytes=card_bytes,
+        gpu_bytes=gpu_bytes,
         notices=(*placement.notices, *told, *([_NOT_REPRODUCIBLE] if job.engine.reproducible else [])),
         adapter=adapter and f"beside the weights, by vLLM: {adapter.modules} LoRA modules, rank {adapter.rank}",
     )
@@ -135,23 +135,23 @@ def _refuse(placement: Placement) -> None:
         )
 
 
-def _card_bytes(placement: Placement, room: Room) -> int:
+def _gpu_bytes(placement: Placement, memory: MemoryBudget) -> int:
     """Return this run's share of a card: the limit, or the weights and half of what is free, as far as it is free."""
-    device = room.at(placement.device)
-    share = room.size_limit or placement.weight_bytes + room.for_cache(device, beside=placement.weight_bytes)
+    device = memory.at(placement.device)
+    share = memory.size_limit or placement.weight_bytes + memory.for_cache(device, weight_bytes=placement.weight_bytes)
     return max(0, min(share, device.free() - _CONTEXT_BYTES))
 
 
-def _memory(placement: Placement, room: Room, card_bytes: int, wanted: int) -> dict[str, Any]:
+def _memory(placement: Placement, memory: MemoryBudget, gpu_bytes: int, wanted: int) -> dict[str, Any]:
     """Return this run's share of the memory in vLLM's words; `wanted` are the bytes of a cache that holds all slots.
 
     On a card it is a share of all memory, for weights, cache and the rest. On a CPU it is the cache's size.
     """
-    device = room.at(placement.device)
+    device = memory.at(placement.device)
     if not _on_cpu(placement):
-        return {"gpu_memory_utilization": card_bytes / device.total()}
-    budget = room.for_cache(device, beside=placement.weight_bytes)
-    return {"kv_cache_memory_bytes": budget if room.size_limit is not None else min(budget, wanted)}
+        return {"gpu_memory_utilization": gpu_bytes / device.total()}
+    budget = memory.for_cache(device, weight_bytes=placement.weight_bytes)
+    return {"kv_cache_memory_bytes": budget if memory.size_limit is not None else min(budget, wanted)}
 
 
 def _environment(job: Job, placement: Placement) -> dict[str, str]:

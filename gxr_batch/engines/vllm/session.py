@@ -29,13 +29,13 @@ _ALONE_AFTER = 2
 class Limits(NamedTuple):
     """What a prompt must keep to: `vocab` ids, `capacity` tokens with answer; how often a host may be replaced.
 
-    `card_bytes` is the memory of a card that a host holds, 0 on a CPU.
+    `gpu_bytes` is the memory of a card that a host holds, 0 on a CPU.
     """
 
     vocab: int
     capacity: int
     max_restarts: int
-    card_bytes: int = 0
+    gpu_bytes: int = 0
 
 
 @dataclass
@@ -84,7 +84,7 @@ class VllmSession:
             self._host.discard()
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
-        """Generate for every prompt. Raises EngineFailed where hosts die again and again."""
+        """Generate for every prompt. Raises EngineFailed if hosts die again and again."""
         work = _Work()
         pulsed = time.monotonic()
         try:
@@ -120,7 +120,7 @@ class VllmSession:
                 return
 
     def _refusal(self, prompt: Prompt) -> str:
-        """Return why the model cannot take a prompt, empty where it can."""
+        """Return why the model cannot take a prompt, empty if it can."""
         ids, capacity = prompt.encoded.token_ids, self._limits.capacity
         if not ids:
             return "no prompt"
@@ -201,7 +201,7 @@ class VllmSession:
 
     def _pulse(self, rows: int) -> Pulse:
         tokens, preemptions = (old + new for old, new in zip(self._before, self._counted, strict=True))
-        return Pulse(tokens, rows, self._limits.card_bytes, splits=preemptions, retries=self._retries)
+        return Pulse(tokens, rows, self._limits.gpu_bytes, splits=preemptions, retries=self._retries)
 
 
 _FINISHES: dict[str, FinishReason] = {"stop": "stop", "length": "length"}

@@ -51,7 +51,7 @@ class NativeModel:
 
     def prefill(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> torch.Tensor:
         """Run prompts through the model: (slot, ids, first position) each. Returns the last logits [rows, vocab]."""
-        logits = self._room_for(len(rows))
+        logits = self._logits_buffer(len(rows))
         pending: list[tuple[int, int, int]] = []  # id, slot, position
         ends: list[tuple[int, int]] = []  # row, index in pending
         for row, (slot, ids, first) in enumerate(rows):
@@ -67,7 +67,7 @@ class NativeModel:
 
     def decode(self, slots: Sequence[int], ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Run one token of each row through the model. Returns the logits [rows, vocab] in the order of `slots`."""
-        logits = self._room_for(len(slots))
+        logits = self._logits_buffer(len(slots))
         pending = list(zip(ids, slots, positions, strict=True))
         for start in range(0, len(pending), ROWS):
             piece = pending[start : start + ROWS]
@@ -113,7 +113,7 @@ class NativeModel:
 
     # ------------------------------------------------------------------ calls
 
-    def _room_for(self, rows: int) -> torch.Tensor:
+    def _logits_buffer(self, rows: int) -> torch.Tensor:
         padded = -(-rows // 32) * 32
         if len(self._logits) < padded:
             # The columns behind the vocabulary stay -inf for the scan, which goes by whole blocks.

@@ -131,7 +131,7 @@ def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -
         native = NativeModel(loaded.model, slots=slots, capacity=capacity)
     except NativeUnavailable as error:
         if loaded.device == "cpu" and loaded.placement.dtype == "bfloat16" and loaded.quantization is None:
-            notices.append(f"The engine uses the library's slower forward instead of its own kernels: {error}.")
+            notices.append(f"The engine uses the library's slower forward instead of our kernels: {error}.")
     else:
         why = native.why_slower
         return native, [f"The engine's kernels do not use the CPU's tile registers (AMX): {why}."] if why else []

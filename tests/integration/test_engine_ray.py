@@ -23,6 +23,7 @@ from gxr_batch.engines.ray.pool import Member, joined
 from gxr_batch.engines.ray.worker import Worker
 from gxr_batch.engines.suspects import CRASHED
 from gxr_batch.errors import EngineFailed, ModelUnavailable
+from gxr_batch.extras import install_command
 from gxr_batch.job import Job, RaySection
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
 from gxr_batch.run.check import check
@@ -228,7 +229,7 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModelUnavailable) as raised:
         load_ray()
-    assert raised.value.next_step == "pip install 'gxr-batch[ray]'"
+    assert raised.value.next_step == install_command("ray")
 
 
 def test_check_says_so_too(monkeypatch, tmp_path):

@@ -27,6 +27,7 @@ from gxr_batch.engines.vllm.host_messages import Setup
 from gxr_batch.engines.vllm.host_process import HostProcess
 from gxr_batch.engines.vllm.session import Limits, VllmSession
 from gxr_batch.errors import EngineFailed, JobFileError, ModelUnavailable
+from gxr_batch.extras import install_command
 from gxr_batch.job import Job, load_job
 from gxr_batch.models.device_memory import Room
 from gxr_batch.models.placement import Placement
@@ -435,10 +436,10 @@ def test_a_card_is_named_by_its_place_among_those_that_are_visible(tiny_model_di
 
 
 def test_without_vllm_the_message_says_what_to_install(monkeypatch, demo_model_dir):
-    monkeypatch.setattr("gxr_batch.engines.vllm.find_spec", lambda name: None)
+    monkeypatch.setattr("gxr_batch.extras.find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="not installed") as caught, VllmEngine(job(demo_model_dir)).open():
         pass
-    assert "pip install 'gxr-batch[vllm]'" in caught.value.next_step
+    assert caught.value.next_step == install_command("vllm")
 
 
 def test_check_says_so_too(monkeypatch, demo_model_dir, tmp_path):

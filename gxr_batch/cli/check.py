@@ -1,4 +1,4 @@
-"""`gxr-batch check`: try everything of a job but the model's weights."""
+"""`gxr-batch check`: check a job without loading the model."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Try everything of a job but the model's weights: job file, templates, table, prompt lengths, room on the disk.
+    """Check a job without loading the model: job file, templates, table, prompt lengths, memory, disk space.
 
-    Shows three prompts as the model would get them. Writes nothing.
+    Shows three prompts as the model gets them. Writes nothing.
 
     \b
     Example:
@@ -78,30 +78,32 @@ def print_findings(name: str, found: CheckResult) -> None:
 
 
 def _text(name: str, found: CheckResult) -> str:
+    from gxr_batch.cli.layout import labelled, mib
     from gxr_batch.run.check import quantiles
 
     shortest, median, longest = quantiles(found.lengths)
     counted = bool(found.lengths) or not found.usable
-    lengths = f"{shortest:,} to {longest:,} tokens, median {median:,}" if counted else "counted by the server alone"
+    lengths = f"{shortest:,} to {longest:,} tokens, median {median:,}" if counted else "counted only by the server"
     templates = ", ".join(f"{template} {count:,}" for template, count in found.templates.items()) or "none used"
-    lines = [
-        f"{name}: {found.rows:,} rows, {found.usable:,} usable, {len(found.unusable):,} not",
-        f"  templates  {templates}",
-        f"  prompts    {lengths}",
-        f"  output     {found.folder} ({'an earlier run is there: run goes on with it' if found.resumes else 'new'})",
-        f"  room       up to {_mib(found.bytes_needed)} needed, {_mib(found.bytes_free)} free",
-        f"  privacy    {_privacy(found)}",
+    state = "holds an earlier run, which `gxr-batch run` resumes" if found.resumes else "new"
+    entries = [
+        ("templates", templates),
+        ("prompts", lengths),
+        ("output", f"{found.folder} ({state})"),
     ]
     if found.fits:
-        lines.insert(5, f"  memory     {found.device}: {_fits(found)}")
+        entries += [("memory", found.device), ("", _fits(found))]
+    entries.append(("disk", f"up to {mib(found.bytes_needed)} needed, {mib(found.bytes_free)} free"))
+    entries.append(("privacy", _privacy(found)))
     if found.bytes_needed > found.bytes_free:
-        lines.append("  WARNING    the disk may fill up before the run ends")
+        entries.append(("WARNING", "the disk may fill up before the run ends"))
     if found.cut:
-        lines.append(f"  cut        {found.cut:,} prompts lose the end of their longest cell")
-    for reason, count in found.reasons.most_common(5):
-        lines.append(f"  unusable   {count:,} rows: {reason}")
+        entries.append(("cut", f"{found.cut:,} prompts lose the end of their longest cell"))
+    entries += [("unusable", f"{count:,} rows: {reason}") for reason, count in found.reasons.most_common(5)]
     if found.unusable:
-        lines.append(f"             e.g. {', '.join(found.unusable[:_NAMED])}; a run books them as failed and goes on")
+        ids = ", ".join(found.unusable[:_NAMED])
+        entries.append(("", f"e.g. {ids}; a run marks these rows as failed and continues"))
+    lines = [f"{name}: {found.rows:,} rows, {found.usable:,} usable, {len(found.unusable):,} not", *labelled(entries)]
     for row_id, messages in found.shown:
         lines.append(f"\n--- prompt of row {row_id} ({messages.template})")
         lines += [f"[{turn.role}]\n{turn.text}" for turn in messages.turns]
@@ -109,7 +111,7 @@ def _text(name: str, found: CheckResult) -> str:
 
 
 def _privacy(found: CheckResult) -> str:
-    """Say what identifier screening hits, by rule and row id; the texts are in the table."""
+    """Return what identifier screening hits, by rule and row id, without the texts."""
     if found.screening == "off":
         return "identifier screening is off"
     if not found.identified:
@@ -121,12 +123,7 @@ def _privacy(found: CheckResult) -> str:
 
 
 def _fits(found: CheckResult) -> str:
-    said = [
-        f"{fit.max_seq_length} {f'fits with up to {fit.slots} slots' if fit.slots else 'does not fit'}"
-        for fit in found.fits
+    lengths = [
+        f"{fit.max_seq_length}: {f'up to {fit.slots} slots' if fit.slots else 'does not fit'}" for fit in found.fits
     ]
-    return f"max_seq_length {', '.join(said)}"
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB"
+    return f"max_seq_length {', '.join(lengths)}"

@@ -1,4 +1,4 @@
-"""Exit codes of the contract, and how errors become one message and a code."""
+"""Exit codes, and how an error becomes one message and an exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gxr_batch.errors import ApiOutage, GxrError, MachineError
 
 
 class Exit(IntEnum):
-    """What an exit code says; the README explains each."""
+    """The exit codes; docs/run-folder.md explains each."""
 
     DONE = 0
     BUG = 1
@@ -26,12 +26,12 @@ class Exit(IntEnum):
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGUSR1 before the work began: there is nothing to finish."""
+    """Raised by SIGTERM or SIGUSR1 before any row is generated: there is nothing to finish."""
 
 
 @contextmanager
 def reported(ctx: click.Context) -> Iterator[None]:
-    """Turn an error that somebody can mend into its message on stderr and its exit code; a bug keeps its traceback."""
+    """Turn an error that a user can fix into a message on stderr and an exit code. A bug keeps its traceback."""
     try:
         yield
     except ApiOutage as error:
@@ -41,10 +41,10 @@ def reported(ctx: click.Context) -> Iterator[None]:
         click.echo(f"Error: {error}", err=True)
         ctx.exit(Exit.MACHINE if isinstance(error, MachineError) else Exit.INPUT)
     except KeyboardInterrupt:
-        click.echo("Stopped by Ctrl-C. Run the same command again to go on.", err=True)
+        click.echo("Stopped by Ctrl-C. Run the same command again to resume.", err=True)
         ctx.exit(Exit.INTERRUPTED)
     except Terminated:
-        click.echo("Stopped before the work began. Run the same command again to go on.", err=True)
+        click.echo("Stopped before any row was generated. Run the same command again to resume.", err=True)
         ctx.exit(Exit.STOPPED)
     except (click.exceptions.Exit, click.ClickException, click.Abort):
         raise
@@ -54,10 +54,10 @@ def reported(ctx: click.Context) -> Iterator[None]:
 
 
 def bug_report(error: BaseException | None) -> str:
-    """Return the traceback of a bug without the messages of its errors: these may quote a cell."""
+    """Return the traceback of a bug without error messages, which may quote a cell."""
     lines: list[str] = []
     while error is not None:
         own = [*traceback.format_tb(error.__traceback__), f"{type(error).__name__} (its message may quote the table)\n"]
         lines = ["Traceback (most recent call last):\n", *own, *lines]
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return "".join([*lines, "This is a bug of gxr-batch: report the lines above. What a run generated is safe."])
+    return "".join([*lines, "This is a bug in gxr-batch: please report the lines above. Generated rows are safe."])

@@ -90,7 +90,7 @@ def export_approved(job: Job) -> None:
 
 def _describe(progress: TrainingProgress) -> str:
     """Return steps done, losses and the time left as text."""
-    from gxr_batch.cli.progress import duration
+    from gxr_batch.cli.layout import duration
 
     text = f"step {progress.step:,}/{progress.steps:,}"
     if progress.loss is not None:
@@ -120,7 +120,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def _text(name: str, outcome: Outcome) -> str:
-    from gxr_batch.cli.progress import duration
+    from gxr_batch.cli.layout import duration
     from gxr_batch.records import DISCLAIMER
 
     if outcome.reason:

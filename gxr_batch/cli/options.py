@@ -1,4 +1,4 @@
-"""Options that several verbs share, and how they are laid over a job file."""
+"""Options that several verbs share, and how they override a job file."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def job_options(function: F) -> F:
             "overrides",
             metavar="SECTION.KEY=VALUE",
             multiple=True,
-            help="Override a key of the job file; repeatable; recorded in the run's manifest.",
+            help="Override a key of the job file; repeatable; recorded in run.json.",
         ),
         click.option(
             "--limit",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Take the table's first N rows. Default: all.",
+            help="Use only the first N rows of the table.",
         ),
-        click.option("--output", metavar="DIR", help="Use this run folder. Default: run.output of the job file."),
-        click.option("--quiet", is_flag=True, help="Show neither progress nor notices."),
+        click.option("--output", metavar="DIR", help="Run folder. Default: run.output of the job file."),
+        click.option("--quiet", is_flag=True, help="Show no progress and no notices."),
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
     )
     for decorator in reversed(decorators):
@@ -41,7 +41,7 @@ def job_options(function: F) -> F:
 
 
 def read_job(job_file: Path, overrides: tuple[str, ...], **run_keys: str | None) -> Job:
-    """Load the job file with `--set` and the run options that were given laid over it."""
+    """Load the job file, overridden by `--set` and by the run options that were given."""
     from gxr_batch.job import load_job
 
     given = {f"run.{key}": value for key, value in run_keys.items() if value is not None}
@@ -49,7 +49,7 @@ def read_job(job_file: Path, overrides: tuple[str, ...], **run_keys: str | None)
 
 
 def say_to_stderr(quiet: bool) -> Callable[[str], None]:
-    """Return a function that prints a sentence for the user, or nothing where they asked for quiet."""
+    """Return a function that prints a notice to stderr, or nothing with --quiet."""
 
     def say(sentence: str) -> None:
         if not quiet:

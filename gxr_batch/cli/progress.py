@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, a line a minute anywhere else."""
+"""Progress on stderr: a bar on a terminal, one line per minute anywhere else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINE_SECONDS = 60.0
 
 
 class ProgressDisplay:
-    """Draws what the runner reports; a context, so that the bar is closed whatever happens."""
+    """Draws what the runner reports. A context manager, so that the bar is always closed."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
@@ -44,11 +44,11 @@ class ProgressDisplay:
             print(sentence, file=sys.stderr)
 
     def show(self, progress: Progress) -> None:
-        """Draw the progress where it is time to; called for every row, so it returns at once where it is not."""
+        """Draw the progress if it is due. Called for every row, so it returns at once if it is not."""
         self.draw(settled(progress), progress.wanted, lambda: describe(progress))
 
     def draw(self, done: int, total: int, described: Callable[[], str]) -> None:
-        """Draw so much of so much, with a text that is made only where it is time to."""
+        """Draw `done` of `total`; `described` makes the text, and is called only if it is due."""
         now = time.monotonic()
         if self._quiet or now < self._next:
             return
@@ -68,24 +68,19 @@ class ProgressDisplay:
 
 
 def settled(progress: Progress) -> int:
-    """Return how many of the wanted rows are generated, rejected or kept from the engine."""
+    """Return how many of the rows to do are generated, rejected or held."""
     return progress.done + progress.rejected + progress.withheld
 
 
 def describe(progress: Progress) -> str:
-    """Say rows done / to do in this invocation, rows a minute, tokens a second, time left, failed."""
+    """Return rows done of the rows to do in this invocation, rows per minute, tokens per second, time left, failed."""
+    from gxr_batch.cli.layout import duration, rate
+
     done, total = settled(progress), progress.wanted
     text = f"{done:,}/{total:,} rows"
     if progress.done and progress.seconds > 0:
         speed = progress.done / progress.seconds
-        text += f", {speed * 60:,.1f} rows/min, {progress.new_tokens / progress.seconds:,.1f} tok/s"
+        text += f", {rate(speed * 60)} rows/min, {rate(progress.new_tokens / progress.seconds)} tok/s"
         text += f", {duration((total - done) / speed)} left"
     text += f", {progress.failed + progress.rejected:,} failed"
     return f"{text}, {progress.withheld:,} held" if progress.withheld else text
-
-
-def duration(seconds: float) -> str:
-    """Spell seconds as 0:07:30."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""`gxr-batch report`: the morning page."""
+"""`gxr-batch report`: a run as an HTML report."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ import click
 
 @click.command(name="report")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--against", metavar="RUN2", type=click.Path(path_type=Path), help="Show this run's texts beside RUN's.")
-@click.option("--include-held", is_flag=True, help="Show held rows too. Default: their cells and texts are withheld.")
+@click.option(
+    "--against",
+    metavar="RUN2",
+    type=click.Path(path_type=Path),
+    help="Show the texts of this run next to those of RUN.",
+)
+@click.option("--include-held", is_flag=True, help="Show held rows too. Default: their cells and texts are left out.")
 @click.option("--to", "target", type=click.Path(path_type=Path), help="Write here. Default: report.html in RUN.")
 def command(run_folder: Path, against: Path | None, include_held: bool, target: Path | None) -> None:
-    """Write a run as one HTML page: what ran, figures, and the cases to read.
+    """Write an HTML report of a run: what ran, how fast, charts, and the cases to read.
 
-    The page opens in any browser, needs no network and holds the cases themselves: keep it where the run may be kept.
-    Works while a run goes on. Its table shows up to 10,000 cases, its figures count all rows. --against compares the
-    same rows of two runs, matched by row id, e.g. to judge an adapter or a template.
+    One file that opens in any browser without a network. It contains the cases: store it where the run may be stored.
+    Works during a run. The table shows up to 10,000 cases, the figures count all rows. --against compares the same rows
+    of two runs, matched by row id, e.g. to judge an adapter or a template.
 
     \b
     Example:

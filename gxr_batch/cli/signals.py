@@ -1,4 +1,4 @@
-"""Signals during `run`: the first asks for an orderly end, a second Ctrl-C ends at once. Sealed rows survive both."""
+"""Signals during `run`: the first asks for an orderly stop, a second Ctrl-C stops at once. Saved rows survive both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def catch_early() -> None:
-    """End in order on a signal that comes while the program is still being loaded."""
+    """Exit in order on a signal that arrives while the program is still loading."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -25,7 +25,7 @@ def catch_early() -> None:
 
 
 class Signals:
-    """Turns SIGINT, SIGTERM, SIGUSR1 and SIGHUP into requests to the stopper once rows are being generated."""
+    """Turns SIGINT, SIGTERM, SIGUSR1 and SIGHUP into stop requests once rows are being generated."""
 
     def __init__(self, stopper: Stopper) -> None:
         self._stopper = stopper

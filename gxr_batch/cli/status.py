@@ -1,9 +1,9 @@
-"""`gxr-batch status`: how far a run is."""
+"""`gxr-batch status`: the progress of one run, or a table of all runs in a folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,21 +12,23 @@ import click
 if TYPE_CHECKING:
     from gxr_batch.run.status import RunStatus
 
-# Places of the columns that hold words.
-_TEXTS = (0, 1, 8)
+# Columns of the table that are left out if no run has anything in them.
+_OPTIONAL = ("failed", "held", "reviewed")
+_LEFT_ALIGNED = ("run", "date", "state")
 
 
 @click.command(name="status")
 @click.argument("path", metavar="PATH", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a run, in a list.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list with one JSON object for each run.")
 def command(path: Path, as_json: bool) -> None:
-    """Say how far a run is: rows done, failed, held and left, rows a minute, time left, size on disk.
+    """Show the progress of a run: rows generated, failed, held and left, speed, time left, disk space.
 
-    PATH is a job file, a run folder, or a folder of runs, of which each gets a line of a table. Works while a run goes
-    on and never disturbs it.
+    PATH is a job file, a run folder, or a folder of runs, which are listed in a table. Works during a run and never
+    disturbs it.
 
     \b
-    Example:
+    Examples:
+      gxr-batch status jobs/demo.toml
       gxr-batch status outputs/
     """
     from gxr_batch.run.status import statuses
@@ -35,60 +37,81 @@ def command(path: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([status.as_dict() for status in found], indent=2))
     else:
-        click.echo(_line(found[0]) if len(found) == 1 else _table(found))
+        click.echo("\n".join(_one(found[0]) if len(found) == 1 else _table(found)))
 
 
-def _table(found: Sequence[RunStatus]) -> str:
-    """Return many runs as a table, one line each; names to the left, numbers to the right."""
-    header = ("run", "date", "done", "failed", "held", "left", "reviewed", "size", "state")
-    lines = [header, *(_cells(status) for status in found)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = []
-    for cells in lines:
-        padded = [
-            cell.ljust(width) if place in _TEXTS else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        rows.append("  ".join(padded).rstrip())
-    return "\n".join(rows)
+def _table(found: Sequence[RunStatus]) -> list[str]:
+    """Return the lines of a table with one run each."""
+    from gxr_batch.cli.layout import columns
+
+    rows = [_cells(status) for status in found]
+    names = [name for name in rows[0] if name not in _OPTIONAL or any(row[name] not in "0-" for row in rows)]
+    left_aligned = [place for place, name in enumerate(names) if name in _LEFT_ALIGNED]
+    return columns([names, *([row[name] for name in names] for row in rows)], left_aligned)
 
 
-def _cells(status: RunStatus) -> tuple[str, ...]:
-    numbers = (status.ok, status.failed, status.held, status.left, status.reviewed)
-    counted = ("-" if number is None else f"{number:,}" for number in numbers)
-    size = "-" if status.bytes is None else f"{status.bytes / 2**20:,.1f} MiB"
+def _cells(status: RunStatus) -> dict[str, str]:
+    from gxr_batch.cli.layout import mib
+
+    def count(number: int | None) -> str:
+        return "-" if number is None else f"{number:,}"
+
     damaged = f"; {status.damaged_parts} damaged parts" if status.damaged_parts else ""
     old = f"; outdated: {', '.join(status.outdated_exports)}" if status.outdated_exports else ""
-    return (status.run, status.started_at[:10] or "-", *counted, size, status.state + damaged + old)
+    return {
+        "run": status.run,
+        "date": status.started_at[:10] or "-",
+        "done": count(status.ok),
+        "failed": count(status.failed),
+        "held": count(status.held),
+        "left": count(status.left),
+        "reviewed": count(status.reviewed),
+        "size": "-" if status.bytes is None else mib(status.bytes),
+        "state": status.state + damaged + old,
+    }
 
 
-def _workers(status: RunStatus) -> str:
-    """Say how many workers live, and how many the newest start lost."""
-    workers = status.workers or {}
-    alive, lost = workers.get("alive"), workers.get("lost")
-    text = f", {alive} worker{'s' * (alive != 1)}" if status.state == "running" and alive is not None else ""
-    return text + (f", {lost} worker{'s' * (lost != 1)} lost" if lost else "")
-
-
-def _line(status: RunStatus) -> str:
-    from gxr_batch.cli.progress import duration
+def _one(status: RunStatus) -> Iterator[str]:
+    from gxr_batch.cli.layout import labelled, mib, plural
 
     if status.ok is None or status.left is None:
-        return f"{status.run}: {status.state}"
-    text = f"{status.run}: {status.state}, {status.ok:,} generated, {status.failed:,} failed, {status.held:,} held"
-    text += f", {status.left:,} left"
-    if status.rows_a_minute is not None:
-        text += f", {status.rows_a_minute:,.1f} rows/min"
-    if status.seconds_left is not None:
-        text += f", {duration(status.seconds_left)} to go"
-    text += f", {(status.bytes or 0) / 2**20:,.1f} MiB, {status.invocations} start{'s' * (status.invocations != 1)}"
-    text += _workers(status)
+        yield f"{status.run}: {status.state}"
+        return
+    yield (
+        f"{status.run}: {status.state}, {status.ok:,} generated, {status.failed:,} failed, {status.held:,} held, "
+        f"{status.left:,} left"
+    )
+    entries = [("speed", speed) for speed in _speed(status)]
+    entries += [("workers", workers) for workers in _workers(status)]
     if status.state == "held elsewhere":
-        text += f"; by {status.holder}, alive or dead; its last rows were sealed {status.last_part_at or 'never'}"
+        entries.append(("held by", f"{status.holder}, alive or dead; last checkpoint {status.last_part_at or 'never'}"))
     elif status.state == "unfinished" and status.last_outcome:
-        text += f"; last start: {status.last_outcome}"
+        entries.append(("last time", status.last_outcome.replace("_", " ")))
     if status.reviewed:
-        text += f", {status.reviewed:,} reviewed"
+        entries.append(("reviewed", plural(status.reviewed, "row")))
     if status.outdated_exports:
-        text += f"; older than the results or reviews: {', '.join(status.outdated_exports)}"
-    return text + (f"; {status.damaged_parts} damaged parts" if status.damaged_parts else "")
+        entries.append(("outdated", f"{', '.join(status.outdated_exports)}: older than the results or reviews"))
+    if status.damaged_parts:
+        entries.append(
+            ("damaged", f"{plural(status.damaged_parts, 'part')}; `gxr-batch run` generates their rows again")
+        )
+    entries.append(("size", f"{mib(status.bytes or 0)}, {plural(status.invocations, 'invocation')}"))
+    yield from labelled(entries)
+
+
+def _speed(status: RunStatus) -> Iterator[str]:
+    from gxr_batch.cli.layout import duration, rate
+
+    if status.rows_a_minute is not None:
+        left = "" if status.seconds_left is None else f", {duration(status.seconds_left)} left"
+        yield f"{rate(status.rows_a_minute)} rows/min{left}"
+
+
+def _workers(status: RunStatus) -> Iterator[str]:
+    """Yield how many workers are alive, and how many the newest invocation lost."""
+    workers = status.workers or {}
+    alive, lost = workers.get("alive"), workers.get("lost")
+    shown = [f"{alive} alive"] if status.state == "running" and alive is not None else []
+    shown += [f"{lost} lost"] if lost else []
+    if shown:
+        yield ", ".join(shown)

@@ -1,7 +1,7 @@
-"""Standard output and error that may be full, closed, or of an encoding that lacks a letter.
+"""Standard output and error that may be full, closed, or limited to an encoding such as ASCII.
 
-A reader of stdout that has gone away (`| head`) is no failure: the verb ends as it would have. A full disk behind
-stdout is one. Nothing on stderr may end a run: its rows matter more than its notices.
+If the reader of stdout has gone away (`| head`), the verb ends as usual; if the disk behind stdout is full, that is an
+error. Nothing on stderr may end a run: rows matter more than notices.
 
 Click covers less: at a broken pipe its main() ends the verb with exit code 1, its echo() raises every other write
 error, and it replaces letters on ASCII streams alone. echo() skips a stream that is None, but print() then writes to
@@ -22,7 +22,7 @@ from gxr_batch.errors import StorageError
 
 
 class _Stream:
-    """A text stream whose write errors are dealt with; everything else is the stream's own."""
+    """A text stream that handles write errors; everything else is passed through."""
 
     def __init__(self, stream: TextIO, *, must_arrive: bool) -> None:
         self._stream, self._must_arrive = stream, must_arrive
@@ -31,14 +31,14 @@ class _Stream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write; raises StorageError where the text must arrive and cannot."""
+        """Write. Raises StorageError if the text must arrive and cannot."""
         if text != "":  # click tries streams out with empty texts, and swallows what these raise
             with self._errors():
                 self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush; raises StorageError where the text must arrive and cannot."""
+        """Flush. Raises StorageError if the text must arrive and cannot."""
         with self._errors():
             self._stream.flush()
 
@@ -47,7 +47,7 @@ class _Stream:
         try:
             yield
         except OSError as error:
-            # What the stream still holds goes to nowhere, as all that follows: Python flushes it at the process's end.
+            # Python flushes the stream when the process ends: send what it holds, and all that follows, to /dev/null.
             with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
             if self._must_arrive and error.errno != errno.EPIPE:
@@ -55,13 +55,13 @@ class _Stream:
                 raise StorageError(
                     f"The result cannot be written: {reason}.",
                     where="standard output",
-                    next_step="make room there, then run the same command again; what a run generated is safe",
+                    next_step="free disk space, then run the same command again; generated rows are safe",
                 ) from None
 
 
 @contextmanager
 def careful_streams() -> Iterator[None]:
-    """Put careful streams in the place of stdout and stderr for the block; a closed one leads nowhere."""
+    """Replace stdout and stderr by careful streams inside the block; a closed one leads to /dev/null."""
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:
         for name, stream in zip(("stdout", "stderr"), before, strict=True):

@@ -71,7 +71,7 @@ def test_status_names_exports_that_are_older_than_the_results(work):
     work.table(61)
     work.run("--set", "export.formats=[]")
     assert status(work)["outdated_exports"] == ["report.html", "results.csv", "results.xlsx"]
-    assert "older than the results or reviews: report.html, results.csv" in work.gxr("status", "outputs/j").stdout
+    assert "outdated   report.html, results.csv" in work.gxr("status", "outputs/j").stdout
 
 
 def test_saving_an_outdated_workbook_does_not_make_it_current_and_it_is_kept(work):

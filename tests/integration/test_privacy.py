@@ -75,7 +75,7 @@ def test_screening_can_be_switched_off(work):
 
 def test_a_hit_keeps_a_row_from_the_engine(work):
     done = work.run(expect=3, faults={"kill_containing": "4455667"})
-    assert "8 generated, 0 failed, 2 held, 0 to do" in done.stdout
+    assert "8 generated, 0 failed, 2 held, 0 left" in done.stdout
     assert "--retry held" in done.stdout
     assert held(work) == ERRORS
     row = by_case(work)["C7"]

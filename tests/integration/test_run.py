@@ -541,7 +541,7 @@ def test_one_unreadable_run_does_not_hide_the_others(work):
     (broken / "run.json").write_text("{")
     shown = work.gxr("status", "outputs").stdout
     header, broken, sound = shown.splitlines()
-    assert header.split() == ["run", "date", "done", "failed", "held", "left", "reviewed", "size", "state"]
+    assert header.split() == ["run", "date", "done", "left", "size", "state"]
     assert broken.startswith("outputs/broken")
     assert "unreadable: The run's manifest is damaged." in broken
     assert sound.split()[:3] == ["outputs/j", work.manifest()["created_at"][:10], "60"]
@@ -571,7 +571,7 @@ def test_a_stop_is_said_when_it_is_taken_up(work):
 def test_a_stop_before_any_row_ended_says_that_rows_need_more_time(work):
     work.job("[engine]\nkind = 'echo'\n[echo]\ntokens_per_second = 1\n")
     done = work.run("--time-limit", "2s", expect=75)
-    assert "no row ended in this start" in done.stdout
+    assert "no row was finished in this invocation" in done.stdout
 
 
 def test_a_folder_that_cannot_be_made_is_not_called_gone(work):

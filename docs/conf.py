@@ -1,0 +1,34 @@
+"""Sphinx settings. `make docs` builds the site into docs/_build/html; it requests nothing from other hosts."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import version as installed
+
+from sphinx.errors import ConfigError
+
+project = "gxr-batch"
+author = "the gxr-batch authors"
+project_copyright = "the gxr-batch authors; Apache License 2.0"
+version = release = installed("gxr-batch")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.graphviz"]
+exclude_patterns = ["_build"]
+
+# Headings get the anchors that GitHub gives them, so that links work in both places.
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence"]
+
+autodoc_typehints = "description"
+autodoc_typehints_format = "short"
+default_role = "code"  # docstrings are Markdown: `name` is code
+nitpick_ignore_regex = [("py:.*", ".*")]  # types of other projects are not linked: that would need the network
+
+html_theme = "furo"
+html_title = "gxr-batch"
+html_copy_source = html_show_sourcelink = False
+html_show_sphinx = False
+
+graphviz_output_format = "svg"
+if not shutil.which("dot") and not tags.has("without_dot"):  # type: ignore[name-defined]  # noqa: F821
+    raise ConfigError("Graphviz draws the diagrams and is not installed. Install it: apt-get install graphviz")

@@ -5,7 +5,7 @@ STAMP := .venv/installed
 # Most tests wait for a command that they started, so two at a time take little more than half as long.
 PARALLEL ?= -n 2 --dist worksteal
 
-.PHONY: demo test test-unit test-long test-vllm lint clean-venv
+.PHONY: demo test docs test-unit test-long test-vllm lint clean-venv
 
 demo: $(STAMP)
 	$(BIN)/gxr-batch run jobs/demo.toml
@@ -24,6 +24,11 @@ test-long: $(STAMP)
 test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pytest tests/integration/test_engine_vllm.py tests/integration/test_vllm_session.py
 
+# The documents as a site, strictly; Graphviz draws the diagrams.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -33,7 +38,7 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,docs]'
 	touch $(STAMP)
 
 # What vLLM needs for sounds and pictures was made for another build of torch, and breaks imports.

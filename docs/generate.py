@@ -56,7 +56,7 @@ gxr-batch run small.toml --set sampling.temperature=0.4
 - Paths are relative to the current folder, not to the job file.
 - A duration is a number and `s`, `m` or `h`: `"90s"`, `"30m"`, `"7h"`. A size is a number and `MiB`, `GiB`, `MB` or
   `GB`: `"20GiB"`. A time of day is `"06:00"`, local time.
-- Automatic values (`"auto"`, an empty `model.revision`, `sampling.seed = "new"`) are decided when the run first starts,
+- Automatic values (`"auto"`, an empty `model.revision`, `sampling.seed = "new"`) are decided when the run begins,
   recorded in `run.json`, and kept when it is resumed.
 
 After the run has begun, keys that decide a row's text cannot change: see
@@ -142,8 +142,9 @@ def _line(model: type[BaseModel], key: str, comments: Mapping[str, str], section
 def _linked(text: str) -> str:
     """Return a comment as Markdown: pages as links, values and names as code."""
     text = re.sub(r"docs/([a-z-]+)\.md", r"[\1](\1.md)", text)
-    code = r'[a-z]+\.kind = "[^"]*"|"[^"]*"|\[[a-z]+\.[a-z]+\]|\b(?:NAME\.training|[a-z]+\.(?:json|[a-z]+_[a-z_]+|template|kind))\b'
-    return re.sub(code, lambda found: f"`{found[0]}`", text)
+    values = r'[a-z]+\.kind = "[^"]*"|"[^"]*"'
+    names = r"\[[a-z]+\.[a-z]+\]|\b(?:NAME\.training|[a-z]+\.(?:json|[a-z]+_[a-z_]+|template|kind))\b"
+    return re.sub(f"{values}|{names}", lambda found: f"`{found[0]}`", text)
 
 
 def _sentence(text: str) -> str:
@@ -254,20 +255,23 @@ def command_line_page() -> str:
 
 
 def flags_page() -> str:
-    """Return docs/flags.md with its two tables made again."""
-    flags = "\n".join(["| flag | meaning |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in LEGEND.items())])
-    return _with_table((DOCS / "flags.md").read_text(), "flags", flags)
+    """Return docs/flags.md."""
+    return _with_table(DOCS / "flags.md", "flag", LEGEND)
 
 
 def privacy_page() -> str:
-    """Return docs/privacy.md with the table of its rules made again."""
-    rules = "\n".join(["| rule | finds |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in RULES.items())])
-    return _with_table((DOCS / "privacy.md").read_text(), "rules", rules)
+    """Return docs/privacy.md."""
+    return _with_table(DOCS / "privacy.md", "rule", RULES)
 
 
-def _with_table(page: str, name: str, table: str) -> str:
-    begin, end = f"<!-- {name}: made by docs/generate.py -->\n\n", "\n\n<!-- end -->"
-    return f"{page.partition(begin)[0]}{begin}{table}{end}{page.partition(begin)[2].partition(end)[2]}"
+def _with_table(path: Path, head: str, entries: Mapping[str, str]) -> str:
+    """Return a page with the table between its two comments made again."""
+    lines = [
+        f"| `{name}` | {re.sub(r'<[a-z_]+>', lambda mark: f'`{mark[0]}`', text)} |" for name, text in entries.items()
+    ]
+    table = "\n".join([f"| {head} | meaning |", "|---|---|", *lines])
+    between = re.compile(r"(<!-- made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
+    return between.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", path.read_text())
 
 
 PAGES = {

@@ -86,7 +86,7 @@ def _existing(ray: Any, address: str) -> Iterator[None]:
             raise ModelUnavailable(
                 f"There is no Ray cluster to connect to ({type(error).__name__}).",
                 where=f"ray.address = {address}",
-                next_step="start one (docs/cluster.md), with the Ray and Python versions of this environment and its "
+                next_step="start one (docs/clusters.md), with the Ray and Python versions of this environment and its "
                 "token (RAY_AUTH_TOKEN), or leave ray.address out",
             ) from None
     try:

@@ -22,7 +22,7 @@ LEVELS = (
     {"ledger", "prompts"},
     {"rows"},
     {"job"},
-    {"records", "cells", "disk"},
+    {"records", "cells", "disk", "extras"},
     {"errors"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

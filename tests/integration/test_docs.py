@@ -80,7 +80,6 @@ def test_every_block_that_is_not_run_says_why_and_names_what_exists(document):
 @every_document
 def test_a_reader_who_follows_the_page_gets_no_error(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     reader = Reader(tmp_path)
     for block in blocks(document):
         reader.follow(block)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from importlib.metadata import version as installed
+from pathlib import Path
 
 from sphinx.errors import ConfigError
 
@@ -28,6 +29,8 @@ html_theme = "furo"
 html_title = "gxr-batch"
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
+html_show_search_summary = False  # needs a web server; the site is opened from a disk
+html_search_scorer = str(Path(__file__).with_name("search_scorer.js"))
 
 graphviz_output_format = "svg"
 if not shutil.which("dot") and not tags.has("without_dot"):  # type: ignore[name-defined]  # noqa: F821

@@ -13,7 +13,7 @@ from gxr_batch.errors import ApiOutage, GxrError, MachineError
 
 
 class Exit(IntEnum):
-    """What an exit code says; the README explains each."""
+    """What an exit code says; docs/run-folder.md explains each."""
 
     DONE = 0
     BUG = 1

@@ -37,6 +37,7 @@ demo: .venv/demo
 	@echo 'Next, your own table: . .venv/bin/activate && gxr-batch init TABLE.csv'
 
 docs: .venv/dev
+	@command -v dot >/dev/null || { echo 'Graphviz draws the diagrams and is not installed: apt-get install graphviz' >&2; exit 1; }
 	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
 	@echo 'Open docs/_build/html/index.html in a browser.'
 

@@ -15,7 +15,6 @@ exclude_patterns = ["_build"]
 
 # Headings get the anchors that GitHub gives them, so that links work in both places.
 myst_heading_anchors = 4
-myst_enable_extensions = ["colon_fence"]
 
 autodoc_typehints = "description"
 autodoc_typehints_format = "short"

@@ -37,7 +37,8 @@ demo: .venv/demo
 	@echo 'Next, your own table: . .venv/bin/activate && gxr-batch init TABLE.csv'
 
 docs: .venv/dev
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@command -v dot >/dev/null || { echo 'Graphviz draws the diagrams and is not installed: apt-get install graphviz' >&2; exit 1; }
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
 	@echo 'Open docs/_build/html/index.html in a browser.'
 
 test: .venv/dev lint
@@ -69,7 +70,7 @@ lint: .venv/dev
 
 .venv/dev: .venv/demo
 	@echo 'Installing the test tools (Ray, TRL, Playwright, Sphinx, ...) into .venv: TODO-MEASURE.'
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev,docs]'
 	touch $@
 
 # vLLM pins a torch build, so it has a separate environment.

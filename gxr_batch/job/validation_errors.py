@@ -87,7 +87,7 @@ def explain(error: ValidationError, path: Path, text: str, options: Mapping[str,
     elif first["type"] == "extra_forbidden":
         what, step = f"Unknown key: {dotted}.", _instead(keys)
     elif first["type"] == "missing":
-        what, step = f"The job file lacks {dotted}.", "add it; the README shows a complete job file"
+        what, step = f"The job file lacks {dotted}.", "add it; jobs/nightly_teaching_cases.toml has every key"
     else:
         what, step = f"{dotted}: {_said(alike, dotted)}.", "mend the value"
     if len(errors) > len(alike):

@@ -13,7 +13,7 @@ from running import Workplace
 
 from gxr_batch.ledger import log
 
-README = ROOT / "README.md"
+EVENTS = ROOT / "docs" / "run-folder.md"
 
 
 @pytest.fixture
@@ -79,10 +79,10 @@ def test_a_torn_last_line_costs_no_other(work):
     assert [json.loads(line)["event"] for line in whole].count("started") == 2
 
 
-def test_every_event_stands_in_the_readme(work):
+def test_every_event_is_documented(work):
     work.run(expect=4, faults={"crash_after": 5})
     work.run("--set", "run.max_failed=3", expect=5, faults={"fail_every": 2})
-    text = README.read_text()
+    text = EVENTS.read_text()
     events = {line["event"] for line in lines(work)}
     assert {"broke_off", "stop_requested"} <= events
     assert [event for event in sorted(events) if f"`{event}`" not in text] == []

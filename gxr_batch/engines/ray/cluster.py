@@ -85,7 +85,7 @@ def _existing(ray: Any, address: str) -> Iterator[None]:
             raise ModelUnavailable(
                 f"Cannot connect to a Ray cluster ({type(error).__name__}).",
                 where=f"ray.address = {address}",
-                next_step="start one (docs/cluster.md), with the Ray and Python versions of this environment and its "
+                next_step="start one (docs/clusters.md), with the Ray and Python versions of this environment and its "
                 "token (RAY_AUTH_TOKEN), or remove ray.address",
             ) from None
     try:

@@ -87,7 +87,7 @@ def test_what_cannot_be_meant_is_refused(work, arguments, said):
 def test_settings_outside_the_guides_ranges_are_warned_of_with_range_and_reason(work):
     told = ask(work, "--prompt", "x", "--temperature", "1.9").stderr
     assert "outside the guide's range 0.1 to 1.5" in told
-    assert "stop making sense" in told
+    assert "become incoherent" in told
 
 
 @pytest.mark.parametrize("spelling", ["--hub", "--model-id", "--model"])

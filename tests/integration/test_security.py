@@ -271,4 +271,4 @@ def test_what_a_template_reaches_for_is_not_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.j2").write_text("{{ findings.__class__ }}")
     done = CliRunner().invoke(main, ["templates", "show", "own.j2"])
-    assert (done.exit_code, "reaches for what the sandbox does not allow" in done.stderr) == (2, True)
+    assert (done.exit_code, "uses something that the sandbox does not allow" in done.stderr) == (2, True)

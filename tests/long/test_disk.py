@@ -141,7 +141,7 @@ def test_a_disk_that_becomes_read_only(work, whole):
 
 
 @pytest.mark.parametrize("failing", [{}, {"fail_containing": "number 00"}], ids=["all well", "with failed rows"])
-@pytest.mark.parametrize("back", [True, False], ids=["put back", "deleted"])
+@pytest.mark.parametrize("back", [True, False], ids=["restored", "deleted"])
 def test_a_run_folder_that_disappears(work, whole, failing, back):
     work.job(SLOW)
     child = work.start("run", "j.toml", faults=failing)
@@ -149,7 +149,7 @@ def test_a_run_folder_that_disappears(work, whole, failing, back):
     run = work.folder / "outputs/j"
     run.rename(work.folder / "gone")
     out, err = child.communicate(timeout=60)
-    is_the_one_message(subprocess.CompletedProcess([], child.returncode, out, err), "The run folder is gone.")
+    is_the_one_message(subprocess.CompletedProcess([], child.returncode, out, err), "The run folder is missing.")
     work.job(FAST)
     if not back:
         shutil.rmtree(work.folder / "gone")

@@ -380,7 +380,7 @@ def test_a_damaged_copy_of_the_table_is_named_and_taken_in_anew(tmp_path, conten
     path.write_bytes(content)
     with pytest.raises(RunError, match="copy of the table is damaged") as caught:
         State.scan(tmp_path, path, 1)
-    assert "takes the table in anew" in caught.value.next_step
+    assert "reads the table again" in caught.value.next_step
     with open_run(tmp_path) as ledger:
         start(ledger, ["a"])
         assert ledger.set_aside == ["input.parquet.damaged"]

@@ -168,7 +168,7 @@ def test_a_part_with_a_column_of_a_later_version_is_refused_and_nothing_is_touch
     before = contents(tmp_path)
     for command in (["run", "j.toml"], ["export", "outputs/j", "--to", "x.csv", "--format", "csv", "--partial"]):
         done = place.gxr(*command, expect=2)
-        assert "a later version of gxr-batch: column gxr_section is not known to this one" in done.stderr
+        assert "a later version of gxr-batch: column gxr_section is unknown to this one" in done.stderr
         assert "update gxr-batch" in done.stderr
     state = json.loads(place.gxr("status", "outputs", "--json").stdout)[0]["state"]
     assert "a later version" in state
@@ -228,7 +228,7 @@ def test_a_manifest_with_a_key_of_a_later_version_is_refused_and_left_as_it_is(t
     later_manifest(tmp_path, new)
     before = contents(tmp_path)
     done = place.run(expect=2)
-    assert f"key {key.removeprefix('job.')} is not known to this one" in done.stderr
+    assert f"key {key.removeprefix('job.')} is unknown to this one" in done.stderr
     place.gxr("check", "j.toml", expect=2)
     place.gxr("report", "outputs/j", expect=2)
     assert contents(tmp_path) == before

@@ -388,7 +388,7 @@ class Job(Section):
         return "ray.worker" if self.engine.kind == "ray" else "engine.kind"
 
     @model_validator(mode="after")
-    def _room_for_a_prompt(self) -> Job:
+    def _a_prompt_fits(self) -> Job:
         if self.sampling.settings().max_new_tokens >= self.model.max_seq_length:
             raise ValueError("sampling.max_new_tokens must be smaller than model.max_seq_length: no prompt would fit")
         return self

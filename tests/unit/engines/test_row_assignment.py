@@ -72,7 +72,7 @@ def test_a_head_is_gone_only_after_it_was_missed_again_and_again(monkeypatch):
 def test_the_notice_of_a_slower_engine_names_the_key_that_chose_it():
     asked = Job.model_validate({"name": "j", "input": {"path": "f.csv"}, "engine": {"kind": "ray"}})
     (notice,) = of_kind(asked, asked.with_values({"ray.worker": "generate"}))
-    assert notice.startswith('ray.worker = "auto" took generate')
+    assert notice.startswith('ray.worker = "auto" chose "generate"')
     assert of_kind(asked, asked.with_values({"ray.worker": "transformers"})) == []
 
 

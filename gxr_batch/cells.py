@@ -18,6 +18,8 @@ CUT_MARK = " […cut: the whole text stands in results.parquet]"
 _LINE_MARK = " ⏎ "
 # Characters that XML 1.0 does not allow: control characters, lone surrogates, two non-characters.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+# What could move the cursor, hide text or reverse it: C0 and C1 controls, direction marks, lone surrogates.
+_NOT_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class CellText(NamedTuple):
@@ -52,6 +54,11 @@ def plain(value: Any) -> str:
 def is_number(kind: pa.DataType) -> bool:
     """Return whether cells of this type are numbers, which no spreadsheet reads as a formula."""
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def for_terminal(text: str) -> str:
+    """Return the text with control characters and direction marks as escapes such as \\x1b; lines and tabs stay."""
+    return _NOT_TERMINAL.sub(lambda sign: sign[0].encode("unicode_escape").decode("ascii"), text.replace("\r\n", "\n"))
 
 
 def guard(text: str) -> str:

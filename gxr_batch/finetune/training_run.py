@@ -11,14 +11,14 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gxr_batch.errors import JobFileError, ModelUnavailable
+from gxr_batch.errors import JobFileError
+from gxr_batch.extras import require
 from gxr_batch.finetune.examples import DataFile, Rows, encode, read_examples, split, steps_of
 from gxr_batch.finetune.training_output import Say, Show, quiet
-from gxr_batch.finetune.workdir import Record, Work, now, open_work
+from gxr_batch.finetune.workdir import PACKAGES, Record, Work, now, open_work
 from gxr_batch.job import Job
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.source import find
@@ -26,7 +26,6 @@ from gxr_batch.records import Identity
 from gxr_batch.run.stop import Stopper, StopReason
 
 _KIND = "finetune"
-_PACKAGES = ("trl", "peft", "datasets")
 # What changes nothing of the adapter: where things are, how often it is looked at.
 _NOT_DECISIVE = {"data", "output", "logging_steps", "eval_steps", "sample_rows", "max_steps", "epochs"}
 _PLACES_NAMED = 5
@@ -60,7 +59,7 @@ def finetune(job: Job, options: Options, stopper: Stopper, say: Say, show: Show)
 
     Raises GxrError; what was trained up to the last checkpoint is safe.
     """
-    _require_packages()
+    require("finetune", *PACKAGES, purpose="Fine-tuning", where="gxr-batch finetune")
     examples, files = read_examples(job)  # first: what is wrong here is found without a model
     job = _on_the_bare_base(job)
     local = LocalModel(job, _KIND)
@@ -88,16 +87,6 @@ def finetune(job: Job, options: Options, stopper: Stopper, say: Say, show: Show)
             loss_after=tuning.loss_after,
             seconds=time.monotonic() - began,
             trained_now=True,
-        )
-
-
-def _require_packages() -> None:
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ModelUnavailable(
-            f"Fine-tuning needs packages that are not installed: {', '.join(missing)}.",
-            where="gxr-batch finetune",
-            next_step="pip install 'gxr-batch[finetune]'",
         )
 
 

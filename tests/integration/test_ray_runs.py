@@ -277,7 +277,7 @@ def test_without_ray_a_run_says_what_to_install_and_ends_with_4(work):
         cwd=work.folder, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 4
-    assert "next:  pip install 'gxr-batch[ray]'" in done.stderr
+    assert f"pip install -c {ROOT / 'constraints.txt'} -e '{ROOT}[ray]'" in done.stderr
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "gxr_batch"
 # From the top down. Packages of one level do not import each other.
 LEVELS = (
     {"cli"},
+    {"library"},
     {"export", "review", "report", "finetune", "chat", "bench"},
     {"run"},
     {"engines"},
@@ -22,7 +23,7 @@ LEVELS = (
     {"ledger", "prompts"},
     {"rows"},
     {"job"},
-    {"records", "cells", "disk"},
+    {"records", "cells", "disk", "extras"},
     {"errors"},
 )
 LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}

@@ -12,7 +12,7 @@
     │   ├── ModelUnavailable    weights, tokenizer or device
     │   ├── StorageError        disk full, read-only, gone
     │   ├── RunLocked           another process writes to this run folder
-    │   ├── OutOfRoom           other processes hold the GPU memory and keep it
+    │   ├── OutOfDeviceMemory   other processes hold the GPU memory and keep it
     │   └── EngineFailed        an engine that cannot continue
     │       └── ApiOutage           a server that did not answer for too long; stops the run, not an error
     └── RowError            one row cannot be generated; becomes a failed row and never leaves the runner
@@ -89,7 +89,7 @@ class RunLocked(MachineError):
     """Another process writes to this run folder."""
 
 
-class OutOfRoom(MachineError):
+class OutOfDeviceMemory(MachineError):
     """Other processes hold the device's memory and keep it; no row is to blame."""
 
 

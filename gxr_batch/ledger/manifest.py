@@ -65,7 +65,7 @@ class Manifest:
         write_whole(folder / MANIFEST_NAME, lambda path: _write_text(path, text))
 
     def released(self) -> frozenset[tuple[str, str]]:
-        """Return row id and content hash of the rows that a person released; identifier screening only flags them."""
+        """Return row id and content hash of the rows released by a person; identifier screening only flags them."""
         entries = (entry.get("released", {}).get("rows", {}) for entry in self.invocations)
         return frozenset(row for rows in entries for row in rows.items())
 
@@ -97,7 +97,7 @@ def name_and_outcome(folder: Path) -> tuple[object, object]:
 
 
 def refuse_later_run(folder: Path) -> None:
-    """Raise LaterVersion if a later version wrote the manifest, a part or a file of reviews. Touches nothing.
+    """Raise LaterVersion if a later version wrote the manifest, a part or a review file. Touches nothing.
 
     Does not check whether they are sound.
     """
@@ -111,7 +111,7 @@ def refuse_later_run(folder: Path) -> None:
 
 
 def refuse_later_files(folder: Path) -> None:
-    """Raise LaterVersion if a later version wrote a part or a file of reviews; run.json is not read."""
+    """Raise LaterVersion if a later version wrote a part or a review file; run.json is not read."""
     refuse_later_parts(folder)
     refuse_later_reviews(folder)
 

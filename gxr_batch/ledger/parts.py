@@ -159,7 +159,7 @@ def _validate(table: pa.Table, schema: pa.Schema) -> None:
 
 
 def file_metadata(path: Path) -> dict[str, str]:
-    """Return a Parquet file's key-value metadata as text, {} where it cannot be read."""
+    """Return a Parquet file's key-value metadata as text, {} if it cannot be read."""
     try:
         pairs = pq.read_schema(path).metadata or {}
         return {key.decode(): value.decode() for key, value in pairs.items() if key.startswith(b"gxr_")}

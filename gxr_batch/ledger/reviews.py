@@ -201,7 +201,7 @@ def review_files(folder: Path) -> list[Path]:
 
 
 def refuse_later_reviews(folder: Path) -> None:
-    """Raise LaterVersion if a later version wrote a file of reviews."""
+    """Raise LaterVersion if a later version wrote a review file."""
     for path in review_files(folder):
         try:
             stored = pq.read_schema(path)

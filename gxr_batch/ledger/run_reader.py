@@ -39,7 +39,7 @@ class RunReader:
         refuse_later_files(folder)
         if manifest is None or not (folder / INPUT_NAME).exists():
             raise RunError("This run has not read its table yet.", where=str(folder.absolute()))
-        own_fields(folder / INPUT_NAME)  # raises where it is damaged
+        own_fields(folder / INPUT_NAME)  # raises if it is damaged
         self.manifest: Manifest = manifest
 
     @cached_property

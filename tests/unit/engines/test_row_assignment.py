@@ -170,7 +170,9 @@ def test_told_to_drain_it_pulls_no_more_and_gives_out_no_suspects():
     assert table.dealer.over
 
 
-@pytest.mark.parametrize("kind", [ModelUnavailable, EngineFailed, ApiOutage, errors.OutOfRoom, errors.JobFileError])
+@pytest.mark.parametrize(
+    "kind", [ModelUnavailable, EngineFailed, ApiOutage, errors.OutOfDeviceMemory, errors.JobFileError]
+)
 def test_an_error_of_a_worker_is_the_same_error_here(kind):
     made = Failure.of(kind("What is wrong.", where="a.key", next_step="do this")).error("worker 2 on n1")
     assert type(made) is kind

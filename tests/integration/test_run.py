@@ -422,7 +422,7 @@ def test_parquet_columns_keep_their_types(work):
 
 
 def test_templates_can_be_listed_shown_and_tried(work):
-    assert "needs findings; uses age" in work.gxr("templates", "list").stdout
+    assert "requires findings; optional: age" in work.gxr("templates", "list").stdout
     assert "{{ topic" in work.gxr("templates", "show", "educational").stdout
     shown = work.gxr("templates", "render", "j.toml", "--rows", "2", "--template", "basic").stdout
     assert "Analyze this chest X-ray showing finding number 1." in shown

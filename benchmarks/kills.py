@@ -46,12 +46,12 @@ def main() -> None:
     root, began = Path(tempfile.mkdtemp(prefix="gxr-kills-")), time.perf_counter()
     outcomes: list[Outcome] = []
     # Of ten tries seven hit a run, four of them one of few parts; `--retry` and `--fresh` share the rest.
-    shares = {"run": (0.2, 0.2), "unite": (0.1, 0.2), "retry": (0.05, 0.1), "fresh": (0.05, 0.1)}
+    shares = {"run": (0.2, 0.2), "compact": (0.1, 0.2), "retry": (0.05, 0.1), "fresh": (0.05, 0.1)}
     for name, scenario in scenarios(root / "scenarios").items():
         by_chance, by_write = (round(options.kills * share) for share in shares[name])
         found = boundaries(workplace(root / f"count-{name}", scenario.base), scenario.command, trace=trace)
         print(f"{name}: {len(found)} write boundaries found by {'strace' if trace else 'the hook'}", flush=True)
-        chosen = found if options.every and name in {"run", "unite"} else spread(found, by_write, rng)
+        chosen = found if options.every and name in {"run", "compact"} else spread(found, by_write, rng)
         kills = random_kills(f"{name}, random moment", by_chance, rng)
         kills += [Kill(f"{name}, {boundary.call}", boundary) for boundary in chosen]
         outcomes += attempts(scenario, kills, root / "tries", trace=trace)

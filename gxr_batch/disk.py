@@ -1,8 +1,8 @@
-"""How files are written whole, and what the disk refuses, in words.
+"""Writes files whole, and turns disk errors into messages.
 
 A file is written to a temporary name in the same folder, fsynced, renamed, and the folder fsynced: it exists under its
-final name whole, or not at all. Everything that reads or writes says what the disk refused in the same sentences, as a
-StorageError. Which files there are, and what they mean, is left to the callers.
+final name whole, or not at all. Every reader and writer reports disk errors in the same sentences, as a StorageError.
+Which files there are, and what they mean, is left to the callers.
 """
 
 from __future__ import annotations
@@ -20,23 +20,29 @@ import pyarrow as pa
 
 from gxr_batch.errors import GxrError, RunError, StorageError
 
-_DENIED = ("Permission to write was denied.", "mend the folder's permissions, or choose another --output")
+_DENIED = ("Permission to write was denied.", "fix the folder's permissions, or choose another --output")
 _REASONS = {
     errno.ENOSPC: (
         "The disk is full.",
-        "make room, then run the same command again: it goes on where it stopped",
+        "free up disk space, then run the same command again to resume",
     ),
-    errno.EDQUOT: ("Your disk quota is used up.", "make room, then run the same command again"),
-    errno.EFBIG: ("The file grew past the size limit of this process.", "raise `ulimit -f`, then run again"),
+    errno.EDQUOT: ("Your disk quota is used up.", "free up disk space, then run the same command again"),
+    errno.EFBIG: ("The file exceeds this process's file size limit.", "raise `ulimit -f`, then run again"),
     errno.EROFS: ("The file system is read-only.", "make it writable, then run the same command again"),
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
     errno.ENOENT: (
-        "The run folder is gone.",
-        "was it moved or deleted? put it back, then run the same command again",
+        "The run folder is missing.",
+        "was it moved or deleted? restore it, then run the same command again",
     ),
-    errno.EEXIST: ("A file stands where the run needs a folder.", "move it away, or choose another --output"),
-    errno.EISDIR: ("A folder stands where a file belongs.", "move it away, or choose another --output"),
+    errno.EEXIST: (
+        "A file is in the place of a folder that the run needs.",
+        "move it away, or choose another --output",
+    ),
+    errno.EISDIR: (
+        "A folder is in the place of a file that the run needs.",
+        "move it away, or choose another --output",
+    ),
     errno.ENOTDIR: ("A part of this path is a file, not a folder.", "choose another --output"),
     errno.EIO: (
         "The disk reported an input/output error.",
@@ -47,7 +53,7 @@ _REASONS = {
 
 @contextmanager
 def storage_errors(path: Path, *, gone: str = "") -> Iterator[None]:
-    """Turn an OSError inside the block into a StorageError that names `path`; `gone` is said where it is missing."""
+    """Turn an OSError inside the block into a StorageError that names `path`; if it is missing, with `gone`."""
     try:
         yield
     except OSError as error:
@@ -55,7 +61,10 @@ def storage_errors(path: Path, *, gone: str = "") -> Iterator[None]:
         number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or 0
         what, step = _REASONS.get(
             number,
-            (f"The disk refused: {error.strerror or type(error).__name__}.", "mend it, then run again"),
+            (
+                f"The disk reported an error: {error.strerror or type(error).__name__}.",
+                "fix it, then run the same command again",
+            ),
         )
         if number == errno.ENOENT and gone:
             what, step = gone, "choose another --output"
@@ -64,13 +73,13 @@ def storage_errors(path: Path, *, gone: str = "") -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, damaged: GxrError) -> Iterator[None]:
-    """Raise `damaged` if the block cannot decode a Parquet file, StorageError where the disk does not give it."""
+    """Raise `damaged` if the block cannot decode a Parquet file, StorageError if the disk cannot read it."""
     try:
         with storage_errors(path):
             try:
                 yield
             except OSError as error:
-                if type(error) is OSError and error.errno is None:  # what pyarrow could read and could not decode
+                if type(error) is OSError and error.errno is None:  # pyarrow could read it but not decode it
                     raise damaged from None
                 raise
     except MemoryError:
@@ -81,11 +90,11 @@ def reading(path: Path, damaged: GxrError) -> Iterator[None]:
 
 @contextmanager
 def table_copy(path: Path) -> Iterator[None]:
-    """Turn what reading a run's input.parquet raises inside the block into a RunError, or a StorageError."""
+    """Turn errors from reading a run's input.parquet inside the block into a RunError or a StorageError."""
     damaged = RunError(
         "The run's copy of the table is damaged.",
         where=str(path.absolute()),
-        next_step="run the job again: it takes the table in anew and generates no row twice",
+        next_step="run the job again: it reads the table again and generates no row twice",
     )
     with reading(path, damaged):
         try:
@@ -94,14 +103,14 @@ def table_copy(path: Path) -> Iterator[None]:
             raise damaged from None
 
 
-# Under run.lock there is one writer, so a fixed temporary name is safe, and a killed run leaves at most one behind.
+# Under run.lock there is one writer, so a fixed temporary name is safe, and a killed run leaves at most one.
 TEMPORARY_SUFFIX = ".tmp"
 
 
 def write_whole(target: Path, write: Callable[[Path], None], *, unique: bool = False) -> None:
-    """Let `write` fill a temporary file, then make it durable under its final name. Raises StorageError.
+    """Call `write` with a temporary path, then make the file durable under its final name. Raises StorageError.
 
-    Without run.lock two processes may write the same target: `unique` gives each a temporary name of its own.
+    Without run.lock two processes may write the same target: `unique` gives each its own temporary name.
     """
     mark = f".{os.getpid()}-{secrets.token_hex(4)}" if unique else ""
     temporary = target.with_name(f"{target.name}{mark}{TEMPORARY_SUFFIX}")
@@ -110,7 +119,7 @@ def write_whole(target: Path, write: Callable[[Path], None], *, unique: bool = F
             write(temporary)
             publish(temporary, target)
         except BaseException:
-            with suppress(OSError):  # half a file is of no use, and on a full disk its room is
+            with suppress(OSError):  # on a full disk, half a file only takes up space
                 temporary.unlink()
             raise
 
@@ -133,7 +142,7 @@ def sha256_of(path: Path) -> str:
 
 
 def put_aside(path: Path) -> str:
-    """Rename a damaged file, so that nothing takes it for a sound one and nothing is lost; return its new name.
+    """Rename a damaged file, so that it is kept but not read; return its new name.
 
     Raises StorageError.
     """
@@ -149,9 +158,9 @@ def put_aside(path: Path) -> str:
 
 
 def aside(path: Path, *, suffix: str = "") -> Path:
-    """Return the name under which a folder or file is kept when another takes its place: NAME.before-<timestamp>.
+    """Return the name under which a replaced folder or file is kept: NAME.before-<timestamp>.
 
-    `suffix` is what has to stay at the end of a file's name, such as ".xlsx".
+    `suffix` stays at the end of a file's name, e.g. ".xlsx".
     """
     name = path.name.removesuffix(suffix)
     stamp = datetime.now().astimezone().strftime("%Y%m%dT%H%M%S")
@@ -164,7 +173,7 @@ def aside(path: Path, *, suffix: str = "") -> Path:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, durable names included. Raises OSError."""
+    """Make a folder and its missing parents, and make their names durable. Raises OSError."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):

@@ -1,24 +1,24 @@
-"""The errors that gxr-batch raises on purpose. Everything else that rises is a bug and keeps its traceback.
+"""The errors that gxr-batch raises on purpose. Any other exception is a bug and keeps its traceback.
 
     GxrError
     ├── UserError           the user's input is wrong
     │   ├── JobFileError        job file or command line
     │   ├── TableError          input table: file, line or row, column
     │   ├── TemplateError       prompt template
-    │   ├── RunError            a run folder that is not what the command needs
+    │   ├── RunError            a run folder that the command cannot use
     │   │   └── LaterVersion        a run folder that a later version of gxr-batch wrote
     │   └── FingerprintError    the job no longer matches the run that it would resume
-    ├── MachineError        the machine cannot do it now; resumable once mended
+    ├── MachineError        the machine cannot do it now; resumable once that is fixed
     │   ├── ModelUnavailable    weights, tokenizer or device
     │   ├── StorageError        disk full, read-only, gone
     │   ├── RunLocked           another process writes to this run folder
-    │   ├── OutOfRoom           others hold the memory, and went on holding it
-    │   └── EngineFailed        an engine that cannot go on
-    │       └── ApiOutage           a server that gave no answer for too long; ends a run as a stop, not as an error
+    │   ├── OutOfDeviceMemory   other processes hold the GPU memory and keep it
+    │   └── EngineFailed        an engine that cannot continue
+    │       └── ApiOutage           a server that did not answer for too long; stops the run, not an error
     └── RowError            one row cannot be generated; becomes a failed row and never leaves the runner
 
-Messages name places (file, line, row id, column), never the text of a cell, a prompt or an answer.
-The command line alone turns an error into an exit code.
+Messages name locations (file, line, row id, column), never the text of a cell, a prompt or an answer.
+Only the command line turns an error into an exit code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from __future__ import annotations
 class GxrError(Exception):
     """What is wrong, where, and what to type next.
 
-    `what` is a full sentence, `where` a file, line, row id or column, `next_step` what helps; both may be empty.
+    `what` is a full sentence, `where` a file, line, row id or column, `next_step` a fix; the last two may be empty.
     """
 
     def __init__(self, what: str, *, where: str = "", next_step: str = "") -> None:
@@ -62,7 +62,7 @@ class TemplateError(UserError):
 
 
 class RunError(UserError):
-    """The path holds no run, or not one that this command can work on."""
+    """The path holds no run, or one that this command cannot use."""
 
 
 class LaterVersion(RunError):
@@ -70,11 +70,11 @@ class LaterVersion(RunError):
 
 
 class FingerprintError(UserError):
-    """The job would give other texts than the run that it would resume."""
+    """The job would give different texts from the run that it would resume."""
 
 
 class MachineError(GxrError):
-    """The machine cannot do it now; the run can be resumed once that is mended."""
+    """The machine cannot do it now; the run can be resumed once that is fixed."""
 
 
 class ModelUnavailable(MachineError):
@@ -89,16 +89,16 @@ class RunLocked(MachineError):
     """Another process writes to this run folder."""
 
 
-class OutOfRoom(MachineError):
-    """Others hold the device's memory, and went on holding it; no row is to blame."""
+class OutOfDeviceMemory(MachineError):
+    """Other processes hold the device's memory and keep it; no row is to blame."""
 
 
 class EngineFailed(MachineError):
-    """The engine cannot go on; rows that it took and did not return are still to do."""
+    """The engine cannot continue; rows that it took and did not return are still to do."""
 
 
 class ApiOutage(EngineFailed):
-    """A server gave no answer for longer than the job waits; rows that it was asked for are still to do."""
+    """A server did not answer for longer than the job waits; the requested rows are still to do."""
 
 
 class RowError(GxrError):

@@ -1,7 +1,7 @@
-"""The value objects that travel between the parts of gxr-batch, and the written schema of the result columns.
+"""The value objects that packages pass to each other, and the schema of the result columns.
 
-A new fact about a row is a new field here, never an entry in a metadata dict. Tuples, because a million of them pass
-through one run; `Result` lists its fields in the order of the result columns, so that a part is written by columns.
+A new fact about a row is a new field here, never an entry in a metadata dict. These are tuples, because a run makes
+millions of them; `Result` lists its fields in the order of the result columns, so that a part is written by columns.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ REVIEWED_DISCLAIMER = (
 REVIEW_STATUSES: tuple[ReviewStatus, ...] = ("unreviewed", "approved", "approved_with_edits", "rejected")
 REVIEW_QUALITIES = range(1, 6)
 APPROVED: tuple[ReviewStatus, ...] = ("approved", "approved_with_edits")
-# Flags of rows whose newest review judged an earlier text, and of rows about which reviewers differ.
+# Flags for rows whose newest review judged an earlier text, and for rows on which reviewers disagree.
 STALE_REVIEW, REVIEWERS_DISAGREE = "stale_review", "reviewers_disagree"
-# The error categories in which reviewers of radiology texts count, each as significant or not.
+# The error categories counted by reviewers of radiology texts, each as significant or insignificant.
 ERROR_CATEGORIES = {
     "false_finding": "false finding",
     "missing_finding": "missing finding",
@@ -76,7 +76,7 @@ class Turn(NamedTuple):
 class Messages(NamedTuple):
     """The turns of one prompt, the name of the template that made them, and how much of the last turn is fixed.
 
-    `literal_chars` counts the characters at the start of the last user turn that this template gives for every row.
+    `literal_chars` counts the characters at the start of the last user turn that every row of the template shares.
     """
 
     turns: tuple[Turn, ...]
@@ -85,7 +85,7 @@ class Messages(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A prompt as an engine counts it: `token_ids` is None if the engine has no ids, `length` where it cannot count.
+    """A prompt as an engine counts it: `token_ids` is None if the engine has no ids, `length` if it cannot count.
 
     `shared_tokens` leading ids are the same for every row of the template, whatever its cells hold.
     """
@@ -96,7 +96,7 @@ class Encoded(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """One unit of work for an engine. `row_seed` has 31 bits; `on_text` receives text as it comes (for a person)."""
+    """One unit of work for an engine. `row_seed` has 31 bits; `on_text` receives text as it is generated."""
 
     key: Key
     messages: Messages
@@ -112,8 +112,8 @@ class Completion(NamedTuple):
     Seconds come from one monotonic clock, stamped after the device was synchronised: `seconds_queued` from taking the
     prompt to its prefill, `seconds_to_first_token` and `seconds_generating` from its prefill on. `seconds_share` is a
     step's time divided among the rows active in it. `rows_in_batch` is the mean over the row's steps, itself included.
-    `started_at_ms` and `finished_at_ms` are UTC milliseconds since 1970 of prefill and last token. Counts are None
-    where the engine cannot know them, as is the time of a first token that it did not see.
+    `started_at_ms` and `finished_at_ms` are UTC milliseconds since 1970 of prefill and last token. Counts are None if
+    the engine cannot know them, and so is `seconds_to_first_token` if it did not see the first token.
     """
 
     key: Key
@@ -160,9 +160,9 @@ class Result(NamedTuple):
 
 
 class Review(NamedTuple):
-    """What one reviewer says of one generated text.
+    """One reviewer's judgement of one generated text.
 
-    `judged_sha256` names the generated text that was judged and its prompt: of any others the review says nothing.
+    `judged_sha256` names the generated text that was judged and its prompt: the review applies to no other text.
     `text` is the whole corrected text of `approved_with_edits`, `quality` runs from 1 to 5, `errors` counts in the
     order of ERROR_COUNTS (None = not filled in).
     """
@@ -182,8 +182,8 @@ class Review(NamedTuple):
 class Identity:
     """Which weights an engine would generate with; known before they are loaded, part of the run's fingerprint.
 
-    Hashes are sha256 hex digests; None if the engine has no weights of its own. `pins` are job keys that leave
-    something open (the newest revision, the base that an adapter names), and what exactly they mean.
+    Hashes are sha256 hex digests; None if the engine has no local weights. `pins` are job keys that leave
+    something open (the newest revision, the base that an adapter names), with the exact value of each.
     """
 
     kind: str
@@ -195,7 +195,7 @@ class Identity:
     pins: Mapping[str, str] = field(default_factory=dict)
 
 
-# Columns that the join takes from the manifest, the same for every row of a run.
+# Columns that merging takes from the manifest, the same for every row of a run.
 PROVENANCE_COLUMNS = (
     "gxr_model",
     "gxr_model_revision",
@@ -204,7 +204,7 @@ PROVENANCE_COLUMNS = (
     "gxr_review_status",
     "gxr_disclaimer",
 )
-# The content hash stays inside the run folder: it is part of the key, not of the result.
+# The content hash stays inside the run folder: it identifies the row, and is not a result.
 PRIVATE_COLUMNS = ("gxr_content_hash",)
 
 
@@ -246,9 +246,9 @@ def result_schema() -> pa.Schema:
 
 
 def review_schema() -> pa.Schema:
-    """Return the Arrow schema of what a review adds to a row, in the order in which a reviewer fills it in.
+    """Return the Arrow schema of what a review adds to a row, in the order in which reviewers fill it in.
 
-    `gxr_review_status` stands among the result columns already.
+    `gxr_review_status` is already a result column.
     """
     import pyarrow as pa
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import Counts, RunReader
 from gxr_batch.ledger.join import stored_schema, stored_tables
-from gxr_batch.ledger.reviews import laid_over
+from gxr_batch.ledger.reviews import with_review_columns
 from gxr_batch.records import APPROVED, REVIEWERS_DISAGREE
 
 # Rows of long texts weigh ten times as much as Python objects, so few of them are objects at a time.
@@ -69,8 +69,10 @@ def open_source(reader: RunReader, *, partial: bool, include_held: bool = False)
         )
     with damage(reader.results):
         schema = stored_schema(reader.results)
-    tables = map(reader.reviews.lay_over, _stored(reader.results, schema))
-    return Source(reader, laid_over(schema), map(_withheld, tables), _counts_of(schema) or counts, partial=False)
+    tables = map(reader.reviews.apply_to, _stored(reader.results, schema))
+    return Source(
+        reader, with_review_columns(schema), map(_withheld, tables), _counts_of(schema) or counts, partial=False
+    )
 
 
 def _in_slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

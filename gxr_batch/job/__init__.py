@@ -1,4 +1,4 @@
-"""The job file: its sections as frozen models, how it is read, and what is said where it is wrong."""
+"""The job file: its sections as frozen models, how it is read, and its error messages."""
 
 from gxr_batch.job.job_file import load_job, make_job, recorded_job
 from gxr_batch.job.schema import (

@@ -1,6 +1,6 @@
-"""Reads a job file: TOML, `section.key=value` overrides laid over it, then validation.
+"""Reads a job file: TOML, then `section.key=value` overrides, then validation.
 
-Reading is strict: an unknown key is refused with the nearest known one, an impossible value with its place in the file.
+Reading is strict: an unknown key is refused with the closest known one, an invalid value with its place in the file.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from gxr_batch.job.schema import Job, Section
 from gxr_batch.job.validation_errors import explain
 
 _NO_TABLE = {"path": "-"}
-# Keys that earlier versions knew, and run.json may hold. A job file with one of them is refused like any unknown key.
+# Keys of earlier versions, which run.json may hold. In a job file they are refused like any unknown key.
 RETIRED_KEYS = frozenset(
     {"echo.fail_every", "echo.fail_containing", "echo.crash_after", "echo.kill_containing", "echo.hang_containing"}
 )
-# Keys that came later and whose default is not what earlier versions did, with the value that is.
+# Keys added later whose default differs from what earlier versions did, with the value that matches it.
 AS_IT_WAS: dict[str, Any] = {}
 
 
 def load_job(
     path: Path, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None, *, table: bool = True
 ) -> Job:
-    """Read a job file and lay `section.key=value` overrides over it, then `given` values by dotted key.
+    """Read a job file and apply `section.key=value` overrides, then `given` values by dotted key.
 
-    Without `table` the file may lack its [input] section, for verbs that read no findings table.
+    Without `table` the file may lack its [input] section, for commands that read no findings table.
     Raises JobFileError if the file or an override cannot be used.
     """
     text = _read(path)
@@ -39,9 +39,9 @@ def load_job(
     except (ValueError, RecursionError) as error:
         known = isinstance(error, tomllib.TOMLDecodeError)
         raise JobFileError(
-            f"The job file is not valid TOML: {error if known else 'it nests too deep, or holds too long a number'}.",
+            f"The job file is not valid TOML: {error if known else 'it is nested too deeply or has a huge number'}.",
             where=str(path),
-            next_step="mend that line; strings need quotes" if known else "write it simpler",
+            next_step="fix that line; strings need quotes" if known else "simplify it",
         ) from None
     if not table:
         data.setdefault("input", dict(_NO_TABLE))
@@ -49,7 +49,7 @@ def load_job(
 
 
 def make_job(name: str, overrides: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Job:
-    """Make a job without a job file and without a table, from options alone, for verbs that generate no table.
+    """Make a job without a job file and without a table, from options alone, for commands that generate no table.
 
     Raises JobFileError.
     """
@@ -58,9 +58,9 @@ def make_job(name: str, overrides: Sequence[str] = (), given: Mapping[str, Any] 
 
 
 def recorded_job(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return a job that a run recorded, in the keys of this version, and the keys that no version so far knew.
+    """Return a job recorded by a run, in this version's keys, and the keys that no version so far has known.
 
-    Retired keys are left out; keys that came later have the value that means "as it was then". Values are not checked.
+    Retired keys are left out; later keys get the value that means "as it was then". Values are not checked.
     """
     known = Job.model_fields
     job: dict[str, Any] = {}
@@ -91,7 +91,7 @@ def _retired(dotted: str) -> bool:
 
 
 def _validated(data: dict[str, Any], overrides: Sequence[str], given: Mapping[str, Any], path: Path, text: str) -> Job:
-    """Lay options over a job file's data and validate all of it."""
+    """Apply overrides to a job file's data and validate the result."""
     options: dict[str, str] = {}
     for override in overrides:
         dotted = _apply(data, override)
@@ -120,7 +120,7 @@ def _read(path: Path) -> str:
 
 
 def _apply(data: dict[str, Any], override: str) -> str:
-    """Lay one `section.key=value` over the job file's data and return its dotted key."""
+    """Apply one `section.key=value` override to the job file's data and return its dotted key."""
     dotted, equals, raw = override.partition("=")
     keys = [key.strip() for key in dotted.split(".")]
     if not equals or not all(keys):
@@ -133,7 +133,7 @@ def _apply(data: dict[str, Any], override: str) -> str:
         parsed = tomllib.loads(f"value = {raw}")
         value = parsed["value"] if len(parsed) == 1 else raw
     except (ValueError, RecursionError):
-        value = raw  # a bare word is meant as text: shells take the quotes away
+        value = raw  # a bare word is text: shells remove the quotes
     _put(data, keys, value, where=f"--set {dotted}")
     return ".".join(keys)
 

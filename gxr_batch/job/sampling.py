@@ -1,6 +1,6 @@
-"""How tokens are drawn: the sampling settings, their presets, and the ranges of the user's guide to the model.
+"""How tokens are drawn: the sampling settings, their presets, and the ranges in the model's user guide.
 
-Settings outside the ranges work and are named in a warning.
+Settings outside the ranges work, with a warning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """True where every draw takes the likeliest token."""
+        """Whether every draw takes the most likely token."""
         return self.temperature == 0
 
     def replace(self, **changes: Any) -> Sampling:
@@ -34,7 +34,7 @@ class Sampling:
         return {name for name, value in dataclasses.asdict(self).items() if getattr(other, name) != value}
 
     def warnings(self) -> list[str]:
-        """Return one sentence for each setting outside the guide's range; a setting that is switched off has none."""
+        """Return one sentence for each setting outside the guide's range; disabled settings have none."""
         return [
             f"sampling.{name} = {getattr(self, name)} is outside the guide's range {low} to {high}: {reason}"
             for name, low, high, off, reason in _RANGES
@@ -42,24 +42,24 @@ class Sampling:
         ]
 
 
-# name, lowest, highest, the value that switches it off, what happens outside
+# name, lowest, highest, the value that disables it, what happens outside
 _RANGES: tuple[tuple[str, float, float, float | None, str], ...] = (
     (
         "max_new_tokens",
         64,
         512,
         None,
-        "shorter answers break off, longer ones ramble and cost time and memory",
+        "shorter answers are cut off, longer ones ramble and cost time and memory",
     ),
-    ("temperature", 0.1, 1.5, 0, "below it answers hardly vary, above it they stop making sense"),
-    ("top_p", 0.5, 1.0, None, "so small a nucleus leaves the model few words to choose from"),
-    ("top_k", 10, 100, 0, "below it wording turns rigid, above it unlikely words come in"),
+    ("temperature", 0.1, 1.5, 0, "below it answers hardly vary, above it they become incoherent"),
+    ("top_p", 0.5, 1.0, None, "a smaller nucleus leaves the model few words to choose from"),
+    ("top_k", 10, 100, 0, "below it wording becomes rigid, above it unlikely words appear"),
     (
         "repetition_penalty",
         1.0,
         1.2,
         None,
-        "it then pushes the model off the medical terms that it must repeat",
+        "it then pushes the model away from medical terms that it must repeat",
     ),
 )
 

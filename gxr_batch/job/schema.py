@@ -1,7 +1,7 @@
 """Every section of the job file as a frozen model: its keys, their defaults and their limits.
 
-Values outside the guide's ranges are warnings. Nothing here touches the table, the model or the run folder, and no key
-ever holds a token.
+Values outside the guide's ranges cause warnings. Nothing here touches the table, the model or the run folder, and no
+key ever holds a token.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gxr_batch.job.sampling import PRESETS, Sampling
 from gxr_batch.job.units import parse_bytes, parse_clock, parse_duration
 
 MOST_TOKENS = 1_000_000  # beyond any model
-MOST = 2**31 - 1  # what a column of the results holds
+MOST = 2**31 - 1  # the most a result column can hold
 
 
 def spelled(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """Return a validator that keeps the text as it is spelled and refuses what `parse` cannot read."""
+    """Return a validator that keeps the text as written and refuses text that `parse` cannot read."""
 
     def check(value: str) -> str:
         parse(value)
@@ -32,9 +32,9 @@ def spelled(parse: Callable[[str], object]) -> Callable[[str], str]:
 
 
 def _path_of_a_file(value: str) -> str:
-    """Return a path as it is; raise ValueError for one that no file can have."""
+    """Return a path unchanged; raise ValueError if no file can have it."""
     if "\0" in value:
-        raise ValueError("holds a NUL character, and no path does")
+        raise ValueError("contains a NUL character, which no path can")
     if len(value.encode()) > 4000 or any(len(name.encode()) > 255 for name in value.split("/")):
         raise ValueError("is too long for a path: a name has at most 255 bytes, a path 4000")
     return value
@@ -44,13 +44,13 @@ FilePath = Annotated[str, AfterValidator(_path_of_a_file)]
 
 
 class Section(BaseModel):
-    """A table of the job file: frozen, strict about unknown keys, silent about values in its errors."""
+    """A table of the job file: frozen, strict about unknown keys; its errors never quote values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def _web_address(value: str) -> str:
-    """Return a server's address without a slash at its end; raise ValueError for what is none, or holds a secret."""
+    """Return a server's address without a trailing slash; raise ValueError if it is not one, or holds a secret."""
     if not value:
         return value
     try:
@@ -61,17 +61,17 @@ def _web_address(value: str) -> str:
     if not sound or not value.isascii() or not value.isprintable() or " " in value:
         raise ValueError('must be an address such as "http://localhost:8000/v1"')
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise ValueError("must hold neither user, password, query nor fragment: a token goes through api.token_env")
+        raise ValueError("must not contain a user, password, query or fragment: pass a token through api.token_env")
     return value.rstrip("/")
 
 
 class ApiSection(Section):
-    """The api engine's own keys: which server, which model there, and how patient to be.
+    """The api engine's own keys: which server, which model, and how long to wait.
 
-    A `base_url` stands for itself; without one the model is asked for at Hugging Face, through `provider`. `token_env`
-    names an environment variable, since a token itself would end up in manifests. `timeout` is one request's,
-    `first_wait` and `longest_wait` bound the waits before a request is sent again, at most `max_retries` times for a
-    row while the server answers others, and for `give_up_after` while it answers nothing.
+    A `base_url` names the server; without one the model is requested from Hugging Face, through `provider`. `token_env`
+    names an environment variable, since a token itself would end up in manifests. `timeout` applies to one request,
+    `first_wait` and `longest_wait` bound the waits between retries. A row is retried at most `max_retries` times while
+    the server answers other requests, and for `give_up_after` while it answers none.
     """
 
     provider: str = Field(default="auto", min_length=1)
@@ -91,9 +91,9 @@ class ApiSection(Section):
     @field_validator("token_env")
     @classmethod
     def _name_of_a_variable(cls, value: str) -> str:
-        # Capitals alone, so that no token passes for a name and ends up in a manifest.
+        # Only capitals, so that a token cannot pass as a name and end up in a manifest.
         if value and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", value):
-            raise ValueError("must name an environment variable in capitals; the token itself never stands in a job")
+            raise ValueError("must name an environment variable in capitals; a job never holds the token itself")
         return value
 
 
@@ -105,7 +105,7 @@ _ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class FinetuneSection(Section):
     """The keys of `gxr-batch finetune`.
 
-    `max_steps` and `epochs` both say how long to train and exclude each other; without either it is 50 steps.
+    `max_steps` and `epochs` are alternatives for how long to train; the default is 50 steps.
     """
 
     data: tuple[FilePath, ...] = ()
@@ -133,7 +133,7 @@ class FinetuneSection(Section):
     @model_validator(mode="after")
     def _one_length(self) -> FinetuneSection:
         if self.max_steps is not None and self.epochs is not None:
-            raise ValueError("max_steps and epochs both say how long to train: set one of them")
+            raise ValueError("max_steps and epochs are alternatives: set only one of them")
         return self
 
     @field_validator("output")
@@ -141,7 +141,7 @@ class FinetuneSection(Section):
     def _known_placeholder(cls, value: str) -> str:
         unknown = set(re.findall(r"\{([^}]*)\}", value)) - {"name"}
         if unknown:
-            raise ValueError(f"knows the placeholder {{name}}, not {{{sorted(unknown)[0]}}}")
+            raise ValueError(f"supports the placeholder {{name}}, not {{{sorted(unknown)[0]}}}")
         return value
 
     @property
@@ -157,10 +157,10 @@ _MOST_WORKERS = 4096
 class RaySection(Section):
     """The ray engine's own keys.
 
-    Each of `workers` processes holds an engine of kind `worker` with the job's settings and has a graphics card of its
-    own where the cluster has any, else `cpus_per_worker` processors. Without an `address` Ray is started on this
-    machine for the run. A worker that is lost is replaced up to `max_restarts` times, as is one that has rows and gives
-    no sign of life for `hung_after`; without any living worker for `give_up_after` the run ends, to be resumed.
+    Each of `workers` processes runs an engine of kind `worker` with the job's settings, on a GPU if the cluster has
+    any, else on `cpus_per_worker` CPUs. Without an `address` Ray is started on this machine for the run. A lost worker
+    is replaced up to `max_restarts` times, as is one that has rows and shows no sign of life for `hung_after`; without
+    any live worker for `give_up_after` the run ends and can be resumed.
     """
 
     worker: WorkerKind = "auto"
@@ -179,7 +179,7 @@ class RaySection(Section):
         host, colon, port = value.rpartition(":")
         if value not in {"", "auto"} and not (colon and host and port.isdecimal() and "/" not in value):
             raise ValueError(
-                'must be "HOST:PORT" of the cluster\'s head, or "auto" on one of its nodes; ray:// is not followed: '
+                'must be "HOST:PORT" of the cluster\'s head, or "auto" on one of its nodes; ray:// is not supported: '
                 "start gxr-batch on a node of the cluster"
             )
         return value
@@ -191,8 +191,8 @@ _HOTTEST, _COOLEST = 2.0, 0.01
 class VllmSection(Section):
     """The vllm engine's own keys.
 
-    `max_restarts` bounds how often in one start an engine that died is started again; `eager` goes without vLLM's
-    compiled kernels, which begins sooner and generates more slowly.
+    `max_restarts` bounds how often an engine that died is restarted in one invocation; `eager` disables vLLM's compiled
+    kernels, which loads faster and generates more slowly.
     """
 
     max_restarts: int = Field(default=3, ge=0, le=1000)
@@ -200,27 +200,27 @@ class VllmSection(Section):
 
 
 def _why_vllm_refuses(sampling: Sampling) -> str | None:
-    """Return why vLLM cannot draw in this way, None if it can."""
+    """Return why vLLM cannot sample with these settings, None if it can."""
     if sampling.temperature > _HOTTEST:
         return f"sampling.temperature must be at most {_HOTTEST:g} with the vllm engine"
     return None
 
 
 def _vllm_warnings(sampling: Sampling, *, cuda_graphs: bool) -> list[str]:
-    """Return one sentence for each setting that vLLM takes for another or not at all."""
+    """Return one sentence for each setting that vLLM changes or ignores."""
     found = []
     if 0 < sampling.temperature < _COOLEST:
-        found.append(
-            f"sampling.temperature = {sampling.temperature:g} is {_COOLEST:g} to vLLM, the least it draws with"
-        )
+        found.append(f"sampling.temperature = {sampling.temperature:g} becomes {_COOLEST:g} with vLLM, its minimum")
     if cuda_graphs:
-        found.append("engine.cuda_graphs has no effect with the vllm engine: vLLM records graphs unless vllm.eager")
+        found.append(
+            "engine.cuda_graphs has no effect with the vllm engine: vLLM records graphs unless vllm.eager is true"
+        )
     return found
 
 
 TEMPLATE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 Screening = Literal["off", "flag", "hold"]
-# Keys of [model] and [engine] that do something where a server generates.
+# Keys of [model] and [engine] that have an effect if a server generates.
 _NEEDED_FOR_A_SERVER = {"kind", "window", "max_seq_length"}
 
 
@@ -238,12 +238,12 @@ class InputSection(Section):
     @classmethod
     def _one_character(cls, value: str) -> str:
         if value != "auto" and (len(value) != 1 or value in '"\r\n'):
-            raise ValueError('must be "auto" or one character that is neither a quote nor a line end')
+            raise ValueError('must be "auto" or one character other than a quote or a line end')
         return value
 
 
 class PromptSection(Section):
-    """Which template makes the prompts, and how the turns are laid out."""
+    """Which template makes the prompts, and how its turns are formatted."""
 
     template: FilePath = Field(default="clinical_case", min_length=1)
     template_column: str = ""
@@ -267,7 +267,7 @@ class ModelSection(Section):
 
 
 class SamplingSection(Section):
-    """How the next token is drawn. A key that is None here takes the preset's value."""
+    """How the next token is drawn. A key that is None takes the preset's value."""
 
     preset: Literal["default", "deterministic", "creative", "detailed", "concise"] = "default"
     max_new_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
@@ -279,13 +279,13 @@ class SamplingSection(Section):
     samples_per_row: int = Field(default=1, ge=1, le=1000)
 
     def settings(self) -> Sampling:
-        """Return the preset's settings with the keys set here laid over them."""
+        """Return the preset's settings overridden by the keys that are set."""
         own = self.model_dump(exclude={"preset", "seed", "samples_per_row"}, exclude_none=True)
         return PRESETS[self.preset].replace(**own)
 
 
 class EngineSection(Section):
-    """What generates, and how much of the machine it may use."""
+    """Which engine generates, and how much of the machine it may use."""
 
     kind: Literal["auto", "generate", "transformers", "echo", "api", "vllm", "ray"] = "auto"
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST)] = "auto"
@@ -302,7 +302,7 @@ class EngineSection(Section):
 
 
 class RunSection(Section):
-    """Where results go, how often they are made safe, and when to stop."""
+    """Where results go, how often they are saved, and when to stop."""
 
     output: FilePath = Field(default="outputs/{name}", min_length=1)
     checkpoint_seconds: float = Field(default=30, gt=0, allow_inf_nan=False)
@@ -328,17 +328,17 @@ class RunSection(Section):
     def _known_placeholders(cls, value: str) -> str:
         unknown = set(re.findall(r"\{([^}]*)\}", value)) - {"name", "date"}
         if unknown:
-            raise ValueError(f"knows the placeholders {{name}} and {{date}}, not {{{sorted(unknown)[0]}}}")
+            raise ValueError(f"supports the placeholders {{name}} and {{date}}, not {{{sorted(unknown)[0]}}}")
         return value
 
 
 class PrivacySection(Section):
-    """What is done about rows in which identifier screening hits."""
+    """What happens to rows in which identifier screening finds something."""
 
     identifiers: Literal["auto", "off", "flag", "hold"] = "auto"
 
     def screening(self, engine_kind: str) -> Screening:
-        """Return what a hit does with this engine: a prompt for an API leaves the machine, so there it is held."""
+        """Return what a hit does with this engine: API prompts leave the machine, so they are held."""
         if self.identifiers == "auto":
             return "hold" if engine_kind == "api" else "flag"
         return self.identifiers
@@ -348,19 +348,19 @@ ExportFormat = Literal["xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-b
 
 
 class ExportSection(Section):
-    """What is written beside the results when the run finishes."""
+    """What is written next to the results when the run finishes."""
 
     formats: tuple[ExportFormat, ...] = ()
 
 
 class EchoSection(Section):
-    """The echo engine's own keys. `tokens_per_second` is one row's speed (0 = as fast as it can)."""
+    """The echo engine's own keys. `tokens_per_second` is one row's speed (0 = as fast as possible)."""
 
     tokens_per_second: float = Field(default=0, ge=0, allow_inf_nan=False)
 
 
 class Job(Section):
-    """One job file, with the `--set` options laid over it."""
+    """One job file, with its `--set` overrides applied."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     input: InputSection
@@ -379,16 +379,16 @@ class Job(Section):
 
     @property
     def generator(self) -> str:
-        """The kind of engine that generates: with "ray" the one that its workers hold."""
+        """The kind of engine that generates: with "ray", its workers' engine."""
         return self.ray.worker if self.engine.kind == "ray" else self.engine.kind
 
     @property
     def generator_key(self) -> str:
-        """The key that names it."""
+        """The key that names the generator."""
         return "ray.worker" if self.engine.kind == "ray" else "engine.kind"
 
     @model_validator(mode="after")
-    def _room_for_a_prompt(self) -> Job:
+    def _a_prompt_fits(self) -> Job:
         if self.sampling.settings().max_new_tokens >= self.model.max_seq_length:
             raise ValueError("sampling.max_new_tokens must be smaller than model.max_seq_length: no prompt would fit")
         return self
@@ -400,18 +400,16 @@ class Job(Section):
         if not self.api.model.strip():
             raise ValueError(
                 f'api.model must name the model to ask for, since {self.generator_key} = "api": add '
-                "--set api.model=NAME (generate: --model NAME), a hub id or the server's own name for it"
+                "--set api.model=NAME (generate: --model NAME), a hub id or the server's name for it"
             )
         if self.api.base_url and self.api.provider != "auto":
-            raise ValueError("api.base_url and api.provider exclude each other: providers are Hugging Face's")
+            raise ValueError("api.base_url and api.provider cannot be combined: providers belong to Hugging Face")
         if self.model.adapter not in {"", "none"} or self.model.base:
-            raise ValueError(
-                "model.adapter and model.base need an engine of this machine: a server has its own weights"
-            )
+            raise ValueError("model.adapter and model.base need a local engine: a server has its own weights")
         if self.prompt.format == "literal":
-            raise ValueError('prompt.format = "literal" needs an engine of this machine: a server lays out the turns')
+            raise ValueError('prompt.format = "literal" needs a local engine: a server formats the turns')
         if self.prompt.too_long == "truncate":
-            raise ValueError('prompt.too_long = "truncate" needs an engine of this machine: a server alone counts')
+            raise ValueError('prompt.too_long = "truncate" needs a local engine: only the server can count tokens')
         return self
 
     @model_validator(mode="after")
@@ -429,7 +427,7 @@ class Job(Section):
         return Job.model_validate(data)
 
     def warnings(self) -> list[str]:
-        """Return one sentence for each setting outside the guide's ranges or without effect."""
+        """Return one sentence for each setting outside the guide's ranges or with no effect."""
         found = self.sampling.settings().warnings()
         preset = PRESETS[self.sampling.preset]
         changed = preset.differences(PRESETS["default"])
@@ -437,19 +435,19 @@ class Job(Section):
         if changed and all(key in own for key in changed):
             found.append(
                 f'sampling.preset "{self.sampling.preset}" has no effect: '
-                f"{', '.join(sorted(changed))} {'is' if len(changed) == 1 else 'are'} set beside it"
+                f"{', '.join(sorted(changed))} {'is' if len(changed) == 1 else 'are'} set explicitly"
             )
         if self.generator == "api" and (idle := self._keys_of_this_machine()):
             found.append(
                 f'{", ".join(idle)} {"has" if len(idle) == 1 else "have"} no effect with {self.generator_key} = "api": '
-                "the server has its own weights (api.model names them), and api.concurrency says how many are asked for"
+                "the server has its own weights (api.model names them), and api.concurrency limits parallel requests"
             )
         if self.generator == "vllm":
             found += _vllm_warnings(self.sampling.settings(), cuda_graphs=self.engine.cuda_graphs)
         return found
 
     def _keys_of_this_machine(self) -> list[str]:
-        """Return the keys that are set and mean nothing to a server."""
+        """Return the keys that are set and have no effect on a server."""
         defaults = {"model": ModelSection(), "engine": EngineSection()}
         return [
             f"{section}.{key}"

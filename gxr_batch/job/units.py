@@ -1,4 +1,4 @@
-"""How durations, sizes and times of day are spelled in a job file and on the command line."""
+"""How durations, sizes and times of day are written in a job file and on the command line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def parse_clock(text: str) -> time | None:
 
 
 def seconds_until(clock: time, now: datetime) -> float:
-    """Return the seconds from `now` (local, naive) to the next such local time, also across a change of the clocks."""
+    """Return the seconds from `now` (local, naive) to the next such local time, also across a clock change."""
     target = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0)
     if target <= now:
         target += timedelta(days=1)

@@ -1,4 +1,4 @@
-"""Turns what pydantic finds wrong with a job file into one message for the person who wrote it."""
+"""Turns pydantic's errors about a job file into one message for its author."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-# What pydantic's kinds of error say in our words; `{}` takes the limits that an error names. Its own words speak of
-# models, instances and patterns, and those who write job files need not know them.
+# Plain wording for pydantic's kinds of error; `{}` takes the limits that an error names. Pydantic's own wording is
+# about models, instances and patterns, which authors of job files need not know.
 _SAYINGS = {
     "greater_than": "must be above {gt}",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",
-    "finite_number": "must be a number, and not inf or nan",
+    "finite_number": "must be a finite number",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
-    "string_unicode": "holds bytes that are not UTF-8",
+    "string_unicode": "contains bytes that are not UTF-8",
     "literal_error": "must be {expected}",
     "model_type": "must be a section of keys, written under a [header]",
     "dict_type": "must be a section of keys, written under a [header]",
 }
-# Where the beginning of the kind is enough.
+# Kinds identified by their first word.
 _KINDS = {
     "int": "must be a whole number",
     "float": "must be a number",
@@ -45,7 +45,7 @@ _PATTERNS = {
     "name": "must begin with a letter or digit and hold only letters, digits, dots, hyphens and underscores",
     "prompt.templates": "names begin with a letter and hold only letters, digits, hyphens and underscores",
 }
-# How the guide and its trainer spell what has another name here.
+# Names in the guide and its trainer for keys that have another name here.
 _SPELLED_HERE = {
     "finetune.per_device_train_batch_size": "finetune.batch_size",
     "finetune.optim": "finetune.optimizer",
@@ -55,20 +55,20 @@ _SPELLED_HERE = {
     "finetune.r": "finetune.lora_r",
     "finetune.target_modules": "finetune.lora_targets",
 }
-# Keys that are left out on purpose, with the reason and what to type instead.
+# Keys that are omitted on purpose, with the reason and what to type instead.
 _LEFT_OUT = {
     "finetune.fp16": (
-        "Fine-tuning never uses float16: Gemma 3 overflows in it. The guide sets fp16 and bf16 together, which is a "
-        "mistake, since a trainer takes one of the two",
-        "remove it: bfloat16 is taken where the hardware has it, else float32 (model.dtype chooses)",
+        "Fine-tuning never uses float16: Gemma 3 overflows in it. The guide sets both fp16 and bf16, which is a "
+        "mistake: a trainer takes only one",
+        "remove it: bfloat16 is used if the hardware supports it, else float32 (set model.dtype to choose)",
     ),
     "finetune.bf16": (
-        "The number format of fine-tuning is the model's. The guide sets fp16 and bf16 together, which is a mistake, "
-        "since a trainer takes one of the two",
-        'remove it: bfloat16 is taken where the hardware has it, else float32; model.dtype = "float32" chooses',
+        "Fine-tuning uses the model's number format. The guide sets both fp16 and bf16, which is a mistake: a trainer "
+        "takes only one",
+        'remove it: bfloat16 is used if the hardware supports it, else float32; set model.dtype = "float32" to choose',
     ),
 }
-# Parts of pydantic's path to an error that are no keys.
+# Parts of pydantic's path to an error that are not keys.
 _NO_KEY = re.compile(r"(literal|constrained|function|lax|nullable)\b.*|int|float|bool|str|\[key\]")
 
 
@@ -89,14 +89,14 @@ def explain(error: ValidationError, path: Path, text: str, options: Mapping[str,
     elif first["type"] == "missing":
         what, step = f"The job file lacks {dotted}.", "add it; jobs/nightly_teaching_cases.toml has every key"
     else:
-        what, step = f"{dotted}: {_said(alike, dotted)}.", "mend the value"
+        what, step = f"{dotted}: {_said(alike, dotted)}.", "fix the value"
     if len(errors) > len(alike):
-        step += f" ({len(errors) - len(alike)} more to mend after this)"
+        step += f" ({len(errors) - len(alike)} more errors after this one)"
     return JobFileError(what, where=_place(keys, path, text, options), next_step=step)
 
 
 def _instead(keys: Sequence[str]) -> str:
-    """Return what an unknown key was probably meant to be."""
+    """Return the probable replacement for an unknown key."""
     if here := _SPELLED_HERE.get(".".join(keys)):
         return f"here it is called {here}"
     known = list(_known_keys(keys[:-1]))
@@ -113,7 +113,7 @@ def _keys(error: ErrorDetails) -> list[str]:
 
 
 def _said(errors: Sequence[ErrorDetails], dotted: str) -> str:
-    """Return what is wrong with one value; a value of several kinds has an error for each."""
+    """Return the errors of one value; a value that may have several types has one for each."""
     sayings = []
     for error in errors:
         kind, context = str(error["type"]), error.get("ctx", {})
@@ -124,13 +124,13 @@ def _said(errors: Sequence[ErrorDetails], dotted: str) -> str:
         elif kind in _SAYINGS:
             sayings.append(_SAYINGS[kind].format(**context).replace("\x27", '"'))
         else:
-            sayings.append(_KINDS.get(kind.partition("_")[0], "must be a value of another kind"))
+            sayings.append(_KINDS.get(kind.partition("_")[0], "must be a value of another type"))
     first, *others = dict.fromkeys(sayings)
     return " or ".join([first, *(other.removeprefix("must be ") for other in others)])
 
 
 def _place(keys: Sequence[str], path: Path, text: str, options: Mapping[str, str]) -> str:
-    """Return the option or the line that gave a value."""
+    """Return the option or the line that set a value."""
     for length in range(len(keys), 0, -1):
         if option := options.get(".".join(keys[:length])):
             return option
@@ -151,7 +151,7 @@ def _known_keys(section: Sequence[str]) -> Iterator[str]:
 
 
 def _line_of(text: str, keys: Sequence[str]) -> int | None:
-    """Return the line on which a key stands (counted from 1), None if `--set` or a default brought it."""
+    """Return the line of a key (counted from 1), None if it comes from `--set` or a default."""
     section, wanted = "", ".".join(keys[:-1])
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):

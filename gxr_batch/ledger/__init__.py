@@ -1,4 +1,4 @@
-"""A run on disk. `open_run` writes one, `RunReader` and `read_results` read one; nothing else knows its files."""
+"""A run on disk. `open_run` writes one, `RunReader` and `read_results` read one; no other package knows its files."""
 
 from gxr_batch.ledger.manifest import Manifest
 from gxr_batch.ledger.run_reader import RunReader, is_run, read_results

@@ -1,12 +1,13 @@
-"""Puts small parts together while a run goes on, so that a long run does not end in a hundred thousand files.
+"""Compacts small parts during a run, so that a long run does not end with a hundred thousand files.
 
-Sixteen parts of one level become a union of the next, until one holds as many rows as a full part, so a row is written
-anew a few times at most. The sources of a union are the one thing in a run folder that is ever deleted: their rows
-stand in the union, which is durable by then.
+Sixteen parts of one level become one part of the next level, until one holds as many rows as a full part, so a row is
+rewritten a few times at most. The sources of a compacted part are the only files in a run folder that are ever deleted:
+by then their rows are durable in the compacted part.
 
-Only the newest parts are put together, under the next number, and their rows keep their order: to read sources and then
-their union says the same as to read either, so it is harmless that both exist for a moment, or after a kill. A union's
-footer tells which parts it holds from which line on: whoever looked a row up in a source finds it there.
+Only the newest parts are compacted, under the next number, and their rows keep their order. Reading the sources and
+then the compacted part gives the same as reading either, so it is harmless that both exist for a moment, or after a
+kill. The footer of a compacted part lists its sources and their first lines: rows looked up in a source are found
+there.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ from gxr_batch.ledger.parts import (
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK
 from gxr_batch.records import part_schema
 
-PARTS_A_UNION = 16
-# A part of so many rows, or bytes before compression, is full: it is sealed as one, and no longer put together.
+PARTS_PER_COMPACTION = 16
+# A part of this many rows, or bytes before compression, is full: it is sealed, and no longer compacted.
 FULL_ROWS = 16_384
 FULL_BYTES = 2**25
 _MARK = b"gxr_union"
 
 
-class Standing(NamedTuple):
-    """A part as it stands in the folder. `level` is 0 for one that was sealed, and counts how often it was united.
+class PartInfo(NamedTuple):
+    """A part in the folder. `level` is 0 for a sealed part, and counts its compactions otherwise.
 
-    `lines` are the parts that went into it, sealed ones and unions of these, and the line from which on each stands.
+    `lines` maps each part that went into it, sealed or compacted, to its first line in this part.
     """
 
     number: int
@@ -55,10 +56,10 @@ class Standing(NamedTuple):
     lines: dict[int, int]
 
 
-def standing(folder: Path, number: int) -> Standing:
-    """Return what a part's footer says of it. Raises DamagedPart, StorageError.
+def part_info(folder: Path, number: int) -> PartInfo:
+    """Return a part's description from its footer. Raises DamagedPart, StorageError.
 
-    A union whose mark cannot be read has sound rows all the same: it stands, in its turn, as a part that was sealed.
+    A compacted part whose mark cannot be read still has sound rows: it counts as a sealed part, in its place.
     """
     footer = footer_of(folder, number)
     size = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
@@ -67,27 +68,27 @@ def standing(folder: Path, number: int) -> Standing:
         level, lines = int(mark["level"]), {int(source): int(line) for source, line in mark["lines"]}
     except (ValueError, LookupError, TypeError):
         level, lines = 0, {}
-    return Standing(number, footer.num_rows, footer.num_rows >= FULL_ROWS or size >= FULL_BYTES, level, lines)
+    return PartInfo(number, footer.num_rows, footer.num_rows >= FULL_ROWS or size >= FULL_BYTES, level, lines)
 
 
-def all_standing(folder: Path) -> list[Standing]:
-    """Return the parts of a run that can be read, in order. Raises StorageError if the disk is at fault."""
+def part_infos(folder: Path) -> list[PartInfo]:
+    """Return the parts of a run that are readable, in order. Raises StorageError if the disk is at fault."""
     found = []
     for number in part_numbers(folder):
         try:
-            found.append(standing(folder, number))
+            found.append(part_info(folder, number))
         except DamagedPart:
             continue
         except StorageError:
-            if part_path(folder, number).exists():  # else a writer has just put it into a union
+            if part_path(folder, number).exists():  # else a writer has just compacted it
                 raise
     return found
 
 
-def homes(parts: Sequence[Standing]) -> dict[int, tuple[int, int]]:
-    """Return in which file, by number, the rows of each part stand now, and from which line on.
+def locations(parts: Sequence[PartInfo]) -> dict[int, tuple[int, int]]:
+    """Return the file number and first line of each part's rows, whether it was compacted or not.
 
-    A part that is still there is its own home: the union beside it may be damaged, or speak of another run's part.
+    A part that still exists is its own location: the compacted part may be damaged, or be copied from another run.
     """
     found: dict[int, tuple[int, int]] = {}
     for part in parts:
@@ -95,21 +96,22 @@ def homes(parts: Sequence[Standing]) -> dict[int, tuple[int, int]]:
     return found | {part.number: (part.number, 0) for part in parts}
 
 
-def due(parts: Sequence[Standing]) -> Sequence[Standing]:
-    """Return the newest parts where it is time to put them together, else none."""
-    newest = parts[-PARTS_A_UNION:]
+def due(parts: Sequence[PartInfo]) -> Sequence[PartInfo]:
+    """Return the newest parts if they are due to be compacted, else none."""
+    newest = parts[-PARTS_PER_COMPACTION:]
     alike = {(part.level, part.full) for part in newest} == {(newest[0].level, False)} if newest else False
-    return newest if alike and len(newest) == PARTS_A_UNION else ()
+    return newest if alike and len(newest) == PARTS_PER_COMPACTION else ()
 
 
-def unite(folder: Path, sources: Sequence[Standing], number: int) -> Standing:
-    """Write the rows of `sources` as part `number`, durable, and drop the sources.
+def compact(folder: Path, sources: Sequence[PartInfo], number: int) -> PartInfo:
+    """Write the rows of `sources` as part `number`, durably, and delete the sources.
 
-    In memory stands one row group. Raises DamagedPart if a source is: then all is as before. Raises StorageError.
+    Memory holds one row group. Raises DamagedPart if a source is damaged, leaving everything unchanged, and
+    StorageError.
     """
-    stands = list(zip(sources, accumulate((source.rows for source in sources), initial=0), strict=False))
-    lines = {inner: start + line for source, start in stands for inner, line in source.lines.items()}
-    lines |= {source.number: start for source, start in stands}
+    starts = list(zip(sources, accumulate((source.rows for source in sources), initial=0), strict=False))
+    lines = {inner: start + line for source, start in starts for inner, line in source.lines.items()}
+    lines |= {source.number: start for source, start in starts}
     mark = json.dumps({"level": sources[-1].level + 1, "lines": list(lines.items())})
     marks = {
         **(footer_of(folder, sources[-1].number).metadata or {}),
@@ -126,29 +128,29 @@ def unite(folder: Path, sources: Sequence[Standing], number: int) -> Standing:
 
     write_whole(part_path(folder, number), write)
     _drop(folder, [source.number for source in sources])
-    return standing(folder, number)
+    return part_info(folder, number)
 
 
-def drop_sources(folder: Path, parts: Sequence[Standing]) -> list[Standing]:
-    """Delete what a kill left of the sources of sound unions among `parts`; return the others. Raises StorageError.
+def drop_sources(folder: Path, parts: Sequence[PartInfo]) -> list[PartInfo]:
+    """Delete sources of sound compacted parts that a kill left behind; return the other parts. Raises StorageError.
 
-    Its number alone makes no part a source: somebody may have copied parts of two runs into one folder.
+    A number alone does not make a part a source: the parts of two runs may have been copied into one folder.
     """
-    united = {
+    obsolete = {
         source
-        for union in parts
-        if (left := [part for part in parts if part.number in union.lines])
-        for source in _held(folder, union, left)
+        for compacted in parts
+        if (left := [part for part in parts if part.number in compacted.lines])
+        for source in _held(folder, compacted, left)
     }
-    _drop(folder, united)
-    return [part for part in parts if part.number not in united]
+    _drop(folder, obsolete)
+    return [part for part in parts if part.number not in obsolete]
 
 
-def _held(folder: Path, union: Standing, parts: Sequence[Standing]) -> Iterator[int]:
-    """Yield the numbers of the parts whose very keys a union holds, attempts included, where it says."""
-    keys = read_part(folder, union.number, KEY_COLUMNS)
+def _held(folder: Path, compacted: PartInfo, parts: Sequence[PartInfo]) -> Iterator[int]:
+    """Yield the numbers of the parts whose exact keys and attempts a compacted part holds at the listed lines."""
+    keys = read_part(folder, compacted.number, KEY_COLUMNS)
     for part in parts:
-        if keys.slice(union.lines[part.number], part.rows).equals(read_part(folder, part.number, KEY_COLUMNS)):
+        if keys.slice(compacted.lines[part.number], part.rows).equals(read_part(folder, part.number, KEY_COLUMNS)):
             yield part.number
 
 
@@ -159,7 +161,7 @@ def _drop(folder: Path, numbers: Iterable[int]) -> None:
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Put tables together up to the size of a full part."""
+    """Concatenate tables up to the size of a full part."""
     waiting: list[pa.Table] = []
     for table in tables:
         more = [*waiting, table]

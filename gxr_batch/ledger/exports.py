@@ -1,14 +1,14 @@
-"""Records what was exported from which state of a run, so that outdated exports are known and no work is replaced.
+"""Records what was exported from which state of a run, to detect outdated exports and keep edited ones.
 
-exports.json names every export in the run folder with the state that it was made of and the file's size and time. A
-file that is no longer what was written is somebody's work, such as a reviewer's: it is set aside, never replaced. Nor
-does any export replace a file that a run lives on, or its input.
+exports.json lists every export in the run folder with the state that it was made from and the file's size and time. A
+file that changed since then is somebody's work, such as a reviewer's: it is set aside, never replaced. No export
+replaces a file that a run depends on, or its input.
 
-Why not modification times alone: a reviewer who saves an outdated workbook makes it newer than the results, an export
-that began before the results changed ends after them, and no time tells a workbook as it was written from one that was
-filled in. Here states and times are compared for equality, never for order, so that neither a clock that jumps nor the
-coarse times of a network disk matter; a copy with new times (cp -r) makes every export count as outdated and as
-changed, which costs a file and loses nothing.
+Modification times alone are not enough: a reviewer who saves an outdated workbook makes it newer than the results, an
+export that began before the results changed ends after them, and no time tells an untouched workbook from a filled-in
+one. States and times are compared for equality, never for order, so neither clock changes nor the coarse times of a
+network disk matter. In a copy with new times (cp -r) every export counts as outdated and changed, which costs a file
+and loses nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gxr_batch.ledger.reviews import REVIEWS_NAME, review_files
 from gxr_batch.ledger.run_reader import RunReader, is_run
 
 EXPORTS_NAME = "exports.json"
-# What a run lives on, and no export may replace.
+# Files that a run depends on, which no export may replace.
 _OWN_FILES = frozenset(
     {MANIFEST_NAME, INPUT_NAME, RESULTS_NAME, FAILED_NAME, LOCK_NAME, LOG_NAME, INFLIGHT_NAME, EXPORTS_NAME}
 )
@@ -38,7 +38,7 @@ _OWN_FOLDERS = (PARTS_NAME, REVIEWS_NAME)
 
 
 def state_of(folder: Path) -> str:
-    """Return a name for the present state of results and reviews."""
+    """Return an identifier of the current state of results and reviews."""
     with storage_errors(folder):
         results = folder / RESULTS_NAME
         made = results.stat() if results.exists() else None
@@ -47,7 +47,7 @@ def state_of(folder: Path) -> str:
 
 
 def remember(folder: Path, path: Path, state: str) -> None:
-    """Note that an export in the run folder was just made of a state. Raises StorageError."""
+    """Note that an export in the run folder was just made from a state. Raises StorageError."""
     if path.parent.resolve() != folder.resolve():
         return
     known = _known(folder)
@@ -59,19 +59,19 @@ def remember(folder: Path, path: Path, state: str) -> None:
 
 
 def is_current(folder: Path, path: Path) -> bool:
-    """Return whether an export is there and was made of the present state, whatever was done to the file since."""
+    """Return whether an export exists and was made from the current state, even if the file was edited since."""
     return path.is_file() and _known(folder).get(path.name, {}).get("state") == state_of(folder)
 
 
 def outdated(folder: Path) -> list[str]:
-    """Return the names of the exports in the run folder that were made of an earlier state."""
+    """Return the names of the exports in the run folder that were made from an earlier state."""
     state = state_of(folder)
     old = (name for name, entry in _known(folder).items() if entry.get("state") != state)
     return sorted(name for name in old if (folder / name).is_file())
 
 
 def keep_changed(folder: Path, path: Path) -> Path | None:
-    """Set a file of the run folder aside that is not as an export left it; return its new name. Raises StorageError."""
+    """Set aside a file that changed since it was exported; return its new name. Raises StorageError."""
     if path.parent.resolve() != folder.resolve() or not path.is_file():
         return None
     with storage_errors(path):
@@ -85,7 +85,7 @@ def keep_changed(folder: Path, path: Path) -> Path | None:
 
 
 def _known(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return what exports.json says; it is a convenience, and one that cannot be read counts as empty."""
+    """Return the content of exports.json, {} if it cannot be read: it is only a convenience."""
     with suppress(OSError, ValueError):
         known = json.loads((folder / EXPORTS_NAME).read_text(encoding="utf-8"))
         if isinstance(known, dict):
@@ -98,9 +98,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def checked_target(reader: RunReader, path: Path) -> Path:
-    """Return where to write.
+    """Return the path to write to.
 
-    Raises RunError if that is one of the run's own files, its input, or no regular file; StorageError.
+    Raises RunError if it is one of the run's own files, its input, or not a regular file; StorageError.
     """
     with storage_errors(path):
         _refuse(reader, path)
@@ -108,7 +108,7 @@ def checked_target(reader: RunReader, path: Path) -> Path:
 
 
 def is_own(path: Path, folder: Path) -> bool:
-    """Return whether a path is one of the files that a run lives on: of this run, or of any other."""
+    """Return whether a path is one of the files that a run depends on, of this run or any other."""
     runs = [parent for parent in path.parents if parent == folder or is_run(parent)]
     return any(path.relative_to(run).parts[0] in {*_OWN_FILES, *_OWN_FOLDERS} for run in runs)
 
@@ -119,9 +119,9 @@ def _refuse(reader: RunReader, path: Path) -> None:
     wrong = {
         "It is one of the run's own files.": is_own(real, folder),
         "It is the run's input.": real in inputs,
-        "It exists and is no regular file.": not path.name or (path.exists() and not path.is_file()),
+        "It exists and is not a regular file.": not path.name or (path.exists() and not path.is_file()),
         "Its folder does not exist.": not real.parent.is_dir(),
     }
     for reason, holds in wrong.items():
         if holds:
-            raise RunError(f"No file can be written there. {reason}", where=str(real), next_step="choose another --to")
+            raise RunError(f"Cannot write the file there. {reason}", where=str(real), next_step="choose another --to")

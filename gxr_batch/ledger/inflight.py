@@ -1,9 +1,9 @@
-"""inflight.json: which keys the engine holds, so that a row that kills the process is found out.
+"""inflight.json: which keys the engine holds, so that a row that kills the process can be identified.
 
-A hint, never a record: it is written without fsync, may be lost or torn without harm, and decides nothing about which
-rows are done. A process that ends in order leaves no key behind. Keys that are here at the next start were in the
-engine when it died; what follows from that is left to `engines.suspects`. Rows that an engine holds in other processes
-kill those, not this one: they are here only where their engine gave up.
+A hint, not a record: it is written without fsync, may be lost or torn without harm, and does not decide which rows are
+done. A process that ends in order leaves no key behind. Keys found by the next invocation were in the engine when the
+process died; `engines.suspects` decides what follows. Rows that an engine holds in other processes kill those, not this
+one: they are here only if their engine gave up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gxr_batch.disk import storage_errors
 from gxr_batch.records import Key
 
 INFLIGHT_NAME = "inflight.json"
-# So many writes a second at most: a real engine takes far fewer rows, and a fake one may go without.
+# The most writes per second: a real engine takes far fewer rows, and a fake one can do without.
 _WRITES_A_SECOND, _WRITES_AT_ONCE = 500.0, 200.0
 
 
@@ -40,7 +40,7 @@ class InFlight:
         return list(self._crashes)
 
     def keep(self, unfinished: Collection[Key]) -> Mapping[Key, int]:
-        """Forget the keys that are finished by now; return how often the process died over the others.
+        """Forget the keys that have finished; return how often the process died over the others.
 
         Raises StorageError.
         """
@@ -50,7 +50,7 @@ class InFlight:
         return self._crashes
 
     def take(self, key: Key, *, deadly: bool = True) -> None:
-        """Note that the engine has a key; where a row could kill this process, on the disk and before it can."""
+        """Note that the engine has a key; on disk before it runs, if the row could kill this process."""
         self._held[key] = None
         if not deadly:
             return
@@ -62,12 +62,12 @@ class InFlight:
             self._write()
 
     def settle(self, key: Key) -> None:
-        """The engine gave a key back: it killed nobody."""
+        """Note that the engine returned a key, which therefore killed no process."""
         self._held.pop(key, None)
         self._crashes.pop(key, None)
 
     def close(self, *, in_order: bool) -> None:
-        """Leave no key behind after an end in order, else those that the engine held. Never raises."""
+        """Leave no key behind after an orderly end, else the keys that the engine held. Never raises."""
         if in_order:
             self._held = {}
         try:
@@ -75,12 +75,12 @@ class InFlight:
                 self._write()
             if self._descriptor >= 0:
                 os.close(self._descriptor)
-        except Exception:  # a hint; what ended the run is what the user should read
+        except Exception:  # only a hint; the user should read the error that ended the run
             pass
         self._descriptor = -1
 
     def _write(self) -> None:
-        """Replace the content in one system call: blanks cover what was longer before."""
+        """Replace the content in one system call: spaces overwrite longer earlier content."""
         crashes = [[*key, times] for key, times in self._crashes.items()]
         content = {"boot": _boot(), "crashes": crashes, "in_flight": list(self._held)}
         text = json.dumps(content).encode()
@@ -94,7 +94,7 @@ class InFlight:
 
 @cache
 def _boot() -> str:
-    """Return what names this boot of the machine, "" where the system does not tell."""
+    """Return an identifier of this boot of the machine, "" if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -102,11 +102,11 @@ def _boot() -> str:
 
 
 def _read(path: Path) -> dict[Key, int]:
-    """Return how often the process died over each key; {} where nothing is known."""
+    """Return how often the process died over each key; {} if unknown."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         crashes = {Key(str(row_id), int(sample)): int(times) for row_id, sample, times in content["crashes"]}
-        if content.get("boot") != _boot():  # the machine went down, and took the process with it
+        if content.get("boot") != _boot():  # the machine rebooted, which ended the process
             return crashes
         for row_id, sample in content["in_flight"]:
             key = Key(str(row_id), int(sample))

@@ -1,8 +1,8 @@
-"""The run's copy of the table, input.parquet: its columns, its keys, and the index that finds a row by its id.
+"""The run's copy of the table, input.parquet: its columns, its keys, and an index to find rows by id.
 
-Everything here raises RunError for damage. The index takes 28 bytes a row, so that ten million rows fit: an id is 128
-bits of its hash, sorted by the first 64; rows that share those are told apart by the others. That two ids share all 128
-by chance is less likely than a bit of memory that flips.
+Everything here raises RunError for damage. The index takes 28 bytes per row, so that ten million rows fit: an id is 128
+bits of its hash, sorted by the first 64; the others distinguish rows that share those. Two ids sharing all 128 bits by
+chance are less likely than a bit flip in memory.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ def rows_of(path: Path) -> int:
 
 
 def key_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield row id and content hash of the rows, a batch at a time."""
+    """Yield the rows' ids and content hashes, in batches."""
     with opened(path) as file:
         yield from keys_in(file)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open the table; what is read inside is of one table, also where another takes its place meanwhile."""
+    """Open the table; everything read inside is from one table, even if it is replaced meanwhile."""
     with table_copy(path), pq.ParquetFile(path) as file:
         yield file
 
 
 def keys_in(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """Yield what `key_batches` does, of a table that is open."""
+    """Like `key_batches`, for an open table."""
     for batch in file.iter_batches(_ROWS_A_BATCH, columns=list(KEY_COLUMNS_OF_INPUT)):
         keys = batch.select(list(KEY_COLUMNS_OF_INPUT))
         keys.validate(full=True)
@@ -58,7 +58,7 @@ def own_fields(path: Path) -> list[pa.Field]:
     with table_copy(path):
         own = [field for field in pq.read_schema(path) if field.name not in KEY_COLUMNS_OF_INPUT]
         names = {field.name for field in own}
-        if len(names) < len(own) or any(name.startswith("gxr_") for name in names):  # as in a file of results
+        if len(names) < len(own) or any(name.startswith("gxr_") for name in names):  # as in a results file
             raise ValueError
     return own
 
@@ -70,7 +70,7 @@ def batches_of(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def is_sound(path: Path) -> bool:
-    """Return whether the copy can be read and is one. Raises StorageError if the disk is at fault."""
+    """Return whether the copy is readable and valid. Raises StorageError if the disk is at fault."""
     try:
         own_fields(path)
         for _ in key_batches(path):
@@ -81,7 +81,7 @@ def is_sound(path: Path) -> bool:
 
 
 def has_footer(path: Path) -> bool:
-    """Return whether a Parquet file was written to its end. Raises StorageError if the disk is at fault."""
+    """Return whether a Parquet file was written completely. Raises StorageError if the disk is at fault."""
     try:
         with reading(path, RunError("")):
             pq.read_metadata(path)
@@ -112,7 +112,7 @@ class Index:
         self._high = high[self._order]
 
     def find(self, ids: pa.Array) -> Positions:
-        """Return where the rows with these ids stand in the table, -1 for an id that it does not have."""
+        """Return the positions of the rows with these ids in the table, -1 for an id that it lacks."""
         high, low = _hashes(ids)
         position = np.full(len(high), -1)
         asked, at = np.arange(len(high)), np.searchsorted(self._high, high)
@@ -127,7 +127,7 @@ class Index:
         return position
 
     def same_content(self, position: Positions, contents: pa.Array) -> npt.NDArray[np.bool_]:
-        """Return where a row was found and has this content. Of one id, two contents share a mark once in 2^64."""
+        """Return where a row was found with this content. Two contents of one id collide with a chance of 2^-64."""
         same = position >= 0
         same[same] = self._contents[position[same]] == _content_marks(contents)[same]
         return same
@@ -140,5 +140,5 @@ def _hashes(ids: pa.Array) -> tuple[_Words, _Words]:
 
 
 def _content_marks(contents: pa.Array) -> npt.NDArray[np.int64]:
-    """Return 64 bits for each content hash, the same within this process."""
+    """Return 64 bits for each content hash, stable within this process."""
     return np.fromiter(map(hash, contents.to_pylist()), np.int64, len(contents))

@@ -1,6 +1,6 @@
-"""Joins the table with the newest results, in input order and in constant memory.
+"""Merges the table with the newest results, in input order and in constant memory.
 
-results.parquet, failed.parquet, partial exports and `read_results` are all this one join, over all or some keys.
+results.parquet, failed.parquet, partial exports and `read_results` all use this merge, over all or some keys.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from gxr_batch.disk import write_whole
 from gxr_batch.errors import RunError, StorageError
-from gxr_batch.ledger.compaction import all_standing, homes
+from gxr_batch.ledger.compaction import locations, part_infos
 from gxr_batch.ledger.input_copy import KEY_COLUMNS_OF_INPUT, batches_of, own_fields
 from gxr_batch.ledger.parts import footer_of, read_group
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
@@ -28,33 +28,34 @@ from gxr_batch.records import part_schema, result_schema
 INPUT_NAME = "input.parquet"
 RESULTS_NAME = "results.parquet"
 FAILED_NAME = "failed.parquet"
-# Row groups kept open: work goes in input order but for the window, so a batch finds its rows in few neighbouring ones.
+# Row groups kept in memory: work is in input order except within the window, so a batch's rows are in few adjacent
+# groups.
 _OPEN_GROUPS = 4
 _Lines = npt.NDArray[np.int64]
 
 
 class _Parts:
-    """Reads lines of parts, wherever they stand by now, and keeps the last few row groups."""
+    """Reads lines of parts, wherever compaction moved them, and caches the last few row groups."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._homes = homes(all_standing(folder))
+        self._locations = locations(part_infos(folder))
         self._starts: dict[int, _Lines] = {}
         self._open: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
 
     def gather(self, part: npt.NDArray[np.int32], line: npt.NDArray[np.int32]) -> pa.Table:
-        """Return the named lines of the named parts, in that order."""
+        """Return the given lines of the given parts, in that order."""
         while True:
             try:
                 return self._gather(part, line)
             except StorageError:
-                before, self._homes = self._homes, homes(all_standing(self._folder))
-                if self._homes == before:  # else a writer has just put parts together
+                before, self._locations = self._locations, locations(part_infos(self._folder))
+                if self._locations == before:  # else a writer has just compacted parts
                     raise
 
     def _gather(self, part: npt.NDArray[np.int32], line: npt.NDArray[np.int32]) -> pa.Table:
         numbers, which = np.unique(part, return_inverse=True)
-        places = [self._homes.get(int(number), (int(number), 0)) for number in numbers]
+        places = [self._locations.get(int(number), (int(number), 0)) for number in numbers]
         place = np.array(places, np.int64).reshape(-1, 2)[which]
         number, there = place[:, 0], place[:, 1] + line
         pieces, order = [part_schema().empty_table()], [np.empty(0, np.int64)]
@@ -86,12 +87,12 @@ class _Parts:
         return self._open[at]
 
 
-def joined(
+def merged(
     folder: Path, state: State, provenance: Mapping[str, Any], *, include_held: bool = False
 ) -> Iterator[pa.Table]:
-    """Yield the finished keys as tables of the contract's columns, in input order, sample after sample.
+    """Yield the finished keys as tables with the user's and the result columns, in input order, then by sample.
 
-    A held row's text is left out, null, unless it is asked for.
+    The text of a held row is null unless `include_held` is set.
     """
     parts = _Parts(folder)
     start = 0
@@ -101,7 +102,7 @@ def joined(
         row, sample = np.nonzero(state.status[rows] != TODO)
         results = parts.gather(state.part[rows][row, sample], state.line[rows][row, sample])
         if start > state.rows or not _belong(results, batch, row):
-            raise RunError("The run took in another table while it was read.", where=str(folder), next_step="try again")
+            raise RunError("The run's table changed while it was being read.", where=str(folder), next_step="try again")
         if not include_held:
             results = _without_held_texts(results)
         own = pa.Table.from_batches([batch.drop_columns(list(KEY_COLUMNS_OF_INPUT))]).take(pa.array(row))
@@ -109,13 +110,13 @@ def joined(
 
 
 def _belong(results: pa.Table, batch: pa.RecordBatch, row: npt.NDArray[np.intp]) -> bool:
-    """Return whether results are those of these rows of the table."""
+    """Return whether the results belong to these rows of the table."""
     ids = pa.chunked_array([batch.column("gxr_row_id").take(pa.array(row))], pa.string())
     return bool(results["gxr_row_id"].equals(ids))
 
 
-def joined_schema(folder: Path) -> pa.Schema:
-    """Return the schema of `joined`: the user's columns, then the contract's."""
+def merged_schema(folder: Path) -> pa.Schema:
+    """Return the schema of `merged`: the user's columns, then the result columns."""
     return pa.schema(own_fields(folder / INPUT_NAME) + list(result_schema()))
 
 
@@ -130,27 +131,27 @@ def _with_provenance(own: pa.Table, results: pa.Table, provenance: Mapping[str, 
     for field in result_schema():
         if field.name in results.column_names:
             columns.append(results[field.name])
-        else:  # the same for every row; null where the run's manifest does not say it
+        else:  # the same for every row; null if the run's manifest lacks it
             columns.append(pa.repeat(pa.scalar(provenance.get(field.name), field.type), own.num_rows))
     return pa.Table.from_arrays(columns, schema=pa.schema(list(own.schema) + list(result_schema())))
 
 
 def write_results(folder: Path, state: State, provenance: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Replace results.parquet by the join as it is now. Raises StorageError."""
-    schema = joined_schema(folder).with_metadata({**metadata, FORMAT_MARK: str(FORMAT)})
+    """Replace results.parquet with the current merge. Raises StorageError."""
+    schema = merged_schema(folder).with_metadata({**metadata, FORMAT_MARK: str(FORMAT)})
 
     def write(path: Path) -> None:
         with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
-            for table in joined(folder, state, provenance):
+            for table in merged(folder, state, provenance):
                 writer.write_table(table)
 
     write_whole(folder / RESULTS_NAME, write)
 
 
 def stored_schema(results: Path) -> pa.Schema:
-    """Return the columns of results.parquet as this version reads it: the user's as stored, then the contract's.
+    """Return the columns of results.parquet as this version reads it: the user's as stored, then the result columns.
 
-    The table may have got other columns since it was written. Raises LaterVersion, and what pyarrow raises for damage.
+    The table's columns may have changed since. Raises LaterVersion, and pyarrow's errors for damage.
     """
     stored = pq.read_schema(results)
     own = [field for field in stored if not field.name.startswith("gxr_")]
@@ -159,7 +160,7 @@ def stored_schema(results: Path) -> pa.Schema:
 
 
 def stored_tables(results: Path, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
-    """Yield the rows of results.parquet in the columns of `stored_schema`, so many at a time."""
+    """Yield the rows of results.parquet in the columns of `stored_schema`, `rows` at a time."""
     with pq.ParquetFile(results) as file:
         for batch in file.iter_batches(rows):
             table = pa.Table.from_batches([batch])
@@ -170,7 +171,7 @@ def stored_tables(results: Path, schema: pa.Schema, rows: int) -> Iterator[pa.Ta
 def write_failed(folder: Path, state: State) -> bool:
     """Write the rows that have a failed or held sample as a ready-to-run input. Raises StorageError.
 
-    An earlier list is replaced, by an empty one too; where there never was a failure there is no file.
+    An earlier list is replaced, even by an empty one; without any failure so far there is no file.
     """
     bad = (state.status == FAILED) | (state.status == HELD)
     target = folder / FAILED_NAME

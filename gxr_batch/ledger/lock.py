@@ -1,8 +1,8 @@
-"""One writer a run folder: an operating-system lock on run.lock, and in it the name of who holds it.
+"""One writer per run folder: an operating-system lock on run.lock, and in the file the name of its holder.
 
-On one machine the system's lock decides, and it is gone when its holder is, however it died. Shared file systems do not
-always carry such locks from one machine to another, so what the file says counts too: a record that was not closed and
-names another host keeps others out until somebody takes over who knows that host's run to be dead.
+On one machine the system's lock decides; it is released when its holder dies, however that happens. Shared file systems
+do not always pass such locks between machines, so the file's content counts too: a record that was not closed and names
+another host keeps others out until somebody who knows that host's run to be dead takes over.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunLocked
 
 LOCK_NAME = "run.lock"
-# The system rounds a process's start; two starts under one number are further apart than this.
+# The system rounds process start times; two processes with one number start further apart than this.
 _START_TOLERANCE = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """The process that took the lock last: host, number, when it started (seconds since 1970), since when it holds."""
+    """The last process to take the lock: host, pid, its start time (seconds since 1970), when it took the lock."""
 
     host: str
     pid: int
@@ -46,7 +46,7 @@ class Holder:
 
     @property
     def alive(self) -> bool:
-        """Whether that very process still runs here. Of other machines nothing is known."""
+        """Whether this process still runs here; unknown for other machines."""
         try:
             return not self.elsewhere and abs(psutil.Process(self.pid).create_time() - self.started) < _START_TOLERANCE
         except psutil.Error:
@@ -59,16 +59,16 @@ def locked(folder: Path, *, take_over: bool = False) -> Iterator[Holder | None]:
 
     Yields the holder on another host that was taken over, None if there was none.
 
-    `take_over` says that a holder on another host is known to be dead; a living one on this host still wins.
+    `take_over` declares a holder on another host dead; a live holder on this host still keeps the lock.
     """
     path = folder / LOCK_NAME
     lock = FileLock(path, fallback_to_soft=False)
     with storage_errors(path):
         try:
             lock.acquire(timeout=0)
-        except NotImplementedError:  # a file system without locks: what the file says has to do
+        except NotImplementedError:  # a file system without locks: rely on the file's content
             pass
-        except Timeout:  # an OSError too, but one about the other process, not about the disk
+        except Timeout:  # also an OSError, but about the other process, not the disk
             raise _refusal(folder, holder(folder)) from None
     try:
         before = _refuse_others(folder, take_over)
@@ -103,17 +103,17 @@ def _refuse_others(folder: Path, take_over: bool) -> Holder | None:
 def _refusal(folder: Path, last: Holder | None) -> RunLocked:
     step = "wait for it, stop it, or choose another --output"
     if last is not None and last.elsewhere:
-        step += "; if that process is dead (its host crashed or was given away), add --take-over"
+        step += "; if that process is dead (its host crashed or no longer exists), add --take-over"
     return RunLocked(
-        f"Another process writes to this run: {last or 'unknown'}.", where=str(folder.absolute()), next_step=step
+        f"Another process is writing to this run: {last or 'unknown'}.", where=str(folder.absolute()), next_step=step
     )
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return who took the lock last and did not give it back in order, None if nobody or it cannot be read."""
+    """Return the last holder if it did not release the lock in order, None if there is none or it is unreadable."""
     try:
         record = json.loads((folder / LOCK_NAME).read_text())
-        # A host alone is enough to keep another one out.
+        # The host alone is enough to keep another one out.
         return Holder(
             host=str(record["host"]),
             pid=int(record.get("pid", 0)),
@@ -125,7 +125,7 @@ def holder(folder: Path) -> Holder | None:
 
 
 def writing(folder: Path) -> Holder | None:
-    """Return who writes to this run now, without touching the lock.
+    """Return the process that is writing to this run, without touching the lock.
 
     A holder on another host counts as writing, dead or not: only `--take-over` ends that.
     """

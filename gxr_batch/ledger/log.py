@@ -1,7 +1,8 @@
-"""log.jsonl: what a run did and when, one JSON object a line, for people and monitors. It decides nothing.
+"""log.jsonl: what a run did and when, one JSON object per line, for people and monitoring. Nothing depends on it.
 
-Every line has `at` (UTC), `start` (which start of the run, as in run.json) and `event`; the README lists the events and
-their fields. Row ids, reasons, counts and settings stand in it, never the text of a cell, a prompt or an answer.
+Every line has `at` (UTC), `start` (the number of the invocation, as in run.json) and `event`; the README lists the
+events and their fields. It holds row ids, reasons, counts and settings, never the text of a cell, a prompt or an
+answer.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from gxr_batch.errors import GxrError
 
 LOG_NAME = "log.jsonl"
 _ENDS = frozenset({"ended", "broke_off", "nothing_to_do"})
-# Failed and held rows that one invocation names one by one; all of them stand in failed.parquet.
+# The most failed and held rows that one invocation lists; failed.parquet has all of them.
 _ROWS_NAMED = 1000
 
 
 class RunLog:
-    """Appends to the log of one run. A line is written whole, at once, without fsync."""
+    """Appends to the log of one run. Each line is written in one call, without fsync."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOG_NAME
         self.start = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}"
-        self._open = False  # between `started` and an event that ends a start
+        self._open = False  # between `started` and an event that ends the invocation
         self._file: TextIO | None = None
         self._rows_named = 0
 
@@ -44,16 +45,16 @@ class RunLog:
         self._open = event == "started" or (self._open and event not in _ENDS)
 
     def failed(self, error: BaseException) -> None:
-        """Say that an error or a signal ended a start that was logged and has no end yet. Never raises."""
+        """Log that an error or a signal ended the invocation, unless its end is logged. Never raises."""
         if not self._open:
             return
-        told = {"message": error.what, "where": error.where} if isinstance(error, GxrError) else {}
+        fields = {"message": error.what, "where": error.where} if isinstance(error, GxrError) else {}
         with suppress(Exception):
-            self.event("broke_off", error=type(error).__name__, **told)
+            self.event("broke_off", error=type(error).__name__, **fields)
 
     def _append(self) -> TextIO:
         file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
-        if file.tell() and not self._ends_a_line():  # the power went in the middle of one
+        if file.tell() and not self._ends_a_line():  # a power failure cut a line
             file.write("\n")
         return file
 
@@ -63,11 +64,11 @@ class RunLog:
             return file.read(1) == b"\n"
 
     def row_failed(self, row_id: str, sample: int, attempt: int, error: str) -> None:
-        """Name a failed row, up to a number of them. Raises StorageError."""
+        """Log a failed row, up to a limit. Raises StorageError."""
         self._row("row_failed", row_id, sample, attempt, error)
 
     def row_held(self, row_id: str, sample: int, attempt: int, error: str) -> None:
-        """Name a held row, up to the same number. Raises StorageError."""
+        """Log a held row, up to the same limit. Raises StorageError."""
         self._row("row_held", row_id, sample, attempt, error)
 
     def _row(self, event: str, row_id: str, sample: int, attempt: int, error: str) -> None:

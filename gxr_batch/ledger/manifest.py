@@ -1,4 +1,4 @@
-"""run.json: what was asked, with which model, on which machine, and one entry for each invocation.
+"""run.json: what was requested, with which model, on which machine, and one entry for each invocation.
 
 It explains a run; it never decides which rows are done. It holds settings, counts and row ids, never text of cells.
 """
@@ -26,7 +26,7 @@ MANIFEST_NAME = "run.json"
 _RETIRED: frozenset[str] = frozenset()
 _AI = "gxr_ai_generated"
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# What other parts of gxr-batch read of an invocation's entry.
+# Fields of an invocation's entry that other packages read.
 _KINDS: dict[str, Any] = {
     "started_at": str,
     "generating_since": str,
@@ -43,10 +43,10 @@ _KINDS: dict[str, Any] = {
 
 @dataclass(kw_only=True)
 class Manifest:
-    """The content of run.json, in the keys of this version whatever version wrote it.
+    """The content of run.json, in this version's keys whichever version wrote it.
 
-    `resolved` maps dotted job keys to what an automatic value became; `fingerprint` maps what decides the texts to its
-    value; `model` describes the weights and device of the newest invocation that loaded them.
+    `resolved` maps dotted job keys to the settled automatic values; `fingerprint` maps everything that decides the
+    texts to its value; `model` describes the weights and device of the newest invocation that loaded them.
     """
 
     name: str
@@ -65,13 +65,13 @@ class Manifest:
         write_whole(folder / MANIFEST_NAME, lambda path: _write_text(path, text))
 
     def released(self) -> frozenset[tuple[str, str]]:
-        """Return row id and content hash of the rows that a person released: identifier screening only flags these."""
+        """Return row id and content hash of the rows released by a person; identifier screening only flags them."""
         entries = (entry.get("released", {}).get("rows", {}) for entry in self.invocations)
         return frozenset(row for rows in entries for row in rows.items())
 
 
 def known_manifest(folder: Path) -> Manifest | None:
-    """Return what run.json says, or where it is lost what the newest sound part says; None if there is neither.
+    """Return run.json, or if it is lost the copy in the newest sound part; None if there is neither.
 
     Raises RunError if run.json is damaged, LaterVersion.
     """
@@ -89,7 +89,7 @@ def _remembered(folder: Path) -> Manifest | None:
 
 
 def name_and_outcome(folder: Path) -> tuple[object, object]:
-    """Return a run's name and how its newest invocation ended, whatever version wrote it; None for what it lacks."""
+    """Return a run's name and the outcome of its newest invocation, whichever version wrote it; None if missing."""
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         data = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
         return data["name"], data["invocations"][-1].get("outcome")
@@ -97,9 +97,9 @@ def name_and_outcome(folder: Path) -> tuple[object, object]:
 
 
 def refuse_later_run(folder: Path) -> None:
-    """Raise LaterVersion if a later version wrote the manifest, a part or a file of reviews. Touches nothing.
+    """Raise LaterVersion if a later version wrote the manifest, a part or a review file. Touches nothing.
 
-    Whether they are sound is not asked here.
+    Does not check whether they are sound.
     """
     try:
         load_manifest(folder)
@@ -111,13 +111,13 @@ def refuse_later_run(folder: Path) -> None:
 
 
 def refuse_later_files(folder: Path) -> None:
-    """Raise LaterVersion if a later version wrote a part or a file of reviews; run.json is not read."""
+    """Raise LaterVersion if a later version wrote a part or a review file; run.json is not read."""
     refuse_later_parts(folder)
     refuse_later_reviews(folder)
 
 
 def _validate(manifest: Manifest) -> None:
-    """Raise ValueError, KeyError, TypeError or AttributeError if an entry is not of the kind that others read."""
+    """Raise ValueError, KeyError, TypeError or AttributeError if an entry has the wrong type."""
     samples = manifest.job["sampling"]["samples_per_row"]
     marks = manifest.model.get("provenance", {})
     entries = [(name, value) for entry in manifest.invocations for name, value in entry.items()]
@@ -136,7 +136,7 @@ def _validate(manifest: Manifest) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
-    # A file name that is not UTF-8 holds lone surrogates; JSON's own escapes keep them.
+    # A file name that is not UTF-8 has lone surrogates, which JSON's escapes preserve.
     path.write_text(_SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text), encoding="utf-8")
 
 
@@ -146,7 +146,7 @@ def load_manifest(folder: Path) -> Manifest | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         refuse_later_format(path, data["format"])
-        data["job"]["sampling"]["samples_per_row"]  # every version recorded it: without, this is no manifest
+        data["job"]["sampling"]["samples_per_row"]  # every version recorded it, so every manifest has it
         job, unknown = recorded_job(data["job"])
         unknown += sorted(data.keys() - Manifest.__dataclass_fields__.keys() - _RETIRED)
         for entry in data.get("invocations", []):

@@ -1,8 +1,8 @@
-"""Parts: finished rows as immutable Parquet files, numbered from 1. Progress is what they hold, and nothing else.
+"""Parts: finished rows as immutable Parquet files, numbered from 1. They alone are the progress of a run.
 
-A part of an earlier version may lack columns: they read as null. A part can be damaged: a disk that said "written" too
-early loses the bytes of a file whose name it kept. Pages carry checksums, so that reading a part whole finds that; the
-writer of the run then sets such a part aside.
+A part of an earlier version may lack columns: they read as null. A part can be damaged: a disk that confirms a write
+too early can keep a file's name and lose its bytes. Pages carry checksums, so reading a whole part detects that; the
+writer of the run then sets the part aside.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ KEY_COLUMNS = (
 
 
 class DamagedPart(StorageError):
-    """A part's bytes are not what was written; its rows are to be generated again."""
+    """A part's bytes are not what was written; its rows must be generated again."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
             "A part of this run is damaged.",
             where=str(path.absolute()),
-            next_step="run the job again: it sets the part aside and generates its rows anew",
+            next_step="run the job again: it sets the part aside and generates its rows again",
         )
 
 
 def part_path(folder: Path, number: int) -> Path:
-    """Return where the part with this number stands."""
+    """Return the path of the part with this number."""
     return folder / PARTS_NAME / f"part-{number:08d}.parquet"
 
 
 def part_numbers(folder: Path) -> list[int]:
-    """Return the numbers of the parts in a run folder, in order; files of any other name are not parts."""
+    """Return the numbers of the parts in a run folder, in order; files with other names are not parts."""
     return _numbers(folder, _NAME)
 
 
 def next_part_number(folder: Path) -> int:
-    """Return the first number that no part ever had, those that were set aside included."""
+    """Return the first number never used by a part, including parts that were set aside."""
     return max(_numbers(folder, _NAME) + _numbers(folder, _DAMAGED_NAME), default=0) + 1
 
 
@@ -76,7 +76,7 @@ def _numbers(folder: Path, name: re.Pattern[str]) -> list[int]:
 
 
 def write_part(folder: Path, number: int, results: Sequence[Result], metadata: Mapping[str, str]) -> None:
-    """Write one part, all at once and durable. Raises StorageError."""
+    """Write one part, atomically and durably. Raises StorageError."""
     schema = part_schema().with_metadata({**metadata, FORMAT_MARK: str(FORMAT)})
     columns = zip(*results, strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
@@ -89,7 +89,7 @@ def write_part(folder: Path, number: int, results: Sequence[Result], metadata: M
 
 
 def read_part(folder: Path, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one part, whole or some columns. Raises DamagedPart, StorageError if the disk does not let it be read."""
+    """Read all or some columns of a part. Raises DamagedPart, StorageError if the disk fails."""
     wanted = list(columns or part_schema().names)
     with _opened(folder, number) as file:
         return _checked(file.read(columns=columns_in(file.schema_arrow, wanted)), wanted)
@@ -111,14 +111,14 @@ def read_group(folder: Path, number: int, group: int) -> pa.Table:
 
 
 def refuse_later_parts(folder: Path) -> None:
-    """Raise LaterVersion if a later version wrote a part. Whether parts are sound is not asked here."""
+    """Raise LaterVersion if a later version wrote a part. Does not check whether parts are sound."""
     for number in part_numbers(folder):
-        with suppress(StorageError):  # damaged, or gone: `State.scan` deals with both
+        with suppress(StorageError):  # damaged or missing: `State.scan` handles both
             footer_of(folder, number)
 
 
 def footer_of(folder: Path, number: int) -> pq.FileMetaData:
-    """Return what a part's footer says. Raises as `read_part` does."""
+    """Return a part's footer. Raises as `read_part` does."""
     with _opened(folder, number) as file:
         return file.metadata
 
@@ -131,7 +131,7 @@ def _opened(folder: Path, number: int) -> Iterator[pq.ParquetFile]:
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 refuse_later_mark(path, file.schema_arrow)
-                if not set(KEY_COLUMNS) <= set(file.schema_arrow.names):  # no part of any version
+                if not set(KEY_COLUMNS) <= set(file.schema_arrow.names):  # not a part of any version
                     raise ValueError
                 refuse_later_file(path, file.schema_arrow, part_schema().names)
                 yield file
@@ -146,7 +146,7 @@ def _checked(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
 
 
 def _validate(table: pa.Table, schema: pa.Schema) -> None:
-    """Raise ValueError for columns that no part has: of other types, not UTF-8, without a key or a known status."""
+    """Raise ValueError for invalid columns: wrong types, text that is not UTF-8, missing keys or unknown statuses."""
     table.validate(full=True)
     if any(field.type != schema.field(field.name).type for field in table.schema):
         raise ValueError
@@ -159,7 +159,7 @@ def _validate(table: pa.Table, schema: pa.Schema) -> None:
 
 
 def file_metadata(path: Path) -> dict[str, str]:
-    """Return a Parquet file's key-value metadata as text, {} where it cannot be read."""
+    """Return a Parquet file's key-value metadata as text, {} if it cannot be read."""
     try:
         pairs = pq.read_schema(path).metadata or {}
         return {key.decode(): value.decode() for key, value in pairs.items() if key.startswith(b"gxr_")}

@@ -1,8 +1,8 @@
-"""What people said of generated texts: files of their own beside the parts, laid over the rows when these are read.
+"""Reviews of generated texts: separate files next to the parts, applied to the rows when these are read.
 
-A review never touches a generated text. It belongs to the very text that was judged: once a row was generated anew, its
-old review is stale, says nothing of the new text, and is only marked. Every import is one immutable file; of what one
-reviewer says of one text the newest counts, and where two reviewers differ nobody decides for them.
+A review never changes a generated text. It belongs to the exact text that was judged: if the row is generated again,
+the review becomes stale; it is marked as such and does not apply to the new text. Every import is one immutable file.
+The newest review of each reviewer of a text counts; if two reviewers disagree, the row is flagged.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ _LOCK_NAME, _LOCK_SECONDS = "import.lock", 30
 
 
 def judged_sha256(text: str, prompt_sha256: str | None) -> str:
-    """Return the sha256 (hex) of what a reviewer judges: a generated text, and the prompt that it answers."""
+    """Return the sha256 (hex) of what a reviewer judges: a generated text and its prompt."""
     return hashlib.sha256(f"{prompt_sha256 or ''}\n{text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class Reviews:
-    """The reviews of one run: of each key what each reviewer said last, in the order in which it came in."""
+    """The reviews of one run: the newest of each reviewer for each key, in order of import."""
 
     def __init__(self, reviews: Sequence[Review] = ()) -> None:
         self.all = list(reviews)
         self._of: dict[Key, dict[str, Review]] = {}
         self._history: dict[Key, list[Review]] = {}
-        # By the day on which it was judged: an old sheet that is imported late says nothing new.
+        # By date of judgement: an old sheet that is imported late is not newer.
         for review in sorted(reviews, key=lambda review: review.reviewed_at):
             self._history.setdefault(review.key, []).append(review)
             by_reviewer = self._of.setdefault(review.key, {})
             name = same_person(review.reviewer)
-            by_reviewer.pop(name, None)  # so that the newest stands last
+            by_reviewer.pop(name, None)  # so that the newest is last
             by_reviewer[name] = review
 
     @classmethod
@@ -66,11 +66,11 @@ class Reviews:
         return cls([review for path in review_files(folder) for review in _read(path)])
 
     def __len__(self) -> int:
-        """Count the keys that somebody judged, be it an earlier text of theirs."""
+        """Count the reviewed keys, including keys whose reviewed text was replaced."""
         return sum(any(one.status != UNREVIEWED for one in said.values()) for said in self._of.values())
 
     def valid(self, key: Key, text: str | None, prompt_sha256: str | None) -> list[Review]:
-        """Return what each reviewer says of this text of a key, the newest last."""
+        """Return each reviewer's review of this text of a key, newest last."""
         said = self._of.get(key)
         if not said or text is None:
             return []
@@ -78,15 +78,15 @@ class Reviews:
         return [review for review in said.values() if review.judged_sha256 == digest]
 
     def history(self, key: Key) -> Sequence[Review]:
-        """Return everything that was ever said of a key, the oldest first."""
+        """Return every review of a key, oldest first."""
         return self._history.get(key, ())
 
-    def lay_over(self, table: pa.Table) -> pa.Table:
-        """Return a table of result rows with the review columns added and status, flags and disclaimer as reviewed."""
+    def apply_to(self, table: pa.Table) -> pa.Table:
+        """Return a table of result rows with review columns added and status, flags and disclaimer updated."""
         extra = review_schema()
         if not self._of:
             nulls = [pa.nulls(table.num_rows, field.type) for field in extra]
-            return pa.Table.from_arrays([*table.columns, *nulls], schema=laid_over(table.schema))
+            return pa.Table.from_arrays([*table.columns, *nulls], schema=with_review_columns(table.schema))
         columns: dict[str, list[Any]] = {field.name: [None] * table.num_rows for field in extra}
         columns |= {name: table[name].to_pylist() for name in ("gxr_review_status", "gxr_flags", "gxr_disclaimer")}
         names = ("gxr_row_id", "gxr_sample", "gxr_text", "gxr_prompt_sha256")
@@ -96,7 +96,7 @@ class Reviews:
                 valid = self.valid(Key(row_id, sample), text, prompt_sha256)
                 for name, value in _cells(valid, columns["gxr_flags"][at]).items():
                     columns[name][at] = value
-        schema = laid_over(table.schema)
+        schema = with_review_columns(table.schema)
         arrays = [
             pa.array(columns[field.name], field.type) if field.name in columns else table[field.name]
             for field in schema
@@ -105,11 +105,11 @@ class Reviews:
 
 
 def _cells(valid: Sequence[Review], flags: Sequence[str] | None) -> Mapping[str, Any]:
-    """Return the cells of a row that was reviewed at some time; `valid` are the reviews of its present text."""
+    """Return the review cells of a row that has reviews; `valid` are those of its current text."""
     if not valid:
         return {"gxr_flags": [*(flags or ()), STALE_REVIEW]}
     judged = [review for review in valid if review.status != UNREVIEWED]
-    newest = (judged or valid)[-1]  # a remark without a verdict takes no verdict away
+    newest = (judged or valid)[-1]  # a comment without a verdict keeps the earlier verdict
     cells: dict[str, Any] = dict(_columns(newest))
     if judged:
         date = newest.reviewed_at.isoformat()
@@ -120,7 +120,7 @@ def _cells(valid: Sequence[Review], flags: Sequence[str] | None) -> Mapping[str,
 
 
 def same_person(name: str) -> str:
-    """Return a reviewer's name as it is compared: "Dr. Ray" and "dr.  ray" are one person."""
+    """Return a reviewer's name normalized for comparison: "Dr. Ray" and "dr.  ray" are one person."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().split())
 
 
@@ -130,14 +130,14 @@ def disagree(reviews: Sequence[Review]) -> bool:
     return len({(review.status, review.text) for review in judged}) > 1
 
 
-def laid_over(schema: pa.Schema) -> pa.Schema:
+def with_review_columns(schema: pa.Schema) -> pa.Schema:
     """Return the schema of result rows with the review columns added."""
     return pa.schema([*schema, *review_schema()], metadata=schema.metadata)
 
 
 @contextmanager
 def one_import(folder: Path) -> Iterator[None]:
-    """Keep other imports into this run out for the block; a run that goes on is not disturbed. Raises RunLocked."""
+    """Lock out other imports into this run for the block; a running job is not affected. Raises RunLocked."""
     home = folder / REVIEWS_NAME
     with storage_errors(home):
         make_folder(home)
@@ -148,7 +148,7 @@ def one_import(folder: Path) -> Iterator[None]:
                 lock.acquire()
         except Timeout:
             raise RunLocked(
-                "Another import into this run goes on.", where=str(home.absolute()), next_step="try again"
+                "Another import into this run is in progress.", where=str(home.absolute()), next_step="try again"
             ) from None
     try:
         yield
@@ -201,18 +201,18 @@ def review_files(folder: Path) -> list[Path]:
 
 
 def refuse_later_reviews(folder: Path) -> None:
-    """Raise LaterVersion if a later version wrote a file of reviews."""
+    """Raise LaterVersion if a later version wrote a review file."""
     for path in review_files(folder):
         try:
             stored = pq.read_schema(path)
-        except (OSError, pa.ArrowException, ValueError):  # damage is for `Reviews.load` to tell
+        except (OSError, pa.ArrowException, ValueError):  # `Reviews.load` reports damage
             continue
         refuse_later_file(path, stored, _file_schema().names)
 
 
 def _read(path: Path) -> list[Review]:
     damaged = RunError(
-        "A file of reviews is damaged.",
+        "A review file is damaged.",
         where=str(path.absolute()),
         next_step=f"rename it to {path.name}.damaged and import its sheets again",
     )

@@ -1,8 +1,8 @@
-"""The format of a run folder, and how a version meets the folders of earlier and later ones.
+"""The format of a run folder, and how a version handles the folders of earlier and later ones.
 
-FORMAT grows by one with every change of a column, a key or a file of a run; run.json and every part carry it. An
-earlier folder is read as it is: a column that it lacks reads as null. A later one is refused as a whole, in one message
-and before anything in it is touched: a version that does not know a column cannot tell what its rows mean.
+FORMAT grows by one with every change to a column, a key or a file of a run; run.json and every part carry it. An
+earlier folder is read as it is: a missing column reads as null. A later one is refused as a whole, in one message and
+before anything in it is touched: a version that does not know a column cannot know what its rows mean.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import pyarrow as pa
 
 from gxr_batch.errors import LaterVersion
 
-# 1: up to commit 2d832e8, where only run.json carries it. 2: parts carry it too.
+# 1: up to commit 2d832e8, only run.json carries it. 2: parts carry it too.
 FORMAT = 2
 FORMAT_MARK = "gxr_format"
-# Columns that earlier versions wrote and this one does not read any more. None so far.
+# Columns that earlier versions wrote and this one no longer reads. None so far.
 RETIRED_COLUMNS: frozenset[str] = frozenset()
 
 
 def later_version(path: Path, unknown: str) -> LaterVersion:
     """Return the error for a file of a run that a later version wrote; `unknown` names what this one does not know."""
     return LaterVersion(
-        f"This run was made by a later version of gxr-batch: {unknown} is not known to this one.",
+        f"This run was made by a later version of gxr-batch: {unknown} is unknown to this one.",
         where=str(path.absolute()),
-        next_step="update gxr-batch; the run was left as it is",
+        next_step="update gxr-batch; the run was not changed",
     )
 
 
 def refuse_later_format(path: Path, number: object) -> None:
-    """Raise LaterVersion if a file has a format that this version does not know, be it no number at all."""
+    """Raise LaterVersion if a file has a format that this version does not know, or one that is not a number."""
     if type(number) is not int or not 1 <= number <= FORMAT:
         raise later_version(path, f"format {ascii(number)[:20]}")
 
 
 def refuse_later_mark(path: Path, stored: pa.Schema) -> None:
-    """Raise LaterVersion if the mark in a Parquet file says so; one without a mark is of the first format."""
+    """Raise LaterVersion if a Parquet file's mark has a later format; no mark means the first format."""
     mark = (stored.metadata or {}).get(FORMAT_MARK.encode(), b"1")
     refuse_later_format(path, int(mark) if mark.isdigit() and len(mark) < 10 else mark)
 
@@ -51,12 +51,12 @@ def refuse_later_file(path: Path, stored: pa.Schema, known: Collection[str]) -> 
 
 
 def columns_in(stored: pa.Schema, wanted: Sequence[str]) -> list[str]:
-    """Return those of the wanted columns that a file has."""
+    """Return the wanted columns that a file has."""
     return [name for name in wanted if name in stored.names]
 
 
 def with_missing_columns(table: pa.Table, wanted: Sequence[str], schema: pa.Schema) -> pa.Table:
-    """Return the wanted columns in their order, null where the table lacks one. Raises LookupError for one twice."""
+    """Return the wanted columns in order, null if the table lacks one. Raises LookupError for a repeated column."""
     present = set(table.column_names)
     columns = [table[name] if name in present else pa.nulls(len(table), schema.field(name).type) for name in wanted]
     fields = [table.schema.field(name) if name in present else schema.field(name) for name in wanted]

@@ -1,7 +1,7 @@
-"""A run folder opened to write: takes in the table, adds results, seals parts, writes the joined results.
+"""A run folder opened for writing: reads the table, adds results, seals parts, writes the merged results.
 
-Opened through `open_run`, which makes the folder, holds its lock, and leaves hint and log in order however the run
-ends. Whatever happens in between, what was sealed stays.
+Opened through `open_run`, which makes the folder, holds its lock, and closes hint and log however the run ends.
+Whatever happens in between, sealed rows are kept.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from gxr_batch.errors import EngineFailed, GxrError, RunError
 from gxr_batch.ledger.compaction import (
     FULL_BYTES,
     FULL_ROWS,
-    Standing,
-    all_standing,
+    PartInfo,
+    compact,
     drop_sources,
     due,
-    standing,
-    unite,
+    part_info,
+    part_infos,
 )
 from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.ledger.input_copy import Index, has_footer, is_sound, key_batches, rows_of
@@ -70,7 +70,7 @@ class Drift(NamedTuple):
 
 
 class RunWriter:
-    """The one writer of a run folder. `set_aside` are the names under which it keeps the damaged files it met."""
+    """The one writer of a run folder. `set_aside` are the new names of damaged files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,9 +80,9 @@ class RunWriter:
         self._characters = 0
         self._sealed_at = time.monotonic()
         self.set_aside: list[str] = []
-        self.took_over = ""  # the holder on another host whose run this is
+        self.took_over = ""  # the holder on another host that was taken over
         self._next_part = next_part_number(folder)
-        self._parts: list[Standing] = []
+        self._parts: list[PartInfo] = []
         self.manifest: Manifest | None = known_manifest(folder)
         self.in_flight = InFlight(folder)
         self.log = RunLog(folder)
@@ -91,7 +91,7 @@ class RunWriter:
 
     @property
     def incoming_input(self) -> Path:
-        """Where the table is to be written before `adopt_input` takes it in."""
+        """The path to write the table to, for `adopt_input`."""
         return self.folder / (INPUT_NAME + TEMPORARY_SUFFIX)
 
     @property
@@ -101,9 +101,9 @@ class RunWriter:
         return path if path.exists() else None
 
     def adopt_input(self, samples: int) -> Drift | None:
-        """Make the incoming table the run's table and look up what the parts say of it.
+        """Make the incoming table the run's table and look up its rows in the parts.
 
-        Returns how it differs from the previous one, None in a run's first invocation. Raises StorageError, RunError.
+        Returns the difference from the previous one, None in a run's first invocation. Raises StorageError, RunError.
         """
         previous = self.previous_input
         drift = _drift(previous, self.incoming_input) if previous else None
@@ -113,13 +113,13 @@ class RunWriter:
         return drift
 
     def rescan(self, samples: int) -> None:
-        """Look up again what the parts say of every key of the table, and set damaged parts aside."""
+        """Look up every key of the table in the parts again, and set damaged parts aside."""
         self.state = State.scan(self.folder, self.folder / INPUT_NAME, samples, whole=True)
         self.set_aside += [put_aside(part_path(self.folder, number)) for number in self.state.damaged]
-        self._parts = drop_sources(self.folder, all_standing(self.folder))
+        self._parts = drop_sources(self.folder, part_infos(self.folder))
 
     def damage(self) -> list[str]:
-        """Return what to tell the user of the damaged files that were set aside."""
+        """Return messages about the damaged files that were set aside."""
         parts = [name for name in self.set_aside if name.startswith("part-")]
         what, whose = ("part was", "its") if len(parts) == 1 else ("parts were", "their")
         about_parts = f"{len(parts):,} damaged {what} set aside: {', '.join(parts)}; {whose} rows are generated again."
@@ -127,42 +127,42 @@ class RunWriter:
         return ([about_parts] if parts else []) + others
 
     def add(self, position: int, result: Result) -> None:
-        """Book one result for the row at `position`; it is safe only once `seal` has run. Raises StorageError."""
+        """Record one result for the row at `position`; it is durable only after `seal`. Raises StorageError."""
         self.state.record(position, result, self._next_part, len(self._open))
         self._open.append(result)
         self._characters += len(result.text or "")
-        if len(self._open) >= FULL_ROWS or self._characters >= FULL_BYTES:  # before its time, so that memory stays flat
+        if len(self._open) >= FULL_ROWS or self._characters >= FULL_BYTES:  # early, to bound memory
             self.seal()
 
     def seal_if_due(self, seconds: float) -> None:
-        """Seal the open part where the last one was sealed at least `seconds` ago. Raises StorageError."""
+        """Seal the open part if the last one was sealed at least `seconds` ago. Raises StorageError."""
         if time.monotonic() - self._sealed_at >= seconds:
             self.seal()
 
     def seal(self) -> None:
-        """Write the results added since the last part as a part of their own. Raises StorageError."""
+        """Write the results added since the last part as a new part. Raises StorageError."""
         if self._open:
             number, results = self._next_part, self._open
             write_part(self.folder, number, results, self.part_metadata)
-            # At once: whatever fails from here on, these rows are safe and no other file takes this number.
+            # First: whatever fails from here on, these rows are safe and the number is not reused.
             self._next_part, self._open, self._characters = number + 1, [], 0
             self._log_part(number, results)
-            self._parts.append(standing(self.folder, number))
-            self._unite()
+            self._parts.append(part_info(self.folder, number))
+            self._compact()
         self._sealed_at = time.monotonic()
 
-    def _unite(self) -> None:
-        """Put the newest parts together while there are enough of them. One that is damaged leaves all as it is."""
+    def _compact(self) -> None:
+        """Compact the newest parts while there are enough of them. A damaged part leaves all unchanged."""
         while sources := due(self._parts):
-            # Should this fail, no part is put together before the next start, and none is called what the union is.
+            # If this fails, no part is compacted before the next invocation, and the number is not reused.
             others, self._parts = self._parts[: -len(sources)], []
             number, self._next_part = self._next_part, self._next_part + 1
             try:
-                union = unite(self.folder, sources, number)
-            except DamagedPart:  # its rows are generated again at the next start, which sets it aside
+                compacted = compact(self.folder, sources, number)
+            except DamagedPart:  # the next invocation sets it aside and generates its rows again
                 return
-            self._parts = [*others, union]
-            self.log.event("parts_united", part=union.number, rows=union.rows, parts=len(sources))
+            self._parts = [*others, compacted]
+            self.log.event("parts_united", part=compacted.number, rows=compacted.rows, parts=len(sources))
 
     def _log_part(self, number: int, sealed: Sequence[Result]) -> None:
         failed = [result for result in sealed if result.status == "failed"]
@@ -173,7 +173,7 @@ class RunWriter:
                 name(result.row_id, result.sample, result.attempt, result.error or "")
 
     def drop_unsealed(self) -> None:
-        """Forget the results that could not be sealed, so that the state is what a later start will find."""
+        """Forget the results that could not be sealed, so that the state is what the next invocation will find."""
         if self._open:
             self._open, self._characters = [], 0
             self.rescan(self.state.samples)
@@ -183,7 +183,7 @@ class RunWriter:
         return self.state.counts()
 
     def write_results(self, provenance: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
-        """Replace results.parquet and failed.parquet by the state as it is now; return the sha256 of the results.
+        """Replace results.parquet and failed.parquet with the current state; return the sha256 of the results.
 
         Raises StorageError.
         """
@@ -197,14 +197,14 @@ class RunWriter:
         at = self.positions_of(row_ids)
         if unknown := [row_id for row_id in row_ids if row_id not in at]:
             raise RunError(
-                f"The table has no row {', '.join(unknown)}.", where="--row", next_step="row ids stand in gxr_row_id"
+                f"The table has no row {', '.join(unknown)}.", where="--row", next_step="see the column gxr_row_id"
             )
         named: Bools = np.zeros(self.state.rows, np.bool_)
         named[list(at.values())] = True
         return named
 
     def keys_at(self, rows: Bools) -> dict[str, str]:
-        """Return row id and content hash of the rows in a mask."""
+        """Return the row ids and content hashes of the rows in a mask."""
         found: dict[str, str] = {}
         start = 0
         for batch in key_batches(self.folder / INPUT_NAME):
@@ -214,7 +214,7 @@ class RunWriter:
         return found
 
     def positions_of(self, row_ids: Sequence[str]) -> dict[str, int]:
-        """Return where these rows stand in the table; ids that are not there are left out."""
+        """Return the positions of these rows in the table; unknown ids are left out."""
         found: dict[str, int] = {}
         wanted, start = pa.array(row_ids, pa.string()), 0
         for batch in key_batches(self.folder / INPUT_NAME):
@@ -225,13 +225,13 @@ class RunWriter:
         return found
 
     def write_failed(self) -> None:
-        """Replace failed.parquet alone, for a run that ends before all its rows are done. Raises StorageError."""
+        """Replace only failed.parquet, for a run that ends before all its rows are done. Raises StorageError."""
         write_failed(self.folder, self.state)
 
     def results_metadata(self, sha256: str | None) -> dict[str, str]:
-        """Return the metadata of results.parquet where it has this sha256 and every part is sound, else {}."""
+        """Return the metadata of results.parquet if it has this sha256 and every part is sound, else {}."""
         path = self.folder / RESULTS_NAME
-        if self.previous_input is None:  # none, or one that was set aside when the run was opened
+        if self.previous_input is None:  # missing, or set aside when the run was opened
             return {}
         with suppress(OSError):
             if sha256 == sha256_of(path) and all(
@@ -252,16 +252,16 @@ def _drift(previous: Path, current: Path) -> Drift:
 
 
 def encode_metadata(values: Mapping[str, Any]) -> dict[str, str]:
-    """Turn values into Parquet metadata: text stays, everything else becomes JSON."""
+    """Encode values as Parquet metadata: text as it is, everything else as JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
 @contextmanager
 def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> Iterator[RunWriter]:
-    """Open a run folder to write, made where it is missing, and hold its lock.
+    """Open a run folder for writing, create it if missing, and hold its lock.
 
-    `fresh` moves an earlier run aside under the name NAME.before-<timestamp>; `take_over` says that its holder on
-    another host is dead. Raises RunLocked, StorageError, RunError.
+    `fresh` renames an earlier run to NAME.before-<timestamp>; `take_over` declares the lock's holder on
+    another host dead. Raises RunLocked, StorageError, RunError.
     """
     with storage_errors(folder):
         _refuse_other_folders(folder)
@@ -270,12 +270,12 @@ def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> I
             target = aside(folder)
             folder.rename(target)
             sync_folder(folder.parent)
-            (target / LOCK_NAME).write_text("")  # nobody writes there any more
+            (target / LOCK_NAME).write_text("")  # no process writes there any more
     refuse_later_run(folder)  # before anything is written here, the lock included
-    with storage_errors(folder, gone="The run folder cannot be made there."):
+    with storage_errors(folder, gone="The run folder cannot be created there."):
         make_folder(folder / PARTS_NAME)
     with locked(folder, take_over=take_over) as before:
-        refuse_later_run(folder)  # again: it may have come in between
+        refuse_later_run(folder)  # again: it may have appeared in between
         writer = RunWriter(folder)
         writer.took_over = str(before) if before else ""
         in_order = False
@@ -283,7 +283,7 @@ def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> I
             yield writer
             in_order = True
         except Exception as error:
-            # An engine that broke, or a bug, may be one row's doing; a full disk or a missing model is not.
+            # A row may cause an engine failure or a bug, but not a full disk or a missing model.
             in_order = isinstance(error, GxrError) and not isinstance(error, EngineFailed)
             writer.log.failed(error)
             raise
@@ -305,14 +305,14 @@ def _refuse_other_folders(folder: Path) -> None:
             where=str(folder.absolute()),
             next_step="choose another --output",
         )
-    # Names such as "parts" stand in many folders; what only a run has decides. A run that was killed at its very start
-    # leaves an empty folder of parts behind.
+        # Names such as "parts" occur in many folders; files that only a run has decide. A run that was killed right at
+        # the beginning leaves an empty parts folder behind.
     names = {path.name for path in folder.iterdir()}
     ours = names & {MANIFEST_NAME, LOCK_NAME} or part_numbers(folder)
     started = names == {PARTS_NAME} and not any((folder / PARTS_NAME).iterdir())
     if names and not ours and not started:
         raise RunError(
-            "The output folder holds other things than a run of gxr-batch.",
+            "The output folder is not empty and is not a run of gxr-batch.",
             where=str(folder.absolute()),
             next_step="choose an empty or a new folder with --output",
         )

@@ -1,9 +1,9 @@
-"""What the parts say of every key of the table: its newest status, its attempt, and where its result stands.
+"""The state of every key of the table according to the parts: its newest status, attempt, and result location.
 
-Arrays by row position and sample, 12 bytes a key, so that ten million rows fit. Looked up by row id and content, never
-by position: `State.scan` is the only place that relates parts to a table. The newest attempt of a key counts; a failed
-one never replaces an ok one. What counts as another content is decided in rows/ids (the cells that the template uses),
-and whether a finished run looks again at all in `source_key` of run/prepare.
+Arrays by row position and sample, 12 bytes per key, so that ten million rows fit. Keys are looked up by row id and
+content, never by position; only `State.scan` maps parts to a table. The newest attempt of a key counts; a failed one
+never replaces an ok one. rows/ids decides what counts as changed content (the cells that the template uses), and
+`source_key` in run/prepare whether a finished run looks again at all.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Bools = npt.NDArray[np.bool_]  # (rows, samples) or (rows,)
 
 
 class Counts(NamedTuple):
-    """How many keys are in which state. `left` are still to do."""
+    """The number of keys in each state. `left` are still to do."""
 
     ok: int
     failed: int
@@ -48,14 +48,14 @@ class Counts(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All keys of the table."""
+        """The number of keys in the table."""
         return self.ok + self.failed + self.held + self.left
 
 
 class State:
     """The newest result of every key of a table of `rows` rows with `samples` samples each.
 
-    `damaged` are the numbers of the parts that a scan passed over because they could not be read.
+    `damaged` are the numbers of the parts that a scan skipped because they could not be read.
     """
 
     def __init__(self, rows: int, samples: int) -> None:
@@ -70,10 +70,10 @@ class State:
 
     @classmethod
     def scan(cls, folder: Path, input_path: Path, samples: int, *, whole: bool = False) -> State:
-        """Read the keys of all parts and relate them to the table in `input_path`.
+        """Read the keys of all parts and match them to the table in `input_path`.
 
-        A damaged part counts as if it were not there. `whole` reads the other columns too, and so finds damage in them.
-        Raises StorageError if the disk does not let a part be read.
+        Damaged parts are ignored. `whole` reads the other columns too, and so detects damage in them. Raises
+        StorageError if the disk fails.
         """
         numbers = part_numbers(folder)
         if not numbers:
@@ -81,14 +81,14 @@ class State:
         index = Index(input_path)
         state, seen = cls(index.rows, samples), set(numbers)
         while numbers:
-            vanished = [number for number in numbers if not state._take_in(folder, number, index, whole)]
-            # What a writer puts into a union while this reads stands in it, under a number of its own: look again.
+            vanished = [number for number in numbers if not state._read_part(folder, number, index, whole)]
+            # A writer may compact parts during this scan, under a new number: look again.
             numbers = [number for number in part_numbers(folder) if number not in seen] if vanished else []
             seen.update(numbers)
         return state
 
-    def _take_in(self, folder: Path, number: int, index: Index, whole: bool) -> bool:
-        """Book the rows of a part that are the table's, none if it is damaged; return False if it is gone."""
+    def _read_part(self, folder: Path, number: int, index: Index, whole: bool) -> bool:
+        """Record the rows of a part that belong to the table, none if it is damaged; return False if it is missing."""
         known, rows = [np.empty(0, _FOUND)], 0
         try:
             for table in groups_of(folder, number, None if whole else KEY_COLUMNS):
@@ -102,7 +102,7 @@ class State:
                 raise
             return False
         found = np.concatenate(known)
-        # A key can stand in one part twice (a retry): each round takes the first of each key that is left.
+        # A key can be in one part twice (a retry): each round takes the first remaining one of each key.
         while len(found):
             _, first = np.unique(found["row"] * self.samples + found["sample"], return_index=True)
             self._put(found[first])
@@ -110,7 +110,7 @@ class State:
         return True
 
     def _known(self, index: Index, table: pa.Table, part: int, start: int) -> npt.NDArray[np.void]:
-        """Return the rows of a table of keys, from line `start` of a part on, that are the table's."""
+        """Return the keys that belong to the table, from a part's keys beginning at line `start`."""
         table = table.combine_chunks()
         position = index.find(table["gxr_row_id"].combine_chunks())
         known = index.same_content(position, table["gxr_content_hash"])
@@ -133,7 +133,7 @@ class State:
             getattr(self, name)[at] = better[name]
 
     def record(self, position: int, result: Result, part: int, line: int) -> None:
-        """Take in one new result that stands in line `line` (from 0) of part number `part`."""
+        """Record one new result at line `line` (from 0) of part number `part`."""
         at = (position, result.sample - 1)
         if self.status[at] == OK and result.status != "ok":
             return

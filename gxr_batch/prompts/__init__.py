@@ -1,6 +1,6 @@
-"""Prompts: templates are found, compiled and kept in a sandbox; a row's cells become the turns that a model reads.
+"""Prompts: finds templates, compiles them, and runs them in a sandbox; turns a row's cells into a model's turns.
 
-A template is the user's, a cell is anybody's: neither gets out of the sandbox, and no cell is read as a template.
+Templates come from the user, cells from anywhere: neither can leave the sandbox, and no cell is read as a template.
 """
 
 from gxr_batch.prompts.library import Templates

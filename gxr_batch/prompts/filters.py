@@ -1,4 +1,4 @@
-"""What templates can call: small rules that turn cells into parts of a sentence."""
+"""The functions that templates can call: they turn cells into parts of a sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _AGE = re.compile(
     re.IGNORECASE,
 )
 _UNITS = {"y": "year", "m": "month", "w": "week", "d": "day", "h": "hour"}
-_WHOLE = 10**15  # beyond, a float is no whole number but a magnitude
+_WHOLE = 10**15  # a larger float is a magnitude, not a whole number
 _FRACTIONAL = (float, Decimal)
 _SENTENCE = re.compile(r"[A-Z][a-z]|An? ")
 _CODE = re.compile(r"[\d.]+")
@@ -29,7 +29,7 @@ _SEVERAL = re.compile(r"\b(from|versus|vs|between)\b", re.IGNORECASE)
 
 
 def printed(value: Any) -> Any:
-    """Return what stands in the prompt for a value: whole floats without ".0", nothing for a missing one."""
+    """Return a value as the prompt shows it: whole floats without ".0", nothing for a missing one."""
     if value is None:
         return ""
     if isinstance(value, _FRACTIONAL) and math.isfinite(value) and -_WHOLE < value < _WHOLE and value == int(value):
@@ -38,12 +38,12 @@ def printed(value: Any) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """Return a cell as people write it, without blanks around it."""
+    """Return a cell as people write it, without surrounding spaces."""
     return (value if type(value) is str else str(printed(value))).strip()
 
 
 def clause(value: Any, lead: str = "") -> str:
-    """Return text without the mark that ends it; where it begins as a sentence of its own, `lead` stands before it."""
+    """Return text without its final punctuation mark, after `lead` if it starts like a separate sentence."""
     text = as_text(value).rstrip(" \t\r\n.,;:")
     return lead + text if lead and _SENTENCE.match(text) else text
 
@@ -54,14 +54,14 @@ def stop(value: Any) -> str:
 
 
 def of_each(topic: Any) -> str:
-    """Return " of each" for a topic that sets several things against each other, else nothing."""
+    """Return " of each" for a topic that compares several things, else nothing."""
     return " of each" if _SEVERAL.search(as_text(topic)) else ""
 
 
 def patient(age: Any, sex: Any) -> str:
     """Return e.g. "a 65-year-old male", "an 8-month-old girl", "a female patient (age: 90+)", "a patient"."""
     said, person = as_text(age), as_text(sex).lower()
-    unknown = person in _UNKNOWN_SEXES or _CODE.fullmatch(person)  # what a number codes for, nobody here knows
+    unknown = person in _UNKNOWN_SEXES or _CODE.fullmatch(person)  # a number is an unknown code
     noun = "patient" if unknown else _SEXES.get(person, f"{person} patient")
     adjective = _age(said)
     if noun in {"male", "female"} and not adjective:

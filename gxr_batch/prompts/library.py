@@ -1,4 +1,4 @@
-"""The templates that a job can name: built in, its own by name, or one file by path."""
+"""The templates that a job can name: built-in ones, the job's own by name, or one file by path."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SUFFIX = ".md.j2"
 
 
 class Templates:
-    """All templates of one job. Raises TemplateError if one that the job names is missing or not valid."""
+    """All templates of one job. Raises TemplateError if one that the job names is missing or invalid."""
 
     def __init__(self, section: PromptSection) -> None:
         self.column = section.template_column
@@ -24,7 +24,7 @@ class Templates:
         self.default = _read(Path(chosen).name, Path(chosen)) if chosen.endswith(".j2") else self.get(chosen)
 
     def get(self, name: str) -> Template:
-        """Return a template by name. Raises TemplateError, naming the nearest, where there is none."""
+        """Return a template by name. Raises TemplateError, with the closest name, if there is none."""
         if name in self._own:
             return self._own[name]
         if name in builtin_names():
@@ -34,7 +34,7 @@ class Templates:
         known = [*self._own, *builtin_names()]
         near = difflib.get_close_matches(name, known, n=1)
         raise TemplateError(
-            "There is no template of that name.",
+            "Unknown template name.",
             where="prompt.template",
             next_step=f"did you mean {near[0]}?"
             if near
@@ -67,7 +67,7 @@ def _read(name: str, path: Path) -> Template:
         raise TemplateError(
             "There is no such template file.",
             where=str(path.absolute()),
-            next_step="paths are relative to the folder that you start from",
+            next_step="relative paths start at the current directory",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror

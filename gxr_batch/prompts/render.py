@@ -1,4 +1,4 @@
-"""Row -> Messages: fills a template and lays out the turns; `run`, `generate` and `finetune` share this function."""
+"""Row -> Messages: fills a template and builds the turns. `run`, `generate` and `finetune` share it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 def render(template: Template, values: Mapping[str, Any], *, system: str) -> Messages:
-    """Return the turns that a row gives with a template; `values` maps fields to cells, absent or None = missing.
+    """Return the turns of a row under a template; `values` maps fields to cells, absent or None = missing.
 
-    The system text stands in a turn of its own, first. Raises RowError if a required field is empty or the template
+    The system text is a separate first turn. Raises RowError if a required field is empty or the template
     cannot be filled with these cells.
     """
     cells = {name: _cell(values.get(name)) for name in template.fields}
@@ -33,7 +33,7 @@ def render(template: Template, values: Mapping[str, Any], *, system: str) -> Mes
         text = template.fill(cells)
     except TooMuchWork as error:
         raise RowError(f"the template {template.name} is more work than a prompt should be: {error.message}") from None
-    except Exception as error:  # whatever a template does with a cell, it is this row's failure
+    except Exception as error:  # any error of a template with this cell fails only this row
         raise RowError(f"the template {template.name} cannot be filled ({type(error).__name__})") from None
     if not text:
         raise RowError(f"the template {template.name} gives an empty prompt")
@@ -53,19 +53,19 @@ def _is_unicode(text: str) -> bool:
 
 
 def _cell(value: Any) -> Any:
-    """Return a cell without blanks around it, None if it is missing: null, blank or not a number (NaN)."""
+    """Return a cell without surrounding spaces, None if it is missing: null, blank or not a number (NaN)."""
     if isinstance(value, str):
         return value.strip() or None
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def messages_sha256(messages: Messages) -> str:
-    """Return the sha256 (hex) of a prompt's turns, by which a row's prompt can be recognised without being stored."""
+    """Return the sha256 (hex) of a prompt's turns: it identifies a row's prompt without storing it."""
     return hashlib.sha256(_JSON.encode(messages.turns).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def row_template(templates: Templates, name: str) -> Template:
-    """Return the template that a row names. Raises RowError if there is none, without the name: it is a cell."""
+    """Return the template that a row names. Raises RowError if there is none, without its name, which is a cell."""
     try:
         return templates.get(name)
     except TemplateError:
@@ -73,9 +73,9 @@ def row_template(templates: Templates, name: str) -> Template:
 
 
 def field_map(templates: Templates, job: Job, columns: Sequence[str]) -> FieldMap:
-    """Relate the templates' fields to the table's columns.
+    """Map the templates' fields to the table's columns.
 
-    Raises TemplateError, naming everything that is missing at once with the nearest existing names.
+    Raises TemplateError, naming everything that is missing, with the closest existing names.
     """
     column_of_field = job.input.columns
     chosen = job.prompt.template_column
@@ -99,25 +99,27 @@ def _mismatch(
 ) -> TemplateError:
     sentences = []
     if missing:
-        sentences.append(f"The template {template.name} needs columns that the table lacks: {_near(missing, columns)}.")
+        sentences.append(
+            f"The template {template.name} needs columns that are not in the table: {_near(missing, columns)}."
+        )
     if wrong:
         named = [text.rpartition(" = ")[2] for text in wrong]
-        sentences.append(f"The job names columns that the table lacks: {_near(named, columns)}.")
+        sentences.append(f"The job names columns that are not in the table: {_near(named, columns)}.")
     if unused:
         sentences.append(f"No template uses these fields of [input.columns]: {_near(unused, template.fields)}.")
     example = missing[0] if missing else "findings"
     return TemplateError(
         " ".join(sentences),
         where="; ".join(wrong) or "[input.columns]",
-        next_step=f'map a field to a column of another name: [input.columns] {example} = "its column"; '
+        next_step=f'map the field to a column with another name: [input.columns] {example} = "its column"; '
         f"the table: {listed(columns)}",
     )
 
 
 def _near(names: Sequence[str], known: Sequence[str]) -> str:
-    """Return the names, each with the nearest known one where there is one."""
+    """Return the names, each with the closest known name if there is one."""
     found = []
     for name in names:
         near = nearest(name, known)
-        found.append(f"{name} (nearest: {near[0]})" if near else name)
+        found.append(f"{name} (closest: {near[0]})" if near else name)
     return ", ".join(found)

@@ -1,9 +1,9 @@
-"""Where templates run: jinja2's sandbox without files, imports or globals, with a bound on the work of one prompt.
+"""Runs templates in jinja2's sandbox without files, imports or globals, and limits the work of one prompt.
 
-Two limits end what would never end: MAX_STEPS loop turns and calls, and MAX_CHARS of any text. They are counted, not
-timed, so that a row fails on every machine or on none, and no signal or thread is needed. But a count sees an operation
-only when it is over, and jinja2 has nothing for those that make gigabytes, or take hours, in a single call of C. Their
-arguments are looked at before they run: that is what the rules on widths, replacements, formats and powers are for.
+Two limits stop endless templates: MAX_STEPS loop iterations and calls, and MAX_CHARS of any text. They are counted, not
+timed, so a row fails on every machine or on none, and no signal or thread is needed. But a count sees an operation only
+after it ran, and jinja2 has no limit for those that make gigabytes, or take hours, in a single call of C. Their
+arguments are checked before they run; this is why widths, replacements, formats and powers have rules.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from gxr_batch.prompts.filters import clause, of_each, patient, printed, stop
 MAX_STEPS, MAX_CHARS = 100_000, 4_000_000
 _MAX_WIDTH = 10_000  # the widest column, indent or count that a call may name
 _MAX_REPEATED = 100_000  # characters or items that `*` may make
-_MAX_ESTIMATE = 100_000_000  # characters that a call may make at most, where only its arguments are known
+_MAX_ESTIMATE = 100_000_000  # characters that a call may make, estimated from its arguments
 _MAX_BITS = 1_024
-_ITEM_SIZE = 8  # what an item of a list counts, besides its characters
+_ITEM_SIZE = 8  # the size of a list item, besides its characters
 _WIDE_PERCENT = re.compile(r"%(?:\([^)]*\))?[-#0 +]*[\d.]*?(?:\*|\d{5})")
 _TOO_LONG = f"it gives more than {MAX_CHARS:,} characters"
 _TOO_LARGE = "it computes a number of hundreds of digits"
 _TOO_WIDE = f"a format asks for more than {_MAX_WIDTH:,} characters"
-# Filters whose result can be much longer than what goes in.
+# Filters whose result can be much longer than their input.
 _GROWING = (
     "batch", "center", "format", "indent", "join", "map", "replace", "round", "slice", "tojson", "truncate", "wordwrap",
 )  # fmt: skip
-# What makes its subject as much longer as an argument is long, or as a number says.
+# These make their subject longer by the length of an argument, or by a number.
 _BY_NUMBER = frozenset({"expandtabs", "indent", "tojson"})
 _MULTIPLYING = _BY_NUMBER | {"%", "format", "join", "replace", "translate"}
 _METHODS = (BuiltinMethodType, MethodType)
-# No template can spell these names, so none can take the limits off.
+# No template can spell these names, so none can remove the limits.
 _LIMITED, _FITTED = "limited loop", "fitted value"
 
 
 class TooMuchWork(SecurityError):
-    """A prompt takes more steps, or grows longer, than any prompt should."""
+    """A prompt takes more steps or characters than allowed."""
 
 
 class _Counting(Context):
-    """The variables of one prompt, and how many loop turns and calls it took so far."""
+    """The variables of one prompt, and how many loop iterations and calls it has used."""
 
     steps = 0
 
@@ -73,9 +73,9 @@ def concatenated(pieces: Iterable[str]) -> str:
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """The environment of one template. A name that is neither field nor word of ours is an error where it is used."""
+    """The environment of one template. Using a name that is neither a field nor a built-in function is an error."""
 
-    # Folded at compile time otherwise, where 9 ** 9 ** 9 already never ends.
+    # Without this, constants are folded at compile time, and 9 ** 9 ** 9 never ends.
     intercepted_binops = frozenset({"*", "**", "%", "+"})
     context_class = _Counting
     concat = staticmethod(concatenated)
@@ -87,17 +87,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters |= {"clause": clause, "of_each": of_each, "stop": stop, _LIMITED: _limited, _FITTED: _fits}
 
     def limit_work(self, tree: nodes.Template) -> None:
-        """Let every `for` of a parsed template count its turns, and look at the size of what it puts together."""
+        """Make every `for` of a parsed template count its iterations, and check the size of every text it builds."""
         _Limiting().visit(tree)
         tree.set_environment(self)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call something from a template: one step, so that macros which call themselves come to an end."""
+        """Call something from a template: one step, so that recursive macros end."""
         assert isinstance(context, _Counting)  # by context_class
         context.step()
-        if function is patient and not kwargs:  # ours, and in nearly every prompt: no look at what it might be
+        if function is patient and not kwargs:  # built in, and in nearly every prompt: skip the checks
             return _fits(patient(*args))
-        if isinstance(function, LoopContext):  # a recursive loop, whose next level is given here
+        if isinstance(function, LoopContext):  # a recursive loop; this call gives its next level
             args = (_limited(context, *args),)
         elif isinstance(function, _METHODS) and isinstance(function.__self__, str | bytes | int):
             args = _listed(args)
@@ -105,7 +105,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return _fits(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """Add, multiply, format and raise to a power, within what fits a prompt."""
+        """Add, multiply, format and raise to a power, within the limits of a prompt."""
         if operator == "%" and isinstance(left, str | bytes):
             _check("%", left, [right])
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
@@ -116,7 +116,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return _fits(super().call_binop(context, operator, left, right))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Return what stands for `str.format` in a template: the sandbox's own, with limits on widths."""
+        """Return the `str.format` of templates: the sandbox's own, with limits on widths."""
         if super().wrap_str_format(value) is None:
             return None
         text: Any = value.__self__
@@ -143,7 +143,7 @@ class _NarrowEscape(_Narrow, SandboxedEscapeFormatter):
 
 
 class _Limiting(NodeTransformer):
-    """Puts a look at what is looped over round every `for`, and one at its size round every text and list made."""
+    """Wraps the iterable of every `for` in a counter, and every text or list that is built in a size check."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -169,10 +169,10 @@ def _limited(context: _Counting, items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return one of jinja2's filters with a look at what it is asked for."""
+    """Return one of jinja2's filters with a check of its arguments."""
     first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
-    @wraps(function)  # keeps the mark by which jinja2 passes its context
+    @wraps(function)  # keeps the marker that makes jinja2 pass its context
     def checked(*args: Any, **kwargs: Any) -> Any:
         passed, (subject, *rest) = args[:first], _listed(args[first:])
         _check("%" if name == "format" else name, subject, [*rest, *kwargs.values()])
@@ -182,12 +182,12 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check(name: str, subject: Any, args: Sequence[Any]) -> None:
-    """Raise TooMuchWork if a method, a filter or "%" could make too much of `subject` with these arguments."""
+    """Raise TooMuchWork if a method, a filter or "%" could make `subject` too long with these arguments."""
     sizes = [_size(arg) for arg in args]
     if name == "%":
         if _WIDE_PERCENT.search(str(subject, "latin-1") if isinstance(subject, bytes) else str(subject)):
             raise TooMuchWork(_TOO_WIDE)
-    elif name not in {"format", "map"}:  # their numbers are there to be printed, or another filter's
+    elif name not in {"format", "map"}:  # their numbers are printed, or belong to another filter
         numbers = [abs(arg) for arg in args if isinstance(arg, int | float)]
         if any(number > _MAX_WIDTH for number in numbers):
             raise TooMuchWork(f"{name} is asked for more than {_MAX_WIDTH:,}")
@@ -203,7 +203,7 @@ def _repeated(subject: Any, times: Any) -> int:
 
 
 def _fits(value: Any) -> Any:
-    """Return a value, which may be a generator. Raises TooMuchWork if it is too long, or too large a number."""
+    """Return a value, which may be a generator. Raises TooMuchWork if it is too long or too large."""
     if isinstance(value, Iterator):
         return _bounded(value)
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:
@@ -214,7 +214,7 @@ def _fits(value: Any) -> Any:
 
 
 def _size(value: Any) -> int:
-    """Return how many characters and items a value has, nested ones included; counting stops beyond MAX_CHARS."""
+    """Return the number of characters and items of a value, nested ones included; counting stops above MAX_CHARS."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, Mapping):
@@ -239,5 +239,5 @@ def _bounded(items: Iterator[Any]) -> Iterator[Any]:
 
 
 def _listed(args: Sequence[Any]) -> tuple[Any, ...]:
-    """Return arguments with generators made lists, so that a look at them does not use them up."""
+    """Return arguments with generators as lists, so that checking does not consume them."""
     return tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)

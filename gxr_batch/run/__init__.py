@@ -1,1 +1,1 @@
-"""The main job, from a job file to a finished run folder, and the two verbs that look at one: `check` and `status`."""
+"""The main job, from a job file to a finished run folder, and the commands `check` and `status`."""

@@ -1,6 +1,6 @@
-"""Everything of a job but the model's weights: job, templates, table, prompt lengths, room on the disk, three prompts.
+"""Checks everything in a job except the model's weights: job, templates, table, prompt lengths and disk space.
 
-It goes through the same rooms as `run`, in a temporary folder, so what it finds is what a run would find.
+It uses the same code as `run`, in a temporary folder, so it finds what a run would find.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LOCAL_ENGINES = ("transformers", "generate")
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How many rows of a length find room beside the model; `slots` is 0 where not even one does."""
+    """The number of rows of a length that fit in memory with the model; `slots` is 0 if not even one does."""
 
     max_seq_length: int
     slots: int
@@ -49,12 +49,12 @@ class Fit:
 
 @dataclass(kw_only=True)
 class CheckResult:
-    """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts,
-    none if the engine cannot count.
+    """The findings of `check`. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts,
+    empty if the engine cannot count.
 
-    `cut` counts prompts that prompt.too_long = "truncate" shortened. `identifiers` counts usable rows by the rule of
-    identifier screening that hits them, `identified` names these rows. `device` describes where
-    the model would go, and `fits` what finds room there; both are empty for engines that have no model here.
+    `cut` counts prompts shortened by prompt.too_long = "truncate". `identifiers` counts usable rows by the rule of
+    identifier screening that hits them, `identified` lists their ids. `device` describes where the model would run, and
+    `fits` what fits there; both are empty for engines without a local model.
     """
 
     rows: int = 0
@@ -77,12 +77,12 @@ class CheckResult:
 
     @property
     def usable(self) -> int:
-        """How many rows can become a prompt."""
+        """The number of rows that can become prompts."""
         return self.templates.total()
 
 
 def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckResult:
-    """Go through a job as `run` would, up to the model's weights. Raises GxrError if `run` could not start."""
+    """Go through a job like `run`, except for loading the model's weights. Raises GxrError if `run` could not start."""
     prepared = prepare(job)
     folder = output_folder(job, date.today())
     manifest = known_manifest(folder)
@@ -90,8 +90,8 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
     job = follow(job, manifest)
     _compare(prepared, job, manifest, folder)
     screen = Screen(prepared.templates, prepared.fields.templates, job)
-    told = [*job.warnings(), *prepared.survey.notices, *screen.notices()]
-    found = CheckResult(folder=folder, resumes=is_run(folder), notices=told, screening=screen.mode)
+    notices = [*job.warnings(), *prepared.survey.notices, *screen.notices()]
+    found = CheckResult(folder=folder, resumes=is_run(folder), notices=notices, screening=screen.mode)
     encoder = create(job).encoder()
     with tempfile.TemporaryDirectory(prefix="gxr-batch-check-") as scratch:
         table = Path(scratch) / "input.parquet"
@@ -99,7 +99,7 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
         found.rows = taken.rows
         found.notices += taken.notices
         _try_rows(found, prepared, Fitter(prepared.templates, prepared.job, encoder), screen, table)
-        _measure_room(found, job, table.stat().st_size)
+        _measure_disk(found, job, table.stat().st_size)
     if job.engine.kind in _LOCAL_ENGINES:
         _measure_memory(found, job)
     elif job.engine.kind == "vllm":
@@ -131,30 +131,30 @@ def _try_rows(found: CheckResult, prepared: Prepared, fitter: Fitter, screen: Sc
 
 
 def _without_counts(reason: str) -> str:
-    """Cut the part of a reason that differs from row to row, so that rows can be counted by reason."""
+    """Remove the part of a reason that differs between rows, so that rows can be counted by reason."""
     return reason.partition(":")[0] if reason.startswith("the prompt is too long") else reason
 
 
 def _compare(prepared: Prepared, job: Job, manifest: Manifest | None, folder: Path) -> None:
-    """Refuse, as `run` would, what can be told without the weights. Raises FingerprintError."""
+    """Refuse what `run` would refuse, as far as it is known without the weights. Raises FingerprintError."""
     if manifest is not None:
         wanted = fingerprint(prepared, job, Identity(kind=job.engine.kind, model=job.model.path))
         unsettled = frozenset(key for key, value in wanted.items() if key.startswith("model ") or value == "auto")
         refuse_other_texts(manifest.fingerprint, wanted, open_keys=unsettled, where=str(folder.absolute()))
 
 
-def _measure_room(found: CheckResult, job: Job, table_bytes: int) -> None:
-    """Estimate the disk that the run takes at most, and look how much there is."""
+def _measure_disk(found: CheckResult, job: Job, table_bytes: int) -> None:
+    """Estimate the disk space that the run needs at most, and measure how much is free."""
     keys = found.rows * job.sampling.samples_per_row
     found.bytes_needed = disk_needed(keys, job.sampling.settings().max_new_tokens, table_bytes)
     for path in (found.folder, *found.folder.absolute().parents):
-        with suppress(OSError):  # not there yet
+        with suppress(OSError):  # does not exist yet
             found.bytes_free = shutil.disk_usage(path).free
             return
 
 
 def _measure_memory(found: CheckResult, job: Job) -> None:
-    """Say which lengths, and how many rows of each, the memory has room for now. Raises ModelUnavailable."""
+    """Report which lengths, and how many rows of each, fit in free memory. Raises ModelUnavailable."""
     from gxr_batch.models.what_fits import measure
 
     seen = measure(job.model, job.engine)
@@ -171,9 +171,7 @@ def _measure_memory(found: CheckResult, job: Job) -> None:
             slots = slots_for_memory(left, seen.bytes_a_token, length) if left >= a_row else 0
             found.fits.append(Fit(max_seq_length=length, slots=slots))
             if length == job.model.max_seq_length and job.engine.slots != "auto" and job.engine.slots > slots:
-                found.notices.append(
-                    f"engine.slots = {job.engine.slots}, and the memory has room for {slots} rows now."
-                )
+                found.notices.append(f"engine.slots = {job.engine.slots}, but only {slots} rows fit in free memory.")
 
 
 def quantiles(lengths: Sequence[int]) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
-"""What is settled once a run: its fingerprint, what its automatic values became, and what is the same for every row.
+"""What is settled once per run: fingerprint, automatic values, and the values that every row shares.
 
-The fingerprint holds everything that decides a row's text, and nothing else. The list is in docs/architecture.md, "Run
-folder".
+The fingerprint holds everything that decides a row's text, and nothing else; docs/architecture.md, "Run folder", lists
+it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PACKAGES = (
     "pyarrow",
     "pandas",
 )
-# Job keys whose automatic value is decided once a run, and the value that means "decide".
+# Job keys whose automatic value is decided once per run, and the value that means "decide".
 _AUTOMATIC = {
     "engine.kind": "auto",
     "engine.slots": "auto",
@@ -47,32 +47,32 @@ _AUTOMATIC = {
     "model.base": "",
     "sampling.seed": "new",
 }
-# An adapter on the hub is pinned to its commit as well; its "" means the model's own and is nothing to decide.
+# An adapter on the hub is pinned to its commit as well; "" means the model's own and needs no decision.
 _DECIDED = (*_AUTOMATIC, "model.adapter")
-# What a key of the fingerprint means where a run does not have it, if that is not None: a key that is added later gets
-# the value here that stands for what the texts were made with before.
+# The value of a fingerprint key in runs that lack it, if not None. A key that is added later gets the value here that
+# matches how earlier texts were made.
 NEUTRAL: dict[str, Any] = {}
 
 
 def follow(job: Job, manifest: Manifest | None) -> Job:
-    """Return the job with its automatic values as the run's first invocation decided them."""
+    """Return the job with its automatic values as decided in the run's first invocation."""
     decided: dict[str, Any] = {}
     if job.sampling.seed == "new":
         decided["sampling.seed"] = secrets.randbits(31)
     if manifest is not None:
         decided |= manifest.resolved
-    if decided.get("engine.kind", "api") == "api":  # "auto" never means a server, whatever --set asked for before
+    if decided.get("engine.kind", "api") == "api":  # "auto" never means a server, whatever --set named before
         decided["engine.kind"] = resolve_kind(job)
     if job.engine.kind == "ray":
         decided.setdefault("ray.worker", resolve_worker(job))
-    if manifest is not None and not _same_path(job, manifest):  # another model has other revisions and another base
+    if manifest is not None and not _same_path(job, manifest):  # another model has its own revisions and base
         decided = {key: value for key, value in decided.items() if key not in {"model.revision", "model.base"}}
     chosen = {key: decided[key] for key in _DECIDED if key in decided and _leaves_open(job, key, decided[key])}
     try:
         return job.with_values(chosen)
-    except ValueError:  # pydantic's is one
+    except ValueError:  # includes pydantic's
         raise RunError(
-            "The run's manifest holds a setting that no job can have.",
+            "The run's manifest has a setting that no job can have.",
             where=", ".join(chosen),
             next_step="rename its run.json to run.json.damaged and run the job again: no generated row is lost",
         ) from None
@@ -84,9 +84,9 @@ def _same_path(job: Job, manifest: Manifest) -> bool:
 
 
 def settle(job: Job, info: EngineInfo) -> Job:
-    """Return the job with the values that the opened engine chose in place of the automatic ones."""
+    """Return the job with the values that the opened engine chose for automatic ones."""
     chosen = {
-        # A pool has the slots of all its workers, and may have other workers at the next start.
+        # A pool counts the slots of all its workers, which may differ in the next invocation.
         "engine.slots": "auto" if job.engine.kind == "ray" else info.slots,
         "model.dtype": info.dtype or "auto",
         "model.load_in_4bit": info.quantization is not None if info.dtype else "auto",
@@ -103,7 +103,7 @@ def resolved(job: Job) -> dict[str, Any]:
 
 
 def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, Any]:
-    """Return what decides the texts of a run; `job` has the automatic values that an earlier invocation settled."""
+    """Return everything that decides a run's texts; `job` has the automatic values settled by an earlier invocation."""
     prompt = job.prompt
     if prompt.template_column:
         names = prepared.fields.templates
@@ -125,7 +125,7 @@ def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, A
 
 
 def of_the_opened_model(job: Job, identity: Identity) -> dict[str, Any]:
-    """Return the part of the fingerprint that an engine may settle only once it is open."""
+    """Return the part of the fingerprint that may be unknown until an engine is open."""
     return {
         "model weights": identity.weights_sha256,
         "model adapter": identity.adapter_sha256,
@@ -142,11 +142,11 @@ def refuse_other_texts(
     raisable: frozenset[str] = frozenset(),
     open_keys: frozenset[str] = frozenset(),
 ) -> None:
-    """Raise FingerprintError, naming the keys, where a run with one fingerprint must not go on with another.
+    """Raise FingerprintError, naming the keys, if a run must not be resumed with another fingerprint.
 
-    A key that one side lacks has its neutral value there. Keys in `raisable` may grow; `open_keys` are not decided yet.
-    Templates are compared by name: a run may come to use more of them. An empty record is of a run that never loaded
-    its model, and binds nobody.
+    A missing key has its neutral value. Keys in `raisable` may grow; `open_keys` are not decided yet.
+    Templates are compared by name: a resumed run may use more of them. An empty record means that the run never loaded
+    its model, and any fingerprint matches it.
     """
     changed = []
     for key in dict.fromkeys((*now, *recorded)) if recorded else ():
@@ -155,7 +155,7 @@ def refuse_other_texts(
             continue
         if isinstance(value, dict) and isinstance(old, dict):
             changed += [f"template {name}" for name, digest in value.items() if old.get(name, digest) != digest]
-        elif key in {"prompt.system", "templates"}:  # a system text is a prompt, and prompts are never shown
+        elif key in {"prompt.system", "templates"}:  # the system text belongs to the prompt, which is never shown
             changed.append(key)
         else:
             changed.append(f"{key} ({_brief(old)} -> {_brief(value)})")
@@ -163,8 +163,8 @@ def refuse_other_texts(
         raise FingerprintError(
             f"This run was made with other settings: {', '.join(changed)}.",
             where=where,
-            next_step="add --fresh to start anew (the old folder is kept under another name), "
-            "choose another --output, or set the old value again",
+            next_step="add --fresh to start from scratch (the old folder is kept under another name), "
+            "choose another --output, or restore the old value",
         )
 
 
@@ -178,13 +178,13 @@ def _brief(value: object) -> str:
 
 
 def _server(job: Job) -> dict[str, Any]:
-    """Return what stands for the weights where a server has them."""
+    """Return what identifies the weights if a server has them."""
     api = job.api
     return {"api.model": api.model, "api.base_url": api.base_url, "api.provider": "" if api.base_url else api.provider}
 
 
 def provenance(identity: Identity) -> dict[str, Any]:
-    """Return the result columns that are the same for every row of a run."""
+    """Return the result columns that are the same for all rows of a run."""
     return {
         "gxr_model": identity.model,
         "gxr_model_revision": identity.revision,
@@ -196,7 +196,7 @@ def provenance(identity: Identity) -> dict[str, Any]:
 
 
 def file_marks(job: Job, identity: Identity, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the key-value metadata that parts and results carry in the file itself."""
+    """Return the key-value metadata that is stored in parts and results."""
     return {
         "gxr_fingerprint": dict(fingerprint),
         "gxr_resolved": resolved(job),
@@ -207,7 +207,7 @@ def file_marks(job: Job, identity: Identity, fingerprint: Mapping[str, Any]) -> 
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions of what generates, and the git commit of the folder that the run was started in."""
+    """Return the versions of the packages that generate, and the git commit of the current directory."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -231,7 +231,7 @@ def _git_commit() -> str | None:
 
 
 def _leaves_open(job: Job, key: str, decided: Any) -> bool:
-    """Return whether a job leaves a key to what was decided: an automatic value, or a hub id without its commit."""
+    """Return whether a job leaves a key open: an automatic value, or a hub id without a commit."""
     value = _value(job, key)
     pinned = isinstance(value, str) and bool(value) and str(decided).startswith(f"{value}@")
     return pinned or (key in _AUTOMATIC and value == _AUTOMATIC[key])

@@ -1,6 +1,6 @@
-"""One start of `run` on one run folder: what the table asks for, what is still to do, and what the manifest says of it.
+"""One execution of `run` on one run folder: reading the table, finding what is still to do, updating the manifest.
 
-The loop itself is in `runner`, which reports here what run.json is to know.
+The loop is in `runner`, which reports here what goes into run.json.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from gxr_batch.run.stop import StopReason
 from gxr_batch.text_checks.screening import Screen
 
 Say = Callable[[str], None]
-_ROW_IDS_LOGGED = 1000  # of released rows; all of them stand in run.json
+_ROW_IDS_LOGGED = 1000  # of released rows; run.json has all of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line adds to the job file for one invocation."""
+    """Command line options of one invocation, in addition to the job file."""
 
     limit: int | None = None
     fresh: bool = False
@@ -52,10 +52,10 @@ class Options:
 
 @dataclass(kw_only=True)
 class Progress:
-    """Where an invocation stands: `counts` is about the whole table, everything else about this invocation.
+    """The progress of an invocation: `counts` covers the whole table, everything else this invocation.
 
-    `wanted` keys are to be generated; `done` and `failed` came out of the engine, `rejected` could not become a prompt,
-    `withheld` were kept from the engine by identifier screening, `cut` prompts lost the end of their longest cell.
+    `wanted` keys are to be generated; `done` and `failed` came from the engine, `rejected` could not become prompts,
+    `withheld` were held back by identifier screening, `cut` prompts lost the end of their longest cell.
     """
 
     counts: Counts
@@ -74,24 +74,24 @@ class Progress:
     seconds: float = 0.0
 
     def book(self, result: Result) -> None:
-        """Count a row that came out of the engine."""
+        """Count a row from the engine."""
         self.done += 1
         self.failed += result.status == "failed"
         self.new_tokens += result.new_tokens or 0
 
     def keep(self, result: Result) -> None:
-        """Count a row that was kept from the engine."""
+        """Count a row that never reached the engine."""
         self.rejected += result.status == "failed"
         self.withheld += result.status == "held"
 
     def pulse(self, pulse: Pulse) -> None:
-        """Take over what the engine says of itself."""
+        """Record the engine's report."""
         self.rows_in_flight, self.memory_bytes = pulse.rows_in_flight, pulse.memory_bytes
         self.splits, self.retries, self.workers = pulse.splits, pulse.retries, pulse.workers
 
 
 class Invocation:
-    """One start of `run` on one run folder, from the table to the closed manifest."""
+    """One execution of `run` on one run folder, from reading the table to closing the manifest."""
 
     def __init__(self, prepared: Prepared, options: Options, ledger: RunWriter, say: Say) -> None:
         self.prepared, self.options, self.ledger, self.say = prepared, options, ledger, say
@@ -114,7 +114,7 @@ class Invocation:
         self._check_fingerprint()
 
     def _check_fingerprint(self) -> None:
-        """Refuse settings that would give other texts than those this run already holds."""
+        """Refuse settings that would change the texts of this run."""
         if self.ledger.manifest is not None:
             raisable = {"sampling.max_new_tokens", "model.max_seq_length"} if self.options.retry else set()
             where = str(self.ledger.folder.absolute())
@@ -123,11 +123,11 @@ class Invocation:
             self.raised = any(known.get(key, self.fingerprint[key]) != self.fingerprint[key] for key in raisable)
 
     def save(self) -> None:
-        """Write down how far this start is. Raises StorageError."""
+        """Save the progress of this invocation. Raises StorageError."""
         self.record.save(self.job, self.identity, self.info, self.fingerprint)
 
     def nothing_left(self) -> bool:
-        """Return whether results.parquet already is the finished state of this very table."""
+        """Return whether results.parquet is already the finished state of this exact table."""
         manifest = self.ledger.manifest
         last = manifest.invocations[-1] if manifest and manifest.invocations else {}
         if self.options.retry or last.get("outcome") != "finished" or last.get("source_key") != self.source_key:
@@ -170,25 +170,25 @@ class Invocation:
         if drift is not None:
             self.say(f"Resuming {ledger.folder}: {drift}; {int(self.todo.sum()):,} to generate.")
         self.record.notify(
-            *messages.of_room(ledger.folder, job.sampling.settings().max_new_tokens, self.progress.wanted)
+            *messages.of_disk_space(ledger.folder, job.sampling.settings().max_new_tokens, self.progress.wanted)
         )
-        self.save()  # so that `status` finds the run while its model is still being loaded
+        self.save()  # so that `status` finds the run while its model is loading
         return drift
 
     def pipeline(self, encoder: Encoder) -> Pipeline:
-        """Return the way of the rows that are to do. The engine has to be open: it settles the job."""
+        """Return the pipeline for the rows to do. The engine must be open: it settles the job."""
         released = self.ledger.manifest.released() if self.ledger.manifest else frozenset()
         return Pipeline(self.prepared, self.job, encoder, self.screen, state=self.ledger.state, released=released)
 
     def suspects(self) -> Suspects:
-        """Return the rows that were in the engine when an earlier invocation died, and say how many are given up."""
+        """Return the rows that were in the engine when an earlier invocation died; report how many are given up."""
         keys = self.ledger.in_flight.known
         at = self.ledger.positions_of([key.row_id for key in keys]) if keys else {}
         state = self.ledger.state
         here = {
             key: (at[key.row_id], key.sample - 1) for key in keys if key.row_id in at and key.sample <= state.samples
         }
-        # Rows that are not in the table now, as under --limit, may come back.
+        # Rows that are not in the table now, e.g. because of --limit, may come back.
         finished = {key for key, place in here.items() if state.status[place] != TODO}
         deaths = self.ledger.in_flight.keep(set(keys) - finished)
         wanted = {key: died for key, died in deaths.items() if key in here and self.todo[here[key]]}
@@ -213,16 +213,16 @@ class Invocation:
         if spent.any():
             self.say(
                 f"{int(spent.sum()):,} not tried again: run.max_attempts = {self.job.run.max_attempts} is reached; "
-                f"--set run.max_attempts={self.job.run.max_attempts + 1} tries them once more."
+                f"--set run.max_attempts={self.job.run.max_attempts + 1} tries them again."
             )
         chosen: Bools = again & ~spent & self._chosen_rows()[:, None]
         if self.options.retry == "held" and chosen.any():
             self._release(chosen)
-        # Named rows are about these rows alone, and a raised limit must not give new rows their first attempt.
+        # With named rows, or after raising a limit, new rows must not get their first attempt.
         return chosen if self.options.retry_rows or self.raised else todo | chosen
 
     def _release(self, chosen: Bools) -> None:
-        """Write down that a person released these rows, with their content, before any of them runs."""
+        """Record that a person released these rows, with their content, before any of them runs."""
         rows = self.ledger.keys_at(np.any(chosen, axis=1))
         by = user_name()
         self.record.entry["released"] = {"by": by, "at": now(), "rows": rows}
@@ -230,13 +230,13 @@ class Invocation:
         self.record.notify(messages.of_release(len(rows), by))
 
     def _chosen_rows(self) -> Bools:
-        """Return which rows `--retry` is about: those named by `--row`, else all."""
+        """Return the rows that `--retry` applies to: those named by `--row`, else all."""
         if not self.options.retry_rows:
             return np.ones(self.ledger.state.rows, np.bool_)
         return self.ledger.rows_named(self.options.retry_rows)
 
     def opened(self, info: EngineInfo) -> None:
-        """Write down what was loaded before the first row is generated with it."""
+        """Record what was loaded, before the first row is generated."""
         self.info, self.identity = info, info.identity
         self.record.notify(*info.notices, *messages.of_forward(self.ledger.manifest, info))
         before = self.progress.counts
@@ -257,14 +257,14 @@ class Invocation:
         self.save()
 
     def announce_stop(self, reason: StopReason | None, in_flight: int) -> None:
-        """Say and log once why the run is about to stop."""
+        """Report and log once why the run is about to stop."""
         if reason is not None and "stop_requested" not in self.record.entry:
             self.record.entry["stop_requested"] = reason
             self.record.log("stop_requested", reason=reason, in_flight=in_flight)
             self.say(messages.of_stop(reason, in_flight, self.job.run.grace_seconds))
 
     def record_workers(self, workers: Workers | None) -> None:
-        """Log and write down how many workers live where that has changed: `status` reads it while the run goes on."""
+        """Log and save the number of live workers if it changed; `status` reads it during the run."""
         if workers is None:
             return
         known = self.record.entry.get("workers", {})
@@ -274,11 +274,11 @@ class Invocation:
             self.save()
 
     def streamed(self, seconds: float, generating: float) -> None:
-        """Write down how long the engine streamed, and how much of that it did not wait for this process."""
+        """Record how long the engine streamed, and how much of that time it was not waiting for this process."""
         self.record.entry |= {"streaming_seconds": seconds, "generating_seconds": generating}
 
-    def broke_off(self, error: BaseException) -> None:
-        """Write down that an error ended this invocation; never hides that error behind one of its own."""
+    def record_error(self, error: BaseException) -> None:
+        """Record that an error ended this invocation. Never raises, so that the error is not hidden."""
         self.record.entry |= {"finished_at": now(), "outcome": "broken off", "error": type(error).__name__}
         with suppress(Exception):
             self.ledger.drop_unsealed()
@@ -288,7 +288,7 @@ class Invocation:
             self.ledger.write_failed()
 
     def finish(self, reason: StopReason | None) -> None:
-        """Write the results where the table is finished, the failed rows in any case, and the manifest last."""
+        """Write the results if the table is finished, the failed rows in any case, and the manifest last."""
         counts = self.progress.counts = self.ledger.counts()
         finished = counts.left == 0 and not self.unfinished
         self.record.entry |= {
@@ -315,11 +315,11 @@ class Invocation:
             self.record.entry["results_sha256"] = written
         outcome = self.record.entry["outcome"]
         self.record.log("ended", outcome=outcome, done=self.progress.done, **counts._asdict())
-        # Last: a manifest that says "finished" stands beside the results that it speaks of.
+        # Last, so that a manifest with the outcome "finished" always has its results.
         self.save()
 
     @property
     def unfinished(self) -> int:
-        """How many of the keys that this invocation was to generate it did not."""
+        """The number of keys that this invocation should have generated but did not."""
         progress = self.progress
         return progress.wanted - progress.done - progress.rejected - progress.withheld

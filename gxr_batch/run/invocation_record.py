@@ -1,4 +1,4 @@
-"""What one start of a run writes down of itself: its entry in run.json, its lines in log.jsonl, what the user heard."""
+"""The record of one invocation: its entry in run.json, its lines in log.jsonl, and the notices to the user."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gxr_batch.run.fingerprint import environment, provenance, resolved
 
 
 class InvocationRecord:
-    """The entry of one start. Nothing is in run.json before `save`, everything is in the log at once."""
+    """The entry of one invocation. It reaches run.json with `save`; log lines are written at once."""
 
     def __init__(self, ledger: RunWriter, say: Callable[[str], None], job: Job, asked: Mapping[str, Any]) -> None:
-        """Open the log with `started`; `asked` is what the command line said."""
+        """Open the log with `started`; `asked` has the command line options."""
         self._ledger, self._say, self._name = ledger, say, job.name
         self._notices: list[str] = []
         self.entry: dict[str, Any] = {"start": ledger.log.start, "started_at": now(), **asked, **environment()}
@@ -31,27 +31,27 @@ class InvocationRecord:
         self._ledger.log.event(event, **fields)
 
     def notify(self, *sentences: str) -> None:
-        """Say something to the user and keep it in the manifest and the log. Raises StorageError."""
+        """Show sentences to the user and keep them in the manifest and the log. Raises StorageError."""
         for sentence in sentences:
             self._say(sentence)
             self.log("notice", text=sentence)
         self._notices += sentences
 
     def _look_back(self) -> None:
-        """Say what became of the start before, where it could not say so itself."""
+        """Record the outcome of the previous invocation if it could not do so itself."""
         if self._ledger.took_over:
             self.entry["took_over"] = self._ledger.took_over
             self.notify(f"Taken over from {self._ledger.took_over}.")
         for entry in self._ledger.manifest.invocations if self._ledger.manifest else ():
             if "outcome" not in entry:
-                entry["outcome"] = "no end recorded"  # killed, out of power, or a disk too full to say so
+                entry["outcome"] = "no end recorded"  # killed, lost power, or the disk was too full to record it
                 self.log("earlier_start_without_end", earlier=entry.get("start"), started_at=entry.get("started_at"))
 
     def save(self, job: Job, identity: Identity, info: EngineInfo | None, fingerprint: Mapping[str, Any]) -> None:
         """Write run.json. Raises StorageError.
 
-        `info` is None before the engine is open: such a start decides nothing for the next one, since only an opened
-        engine has settled every automatic value.
+        `info` is None before the engine is open: such an invocation decides nothing for the next one, since only an
+        open engine has settled every automatic value.
         """
         manifest = self._manifest()
         if not manifest.fingerprint:
@@ -68,7 +68,7 @@ class InvocationRecord:
         manifest.save(self._ledger.folder)
 
     def register(self) -> int:
-        """Give this start its place in the manifest, once, and return its number."""
+        """Add this invocation to the manifest, once, and return its number."""
         invocations = self._manifest().invocations
         if not invocations or invocations[-1] is not self.entry:
             self.entry["number"] = len(invocations) + 1
@@ -92,8 +92,8 @@ def now() -> str:
 
 
 def user_name() -> str:
-    """Return who this process runs as; the environment, which anybody can set, is not asked."""
+    """Return the user of this process, not from the environment, which anybody can set."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # as in containers: a number without a name
+    except KeyError:  # as in containers: a uid without a name
         return f"uid {os.getuid()}"

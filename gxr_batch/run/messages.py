@@ -1,4 +1,4 @@
-"""Sentences that an invocation says of itself: what changed since the last one, what may go wrong, why it stops."""
+"""Messages of an invocation: what changed since the last one, what may go wrong, why it stops."""
 
 from __future__ import annotations
 
@@ -16,94 +16,98 @@ from gxr_batch.run.stop import StopReason
 
 
 def of_kind(asked: Job, settled: Job) -> list[str]:
-    """Say so where the automatic engine is not the fast one."""
+    """Report that the automatic engine is not the fast one."""
     if asked.generator != "auto" or settled.generator != "generate":
         return []
-    return [f'{asked.generator_key} = "auto" took generate, since the transformers engine cannot drive this model.']
+    return [
+        f'{asked.generator_key} = "auto" chose "generate", because the transformers engine does not support this model.'
+    ]
 
 
 def of_versions(manifest: Manifest | None, now: Mapping[str, str]) -> list[str]:
-    """Name the packages that are not what they were at the last start: a warning, since the settings are the same."""
+    """Warn about package versions that differ from the last invocation."""
     before = _within(manifest.invocations[-1], "packages") if manifest and manifest.invocations else {}
-    changed = [f"{name} {old} -> {now.get(name, 'gone')}" for name, old in before.items() if now.get(name) != old]
+    changed = [
+        f"{name} {old} -> {now.get(name, 'not installed')}" for name, old in before.items() if now.get(name) != old
+    ]
     if not changed:
         return []
     return [
-        f"Other package versions than at the last start: {', '.join(changed)}. New rows may come out in other words "
-        "than they would have then; rows that are done stay as they are."
+        f"Package versions changed since the last time this ran: {', '.join(changed)}. New rows may be worded "
+        "differently; finished rows are not changed."
     ]
 
 
 def of_forward(manifest: Manifest | None, info: EngineInfo) -> list[str]:
-    """Say so where other code computes the model than at the last start that loaded it, as on another processor."""
+    """Warn if other code computes the model than in the last invocation that loaded it, e.g. on another CPU."""
     loaded = [entry for entry in (manifest.invocations if manifest else ()) if "engine" in entry]
     before = _within(loaded[-1], "engine", "versions").get("forward") if loaded else None
     now = info.versions.get("forward")
     if before is None or now is None or before == now:
         return []
     return [
-        f"Other code computes the model than at the last start: {before} -> {now}. New rows may come out in other "
-        "words than they would have then; rows that are done stay as they are."
+        f"The code that computes the model changed since the last time this ran: {before} -> {now}. New rows may be "
+        "worded differently; finished rows are not changed."
     ]
 
 
 def _within(entry: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """Return the mapping under these names; an empty one where run.json, which anybody may edit, has none there."""
+    """Return the mapping under these names; an empty one if run.json, which anybody may edit, lacks it."""
     for name in names:
         found = entry.get(name)
         entry = found if isinstance(found, dict) else {}
     return entry
 
 
-def of_room(folder: Path, max_new_tokens: int, keys: int) -> list[str]:
-    """Say so where the disk may fill up before the run ends."""
+def of_disk_space(folder: Path, max_new_tokens: int, keys: int) -> list[str]:
+    """Warn that the disk may fill up before the run ends."""
     needed = disk_needed(keys, max_new_tokens, (folder / "input.parquet").stat().st_size)
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return []
     return [
-        f"The disk has {free / 2**20:,.0f} MiB free, and this run may need up to {needed / 2**20:,.0f} MiB: it may "
-        "fill up. A run that finds it full stops with every sealed row safe."
+        f"The disk may fill up: {free / 2**20:,.0f} MiB are free, and this run may need up to "
+        f"{needed / 2**20:,.0f} MiB. If it does, the run stops and every sealed row is kept."
     ]
 
 
 def of_suspects(count: int) -> list[str]:
-    """Say that rows were in the engine when an earlier start died."""
+    """Report that rows were in the engine when an earlier invocation died."""
     if not count:
         return []
     return [
-        f"An earlier start ended without a word while {count:,} of the rows still to do were in the engine. They are "
-        "generated last and one at a time, so that a row that kills the process is found."
+        f"This run ended unexpectedly before, while {count:,} of the rows still to do were in the engine. They are "
+        "generated last and one at a time, to find a row that kills the process."
     ]
 
 
 def of_condemned(keys: Collection[Key]) -> list[str]:
-    """Name rows that killed the process twice."""
+    """List rows that killed the process twice."""
     if not keys:
         return []
     names = sorted({key.row_id for key in keys})
     more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return [f"The process died over {', '.join(names[:5])}{more} twice: set aside as failed, crashed the process."]
+    return [f"The process died over {', '.join(names[:5])}{more} twice: marked as failed (crashed the process)."]
 
 
 def of_release(rows: int, by: str) -> str:
-    """Say that rows that were held are generated now, and who is on record for it."""
+    """Report that held rows are released, and by whom."""
     which = "1 held row is" if rows == 1 else f"{rows:,} held rows are"
     return f"{which} released by {by}, as run.json records: identifier screening only flags what it finds in them."
 
 
 def of_stop(reason: StopReason, in_flight: int, grace_seconds: float) -> str:
-    """Say that the run is about to stop, and what becomes of the rows in the engine."""
+    """Report that the run is about to stop, and what happens to the rows in the engine."""
     why = {
-        "interrupt": "Stopping, as Ctrl-C asks",
-        "terminate": "Stopping, as a signal asks",
-        "stop_by": "Stopping, as the stop-by time comes near",
-        "time_limit": "Stopping, as the time limit comes near",
-        "max_failed": "Stopping, as more rows failed than run.max_failed allows",
-        "api_outage": "Stopping, as the server is gone: rows that it was asked for are still to do",
+        "interrupt": "Stopping after Ctrl-C",
+        "terminate": "Stopping after a signal",
+        "stop_by": "Stopping because the stop-by time is near",
+        "time_limit": "Stopping because the time limit is near",
+        "max_failed": "Stopping because more rows failed than run.max_failed allows",
+        "api_outage": "Stopping because the server is not answering; the requested rows are still to do",
     }[reason]
     if reason in {"max_failed", "api_outage"}:
         return f"{why}."
     within = f"within {grace_seconds:g} s" if reason in {"interrupt", "terminate"} else "until then"
     again = "; Ctrl-C again stops at once" if reason == "interrupt" else ""
-    return f"{why}: no more rows are taken, {in_flight:,} in the engine may end {within}{again}."
+    return f"{why}: no more rows are started; the {in_flight:,} in the engine may finish {within}{again}."

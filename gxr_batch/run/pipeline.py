@@ -1,8 +1,8 @@
-"""A row's way: from its cells to a prompt that fits the model, and from what an engine made of that to a result.
+"""The path of a row: from its cells to a prompt that fits the model, and from the engine's output to a result.
 
-Yields what becomes of each row: a prompt (`Work`), or a result that no engine is needed for (`Kept`), where the row
-cannot become a prompt, identifier screening holds it, or it is given up. Reads the run's state and writes nothing: the
-runner hands out, books and seals.
+Yields the outcome of each row: a prompt (`Work`), or a result that needs no engine (`Kept`), if the row cannot become a
+prompt, identifier screening holds it, or it is given up. Reads the run's state and writes nothing: the runner hands out
+prompts, records results and seals parts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRUNCATED = "findings_truncated"
 
 
 class Fitted(NamedTuple):
-    """A prompt that fits, the sha256 of its turns, and what the reviewer should know of how it was made."""
+    """A prompt that fits, the sha256 of its turns, and flags for the reviewer about how it was made."""
 
     messages: Messages
     encoded: Encoded
@@ -44,17 +44,17 @@ class Fitted(NamedTuple):
     flags: tuple[str, ...] = ()
 
     def flagged(self, *flags: str) -> Fitted:
-        """Return the same with more flags."""
+        """Return a copy with more flags."""
         return self._replace(flags=self.flags + flags) if flags else self
 
 
 class Fitter:
-    """Fits the rows of one job. Raises RowError for a row that cannot become a prompt, and for nothing else."""
+    """Makes prompts that fit. Raises only RowError, for a row that cannot become a prompt."""
 
     def __init__(self, templates: Templates, job: Job, encoder: Encoder) -> None:
         self._templates, self._encoder = templates, encoder
         self._system, self._truncates = job.prompt.system, job.prompt.too_long == "truncate"
-        self._room = job.model.max_seq_length - job.sampling.settings().max_new_tokens
+        self._limit = job.model.max_seq_length - job.sampling.settings().max_new_tokens
 
     def fit(self, row: Row) -> Fitted:
         """Return the row's prompt. Raises RowError."""
@@ -62,7 +62,7 @@ class Fitter:
             return self._fit(row)
         except RowError:
             raise
-        except Exception as error:  # a bug, or a cell that nobody thought of: one row must not cost the night
+        except Exception as error:  # a bug, or an unforeseen cell: one row must not end the run
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{type(error).__name__}, {Path(place.filename).name} line {place.lineno}"
             raise RowError(f"the prompt could not be made ({where})") from None
@@ -73,7 +73,7 @@ class Fitter:
             if not self._truncates:
                 raise RowError(
                     f"the prompt is too long: {encoded.length} tokens, and model.max_seq_length - "
-                    f"sampling.max_new_tokens leaves room for {self._room}"
+                    f"sampling.max_new_tokens leaves room for {self._limit}"
                 )
             messages, encoded = self._cut(row)
             return Fitted(messages, encoded, messages_sha256(messages), (TRUNCATED,))
@@ -84,7 +84,7 @@ class Fitter:
         return messages, self._encoder.encode(messages)
 
     def _too_long(self, encoded: Encoded) -> bool:
-        return encoded.length is not None and encoded.length > self._room
+        return encoded.length is not None and encoded.length > self._limit
 
     def _cut(self, row: Row) -> tuple[Messages, Encoded]:
         """Return the prompt with as many words of its longest cell as fit."""
@@ -93,7 +93,7 @@ class Fitter:
         text = texts.get(longest, "").strip()
         ends = [gap.start() for gap in re.finditer(r"\s+", text)]
         fitting = None
-        low, high = 0, len(ends)  # the first `low` ends are known to fit or not yet tried, those from `high` do not
+        low, high = 0, len(ends)  # the first `low` ends fit, those from `high` on do not
         while low < high:
             middle = (low + high) // 2
             tried = self._attempt(row, {**row.values, longest: text[: ends[middle]]})
@@ -110,7 +110,7 @@ _NO_PROMPT = Fitted(Messages((), ""), Encoded(None, None), "")
 
 
 class Work(NamedTuple):
-    """A prompt on its way through the engine, and what its result needs of the row."""
+    """A prompt for the engine, and what its result needs from the row."""
 
     row: Row
     attempt: int
@@ -120,7 +120,7 @@ class Work(NamedTuple):
 
     @property
     def length(self) -> int:
-        """The prompt's tokens; 0 where the engine cannot count them."""
+        """The prompt's length in tokens; 0 if the engine cannot count them."""
         return self.prompt.encoded.length or 0
 
 
@@ -132,7 +132,7 @@ class Kept(NamedTuple):
 
 
 class Pipeline:
-    """The rows of one invocation on their way to the engine and back."""
+    """Turns the rows of one invocation into prompts, and completions into results."""
 
     def __init__(
         self,
@@ -144,18 +144,18 @@ class Pipeline:
         state: State,
         released: Collection[tuple[str, str]],
     ) -> None:
-        """`state` says which attempt is next; it is read now for the rows that are held, later for each row.
+        """`state` gives each row's next attempt. Held rows are read from it now, attempts later.
 
-        `released` are row id and content hash of the rows that a person released.
+        `released` has the row ids and content hashes of the rows that a person released.
         """
         self._fields, self._screen, self._state, self._released = prepared.fields, screen, state, released
         self._fitter = Fitter(prepared.templates, job, encoder)
-        self._held: Bools = np.any(state.status == HELD, axis=1)  # before this invocation: it may release some
+        self._held: Bools = np.any(state.status == HELD, axis=1)  # before this invocation, which may release some
         self._seed = int(job.sampling.seed)
         self._max_new_tokens = job.sampling.settings().max_new_tokens
 
     def rows(self, table: Path, todo: Bools, suspects: Suspects) -> Iterator[Work | Kept]:
-        """Yield what becomes of every key that is to do, in input order. Raises RunError if the table is damaged."""
+        """Yield the outcome of every key to do, in input order. Raises RunError if the table is damaged."""
         wanted: Bools = np.any(todo, axis=1)
         for row in read_rows(table, self._fields, wanted):
             samples = [int(sample) + 1 for sample in np.flatnonzero(todo[row.position])]
@@ -176,14 +176,14 @@ class Pipeline:
         for sample in samples:
             work = self._work(row, sample, fitted, screening)
             if hits and screening == "hold":
-                # That is no attempt: once released, the row gets the attempts, the seed and so the text that it would
-                # have had.
+                # Not an attempt: once released, the row gets the same attempts, seed and so text as if it had never
+                # been held.
                 yield self._kept(work._replace(attempt=work.attempt - 1), "held", reason(IN_INPUT, hits))
             else:
                 yield work
 
     def _screening(self, row: Row) -> Screening:
-        """Return what a hit does to this row: one that is held stays so until a person releases it."""
+        """Return the effect of a hit on this row: a held row stays held until a person releases it."""
         if (row.row_id, row.content_hash) in self._released:
             return "off" if self._screen.mode == "off" else "flag"
         return "hold" if self._held[row.position] else self._screen.mode
@@ -205,7 +205,7 @@ class Pipeline:
         return Kept(work.row.position, _result(work, completion, status, error))
 
     def result(self, work: Work, completion: Completion) -> tuple[Result, str]:
-        """Return what an engine's completion makes of a row, and the kind of error where a rule of the flags failed."""
+        """Return the result of a completion, and the kind of error if a flag rule failed."""
         error = completion.error
         if error is None and not completion.text.strip():
             error = "the model returned empty text"
@@ -220,11 +220,11 @@ class Pipeline:
 
 
 def _flags(work: Work, completion: Completion) -> tuple[Sequence[str], str]:
-    """Return the flags of a generated text. A rule that fails is a bug, and must not cost a run its rows."""
+    """Return the flags of a generated text. A rule that fails is a bug, but must not fail rows."""
     end: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
     prompt = work.fitted.messages.turns[-1].text
     try:
-        # Screening has flags of its own, by rule, and may be switched off: nothing is left to ask here.
+        # Screening has its own flags, by rule, and may be disabled, so it is skipped here.
         return flags_of(Evidence(completion.text, prompt, work.row.values, end, identifiers=())), ""
     except Exception as error:
         return [NOT_COMPUTED], type(error).__name__

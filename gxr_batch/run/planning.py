@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _FIRST_WINDOW = 256
-# Bytes that a token of generated text takes in parts and in results together, by measure, uncompressed and rounded up.
+# Measured bytes per generated token in parts and results together, uncompressed and rounded up.
 _BYTES_A_TOKEN = 16
 _BYTES_A_ROW = 512
 
@@ -21,11 +21,11 @@ def row_seed(run_seed: int, row_id: str, sample: int, attempt: int) -> int:
 
 
 def longest_first(items: Iterable[T], window: int, length: Callable[[T], int]) -> Iterator[T]:
-    """Yield the items, each `window` of them sorted by falling length.
+    """Yield the items, each `window` of them sorted by descending length.
 
-    Rows of like length then stand together (less padding), and trouble with memory shows at once instead of at dawn.
-    The next window is filled while this one is handed out, two items for each, so that no one call takes long; the
-    first windows are small and double, so that work begins at once.
+    Rows of similar length are then adjacent (less padding), and memory problems show at once instead of at the end. The
+    next window is filled while this one is handed out, two items for each, so that no single call takes long; the first
+    windows are small and double, so that work begins at once.
     """
     source = iter(items)
     batch = list(islice(source, min(window, _FIRST_WINDOW)))
@@ -39,17 +39,17 @@ def longest_first(items: Iterable[T], window: int, length: Callable[[T], int]) -
 
 
 def drain_at(deadline: float, row_seconds: float) -> float:
-    """Return the moment to stop taking rows so that those in flight end before the deadline, a quarter held back."""
+    """Return the moment to stop taking rows so that those in flight finish before the deadline, with a 25% margin."""
     return deadline - 1.25 * row_seconds
 
 
 def too_many_failed(limit: float | int | str, failed: int, done: int) -> bool:
-    """Return whether more rows failed than the limit bears: a share of `done` from the 50th on, or a whole number."""
+    """Return whether more rows failed than the limit allows: a share of `done` from the 50th on, or a count."""
     if isinstance(limit, str):
         return False
     return done >= 50 and failed > limit * done if limit < 1 else failed > limit
 
 
 def disk_needed(keys: int, max_new_tokens: int, table_bytes: int) -> int:
-    """Return the bytes on disk that generating so many keys may take at most, with the copies of the table."""
+    """Return the most bytes on disk that generating `keys` may take, including the copies of the table."""
     return 2 * table_bytes + keys * (_BYTES_A_ROW + _BYTES_A_TOKEN * max_new_tokens)

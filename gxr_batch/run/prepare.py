@@ -1,4 +1,4 @@
-"""What `run` and `check` do alike before any model is loaded: templates, table, fields, and where the run stands."""
+"""What `run` and `check` share before any model is loaded: templates, table, fields, and the run folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Prepared:
     fields: FieldMap
 
     def source_key(self, limit: int | None) -> str:
-        """Return one sha256 for everything that decides which keys the table has."""
+        """Return one sha256 over everything that decides which keys the table has."""
         job = self.job
         parts = (
             self.survey.sha256,
@@ -42,7 +42,7 @@ class Prepared:
 
 
 def prepare(job: Job) -> Prepared:
-    """Compile the templates, look through the table, relate the two. Raises TemplateError, TableError."""
+    """Compile the templates, survey the table, match the two. Raises TemplateError, TableError."""
     templates = Templates(job.prompt)
     table = survey(job.input)
     fields = field_map(templates, job, table.schema.names)
@@ -50,7 +50,7 @@ def prepare(job: Job) -> Prepared:
 
 
 def output_folder(job: Job, today: date) -> Path:
-    """Return the run folder. With {date} in its name an unfinished run of this job goes on under its own date."""
+    """Return the run folder. With {date} in the name, an unfinished run of this job keeps its date."""
     pattern = Path(job.run.output.replace("{name}", job.name))
     if "{date}" not in str(pattern):
         return pattern

@@ -1,7 +1,7 @@
 """The main job: read the table, render, generate, checkpoint, write the results. Run again, it resumes.
 
-The walk of a job: prepare, open the run folder, `pipeline` (rows become prompts), engine, back here, ledger. Only this
-module adds results; what else is particular is in the module of its name.
+The steps of a job: prepare, open the run folder, `pipeline` (rows become prompts), engine, back here, ledger. Only this
+module adds results; every other detail is in the module named after it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gxr_batch.run.stop import Stopper, StopReason, Watch
 from gxr_batch.text_checks.flags import NOT_COMPUTED
 
 Show = Callable[[Progress], None]
-# Engines that hold their rows in other processes: what kills this one is no row.
+# Engines that hold their rows in other processes: a row never kills this one.
 _APART = frozenset({"api", "vllm", "ray"})
 
 
@@ -61,11 +61,11 @@ class RunResult:
 
 
 def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> RunResult:
-    """Run a job to its end, or as far as `stopper` lets it. Raises GxrError; what was generated is safe.
+    """Run a job until it finishes or `stopper` stops it. Raises GxrError; generated rows are kept.
 
-    `say` receives sentences for the user, `show` the progress, at least once a second while the engine works.
+    `say` receives messages for the user, `show` the progress, at least once a second while the engine works.
     """
-    watch = Watch(job.run, stopper, time.monotonic())  # first, so that reading a long table counts too
+    watch = Watch(job.run, stopper, time.monotonic())  # first, so that the time to read a long table counts too
     prepared = prepare(job)
     folder = output_folder(job, datetime.now().astimezone().date())
     with open_run(folder, fresh=options.fresh, take_over=options.take_over) as ledger:
@@ -88,7 +88,7 @@ def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> R
 
 
 def generate(invocation: Invocation, watch: Watch, show: Show) -> None:
-    """Load the model and generate what is to do. Whatever goes wrong, the rows that came out are sealed."""
+    """Load the model and generate the rows to do. Whatever goes wrong, generated rows are sealed."""
     try:
         encoder = invocation.engine.encoder()
         with invocation.engine.open() as session:
@@ -97,23 +97,23 @@ def generate(invocation: Invocation, watch: Watch, show: Show) -> None:
                 stream(session, Dispatch(invocation, encoder), watch, show)
             finally:
                 invocation.ledger.seal()
-    except ApiOutage as outage:  # nobody's mistake, and what is sealed is safe: a stop like that of a clock
+    except ApiOutage as outage:  # not an error, and sealed rows are safe: stop as for a time limit
         watch.stopper.ask("api_outage")
         invocation.record.notify(f"{outage.what} ({outage.where})")
         invocation.announce_stop(watch.stopper.reason, invocation.progress.rows_in_flight)
     except BaseException as error:
-        invocation.broke_off(error)
+        invocation.record_error(error)
         raise
 
 
 def stream(session: Session, dispatch: Dispatch, watch: Watch, show: Show) -> None:
-    """The loop: everything that the engine yields is booked, sealed when due, shown, and may end the run."""
+    """Run the main loop: record, seal and show everything that the engine yields, and stop when due."""
     invocation = dispatch.invocation
     ledger, progress = invocation.ledger, invocation.progress
     checkpoint_seconds = invocation.job.run.checkpoint_seconds
     began = time.perf_counter()
-    own = 0.0  # seconds in which this loop worked and the engine waited
-    show(progress)  # from here on a signal asks for an orderly end
+    own = 0.0  # seconds in which this loop ran and the engine waited
+    show(progress)  # from here on a signal requests an orderly stop
     request = watch.stopper.request
     try:
         for event in chain.from_iterable(session.stream(prompts, request) for prompts in dispatch.rounds()):
@@ -137,9 +137,9 @@ def stream(session: Session, dispatch: Dispatch, watch: Watch, show: Show) -> No
 
 
 class Dispatch:
-    """Hands the pipeline's prompts to the engine and books every result: of the engine, and of rows kept from it.
+    """Hands the pipeline's prompts to the engine and records every result, including rows that never reach it.
 
-    `seconds` is the time that prompts were made and handed out in, while the engine waited.
+    `seconds` is the time spent making and handing out prompts, while the engine waited.
     """
 
     def __init__(self, invocation: Invocation, encoder: Encoder) -> None:
@@ -154,21 +154,21 @@ class Dispatch:
 
     @property
     def in_flight(self) -> int:
-        """How many prompts the engine took and has not returned."""
+        """The number of prompts that the engine took and has not returned."""
         return len(self._in_flight)
 
     def rounds(self) -> Iterator[Iterator[Prompt]]:
-        """Yield the prompts, longest first within each window of input order; then every suspect in a round alone."""
+        """Yield the prompts, longest first within each window of input order; then each suspect in its own round."""
         rows = self._pipeline.rows(self._ledger.folder / INPUT_NAME, self.invocation.todo, self._suspects)
         window = self.invocation.job.engine.window
         yield self._hand_out(longest_first(self._for_the_engine(rows), window, lambda work: work.length))
         if self._alone:
-            self._ledger.seal()  # what is done by now must not die with the next suspect
+            self._ledger.seal()  # finished rows must survive if the next suspect kills the process
         for work in self._alone:
             yield self._hand_out(iter([work]))
 
     def _for_the_engine(self, rows: Iterator[Work | Kept]) -> Iterator[Work]:
-        """Book what never reaches the engine, keep suspects for later, yield the rest."""
+        """Record rows that never reach the engine, keep suspects for later, yield the rest."""
         for row in rows:
             if isinstance(row, Kept):
                 self._ledger.add(row.position, row.result)
@@ -192,11 +192,11 @@ class Dispatch:
             yield work.prompt
 
     def settle(self, completion: Completion) -> Result:
-        """Book what the engine made of a prompt and return it. Raises StorageError."""
+        """Record a prompt's completion and return its result. Raises StorageError."""
         work = self._in_flight.pop(completion.key)
         self._ledger.in_flight.settle(completion.key)
         result, fault = self._pipeline.result(work, completion)
-        if fault and fault not in self._flag_faults:  # once an invocation: it may meet every row
+        if fault and fault not in self._flag_faults:  # once per invocation: it may affect every row
             self._flag_faults.add(fault)
             self._ledger.log.event(NOT_COMPUTED, row_id=result.row_id, sample=result.sample, error=fault)
         self._ledger.add(work.row.position, result)

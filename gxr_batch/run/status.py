@@ -1,4 +1,4 @@
-"""How far a run is, also while it goes on: counts from the parts, speed from the newest invocation."""
+"""The state of a run, also while it is running: counts from the parts, speed from the newest invocation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gxr_batch.run.prepare import output_folder
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """One run at one moment. What cannot be said, or not yet, is None.
+    """The state of a run at one moment. Unknown values are None.
 
-    `state` is running, finished or unfinished; "held elsewhere" where a process on another host has the run, alive or
-    dead (`holder` names it, `last_part_at` says when it last sealed rows); or why the run cannot be read. `workers` are
-    those of the newest start, of an engine that has several: how many lived when that last changed, how often one was
-    lost, and the rows that each gave back by then.
+    `state` is running, finished or unfinished; "held elsewhere" if a process on another host holds the run, alive or
+    dead (`holder` names it, `last_part_at` is when it last sealed rows); or why the run cannot be read. `workers` are
+    those of the newest invocation, for engines that have several: how many were alive when that last changed, how often
+    one was lost, and the rows that each had returned by then.
     """
 
     run: str
@@ -56,7 +56,7 @@ class RunStatus:
 def statuses(path: Path) -> list[RunStatus]:
     """Return the status of the run that `path` names: a job file, a run folder, or a folder of runs (newest last).
 
-    Raises RunError if there is no run, JobFileError where the job file cannot be read.
+    Raises RunError if there is no run, JobFileError if the job file cannot be read.
     """
     if path.suffix == ".toml":
         return [_status(output_folder(load_job(path), date.today()))]
@@ -79,7 +79,7 @@ def _statuses_of_folder(path: Path) -> list[RunStatus]:
 
 
 def _status_or_trouble(folder: Path) -> RunStatus:
-    """Return a run's status; one that cannot be read must not hide the others."""
+    """Return a run's status; an unreadable run must not hide the others."""
     try:
         return _status(folder)
     except (RunError, MachineError) as error:
@@ -120,7 +120,7 @@ def _status(folder: Path) -> RunStatus:
 
 
 def _reviewed(reader: RunReader) -> int | None:
-    """Count the reviewed keys; None if a file of reviews is damaged, which says nothing against the run."""
+    """Count the reviewed keys; None if a review file is damaged, which does not affect the run."""
     try:
         return len(reader.reviews)
     except RunError:
@@ -135,7 +135,7 @@ def _state(reader: RunReader, counts: Counts, last: dict[str, Any]) -> str:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of a run's files; one that a writer renames just now is counted under one name or not at all."""
+    """Return the bytes of a run's files; a file being renamed is counted once or not at all."""
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -145,7 +145,7 @@ def _size(folder: Path) -> int:
 
 
 def _rows_a_minute(folder: Path, invocation: dict[str, Any], done: int, running: bool) -> float | None:
-    """Return the newest invocation's speed: measured by itself once it ended, from its parts while it runs."""
+    """Return the newest invocation's speed: its own measurement once it has ended, from its parts while it runs."""
     if not running:
         rows, seconds = invocation.get("done"), invocation.get("streaming_seconds")
         return rows / seconds * 60 if rows and seconds else None
@@ -159,7 +159,7 @@ def _rows_a_minute(folder: Path, invocation: dict[str, Any], done: int, running:
 
 
 def _written_at(parts: Path) -> Iterator[float]:
-    """Yield when each part was written, but for those that are set aside just now."""
+    """Yield when each part was written, except parts that are being set aside."""
     for path in parts.glob("part-*.parquet"):
         with suppress(FileNotFoundError):
             yield path.stat().st_mtime

@@ -1,4 +1,4 @@
-"""Why and when a run stops before its rows are done: a signal, a clock, too many failures, a server that is gone."""
+"""Why and when a run stops before its rows are done: a signal, a clock, too many failures, an unresponsive server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ StopReason = Literal["interrupt", "terminate", "stop_by", "time_limit", "max_fai
 
 
 class Stopper:
-    """Asks the engine's stream to end, once, and remembers why. Safe to call from a signal handler."""
+    """Asks the engine's stream to end, once, and keeps the reason. Safe to call from a signal handler."""
 
     def __init__(self, grace_seconds: float = 20) -> None:
         self.request = StopRequest()
@@ -25,20 +25,20 @@ class Stopper:
         self.grace_seconds = grace_seconds
 
     def ask(self, reason: StopReason, *, deadline: float | None = None) -> None:
-        """Take no more rows; those in flight may end until `deadline` (monotonic), by default the grace period."""
+        """Take no more rows; those in flight may finish until `deadline` (monotonic), by default the grace period."""
         self.reason = self.reason or reason
-        # A later request may only bring the end nearer: a signal does not wait for a stop-by time that is hours away.
+        # A later request may only make the end earlier: a signal does not wait for a stop-by time hours away.
         self.request.drain(time.monotonic() + self.grace_seconds if deadline is None else deadline)
 
 
 class Watch:
-    """Looks at the clock and at the failures of one invocation and asks the stopper when it is time."""
+    """Watches the clock and the failures of one invocation and asks the stopper when it is time."""
 
     def __init__(self, settings: RunSection, stopper: Stopper, started: float) -> None:
         self.stopper = stopper
         self._max_failed = settings.max_failed
         self._done = self._failed = 0
-        # The slowest of the last rows says how long the rows in flight may still take.
+        # The slowest recent row is the estimate for the rows in flight.
         self._recent: deque[float] = deque([0.0], maxlen=64)
         self._deadlines: list[tuple[float, StopReason]] = []
         if (limit := parse_duration(settings.time_limit)) is not None:
@@ -47,7 +47,7 @@ class Watch:
             self._deadlines.append((time.monotonic() + seconds_until(clock, datetime.now()), "stop_by"))
 
     def saw(self, result: Result) -> None:
-        """Take in a row that came out of the engine."""
+        """Record a row from the engine."""
         self._done += 1
         self._failed += result.status == "failed"
         self._recent.append(result.seconds_generating or 0.0)
@@ -55,7 +55,7 @@ class Watch:
             self.stopper.ask("max_failed", deadline=time.monotonic())
 
     def look(self) -> None:
-        """Ask to stop where a deadline is so near that the rows in flight need the time that is left."""
+        """Ask to stop if the rows in flight need the time left before a deadline."""
         now = time.monotonic()
         for deadline, reason in self._deadlines:
             if now >= drain_at(deadline, max(self._recent)):

@@ -1,1 +1,1 @@
-"""What is looked for in the texts of a row, before and after it is generated; pure, fast, without downloads."""
+"""Checks of a row's texts before and after generation; pure, fast, without downloads."""

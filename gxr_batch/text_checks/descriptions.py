@@ -1,4 +1,4 @@
-"""Every flag that `gxr_flags` can hold, each with a sentence for the reader of a workbook or a page."""
+"""Every flag that `gxr_flags` can hold, with a one-sentence description for workbooks and HTML reports."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LEGEND = {
     **{flag: text for flag, text in FLAGS.items() if flag != "possible_identifier"},
     f"{IN_INPUT}:RULE": f"Identifier screening hits a cell or the prompt. Rules: {', '.join(RULES)}.",
     f"{IN_OUTPUT}:RULE": FLAGS["possible_identifier"],
-    STALE_REVIEW: "The text was generated anew after a reviewer had judged an earlier one.",
-    REVIEWERS_DISAGREE: "Reviewers differ in their verdict or in the corrected text; the newest review is shown.",
-    SHORTENED: "A cell is too long for Excel and was cut with a mark; results.parquet has all of it.",
+    STALE_REVIEW: "The text was generated again after a reviewer judged an earlier one.",
+    REVIEWERS_DISAGREE: "Reviewers disagree in their verdict or corrected text; the newest review is shown.",
+    SHORTENED: "A cell is too long for Excel and was cut at a mark; results.parquet has the whole text.",
 }
-# The same with every rule of screening written out.
+# The same, with every screening rule listed separately.
 EVERY_FLAG = LEGEND | {
     f"{where}:{rule}": sentence for where in (IN_INPUT, IN_OUTPUT) for rule, sentence in RULES.items()
 }

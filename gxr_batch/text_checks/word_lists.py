@@ -1,4 +1,4 @@
-"""Reads the word lists of the rules from TOML files, so that a list can be extended without reading Python.
+"""Reads the word lists of the rules from TOML files, so that lists can be extended without changing Python code.
 
 The files are flags/lexicon.toml and identifiers/words.toml; each is read once, when its rules are imported.
 """
@@ -20,7 +20,7 @@ def read_tables(name: str) -> dict[str, Any]:
 
 
 def word_sets(tables: Mapping[str, Any]) -> dict[str, frozenset[str]]:
-    """Return each list of each table as a set, by both names: "status.hedges"."""
+    """Return each list of each table as a set, by its full name: "status.hedges"."""
     return {
         f"{table}.{name}": frozenset(words.split())
         for table, lists in tables.items()
@@ -30,7 +30,7 @@ def word_sets(tables: Mapping[str, Any]) -> dict[str, frozenset[str]]:
 
 
 def sets_by_word(lists: Mapping[str, str]) -> dict[str, frozenset[str]]:
-    """Return lists by each word of their names: "oedema edema" is the name of a list for either word."""
+    """Return the lists by each word of their names: "oedema edema" is the name of a list for either word."""
     by_word: dict[str, frozenset[str]] = {}
     for name, words in lists.items():
         for word in name.split():

@@ -1,4 +1,4 @@
-"""Bad rows in real processes: one that kills the process, one that is too long, one that nobody thought of."""
+"""Bad rows in real processes: one that kills the process, one that is too long, one that was not foreseen."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def hint(work: Workplace) -> dict:
     return json.loads((work.folder / "outputs/j/inflight.json").read_text())
 
 
-def test_a_row_that_kills_the_process_twice_is_set_aside_on_the_third_start(work, tmp_path_factory):
+def test_a_row_that_kills_the_process_twice_is_marked_as_failed_in_the_third_invocation(work, tmp_path_factory):
     whole = Workplace(tmp_path_factory.mktemp("whole"))
     whole.table([(f"C{number}", f"finding number {number} of many") for number in range(40)])
     whole.job(KILLER)
@@ -58,7 +58,7 @@ def test_a_row_that_kills_the_process_twice_is_set_aside_on_the_third_start(work
     work.run("--retry", "failed", expect=-signal.SIGKILL)
 
 
-def test_the_rows_beside_a_killer_are_done_before_the_suspects(work):
+def test_rows_next_to_a_killer_are_done_before_the_suspects(work):
     work.job(KILLER.replace("checkpoint_seconds = 0.1", "checkpoint_seconds = 1000"))
     work.faults = POISON
     work.run(expect=-signal.SIGKILL)
@@ -66,10 +66,10 @@ def test_the_rows_beside_a_killer_are_done_before_the_suspects(work):
     assert 1 <= suspects <= 4
     work.run(expect=-signal.SIGKILL)
     status = json.loads(work.gxr("status", "outputs/j", "--json").stdout)[0]
-    assert status["left"] <= suspects, "what was done is sealed before the first suspect"
+    assert status["left"] <= suspects, "finished rows are sealed before the first suspect"
 
 
-def test_an_end_in_order_leaves_no_suspect(work):
+def test_an_orderly_end_leaves_no_suspect(work):
     work.job(KILLER.replace("400", "20"))
     process = work.start("run", "j.toml")
     deadline = time.monotonic() + 60
@@ -83,7 +83,7 @@ def test_an_end_in_order_leaves_no_suspect(work):
     assert "one at a time" not in work.run("--set", "echo.tokens_per_second=0").stderr
 
 
-def test_an_engine_that_broke_leaves_its_rows_as_suspects(work):
+def test_an_engine_that_failed_leaves_its_rows_as_suspects(work):
     work.job(KILLER)
     work.run(expect=4, faults={"crash_after": 10})
     assert len(hint(work)["in_flight"]) >= 1
@@ -92,16 +92,16 @@ def test_an_engine_that_broke_leaves_its_rows_as_suspects(work):
     assert len(work.results()) == 40
 
 
-def test_rows_in_other_processes_are_suspects_where_their_engine_gave_up_and_not_where_this_one_was_killed(tmp_path):
+def test_rows_in_other_processes_are_suspects_if_their_engine_gave_up_but_not_if_this_one_was_killed(tmp_path):
     held = InFlight(tmp_path)
     held.take(Key("C1", 1), deadly=False)
-    assert InFlight(tmp_path).known == [], "as the next start would find it after SIGKILL"
+    assert InFlight(tmp_path).known == [], "as the next invocation would find it after SIGKILL"
     held.close(in_order=False)
     assert InFlight(tmp_path).known == [Key("C1", 1)]
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"crashes": [["C1"]]}', "[]", '{"in_flight": 3, "crashes": []}'])
-def test_a_torn_hint_is_no_harm(work, content):
+def test_a_torn_hint_is_harmless(work, content):
     work.job(KILLER.replace("400", "0"))
     work.run("--limit", "5")
     (work.folder / "outputs/j/inflight.json").write_text(content)
@@ -109,7 +109,7 @@ def test_a_torn_hint_is_no_harm(work, content):
     assert len(work.results()) == 40
 
 
-def test_a_machine_that_went_down_makes_no_row_a_suspect(work):
+def test_a_reboot_makes_no_row_a_suspect(work):
     work.job(KILLER)
     work.faults = POISON
     work.run(expect=-signal.SIGKILL)
@@ -119,7 +119,7 @@ def test_a_machine_that_went_down_makes_no_row_a_suspect(work):
     assert "one at a time" not in work.run(expect=-signal.SIGKILL).stderr
 
 
-def test_suspects_that_left_the_table_are_forgotten(work):
+def test_suspects_that_are_no_longer_in_the_table_are_forgotten(work):
     work.job(KILLER.replace("400", "0"))
     work.run("--limit", "5")
     crashes = [["gone", 1, 1], ["C20", 9, 1], ["C21", 1, 1]]
@@ -127,7 +127,7 @@ def test_suspects_that_left_the_table_are_forgotten(work):
     assert "while 1 of the rows" in work.run().stderr
 
 
-def test_a_start_that_wants_only_some_rows_keeps_the_other_suspects(work):
+def test_an_invocation_for_only_some_rows_keeps_the_other_suspects(work):
     work.job(KILLER)
     work.faults = POISON
     work.run(expect=-signal.SIGKILL)
@@ -138,13 +138,13 @@ def test_a_start_that_wants_only_some_rows_keeps_the_other_suspects(work):
     assert {row_id for row_id in suspects if int(row_id[1:]) >= 3} <= kept
 
 
-def test_a_condemned_row_stays_condemned_until_it_is_booked(work):
+def test_a_condemned_row_stays_condemned_until_its_result_is_recorded(work):
     work.job(KILLER.replace("checkpoint_seconds = 0.1", "checkpoint_seconds = 1000"))
     work.faults = POISON
     work.run(expect=-signal.SIGKILL)
     work.run(expect=-signal.SIGKILL)
     process = work.start("run", "j.toml", "--set", "echo.tokens_per_second=1")
-    # A whole window of rows is looked through before the engine gets the first, so the row is rejected by then.
+    # A whole window of rows is read before the engine gets the first, so the row is rejected by then.
     rejected, deadline = re.compile(r'\["C7", 1, 2\].*"in_flight": \[\['), time.monotonic() + 60
     while not rejected.search((work.folder / "outputs/j/inflight.json").read_text()):
         assert time.monotonic() < deadline
@@ -152,7 +152,7 @@ def test_a_condemned_row_stays_condemned_until_it_is_booked(work):
     process.kill()
     process.communicate()
     by_hand = {row_id for row_id, _ in hint(work)["in_flight"]}
-    assert ["C7", 1, 2] in hint(work)["crashes"], "its row was rejected, and that was not yet sealed"
+    assert ["C7", 1, 2] in hint(work)["crashes"], "its row was rejected, which was not yet sealed"
     work.run(expect=3)
     failed = {row["case_id"] for row in work.results() if row["gxr_status"] != "ok"}
     assert "C7" in failed
@@ -188,7 +188,7 @@ def test_a_prompt_that_is_too_long_fails_alone(long_rows):
         assert "leaves room for 48" in by_id[name]["gxr_error"]
 
 
-def test_truncating_cuts_the_longest_cell_at_a_word_and_says_so(long_rows):
+def test_truncating_cuts_the_longest_cell_at_a_word_and_reports_it(long_rows):
     long_rows.job(LONG + TEMPLATE + "too_long = 'truncate'\n")
     long_rows.run("--set", "sampling.max_new_tokens=16", expect=3)
     by_id = {row["case_id"]: row for row in long_rows.results()}
@@ -199,7 +199,7 @@ def test_truncating_cuts_the_longest_cell_at_a_word_and_says_so(long_rows):
         assert by_id[name]["gxr_prompt_tokens"] == 48, "as many words as fit"
     assert by_id["giant"]["gxr_status"] == "failed", "its longest cell is one word"
     assert by_id["giant"]["gxr_error"] == "the prompt is too long even with one word of findings"
-    assert by_id["long"]["findings"].endswith("w199"), "the input stays as it is"
+    assert by_id["long"]["findings"].endswith("w199"), "the input is unchanged"
     assert "2 prompts without the end" in long_rows.run("--fresh", expect=3).stdout
     checked = json.loads(long_rows.gxr("check", "j.toml", "--json").stdout)
     assert (checked["cut"], checked["usable"], checked["unusable"]) == (2, 3, 1)
@@ -233,7 +233,7 @@ class Broken:
         raise ZeroDivisionError("zebrafish")
 
 
-def test_an_exception_over_one_row_names_its_kind_and_never_its_text():
+def test_an_exception_for_one_row_names_its_kind_and_never_its_text():
     job = Job.model_validate({"name": "j", "input": {"path": "x"}})
     fitter = Fitter(Templates(PromptSection(template="basic")), job, Broken())
     with pytest.raises(RowError) as caught:

@@ -1,7 +1,7 @@
-"""Text of a cell stays in the run's Parquet files and on the stdout of the verbs that show it, whatever goes wrong.
+"""Text of a cell stays in the run's Parquet files and on the stdout of the commands that show it, whatever goes wrong.
 
-A canary stands in a findings cell; the real command is driven through its failures; then everything else that it wrote
-or said is searched.
+A canary is in a findings cell; the real command is driven through its failures; then everything else that it wrote
+or printed is searched.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from gxr_batch.cli import main
 CANARY = "Canary7f3e"
 CELL = f"{CANARY} opacity in the left lower lobe, no effusion"
 ROWS = [(f"C{number}", CELL if number % 3 == 0 else f"finding {number}") for number in range(60)]
-SHOWING = {"check", "templates", "export"}  # verbs whose stdout may hold cells
+SHOWING = {"check", "templates", "export"}  # commands whose stdout may show cells
 
 
 class Watched(Workplace):
-    """A workplace that searches everything that a command says."""
+    """A workplace that searches all output of a command."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -40,7 +40,7 @@ class Watched(Workplace):
     def gxr(
         self, *arguments: str, expect: int | None = 0, faults: Faults | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run the command in this process, which is quicker, and search what it says."""
+        """Run the command in this process, which is faster, and search its output."""
         with chdir(self.folder), playing(self.faults if faults is None else faults):
             result = CliRunner().invoke(main, arguments)
         done = subprocess.CompletedProcess(arguments, int(result.exit_code), result.stdout, result.stderr)
@@ -49,7 +49,7 @@ class Watched(Workplace):
         return done
 
     def real(self, *arguments: str, expect: int, faults: Faults | None = None) -> None:
-        """Run the command as a process of its own and search what it says."""
+        """Run the command in a separate process and search its output."""
         done = super().gxr(*arguments, expect=expect, faults=faults)
         self.said(arguments, done.stdout, done.stderr)
 
@@ -59,7 +59,7 @@ class Watched(Workplace):
         assert CANARY not in stdout or arguments[0] in SHOWING, f"stdout of {arguments}: {stdout}"
 
     def search(self) -> None:
-        """Search names of files and the content of all that is neither the user's nor Parquet."""
+        """Search file names and the content of all files that are neither the user's nor Parquet."""
         own = {"f.csv", "f.parquet", "results.csv", "results-with-held.csv"}
         assert self.asked
         for path in self.folder.rglob("*"):
@@ -78,8 +78,8 @@ def work(tmp_path):
     place.search()
 
 
-def test_the_canary_sings_where_it_may(work):
-    """Without this every other test here could pass for want of a canary."""
+def test_the_canary_appears_where_it_may(work):
+    """Without this every other test here could pass without any canary."""
     work.run()
     assert CANARY in str(pq.read_table(work.folder / "outputs/j/input.parquet").to_pylist())
     assert CANARY in str(work.results())
@@ -116,7 +116,7 @@ def test_a_search_that_finds_something_fails(work):
         "{{ findings[0]|random(findings) }}",
     ],
 )
-def test_a_template_that_fails_over_a_cell(work, source):
+def test_a_template_that_fails_on_a_cell(work, source):
     (work.folder / "own.j2").write_text(source)
     work.table(ROWS[:4])
     work.job("[prompt]\ntemplate = 'own.j2'\n[engine]\nkind = 'echo'\n")
@@ -187,7 +187,7 @@ def test_parquet_that_is_broken(work):
         assert work.run(expect=None).returncode == 2
 
 
-def test_parquet_cells_that_no_prompt_can_hold(work):
+def test_parquet_cells_that_cannot_be_used_in_a_prompt(work):
     parquet(work, pa.array([CELL.encode() + b"\xff", None, b"x"]))
     work.run(expect=None)
     parquet(work, pa.array([{"a": CELL}, None]))
@@ -202,7 +202,7 @@ def test_too_many_failures_and_an_engine_that_crashes(work):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_is_stopped_by_a_signal_and_goes_on(work, number):
+def test_a_run_stopped_by_a_signal_and_resumed(work, number):
     work.job("[engine]\nkind = 'echo'\nslots = 2\n[echo]\ntokens_per_second = 30\n")  # 20 s for all, 1 s for a row
     process = work.start("run", "j.toml", "--set", "run.checkpoint_seconds=0.1", "--set", "run.grace_seconds=0")
     deadline = time.monotonic() + 60
@@ -297,7 +297,7 @@ def test_an_export_that_cannot_be_written(work):
         ("gxr_batch.ledger.run_writer.write_part", lambda folder, number, results, _: int(results[0].text)),
     ],
 )
-def test_a_bug_keeps_its_traceback_and_not_the_cell_that_its_message_quotes(work, monkeypatch, target, breaks):
+def test_a_bug_keeps_its_traceback_but_not_the_cell_quoted_in_its_message(work, monkeypatch, target, breaks):
     monkeypatch.chdir(work.folder)
     monkeypatch.setattr(target, breaks)
     done = CliRunner().invoke(main, ["run", "j.toml"])
@@ -308,7 +308,7 @@ def test_a_bug_keeps_its_traceback_and_not_the_cell_that_its_message_quotes(work
     assert "Error (its message may quote the table)" in done.stderr
 
 
-def test_a_bug_over_one_rows_prompt_fails_that_row_without_its_text(work, monkeypatch):
+def test_a_bug_in_one_rows_prompt_fails_that_row_without_its_text(work, monkeypatch):
     monkeypatch.chdir(work.folder)
     monkeypatch.setattr("gxr_batch.run.pipeline.render", lambda template, values, **_: int(values["findings"]))
     done = CliRunner().invoke(main, ["run", "j.toml"])
@@ -323,7 +323,7 @@ def test_the_manifest_of_a_run_with_everything_in_it(work):
     assert json.loads((work.folder / "outputs/j/run.json").read_text())["invocations"]
 
 
-def test_a_row_that_kills_the_process_and_its_neighbours(work):
+def test_a_row_that_kills_the_process_and_other_rows_in_the_batch(work):
     work.job("[engine]\nkind = 'echo'\n[echo]\ntokens_per_second = 500\n")
     for code in (-signal.SIGKILL, -signal.SIGKILL, 3):
         work.real("run", "j.toml", expect=code, faults={"kill_containing": "finding 7"})
@@ -339,7 +339,7 @@ def test_prompts_that_are_cut_or_too_long(work):
     assert {row["gxr_flags"][0] for row in work.results()} == {"findings_truncated"}
 
 
-def test_a_folder_that_another_host_holds(work):
+def test_a_folder_held_by_another_host(work):
     work.run("--limit", "5")
     record = {"host": "elsewhere", "pid": 1, "started": 0, "since": "2026-01-01T00:00:00"}
     (work.folder / "outputs/j/run.lock").write_text(json.dumps(record))

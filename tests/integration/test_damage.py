@@ -1,4 +1,4 @@
-"""Power loss: a file that kept its name and lost its bytes is set aside, told and made up for."""
+"""Power loss: a file that kept its name and lost its bytes is set aside, reported and replaced."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from gxr_batch.run.status import statuses
 
 ROWS, ROWS_A_PART = 60, 6
 JOB = f"[engine]\nkind = 'echo'\nslots = {ROWS_A_PART}\n[echo]\ntokens_per_second = 400\n"
-# Slots end together, about 0.2 s apart, so that every such moment seals one part: too few for a union of them.
+# Slots finish together, about 0.2 s apart, and each time one part is sealed: too few for a compaction.
 IN_PARTS = JOB.replace("400", "100") + "[run]\ncheckpoint_seconds = 0.1\n"
 
 
 def zeros_after_the_start(whole: bytes) -> bytes:
-    """The first block reached the disk, the others did not."""
+    """Only the first block reached the disk."""
     return whole[:512] + bytes(len(whole) - 512)
 
 
@@ -89,7 +89,7 @@ def rows_of(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", mostly_long(list(DAMAGES), every=3))
-def test_a_damaged_part_is_set_aside_told_and_generated_again(work, whole, kind):
+def test_a_damaged_part_is_set_aside_reported_and_generated_again(work, whole, kind):
     part = work.parts()[1]
     before = {path.name for path in work.parts()}
     lost = rows_of(part)
@@ -111,7 +111,7 @@ def test_a_damaged_part_is_set_aside_told_and_generated_again(work, whole, kind)
     assert sorted(keys) == sorted(set(keys))
 
 
-def test_readers_pass_over_damaged_parts_and_rename_nothing(work):
+def test_readers_skip_damaged_parts_and_rename_nothing(work):
     parts = work.parts()
     lost = rows_of(parts[0]) | rows_of(parts[2])
     damage(parts[0], "empty")
@@ -125,7 +125,7 @@ def test_readers_pass_over_damaged_parts_and_rename_nothing(work):
     assert sorted(path.name for path in (work.folder / "outputs/j/parts").iterdir()) == names
 
 
-def test_several_parts_and_a_name_that_is_taken(work, whole):
+def test_several_damaged_parts_and_a_name_that_is_taken(work, whole):
     parts = work.parts()
     taken = parts[-1].with_name(parts[-1].name + ".damaged")
     taken.write_text("an earlier one")
@@ -138,7 +138,7 @@ def test_several_parts_and_a_name_that_is_taken(work, whole):
     assert without_times(work.results()) == whole
 
 
-def test_the_number_of_a_part_that_was_set_aside_is_never_used_again(work):
+def test_the_number_of_a_part_that_was_set_aside_is_never_reused(work):
     for path in work.parts():
         damage(path, "zeros")
     numbers = {path.name for path in work.parts()}
@@ -151,7 +151,7 @@ def test_the_number_of_a_part_that_was_set_aside_is_never_used_again(work):
     assert not numbers & {path.name for path in work.parts()}
 
 
-def test_an_older_result_holds_again_where_the_newer_one_is_lost(work):
+def test_an_older_result_counts_again_if_the_newer_one_is_lost(work):
     work.run(expect=3, faults={"fail_containing": "57"})
     before = {path.name for path in work.parts()}
     work.run("--retry", "failed", expect=None)
@@ -161,7 +161,7 @@ def test_an_older_result_holds_again_where_the_newer_one_is_lost(work):
     assert len(frame) == ROWS
 
 
-def test_temporary_files_of_a_killed_run_harm_nobody(work, whole):
+def test_temporary_files_of_a_killed_run_are_harmless(work, whole):
     folder = work.folder / "outputs/j"
     for name in ("parts/part-00000099.parquet.tmp", "results.parquet.tmp", "run.json.tmp", "input.parquet.tmp"):
         (folder / name).write_bytes(b"PAR1 half")
@@ -171,7 +171,7 @@ def test_temporary_files_of_a_killed_run_harm_nobody(work, whole):
     assert without_times(work.results()) == whole
 
 
-def test_a_lost_manifest_is_remembered_from_the_newest_sound_part(work):
+def test_a_lost_manifest_is_restored_from_the_newest_sound_part(work):
     (work.folder / "outputs/j/run.json").unlink()
     damage(work.parts()[-1], "empty")
     assert "sampling.top_k" in work.run("--set", "sampling.top_k=20", expect=2).stderr
@@ -179,7 +179,7 @@ def test_a_lost_manifest_is_remembered_from_the_newest_sound_part(work):
 
 
 @pytest.mark.parametrize("kind", mostly_long(["cut", "empty", "zeros", "garbage"], every=3))
-def test_a_damaged_copy_of_the_table_is_set_aside_and_taken_in_anew(work, whole, kind):
+def test_a_damaged_copy_of_the_table_is_set_aside_and_read_again(work, whole, kind):
     content = damage(work.folder / "outputs/j/input.parquet", kind)
     done = work.gxr("status", "outputs/j", expect=2)
     assert "The run's copy of the table is damaged." in done.stderr
@@ -202,7 +202,7 @@ def test_damaged_results_are_written_again_from_the_parts(work, whole, kind):
     assert without_times(work.results()) == whole
 
 
-def test_a_finished_run_whose_table_was_lost_takes_it_in_again(work, whole):
+def test_a_finished_run_whose_table_was_lost_reads_it_again(work, whole):
     work.run()
     damage(work.folder / "outputs/j/input.parquet", "empty")
     assert work.run_json()["generated_now"] == 0
@@ -210,8 +210,8 @@ def test_a_finished_run_whose_table_was_lost_takes_it_in_again(work, whole):
     assert without_times(work.results()) == whole
 
 
-def test_a_disk_that_cannot_be_read_now_is_no_damage(work, monkeypatch):
-    """Nothing is set aside because of permissions, a bad moment of the disk, or too little memory."""
+def test_a_temporary_read_error_is_not_damage(work, monkeypatch):
+    """Nothing is set aside because of permissions, a temporary disk error, or too little memory."""
     folder = work.folder / "outputs/j"
 
     def refuse(*arguments, **options):
@@ -224,7 +224,7 @@ def test_a_disk_that_cannot_be_read_now_is_no_damage(work, monkeypatch):
 
 
 def test_no_flipped_bit_of_a_page_is_read_as_another_text(work):
-    """Each bit flip is found, or changes nothing; only the footer, which holds no text, has no checksum."""
+    """Each bit flip is detected or changes nothing; only the footer, which holds no text, has no checksum."""
     folder, path = work.folder / "outputs/j", work.parts()[0]
     content, rng = path.read_bytes(), random.Random(6)
     sound = read_part(folder, 1)
@@ -244,7 +244,7 @@ def test_no_flipped_bit_of_a_page_is_read_as_another_text(work):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
-def test_a_part_that_may_not_be_read_is_not_set_aside(work):
+def test_a_part_without_read_permission_is_not_set_aside(work):
     path = work.parts()[0]
     path.chmod(0)
     done = work.run(expect=4)
@@ -255,8 +255,8 @@ def test_a_part_that_may_not_be_read_is_not_set_aside(work):
 
 
 @pytest.mark.parametrize("look", [1, 2])
-def test_status_survives_a_file_that_is_renamed_while_it_looks(work, monkeypatch, look):
-    """A part has its temporary name when the folder is listed, and no longer at the first or second look at it."""
+def test_status_survives_a_file_renamed_at_the_same_time(work, monkeypatch, look):
+    """A part has its temporary name when the folder is listed, but no longer when it is first or next accessed."""
     temporary = work.folder / "outputs/j/parts/part-00000099.parquet.tmp"
     temporary.write_bytes(b"PAR1 half")
     real, looks = os.stat, []
@@ -270,7 +270,7 @@ def test_status_survives_a_file_that_is_renamed_while_it_looks(work, monkeypatch
 
     monkeypatch.setattr(os, "stat", renamed)
     (found,) = statuses(work.folder / "outputs/j")
-    assert looks, "nobody asked for it"
+    assert looks, "it was never accessed"
     assert found.ok == 50
 
 
@@ -284,7 +284,7 @@ def test_a_finished_run_with_a_damaged_part_generates_its_rows_again(work, whole
     assert without_times(work.results()) == whole
 
 
-def test_results_with_flipped_bits_are_put_together_anew(work, whole):
+def test_results_with_flipped_bits_are_merged_again(work, whole):
     work.run()
     path = work.folder / "outputs/j/results.parquet"
     content = bytearray(path.read_bytes())

@@ -14,7 +14,7 @@ from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.slots import TransformersEngine, decode_loop
 from gxr_batch.engines.slots.library_backend import LibraryModel
 from gxr_batch.engines.slots.oom_retry import NoMemory, Splitter
-from gxr_batch.errors import ModelUnavailable, OutOfRoom
+from gxr_batch.errors import ModelUnavailable, OutOfDeviceMemory
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device_memory import Cpu, MemoryBudget, holders_of, out_of_memory
@@ -222,7 +222,7 @@ def test_without_room_for_a_few_rows_it_waits_and_then_gives_up(monkeypatch):
     monkeypatch.setattr(decode_loop, "_PATIENCE_SECONDS", 3.0)
     made = session(crowded(room=0), 32, SAMPLED)
     events: list[object] = []
-    with pytest.raises(OutOfRoom, match="no memory left"):
+    with pytest.raises(OutOfDeviceMemory, match="no memory left"):
         events.extend(made.stream(iter(prompts([9] * 20)), StopRequest()))
     assert len(events) >= 2, "it shows that it lives while it waits"
     assert all(isinstance(event, Pulse) for event in events)

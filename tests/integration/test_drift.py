@@ -1,4 +1,4 @@
-"""What may change between two starts of a run, what may not, and how the run says so."""
+"""What may change between two invocations of a run, what may not, and how the run reports it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def work(tmp_path: Path) -> Workplace:
     ],
     ids=["reordered", "removed", "added", "edited", "ids changed"],
 )
-def test_a_changed_table_is_named_and_only_what_changed_is_generated(work, rows, said, generated):
+def test_a_changed_table_is_reported_and_only_what_changed_is_generated(work, rows, said, generated):
     work.table(rows)
     done = work.run("--json")
     assert json.loads(done.stdout)["generated_now"] == generated
@@ -42,7 +42,7 @@ def test_a_changed_table_is_named_and_only_what_changed_is_generated(work, rows,
     assert [row["case_id"] for row in work.results()] == [name for name, _ in rows]
 
 
-def test_other_package_versions_are_a_warning_that_names_them(work):
+def test_other_package_versions_cause_a_warning_that_names_them(work):
     path = work.folder / "outputs/j/run.json"
     manifest = json.loads(path.read_text())
     known = manifest["invocations"][-1]["packages"]
@@ -51,13 +51,13 @@ def test_other_package_versions_are_a_warning_that_names_them(work):
     path.write_text(json.dumps(manifest))
     work.table([*ROWS, ("C99", "new")])
     done = work.run()
-    assert f"pyarrow 1.0 -> {pyarrow}, forgotten 2.0 -> gone" in done.stderr
+    assert f"pyarrow 1.0 -> {pyarrow}, forgotten 2.0 -> not installed" in done.stderr
     assert any("pyarrow 1.0" in notice for notice in work.manifest()["invocations"][-1]["notices"])
     work.table([*ROWS, ("C99", "new"), ("C100", "new")])
-    assert "package versions" not in work.run().stderr, "only where they differ from the last start"
+    assert "Package versions" not in work.run().stderr, "only if they differ from the last invocation"
 
 
-def test_odd_values_of_the_last_start_do_no_harm(work):
+def test_odd_values_of_the_last_invocation_are_harmless(work):
     path = work.folder / "outputs/j/run.json"
     for odd in ({"packages": 3, "engine": "x"}, {"packages": {"pyarrow": None}, "engine": {"versions": [1]}}):
         manifest = json.loads(path.read_text())
@@ -67,7 +67,7 @@ def test_odd_values_of_the_last_start_do_no_harm(work):
         work.run()
 
 
-def test_totals_cover_every_invocation_and_not_the_last_alone(work):
+def test_totals_cover_every_invocation_and_not_only_the_last(work):
     for count in (21, 22, 23):
         work.table([*ROWS, *((f"N{number}", "new") for number in range(count - 20))])
         summary = work.run_json()
@@ -75,7 +75,7 @@ def test_totals_cover_every_invocation_and_not_the_last_alone(work):
     assert json.loads(work.gxr("status", "outputs/j", "--json").stdout)[0]["ok"] == 23
 
 
-def test_rows_with_the_very_same_prompt_are_rows_of_their_own(work):
+def test_rows_with_the_same_prompt_are_separate_rows(work):
     work.job("[engine]\nkind = 'echo'\n", head="path = 'f.csv'\n")
     work.table([("a", "same"), ("b", "same"), ("c", "same")])
     work.run("--fresh")
@@ -90,11 +90,11 @@ def test_check_refuses_what_run_would_refuse(work):
     assert "an earlier run is there" in work.gxr("check", "j.toml").stdout
 
 
-def test_a_run_that_may_fill_the_disk_says_so_before_it_starts(work):
+def test_a_run_that_may_fill_the_disk_warns_before_it_starts(work):
     folder = work.folder / "outputs/j"
-    (said,) = messages.of_room(folder, 256, 10**12)
+    (said,) = messages.of_disk_space(folder, 256, 10**12)
     assert "may fill up" in said
-    assert messages.of_room(folder, 256, 20) == []
+    assert messages.of_disk_space(folder, 256, 20) == []
     assert "fill up" not in work.run("--fresh").stderr
 
 
@@ -103,7 +103,7 @@ def test_numbers_that_no_model_has_are_refused(work):
         assert setting in work.run("--set", f"{setting}=90000000000", expect=2).stderr
 
 
-def test_other_code_is_a_warning_and_other_weights_are_another_model(tmp_path, gemma_tokenizer):
+def test_other_code_causes_a_warning_and_other_weights_are_another_model(tmp_path, gemma_tokenizer):
     model = tmp_path / "model"
     tiny_gemma(vocab=len(gemma_tokenizer)).save_pretrained(model)
     gemma_tokenizer.save_pretrained(model)
@@ -119,7 +119,7 @@ def test_other_code_is_a_warning_and_other_weights_are_another_model(tmp_path, g
     work.table(ROWS[:3])
     assert f"another processor's -> {now}" in work.run().stderr
     work.table(ROWS[:4])
-    assert "Other code" not in work.run().stderr, "only where it differs from the last start"
+    assert "The code" not in work.run().stderr, "only if it differs from the last invocation"
     tensors = load_file(model / "model.safetensors")
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})

@@ -729,14 +729,14 @@ def test_other_angles_and_bars_are_text(text):
     ("api", "part"),
     [
         ({"model": ""}, "api.model must name the model"),
-        ({"provider": "groq"}, "exclude each other"),
+        ({"provider": "groq"}, "cannot be combined"),
         ({"base_url": "ftp://host/v1"}, "must be an address"),
         ({"base_url": "localhost:8000"}, "must be an address"),
         ({"base_url": "http://"}, "must be an address"),
         ({"base_url": "http://host:99999/v1"}, "must be an address"),
-        ({"base_url": "http://me:secret@host/v1"}, "neither user, password"),
-        ({"base_url": "http://host/v1?key=secret"}, "neither user, password"),
-        ({"token_env": "hf_abcdefghijkl"}, "the token itself never stands in a job"),
+        ({"base_url": "http://me:secret@host/v1"}, "must not contain a user, password"),
+        ({"base_url": "http://host/v1?key=secret"}, "must not contain a user, password"),
+        ({"token_env": "hf_abcdefghijkl"}, "a job never holds the token itself"),
         ({"timeout": "soon"}, "must be a duration"),
         ({"give_up_after": ""}, "at least 1 character"),
         ({"concurrency": 0}, "greater than or equal to 1"),
@@ -763,5 +763,5 @@ def test_keys_without_effect_on_a_server_are_named_in_a_notice():
 
 @pytest.mark.parametrize("values", [{"prompt.format": "literal"}, {"prompt.too_long": "truncate"}])
 def test_what_needs_a_local_tokenizer_is_refused_with_the_reason(values):
-    with pytest.raises(ValueError, match="needs an engine of this machine"):
+    with pytest.raises(ValueError, match="needs a local engine"):
         job("http://localhost/v1").with_values(values)

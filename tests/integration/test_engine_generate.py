@@ -12,7 +12,7 @@ from engine_contract import CANARY, EngineContract, Subject, Watched
 
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.engines.generate import GenerateEngine
-from gxr_batch.errors import EngineFailed, OutOfRoom
+from gxr_batch.errors import EngineFailed, OutOfDeviceMemory
 from gxr_batch.job import Job
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
 
@@ -322,7 +322,7 @@ def test_a_row_for_which_there_is_no_memory_fails_alone(tiny, breaking, monkeypa
 def test_where_one_row_after_another_finds_no_memory_no_row_is_to_blame(tiny, breaking, monkeypatch):
     monkeypatch.setattr("gxr_batch.engines.generate.session._PATIENCE_SECONDS", 1.0)
     breaking(lambda ids: True, MemoryError())
-    with pytest.raises(OutOfRoom, match="no memory left"):
+    with pytest.raises(OutOfDeviceMemory, match="no memory left"):
         run(tiny, [a_prompt("a", ids_of(10)), a_prompt("b", ids_of(10))])
 
 

@@ -90,7 +90,7 @@ def test_no_format_writes_over_the_runs_own_files(work, form, monkeypatch):
         "f.csv",
     )
     for name in names:
-        with pytest.raises(RunError, match="No file can be written there"):
+        with pytest.raises(RunError, match="Cannot write the file there"):
             export(RunReader(Path("outputs/j")), form, Path(name), Choice())
 
 

@@ -274,13 +274,13 @@ def test_data_that_is_not_there_is_named_with_its_absolute_path(place):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("finetune.fp16=true", "The guide sets fp16 and bf16 together, which is a mistake"),
+        ("finetune.fp16=true", "The guide sets both fp16 and bf16, which is a mistake"),
         ("finetune.bf16=true", "model.dtype"),
         ("finetune.per_device_train_batch_size=2", "here it is called finetune.batch_size"),
         ("finetune.optim=adamw_8bit", "here it is called finetune.optimizer"),
         ("finetune.learning_rat=1", "did you mean finetune.learning_rate?"),
-        ("finetune.epochs=2", "set one of them"),
-        ("finetune.output={date}", "knows the placeholder"),
+        ("finetune.epochs=2", "set only one of them"),
+        ("finetune.output={date}", "supports the placeholder"),
     ],
 )
 def test_keys_of_the_guide_that_mean_something_else_here_are_explained(place, override, said):

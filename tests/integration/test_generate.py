@@ -87,7 +87,7 @@ def test_invalid_arguments_are_refused(work, arguments, message):
 def test_a_setting_outside_the_guides_range_gives_a_warning_with_range_and_reason(work):
     warning = ask(work, "--prompt", "x", "--temperature", "1.9").stderr
     assert "outside the guide's range 0.1 to 1.5" in warning
-    assert "stop making sense" in warning
+    assert "become incoherent" in warning
 
 
 @pytest.mark.parametrize("spelling", ["--hub", "--model-id", "--model"])

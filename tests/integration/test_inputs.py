@@ -1,4 +1,4 @@
-"""The sample tables: enough cases, each its own, none without findings."""
+"""The sample tables: enough different cases, none without findings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows(name: str) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", ["findings.csv", "followup.parquet"])
-def test_a_table_has_at_least_forty_cases_each_its_own(name):
+def test_a_table_has_at_least_forty_different_cases(name):
     found = rows(name)
     assert len(found) >= 40
     assert list(found[0]) == COLUMNS
@@ -35,6 +35,6 @@ def test_optional_cells_are_sometimes_empty():
         assert any(not row[column] for row in rows("findings.csv"))
 
 
-def test_the_script_writes_the_parquet_that_is_here():
+def test_the_script_reproduces_the_parquet_file():
     made = runpy.run_path(str(INPUTS / "make_followup.py"))["table"]()
     assert made.equals(pq.read_table(INPUTS / "followup.parquet"))

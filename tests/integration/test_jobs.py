@@ -22,7 +22,7 @@ JOBS = ROOT / "jobs"
 SLURM = JOBS / "schedule" / "gxr-batch.slurm"
 
 
-def test_the_demo_job_is_the_whole_sample_table_on_the_demo_model():
+def test_the_demo_job_runs_the_whole_sample_table_on_the_demo_model():
     job = load_job(JOBS / "demo.toml")
     assert (job.name, job.model.path, job.prompt.template) == ("demo", "demo", "clinical_case")
     assert (job.input.path, job.input.id_column) == ("inputs/findings.csv", "case_id")
@@ -32,7 +32,7 @@ def test_the_demo_job_is_the_whole_sample_table_on_the_demo_model():
     assert job.run.output == "outputs/{name}"
 
 
-def test_the_reference_job_loads_and_is_what_the_defaults_are():
+def test_the_reference_job_loads_and_equals_the_defaults():
     job = load_job(JOBS / "nightly_teaching_cases.toml")
     plain = Job(name=job.name, input=job.input)
     assert job.sampling == plain.sampling
@@ -58,7 +58,7 @@ def test_the_crontab_changes_folder_and_escapes_its_percent_signs():
 
 
 def slurm(folder: Path, child: str) -> subprocess.Popen[str]:
-    """Start the Slurm script with a gxr-batch and a scontrol of our own."""
+    """Start the Slurm script with fake gxr-batch and scontrol commands."""
     for name, body in {"gxr-batch": child, "scontrol": 'echo "$@" >> requeued'}.items():
         path = folder / name
         path.write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -68,13 +68,13 @@ def slurm(folder: Path, child: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("code", [0, 3, 4])
-def test_a_slurm_job_that_ends_passes_its_code_on(tmp_path, code):
+def test_a_slurm_job_passes_on_the_exit_code(tmp_path, code):
     assert slurm(tmp_path, f"exit {code}").wait(60) == code
     assert not (tmp_path / "requeued").exists()
 
 
 @pytest.mark.parametrize("code", [75, 0, 3])
-def test_a_slurm_job_that_is_warned_ends_in_order_and_is_requeued_only_if_unfinished(tmp_path, code):
+def test_a_slurm_job_that_is_warned_stops_in_order_and_is_requeued_only_if_unfinished(tmp_path, code):
     child = f"trap 'touch warned; sleep 0.5; exit {code}' USR1; touch ready; while :; do sleep 0.05; done"
     job = slurm(tmp_path, child)
     deadline = time.monotonic() + 60
@@ -98,7 +98,7 @@ def test_the_training_data_of_the_demo_adapter_teaches_all_four_templates_in_one
     prompts = "\n".join(example.messages.turns[-1].text for example in examples)
     with (JOBS.parent / "inputs/findings.csv").open(encoding="utf-8", newline="") as file:
         assert not [row["case_id"] for row in csv.DictReader(file) if row["findings"][:60] in prompts], (
-            "it is judged on"
+            "it is evaluated on"
         )
     parts = re.compile(r"Impression: .+\n\nKey findings:(\n- .+){2,4}\n\nDifferential: .+\n\nTeaching point: .+")
     for example in examples:

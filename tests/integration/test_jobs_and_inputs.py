@@ -1,4 +1,4 @@
-"""What `test_jobs.py` and `test_inputs.py` leave open: commented keys that cannot drift, and how schedules end."""
+"""In addition to `test_jobs.py` and `test_inputs.py`: commented keys match the schema, and how schedules end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def keys_of_the_reference() -> dict[tuple[str, str], int]:
     return found
 
 
-def test_every_key_stands_in_its_own_section_of_the_reference():
+def test_every_key_is_in_its_section_of_the_reference():
     found = keys_of_the_reference()
     for section, field in Job.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -67,9 +67,9 @@ def test_the_commented_sampling_keys_are_the_defaults(tmp_path):
 
 
 def slurm(folder: Path, child: str, **more: str) -> subprocess.Popen[bytes]:
-    """Start the Slurm script with a gxr-batch and a scontrol of our own, and return once the child is ready.
+    """Start the Slurm script with fake gxr-batch and scontrol commands, and return once the child is ready.
 
-    A child that stays is ready before the script has set its traps, of which the last is that of TERM.
+    A child that keeps running is ready before the script has set its traps, the last of which is for TERM.
     """
     for name, body in {"gxr-batch": child, "scontrol": '#!/usr/bin/env bash\necho "$@" >> requeued'}.items():
         (folder / name).write_text(f"{body}\n")
@@ -94,7 +94,7 @@ def test_a_slurm_job_that_is_cancelled_stops_in_order_and_stays_cancelled(tmp_pa
 
 
 def test_a_run_that_stops_at_once_when_warned_keeps_its_exit_code(tmp_path):
-    # A slow `kill` lets the run be gone before the script looks whether it is still there.
+    # A slow `kill` lets the run end before the script checks whether it is still running.
     (tmp_path / "slow.sh").write_text('kill() { builtin kill "$@"; local code=$?; sleep 0.5; return $code; }\n')
     stops = "trap 'exit 75' USR1; touch ready; while :; do sleep 0.02; done"
     job = slurm(tmp_path, f"#!/usr/bin/env bash\n{stops}", BASH_ENV=str(tmp_path / "slow.sh"))
@@ -118,13 +118,13 @@ def unit(name: str) -> dict[str, dict[str, str]]:
     return {section: dict(parser[section]) for section in parser.sections()}
 
 
-def test_the_service_gives_a_stopping_run_more_time_than_the_job_asks_for():
+def test_the_service_gives_a_stopping_run_more_time_than_the_job_needs():
     service = unit("gxr-batch.service")["Service"]
     assert float(service["TimeoutStopSec"]) > load_job(REFERENCE).run.grace_seconds
     assert service["WorkingDirectory"]
     assert set(service["SuccessExitStatus"].split()) == {"3", "75"}
 
 
-def test_the_timer_never_makes_up_for_a_missed_night_by_day():
+def test_the_timer_never_starts_a_missed_run_during_the_day():
     assert "--stop-by" in unit("gxr-batch.service")["Service"]["ExecStart"]
     assert "Persistent" not in unit("gxr-batch.timer")["Timer"]

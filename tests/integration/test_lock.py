@@ -1,4 +1,4 @@
-"""One writer a run folder: on this host the system's lock decides, from another host what run.lock says."""
+"""One writer per run folder: on this host the system's lock decides, for other hosts the content of run.lock."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def dead_pid() -> int:
     return process.pid
 
 
-def test_a_run_that_ended_in_order_leaves_nobody_in_the_lock(work):
+def test_a_run_that_ended_in_order_leaves_no_holder_in_the_lock(work):
     lock = work.folder / "outputs/j/run.lock"
     assert not lock.exists() or lock.read_text() == ""
 
@@ -53,13 +53,13 @@ def test_a_dead_holder_on_this_host_is_taken_over(work):
     assert work.run_json()["generated_now"] == 55
 
 
-def test_a_number_that_another_process_has_by_now_is_no_holder(work):
+def test_a_reused_pid_is_not_a_holder(work):
     write_lock(work, started=psutil.Process().create_time() - 3600)
     assert work.run_json()["generated_now"] == 55
 
 
-def test_where_the_file_system_carries_no_locks_the_record_keeps_others_out(work):
-    write_lock(work)  # this very test process, which holds no system lock on the file
+def test_on_a_file_system_without_locks_the_record_keeps_others_out(work):
+    write_lock(work)  # this test process, which holds no system lock on the file
     done = work.run(expect=4)
     assert f"process {os.getpid()} on {socket.gethostname()}" in done.stderr
     assert "--take-over" not in done.stderr
@@ -78,7 +78,7 @@ def test_a_holder_on_another_host_is_taken_over_only_on_request(work):
     assert work.run_json("--take-over")["generated_now"] == 55
     assert "process 12 on node-7" in work.manifest()["invocations"][-1]["took_over"]
     assert "Taken over from process 12 on node-7" in (work.folder / "outputs/j/log.jsonl").read_text()
-    assert work.run_json()["generated_now"] == 0, "after an end in order nobody is in the way"
+    assert work.run_json()["generated_now"] == 0, "after an orderly end nothing blocks it"
 
 
 @pytest.mark.parametrize("content", ['{"host": "node-7"}', '{"host": "node-7", "pid": 3}'])
@@ -92,14 +92,14 @@ BAD_PID = '{"host": "a", "pid": "x", "started": 0, "since": ""}'
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 3}', BAD_PID])
-def test_a_lock_file_that_says_nothing_locks_nobody_out(work, content):
+def test_an_invalid_lock_file_locks_nobody_out(work, content):
     (work.folder / "outputs/j/run.lock").write_text(content)
     assert work.run_json()["generated_now"] == 55
 
 
-def test_a_run_that_died_on_another_host_really(work):
+def test_a_run_that_really_died_on_another_host(work):
     if not shutil.which("unshare") or subprocess.run([*ELSEWHERE, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this system lets nobody give a process another host name (unshare --uts)")
+        pytest.skip("this system does not permit changing a process's host name (unshare --uts)")
     work.job(SLOW)
     there = subprocess.Popen(
         [*ELSEWHERE, *COMMAND, "run", "j.toml"], cwd=work.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -112,12 +112,12 @@ def test_a_run_that_died_on_another_host_really(work):
     work.run("--take-over", expect=4)
     there.send_signal(signal.SIGKILL)
     there.wait()
-    assert "on node-7" in work.run(expect=4).stderr, "dead or not: nothing is known of another host"
+    assert "on node-7" in work.run(expect=4).stderr, "dead or not: the state of another host is unknown"
     work.run("--take-over", "--set", "echo.tokens_per_second=0")
     assert len(work.results()) == 60
 
 
-def test_a_run_that_was_set_aside_is_nobodys(work):
+def test_a_run_that_was_set_aside_has_no_holder(work):
     work.job(SLOW)
     fresh = work.start("run", "j.toml", "--fresh")
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""log.jsonl tells a run's story, one object a line, and status --json its state."""
+"""log.jsonl records a run's events, one object per line, and status --json its state."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_run_is_logged_from_its_start_to_its_end(work):
     }  # fmt: skip
 
 
-def test_every_start_has_an_end_or_the_next_one_says_that_it_had_none(work):
+def test_every_invocation_has_an_end_or_the_next_one_records_that_it_is_missing(work):
     speed = "slots = 2\n[echo]\ntokens_per_second = 30\n"  # 20 s for all, 1 s for a row
     work.job(f"[engine]\nkind = 'echo'\n{speed}[run]\ncheckpoint_seconds = 0.1\n")
     process = work.start("run", "j.toml")
@@ -70,7 +70,7 @@ def test_every_start_has_an_end_or_the_next_one_says_that_it_had_none(work):
     assert [entry["outcome"] for entry in work.manifest()["invocations"]] == ["no end recorded", "finished"]
 
 
-def test_a_torn_last_line_costs_no_other(work):
+def test_a_torn_last_line_loses_no_other(work):
     work.run("--limit", "5")
     path = work.folder / "outputs/j/log.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
@@ -88,7 +88,7 @@ def test_every_event_is_documented(work):
     assert [event for event in sorted(events) if f"`{event}`" not in text] == []
 
 
-def test_it_stops_naming_failed_rows_one_by_one(tmp_path, monkeypatch):
+def test_it_stops_listing_failed_rows_one_by_one(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "_ROWS_NAMED", 3)
     made = log.RunLog(tmp_path)
     for number in range(6):

@@ -1,4 +1,4 @@
-"""Identifier screening of whole runs: what is flagged, what is held and from whom, and how a person releases it."""
+"""Identifier screening of whole runs: what is flagged, what is held back, and how a person releases it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS[7] = ("C7", "Seen by Dr. Okafor: call 555-201-8841, nodule of 2.6 cm")
 ERRORS = {"C3": "identifier screening: mrn", "C7": "identifier screening: name, phone"}
 HOLD = "[engine]\nkind = 'echo'\n[privacy]\nidentifiers = 'hold'\n"
 SECRETS = ("4455667", "Okafor", "555-201-8841", "Greyson")
-WORDS_OF_ITS_OWN = "Doctor Greyson asks about {{ findings }}"  # an engine that echoes it gives an answer with a name
+WORDS_OF_ITS_OWN = "Doctor Greyson asks about {{ findings }}"  # an engine that echoes it answers with a name
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def by_case(work: Workplace) -> dict[str, dict]:
 
 
 def hits(row: dict) -> list[str]:
-    """Return the row's flags of screening; other rules have flags too."""
+    """Return only the row's screening flags."""
     return [flag for flag in row["gxr_flags"] if flag.startswith(("identifier", "possible_identifier"))]
 
 
@@ -68,7 +68,7 @@ def test_by_default_rows_run_and_are_flagged_by_rule(work):
     assert all(hits(row) == [] for name, row in rows.items() if name not in ERRORS)
 
 
-def test_screening_can_be_switched_off(work):
+def test_screening_can_be_disabled(work):
     work.run("--set", "privacy.identifiers=off")
     assert all((row["gxr_status"], hits(row)) == ("ok", []) for row in work.results())
 
@@ -96,7 +96,7 @@ def test_a_run_with_held_rows_is_finished_and_stays_so(work):
     assert "2 held" in work.gxr("status", "outputs").stdout
 
 
-def test_what_only_the_prompt_says_is_a_hit_too(work):
+def test_text_that_only_the_prompt_contains_is_also_a_hit(work):
     work.table(
         [("A", "92", "clear lungs"), ("B", "89", "clear lungs"), ("C", "90+", "clear")], ("case_id", "age", "findings")
     )
@@ -104,7 +104,7 @@ def test_what_only_the_prompt_says_is_a_hit_too(work):
     assert held(work) == dict.fromkeys("AC", "identifier screening: age_over_89")
 
 
-def test_a_column_that_the_template_does_not_use_is_nobodys_business(work):
+def test_a_column_that_the_template_does_not_use_is_not_screened(work):
     work.table([("A", "clear lungs", "Dr. Okafor, MRN 4455667")], ("case_id", "findings", "note"))
     work.run()
 
@@ -126,7 +126,7 @@ def test_numbers_and_dates_of_parquet_are_screened(work):
     assert held(work) == {"A": "identifier screening: mrn", "B": "identifier screening: date"}
 
 
-def test_words_of_the_template_and_the_system_text_are_told_once_and_are_no_rows_fault(work):
+def test_hits_in_the_template_and_the_system_text_are_reported_once_and_hold_no_row(work):
     own_words(work, "system = 'Write to the_office@example.org'\n[engine]\nkind = 'echo'\n")
     done = work.run()
     assert "the template own.j2 itself: name" in done.stderr
@@ -158,7 +158,7 @@ def test_a_held_answer_stays_in_the_part_and_goes_nowhere_else(work):
     assert "Greyson" not in str(gxr_batch.read_results(run).to_dict())
 
 
-def test_a_held_answer_is_shown_to_who_asks_for_it(work):
+def test_a_held_answer_is_shown_on_request(work):
     own_words(work)
     work.run("--limit", "3", expect=3)
     run = work.folder / "outputs/j"
@@ -181,7 +181,7 @@ def test_an_unfinished_run_shows_held_answers_only_with_partial(work):
     assert "held rows: 6, with cells and texts" in work.gxr("export", "outputs/j", "--include-held", "--partial").stdout
 
 
-def test_a_person_releases_one_row_and_that_is_on_record(work):
+def test_a_person_releases_one_row_and_it_is_recorded(work):
     work.run(expect=3)
     done = work.run("--retry", "held", "--row", "C3", expect=3)
     me = pwd.getpwuid(os.getuid()).pw_name
@@ -223,7 +223,7 @@ def test_a_release_is_remembered_while_the_content_is_the_same(work):
     assert held(work) == {"C7": ERRORS["C7"]}
 
 
-def test_a_release_that_breaks_off_is_typed_again(work):
+def test_an_interrupted_release_can_be_repeated(work):
     work.run(expect=3)
     work.run("--retry", "held", expect=4, faults={"crash_after": 1})
     assert list(work.manifest()["invocations"][-1]["released"]["rows"]) == ["C3", "C7"]
@@ -242,7 +242,7 @@ def test_a_released_answer_is_flagged_and_no_longer_held(work):
 
 
 @pytest.mark.parametrize("mode", ["off", "flag", "auto"])
-def test_a_softer_setting_releases_nobody(work, mode):
+def test_a_weaker_setting_releases_no_row(work, mode):
     work.run(expect=3)
     softer = ("--set", f"privacy.identifiers={mode}")
     work.table([*ROWS, ("C10", "MRN 112233, clear lungs")])
@@ -264,7 +264,7 @@ def test_held_rows_do_not_count_as_failed(work):
     assert len(events(work, "row_held")) == 60
 
 
-def test_a_run_that_crashes_holds_the_same_rows_when_it_goes_on(work, tmp_path_factory):
+def test_a_run_that_crashes_holds_the_same_rows_when_resumed(work, tmp_path_factory):
     other = Workplace(tmp_path_factory.mktemp("whole"))
     other.table(ROWS)
     other.job(HOLD)
@@ -286,14 +286,14 @@ def test_check_counts_rows_by_rule_and_names_ids(work):
     assert "screening is off" in work.gxr("check", "j.toml", "--set", "privacy.identifiers=off").stdout
 
 
-def test_manifest_log_and_messages_hold_rule_names_and_no_text(work):
+def test_manifest_log_and_messages_contain_rule_names_and_no_text(work):
     own_words(work)
     said = [work.run(expect=3), work.run("--retry", "held", "--row", "C7", "--json", expect=3)]
     said += [work.gxr("status", "outputs"), work.gxr("status", "outputs", "--json")]
     written = [(work.folder / "outputs/j" / name).read_text() for name in ("run.json", "log.jsonl")]
-    told = "".join(written + [done.stdout + done.stderr for done in said])
-    assert "identifier screening: mrn" in told
-    assert not any(secret in told for secret in SECRETS)
+    output = "".join(written + [done.stdout + done.stderr for done in said])
+    assert "identifier screening: mrn" in output
+    assert not any(secret in output for secret in SECRETS)
 
 
 def test_rows_for_an_api_are_held_unless_the_job_says_otherwise():

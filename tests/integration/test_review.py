@@ -370,7 +370,7 @@ def test_a_damaged_file_of_reviews_is_named(desk):
     desk.take(desk.fill({"C00": APPROVED}))
     path = desk.run / "reviews/review-00000001.parquet"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(RunError, match="A file of reviews is damaged"):
+    with pytest.raises(RunError, match="A review file is damaged"):
         desk.frame()
 
 

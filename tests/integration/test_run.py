@@ -1,4 +1,4 @@
-"""The main job as a user starts it: real processes, real files, the contract's exit codes."""
+"""The main job as a user runs it: real processes, real files, documented exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from running import Workplace, without_times
 import gxr_batch
 from gxr_batch.records import DISCLAIMER, result_schema
 
-# A row takes a third of a second: `table(60)` about five, and `LONG` more than a test could stall for.
+# A row takes a third of a second: `table(60)` about five, and `LONG` longer than any test could stall.
 LONG = 600
 SLOW = "[engine]\nkind = 'echo'\nslots = 4\n[echo]\ntokens_per_second = 60\n[run]\ncheckpoint_seconds = 0.2\n"
 
@@ -40,11 +40,11 @@ def wait_for_parts(work: Workplace, count: int) -> None:
 def wait_for_text(path: Path, text: str) -> None:
     deadline = time.monotonic() + 60
     while not (path.exists() and text in path.read_text()):
-        assert time.monotonic() < deadline, f"{path.name} never said {text}"
+        assert time.monotonic() < deadline, f"{path.name} never contained {text}"
         time.sleep(0.02)
 
 
-def test_a_table_becomes_results_with_every_column_of_the_contract(work):
+def test_a_table_becomes_results_with_every_documented_column(work):
     done = work.run()
     assert "j: finished" in done.stdout
     assert "60 generated, 0 failed" in done.stdout
@@ -74,7 +74,7 @@ def test_a_finished_run_has_nothing_left_to_do(work):
     assert len(work.parts()) == 1
 
 
-def test_a_foreign_table_with_empty_findings_and_repeats_is_accounted_for(work):
+def test_an_arbitrary_table_with_empty_findings_and_repeats_is_accounted_for(work):
     texts = ["The lungs are clear.", "Large right effusion.", "Heart size normal."]
     rows = [
         (f"u{n}", "normal", "dyspnea", "None", "" if n % 7 == 3 and n < 3500 else texts[n % 3], "NA")
@@ -99,7 +99,7 @@ def test_a_run_killed_at_random_moments_loses_and_repeats_no_row(work, tmp_path_
     other = Workplace(tmp_path_factory.mktemp("whole"))
     other.table(LONG)
     other.run()
-    work.table(LONG)  # so long that no start comes to its suspects, of which a kill would condemn one
+    work.table(LONG)  # so long that no invocation reaches its suspects, one of which a kill would condemn
     work.job(SLOW)
     rng = random.Random(4)
     for round_ in range(4):
@@ -119,7 +119,7 @@ def test_a_run_killed_at_random_moments_loses_and_repeats_no_row(work, tmp_path_
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=str
 )
-def test_a_signal_ends_the_run_in_order_and_a_rerun_goes_on(work, number, code):
+def test_a_signal_stops_the_run_in_order_and_a_rerun_resumes(work, number, code):
     work.table(LONG)
     work.job(SLOW)
     child = work.start("run", "j.toml")
@@ -139,7 +139,9 @@ def test_a_signal_ends_the_run_in_order_and_a_rerun_goes_on(work, number, code):
 
 
 def test_a_second_ctrl_c_ends_at_once(work):
-    work.job(SLOW.replace("60", "0.1") + "grace_seconds = 200\n")  # neither rows nor grace end within the test
+    work.job(
+        SLOW.replace("60", "0.1") + "grace_seconds = 200\n"
+    )  # neither rows nor the grace period end within the test
     child = work.start("run", "j.toml")
     wait_for_text(work.folder / "outputs/j/inflight.json", '"C0"')
     child.send_signal(signal.SIGINT)
@@ -172,7 +174,7 @@ def test_too_many_failures_stop_the_run(work):
     assert counts["left"] > 0
 
 
-def test_an_engine_that_cannot_go_on_is_exit_4_and_keeps_what_it_made(work):
+def test_an_engine_that_cannot_continue_is_exit_4_and_its_rows_are_kept(work):
     done = work.run(expect=4, faults={"crash_after": 20})
     assert done.stderr.count("Error:") == 1
     assert "Traceback" not in done.stderr
@@ -214,7 +216,7 @@ def test_changed_settings_never_mix_into_a_run(work):
     assert len(list((work.folder / "outputs").glob("j.before-*"))) == 1
 
 
-def test_a_template_edited_by_one_blank_is_another_template(work):
+def test_a_template_edited_by_one_space_is_another_template(work):
     (work.folder / "own.md.j2").write_text("Look: {{ findings }}")
     work.job("[prompt]\ntemplate = 'own.md.j2'\n[engine]\nkind = 'echo'\n")
     work.run()
@@ -247,7 +249,7 @@ def test_another_column_may_change_freely(work):
     assert work.results()[0]["note"] == "seen"
 
 
-def test_limit_takes_the_first_rows_and_a_later_run_the_rest(work):
+def test_limit_generates_the_first_rows_and_a_later_run_the_rest(work):
     assert work.run_json("--limit", "7")["ok"] == 7
     assert len(work.results()) == 7
     summary = work.run_json()
@@ -270,7 +272,7 @@ def test_a_seed_of_new_is_drawn_once_and_kept(work):
     assert [row["gxr_seed"] for row in work.results()][:5] == seeds
 
 
-def test_a_table_with_a_header_only_gives_empty_results(work):
+def test_a_table_with_only_a_header_gives_empty_results(work):
     work.table([])
     work.run()
     assert work.results() == []
@@ -278,7 +280,7 @@ def test_a_table_with_a_header_only_gives_empty_results(work):
     assert work.run_json()["ok"] == 3
 
 
-def test_a_lost_manifest_loses_no_row_and_still_guards_the_settings(work):
+def test_a_lost_manifest_loses_no_row_and_the_settings_are_still_checked(work):
     work.run()
     (work.folder / "outputs/j/run.json").rename(work.folder / "outputs/j/run.json.damaged")
     assert "sampling.top_k" in work.run("--set", "sampling.top_k=20", expect=2).stderr
@@ -302,13 +304,13 @@ def test_wrong_input_is_exit_2_with_one_message(work, sections, part):
         assert not (work.folder / "outputs").exists()
 
 
-def test_a_table_that_is_not_there_is_exit_2_with_its_absolute_path(work):
+def test_a_missing_table_is_exit_2_with_its_absolute_path(work):
     (work.folder / "f.csv").unlink()
     done = work.run(expect=2)
     assert str(work.folder / "f.csv") in done.stderr
 
 
-def test_a_second_run_says_who_holds_the_folder(work):
+def test_a_second_run_names_the_holder_of_the_folder(work):
     work.table(LONG)
     work.job(SLOW)
     child = work.start("run", "j.toml")
@@ -319,7 +321,7 @@ def test_a_second_run_says_who_holds_the_folder(work):
     child.communicate()
 
 
-def test_status_follows_a_run_and_disturbs_it_not(work):
+def test_status_follows_a_run_without_disturbing_it(work):
     work.table(LONG)
     work.job(SLOW)
     child = work.start("run", "j.toml")
@@ -377,7 +379,7 @@ def test_a_date_in_the_output_is_the_day_of_the_first_invocation(work):
     assert [path.name for path in (work.folder / "outputs").iterdir()] == ["j-2020-01-31"]
 
 
-def test_excel_gets_a_csv_that_it_cannot_run(work):
+def test_a_csv_for_excel_contains_no_formulas(work):
     work.table([("A", "=1+1"), ("B", 'clear, "normal"\nlungs'), ("C", "\uff1dSUM(A1)"), ("D", " -2")])
     work.run()
     done = work.gxr("export", "outputs/j", "--format", "csv")
@@ -399,7 +401,7 @@ def test_an_unfinished_run_exports_only_when_asked(work):
     assert "20 rows, of an unfinished run" in work.gxr("export", "outputs/j", "--partial").stdout
 
 
-def test_parquet_columns_come_out_with_their_types(work):
+def test_parquet_columns_keep_their_types(work):
     table = pa.table(
         {
             "case_id": pa.array([1, 2], pa.int64()),
@@ -420,13 +422,13 @@ def test_parquet_columns_come_out_with_their_types(work):
 
 
 def test_templates_can_be_listed_shown_and_tried(work):
-    assert "needs findings; uses age" in work.gxr("templates", "list").stdout
+    assert "requires findings; optional: age" in work.gxr("templates", "list").stdout
     assert "{{ topic" in work.gxr("templates", "show", "educational").stdout
     shown = work.gxr("templates", "render", "j.toml", "--rows", "2", "--template", "basic").stdout
     assert "Analyze this chest X-ray showing finding number 1." in shown
 
 
-def test_progress_is_a_line_where_stderr_is_no_terminal(work):
+def test_progress_is_a_line_if_stderr_is_not_a_terminal(work):
     code = (
         "import time\nfrom gxr_batch.cli import progress\nprogress._LINE_SECONDS = 0.2\n"
         "from gxr_batch.cli import main\nmain(['run', 'j.toml'])"
@@ -439,7 +441,7 @@ def test_progress_is_a_line_where_stderr_is_no_terminal(work):
     assert all("tok/s" in line and "left" in line and "failed" in line for line in lines)
 
 
-def test_a_full_disk_is_exit_4_and_what_was_sealed_stays(work):
+def test_a_full_disk_is_exit_4_and_sealed_rows_are_kept(work):
     work.job("[engine]\nkind = 'echo'\n")
     work.table([(f"C{n}", f"finding {n} " + os.urandom(400).hex()) for n in range(400)])
     limited = "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000))\nimport signal\n"
@@ -486,7 +488,7 @@ def test_a_retry_that_is_stopped_is_not_finished(work):
     assert 0 < work.run_json("--retry", "failed")["generated_now"] < 60
 
 
-def test_a_retry_of_named_rows_is_about_these_rows_alone(work):
+def test_a_retry_of_named_rows_affects_only_these_rows(work):
     work.run(expect=4, faults={"crash_after": 20, "fail_every": 2})
     failed = next(
         row["gxr_row_id"]
@@ -498,7 +500,7 @@ def test_a_retry_of_named_rows_is_about_these_rows_alone(work):
     assert summary["generated_now"] == 1
 
 
-def test_the_header_of_an_export_is_that_of_its_rows(work):
+def test_the_header_of_an_export_matches_its_rows(work):
     work.run()
     work.table([(f"C{n}", "x", f"finding number {n}") for n in range(61)], ("case_id", "extra", "findings"))
     work.job("[engine]\nkind = 'echo'\n[run]\nmax_failed = 1\n")
@@ -510,7 +512,7 @@ def test_the_header_of_an_export_is_that_of_its_rows(work):
 
 
 @pytest.mark.parametrize("target", ["outputs/j/run.json", "outputs/j/input.parquet", "f.csv", "/dev/full", "no/x.csv"])
-def test_an_export_never_replaces_what_is_not_an_export(work, target):
+def test_an_export_never_replaces_a_file_that_is_not_an_export(work, target):
     work.run()
     path = work.folder / target
     before = path.read_bytes() if path.is_file() else None
@@ -518,7 +520,7 @@ def test_an_export_never_replaces_what_is_not_an_export(work, target):
     assert before is None or path.read_bytes() == before
 
 
-def test_another_default_template_beside_a_template_column_is_noticed(work):
+def test_a_changed_default_template_with_a_template_column_is_detected(work):
     work.table([("A", "clear", "basic"), ("B", "clear", "")], ("case_id", "findings", "kind"))
     work.job("[prompt]\ntemplate = 'basic'\ntemplate_column = 'kind'\n[engine]\nkind = 'echo'\n")
     work.run()
@@ -527,7 +529,7 @@ def test_another_default_template_beside_a_template_column_is_noticed(work):
     assert [row["gxr_template"] for row in work.results()] == ["basic", "clinical_case"]
 
 
-def test_fresh_starts_anew_where_the_lock_file_was_not_copied(work):
+def test_fresh_works_if_the_lock_file_was_not_copied(work):
     work.run()
     (work.folder / "outputs/j/run.lock").unlink()
     assert work.run_json("--fresh")["generated_now"] == 60
@@ -548,7 +550,7 @@ def test_one_unreadable_run_does_not_hide_the_others(work):
     assert sound.endswith("finished")
 
 
-def test_many_runs_stand_in_a_table_with_its_columns_in_line(work):
+def test_many_runs_are_shown_in_an_aligned_table(work):
     work.run()
     work.run("--output", "outputs/a-much-longer-name", "--limit", "2")
     lines = work.gxr("status", "outputs").stdout.splitlines()
@@ -556,7 +558,7 @@ def test_many_runs_stand_in_a_table_with_its_columns_in_line(work):
     assert ends[1] - 1 == ends[2] - 1 == ends[0]
 
 
-def test_a_stop_is_said_when_it_is_taken_up(work):
+def test_a_stop_is_announced_when_it_begins(work):
     work.table(LONG)
     work.job(SLOW)
     process = work.start("run", "j.toml", "--set", "run.grace_seconds=3")
@@ -564,19 +566,19 @@ def test_a_stop_is_said_when_it_is_taken_up(work):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Stopping, as Ctrl-C asks" in stderr
-    assert "may end within 3 s; Ctrl-C again stops at once" in stderr
+    assert "Stopping after Ctrl-C" in stderr
+    assert "may finish within 3 s; Ctrl-C again stops at once" in stderr
 
 
-def test_a_stop_before_any_row_ended_says_that_rows_need_more_time(work):
+def test_a_stop_before_any_row_finished_reports_that_rows_need_more_time(work):
     work.job("[engine]\nkind = 'echo'\n[echo]\ntokens_per_second = 1\n")
     done = work.run("--time-limit", "2s", expect=75)
     assert "no row was finished in this invocation" in done.stdout
 
 
-def test_a_folder_that_cannot_be_made_is_not_called_gone(work):
+def test_a_folder_that_cannot_be_created_is_not_reported_as_missing(work):
     message = work.run("--output", "/proc/x", expect=4).stderr
-    assert "cannot be made there" in message
+    assert "cannot be created there" in message
     assert "choose another --output" in message
 
 
@@ -585,11 +587,11 @@ def test_a_key_in_the_wrong_section_names_the_right_one(work):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_while_the_program_loads_ends_it_in_order(work, number):
+def test_a_signal_while_the_program_loads_stops_it_in_order(work, number):
     process = work.start("run", "j.toml")
     time.sleep(0.35)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    # On a fast machine the run may be over by then; on a slow one Python itself may still be starting.
+    # On a fast machine the run may have finished by then; on a slow one Python itself may still be starting.
     assert process.returncode in {75, 0, -number}
     assert "Traceback" not in stderr

@@ -29,7 +29,7 @@ def work(tmp_path):
 
 
 def model_folder(folder: Path, marker: Path, **config: object) -> Path:
-    """Make a model folder whose code and whose pickles say so where they are run."""
+    """Make a model folder whose code and pickles leave a marker if they are run."""
     folder.mkdir(parents=True)
     base = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "num_hidden_layers": 1}
     (folder / "config.json").write_text(json.dumps(base | config))
@@ -47,7 +47,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pkl", "model.pt", "tf_model.h5", "consolidated.00.pth"])
-def test_weights_that_are_no_safetensors_are_refused_and_never_unpickled(work, name):
+def test_weights_that_are_not_safetensors_are_refused_and_never_unpickled(work, name):
     marker = work.folder / "ran"
     folder = model_folder(work.folder / "model", marker)
     (folder / name).write_bytes(pickle.dumps(Bomb(marker)))
@@ -89,7 +89,7 @@ def test_no_line_of_the_package_trusts_remote_code_or_loads_pickles():
         assert keys.get("shell", "False") == "False", path
         if name_of(call).endswith("from_pretrained"):
             loading += 1
-            fixed = name_of(call).startswith("Gemma")  # a class of transformers' own, which no folder can replace
+            fixed = name_of(call).startswith("Gemma")  # a class from transformers, which no folder can replace
             assert fixed or keys.get("trust_remote_code") == "False", f"{path}: {ast.unparse(call)}"
             assert "device_map" not in keys or keys.get("use_safetensors") == "True", path
     assert loading >= 3
@@ -156,7 +156,7 @@ GIVEAWAYS = ("<class", "<function", "<built-in", "root:", "HOME", "object at 0x"
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("source", ESCAPES)
-def test_a_way_out_of_the_template_sandbox_is_refused_or_leads_nowhere(source):
+def test_a_way_out_of_the_template_sandbox_is_refused_or_has_no_effect(source):
     try:
         made = compile_template("own", source, "own.j2")
         text = render(made, dict.fromkeys(made.fields, "x"), system="").turns[0].text
@@ -208,7 +208,7 @@ def test_no_secret_of_the_environment_reaches_a_file_or_a_message(work, monkeypa
 @pytest.mark.parametrize(
     "name", ["../up", "a/b", "/abs", "..", ".", "", "a\\u0000b", "~", "a b", "-x", "{date}", "x" * 101]
 )
-def test_a_jobs_name_cannot_lead_out_of_the_output_folder(work, name):
+def test_a_jobs_name_cannot_escape_the_output_folder(work, name):
     text = (work.folder / "j.toml").read_text().replace("'j'", f'"{name}"')
     (work.folder / "j.toml").write_text(text)
     before = everything_written(work.folder.parent)
@@ -223,10 +223,10 @@ def test_a_jobs_name_cannot_lead_out_of_the_output_folder(work, name):
         ("outputs/{name}", "work/outputs/j"),
         ("{name}/{name}", "work/j/j"),
         ("a/../b", "work/b"),
-        ("../outside", "outside"),  # named by the user in full, so it is what was asked for
+        ("../outside", "outside"),  # the user named the full path, so it is intended
     ],
 )
-def test_a_run_stands_exactly_where_its_output_says(work, output, place):
+def test_a_run_is_written_exactly_to_its_output_path(work, output, place):
     (work.folder / "a").mkdir()
     done = work.run_json("--output", output)
     found = {path.parent for path in work.folder.parent.rglob("run.json")}
@@ -235,14 +235,14 @@ def test_a_run_stands_exactly_where_its_output_says(work, output, place):
 
 
 @pytest.mark.parametrize("output", ["a\\u0000b", "{home}", "{name.__class__}", "{0}", "x" * 300, ""])
-def test_an_output_that_is_no_folders_name_is_refused(work, output):
+def test_an_output_that_cannot_be_a_folder_name_is_refused(work, output):
     (work.folder / "j.toml").write_text((work.folder / "j.toml").read_text() + f'[run]\noutput = "{output}"\n')
     assert "run.output" in work.run(expect=2).stderr
     assert not (work.folder / "outputs").exists()
 
 
 def test_a_date_in_the_output_matches_dates_only(work):
-    """What stands beside the placeholder is taken by its letters, never as a pattern that finds other runs."""
+    """Text next to the placeholder is taken literally, never as a pattern that matches other runs."""
     work.run("--output", "outputs/x2024-01-01")
     os.rename(work.folder / "outputs" / "x2024-01-01", work.folder / "outputs" / "[x]2024-01-01")
     done = work.run_json("--output", "outputs/*{date}")
@@ -260,15 +260,15 @@ def test_a_cell_that_names_a_template_never_names_a_file(work, cell):
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a.b", "1a", "", "a\\u0000"])
-def test_a_templates_own_name_is_a_word(work, name):
+def test_a_template_name_is_restricted_to_plain_characters(work, name):
     text = (work.folder / "j.toml").read_text() + f'[prompt.templates]\n"{name}" = "own.j2"\n'
     (work.folder / "j.toml").write_text(text)
     (work.folder / "own.j2").write_text("{{ findings }}")
     assert "names begin with a letter" in work.run(expect=2).stderr
 
 
-def test_what_a_template_reaches_for_is_not_said(tmp_path, monkeypatch):
+def test_what_a_template_tries_to_access_is_not_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.j2").write_text("{{ findings.__class__ }}")
     done = CliRunner().invoke(main, ["templates", "show", "own.j2"])
-    assert (done.exit_code, "reaches for what the sandbox does not allow" in done.stderr) == (2, True)
+    assert (done.exit_code, "uses something that the sandbox does not allow" in done.stderr) == (2, True)

@@ -1,4 +1,4 @@
-"""A run that one version began, the next version reads, resumes, exports and reviews."""
+"""A run begun by one version can be read, resumed, exported and reviewed by the next."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ RETIRED = ("fail_every = 7\n",)  # lines of the old job files whose keys are gon
 
 @pytest.fixture(params=SETS)
 def old(request, tmp_path):
-    """Return a function that lays out one folder of a set of fixtures as a place to work in."""
+    """Return a function that copies one folder of a set of fixtures to a workplace."""
 
-    def lay_out(name: str) -> Workplace:
+    def copy_out(name: str) -> Workplace:
         place = Workplace(tmp_path)
         shutil.copytree(RUNS / request.param / name, tmp_path, dirs_exist_ok=True)
         job = (tmp_path / "j.toml").read_text()
@@ -44,7 +44,7 @@ def old(request, tmp_path):
         (tmp_path / "j.toml").write_text(job)
         return place
 
-    return lay_out
+    return copy_out
 
 
 def texts(folder: Path) -> dict[tuple[str, int], str]:
@@ -61,7 +61,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_there_is_a_set_of_fixtures_of_every_format():
     formats = {json.loads((RUNS / name / "finished/outputs/j/run.json").read_text())["format"] for name in SETS}
-    assert formats >= set(range(1, FORMAT)), "a change of the format comes with fixtures of the version before"
+    assert formats >= set(range(1, FORMAT)), "a format change needs fixtures of the version before"
 
 
 def test_a_finished_run_of_an_earlier_version_is_read_with_its_reviews_and_has_nothing_left(old):
@@ -111,7 +111,7 @@ def test_a_finished_run_of_an_earlier_version_is_reviewed_and_shown(old):
     assert (place.folder / "outputs/j/report.html").stat().st_size > 10_000
 
 
-def test_a_run_that_an_earlier_version_was_killed_in_goes_on_without_losing_or_repeating_a_row(old, tmp_path_factory):
+def test_a_killed_run_of_an_earlier_version_is_resumed_without_losing_or_repeating_a_row(old, tmp_path_factory):
     place = old("unfinished")
     run = place.folder / "outputs/j"
     before = texts(run)
@@ -127,7 +127,7 @@ def test_a_run_that_an_earlier_version_was_killed_in_goes_on_without_losing_or_r
     assert without_times(place.results()) == without_times(again.results())
 
 
-def test_failed_held_released_and_retried_rows_of_an_earlier_version_stay_what_they_are(old):
+def test_failed_held_released_and_retried_rows_of_an_earlier_version_are_unchanged(old):
     place = old("retried")
     run = place.folder / "outputs/j"
     before = read_results(run, include_held=True)
@@ -141,15 +141,15 @@ def test_failed_held_released_and_retried_rows_of_an_earlier_version_stay_what_t
     assert Counter(read_results(run)["gxr_status"])["held"] == 0
     place.run("--retry", "failed", "--set", "model.max_seq_length=2048", "--set", "run.max_attempts=9", expect=3)
     last = read_results(run).set_index("gxr_row_id")
-    assert last.index[last["gxr_status"] == "failed"].tolist() == ["C007"]  # an empty cell stays one
+    assert last.index[last["gxr_status"] == "failed"].tolist() == ["C007"]  # an empty cell stays empty
     assert last.loc["C011", "gxr_attempt"] > 1
 
 
-def test_a_table_that_grew_since_an_earlier_version_finished_it_costs_the_new_rows_alone(old):
+def test_of_a_table_that_grew_since_an_earlier_version_only_new_rows_are_generated(old):
     place = old("grown")
     before = texts(place.folder / "outputs/j")
-    told = place.run_json()
-    assert (told["generated_now"], told["drift"]["new"], told["drift"]["kept"]) == (100, 100, 40)
+    output = place.run_json()
+    assert (output["generated_now"], output["drift"]["new"], output["drift"]["kept"]) == (100, 100, 40)
     after = texts(place.folder / "outputs/j")
     assert len(after) == 140
     assert before.items() <= after.items()
@@ -160,7 +160,7 @@ def with_column(path: Path, name: str, values: pa.Array) -> None:
     pq.write_table(table.append_column(name, values), path, write_page_checksum=True)
 
 
-def test_a_part_with_a_column_of_a_later_version_is_refused_and_nothing_is_touched(tmp_path):
+def test_a_part_with_a_column_of_a_later_version_is_refused_and_nothing_is_changed(tmp_path):
     place = Workplace(tmp_path)
     place.run("--limit", "20")
     [part] = place.parts()
@@ -168,7 +168,7 @@ def test_a_part_with_a_column_of_a_later_version_is_refused_and_nothing_is_touch
     before = contents(tmp_path)
     for command in (["run", "j.toml"], ["export", "outputs/j", "--to", "x.csv", "--format", "csv", "--partial"]):
         done = place.gxr(*command, expect=2)
-        assert "a later version of gxr-batch: column gxr_section is not known to this one" in done.stderr
+        assert "a later version of gxr-batch: column gxr_section is unknown to this one" in done.stderr
         assert "update gxr-batch" in done.stderr
     state = json.loads(place.gxr("status", "outputs", "--json").stdout)[0]["state"]
     assert "a later version" in state
@@ -182,7 +182,7 @@ def test_a_part_of_a_later_format_is_refused(tmp_path):
     table = pq.read_table(part)
     marks = {**table.schema.metadata, b"gxr_format": str(FORMAT + 1).encode()}
     pq.write_table(table.replace_schema_metadata(marks), part, write_page_checksum=True)
-    assert f"format {FORMAT + 1} is not known" in place.run(expect=2).stderr
+    assert f"format {FORMAT + 1} is unknown" in place.run(expect=2).stderr
     assert place.parts() == [part]
 
 
@@ -192,8 +192,8 @@ def test_a_part_that_lacks_a_column_reads_as_null_there(tmp_path, column):
     place.run("--limit", "20")
     [part] = place.parts()
     pq.write_table(pq.read_table(part).drop_columns([column]), part, write_page_checksum=True)
-    told = place.run_json()
-    assert told["generated_now"] == 40
+    output = place.run_json()
+    assert output["generated_now"] == 40
     assert len(place.parts()) == 2
     rows = read_results(tmp_path / "outputs/j").set_index("gxr_row_id")
     assert rows[column].isna().sum() == 20
@@ -218,7 +218,7 @@ def later_manifest(folder: Path, change: dict) -> None:
 
 
 @pytest.mark.parametrize("key", ["shards", "job.form", "job.sampling.min_p"])
-def test_a_manifest_with_a_key_of_a_later_version_is_refused_and_left_as_it_is(tmp_path, key):
+def test_a_manifest_with_a_key_of_a_later_version_is_refused_and_left_unchanged(tmp_path, key):
     place = Workplace(tmp_path)
     place.run("--limit", "20")
     job = place.manifest()["job"]
@@ -228,20 +228,20 @@ def test_a_manifest_with_a_key_of_a_later_version_is_refused_and_left_as_it_is(t
     later_manifest(tmp_path, new)
     before = contents(tmp_path)
     done = place.run(expect=2)
-    assert f"key {key.removeprefix('job.')} is not known to this one" in done.stderr
+    assert f"key {key.removeprefix('job.')} is unknown to this one" in done.stderr
     place.gxr("check", "j.toml", expect=2)
     place.gxr("report", "outputs/j", expect=2)
     assert contents(tmp_path) == before
 
 
-def test_a_new_run_says_its_format_in_manifest_and_parts(tmp_path):
+def test_a_new_run_stores_its_format_in_manifest_and_parts(tmp_path):
     place = Workplace(tmp_path)
     place.run()
     assert place.manifest()["format"] == FORMAT
     assert pq.read_schema(place.parts()[0]).metadata[b"gxr_format"] == str(FORMAT).encode()
 
 
-def test_an_old_manifest_is_in_the_new_format_once_the_run_went_on(tmp_path):
+def test_an_old_manifest_is_in_the_new_format_once_the_run_is_resumed(tmp_path):
     shutil.copytree(RUNS / "2d832e8" / "grown", tmp_path, dirs_exist_ok=True)
     place = Workplace.__new__(Workplace)
     place.folder = tmp_path
@@ -250,7 +250,7 @@ def test_an_old_manifest_is_in_the_new_format_once_the_run_went_on(tmp_path):
     assert place.manifest()["format"] == FORMAT
 
 
-def test_retired_keys_are_passed_over_and_later_ones_mean_what_was_done_then(monkeypatch):
+def test_retired_keys_are_ignored_and_later_keys_have_their_former_meaning(monkeypatch):
     monkeypatch.setattr(job_file, "RETIRED_KEYS", frozenset({"sampling.old", "gone.key"}))
     monkeypatch.setitem(job_file.AS_IT_WAS, "sampling.top_k", 0)
     recorded = {"name": "n", "input": {"path": "f"}, "sampling": {"old": 1, "top_p": 0.5}, "gone": {"key": 2}}
@@ -279,8 +279,8 @@ def test_a_retired_key_is_refused_in_a_job_file_like_any_unknown_one(tmp_path, k
     assert not (tmp_path / "outputs").exists()
 
 
-def test_faults_that_an_earlier_version_recorded_are_passed_over(tmp_path):
-    """What the 2d832e8 fixtures have of [echo], and that no other key of theirs was retired by mistake."""
+def test_faults_that_an_earlier_version_recorded_are_ignored(tmp_path):
+    """Covers [echo] in the 2d832e8 fixtures, and that none of their other keys was retired by mistake."""
     recorded = json.loads((RUNS / "2d832e8/retried/outputs/j/run.json").read_text())["job"]
     assert recorded["echo"]["fail_every"] == 7
     assert {f"echo.{key}" for key in recorded["echo"]} == job_file.RETIRED_KEYS | {"echo.tokens_per_second"}
@@ -289,7 +289,7 @@ def test_faults_that_an_earlier_version_recorded_are_passed_over(tmp_path):
     assert job["echo"] == {"tokens_per_second": 0.0}
 
 
-def test_a_key_of_the_fingerprint_that_one_side_lacks_has_its_neutral_value(monkeypatch):
+def test_a_key_of_the_fingerprint_missing_on_one_side_has_its_neutral_value(monkeypatch):
     monkeypatch.setitem(NEUTRAL, "sampling.min_p", 0.0)
     old, now = {"sampling.top_k": 50}, {"sampling.top_k": 50, "sampling.min_p": 0.0}
     refuse_other_texts(old, now, where="run")
@@ -304,7 +304,7 @@ def test_a_key_of_the_fingerprint_that_one_side_lacks_has_its_neutral_value(monk
         refuse_other_texts(old | {"form": "abc"}, old, where="run")
 
 
-def test_a_changed_fingerprint_names_the_keys_and_the_ways_out():
+def test_a_changed_fingerprint_names_the_keys_and_the_next_steps():
     old, now = {"a": 0.7, "prompt.system": "x" * 64}, {"a": 0.4, "prompt.system": "y" * 64}
     with pytest.raises(FingerprintError) as caught:
         refuse_other_texts(old, now, where="run")
@@ -313,7 +313,7 @@ def test_a_changed_fingerprint_names_the_keys_and_the_ways_out():
     assert "--fresh" in caught.value.next_step
 
 
-def test_a_run_may_come_to_use_more_templates_but_no_changed_one():
+def test_a_resumed_run_may_use_more_templates_but_no_changed_one():
     old = {"templates": {"a": "1"}}
     refuse_other_texts(old, {"templates": {"a": "1", "b": "2"}}, where="run")
     with pytest.raises(FingerprintError, match="template a"):
@@ -365,7 +365,7 @@ def test_a_finished_run_without_a_column_is_exported_in_every_format_and_shown(t
     assert all(value is None or value != value or list(value) == ["reviewers_disagree"] for value in seen)  # noqa: PLR0124
 
 
-# Without these nobody knows which prompt a text answers, or no text is there to be judged.
+# Without these it is unknown which prompt a text answers, or there is no text to review.
 HIDES_PROMPTS = {"gxr_template", "gxr_prompt_sha256", "gxr_text"}
 ROWS_OF = {"chat-jsonl": 16}
 
@@ -377,7 +377,7 @@ def finished_run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mark", ["3.1", "", "9" * 5000, "next"])
-def test_a_part_whose_format_is_no_number_that_is_known_is_refused(tmp_path, mark):
+def test_a_part_whose_format_is_not_a_known_number_is_refused(tmp_path, mark):
     place = Workplace(tmp_path)
     place.run("--limit", "20")
     [part] = place.parts()
@@ -385,19 +385,19 @@ def test_a_part_whose_format_is_no_number_that_is_known_is_refused(tmp_path, mar
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"gxr_format": mark}), part)
     (tmp_path / "outputs/j/run.json").unlink()
     before = contents(tmp_path)
-    assert "is not known" in place.run(expect=2).stderr
-    assert "is not known" in place.gxr("check", "j.toml", expect=2).stderr
+    assert "is unknown" in place.run(expect=2).stderr
+    assert "is unknown" in place.gxr("check", "j.toml", expect=2).stderr
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("number", ["3", [3], True, -5, 2.5])
-def test_a_manifest_whose_format_is_no_number_that_is_known_is_refused(tmp_path, number):
+def test_a_manifest_whose_format_is_not_a_known_number_is_refused(tmp_path, number):
     (tmp_path / "run.json").write_text(json.dumps({"format": number}))
     with pytest.raises(LaterVersion):
         load_manifest(tmp_path)
 
 
-def test_a_file_of_reviews_of_a_later_version_is_refused_by_every_verb(tmp_path):
+def test_a_review_file_of_a_later_version_is_refused_by_every_command(tmp_path):
     shutil.copytree(RUNS / "2d832e8" / "finished", tmp_path, dirs_exist_ok=True)
     place = Workplace.__new__(Workplace)
     place.folder = tmp_path
@@ -406,11 +406,11 @@ def test_a_file_of_reviews_of_a_later_version_is_refused_by_every_verb(tmp_path)
     with_column(path, "gxr_review_level", pa.nulls(rows, pa.int32()))
     before = contents(tmp_path)
     for command in (["run", "j.toml"], ["check", "j.toml"], ["report", "outputs/j"], ["status", "outputs/j"]):
-        assert "gxr_review_level is not known" in place.gxr(*command, expect=2).stderr
+        assert "gxr_review_level is unknown" in place.gxr(*command, expect=2).stderr
     assert contents(tmp_path) == before
 
 
-def test_a_file_of_reviews_without_a_key_is_damage(tmp_path):
+def test_a_review_file_without_a_key_is_damaged(tmp_path):
     shutil.copytree(RUNS / "2d832e8/finished/outputs/j", tmp_path / "j")
     [path, _] = sorted((tmp_path / "j/reviews").glob("*.parquet"))
     pq.write_table(pq.read_table(path).drop_columns(["gxr_judged_sha256"]), path)
@@ -418,7 +418,7 @@ def test_a_file_of_reviews_without_a_key_is_damage(tmp_path):
         read_results(tmp_path / "j")
 
 
-def test_a_finished_run_of_a_later_version_does_not_keep_the_next_days_run_from_its_own_date(tmp_path):
+def test_a_finished_run_of_a_later_version_does_not_affect_the_date_of_the_next_days_run(tmp_path):
     place = Workplace(tmp_path)
     place.run("--output", "outputs/2026-01-02")
     later = tmp_path / "outputs/2026-01-02/run.json"
@@ -427,7 +427,7 @@ def test_a_finished_run_of_a_later_version_does_not_keep_the_next_days_run_from_
     assert len(list((tmp_path / "outputs").iterdir())) == 2
 
 
-def test_counts_that_lack_a_state_have_none_of_it_and_one_with_more_is_later(tmp_path):
+def test_a_state_missing_from_counts_is_zero_and_an_unknown_state_is_of_a_later_version(tmp_path):
     shutil.copytree(RUNS / "2d832e8/finished/outputs/j", tmp_path / "j")
     path = tmp_path / "j/run.json"
     data = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Disks that fail: each fault is exit 4 with one message, costs no sealed row, and is over once it is mended."""
+"""Disks that fail: each fault is exit 4 with one message, loses no sealed row, and the run resumes once it is fixed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from running import COMMAND, Workplace, mostly_long, without_times
 
 ROWS = 150
 FAST = JOB + CHECKPOINTS
-# Few slots: the first rows end after a fifth of a second and the last ones after 15.
+# Few slots: the first rows finish after a fifth of a second and the last ones after 15.
 SLOW = "[engine]\nkind = 'echo'\nslots = 2\n[echo]\ntokens_per_second = 100\n[run]\ncheckpoint_seconds = 0.05\n"
-needs_strace = pytest.mark.skipif(not can_trace(), reason="strace is missing or may not trace")
+needs_strace = pytest.mark.skipif(not can_trace(), reason="strace is missing or not permitted to trace")
 
 
 @contextmanager
 def tmpfs(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a small file system there for the block; skip where that is not permitted."""
+    """Mount a small file system for the block; skip if that is not permitted."""
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "gxr-test", folder], capture_output=True, text=True, check=False
@@ -39,7 +39,7 @@ def tmpfs(folder: Path, size: str) -> Iterator[Path]:
 
 
 def remount(folder: Path, options: str) -> None:
-    """Change a mounted file system; it is busy for the moment in which a file is open for writing."""
+    """Change a mounted file system; it is busy while a file is open for writing."""
     deadline = time.monotonic() + 60
     while subprocess.run(["mount", "-o", f"remount,{options}", folder], capture_output=True, check=False).returncode:
         assert time.monotonic() < deadline, f"remount,{options} stayed busy"
@@ -47,7 +47,7 @@ def remount(folder: Path, options: str) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> list[dict]:
-    """The results of a run on a sound disk."""
+    """The results of a run on a working disk."""
     work = workplace(tmp_path_factory.mktemp("whole") / "w")
     work.run()
     return without_times(work.results())
@@ -74,8 +74,8 @@ def is_the_one_message(done: subprocess.CompletedProcess[str], *words: str) -> N
         assert word in message
 
 
-def goes_on(work: Workplace, whole: list[dict], sealed: dict[Path, bytes]) -> None:
-    """The same command finishes; what was sealed before stands as it was, and is not generated again."""
+def finishes(work: Workplace, whole: list[dict], sealed: dict[Path, bytes]) -> None:
+    """The same command finishes; sealed rows are unchanged and not generated again."""
     for path in sealed:
         pq.read_table(path).validate(full=True)
     done = work.run(expect=None)
@@ -90,15 +90,15 @@ def goes_on(work: Workplace, whole: list[dict], sealed: dict[Path, bytes]) -> No
 @pytest.mark.parametrize("kibibytes", mostly_long([12, 4, 20, 48, 28, 60, 80], every=3))
 def test_a_full_disk(work, whole, kibibytes):
     with tmpfs(work.folder / "outputs", f"{kibibytes}k") as disk:
-        is_the_one_message(work.run(expect=None), "The disk is full.", "make room")
+        is_the_one_message(work.run(expect=None), "The disk is full.", "free up disk space")
         sealed = contents(work)
         is_the_one_message(work.run(expect=None), "The disk is full.")
         remount(disk, "size=8m")
-        goes_on(work, whole, sealed)
+        finishes(work, whole, sealed)
 
 
 @pytest.mark.parametrize("limit", mostly_long([0, 16, 1000, 3500, 9000], every=3))
-def test_a_file_that_may_not_grow(work, whole, limit):
+def test_a_file_size_limit(work, whole, limit):
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
@@ -111,7 +111,7 @@ def test_a_file_that_may_not_grow(work, whole, limit):
         check=False,
     )
     is_the_one_message(done, "size limit", "ulimit -f")
-    goes_on(work, whole, contents(work))
+    finishes(work, whole, contents(work))
 
 
 def test_a_disk_that_is_read_only_from_the_start(work, whole):
@@ -119,7 +119,7 @@ def test_a_disk_that_is_read_only_from_the_start(work, whole):
         remount(disk, "ro")
         is_the_one_message(work.run(expect=None), "read-only")
         remount(disk, "rw")
-        goes_on(work, whole, {})
+        finishes(work, whole, {})
 
 
 def test_a_disk_that_becomes_read_only(work, whole):
@@ -137,11 +137,11 @@ def test_a_disk_that_becomes_read_only(work, whole):
         assert f"unfinished, {in_parts} generated" in work.gxr("status", "outputs").stdout
         remount(disk, "rw")
         work.job(FAST)
-        goes_on(work, whole, sealed)
+        finishes(work, whole, sealed)
 
 
 @pytest.mark.parametrize("failing", [{}, {"fail_containing": "number 00"}], ids=["all well", "with failed rows"])
-@pytest.mark.parametrize("back", [True, False], ids=["put back", "deleted"])
+@pytest.mark.parametrize("back", [True, False], ids=["restored", "deleted"])
 def test_a_run_folder_that_disappears(work, whole, failing, back):
     work.job(SLOW)
     child = work.start("run", "j.toml", faults=failing)
@@ -149,11 +149,11 @@ def test_a_run_folder_that_disappears(work, whole, failing, back):
     run = work.folder / "outputs/j"
     run.rename(work.folder / "gone")
     out, err = child.communicate(timeout=60)
-    is_the_one_message(subprocess.CompletedProcess([], child.returncode, out, err), "The run folder is gone.")
+    is_the_one_message(subprocess.CompletedProcess([], child.returncode, out, err), "The run folder is missing.")
     work.job(FAST)
     if not back:
         shutil.rmtree(work.folder / "gone")
-        goes_on(work, whole, {})
+        finishes(work, whole, {})
         return
     (work.folder / "gone").rename(run)
     sealed = contents(work)
@@ -162,7 +162,7 @@ def test_a_run_folder_that_disappears(work, whole, failing, back):
         work.run("--retry", "failed")
         assert [row["gxr_text"] for row in work.results()].count(None) == 0
     else:
-        goes_on(work, whole, sealed)
+        finishes(work, whole, sealed)
 
 
 SAYS = {"EIO": "input/output error", "EDQUOT": "quota", "ENOSPC": "The disk is full.", "EROFS": "read-only"}
@@ -196,7 +196,7 @@ def test_a_call_that_fails(work, whole, fault):
     """Once, or (+) from then on."""
     done = traced(work, "run", "j.toml", inject=fault)
     is_the_one_message(done, SAYS[fault.split(":")[1].removeprefix("error=")])
-    goes_on(work, whole, contents(work))
+    finishes(work, whole, contents(work))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -208,7 +208,7 @@ def test_an_output_that_cannot_be_printed(work, whole, words):
         )
     done.stdout = ""
     is_the_one_message(done, "standard output", "No space left")
-    goes_on(work, whole, contents(work))
+    finishes(work, whole, contents(work))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -223,14 +223,14 @@ def test_a_message_that_cannot_be_printed_leaves_the_exit_code(work):
     "words", mostly_long(["run j.toml", "status outputs/j", "export outputs/j --format csv --partial"], every=3)
 )
 @pytest.mark.parametrize("file", ["parts/part-00000001.parquet", "input.parquet"])
-def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(work, whole, words, file):
+def test_a_file_that_is_temporarily_unreadable_is_not_reported_as_damaged(work, whole, words, file):
     work.run("--limit", "30")
     sealed = contents(work)
     read = [f"outputs/j/{file}", str(work.folder / "outputs/j" / file)]
     done = traced(work, *words.split(), inject="pread64,read:error=EIO:when=1+", only=read)
     is_the_one_message(done, "input/output error", file)
     assert not list(work.folder.glob("outputs/j/parts/*.damaged"))
-    goes_on(work, whole, sealed)
+    finishes(work, whole, sealed)
 
 
 def wait_for_parts(work: Workplace, count: int) -> None:

@@ -1,4 +1,4 @@
-"""300 cases of strange input: an exit code of the contract, one message, no traceback, no hang, no lost row."""
+"""300 cases of strange input: a documented exit code, one message, no traceback, no hang, no lost row."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ ONE_BY_ONE = settings(max_examples=20, deadline=None, suppress_health_check=[Hea
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_strange_input_ends_as_the_contract_says(tmp_path, kind):
+def test_strange_input_ends_with_a_documented_exit_code(tmp_path, kind):
     verdicts = [try_case(kind, seed, tmp_path) for seed in range(CASES[kind])]
     assert [trouble for verdict in verdicts for trouble in verdict.troubles] == []
     codes = {code for verdict in verdicts for code in verdict.codes}
-    assert {0, 2} <= codes  # neither all refused nor all taken
+    assert {0, 2} <= codes  # neither all refused nor all accepted
 
 
 def run_here(folder: Path) -> int:
@@ -64,7 +64,7 @@ values = st.recursive(
 
 @ONE_BY_ONE
 @given(st.sampled_from(["name", "input.path", "sampling.seed", "run.output", "prompt.templates", "engine"]), values)
-def test_any_value_of_a_key_is_taken_or_refused(tmp_path_factory, key, value):
+def test_any_value_of_a_key_is_accepted_or_refused(tmp_path_factory, key, value):
     folder = tmp_path_factory.mktemp("job")
     with chdir(folder), timed():
         plain_table()
@@ -75,7 +75,7 @@ def test_any_value_of_a_key_is_taken_or_refused(tmp_path_factory, key, value):
 
 @ONE_BY_ONE
 @given(st.text(st.sampled_from(list("{}%#|.()[]'\"~+*-/ \nfindagse01")), max_size=40))
-def test_any_template_is_taken_or_refused(tmp_path_factory, source):
+def test_any_template_is_accepted_or_refused(tmp_path_factory, source):
     folder = tmp_path_factory.mktemp("template")
     with chdir(folder):
         plain_table()
@@ -86,7 +86,7 @@ def test_any_template_is_taken_or_refused(tmp_path_factory, source):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_real_command_ends_like_the_one_in_this_process(tmp_path, seed):
+def test_the_real_command_exits_like_the_one_in_this_process(tmp_path, seed):
     import random
 
     content, _ = csv_bytes(random.Random(seed))
@@ -100,8 +100,8 @@ def test_the_real_command_ends_like_the_one_in_this_process(tmp_path, seed):
     assert run_here(tmp_path) == done.returncode
 
 
-def test_the_fuzzer_sees_a_traceback_a_hang_and_a_lost_row(tmp_path, monkeypatch):
-    """What never fails proves nothing: each of the three is provoked once."""
+def test_the_fuzzer_detects_a_traceback_a_hang_and_a_lost_row(tmp_path, monkeypatch):
+    """A check that never fails proves nothing: each of the three is provoked once."""
     import fuzzing
 
     monkeypatch.setattr("gxr_batch.run.runner.stream", lambda *_: 1 / 0)

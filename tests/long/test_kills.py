@@ -1,4 +1,4 @@
-"""Killed at random moments and at its own writes, the command goes on and ends as if nothing had been."""
+"""Killed at random moments and at each of its writes, a command resumes and ends like an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from faults import (
     workplace,
 )
 
-from gxr_batch.ledger.compaction import PARTS_A_UNION
+from gxr_batch.ledger.compaction import PARTS_PER_COMPACTION
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +50,13 @@ def troubles(outcomes: list[Outcome]) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome.trouble]
 
 
-def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_been(made, trace, tmp_path):
+def test_a_run_killed_at_random_moments_ends_like_an_uninterrupted_one(made, trace, tmp_path):
     outcomes = attempts(made["run"], random_kills("random", 12, random.Random(7)), tmp_path, trace=trace)
     assert not troubles(outcomes)
-    assert sum(outcome.killed for outcome in outcomes) >= 8, "the run is over before most kills"
+    assert sum(outcome.killed for outcome in outcomes) >= 8, "the run ends before most kills"
 
 
-def test_a_run_killed_at_its_writes_ends_as_if_nothing_had_been(made, crossed, trace, tmp_path):
+def test_a_run_killed_at_its_writes_ends_like_an_uninterrupted_one(made, crossed, trace, tmp_path):
     chosen = spread(crossed["run"], 22, random.Random(8))
     outcomes = attempts(made["run"], [Kill("write", boundary) for boundary in chosen], tmp_path, trace=trace)
     assert not troubles(outcomes)
@@ -64,14 +64,14 @@ def test_a_run_killed_at_its_writes_ends_as_if_nothing_had_been(made, crossed, t
     assert sum(outcome.killed for outcome in outcomes) >= 12, "the boundaries were not there in the next run"
 
 
-def test_a_run_killed_while_it_puts_parts_together_ends_as_if_nothing_had_been(made, crossed, trace, tmp_path):
-    """At each kind of write of a union, and where some of its sources are dropped and some are not."""
-    start = next(at for at, boundary in enumerate(crossed["unite"]) if "unlink" in boundary.call)
-    around = [boundary for boundary in crossed["unite"][start - 60 : start + 17] if boundary.file != "part.parquet"]
-    drops = [boundary for boundary in crossed["unite"] if "unlink" in boundary.call]
-    assert len(drops) >= 2 * PARTS_A_UNION
+def test_a_run_killed_during_compaction_ends_like_an_uninterrupted_one(made, crossed, trace, tmp_path):
+    """At each kind of write of a compaction, including between the deletions of its sources."""
+    start = next(at for at, boundary in enumerate(crossed["compact"]) if "unlink" in boundary.call)
+    around = [boundary for boundary in crossed["compact"][start - 60 : start + 17] if boundary.file != "part.parquet"]
+    drops = [boundary for boundary in crossed["compact"] if "unlink" in boundary.call]
+    assert len(drops) >= 2 * PARTS_PER_COMPACTION
     chosen = spread(around, 7, random.Random(11)) + drops[::9]
-    outcomes = attempts(made["unite"], [Kill("unite", boundary) for boundary in chosen], tmp_path, trace=trace)
+    outcomes = attempts(made["compact"], [Kill("compact", boundary) for boundary in chosen], tmp_path, trace=trace)
     assert not troubles(outcomes)
     assert all(outcome.killed for outcome in outcomes), "the boundaries were not there in the next run"
 
@@ -79,14 +79,14 @@ def test_a_run_killed_while_it_puts_parts_together_ends_as_if_nothing_had_been(m
 @pytest.mark.parametrize("name", ["retry", "fresh"])
 def test_retry_and_fresh_killed_at_a_write_and_at_random(made, crossed, trace, tmp_path, name):
     renames = [boundary for boundary in crossed[name] if "rename" in boundary.call or "replace" in boundary.call]
-    chosen = spread(renames[:5], 1, random.Random(9))  # however few parts it seals, a run comes to the first ones
+    chosen = spread(renames[:5], 1, random.Random(9))  # however few parts it seals, a run reaches the first ones
     kills = [Kill(name, boundary) for boundary in chosen] + random_kills(name, 1, random.Random(10))
     outcomes = attempts(made[name], kills, tmp_path, trace=trace)
     assert not troubles(outcomes)
     assert outcomes[0].killed
 
 
-def test_the_boundaries_are_those_of_the_ledger(crossed, trace):
+def test_the_boundaries_cover_the_ledgers_writes(crossed, trace):
     files = {boundary.file for boundary in crossed["run"]}
     assert {"input.parquet.tmp", "run.json.tmp", "part.parquet.tmp", "results.parquet.tmp", "parts", "j"} <= files
     synced = [boundary.file for boundary in crossed["run"] if "fsync" in boundary.call]
@@ -97,7 +97,7 @@ def test_the_boundaries_are_those_of_the_ledger(crossed, trace):
 
 
 def test_the_hook_kills_before_and_after_a_rename(made, tmp_path):
-    """Without strace it is the hook that kills."""
+    """Without strace the hook kills the command."""
     found = boundaries(workplace(tmp_path / "count"), (), trace=False)
     at = {boundary.call: boundary for boundary in found if boundary.file == "input.parquet.tmp"}
     for call, there in (("before replace", False), ("after replace", True)):
@@ -106,8 +106,10 @@ def test_the_hook_kills_before_and_after_a_rename(made, tmp_path):
         assert (work.folder / "outputs/j/input.parquet").exists() == there
 
 
-@pytest.mark.parametrize("wrong", ["a row lost", "a row twice", "another text", "a part changed", "the old run gone"])
-def test_the_comparison_notices(made, tmp_path, wrong):
+@pytest.mark.parametrize(
+    "wrong", ["a row lost", "a row twice", "another text", "a part changed", "the old run missing"]
+)
+def test_the_comparison_detects(made, tmp_path, wrong):
     scenario = made["fresh"]
     work = workplace(tmp_path / "w", scenario.base)
     work.run("--fresh")

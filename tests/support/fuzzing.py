@@ -145,7 +145,7 @@ def table_case(suffix: str, make: Callable[[random.Random], tuple[bytes, int | N
         Path(f"f{suffix}").write_bytes(content)
         Path("j.toml").write_text(inputs.table_job(case.rng, f"f{suffix}"))
         case.gxr("run", "j.toml")
-        case.gxr(*case.rng.choice(inputs.other_verbs()))
+        case.gxr(*case.rng.choice(inputs.other_commands()))
 
     return play
 

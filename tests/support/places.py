@@ -1,4 +1,4 @@
-"""Where things are: the project, the data of the tests, and what the tests start."""
+"""Paths: the project, the test data, and what the tests start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports go down the table of rooms in docs/architecture.md, never up and never sideways."""
+"""Imports go down the table of packages in docs/architecture.md, never up and never sideways."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from places import ROOT
 from gxr_batch.cli import VERBS
 
 PACKAGE = ROOT / "gxr_batch"
-# From the top down. Rooms of one level do not import each other.
+# From the top down. Packages of one level do not import each other.
 LEVELS = (
     {"cli"},
     {"library"},
@@ -28,7 +28,7 @@ LEVELS = (
     {"records", "cells", "disk", "extras"},
     {"errors"},
 )
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
 HEAVY = {
     "torch",
     "transformers",
@@ -50,7 +50,7 @@ def modules() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or not path.name.startswith("__"))
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -65,18 +65,18 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def test_every_module_stands_in_a_level():
-    assert {room_of(path) for path in modules()} == set(LEVEL)
+def test_every_module_has_a_level():
+    assert {package_of(path) for path in modules()} == set(LEVEL)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_to_its_right(path):
-    room = room_of(path)
+def test_a_module_imports_only_from_lower_levels(path):
+    package = package_of(path)
     for name in imports_of(path):
         if not name.startswith("gxr_batch."):
             continue
         other = name.split(".")[1]
-        assert other == room or LEVEL[room] < LEVEL[other], f"{path.relative_to(PACKAGE)} imports {name}"
+        assert other == package or LEVEL[package] < LEVEL[other], f"{path.relative_to(PACKAGE)} imports {name}"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_module_imports_only_to_its_right(path):
 )
 def test_an_engine_imports_no_other_engine(path):
     if path == PACKAGE / "engines" / "__init__.py":
-        return  # the one place that knows them all
+        return  # the only module that knows all engines
     own = path.relative_to(PACKAGE / "engines").parts[0].removesuffix(".py")
     for name in imports_of(path):
         if name.startswith("gxr_batch.engines."):
@@ -92,7 +92,7 @@ def test_an_engine_imports_no_other_engine(path):
 
 
 def test_only_the_command_line_imports_click():
-    assert {room_of(path) for path in modules() if "click" in imports_of(path)} == {"cli"}
+    assert {package_of(path) for path in modules() if "click" in imports_of(path)} == {"cli"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
@@ -107,7 +107,7 @@ def test_help_and_version_import_nothing_heavy(arguments):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_help_of_a_verb_imports_nothing_heavy_either(verb):
+def test_the_help_of_a_command_imports_nothing_heavy_either(verb):
     code = (
         "import sys\nfrom gxr_batch.cli import main\n"
         f"try:\n    main([{verb!r}, '--help'])\nexcept SystemExit:\n    pass\n"

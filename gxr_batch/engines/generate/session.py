@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
 from gxr_batch.engines.generate.padded_batch import Batch, RowState
-from gxr_batch.errors import EngineFailed, OutOfRoom
+from gxr_batch.errors import EngineFailed, OutOfDeviceMemory
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import LoadedModel, load_model
@@ -169,9 +169,9 @@ class GenerateSession:
             groups += [left[half:], left[:half]]
 
     def _give_up_on(self, row: RowState) -> Completion:
-        """Fail a row for lack of memory. If the one before failed too, no row is at fault: raises OutOfRoom."""
+        """Fail a row for lack of memory. If the one before failed too, no row is at fault: raises OutOfDeviceMemory."""
         if self._gave_up:
-            raise OutOfRoom(
+            raise OutOfDeviceMemory(
                 f"The device had no free memory for {_PATIENCE_SECONDS:,.0f} s, not even for one row.",
                 where="engine.slots, engine.memory_limit",
                 next_step="free memory, then run the same command again",

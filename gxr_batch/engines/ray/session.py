@@ -11,14 +11,14 @@ from gxr_batch.engines.ray.pool import Lost, Member, Pool, check_alike
 from gxr_batch.engines.ray.row_assignment import Dealer, Taken
 from gxr_batch.engines.ray.worker_messages import Order, Report
 from gxr_batch.engines.suspects import CRASHED
-from gxr_batch.errors import ApiOutage, EngineFailed, GxrError, ModelUnavailable, OutOfRoom
+from gxr_batch.errors import ApiOutage, EngineFailed, GxrError, ModelUnavailable, OutOfDeviceMemory
 from gxr_batch.records import Completion, Prompt
 
 _PULSE_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
 _CALL_SECONDS = 0.5
 # After one of these errors another process, perhaps on another host, may succeed.
-_MAY_PASS = (EngineFailed, OutOfRoom)
+_MAY_PASS = (EngineFailed, OutOfDeviceMemory)
 
 
 class Patience(NamedTuple):

@@ -19,7 +19,7 @@ from gxr_batch.engines.slots.decoding_row import RowState, charge, completion
 from gxr_batch.engines.slots.oom_retry import NoMemory, Splitter
 from gxr_batch.engines.slots.slot_schedule import SlotPlan
 from gxr_batch.engines.slots.token_sampling import Chooser
-from gxr_batch.errors import OutOfRoom
+from gxr_batch.errors import OutOfDeviceMemory
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Prompt
 
@@ -111,10 +111,10 @@ class TransformersSession:
     def _give_up_on(self, admitted: Sequence[RowState]) -> None:
         """Fail the longest new row for lack of memory; if the one before failed too, no row is at fault.
 
-        Raises OutOfRoom.
+        Raises OutOfDeviceMemory.
         """
         if not admitted or self._gave_up:
-            raise OutOfRoom(
+            raise OutOfDeviceMemory(
                 f"The device had no free memory for {_PATIENCE_SECONDS:,.0f} s, not even for a few rows.",
                 where="engine.slots, engine.memory_limit",
                 next_step="free memory or lower engine.slots, then run the same command again",

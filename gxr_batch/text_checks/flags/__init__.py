@@ -1,6 +1,6 @@
-"""Flags for the reviewer: hints of plain rules over a generated text and the row that it was generated from.
+"""Flags for the reviewer: hints from plain rules about a generated text and its row.
 
-A flag says where a closer look pays. It is never a score, and no flag is no proof. Pure functions of their arguments.
+A flag marks where to look more closely. It is never a score, and its absence proves nothing. All functions are pure.
 """
 
 from gxr_batch.text_checks.flags.evidence import Evidence

@@ -1,7 +1,7 @@
-"""Compares what a text says of chest findings with what its row says of them: present or absent, left or right.
+"""Compares what a text and its row say about chest findings: present or absent, left or right.
 
-A finding counts as given or as absent only where the findings cell says so without a hedge, and only one way. What the
-other cells say otherwise (an earlier effusion, a history of pneumonia) is excused, since a text may speak of it.
+A finding counts as present or absent only if the findings cell says so without a hedge, and in only one way. If other
+cells say otherwise (an earlier effusion, a history of pneumonia), there is no contradiction: a text may mention them.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from gxr_batch.text_checks.flags.mentions import Mention, mentions_in
 from gxr_batch.text_checks.flags.sentences import sentences_of, words_of
 from gxr_batch.text_checks.word_lists import names_by_word
 
-# Words for what fills airspaces: one film's opacity is another's consolidation. So with lines and generators.
+# Synonyms: one film's opacity is another's consolidation. The same goes for lines and generators.
 _SAME_PLACE = names_by_word(TABLES["findings"]["same_place"])
 
 
 @dataclass
 class _Fact:
-    """What a row says of one finding, with the sides that it gives ("" = none given)."""
+    """What a row says about one finding, with its sides ("" = no side given)."""
 
     present: set[str] = field(default_factory=set)
     absent: set[str] = field(default_factory=set)
@@ -32,7 +32,7 @@ class _Fact:
 
 
 class Facts:
-    """What the cells of one row say; `story` is what it tells besides its findings."""
+    """The facts in the cells of one row; `story` is everything besides its findings."""
 
     def __init__(self, findings: str, story: str) -> None:
         self._facts: dict[str, _Fact] = {}
@@ -52,21 +52,21 @@ class Facts:
             self._sides.setdefault(_place(mention.finding), set()).add(side)
 
     def absent(self, finding: str) -> set[str]:
-        """Return the sides on which the row says for sure that a finding is absent; none if it does not."""
+        """Return the sides on which the row clearly says that a finding is absent; empty if none."""
         fact = self._facts.get(finding)
         if fact is None or fact.present or fact.open or finding in self._had:
             return set()
         return fact.absent
 
     def present(self, finding: str) -> set[str]:
-        """Return the sides on which the row has a finding for sure; none if it does not say so."""
+        """Return the sides on which the row clearly has a finding; empty if none."""
         fact = self._facts.get(finding)
         if fact is None or fact.absent - {"left", "right"} or finding in self._lacked:
             return set()
         return fact.present
 
     def only_side(self, finding: str) -> str:
-        """Return "left" or "right" where the row has a finding, by whatever name, on that side only; else nothing."""
+        """Return "left" or "right" if the row has a finding, by any name, on that side only; else ""."""
         known = self._sides.get(_place(finding), set()) - {""}
         return next(iter(known)) if len(known) == 1 and known <= {"left", "right"} else ""
 
@@ -76,26 +76,26 @@ def _place(finding: str) -> str:
 
 
 def _said(cell: str) -> Iterator[tuple[Mention, str]]:
-    """Yield what a cell says of findings, with the side of each ("" = none given)."""
+    """Yield the mentions of findings in a cell, with the side of each ("" = no side given)."""
     for sentence in sentences_of(words_of(cell)):
         if not HEADS.isdisjoint(sentence):
             for mention in mentions_in(sentence):
                 yield mention, mention.side if mention.status == "absent" else mention.guess
 
 
-@lru_cache(maxsize=64)  # the samples of a row follow each other
+@lru_cache(maxsize=64)  # the samples of a row are adjacent
 def facts_of(findings: str, story: str) -> Facts:
-    """Return what a row says."""
+    """Return the facts of a row."""
     return Facts(findings, story)
 
 
-# What says of the case, rather than of the finding in general, that it is there.
+# Words that state a finding in this case, rather than in general.
 _ANCHORS = WORDS["case.anchors"]
 _PLURAL = re.compile(r".*[^siu]s").fullmatch
 
 
 class _Claim(NamedTuple):
-    """What a text says of a finding in the case; `side` is "" where it gives none."""
+    """What a text says about a finding in the case; `side` is "" if it gives none."""
 
     finding: str
     status: Status
@@ -103,7 +103,7 @@ class _Claim(NamedTuple):
 
 
 def finding_flags(reading: Reading) -> set[str]:
-    """Return which of side_flipped, asserts_negated_finding and negates_given_finding a text deserves."""
+    """Return which of side_flipped, asserts_negated_finding and negates_given_finding apply to a text."""
     if HEADS.isdisjoint(reading.vocabulary) or not reading.findings:
         return set()
     claims = set(_claims(reading.case))
@@ -119,7 +119,7 @@ def _claims(sentences: Iterable[Sequence[str]]) -> Iterator[_Claim]:
             continue
         anchored = not _ANCHORS.isdisjoint(sentence)
         for finding, status, side, spot, _ in mentions_in(sentence):
-            # "middle lobe consolidation erases ..." is of the case, "right-sided fractures endanger ..." a lesson
+            # "middle lobe consolidation erases ..." is about the case, "right-sided fractures endanger ..." is teaching
             of_the_case = anchored or (side and not _PLURAL(sentence[spot.end - 1]))
             if status == "absent" or (status != "open" and of_the_case):
                 yield _Claim(finding, status, side)
@@ -129,7 +129,7 @@ def _contradiction(claim: _Claim, facts: Facts) -> str:
     finding, status, side = claim
     if status == "absent":
         given = facts.present(finding)
-        # "no effusion on the right" contradicts only a row that has one there
+        # "no effusion on the right" contradicts only a row that has one on the right
         denies = given and (side in {"", "both"} or given & {side, "both"})
         return "negates_given_finding" if denies else ""
     denied = facts.absent(finding)

@@ -1,7 +1,7 @@
-"""What the rules look at: one generated text with its row, read into words and sentences once.
+"""The input of the rules: one generated text with its row, split into words and sentences once.
 
-Only what the rules share stands here. Texts and cells are untrusted and can be of any length: no rule looks beyond
-MAX_CHARS of either.
+This module has only what the rules share. Texts and cells are untrusted and can be of any length: no rule reads more
+than MAX_CHARS of either.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any, Literal, NamedTuple
 
 from gxr_batch.text_checks.flags.sentences import case_sentences, sentences_of, words_of
 
-# A shorter prompt may be words that any answer holds.
+# A shorter prompt may be part of any answer by chance.
 _LONG_PROMPT = 120
-# Far above what a model writes or a prompt holds; a bound on the work for one row.
+# Far above what a model writes or a prompt holds; it limits the work for one row.
 MAX_CHARS = 20_000
 _STORIES = ("comparison", "history", "presentation")
 
 
 class Evidence(NamedTuple):
-    """A generated text, the user turn that asked for it, the row's cells by template field, and how it ended.
+    """A generated text, its user turn, the row's cells by template field, and its finish reason.
 
     `values` has exactly the fields of the row's template; None is a missing cell. `identifiers` are the screening rules
-    that hit the text, None if nobody has screened it yet.
+    that hit the text, None if it has not been screened.
     """
 
     text: str
@@ -34,11 +34,11 @@ class Evidence(NamedTuple):
 
 
 class Reading:
-    """An Evidence as the rules read it.
+    """An Evidence, prepared for the rules.
 
-    `new` is the text without a copy of the whole prompt: what repeats the row cannot contradict it. `words`,
-    `vocabulary`, `sentences` and `case` are of `new`; `case` leaves out sections that teach in general, such as a list
-    of differential diagnoses. Words are in lower case, marks between them are words of their own.
+    `new` is the text without a copy of the whole prompt, since repeating the row cannot contradict it. `words`,
+    `vocabulary`, `sentences` and `case` are from `new`; `case` leaves out general teaching sections, such as a list of
+    differential diagnoses. Words are in lower case; punctuation marks are separate words.
     """
 
     __slots__ = ("case", "evidence", "new", "prompt", "says_prompt", "sentences", "text", "vocabulary", "words")
@@ -56,16 +56,16 @@ class Reading:
 
     @property
     def findings(self) -> str:
-        """The findings cell, "" where the row has none or its template has no such field."""
+        """The findings cell, "" if the row has none or its template has no such field."""
         return self.cell("findings")
 
     @property
     def story(self) -> str:
-        """What the row tells besides its findings: comparison, history, presentation."""
+        """Everything in the row besides its findings: comparison, history, presentation."""
         return "\n".join(filter(None, map(self.cell, _STORIES)))
 
     def cell(self, field: str) -> str:
-        """Return a cell as text, "" where it is missing: null, blank or not a number."""
+        """Return a cell as text, "" if it is missing: null, blank or not a number."""
         value = self.evidence.values.get(field)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""

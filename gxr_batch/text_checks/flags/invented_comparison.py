@@ -1,4 +1,4 @@
-"""Whether a text compares with an earlier film of the patient although the row mentions none."""
+"""Detects comparisons with an earlier film of the patient if the row mentions none."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ _NONE = re.compile(rf"\b(?:no|without|lacking|not) (?:an? |any |the )?(?:{_BEFOR
 
 
 def invents_comparison(reading: Reading) -> bool:
-    """Say whether a text compares with an earlier film and the row gives no ground for it.
+    """Return whether a text compares with an earlier film without any basis in the row.
 
-    Only for templates with a field `comparison`: without one, nobody was asked for an earlier film.
+    Only for templates with a field `comparison`: other prompts ask for no comparison.
     """
     asked = "comparison" in reading.evidence.values
     if not asked or reading.cell("comparison") or _CUES.isdisjoint(reading.vocabulary):
         return False
     if not any(_is_comparison(words) for words in reading.case if not _CUES.isdisjoint(words)):
         return False
-    told = words_of(f"{reading.findings}\n{reading.story}")
-    return _KNOWN.isdisjoint(told) and _HAS_CHANGED.search(" ".join(told)) is None
+    known = words_of(f"{reading.findings}\n{reading.story}")
+    return _KNOWN.isdisjoint(known) and _HAS_CHANGED.search(" ".join(known)) is None
 
 
 def _is_comparison(words: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""On which side a sentence places a finding: the nearest side word of its clause, before it, else after it."""
+"""The side of a finding in a sentence: the nearest side word in its clause, before it, else after it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _TIPS = WORDS["sides.tips"]
 
 
 class Sides:
-    """The sides that one sentence gives to the findings that it names; `only` is its side where it gives one only.
+    """The sides of the findings in one sentence; `only` is set if it mentions a single side.
 
-    `known` has the place of each side word, from left to right.
+    `known` maps the position of each side word to its side, from left to right.
     """
 
     def __init__(self, sentence: Sequence[str], spots: Sequence[Spot]) -> None:
@@ -34,10 +34,10 @@ class Sides:
         self.only = sides.pop() if len(sides) == 1 else ""
 
     def of(self, finding: str, spot: Spot) -> str:
-        """Return "left", "right" or "both" where the clause of a finding gives its side, else ""."""
+        """Return "left", "right" or "both" if the clause of a finding gives its side, else ""."""
         if not self.known:
             return ""
-        if finding == "mediastinal_shift":  # to a side; a side before it is that of its cause
+        if finding == "mediastinal_shift":  # shifts to a side; a side before it belongs to its cause
             return self._after(spot, spot.start) or self.known.get(spot.start - 1, "")
         for at, side in self.known.items():
             if spot.start <= at < spot.end:
@@ -66,7 +66,7 @@ class Sides:
         stops = _STOPS_BEFORE_DEVICES if spot.device else _STOPS_BEFORE
         if not stops.isdisjoint(between) or "to" in self._sentence[max(at - 2, 0) : at]:
             return ""
-        # "On the left, a small effusion", and nothing else before a comma
+        # "On the left, a small effusion", with nothing else before the comma
         return self.known[at] if "," not in between or "," in between[:2] else ""
 
     def _after(self, spot: Spot, first: int) -> str:
@@ -85,9 +85,9 @@ class Sides:
         return "" if crossing else self.known[at]
 
     def _names_between(self, start: int, end: int, spot: Spot) -> bool:
-        """Say whether another finding is named in words `start` to `end`; side words belong to the nearest one.
+        """Return whether another finding is named in words `start` to `end`; side words belong to the nearest one.
 
-        Devices have their side from what is around them, and take none away.
+        Devices take their side from the words around them, and leave it to other findings.
         """
         return any(
             other.start < end and other.end > start
@@ -105,5 +105,5 @@ def _side_at(sentence: Sequence[str], at: int) -> str:
             return "both"
         either = [word for word in words if word not in {"the", "on"}]
         if len(either) > 1 and either[0] == "or" and either[1] in _SIDES:
-            return ""  # "on the right or on the left": on either, so on none
+            return ""  # "on the right or on the left": on either side, so no side
     return _SIDES[word]

@@ -1,6 +1,6 @@
-"""The words of the flags, from lexicon.toml beside this file, and where a sentence names a chest finding or a device.
+"""The words of the flags, from lexicon.toml, and where a sentence names a chest finding or a device.
 
-A finding is a phrase ("pleural effusion"), or a head word with a word beside it ("the heart is mildly enlarged").
+A finding is a phrase ("pleural effusion"), or a head word with a word near it ("the heart is mildly enlarged").
 A normal statement ("heart size is normal") says that findings are absent.
 """
 
@@ -13,7 +13,7 @@ from gxr_batch.text_checks.word_lists import read_tables, sets_by_word, word_set
 
 TABLES = read_tables("flags/lexicon.toml")
 WORDS = word_sets(TABLES)
-# What a sentence says of what it names, and the words that deny.
+# The status of a finding in a sentence, and negations.
 Status = Literal["present", "likely", "absent", "open"]
 NO = WORDS["status.no"]
 
@@ -21,7 +21,7 @@ NO = WORDS["status.no"]
 class Spot(NamedTuple):
     """Where findings, or a device, are named in a sentence: words `start` to `end`.
 
-    `normal`: by their normal counterpart. `paired`: by two words that may have others between them.
+    `normal`: named by their normal counterpart. `paired`: named by two words with possibly others in between.
     """
 
     start: int
@@ -32,7 +32,7 @@ class Spot(NamedTuple):
 
     @property
     def device(self) -> bool:
-        """Whether a device is named rather than a finding."""
+        """Whether this is a device rather than a finding."""
         return self.findings[0] in DEVICES
 
 
@@ -73,9 +73,9 @@ HEADS = frozenset(_BY_HEAD) | frozenset(_PAIRED)
 
 
 def spots_in(sentence: Sequence[str]) -> list[Spot]:
-    """Return where a sentence names findings, from left to right."""
+    """Return the spots where a sentence names findings, from left to right."""
     found: list[Spot] = []
-    taken = 0  # words before this belong to a phrase already
+    taken = 0  # words before this already belong to a phrase
     for at in [place for place, word in enumerate(sentence) if word in HEADS]:
         if at < taken:
             continue

@@ -1,10 +1,10 @@
 """What a sentence says about the findings and devices that it names: present, likely, absent or open.
 
-After the idea of NegEx (Chapman and others, 2001): cue words before and after a finding, each with a reach that ends at
-certain words. What is hypothetical or said in general is open, and so is a negation with a restriction ("no large
-effusion", "no other nodule"): rules that compare leave it alone. A finding that the text concludes ("consistent with
-pneumonia") is likely. A device comes and goes by hand: it can be removed, planned or needed, and what is denied may be
-something about it ("no kink of the line"); where the words leave a doubt, it is open.
+Based on the idea of NegEx (Chapman and others, 2001): cue words before and after a finding, each with a reach that ends
+at certain words. Hypothetical and general statements are open, and so are negations with a restriction ("no large
+effusion", "no other nodule"): rules that compare ignore them. A finding that the text concludes ("consistent with
+pneumonia") is likely. Devices are placed and removed: they can be removed, planned or needed, and the negation may be
+about a property ("no kink of the line"); if the words leave a doubt, the device is open.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gxr_batch.text_checks.word_lists import sets_by_word
 
 
 class Mention(NamedTuple):
-    """A finding that a sentence names. `side` is "" where its clause has none, `guess` then the sentence's only one."""
+    """A finding named in a sentence. `side` is "" if its clause has none; `guess` is then the only one."""
 
     finding: str
     status: Status
@@ -38,7 +38,7 @@ _TURNS = WORDS["status.turns"]
 _CONNECTS = WORDS["status.connects"]
 _FRESH_START = WORDS["status.fresh_start"]
 _VERBS = WORDS["status.verbs"]
-_BACK = 7  # words between a cue and what it governs, counted anew at each item of a list
+_BACK = 7  # words between a cue and its finding, counted again for each item of a list
 
 _BEFORE_CUES = NO | _HEDGES | _CONCLUDES | _TURNS | _CONNECTS | _VERBS | {"or"}
 
@@ -56,7 +56,7 @@ _REST = WORDS["status.rest"]
 
 
 def mentions_in(sentence: Sequence[str]) -> list[Mention]:
-    """Return what a sentence says of each finding that it names."""
+    """Return the mention of each finding that a sentence names."""
     spots = spots_in(sentence)
     if not spots:
         return []
@@ -69,14 +69,14 @@ def mentions_in(sentence: Sequence[str]) -> list[Mention]:
             status = device_status(sentence, spot, status)
         for finding in spot.findings:
             side = sides.of(finding, spot) if sides else ""
-            # a line beside a left effusion may be on the right: no guess
+            # a line near a left effusion may be on the right: no guess
             guess = side or (sides.only if sides and not spot.device else "")
             found.append(Mention(finding, status, side, spot, guess))
     return found
 
 
 def _is_general(sentence: Sequence[str], spot: Spot) -> bool:
-    """Say whether a general word stands in the part of a sentence, between turns, that names a finding."""
+    """Return whether the part of a sentence, between turns, that names a finding has a general word."""
     turns = [at for at, word in enumerate(sentence) if word in _TURNS and word != "there"]
     start = max((at for at in turns if at < spot.start), default=0)
     end = min((at for at in turns if at >= spot.end), default=len(sentence))
@@ -99,14 +99,14 @@ def _status(sentence: Sequence[str], spot: Spot) -> Status:
 
 
 def _before(sentence: Sequence[str], start: int) -> Status:
-    """Return what the words to the left of a finding say of it, from the nearest on."""
-    anew = start  # where the words are counted from
-    connected = False  # a comma or "and" lies between here and the finding
+    """Return the status of a finding from the words to its left, beginning with the nearest."""
+    origin = start  # where the words are counted from
+    connected = False  # a comma or "and" is between here and the finding
     for at in range(start - 1, -1, -1):
         word = sentence[at]
         if word not in _BEFORE_CUES or (word == "there" and "nor" in sentence[max(at - 2, 0) : at]):
             continue
-        if anew - at > _BACK or word in _TURNS or (connected and word in _VERBS):
+        if origin - at > _BACK or word in _TURNS or (connected and word in _VERBS):
             return "present"
         if word in NO:
             return _negation(sentence, at, start)
@@ -117,9 +117,9 @@ def _before(sentence: Sequence[str], start: int) -> Status:
         if word in _CONNECTS:
             if sentence[at + 1] in _FRESH_START:
                 return "present"
-            connected, anew = True, at
+            connected, origin = True, at
         elif word == "or":
-            anew = at
+            origin = at
     return "present"
 
 
@@ -133,7 +133,7 @@ def _negation(sentence: Sequence[str], at: int, start: int) -> Status:
 
 
 def _after(sentence: Sequence[str], end: int) -> Status:
-    """Return what the words to the right of a finding say of it, as far as its clause goes."""
+    """Return the status of a finding from the words to its right, to the end of its clause."""
     verb = False
     if end < len(sentence) and sentence[end] in _BE and not _ARTICLES.isdisjoint(sentence[end + 1 : end + 2]):
         return "open"  # "pneumothorax is a collection of air"
@@ -157,7 +157,7 @@ def _after(sentence: Sequence[str], end: int) -> Status:
 def _negation_after(sentence: Sequence[str], at: int) -> Status:
     following = sentence[at + 1 : at + 4]
     if not _EARLIER.isdisjoint(sentence[at + 1 : at + 4]):
-        return "present"  # "a pneumothorax, not seen before the procedure": not then, but now
+        return "present"  # "a pneumothorax, not seen before the procedure": present now, but not then
     if sentence[at] == "no":
         return "absent" if "longer" in following[:1] or sentence[at - 1] == ":" else "present"
     return "absent" if not _SEEN.isdisjoint(following) else "open"
@@ -165,7 +165,7 @@ def _negation_after(sentence: Sequence[str], at: int) -> Status:
 
 _REMOVAL = WORDS["devices.removal"]
 _TAKEN_OUT = WORDS["devices.taken_out"]
-_PAST = WORDS["devices.past"]  # "is removed" may be a lesson on how it is done
+_PAST = WORDS["devices.past"]  # "is removed" may be teaching
 _AFTER = WORDS["devices.after"]
 _REACH = 5  # words between a device and the word that removes it
 _NOT_NOW = WORDS["devices.not_now"]
@@ -175,7 +175,7 @@ _CLOSES = WORDS["devices.closes"]
 
 
 def device_status(sentence: Sequence[str], spot: Spot, status: Status) -> Status:
-    """Return what a sentence says of a device, given what it would say of a finding at this place."""
+    """Return the status of a device, given the status that a finding would have in its place."""
     if status == "open" or not _NOT_NOW.isdisjoint(sentence):
         return "open"
     if status == "absent":

@@ -1,6 +1,6 @@
-"""Measurements, ages and durations of the case that a text gives and its row does not have.
+"""Detects measurements, ages and durations of the case that the text gives but its row does not.
 
-Thresholds ("more than 3 cm"), advice ("repeat after 6 weeks") and general statements are no measurements of the case.
+Thresholds ("more than 3 cm"), advice ("repeat after 6 weeks") and general statements are not measurements of the case.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _ADVICE = WORDS["numbers.advice"]
 _PEOPLE = WORDS["numbers.people"]
 _LASTS = WORDS["numbers.lasts"]
 _HISTORY = WORDS["numbers.history"]
-_TOLERANCE = 0.1  # for times, since a month is no number of weeks
+_TOLERANCE = 0.1  # for times, since a month is not a whole number of weeks
 
 
 class _Measure(NamedTuple):
-    at: int  # place of the number in its sentence
+    at: int  # position of the number in its sentence
     number: float
     kind: str
     size: float  # in mm, ml, percent, days or pack-years
@@ -49,23 +49,23 @@ class _Measure(NamedTuple):
 
 
 def invents_number(reading: Reading) -> bool:
-    """Say whether a text gives a measurement, an age or a duration of the case that the row does not have."""
+    """Return whether a text gives a measurement, an age or a duration of the case that the row does not have."""
     if _CUES.isdisjoint(reading.vocabulary) or not reading.findings:
         return False
-    told = [
+    given = [
         measure
         for sentence in reading.case
         if not _CUES.isdisjoint(sentence) and GENERAL.isdisjoint(sentence)
         for measure in _measures(sentence)
         if _is_of_the_case(sentence, measure)
     ]
-    if not told:
+    if not given:
         return False
     cells = "\n".join(str(value) for value in reading.evidence.values.values() if value is not None)
     words = [_SPELLED.get(word, word) for word in words_of(f"{reading.prompt}\n{cells}"[:100_000])]
     numbers = {number for word in words if (number := _number(word)) is not None}
     known = list(_measures(words))
-    return any(not _is_known(measure, known, numbers) for measure in told)
+    return any(not _is_known(measure, known, numbers) for measure in given)
 
 
 def _number(word: str) -> float | None:
@@ -94,7 +94,7 @@ def _measures(sentence: Sequence[str]) -> Iterator[_Measure]:
 
 
 def _unit_after(sentence: Sequence[str], at: int) -> int | None:
-    """Return where the unit of a number stands; the first of "3 to 5 cm" or "2 x 3 cm" shares it."""
+    """Return the position of a number's unit; the first of "3 to 5 cm" or "2 x 3 cm" shares it."""
     after = at + 1
     while after < len(sentence) and after <= at + 4:
         word = sentence[after]
@@ -109,7 +109,7 @@ def _unit_after(sentence: Sequence[str], at: int) -> int | None:
 
 
 def _is_range(sentence: Sequence[str], at: int) -> bool:
-    """Say whether a number is an end of "3 to 5" or "3-5": films are measured, ranges are learnt."""
+    """Return whether a number is an end of "3 to 5" or "3-5": ranges are general knowledge, not measurements."""
     near = [sentence[place] if 0 <= place < len(sentence) else "" for place in (at - 2, at - 1, at + 1, at + 2)]
     numbers = [bool(word) and word[0].isdecimal() for word in near]
     return numbers[1] or numbers[2] or (numbers[0] and near[1] in _SPAN) or (numbers[3] and near[2] in _SPAN)
@@ -134,7 +134,7 @@ def _is_of_the_case(sentence: Sequence[str], measure: _Measure) -> bool:
 
 
 def _is_known(measure: _Measure, known: Sequence[_Measure], numbers: set[float]) -> bool:
-    if measure.number in numbers:  # a cell often has no unit, an age above all
+    if measure.number in numbers:  # a cell often has no unit, especially an age
         return True
     if measure.kind == "time":
         return any(other.kind == "time" and _near(other.size, measure.size) for other in known)

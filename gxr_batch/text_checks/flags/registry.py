@@ -1,4 +1,4 @@
-"""All flags: their names in the order in which a row lists them, a sentence for the radiologist on each, the rules."""
+"""All flags: their names in the order in which a row lists them, their descriptions, and their rules."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ NOT_COMPUTED = "flags_not_computed"
 
 FLAGS: Mapping[str, str] = MappingProxyType(
     {
-        "findings_truncated": "The prompt was too long, so the end of the row's longest cell was cut off before the "
+        "findings_truncated": "The prompt was too long, so the end of the row's longest cell was cut before the "
         "model read it.",
-        "control_tokens_in_input": "A cell of the table holds a control mark of a language model, such as "
+        "control_tokens_in_input": "A cell of the table contains a control token of a language model, such as "
         "<start_of_turn>; it reached the model as plain text.",
         "empty_text": "The text has no words, only punctuation or markup.",
         "cut_mid_sentence": "The text reached its token limit in the middle of a sentence.",
-        "repeats_itself": "The text says the same words over and over.",
+        "repeats_itself": "The text repeats the same words over and over.",
         "echoes_prompt": "The text repeats the instruction, makes up a new one, or is mostly a copy of the findings.",
-        "leaked_turn_markers": "The text holds marks of a chat, such as <end_of_turn> or a line that only says model.",
+        "leaked_turn_markers": "The text has chat markers, such as <end_of_turn> or a line with only the word model.",
         "refusal": "The text declines the task or speaks as an AI.",
         "other_language": "The text, or a part of it, is not in English.",
         "claims_to_see_image": "The text claims to have looked at an image, or points to a figure; the model was "
-        "given words only.",
+        "given only text.",
         "invented_comparison": "The text compares with an earlier film, but the row mentions none.",
         "side_flipped": "The text places a finding or a device on a side where the row does not have it.",
         "number_not_in_input": "The text gives a measurement, an age or a duration of the case that the row does not "
         "have.",
-        "asserts_negated_finding": "The text says that a finding is present which the row says is absent.",
-        "negates_given_finding": "The text says that a finding is absent which the row says is present.",
-        # A run says which rule hit instead: identifier_in_output:RULE.
-        "possible_identifier": "The text holds something that looks like a name, a date or a number of a real person.",
-        NOT_COMPUTED: "The rules failed on this row, a fault of the program; its flags are not known.",
+        "asserts_negated_finding": "The text says that a finding is present, but the row says it is absent.",
+        "negates_given_finding": "The text says that a finding is absent, but the row says it is present.",
+        # A run names the rule instead: identifier_in_output:RULE.
+        "possible_identifier": "The text contains something that looks like a real person's name, date or number.",
+        NOT_COMPUTED: "The rules failed on this row because of a bug; its flags are unknown.",
     }
 )
 
@@ -68,9 +68,9 @@ _RULES = {
 
 
 def flags_of(evidence: Evidence) -> list[str]:
-    """Return the names of the flags that a generated text deserves, in the order of FLAGS.
+    """Return the names of the flags that apply to a generated text, in the order of FLAGS.
 
-    A flag that compares with a field which the row's template does not have is not computed.
+    Flags that compare with a field missing from the row's template are not computed.
     """
     reading = Reading(evidence)
     found = {name for name, rule in _RULES.items() if rule(reading)}

@@ -1,4 +1,4 @@
-"""Reads a text into words and sentences, and leaves out sections that teach in general rather than on the case."""
+"""Splits a text into words and sentences, and leaves out general teaching sections."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from gxr_batch.text_checks.flags.lexicon import WORDS
 
-# Hyphens separate words, so that "left-sided" has a side and "65-year-old" a number. What the first branch takes, the
-# third would take too, but more slowly: most words are plain.
+# Hyphens separate words, so that "left-sided" has a side and "65-year-old" a number. The third branch would also match
+# what the first one does, but more slowly: most words are plain.
 _WORD = re.compile(r"[a-z]++(?=[ \n.,;:-])|[.;:,!?()%<>|\n]|[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:[.,]\d+)*")
 _ENDS = frozenset(".;!?\n")
 
@@ -19,12 +19,12 @@ _HEADING_WORDS = 6
 
 
 def words_of(text: str) -> list[str]:
-    """Return the words, numbers and marks of a text in lower case; typographic apostrophes become plain ones."""
+    """Return the words, numbers and marks of a text in lower case; typographic apostrophes become plain."""
     return _WORD.findall(text.lower().replace("\u2019", "'"))
 
 
 def sentences_of(words: Sequence[str]) -> list[Sequence[str]]:
-    """Return the words of each sentence, with the mark that ends it. A line end and a semicolon end one too."""
+    """Return the words of each sentence, with the mark that ends it. Line ends and semicolons also end sentences."""
     found = []
     start = 0
     for at in [place for place, word in enumerate(words) if word in _ENDS]:
@@ -54,7 +54,7 @@ def case_sentences(sentences: list[Sequence[str]], vocabulary: frozenset[str]) -
 
 
 def _heading(sentence: Sequence[str]) -> Sequence[str]:
-    """Return the words before an early colon, or the whole of a short line without a full stop; else nothing."""
+    """Return the words before an early colon, or all words of a short line without a full stop; else nothing."""
     label = sentence[: _HEADING_WORDS + 2]
     if ":" in label:
         return label[: label.index(":")]

@@ -1,7 +1,7 @@
-"""What a text shows without its findings: empty, cut off, repetitive, not English, a refusal, a copy of its prompt.
+"""Checks of a text apart from its findings: empty, cut off, repetitive, not English, a refusal, a copy of its prompt.
 
-Also whether it claims to have looked at an image, and the marks of a chat format: in a text they have leaked out of the
-model, in a cell somebody may want to steer it.
+Also whether it claims to have looked at an image, and chat markers: in a text they leaked from the model, in a cell
+they may be an attempt to steer it.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from gxr_batch.text_checks.flags.evidence import MAX_CHARS, Reading
 from gxr_batch.text_checks.flags.lexicon import WORDS
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]{0,60}>")
-# A sentence ends with its mark, after which quotes, brackets and markup may close.
+# A sentence ends with a mark, optionally followed by closing quotes, brackets and markup.
 _SENTENCE_END = re.compile("[.!?\u2026\u3002\uff01\uff1f][\"'\u201d\u2019\u00bb)\\]*_`~\\s]*\\Z")
 _LIST_NUMBER = re.compile(r"(?:\A|\n)\s*\d{1,3}[.)]\Z")
-_TAIL = 40  # characters from the end that are looked at for the end of a sentence
+_TAIL = 40  # characters at the end that are searched for the end of a sentence
 
 _FEW_TRIGRAMS = 15
-_DISTINCT_TRIGRAMS = 0.6  # prose has above 0.9, a loop that fills half of the text less than 0.6
+_DISTINCT_TRIGRAMS = 0.6  # prose is above 0.9, a loop that fills half of the text below 0.6
 _SENTENCE_WORDS = 4
 _SENTENCE_REPEATS = 3
 _WORD_REPEATS = 4
-_SENTENCE_RUN = 4  # of sentences of any length, one after the other
+_SENTENCE_RUN = 4  # consecutive sentences of any length
 _DENSE_CHARS = 200
-_DENSE_RATIO = 4.0  # zlib makes prose of this length about half as long
+_DENSE_RATIO = 4.0  # zlib compresses prose of this length to about half
 
 _NOT_LATIN = re.compile(r"[^\W\d_a-zA-ZÀ-ɏ]")
-_GREEK = re.compile("[\u0370-\u03ff\u1f00-\u1fff]")  # letters and words of it stand in English texts
+_GREEK = re.compile("[\u0370-\u03ff\u1f00-\u1fff]")  # Greek letters and words occur in English texts
 _NOT_LATIN_SHARE, _GREEK_LETTERS, _OTHER_LETTERS = 0.25, 25, 4
 _ENGLISH = WORDS["language.english"]
 _ENGLISH_SHARE = 0.1
-_FEW_WORDS, _MANY_WORDS = 8, 20  # English in telegram style has no small words, but no accents either
+_FEW_WORDS, _MANY_WORDS = 8, 20  # terse English has no small words, but no accents either
 _FOREIGN = WORDS["language.foreign"]
 _FOREIGN_KINDS, _FOREIGN_WORDS = 3, 5
 
 
 def is_empty(reading: Reading) -> bool:
-    """Say whether a text has no word, apart from markup."""
+    """Return whether a text has no word, apart from markup."""
     text = _TAG.sub(" ", reading.text) if "<" in reading.text else reading.text
     return not any(map(str.isalpha, text))
 
 
 def is_cut(reading: Reading) -> bool:
-    """Say whether a text met its token limit and does not end as a sentence does."""
+    """Return whether a text reached its token limit and does not end like a sentence."""
     if reading.evidence.finish_reason != "length":
         return False
     tail = reading.evidence.text.rstrip()[-_TAIL:]
@@ -56,11 +56,11 @@ def is_cut(reading: Reading) -> bool:
 
 
 def repeats(reading: Reading) -> bool:
-    """Say whether a text runs in circles: few distinct word triples, a sentence or a word again and again."""
+    """Return whether a text is repetitive: few distinct word triples, or a sentence or word again and again."""
     words = reading.words
     if _has_few_triples(words):
         return True
-    again = bytes(map(eq, words, words[1:]))  # 1 where a word is the one before it
+    again = bytes(map(eq, words, words[1:]))  # 1 if a word equals the previous one
     if b"\1\1" in again and any(
         word.isalpha() for word, one, two in zip(words, again, again[1:], strict=False) if one and two
     ):
@@ -80,7 +80,7 @@ def repeats(reading: Reading) -> bool:
 def _has_few_triples(words: list[str]) -> bool:
     triples = len(words) - 2
     enough = _DISTINCT_TRIGRAMS * triples
-    # Pairs are counted in half the time, and each but the last begins a triple of its own.
+    # Counting pairs takes half the time, and each pair except the last begins a triple.
     if triples < _FEW_TRIGRAMS or len(set(pairwise(words))) - 1 >= enough:
         return False
     return len(set(zip(words, words[1:], words[2:], strict=False))) < enough
@@ -101,7 +101,7 @@ def _density(text: str) -> float:
 
 
 def is_foreign(reading: Reading) -> bool:
-    """Say whether a text, or a good part of it, is in another script or has the small words of another language."""
+    """Return whether a text, or much of it, is in another script or has the small words of another language."""
     if not reading.new.isascii():
         strange = len(_NOT_LATIN.findall(reading.new))
         greek = len(_GREEK.findall(reading.new)) if strange else 0
@@ -161,12 +161,12 @@ _TELLING = WORDS["image.telling"]
 
 
 def refuses(reading: Reading) -> bool:
-    """Say whether a text declines the task or speaks as an AI."""
+    """Return whether a text declines the task or speaks as an AI."""
     return not _SPEAKERS.isdisjoint(reading.vocabulary) and _any(_REFUSALS, reading.sentences, _SPEAKERS)
 
 
 def claims_to_see(reading: Reading) -> bool:
-    """Say whether a text claims to have looked at an image, other than in advice on how to look."""
+    """Return whether a text claims to have looked at an image, other than in advice on how to look."""
     if not _FIGURES.isdisjoint(reading.vocabulary) and _FIGURE.search(reading.new):
         return True
     if _SEEN_THINGS.isdisjoint(reading.vocabulary):
@@ -178,18 +178,18 @@ def _any(pattern: re.Pattern[str], sentences: Iterable[Sequence[str]], cues: fro
     return any(not cues.isdisjoint(words) and pattern.search(" ".join(words)) for words in sentences)
 
 
-_LONG_CELL = 12  # characters; a shorter cell may stand in the instruction by chance
-_INSTRUCTION_WORDS, _REST_WORDS = 4, 8  # of a whole sentence; of what is left of one after a cell
-_FIRST_WORDS = 6  # of a sentence, since what follows may be worded by the row
+_LONG_CELL = 12  # characters; a shorter cell may occur in the instruction by chance
+_INSTRUCTION_WORDS, _REST_WORDS = 4, 8  # in a whole sentence; in the rest of one after a cell
+_FIRST_WORDS = 6  # of a sentence, since the rest may come from the row
 _COPY_CHARS = 60
 _COPY_SHARE = 0.7
-# What models make up once they have learnt how prompts begin.
+# Models invent this once they have learnt how prompts begin.
 _NEW_ROLE = re.compile(r"(?:\A|[.!?:\n])\s{0,4}you are an? ")
 _STOPS = " \t\r\n.,;:?!"
 
 
 def echoes(reading: Reading) -> bool:
-    """Say whether a text holds a sentence of the instruction, or is for the most part a copy of one cell."""
+    """Return whether a text contains a sentence of the instruction, or is mostly a copy of one cell."""
     text, prompt = reading.text, reading.prompt
     if reading.says_prompt:
         return True
@@ -206,14 +206,14 @@ def echoes(reading: Reading) -> bool:
 
 
 def _bare(cell: str) -> str:
-    """Return a cell as templates print it: without blanks around it and the mark that ends it."""
+    """Return a cell as templates print it: without surrounding spaces and its final mark."""
     return cell.strip().rstrip(_STOPS)
 
 
 def _instruction(prompt: str, cells: list[str]) -> list[str]:
-    """Return the sentences, or pieces of them, that stand before the first and after the last cell.
+    """Return the sentences, or pieces of them, before the first and after the last cell.
 
-    What tells that findings follow ("The X-ray shows ...") is how an answer may begin, so it does not count.
+    The words that introduce findings ("The X-ray shows ...") may also begin an answer, so they do not count.
     """
     places = [(place, place + len(cell)) for cell in cells if (place := prompt.find(cell)) >= 0]
     first, last = (min(places)[0], max(places)[1]) if places else (len(prompt), len(prompt))
@@ -239,7 +239,7 @@ _CONTROL = re.compile(
     r"|\|[a-z_0-9]{1,30}\|?)>|\[/?INST\]|<</?SYS>>",
     re.IGNORECASE,
 )
-# A role alone on its line is what remains of a turn whose marks were taken out; with a colon it is a chat protocol.
+# A role alone on its line is left over from a turn without its markers; with a colon it is a chat transcript.
 _ROLE_LINE = re.compile(
     r"^[ \t]*(?:(?:user|model|assistant)[ \t]*:?[ \t]*$|(?:user|assistant|human)[ \t]*:)", re.IGNORECASE | re.MULTILINE
 )
@@ -247,7 +247,7 @@ _ROLES = frozenset({"user", "model", "assistant", "human"})
 
 
 def leaks_markers(reading: Reading) -> bool:
-    """Say whether a text holds control tokens or lines that only name a role."""
+    """Return whether a text contains control tokens or lines that only name a role."""
     text = reading.text
     if ("<" in text or "[" in text) and _CONTROL.search(text):
         return True
@@ -255,7 +255,7 @@ def leaks_markers(reading: Reading) -> bool:
 
 
 def input_has_control_tokens(reading: Reading) -> bool:
-    """Say whether a cell of the row holds a control token of a language model."""
+    """Return whether a cell of the row contains a control token of a language model."""
     for value in reading.evidence.values.values():
         cell = value if isinstance(value, str) else "" if value is None else str(value)
         if ("<" in cell or "[" in cell) and _CONTROL.search(cell[:MAX_CHARS]):

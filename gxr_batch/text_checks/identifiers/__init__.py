@@ -1,7 +1,8 @@
-"""Screening for identifiers: rules that look for what is written in the usual ways, in English.
+"""Screening for identifiers: rules that find identifiers written in the usual ways, in English.
 
-Screening, never de-identification: what is written in another way passes. A hit is told by the rule's name alone; the
-text goes no further. Every pattern is bounded, so that a long or hostile cell costs no more than its length.
+This is screening, not de-identification: identifiers written in other ways pass. A hit is reported by its rule's name
+only; the text goes no further. Every pattern is bounded, so that a long or hostile cell takes time linear in its
+length.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ from typing import NamedTuple
 from gxr_batch.text_checks.identifiers import date_rules, name_rules, number_rules, place_rules
 
 RULES = {
-    "mrn": "A record, accession or account number after such a word, or seven digits or more in one piece.",
-    "name": "A person's name after a title or a word such as Patient:, or in front of letters such as MD.",
+    "mrn": "A record, accession or account number after such a word, or seven or more digits in one piece.",
+    "name": "A person's name after a title or a word such as Patient:, or before letters such as MD.",
     "date": "A full date: day, month and year, in figures or with the month's name.",
     "age_over_89": "An age of 90 years or more.",
     "phone": "A telephone, fax or pager number.",
     "ssn": "A social security number.",
     "email": "An e-mail address.",
-    "address": "A street with its number, a post office box, a place with its ZIP code, or what follows Address:.",
+    "address": "A street with its number, a post office box, a place with its ZIP code, or text after Address:.",
     "hospital": "The name of a hospital or clinic.",
 }
 
 
 class _Search(NamedTuple):
-    """A way to find something, tried where the text has one of the cues, and one of `also` where that is not empty.
+    """A search, tried only if the text has one of the cues, and one of `also` unless that is empty.
 
-    Cues are words in lower case, one of the signs below, what number_rules.cues_in gives, or _NOT_ASCII: that a word
-    may hide between signs which part no words. They spare an ordinary text nearly every pattern.
+    Cues are words in lower case, one of the signs below, a result of number_rules.cues_in, or _NOT_ASCII, since a word
+    may hide between signs that do not separate words. Thanks to cues, an ordinary text needs almost no pattern.
     """
 
     rule: str
@@ -71,7 +72,7 @@ _SEARCHES = (
 _ALL_CUES = {cue for search in _SEARCHES for cue in (*search.cues, *search.also)}
 _BY_CUE = {cue: [search for search in _SEARCHES if cue in search.cues] for cue in _ALL_CUES}
 _WORDS = {cue.encode(): cue for cue in _ALL_CUES if cue.isalpha()}
-# ASCII letters become small, what else is ASCII a blank, so that "03MAR2019" and "(Dr.Smith" fall into words.
+# ASCII letters become lower case, all other ASCII a space, so that "03MAR2019" and "(Dr.Smith" split into words.
 _SMALL = {ord(letter): ord(letter.lower()) for letter in string.ascii_letters}
 _TO_WORDS = bytes(_SMALL.get(code, ord(" ")) if code < 128 else code for code in range(256))
 
@@ -86,11 +87,11 @@ def identifiers_in(text: str) -> tuple[str, ...]:
 
 
 def _cues_in(text: str) -> set[str]:
-    raw = text.encode("utf-8", "surrogatepass")  # bytes are translated and split in half the time
+    raw = text.encode("utf-8", "surrogatepass")  # translating and splitting bytes takes half the time
     cues = number_rules.cues_in(text, raw)
     cues.update(sign for sign in _SIGNS if sign in text)
     if not text.isascii():
         cues.add(_NOT_ASCII)
-        raw = " ".join(text.replace("\u2019", " ").split()).encode("utf-8", "surrogatepass")  # its blanks made plain
+        raw = " ".join(text.replace("\u2019", " ").split()).encode("utf-8", "surrogatepass")  # plain spaces only
     cues.update(_WORDS[word] for word in _WORDS.keys() & raw.translate(_TO_WORDS).split())
     return cues

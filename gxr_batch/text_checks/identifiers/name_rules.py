@@ -1,7 +1,7 @@
-"""Names of persons: after a title, after a word that announces one, in front of a professional's letters.
+"""Names of persons: after a title, after a word that introduces one, or before professional letters.
 
-A name is a word with a capital that is no ordinary word of a report. "XXXX" and "___", the marks under which public
-data sets hide names, are none.
+A name is a capitalised word that is not an ordinary word of a report. "XXXX" and "___", which replace names in public
+data sets, are not names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROLE_CUES = tuple(word.split()[0] for word in _ROLE_WORDS)
 TITLE_CUES = (*_TITLES, *_TITLES_WITH_POINT)
 LETTER_CUES = ("md", "m", "d", "mbbs", "frcr", "frcpc", "rn", "phd", "ph", "c")  # m for M.D., c for PA-C
 
-# Capitals that are titles and abbreviations alike: magnetic resonance, multiple sclerosis, digital radiography.
+# Capitals that are both titles and abbreviations: magnetic resonance, multiple sclerosis, digital radiography.
 _AMBIGUOUS = frozenset({"MR", "MS", "DR"})
 _HIDDEN = frozenset("Xx_")
 _LETTERS = re.compile(r"(?:MD|M\.D\.|MBBS|D\.O\.|FRCR|FRCPC|RN|PhD|PHD|Ph\.D\.|PA-C)(?!\w)")
@@ -57,7 +57,7 @@ _BEFORE_LETTERS = re.compile(rf"\b{_FIRST}[ ]{_SECOND},?[ ]{{1,2}}$")
 
 
 def is_name(word: str) -> bool:
-    """Return whether a word can be a name: a capital, two letters at least, no ordinary word, no mark of redaction."""
+    """Return whether a word can be a name: capitalised, two letters or more, no ordinary word or redaction."""
     bare = word.rstrip("'\u2019-.").removesuffix("'s").removesuffix("\u2019s")
     return (
         len(bare) > 1
@@ -69,7 +69,7 @@ def is_name(word: str) -> bool:
 
 
 def titled(text: str) -> bool:
-    """Return whether a name stands after a title."""
+    """Return whether a name follows a title."""
     return any(_is_titled(match) for match in _TITLED.finditer(text))
 
 
@@ -81,50 +81,50 @@ def _is_titled(match: re.Match[str]) -> bool:
 
 
 def named(text: str) -> bool:
-    """Return whether a name stands after `Name:` or words of its kind."""
+    """Return whether a name follows `Name:` or similar words."""
     return any(is_name(match["first"]) for match in _NAMED.finditer(text))
 
 
 def in_a_role(text: str) -> bool:
-    """Return whether a name stands after `Radiologist:`, `signed by:` or words of their kind."""
-    if not _stands_before_colon(_folded(text), _BEFORE_COLON):
+    """Return whether a name follows `Radiologist:`, `signed by:` or similar words."""
+    if not _precedes_colon(_folded(text), _BEFORE_COLON):
         return False
-    # A short word in capitals is a department there, or a person's initials.
+    # Here a short word in capitals is a department or a person's initials.
     names = (match["first"] for match in _IN_A_ROLE.finditer(text))
     return any(is_name(name) and not (len(name) < 4 and name.isupper()) for name in names)
 
 
 def in_full(text: str) -> bool:
-    """Return whether first and last name stand after `Patient:`, `signed by` or words of their kind."""
+    """Return whether first and last name follow `Patient:`, `signed by` or similar words."""
     folded = _folded(text)
-    if not (_stands_before_colon(folded, FULL_WORDS) or any(words in folded for words in _BY)):
+    if not (_precedes_colon(folded, FULL_WORDS) or any(words in folded for words in _BY)):
         return False
     return any(_are_names(match, bool(match["colon"])) for match in _IN_FULL.finditer(text))
 
 
 def _folded(text: str) -> str:
-    """Return a text in which letters that IGNORECASE takes for each other are the same."""
+    """Return a text in which letters that IGNORECASE treats as equal are the same."""
     return text.casefold().replace("i\u0307", "i").replace("\u0131", "i")
 
 
-def _stands_before_colon(folded: str, words: tuple[str, ...]) -> bool:
-    """Return whether one of the words ends before a colon: a look that costs far less than the pattern that follows."""
+def _precedes_colon(folded: str, words: tuple[str, ...]) -> bool:
+    """Return whether one of the words ends before a colon: a check that is far cheaper than the pattern."""
     return any(piece.rstrip(" \t").endswith(words) for piece in folded.split(":")[:-1])
 
 
 def patient(text: str) -> bool:
-    """Return whether first and last name stand right after the word patient."""
+    """Return whether first and last name directly follow the word patient."""
     return any(_are_names(match, False) for match in _PATIENT.finditer(text))
 
 
 def _are_names(match: re.Match[str], after_colon: bool) -> bool:
-    """Return whether both words are names; without a colon capitals alone are no hint: all of it may stand in them."""
+    """Return whether both words are names; without a colon, capitals mean nothing if the whole text is in capitals."""
     first, second = match["first"], match["second"]
     return (after_colon or not (first.isupper() or second.isupper())) and is_name(first) and is_name(second)
 
 
 def lettered(text: str) -> bool:
-    """Return whether a name of two words stands in front of letters such as MD."""
+    """Return whether a name of two words precedes letters such as MD."""
     for letters in _LETTERS.finditer(text):
         match = _BEFORE_LETTERS.search(text[max(0, letters.start() - _CHARACTERS_BEFORE) : letters.start()])
         if match is not None and is_name(match["first"]) and is_name(match["second"]):

@@ -1,6 +1,6 @@
-"""Numbers that name a person: of a record, a telephone, a social security card; ages that few people reach; e-mail.
+"""Numbers that identify a person: record, telephone and social security numbers, high ages; e-mail addresses.
 
-Patterns begin with the figure itself and look back from there, so that a search leaps from figure to figure instead of
+Patterns begin with the digit itself and look back from there, so that a search jumps from digit to digit instead of
 trying every word of the text.
 """
 
@@ -11,9 +11,9 @@ import string
 
 from gxr_batch.text_checks.identifiers.date_rules import is_date_in_one_piece
 
-# Four digits, with at most three signs or capitals between them, and the words that may announce such a number.
+# Four digits, with at most three signs or capitals between them, and the words that may introduce such a number.
 _FOUR_DIGITS = re.compile("[0-9](?:[ ()./A-Z-]{0,3}[0-9]){3}")
-# A cheap look before it: what may stand between them is taken out, then all but digits parts the text.
+# A cheap check first: remove what may be between them, then split the text at everything except digits.
 _BETWEEN_DIGITS = b" ()./-" + string.ascii_uppercase.encode()
 _DIGITS = bytes(code if chr(code) in string.digits else ord(" ") for code in range(256))
 _CHARACTERS_BEFORE = 60
@@ -35,7 +35,7 @@ _PHONE = re.compile(
 _SSN = re.compile(rf"\b(?:ssn|ss(?=\#)|soc(?:ial)?\.?[ ]sec(?:urity)?)\b{_LINK}(?:[X*-]{{2,8}})?$", re.IGNORECASE)
 
 _LONG_NUMBER = re.compile("[0-9]{7,}")
-_UID = "1.2.840."  # what the unique ids of DICOM studies, series and images begin with
+_UID = "1.2.840."  # the start of unique ids of DICOM studies, series and images
 _PHONE_IN_GROUPS = re.compile(r"[0-9](?<![\w.,][0-9])[0-9]{2}(?:\)[ ]?|[-. ])[0-9]{3}[-. ][0-9]{4}(?![0-9])")
 _PHONE_FROM_ZERO = re.compile(r"0(?<![\w.,/]0)[0-9]{2,4}[ -][0-9]{3,4}[ -]?[0-9]{3,4}(?![0-9])")  # 020 7946 0958
 _PHONE_ABROAD = re.compile(r"\+[0-9]{1,3}(?:[ .()-]{0,2}[0-9]){7,12}(?![0-9])")
@@ -59,14 +59,14 @@ _AGE_IN_WORDS = re.compile(
     re.IGNORECASE,
 )
 FIGURES, NUMBER = "0", "0000"  # any digit, four digits close together
-OLD_CUES = ("9", "10", "11", "12")  # what such an age in figures begins with
+OLD_CUES = ("9", "10", "11", "12")  # how such an age in digits begins
 AGE_CUES = ("ninety", "hundred", "nineties", "nonagenarian", "nonagenarians", "centenarian", "centenarians")
 _NINETIES = re.compile(r"90'?s(?!\w)")
 _IN_HIS = re.compile(r"\bin (?:his|her|their) (?:(?:early|mid|late)[- ])?$", re.IGNORECASE)
 
 
 def cues_in(text: str, raw: bytes) -> set[str]:
-    """Return which of FIGURES, NUMBER and OLD_CUES hold of a text; `raw` is its UTF-8."""
+    """Return which of FIGURES, NUMBER and OLD_CUES apply to a text; `raw` is its UTF-8."""
     pieces = raw.translate(_DIGITS, _BETWEEN_DIGITS).split()
     if not pieces:
         return set()
@@ -78,11 +78,11 @@ def cues_in(text: str, raw: bytes) -> set[str]:
 
 
 def record_number(text: str) -> bool:
-    """Return whether a number follows a word such as MRN, accession or patient ID, or a DICOM id stands there."""
-    return _stands_after(_RECORD, text) or _UID in text
+    """Return whether a number follows a word such as MRN, accession or patient ID, or the text has a DICOM id."""
+    return _follows(_RECORD, text) or _UID in text
 
 
-def _stands_after(words: re.Pattern[str], text: str) -> bool:
+def _follows(words: re.Pattern[str], text: str) -> bool:
     return any(words.search(_before(text, match)) for match in _FOUR_DIGITS.finditer(text))
 
 
@@ -91,40 +91,40 @@ def _before(text: str, match: re.Match[str]) -> str:
 
 
 def long_number(text: str) -> bool:
-    """Return whether a number of seven digits or more stands there that is not known to be something else."""
+    """Return whether the text has a number of seven or more digits that is not known to be something else."""
     return any(not _is_known(text, match) for match in _LONG_NUMBER.finditer(text))
 
 
 def _is_known(text: str, match: re.Match[str]) -> bool:
-    """Return whether a number goes on before or behind a point or comma, is a date, or follows another rule's word."""
+    """Return whether a number continues across a dot or comma, is a date, or follows another rule's word."""
     before, after = _before(text, match), text[match.end() : match.end() + 2]
     part = re.search(r"[0-9][.,]$", before) or re.match(r"[.,][0-9]", after)
     return bool(part or _PHONE.search(before) or _SSN.search(before) or is_date_in_one_piece(match[0]))
 
 
 def phone_number(text: str) -> bool:
-    """Return whether a number is written as a telephone's, or follows a word such as pager or fax."""
+    """Return whether a number is written like a telephone number, or follows a word such as pager or fax."""
     written = _PHONE_IN_GROUPS.search(text) or _PHONE_FROM_ZERO.search(text)
-    return written is not None or _stands_after(_PHONE, text)
+    return written is not None or _follows(_PHONE, text)
 
 
 def phone_number_abroad(text: str) -> bool:
-    """Return whether there is a number with a country's code."""
+    """Return whether the text has a number with a country code."""
     return _PHONE_ABROAD.search(text) is not None
 
 
 def social_security_number(text: str) -> bool:
-    """Return whether a number is written as a social security number, or follows these words."""
-    return _SSN_IN_GROUPS.search(text) is not None or _stands_after(_SSN, text)
+    """Return whether a number is written like a social security number, or follows these words."""
+    return _SSN_IN_GROUPS.search(text) is not None or _follows(_SSN, text)
 
 
 def e_mail(text: str) -> bool:
-    """Return whether there is an e-mail address."""
+    """Return whether the text has an e-mail address."""
     return _EMAIL.search(text) is not None
 
 
 def age_over_89(text: str) -> bool:
-    """Return whether an age of 90 years or more is given in figures."""
+    """Return whether an age of 90 years or more is given in digits."""
     if any(_is_age(text, match) for match in _OLD.finditer(text)):
         return True
     return any(_IN_HIS.search(_before(text, match)) for match in _NINETIES.finditer(text))

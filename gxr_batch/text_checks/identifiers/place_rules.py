@@ -38,7 +38,7 @@ _OF = re.compile(
     r"(?P<name>[A-Z][\w'\u2019-]{1,30})"
 )
 HOSPITAL_CUES = ("hospital", "hosp", "clinic", "infirmary", "hospice")
-# Words that name one only behind one of these kinds.
+# Words that are part of a name only before one of these kinds.
 CENTER_CUES = ("center", "centre", "ctr", "system", "home")
 CENTER_KINDS = ("medical", "med", "health", "cancer", "imaging", "nursing")
 _DEPARTMENT = re.compile(r"(?:ology|ics|iatry|apy|surgery|ation|medicine)$")
@@ -46,12 +46,12 @@ _CHARACTERS_BEFORE, _WORDS_BEFORE = 80, 6
 
 
 def street(text: str) -> bool:
-    """Return whether there is a street with its number."""
+    """Return whether the text has a street with its number."""
     return _has_a_name(_STREET, text)
 
 
 def street_alone(text: str) -> bool:
-    """Return whether there is a street without a number, in title case."""
+    """Return whether the text has a street without a number, in title case."""
     return _has_a_name(_STREET_ALONE, text)
 
 
@@ -61,17 +61,17 @@ def _has_a_name(pattern: re.Pattern[str], text: str) -> bool:
 
 
 def address(text: str) -> bool:
-    """Return whether there is a post office box, or something after `Address:` or `lives at`."""
+    """Return whether the text has a post office box, or something after `Address:` or `lives at`."""
     return any(pattern.search(text) for pattern in (_BOX, _AFTER_WORD))
 
 
 def zip_code(text: str) -> bool:
-    """Return whether a ZIP code stands after a state."""
+    """Return whether a ZIP code follows a state."""
     return _has_a_name(_ZIP, text)
 
 
 def hospital(text: str) -> bool:
-    """Return whether a hospital or clinic is named, not only spoken of."""
+    """Return whether a hospital or clinic is named, not only mentioned."""
     return any(_is_named(text, match) for match in _FACILITY.finditer(text))
 
 
@@ -89,7 +89,7 @@ def _is_named(text: str, match: re.Match[str]) -> bool:
         name.append(words.pop().lower())
     if not name:
         return False
-    # In lower case, or where all is in capitals, a capital in front is no sign: something must lead up to the name.
+    # In lower case, or if all is in capitals, a capital before it means nothing: a word must introduce the name.
     in_title_case = word[0].isupper() and not word.isupper()
     return in_title_case or not _SAINTS.isdisjoint(name) or bool(words and words[-1].lower() in _LEADS)
 

@@ -72,7 +72,7 @@ def test_a_head_is_gone_only_after_it_was_missed_again_and_again(monkeypatch):
 def test_the_notice_of_a_slower_engine_names_the_key_that_chose_it():
     asked = Job.model_validate({"name": "j", "input": {"path": "f.csv"}, "engine": {"kind": "ray"}})
     (notice,) = of_kind(asked, asked.with_values({"ray.worker": "generate"}))
-    assert notice.startswith('ray.worker = "auto" took generate')
+    assert notice.startswith('ray.worker = "auto" chose "generate"')
     assert of_kind(asked, asked.with_values({"ray.worker": "transformers"})) == []
 
 
@@ -170,7 +170,9 @@ def test_told_to_drain_it_pulls_no_more_and_gives_out_no_suspects():
     assert table.dealer.over
 
 
-@pytest.mark.parametrize("kind", [ModelUnavailable, EngineFailed, ApiOutage, errors.OutOfRoom, errors.JobFileError])
+@pytest.mark.parametrize(
+    "kind", [ModelUnavailable, EngineFailed, ApiOutage, errors.OutOfDeviceMemory, errors.JobFileError]
+)
 def test_an_error_of_a_worker_is_the_same_error_here(kind):
     made = Failure.of(kind("What is wrong.", where="a.key", next_step="do this")).error("worker 2 on n1")
     assert type(made) is kind

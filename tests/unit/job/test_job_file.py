@@ -92,9 +92,9 @@ def test_an_impossible_value_names_its_key(job_file, override, part):
         ("run.output=''", "run.output: must not be empty."),
         ("run.max_failed=inf", "run.max_failed: must be a share above 0"),
         ("run.max_failed=nan", "run.max_failed: must be a share above 0"),
-        ("sampling.temperature=nan", "sampling.temperature: must be a number, and not inf or nan."),
+        ("sampling.temperature=nan", "sampling.temperature: must be a finite number."),
         ("input.null_values=-", 'input.null_values: must be a list, such as ["-"].'),
-        ("input.path=\udcff", "input.path: holds bytes that are not UTF-8."),
+        ("input.path=\udcff", "input.path: contains bytes that are not UTF-8."),
         ("engine.reproducible=7", "engine.reproducible: must be true or false."),
         (f"engine.window={'9' * 25}", "engine.window: must be at most 2147483647."),
     ],
@@ -130,7 +130,7 @@ def test_toml_too_deep_or_too_long_for_python_is_a_job_file_error(job_file, valu
     with pytest.raises(JobFileError):
         load_job(job_file, [f"sampling.temperature={value}"])
     job_file.write_text(f"{MINIMAL}x = {value}\n")
-    with pytest.raises(JobFileError, match="nests too deep, or holds too long a number"):
+    with pytest.raises(JobFileError, match="nested too deeply or has a huge number"):
         load_job(job_file)
 
 

@@ -1,4 +1,4 @@
-"""Rows are found by the hashes of their ids, exactly."""
+"""Rows are found exactly by the hashes of their ids."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def found(path, ids):
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 50_000])
-def test_every_row_is_found_at_its_place_and_no_other_id_is(tmp_path, rows):
+def test_every_row_is_found_at_its_position_and_no_other_id_is(tmp_path, rows):
     ids = [f"{number * 7919 % rows}-é" for number in range(rows)]
     write_input(tmp_path / "t", ids)
     assert found(tmp_path / "t", [*ids[::-1], "x", "", "0"]) == [*range(rows)[::-1], -1, -1, -1]
     assert found(tmp_path / "t", []) == []
 
 
-def test_ids_that_share_their_first_64_bits_are_told_apart(tmp_path, monkeypatch):
+def test_ids_that_share_their_first_64_bits_are_distinguished(tmp_path, monkeypatch):
     real = input_copy._hashes
 
     def alike(ids):
@@ -52,8 +52,8 @@ def test_an_index_takes_28_bytes_a_row(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [5, 20, 40])
-def test_a_table_that_is_replaced_while_it_is_indexed_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, rows):
-    """A reader beside a start that takes in another table sees one of them, whole."""
+def test_a_table_replaced_while_being_indexed_is_read_as_the_old_or_the_new_one(tmp_path, monkeypatch, rows):
+    """A reader during an invocation that reads another table sees one of them, whole."""
     real = input_copy.keys_in
     with open_run(tmp_path) as ledger:
         start(ledger, ids := [f"r{number}" for number in range(20)])

@@ -1,4 +1,4 @@
-"""The ledger: progress is the parts, found again by key and content, joined in input order."""
+"""The ledger: progress is the parts, found by key and content, merged in input order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gxr_batch.ledger.parts import part_numbers
 from gxr_batch.ledger.state import State
 
 
-def test_results_come_in_input_order_whatever_the_order_of_completion(tmp_path):
+def test_results_are_in_input_order_whatever_the_order_of_completion(tmp_path):
     with open_run(tmp_path / "run") as ledger:
         start(ledger, ["a", "b", "c", "d"])
         for position in (2, 0):
@@ -56,7 +56,7 @@ def test_what_was_not_sealed_is_still_to_do(tmp_path):
         assert ledger.counts() == (1, 0, 0, 1)
 
 
-def test_a_reordered_table_goes_on_and_keeps_every_result(tmp_path):
+def test_a_run_resumed_with_a_reordered_table_keeps_every_result(tmp_path):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a", "b", "c"])
         ledger.add(0, result("a"))
@@ -88,7 +88,7 @@ def test_new_edited_and_removed_rows_are_counted_and_only_they_change(tmp_path):
         assert ledger.state.status[:, 0].tolist() == [1, 0, 0]
 
 
-def test_an_edit_that_is_taken_back_finds_its_old_result(tmp_path):
+def test_a_reverted_edit_finds_its_old_result(tmp_path):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a"])
         ledger.add(0, result("a"))
@@ -124,7 +124,7 @@ def test_two_attempts_in_one_part_count_in_their_order(tmp_path):
     assert read_with_manifest(tmp_path)["gxr_text"].tolist() == ["second"]
 
 
-def test_samples_are_keys_of_their_own(tmp_path):
+def test_each_sample_is_a_separate_key(tmp_path):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a", "b"], samples=2)
         for position, letter in enumerate("ab"):
@@ -144,7 +144,7 @@ def test_failed_rows_are_written_as_a_ready_to_run_input(tmp_path):
     assert table.to_pydict() == {"findings": ["findings of b"], "gxr_error": ["reason"]}
 
 
-def test_a_list_of_failures_that_no_longer_hold_is_emptied(tmp_path):
+def test_the_list_of_failures_is_emptied_once_none_is_left(tmp_path):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a"])
         ledger.add(0, result("a", status="failed"))
@@ -156,7 +156,7 @@ def test_a_list_of_failures_that_no_longer_hold_is_emptied(tmp_path):
     assert pq.read_table(tmp_path / "failed.parquet").num_rows == 0
 
 
-def test_a_first_part_with_null_errors_only_does_not_spoil_later_parts(tmp_path):
+def test_a_first_part_with_null_errors_only_does_not_affect_later_parts(tmp_path):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a", "b"])
         ledger.add(0, result("a"))
@@ -167,7 +167,7 @@ def test_a_first_part_with_null_errors_only_does_not_spoil_later_parts(tmp_path)
     assert pq.read_table(tmp_path / "results.parquet")["gxr_error"].to_pylist() == [None, "reason"]
 
 
-def test_part_numbers_go_on_after_a_resume(tmp_path):
+def test_part_numbers_continue_after_a_resume(tmp_path):
     for letter in "ab":
         with open_run(tmp_path) as ledger:
             start(ledger, ["a", "b"])
@@ -176,7 +176,7 @@ def test_part_numbers_go_on_after_a_resume(tmp_path):
     assert part_numbers(tmp_path) == [1, 2]
 
 
-def test_a_temporary_file_of_a_killed_run_is_no_part(tmp_path):
+def test_a_temporary_file_of_a_killed_run_is_not_a_part(tmp_path):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a"])
         (tmp_path / "parts" / "part-00000001.parquet.tmp").write_bytes(b"PAR1 half")
@@ -197,7 +197,7 @@ def test_a_table_without_rows_gives_empty_results(tmp_path):
     assert "gxr_disclaimer" in table.column_names
 
 
-def test_a_second_writer_is_told_who_holds_the_run(tmp_path):
+def test_a_second_writer_is_refused_and_the_holder_is_named(tmp_path):
     code = (
         "import sys\nfrom pathlib import Path\nfrom gxr_batch.ledger import open_run\n"
         "with open_run(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
@@ -211,7 +211,7 @@ def test_a_second_writer_is_told_who_holds_the_run(tmp_path):
             pass
         assert "since" in str(caught.value)
     finally:
-        child.kill()  # and a dead holder holds nothing
+        child.kill()  # a dead holder holds no lock
         child.communicate()
     with open_run(tmp_path):
         pass
@@ -230,30 +230,30 @@ def test_fresh_keeps_the_old_run_under_another_name(tmp_path):
     assert part_numbers(kept) == [1]
 
 
-def test_a_folder_with_other_things_is_never_taken_for_a_run(tmp_path):
+def test_a_folder_with_other_content_is_never_taken_for_a_run(tmp_path):
     (tmp_path / "thesis.docx").write_text("precious")
-    with pytest.raises(RunError, match="other things"), open_run(tmp_path, fresh=True):
+    with pytest.raises(RunError, match="is not a run"), open_run(tmp_path, fresh=True):
         pass
     assert (tmp_path / "thesis.docx").read_text() == "precious"
 
 
 @pytest.mark.parametrize("name", ["parts/gear.txt", "input.parquet", "parts/part-1.parquet"])
-def test_names_that_stand_in_many_folders_do_not_make_one_a_run(tmp_path, name):
+def test_names_that_occur_in_many_folders_do_not_make_one_a_run(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("precious")
-    with pytest.raises(RunError, match="other things"), open_run(tmp_path):
+    with pytest.raises(RunError, match="is not a run"), open_run(tmp_path):
         pass
     assert sorted(found.name for found in tmp_path.iterdir()) == [name.split("/")[0]]
 
 
-def test_a_run_that_was_killed_at_its_very_start_goes_on(tmp_path):
+def test_a_run_killed_right_at_the_beginning_can_be_resumed(tmp_path):
     (tmp_path / "parts").mkdir()
     with open_run(tmp_path) as ledger:
         start(ledger, ["a"])
 
 
-def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(tmp_path):
+def test_a_failed_write_names_the_file_and_keeps_the_old_one(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
 
@@ -268,7 +268,7 @@ def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_read_results_of_an_unfinished_run_gives_the_rows_that_are_done(tmp_path):
+def test_read_results_of_an_unfinished_run_gives_the_finished_rows(tmp_path):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a", "b"])
         ledger.add(1, result("b"))
@@ -320,7 +320,7 @@ GOOD = {"format": 1, "name": "n", "created_at": "t", "job": {"sampling": {"sampl
         ),
     ],
 )
-def test_a_damaged_manifest_is_an_error_with_a_way_out(tmp_path, content):
+def test_a_damaged_manifest_is_an_error_with_a_next_step(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match="damaged") as caught:
         load_manifest(tmp_path)
@@ -333,7 +333,7 @@ def test_a_manifest_of_a_later_version_is_refused(tmp_path):
         load_manifest(tmp_path)
 
 
-def test_a_table_that_goes_before_the_results_are_written_is_the_machines_error(tmp_path):
+def test_a_table_deleted_before_the_results_are_written_is_a_machine_error(tmp_path):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a", "b"])
         ledger.add(0, result("a", status="failed"))
@@ -341,17 +341,17 @@ def test_a_table_that_goes_before_the_results_are_written_is_the_machines_error(
         ledger.seal()
         (tmp_path / "input.parquet").unlink()
         for write in (lambda: finish(ledger), ledger.write_failed, lambda: ledger.rescan(1)):
-            with pytest.raises(StorageError, match="gone"):
+            with pytest.raises(StorageError, match="missing"):
                 write()
 
 
-def test_a_reader_of_no_run_says_what_to_name(tmp_path):
+def test_reading_a_folder_without_a_run_says_what_to_name(tmp_path):
     with pytest.raises(RunError, match="no run here"):
         RunReader(tmp_path)
 
 
 @pytest.mark.parametrize("columns", [{"gxr_row_id": ["a"]}, {"x": ["a"]}])
-def test_a_file_of_another_kind_in_the_place_of_a_part_is_a_damaged_part(tmp_path, columns):
+def test_a_file_of_another_kind_in_place_of_a_part_is_a_damaged_part(tmp_path, columns):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a"])
     pq.write_table(pa.table(columns), tmp_path / "parts" / "part-00000001.parquet")
@@ -359,7 +359,7 @@ def test_a_file_of_another_kind_in_the_place_of_a_part_is_a_damaged_part(tmp_pat
 
 
 @pytest.mark.parametrize(("name", "value"), [("status", "odd"), ("status", None), ("sample", 0), ("row_id", None)])
-def test_a_part_with_keys_that_cannot_be_is_damaged(tmp_path, name, value):
+def test_a_part_with_impossible_keys_is_damaged(tmp_path, name, value):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a"])
         ledger.add(0, result("a"))
@@ -373,20 +373,20 @@ def test_a_part_with_keys_that_cannot_be_is_damaged(tmp_path, name, value):
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1PAR1"])
-def test_a_damaged_copy_of_the_table_is_named_and_taken_in_anew(tmp_path, content):
+def test_a_damaged_copy_of_the_table_is_reported_and_read_again(tmp_path, content):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a"])
     path = tmp_path / "input.parquet"
     path.write_bytes(content)
     with pytest.raises(RunError, match="copy of the table is damaged") as caught:
         State.scan(tmp_path, path, 1)
-    assert "takes the table in anew" in caught.value.next_step
+    assert "reads the table again" in caught.value.next_step
     with open_run(tmp_path) as ledger:
         start(ledger, ["a"])
         assert ledger.set_aside == ["input.parquet.damaged"]
 
 
-def test_a_folder_in_the_place_of_the_table_is_set_aside_too(tmp_path):
+def test_a_folder_in_place_of_the_table_is_set_aside_too(tmp_path):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a"])
     path = tmp_path / "input.parquet"
@@ -397,7 +397,7 @@ def test_a_folder_in_the_place_of_the_table_is_set_aside_too(tmp_path):
         assert ledger.set_aside == ["input.parquet.damaged"]
 
 
-def test_results_in_the_place_of_the_table_are_a_damaged_copy(tmp_path):
+def test_results_in_place_of_the_table_are_a_damaged_copy(tmp_path):
     with open_run(tmp_path) as ledger:
         start(ledger, ["a"])
         ledger.add(0, result("a"))

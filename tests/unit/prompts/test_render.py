@@ -23,7 +23,7 @@ def own(source: str):
     return compile_template("own", source, "own.md.j2")
 
 
-def test_the_guides_clinical_case_comes_out_word_for_word():
+def test_the_guides_clinical_case_is_reproduced_word_for_word():
     assert text(
         "clinical_case",
         age=65,
@@ -38,7 +38,7 @@ def test_the_guides_clinical_case_comes_out_word_for_word():
     )
 
 
-def test_the_guides_basic_and_comparative_layouts_come_out_word_for_word():
+def test_the_guides_basic_and_comparative_layouts_are_reproduced_word_for_word():
     assert text("basic", findings="a small pleural effusion") == (
         "You are an expert radiologist. Analyze this chest X-ray showing a small pleural effusion."
     )
@@ -48,7 +48,7 @@ def test_the_guides_basic_and_comparative_layouts_come_out_word_for_word():
     )
 
 
-def test_the_guides_educational_layout_comes_out_word_for_word_and_one_topic_reads_as_one():
+def test_the_guides_educational_layout_is_reproduced_word_for_word_also_for_one_topic():
     topic = "what characteristics differentiate bacterial pneumonia from viral pneumonia"
     assert text("educational", topic=topic) == (
         f"You are an expert radiologist teaching medical students. Explain {topic} on a chest X-ray. "
@@ -102,11 +102,11 @@ def test_every_combination_of_present_and_missing_cells_reads_as_a_sentence(find
         (65, "intersex", "a 65-year-old intersex patient"),
     ],
 )
-def test_patients_are_named_as_people_name_them(age, sex, words):
+def test_patients_are_described_as_people_describe_them(age, sex, words):
     assert patient(age, sex) == words
 
 
-def test_a_clause_loses_its_full_stop_and_a_sentence_gets_its_lead():
+def test_a_clause_loses_its_full_stop_and_a_sentence_gets_a_lead():
     assert clause(" Clear lungs. ", lead="the following: ") == "the following: Clear lungs"
     assert clause("clear lungs.", lead="the following: ") == "clear lungs"
     assert clause("ETT tip at the carina", lead="the following: ") == "ETT tip at the carina"
@@ -116,13 +116,13 @@ def test_a_clause_loses_its_full_stop_and_a_sentence_gets_its_lead():
 
 
 @pytest.mark.parametrize("empty", [None, "", "   "])
-def test_a_row_without_a_required_field_fails_with_the_fields_name(empty):
+def test_a_row_without_a_required_field_fails_and_names_the_field(empty):
     with pytest.raises(RowError) as caught:
         text("basic", findings=empty)
     assert caught.value.what == "the template basic needs findings, which this row does not have"
 
 
-def test_a_row_that_breaks_its_template_fails_without_its_text():
+def test_a_row_that_breaks_its_template_fails_without_quoting_its_text():
     broken = own("{{ findings.split(':')[1] }}")
     with pytest.raises(RowError) as caught:
         render(broken, {"findings": "canary"}, system="")
@@ -134,19 +134,19 @@ def test_a_cell_is_never_read_as_a_template():
     assert "{{ 7 * 7 }}{% raw %}" in text("basic", findings="{{ 7 * 7 }}{% raw %}")
 
 
-def test_blanks_that_a_template_writes_are_kept_and_those_around_a_cell_are_not():
+def test_spaces_from_a_template_are_kept_and_spaces_around_a_cell_are_removed():
     made = own("X-ray{{ ' of a ' ~ age ~ '-year-old' if age }}: {{ findings }}")
     assert render(made, {"age": " 65 ", "findings": " x\n"}, system="").turns[0].text == "X-ray of a 65-year-old: x"
 
 
-def test_numbers_of_parquet_print_as_people_write_them():
+def test_parquet_numbers_print_as_people_write_them():
     values = [65.0, 65.5, Decimal("65.0"), 65, None, "65.0", True]
     assert [str(printed(value)) for value in values] == ["65", "65.5", "65", "65", "", "65.0", "True"]
     with pytest.raises(RowError, match="needs findings"):
         text("basic", findings=float("nan"))
 
 
-def test_the_system_text_stands_in_a_turn_of_its_own():
+def test_the_system_text_is_a_separate_turn():
     made = render(Templates(PromptSection()).get("basic"), {"findings": "x"}, system=" Be brief. ")
     assert tuple(made.turns[0]) == ("system", "Be brief.")
     assert made.turns[1].role == "user"
@@ -157,32 +157,32 @@ def job(**sections) -> Job:
     return Job.model_validate({"name": "x", "input": {"path": "x.csv"}, **sections})
 
 
-def test_everything_that_the_table_lacks_is_named_at_once_with_the_nearest_columns():
+def test_everything_that_the_table_lacks_is_named_at_once_with_the_closest_columns():
     work = job(
         input={"path": "x.csv", "columns": {"history": "indicaton"}},
         prompt={"template": "comparative", "template_column": "kind"},
     )
     with pytest.raises(TemplateError) as caught:
         field_map(Templates(work.prompt), work, ["condition", "indication", "uid"])
-    assert "condition_a (nearest: condition), condition_b (nearest: condition)" in caught.value.what
-    assert "indicaton (nearest: indication)" in caught.value.what
+    assert "condition_a (closest: condition), condition_b (closest: condition)" in caught.value.what
+    assert "indicaton (closest: indication)" in caught.value.what
     assert "kind" in caught.value.what
     assert "[input.columns]" in caught.value.next_step
 
 
 def test_a_mapping_for_a_field_that_no_template_uses_is_refused():
     work = job(input={"path": "x.csv", "columns": {"findngs": "text"}}, prompt={"template": "basic"})
-    with pytest.raises(TemplateError, match=r"findngs \(nearest: findings\)"):
+    with pytest.raises(TemplateError, match=r"findngs \(closest: findings\)"):
         field_map(Templates(work.prompt), work, ["text", "findings"])
 
 
-def test_foreign_columns_fill_fields_by_their_mapping():
+def test_mapped_columns_fill_fields():
     work = job(input={"path": "x.csv", "columns": {"history": "indication"}})
     fields = field_map(Templates(work.prompt), work, ["uid", "indication", "comparison", "findings"])
     assert fields.columns == {"history": "indication", "comparison": "comparison", "findings": "findings"}
 
 
-def test_a_template_column_may_name_any_template_but_no_path():
+def test_a_template_column_may_name_any_template_but_not_a_path():
     work = job(prompt={"template": "basic", "template_column": "kind"})
     templates = Templates(work.prompt)
     fields = field_map(templates, work, ["findings", "topic", "kind"])

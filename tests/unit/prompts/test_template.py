@@ -1,4 +1,4 @@
-"""Templates: what they need, how they compile, and that nobody gets out of them or never comes back."""
+"""Templates: what they need, how they compile, and that none can leave the sandbox or run forever."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def own(source: str):
     return compile_template("own", source, "own.md.j2")
 
 
-def test_a_field_that_an_if_asks_about_is_optional_and_any_other_is_required():
+def test_a_field_tested_by_an_if_is_optional_and_any_other_is_required():
     made = own("Start. {{ findings }}{% if age %} {{ age }}{% endif %}{{ ' ' ~ sex if sex else '' }} {{ view }}")
     assert made.fields == ("findings", "age", "sex", "view")
     assert made.required == ("findings", "view")
@@ -45,7 +45,7 @@ ESCAPES = [
 
 
 @pytest.mark.parametrize("source", ESCAPES)
-def test_known_ways_out_of_the_sandbox_lead_nowhere(source):
+def test_known_ways_out_of_the_sandbox_are_refused(source):
     try:
         made = own(source)
     except TemplateError:
@@ -108,7 +108,7 @@ def test_a_template_that_would_never_end_is_refused_at_once(source):
         render(made, dict.fromkeys(made.fields, "x" * 3000), system="")
 
 
-def test_ordinary_work_with_text_gives_what_jinja_gives():
+def test_ordinary_text_operations_give_the_same_as_jinja():
     made = own(
         "{{ findings ~ 1 }} {{ findings + '!' }} {{ '%s-%03d' % (findings, 4) }} {{ '{:>3}'.format(2) }} {{ 3 * 4 }}"
         "{{ '{a}'.format_map({'a': 5}) }} {{ ['a', 'b']|join(', ') }} {{ ', '.join('ab') }} {{ findings|center(5) }}"
@@ -121,12 +121,12 @@ def test_ordinary_work_with_text_gives_what_jinja_gives():
 
 
 @pytest.mark.parametrize("source", ["{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{{ " + "9" * 6000 + " }}"])
-def test_a_template_too_deep_for_python_is_an_error_of_the_template(source):
-    with pytest.raises(TemplateError, match="nested too deep"):
+def test_a_template_nested_too_deeply_for_python_is_a_template_error(source):
+    with pytest.raises(TemplateError, match="nested too deeply"):
         own(source)
 
 
-def test_loops_keep_what_jinja_gives_them():
+def test_loops_keep_jinjas_loop_variables():
     made = own(
         "{% for f in findings.split(';') %}{{ loop.index }}/{{ loop.length }} {{ f }}"
         "{{ ', ' if not loop.last }}{% endfor %}"
@@ -134,7 +134,7 @@ def test_loops_keep_what_jinja_gives_them():
     assert render(made, {"findings": "a;b"}, system="").turns[0].text == "1/2 a, 2/2 b"
 
 
-def test_a_recursive_loop_and_lists_give_what_jinja_gives():
+def test_a_recursive_loop_and_lists_give_the_same_as_jinja():
     made = own(
         "{% for f in [[1, 2], 3] recursive %}{{ loop(f) if f is iterable else f }}{{ loop.last }} {% endfor %}"
         "{{ ['abc', 'de']|map('center', 5)|join('|') }} {{ findings|batch(2)|list }} {{ '{:>{w}}'.format(1, w=3) }}"
@@ -149,7 +149,7 @@ def test_a_decimal_of_a_parquet_table_can_be_multiplied():
     assert render(own("{{ size * 10 }} mm"), {"size": Decimal("2.5")}, system="").turns[0].text == "25 mm"
 
 
-def test_a_word_of_ours_can_be_called_in_a_loop_and_by_the_names_of_its_arguments():
+def test_a_function_can_be_called_in_a_loop_and_with_keyword_arguments():
     made = own(
         "{% for age in findings.split(';') %}{{ patient(age, 'm') }}, {{ patient(sex='f', age=age) }}; {% endfor %}"
     )
@@ -157,8 +157,8 @@ def test_a_word_of_ours_can_be_called_in_a_loop_and_by_the_names_of_its_argument
     assert render(made, {"findings": "5;8"}, system="").turns[0].text == said
 
 
-def test_a_word_of_ours_cannot_be_taken_for_a_field():
-    with pytest.raises(TemplateError, match="patient is a word") as caught:
+def test_a_function_cannot_be_used_as_a_field():
+    with pytest.raises(TemplateError, match="patient is a function") as caught:
         own("Fine.\n{{ patient }}")
     assert caught.value.where == "own.md.j2, line 2"
     assert own("{% set patient = age %}{{ patient }}").fields == ("age",)
@@ -178,7 +178,7 @@ def test_a_template_that_does_not_compile_names_its_line(tmp_path):
     assert caught.value.where.startswith(f"{path}, line ")
 
 
-def test_own_templates_are_found_by_name_and_by_path(tmp_path):
+def test_user_templates_are_found_by_name_and_by_path(tmp_path):
     path = tmp_path / "own.md.j2"
     path.write_text("{# Mine. #}\nLook: {{ findings }}\n")
     by_name = Templates(PromptSection(template="mine", templates={"mine": str(path)}))
@@ -187,7 +187,7 @@ def test_own_templates_are_found_by_name_and_by_path(tmp_path):
     assert render(by_name.default, {"findings": "x"}, system="").turns[0].text == "Look: x"
 
 
-def test_an_unknown_template_names_the_nearest():
+def test_an_unknown_template_names_the_closest():
     with pytest.raises(TemplateError) as caught:
         Templates(PromptSection(template="clinical_cas"))
     assert caught.value.next_step == "did you mean clinical_case?"
@@ -199,7 +199,7 @@ def test_a_missing_template_file_is_named_with_its_absolute_path(tmp_path):
     assert str(tmp_path / "none.j2") in caught.value.where
 
 
-def test_every_template_says_in_one_line_what_it_is_for():
+def test_every_template_has_a_one_line_description():
     for name, purpose in Templates(PromptSection()).available().items():
         assert purpose, name
         assert "\n" not in purpose
@@ -215,5 +215,5 @@ BYTES = {
 }
 
 
-def test_no_byte_of_a_built_in_template_changes_since_runs_under_way_were_made_with_it():
+def test_no_byte_of_a_built_in_template_changes_because_existing_runs_use_it():
     assert {name: sha256((PROMPTS / f"{name}.md.j2").read_bytes()).hexdigest() for name in BYTES} == BYTES

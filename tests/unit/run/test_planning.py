@@ -26,7 +26,7 @@ def test_a_row_seed_has_31_bits_and_depends_on_every_part():
 
 
 def test_a_row_seed_never_changes_between_versions():
-    # Written down: another value would change every text of every run that goes on after an update.
+    # Fixed values: another one would change the texts of every run resumed after an update.
     assert row_seed(0, "TC-0001", 1, 1) == 1036588856
 
 
@@ -38,7 +38,7 @@ def test_longest_first_keeps_every_item_and_sorts_within_windows(items, window):
         assert ordered[start : start + window] == sorted(items[start : start + window], reverse=True)
 
 
-def test_longest_first_reads_no_further_than_its_window():
+def test_longest_first_reads_no_further_ahead_than_its_window():
     read = []
 
     def source():
@@ -57,7 +57,7 @@ def test_seconds_until_the_next_such_time_of_day():
     assert seconds_until(time(22, 30), now) == 24 * 3600
 
 
-def test_a_night_in_which_the_clocks_change_ends_at_the_clock_time(monkeypatch):
+def test_a_run_across_a_clock_change_ends_at_the_clock_time(monkeypatch):
     monkeypatch.setenv("TZ", "Europe/Berlin")
     clock.tzset()
     assert seconds_until(time(6, 0), datetime(2026, 10, 24, 22, 0)) == 9 * 3600
@@ -65,13 +65,13 @@ def test_a_night_in_which_the_clocks_change_ends_at_the_clock_time(monkeypatch):
     clock.tzset()
 
 
-def test_the_circuit_breaker_counts_a_share_from_the_50th_row_on():
+def test_the_circuit_breaker_uses_a_share_from_the_50th_row_on():
     assert not too_many_failed(0.5, failed=49, done=49)
     assert too_many_failed(0.5, failed=26, done=50)
     assert not too_many_failed(0.5, failed=25, done=50)
 
 
-def test_the_circuit_breaker_counts_rows_or_is_off():
+def test_the_circuit_breaker_counts_rows_or_is_disabled():
     assert not too_many_failed(3, failed=3, done=3)
     assert too_many_failed(3, failed=4, done=4)
     assert not too_many_failed("off", failed=1000, done=1000)

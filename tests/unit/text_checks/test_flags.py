@@ -1,4 +1,4 @@
-"""Each flag fires on what it names and stays silent on what only looks like it; no row is lost over a flag."""
+"""Each flag fires on what it describes and not on what only looks like it; no row is lost because of a flag."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_flag_has_enough_seeded_errors():
     assert {flag: planted.count(flag) for flag in RULED if planted.count(flag) < 8} == {}
 
 
-def test_no_faulty_text_stands_in_two_sets():
+def test_no_faulty_text_is_in_two_sets():
     texts = [
         {case.evidence.text for case in cases(name) if case.planted not in {"", "control_tokens_in_input"}}
         for name in SETS
@@ -56,7 +56,7 @@ def test_no_faulty_text_stands_in_two_sets():
 # --- the legend
 
 
-def test_flags_come_in_the_order_of_the_legend_and_with_a_sentence_each():
+def test_flags_are_in_the_order_of_the_legend_and_each_has_a_description():
     text = "I can see in the attached image: the effusion has grown since the prior film.<end_of_turn>"
     found = flags(text)
     assert found == ["leaked_turn_markers", "claims_to_see_image", "invented_comparison"]
@@ -69,12 +69,12 @@ def test_flags_come_in_the_order_of_the_legend_and_with_a_sentence_each():
 # --- rules, one by one
 
 
-def test_a_text_that_says_the_findings_in_other_words_has_no_flag():
+def test_a_text_that_paraphrases_the_findings_has_no_flag():
     assert flags("There is a small effusion on the right, which blunts the costophrenic angle.") == []
 
 
 @pytest.mark.parametrize("ending", [".", "!", "?", "…", '."', ".)", ".**", "。"])
-def test_a_text_that_meets_its_limit_at_the_end_of_a_sentence_is_not_cut(ending):
+def test_a_text_that_reaches_its_limit_at_the_end_of_a_sentence_is_not_cut(ending):
     assert flags_of(evidence(f"A small effusion{ending}", findings="x", finish_reason="length")) == []
 
 
@@ -160,16 +160,16 @@ def test_what_small_models_leave_in_a_text_is_flagged(text, flag):
         "Old films, if there are any, should be compared.",
     ],
 )
-def test_what_only_looks_like_a_fault_is_left_alone(text):
+def test_a_text_that_only_looks_faulty_is_not_flagged(text):
     assert flags(text) == []
 
 
-def test_what_the_row_tells_of_before_may_be_spoken_of():
+def test_earlier_findings_in_the_row_may_be_mentioned():
     said = "The effusion that was present on the earlier film is gone: there was a moderate effusion."
     assert flags(said, CLEAR, comparison="moderate effusion last week") == []
 
 
-def test_a_finding_that_was_not_seen_before_is_there_now():
+def test_a_finding_not_seen_before_is_present_now():
     findings = "Small right apical pneumothorax, not seen before the procedure."
     assert flags("There is a small right apical pneumothorax.", findings) == []
     assert flags("No pneumothorax is seen.", findings) == ["negates_given_finding"]
@@ -192,7 +192,7 @@ def test_a_device_on_the_other_side_is_flagged_and_the_side_where_a_line_ends_is
     assert flags("Right effusion with a central venous catheter in place.", line) == []
 
 
-def test_a_device_that_was_removed_is_gone_and_what_is_denied_of_one_does_not_deny_it():
+def test_a_removed_device_is_absent_and_negating_a_property_does_not_negate_the_device():
     assert flags("A chest drain is present.", "The left chest drain has been removed.") == ["asserts_negated_finding"]
     assert flags("The chest drain has been removed.", "Chest drain on the left.") == ["negates_given_finding"]
     assert flags("The chest drain can be removed soon.", "Chest drain on the left.") == []
@@ -200,7 +200,7 @@ def test_a_device_that_was_removed_is_gone_and_what_is_denied_of_one_does_not_de
     assert flags("No pneumothorax is seen around the chest drain.", "Chest drain on the left.") == []
 
 
-def test_either_side_is_no_side():
+def test_either_side_counts_as_no_side():
     drained = "A chest drain is inserted on the right or left, in front of the axilla."
     assert flags(f"{drained} The drain is on the right.", "Chest drain on the right.") == []
     drained = "A drain on the right or the left side. Chest drain is inserted on the left or on the right."
@@ -214,7 +214,7 @@ def test_a_measurement_may_be_given_in_another_unit():
     assert flags("The nodule measures 23 mm.", "a nodule of 2.2 cm") == ["number_not_in_input"]
 
 
-def test_an_age_may_stand_in_a_cell_of_its_own():
+def test_an_age_may_be_in_a_separate_cell():
     assert flags("This 65-year-old man has an effusion.", age="65", sex="male") == []
     assert flags("This 56-year-old man has an effusion.", age="65", sex="male") == ["number_not_in_input"]
 
@@ -222,7 +222,7 @@ def test_an_age_may_stand_in_a_cell_of_its_own():
 # --- fields
 
 
-def test_a_flag_whose_field_the_template_lacks_is_not_computed():
+def test_a_flag_whose_field_is_missing_from_the_template_is_not_computed():
     text = "There is a left pneumothorax of 4 cm. It has grown since the prior film."
     assert flags_of(evidence(text, template="educational", topic="pneumothorax")) == []
     assert "invented_comparison" not in flags_of(evidence(text, template="basic", findings="a pneumothorax"))
@@ -240,7 +240,7 @@ def test_a_row_whose_findings_compare_may_be_repeated():
 
 
 @pytest.mark.parametrize("missing", [None, "", "  ", float("nan")])
-def test_a_blank_cell_is_no_comparison(missing):
+def test_a_blank_cell_is_not_a_comparison(missing):
     values = {"findings": "an effusion", "comparison": missing}
     said = "The effusion has grown since the prior film."
     assert flags_of(Evidence(said, "", values, "stop")) == ["invented_comparison"]
@@ -280,11 +280,11 @@ def test_a_run_writes_the_flags_of_its_rows(tmp_path):
     work.table([("C1", "Small effusion."), ("C2", "Small effusion.<end_of_turn>")])
     work.run()
     first, second = (row["gxr_flags"] for row in work.results())
-    assert "echoes_prompt" in first, "the echo engine says the prompt back"
+    assert "echoes_prompt" in first, "the echo engine repeats the prompt"
     assert second[0] == "control_tokens_in_input"
 
 
-def test_a_rule_that_fails_costs_no_row_and_its_message_is_not_logged(tmp_path, monkeypatch):
+def test_a_rule_that_fails_loses_no_row_and_its_message_is_not_logged(tmp_path, monkeypatch):
     from gxr_batch.job import load_job
     from gxr_batch.run import pipeline
     from gxr_batch.run.invocation import Options
@@ -302,14 +302,14 @@ def test_a_rule_that_fails_costs_no_row_and_its_message_is_not_logged(tmp_path, 
     assert [row["gxr_flags"] for row in work.results()] == [[NOT_COMPUTED]] * 3
     log = (tmp_path / "outputs/j/log.jsonl").read_text()
     assert "SECRET" not in log
-    told = [line for line in map(json.loads, log.splitlines()) if line["event"] == NOT_COMPUTED]
-    assert [line["error"] for line in told] == ["ValueError"], "once, not for each row"
+    logged = [line for line in map(json.loads, log.splitlines()) if line["event"] == NOT_COMPUTED]
+    assert [line["error"] for line in logged] == ["ValueError"], "once, not for each row"
 
 
 # --- the word lists
 
 
-def test_every_word_of_the_lexicon_is_written_as_texts_are_read():
+def test_every_word_of_the_lexicon_is_written_as_texts_are_split():
     lists = {**WORDS, **{f"pair {pair['names']}": f"{pair['heads']} {pair['near']}".split() for pair in PAIRS}}
     for table in (TABLES["findings"]["not_after"], TABLES["findings"]["not_before"], TABLES["sides"]["words"]):
         lists |= {f"{name}: {words}": f"{name} {words}".split() for name, words in table.items()}

@@ -1,4 +1,4 @@
-"""Identifier screening finds what is written in the usual ways, and leaves ordinary radiology alone."""
+"""Identifier screening finds identifiers written in the usual ways, and no others in ordinary radiology."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_each_rule_finds_nearly_all_and_hits_hardly_anything_else(rule):
     assert one.precision >= 0.9, one
 
 
-def test_rules_come_in_their_order_and_each_once():
+def test_rules_are_returned_in_order_and_once_each():
     text = "a@b.example, Dr. Smith and Dr. Jones, MRN 445566, again MRN 445566, c@d.example"
     assert identifiers_in(text) == ("mrn", "name", "email")
     assert identifiers_in("") == ()
@@ -60,19 +60,19 @@ def test_the_sample_tables_pass():
     assert [cell for cell in cells if identifiers_in(cell)] == []
 
 
-def test_an_identifier_is_found_wherever_it_stands():
+def test_an_identifier_is_found_anywhere_in_a_text():
     ordinary = "The left costophrenic angle is blunted by 2.6 cm of fluid"
     for hit, rule in (("MRN 4455667", "mrn"), ("Dr. Okafor", "name"), ("3/4/2019", "date"), ("555-201-8841", "phone")):
         for text in (f"{hit}. {ordinary}", f"{ordinary} ({hit})", f"{ordinary}\n{hit}\n{ordinary}"):
             assert identifiers_in(text) == (rule,), text
 
 
-def test_a_name_is_no_name_across_two_cells():
+def test_a_name_is_not_found_across_two_cells():
     assert identifiers_in("seen by the Dr.\x00Smooth nodule") == ()
 
 
 @given(st.text(alphabet=string.printable + "éüñİß\u2028\x00\ud800", max_size=400))
-def test_any_text_gets_an_answer_of_known_rules(text):
+def test_any_text_gives_only_known_rules(text):
     found = identifiers_in(text)
     assert list(found) == [rule for rule in RULES if rule in found]
 
@@ -94,10 +94,10 @@ def test_a_long_text_of_hostile_pieces_takes_time_in_proportion(piece):
             times.append(time.process_time() - began)
         return min(times)
 
-    assert seconds(long) < 40 * max(seconds(short), 1e-3)  # ten times the work; a hundred where it were quadratic
+    assert seconds(long) < 40 * max(seconds(short), 1e-3)  # ten times the work; a hundred if it were quadratic
 
 
-def test_every_word_of_the_lists_is_in_lower_case_as_texts_are_compared():
+def test_every_word_of_the_lists_is_in_lower_case_for_comparison():
     for table, lists in read_tables("identifiers/words.toml").items():
         for name, words in lists.items():
             text = words if isinstance(words, str) else " ".join(words)

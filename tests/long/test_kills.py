@@ -66,12 +66,12 @@ def test_a_run_killed_at_its_writes_ends_as_if_nothing_had_been(made, crossed, t
 
 def test_a_run_killed_while_it_puts_parts_together_ends_as_if_nothing_had_been(made, crossed, trace, tmp_path):
     """At each kind of write of a union, and where some of its sources are dropped and some are not."""
-    start = next(at for at, boundary in enumerate(crossed["unite"]) if "unlink" in boundary.call)
-    around = [boundary for boundary in crossed["unite"][start - 60 : start + 17] if boundary.file != "part.parquet"]
-    drops = [boundary for boundary in crossed["unite"] if "unlink" in boundary.call]
+    start = next(at for at, boundary in enumerate(crossed["compact"]) if "unlink" in boundary.call)
+    around = [boundary for boundary in crossed["compact"][start - 60 : start + 17] if boundary.file != "part.parquet"]
+    drops = [boundary for boundary in crossed["compact"] if "unlink" in boundary.call]
     assert len(drops) >= 2 * PARTS_A_UNION
     chosen = spread(around, 7, random.Random(11)) + drops[::9]
-    outcomes = attempts(made["unite"], [Kill("unite", boundary) for boundary in chosen], tmp_path, trace=trace)
+    outcomes = attempts(made["compact"], [Kill("compact", boundary) for boundary in chosen], tmp_path, trace=trace)
     assert not troubles(outcomes)
     assert all(outcome.killed for outcome in outcomes), "the boundaries were not there in the next run"
 

@@ -1,8 +1,8 @@
-"""Kills the real command, at random moments and at every write of its run folder, resumes it and looks at the outcome.
+"""Kills the real command, at random moments and at every write of its run folder, resumes it and checks the outcome.
 
-The writes are found, not guessed: one uninterrupted run is watched, and every later run is killed at one of the calls
-that it made. strace counts and kills where it may trace; else `killer/sitecustomize.py` does, from inside.
-A kill before a call is a kill after the one before it, so that one kill a call covers both sides.
+The writes are observed: one uninterrupted run is traced, and each later run is killed at one of its calls. strace
+counts and kills if tracing is allowed; otherwise `killer/sitecustomize.py` does, inside the process. A kill before a
+call is a kill after the previous one, so one kill per call covers both sides.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ READS = "read,pread64"
 ROWS, SLOTS = 150, 30
 JOB = f"[engine]\nkind = 'echo'\nslots = {SLOTS}\n[echo]\ntokens_per_second = 400\n"
 CHECKPOINTS = "[run]\ncheckpoint_seconds = 0.05\n"
-# A part a row, so that the newest are put together twice.
-UNITING_ROWS = 40
-UNITING_JOB = "[engine]\nkind = 'echo'\nslots = 4\n[run]\ncheckpoint_seconds = 1e-9\n"
-PARTS = UNITING_ROWS + 8
+# One part per row, so that the newest are compacted twice.
+COMPACTING_ROWS = 40
+COMPACTING_JOB = "[engine]\nkind = 'echo'\nslots = 4\n[run]\ncheckpoint_seconds = 1e-9\n"
+PARTS = COMPACTING_ROWS + 8
 _LINE = re.compile(r'(\d+) +(\w+)\((?:AT_FDCWD[^"]*, )?(?:\d+<([^>]*)>|"([^"]*)")')
 
 
 def can_trace() -> bool:
-    """Return whether strace is here and may watch and inject."""
+    """Return whether strace is installed and may trace and inject."""
     if shutil.which("strace") is None:
         return False
     probe = ["strace", "-qq", "-o", "/dev/null", "-e", "inject=fsync:error=EIO", sys.executable, "-c", ""]
@@ -52,7 +52,7 @@ def can_trace() -> bool:
 
 @dataclass(frozen=True)
 class Boundary:
-    """The `number`th use of a system call under the run folder, and the file that it was about."""
+    """The `number`th use of a system call under the run folder, and its file."""
 
     call: str
     number: int
@@ -61,7 +61,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Kill:
-    """One try: a command that is killed at a boundary, or so many seconds after its run folder has appeared."""
+    """One attempt: a command that is killed at a boundary, or some seconds after its run folder appears."""
 
     kind: str
     at: Boundary | float
@@ -70,7 +70,7 @@ class Kill:
 
 @dataclass
 class Outcome:
-    """What became of a try. `killed` is False where the command ended before; `trouble` says what was wrong."""
+    """The outcome of an attempt. `killed` is False if the command ended first; `trouble` describes what was wrong."""
 
     kill: Kill
     killed: bool
@@ -79,7 +79,7 @@ class Outcome:
 
 @dataclass
 class Scenario:
-    """A command on a folder, what resumes it, and the result rows of an uninterrupted run."""
+    """A command on a folder, the command that resumes it, and the result rows of an uninterrupted run."""
 
     name: str
     base: Path
@@ -92,9 +92,9 @@ class Scenario:
 def traced(
     work: Workplace, *arguments: str, inject: str = "", log: str = "/dev/null", only: Sequence[str] = ()
 ) -> subprocess.CompletedProcess:
-    """Run the command under strace, which sees only writes of the run folder, or reads of the files in `only`.
+    """Run the command under strace, which traces only writes of the run folder, or reads of the files in `only`.
 
-    `inject` is strace's own word for what to do at which of these calls.
+    `inject` is strace's expression for what to do at which of these calls.
     """
     folders = [Path("outputs/j/parts"), Path("outputs/j"), Path("outputs")]
     names = ["input.parquet", "run.json", "results.parquet", "failed.parquet", "run.lock"]
@@ -121,7 +121,7 @@ def hooked(work: Workplace, *arguments: str, at: int = 0, log: str = "/dev/null"
 
 
 def boundaries(work: Workplace, command: Sequence[str], *, trace: bool) -> list[Boundary]:
-    """Run the command once to its end and return every write boundary that it crossed."""
+    """Run the command once to its end and return all its write boundaries."""
     log = work.folder / "calls.log"
     done = (traced if trace else hooked)(work, "run", "j.toml", *command, log=str(log))
     assert done.returncode == 0, done.stderr
@@ -156,7 +156,7 @@ def spread(found: Sequence[Boundary], count: int, rng: random.Random) -> list[Bo
 
 
 def workplace(folder: Path, base: Path | None = None, *, rows: int = ROWS, job: str = JOB + CHECKPOINTS) -> Workplace:
-    """Return a folder with the job and the table; with `base` a copy of that one, as it stands."""
+    """Return a folder with the job and the table; with `base` a copy of that folder."""
     if base is not None:
         shutil.copytree(base, folder)
         work = Workplace.__new__(Workplace)
@@ -170,17 +170,17 @@ def workplace(folder: Path, base: Path | None = None, *, rows: int = ROWS, job: 
 
 
 def scenarios(root: Path) -> dict[str, Scenario]:
-    """Make the folders that the kills start from, and what an uninterrupted command makes of each."""
+    """Make the folders that the kills start from, with the results of an uninterrupted command in each."""
     fresh = workplace(root / "empty")
     finished = workplace(root / "finished")
     finished.run()
-    uniting = workplace(root / "uniting", rows=UNITING_ROWS, job=UNITING_JOB)
+    compacting = workplace(root / "compacting", rows=COMPACTING_ROWS, job=COMPACTING_JOB)
     failed = workplace(root / "failed")
     failed.run(expect=3, faults={"fail_containing": "number 1"})
     made = {
         "run": Scenario("run", fresh.folder, (), ()),
         "retry": Scenario("retry", failed.folder, ("--retry", "failed"), ("--retry", "failed")),
-        "unite": Scenario("unite", uniting.folder, (), ()),
+        "compact": Scenario("compact", compacting.folder, (), ()),
         "fresh": Scenario("fresh", finished.folder, ("--fresh",), (), old=without_times(finished.results())),
     }
     for scenario in made.values():
@@ -191,7 +191,7 @@ def scenarios(root: Path) -> dict[str, Scenario]:
 
 
 def attempt(scenario: Scenario, kill: Kill, folder: Path, *, trace: bool) -> Outcome:
-    """Kill the scenario's command once or twice, resume it to its end, and say what was wrong."""
+    """Kill the scenario's command once or twice, resume it to its end, and return what was wrong."""
     work = workplace(folder, scenario.base)
     outcome = Outcome(kill, killed=_kill(work, scenario.command, kill.at, trace=trace))
     try:
@@ -205,7 +205,7 @@ def attempt(scenario: Scenario, kill: Kill, folder: Path, *, trace: bool) -> Out
         if done.returncode not in ({0, 3} if twice else {0}):
             outcome.trouble = outcome.trouble or f"resume: exit {done.returncode}: {done.stderr[-400:]}"
         outcome.trouble = outcome.trouble or compare(work, scenario, sealed, twice=twice)
-    except Exception as error:  # a try that breaks off is an outcome too, and not the end of the others
+    except Exception as error:  # a failed attempt is an outcome too and must not end the others
         outcome.trouble = f"{type(error).__name__}: {error}"
     if not outcome.trouble:
         shutil.rmtree(folder)
@@ -236,7 +236,7 @@ def _kill_later(work: Workplace, arguments: Sequence[str], seconds: float) -> bo
 
 
 def _status(work: Workplace) -> str:
-    """Return what is wrong with looking at the killed run; that there is none yet is a fair answer."""
+    """Return what is wrong with the status of the killed run; that there is no run yet is fine."""
     try:
         statuses(work.folder / "outputs/j")
     except GxrError:
@@ -247,9 +247,9 @@ def _status(work: Workplace) -> str:
 
 
 def compare(work: Workplace, scenario: Scenario, sealed: dict[Path, bytes], *, twice: bool = False) -> str:
-    """Return how a resumed run differs from an uninterrupted one, "" where it does not.
+    """Return how a resumed run differs from an uninterrupted one, "" if it does not.
 
-    Where a run was killed `twice`, one row may be blamed for it: the suspect that was alone in the engine both times.
+    If a run was killed `twice`, one row may be blamed for it: the suspect that was alone in the engine both times.
     """
     results = without_times(work.results())
     blamed = {row["gxr_row_id"] for row in results if twice and row["gxr_error"] == "crashed the process"}
@@ -263,7 +263,7 @@ def compare(work: Workplace, scenario: Scenario, sealed: dict[Path, bytes], *, t
     tables = (pq.read_table(path, columns=columns) for path in work.parts())
     keys = Counter(key for table in tables for key in zip(*table.to_pydict().values(), strict=True))
     if repeated := [key for key, count in keys.items() if count > 1]:
-        return f"{len(repeated)} keys stand in the parts twice, e.g. {repeated[0]}"
+        return f"{len(repeated)} keys are in the parts twice, e.g. {repeated[0]}"
     if trouble := changed(work, sealed):
         return trouble
     if scenario.old is not None:
@@ -274,7 +274,7 @@ def compare(work: Workplace, scenario: Scenario, sealed: dict[Path, bytes], *, t
 
 
 def changed(work: Workplace, sealed: dict[Path, bytes]) -> str:
-    """Return what is wrong with parts that were sealed, "" where each stands as it was, or its rows in a union."""
+    """Return what is wrong with sealed parts, "" if each is unchanged, or its rows are in a compacted part."""
     if any(path.exists() and path.read_bytes() != content for path, content in sealed.items()):
         return "a sealed part was changed"
     gone = [content for path, content in sealed.items() if not path.exists()]
@@ -284,13 +284,13 @@ def changed(work: Workplace, sealed: dict[Path, bytes]) -> str:
 
 
 def random_kills(kind: str, count: int, rng: random.Random) -> list[Kill]:
-    """Return kills at random moments of a run, the resumed command of every third being killed too."""
+    """Return kills at random moments of a run; for every third the resumed command is killed too."""
     moments = [rng.uniform(0, 0.4) for _ in range(count)]
     return [Kill(kind, moment, rng.uniform(0, 0.3) if turn % 3 == 2 else None) for turn, moment in enumerate(moments)]
 
 
 def attempts(scenario: Scenario, kills: Sequence[Kill], root: Path, *, trace: bool) -> list[Outcome]:
-    """Try all kills, two at a time."""
+    """Make all attempts, two at a time."""
     folders = [root / f"{scenario.name}-{number}" for number in range(len(kills))]
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda kill, folder: attempt(scenario, kill, folder, trace=trace), kills, folders))

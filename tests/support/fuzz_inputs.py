@@ -1,4 +1,4 @@
-"""What the fuzzer feeds to the command: tables, job files, overrides, templates, and ways to damage a run folder."""
+"""The fuzzer's inputs: tables, job files, overrides, templates, and ways to damage a run folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NASTY_BYTES = [
 
 
 def plain_table(path: str = "f.csv", prefix: str = "C") -> None:
-    """Write a table that nothing is wrong with."""
+    """Write a valid table."""
     with Path(path).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(HEADER)
@@ -47,7 +47,7 @@ def plain_table(path: str = "f.csv", prefix: str = "C") -> None:
 
 
 def table_job(rng: random.Random, path: str) -> str:
-    """Return a job over a table of which little is known."""
+    """Return a job for a table about which little is known."""
     lines = ["name = 'j'", "[input]", f"path = '{path}'"]
     lines += ["id_column = 'case_id'"] * (rng.random() < 0.4)
     lines += [
@@ -62,7 +62,7 @@ def table_job(rng: random.Random, path: str) -> str:
 
 
 def other_verbs() -> list[tuple[str, ...]]:
-    """Return verbs that read what a run of the job left."""
+    """Return verbs that read a run of the job."""
     return [
         ("run", "j.toml"), ("check", "j.toml"), ("check", "j.toml", "--json"), ("status", "outputs/j"), ("status", "j.toml"),
         ("export", "outputs/j"), ("export", "outputs/j", "--partial"), ("templates", "render", "j.toml"),
@@ -71,7 +71,7 @@ def other_verbs() -> list[tuple[str, ...]]:
 
 
 def csv_bytes(rng: random.Random) -> tuple[bytes, int | None]:
-    """Return a delimited table, and how many rows it has where its structure is sound."""
+    """Return a delimited table, and its number of rows if its structure is valid."""
     delimiter, end = rng.choice(",;\t|"), rng.choice(["\r\n", "\n", "\r"])
     cells = ["x", "opacity", "65", "F", *rng.sample(NASTY_CELLS, 6)]
     rows = [[f"C{n}", *(rng.choice(cells) for _ in HEADER[1:])] for n in range(rng.randint(0, 30))]
@@ -84,7 +84,7 @@ def csv_bytes(rng: random.Random) -> tuple[bytes, int | None]:
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
-    """Return bytes after a few changes: some replaced, removed, inserted, doubled, cut off."""
+    """Return bytes after a few changes: some replaced, removed, inserted, doubled, truncated."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 4, 16])):
         at = rng.randrange(len(data) + 1)
@@ -107,7 +107,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 
 def _columns(rng: random.Random, rows: int) -> list[pa.Array]:
-    """Return columns of every kind that Parquet can hold, and some that only Arrow knows."""
+    """Return columns of every type that Parquet supports, and some that only Arrow has."""
     words = [rng.choice(["x", "opacity", None, "", "é", "None"]) for _ in range(rows)]
     numbers = [rng.choice([0, 1, -5, 65, None]) for _ in range(rows)]
     times = [rng.choice([dt.datetime(2020, 1, 2, 3, 4, 5), None]) for _ in range(rows)]
@@ -134,7 +134,7 @@ def _columns(rng: random.Random, rows: int) -> list[pa.Array]:
 
 
 def parquet_bytes(rng: random.Random) -> tuple[bytes, int | None]:
-    """Return a Parquet table of strange types and names, often damaged."""
+    """Return a Parquet table with strange types and names, often damaged."""
     rows = rng.choice([0, 1, 7, 7, 30])
     kinds = _columns(rng, rows)
     names = [
@@ -149,7 +149,7 @@ def parquet_bytes(rng: random.Random) -> tuple[bytes, int | None]:
     try:
         pq.write_table(table, sink, compression=rng.choice(["none", "snappy", "zstd"]), row_group_size=rng.choice([3, 1000]),
                        use_dictionary=rng.random() < 0.5, data_page_version=rng.choice(["1.0", "2.0"]))  # fmt: skip
-    except pa.ArrowNotImplementedError:  # what Arrow cannot write, no file holds
+    except pa.ArrowNotImplementedError:  # what Arrow cannot write cannot occur in a file
         return parquet_bytes(rng)
     if rng.random() < 0.6:
         return sink.getvalue(), rows if names else None
@@ -193,7 +193,7 @@ SOUND = [
 
 
 def override(rng: random.Random) -> str:
-    """Return a `--set` value, most often of a form that is taken."""
+    """Return a `--set` value, usually of a valid form."""
     if rng.random() < 0.6:
         return rng.choice(SOUND)
     text = f"{rng.choice(KEYS)}={rng.choice(NASTY_VALUES)}"
@@ -206,12 +206,12 @@ FAULTS: list[dict[str, object]] = [
 
 
 def faults(rng: random.Random) -> dict[str, object]:
-    """Return faults of the engine, most often none."""
+    """Return faults of the engine, usually none."""
     return rng.choice(FAULTS) if rng.random() < 0.2 else {}
 
 
 def broken_job(rng: random.Random) -> bytes:
-    """Return a job file after a change of its keys or of its bytes."""
+    """Return a job file with changed keys or bytes."""
     if rng.random() < 0.4:
         full = (
             JOB
@@ -252,7 +252,7 @@ PIECES = [
 
 
 def template(rng: random.Random) -> str:
-    """Return a template of random pieces; some of them fit together."""
+    """Return a template of random pieces; some of them match."""
     pieces = [rng.choice(PIECES) for _ in range(rng.randint(1, 6))]
     for opening, closing in (("{% if", "{% endif %}"), ("{% for", "{% endfor %}"), ("{% macro", "{% endmacro %}")):
         if any(piece.startswith(opening) for piece in pieces) and rng.random() < 0.8:
@@ -261,7 +261,7 @@ def template(rng: random.Random) -> str:
 
 
 def second_run(rng: random.Random) -> bool:
-    """Write the job of a second run whose files may be swapped in: of another table, or other settings, or nothing."""
+    """Write the job of a second run whose files may be swapped in: of another table, or other settings, or the same."""
     which = rng.choice(["", "other table", "other template", "other samples"])
     if not which:
         return False
@@ -306,7 +306,7 @@ def damage(run: Path, rng: random.Random) -> None:
             if rng.random() < 0.5:
                 (run / "parts").write_text("no folder")
         case _:
-            with suppress(FileExistsError):  # an earlier damage may have put a file there
+            with suppress(FileExistsError):  # earlier damage may have put a file there
                 (run / "parts").mkdir()
             if (run / "parts").is_file():
                 return
@@ -314,7 +314,7 @@ def damage(run: Path, rng: random.Random) -> None:
 
 
 def follow_advice(run: Path) -> bool:
-    """Rename everything that a message may ask to rename, as such a message says; return whether there was any."""
+    """Rename everything that messages may ask to rename, as they describe it; return whether there was anything."""
     renamed = False
     for path in [run / "run.json", run / "input.parquet", *sorted((run / "parts").glob("part-*.parquet"))]:
         if path.exists() and not path.name.endswith(".damaged"):

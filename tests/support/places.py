@@ -1,4 +1,4 @@
-"""Where things are: the project, the data of the tests, and what the tests start."""
+"""Paths: the project, the tests' data, and the scripts that tests start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting the real command in tests: a job file in a folder, a child process, its output and exit code."""
+"""Starts the real command in tests: a job file in a folder, a child process, its output and exit code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Faults = Mapping[str, Any]  # of `faulty_engine.Faults`
 class Workplace:
     """A folder with one job, in which the command runs as a user would start it.
 
-    With faults, those of the call or else those of the place, its echo engine plays them; {} asks for none.
+    With faults, those of the call or else those of the workplace, its echo engine plays them; {} means none.
     """
 
     faults: Faults = MappingProxyType({})
@@ -81,19 +81,19 @@ class Workplace:
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
-    """Return whether a process has a handler of its own for a signal by now; False once it has ended (Linux)."""
+    """Return whether a process has a handler for a signal by now; False once it has ended (Linux)."""
     caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
 def mostly_long(cases: Sequence[Any], *, every: int) -> list[Any]:
-    """Return cases for parametrize of which `make test` runs every so many, and `make test-long` all."""
+    """Return cases for parametrize: `make test` runs one in `every`, and `make test-long` all."""
     return [
         case if number % every == 0 else pytest.param(case, marks=pytest.mark.long) for number, case in enumerate(cases)
     ]
 
 
 def without_times(rows: list[dict]) -> list[dict]:
-    """Return result rows without what may differ between two runs of the same work."""
+    """Return result rows without the columns that may differ between two runs of the same work."""
     timed = ("gxr_seconds", "gxr_tokens_per", "gxr_rows_in", "gxr_started", "gxr_finished_at")
     return [{name: value for name, value in row.items() if not name.startswith(timed)} for row in rows]

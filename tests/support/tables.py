@@ -1,4 +1,4 @@
-"""Reading a table in tests: looked at, taken into input.parquet, or refused without showing a cell."""
+"""Helpers for reading a table in tests: survey it, convert it to input.parquet, or check that it is refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def take(path, *, limit=None, id_column="", fields=NO_FIELDS, **keys):
 
 
 def refused(path, **keys):
-    """Return the error that reading the table ends with, having checked that it shows no cell and chains none."""
+    """Return the error that reading the table raises, after checking that it shows no cell and chains no error."""
     with pytest.raises(TableError) as caught:
         take(path, **keys)
     assert CANARY not in str(caught.value)

@@ -46,7 +46,7 @@ def _hub_errors(name: str, revision: str, where: str) -> Iterator[None]:
         if isinstance(error.__cause__, errors.HfHubHTTPError):  # the hub was reached and answered with an error
             what, step = _refused(error.__cause__.response.status_code)
         else:
-            what = "The hub cannot be reached, and its cache on this machine does not hold the whole model."
+            what = "The hub cannot be reached, and its cache on this machine does not contain the whole model."
             step = f"connect to the hub (with HF_HUB_OFFLINE unset), or run on a connected machine: hf download {name}"
     except errors.HfHubHTTPError as error:
         what, step = _refused(error.response.status_code)

@@ -25,11 +25,11 @@ _TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 # What transformers loads; a hub repository may also contain the weights in other formats.
 _WEIGHT_FILES = ["model.safetensors", "model-*.safetensors", WEIGHTS]
 _INDEX = "model.safetensors.index.json"
-_WHOLE = 'name a folder that holds config.json and safetensors, a hub id, or "demo" as'
+_WHOLE = 'a folder with config.json and safetensors, a hub id, or "demo"'
 _FOLDER_STEPS = {
-    "model.path": f"{_WHOLE} model.path",
-    "model.base": f"{_WHOLE} model.base",
-    "model.adapter": 'name a folder that holds adapter_config.json, a hub id, or "none" as model.adapter',
+    "model.path": f"set model.path to {_WHOLE}",
+    "model.base": f"set model.base to {_WHOLE}",
+    "model.adapter": 'set model.adapter to a folder with adapter_config.json, a hub id, or "none"',
 }
 
 

@@ -465,7 +465,7 @@ def test_an_adapter_as_model_path_brings_its_base(bases, changed, gemma_tokenize
     [
         ({"base_model_name_or_path": None}, {}, "does not name its base model", "model.base"),
         ({"base_model_name_or_path": "/no/such/base"}, {}, "base model: There is no such", "set model.base"),
-        ({}, {"base": "/no/such/base"}, "There is no such model folder", "name a folder"),
+        ({}, {"base": "/no/such/base"}, "There is no such model folder", "set model.base to a folder"),
         ({}, {"adapter": "other"}, "names another one", "remove model.adapter"),
         ({}, {"revision": "main"}, "is for models on the hub", "remove model.revision"),
     ],

@@ -25,7 +25,7 @@ from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Turn
 
 _Spent = Callable[[RetryCallState], Awaitable[bool]]
 _LOOK_SECONDS = 0.02
-_HARMLESS = Prompt(Key("", 0), Messages((Turn("user", "Say OK."),), ""), Encoded(None, None), 1, 1)
+_TEST_QUESTION = Prompt(Key("", 0), Messages((Turn("user", "Say OK."),), ""), Encoded(None, None), 1, 1)
 
 
 class Calls:
@@ -90,7 +90,7 @@ class Calls:
     async def _refusal(self) -> Refusal | None:
         """Ask a test question until it is answered or refused, and return the refusal."""
         try:
-            await self._persist(_HARMLESS, self._is_no_server)
+            await self._persist(_TEST_QUESTION, self._is_no_server)
         except Refusal as refusal:
             return refusal
         return None
@@ -108,7 +108,7 @@ class Calls:
             if self._last_answered > now:
                 return True
             try:
-                await self._attempt(_HARMLESS)
+                await self._attempt(_TEST_QUESTION)
             except Trouble:
                 return False
             except Refusal as refusal:

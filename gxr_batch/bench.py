@@ -1,7 +1,6 @@
-"""How fast this machine is with one model: load time, time for 256 tokens, memory, rows a minute by slots.
+"""Measures this machine with one model: load time, time for 256 tokens, memory, rows per minute by slot count.
 
-Measured through the engine that `run` uses, on prompts of the ordinary kind. A benchmark of our engine beside others is
-`benchmarks/engines.py`.
+Uses the engine of `run` on typical prompts. `benchmarks/engines.py` compares our engine with others.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ _FINDINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What so many slots gave. `seconds_for_256` is a row's own time, beside its neighbours, for 256 tokens.
+    """The figures of one slot count. `seconds_for_256`: one row's time for 256 tokens with all slots busy.
 
-    `memory_bytes` is the device's memory on a graphics card, else this process's peak so far and what the processes
-    that it started hold, which is where vLLM and Ray have the model.
+    `memory_bytes`: GPU memory; without a GPU, this process's peak so far plus the memory of its child processes, in
+    which vLLM and Ray hold the model.
     """
 
     slots: int
@@ -58,7 +57,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """One machine with one model. Seconds, bytes."""
+    """The figures of one model on one machine, in seconds and bytes."""
 
     machine: str
     model: str
@@ -76,7 +75,7 @@ class Bench:
 
 
 def bench(job: Job, slots: Sequence[int], rows_a_slot: int, say: Say) -> Bench:
-    """Measure every slot count, fewest first, each with a model loaded anew. Raises ModelUnavailable, EngineFailed."""
+    """Measure each slot count, lowest first, loading the model each time. Raises ModelUnavailable, EngineFailed."""
     found, loads = [], []
     info: EngineInfo | None = None
     for count in sorted(set(slots)):
@@ -87,7 +86,7 @@ def bench(job: Job, slots: Sequence[int], rows_a_slot: int, say: Say) -> Bench:
         with engine.open() as session:
             loads.append(time.perf_counter() - began)
             info = session.info
-            # A Ray pool has so many slots in each of its workers.
+            # With Ray, each worker has this many slots.
             prompts = _prompts(settled, encoder.encode, info.slots * rows_a_slot)
             _run(session, [prompt._replace(max_new_tokens=_WARM_UP_TOKENS) for prompt in prompts[: info.slots]])
             found.append(_measure(session, prompts))
@@ -135,7 +134,7 @@ def _measure(session: Session, prompts: Sequence[Prompt]) -> Measurement:
 
 
 def _run(session: Session, prompts: Sequence[Prompt]) -> tuple[list[Completion], int]:
-    """Generate for all prompts; return the completions and the most device memory that a pulse told of."""
+    """Generate for all prompts; return the completions and the highest device memory that a pulse reported."""
     done, device_bytes = [], 0
     for event in session.stream(iter(prompts), StopRequest()):
         if isinstance(event, Pulse):
@@ -153,13 +152,13 @@ def _peak_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     held = 0
     for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it has ended since
+        with suppress(psutil.Error):  # the process has ended
             held += process.memory_info().rss
     return peak + held
 
 
 def machine(device: str) -> str:
-    """Return what the model ran on: the graphics card's name, or the processor's and how many cores may be used."""
+    """Return the name of the GPU, or of the CPU with its usable core count."""
     if device.startswith("cuda"):
         import torch
 
@@ -175,10 +174,10 @@ def machine(device: str) -> str:
 
 
 def table(found: Bench) -> str:
-    """Return the guide's benchmark table for this machine, and rows a minute by slots, as Markdown."""
+    """Return the guide's benchmark table for this machine, and rows per minute by slot count, as Markdown."""
     weights = found.quantization or found.dtype or "no weights"
     lines = [
-        f"{found.model} ({weights}), engine {found.engine}, up to {found.max_new_tokens} new tokens a row",
+        f"{found.model} ({weights}), engine {found.engine}, up to {found.max_new_tokens} new tokens per row",
         "",
         "| Hardware | Loading time | Inference time (256 tokens) | Memory usage |",
         "|---|---|---|---|",
@@ -188,7 +187,7 @@ def table(found: Bench) -> str:
         f"| {found.machine} | {found.load_seconds:.1f} s | {first.seconds_for_256:.1f} s ({first.slots} "
         f"slot{'s' * (first.slots > 1)}) | {_gib(first.memory_bytes)} |"
     )
-    lines += ["", "| Slots | Rows a minute | Tokens a second | A row's time for 256 tokens | Memory |"]
+    lines += ["", "| Slots | Rows/min | Tokens/s | Time per row (256 tokens) | Memory |"]
     lines.append("|---|---|---|---|---|")
     lines += [
         f"| {one.slots} | {one.rows_a_minute:,.1f} | {one.tokens_a_second:,.1f} | {one.seconds_for_256:.1f} s | "

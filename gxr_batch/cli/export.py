@@ -1,4 +1,4 @@
-"""`gxr-batch export`: a run's results for a spreadsheet."""
+"""`gxr-batch export`: write a run's results as a workbook, CSV, JSONL or Parquet."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _FORMATS = ("xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-batch", "cha
 
 @click.command(name="export")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(_FORMATS), default="xlsx", show_default=True, help="Kind of file.")
-@click.option("--only", type=click.Choice(["approved"]), help="Take the rows that a reviewer approved.")
-@click.option("--partial", is_flag=True, help="Take the rows that are done, of a run that is unfinished.")
-@click.option("--include-held", is_flag=True, help="Show the texts that identifier screening holds back.")
-@click.option("--to", "target", type=click.Path(path_type=Path), help="Write here. Default: results.<format> in RUN.")
+@click.option("--format", "form", type=click.Choice(_FORMATS), default="xlsx", show_default=True, help="File format.")
+@click.option("--only", type=click.Choice(["approved"]), help="Export only rows that a reviewer approved.")
+@click.option("--partial", is_flag=True, help="Export the finished rows of an unfinished run.")
+@click.option("--include-held", is_flag=True, help="Include the texts of rows held by identifier screening.")
+@click.option("--to", "target", type=click.Path(path_type=Path), help="Output file. Default: results.<format> in RUN.")
 def command(
     run_folder: Path, form: str, only: str | None, partial: bool, include_held: bool, target: Path | None
 ) -> None:
     """Write a run's results for a spreadsheet or a pipeline.
 
-    xlsx is for reviewers: a README sheet, then one row a case with columns to fill in. csv is for Excel: cells that a
-    spreadsheet would run as a formula start with an apostrophe, and the columns in which that happened are named. All
-    other formats hold every cell verbatim. chat-jsonl is for fine-tuning: the prompts and the approved texts, with the
-    reviewer's edits, of the rows that a reviewer approved. The newest review of each row is laid over it.
+    xlsx is for reviewers: a README sheet, then one row per case with columns to fill in. csv is for Excel: cells that a
+    spreadsheet would run as a formula start with an apostrophe, and the columns with such cells are listed. All other
+    formats keep every cell verbatim. chat-jsonl is for fine-tuning: the prompts and final texts of the approved rows,
+    with the reviewers' edits. The newest review of each row is shown.
 
     \b
     Example:
@@ -34,7 +34,7 @@ def command(
     from gxr_batch.ledger import RunReader
 
     if include_held and (only or form in APPROVED_ONLY):
-        raise click.UsageError("--include-held is of no use here: a held row is never an approved one.")
+        raise click.UsageError("--include-held has no effect on approved rows: a held row is never approved.")
     reader = RunReader(run_folder)
     choice = Choice(partial=partial, approved=only == "approved", include_held=include_held)
     done = export(reader, form, target, choice)

@@ -1,4 +1,4 @@
-"""`gxr-batch finetune`: a LoRA adapter from reviewed rows or examples."""
+"""`gxr-batch finetune`: train a LoRA adapter on reviewed rows or examples."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _EXITS = {"interrupt": Exit.INTERRUPTED, "terminate": Exit.STOPPED}
 @click.command(name="finetune")
 @click.argument("job_file", metavar="JOB.toml", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", metavar="SECTION.KEY=VALUE", multiple=True, help="Override a key of the job file.")
-@click.option("--output", metavar="DIR", help="Make this adapter folder. Default: finetune.output of the job file.")
-@click.option("--fresh", is_flag=True, help="Start anew; what is there is kept as NAME.before-<timestamp>.")
-@click.option("--take-over", is_flag=True, help="Go on where a training on another host died; be sure that it is dead.")
-@click.option("--quiet", is_flag=True, help="Show neither progress nor notices.")
+@click.option("--output", metavar="DIR", help="Adapter folder to write. Default: finetune.output of the job file.")
+@click.option("--fresh", is_flag=True, help="Start from scratch; keep the earlier training as NAME.before-<timestamp>.")
+@click.option("--take-over", is_flag=True, help="Resume a training that died on another host; make sure it is dead.")
+@click.option("--quiet", is_flag=True, help="Show no progress and no notices.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     job_file: Path,
@@ -37,13 +37,13 @@ def command(
 ) -> None:
     """Train a LoRA adapter on finetune.data: files of examples, or runs with approved rows.
 
-    Prompts are made by the templates of `run`, and only answers are learnt. The adapter folder appears when it is
-    finished, with a model card and an evaluation; name it as model.adapter. Stopped or killed, the same command goes on
-    from the last checkpoint.
+    Prompts are rendered as in `run`, and only the answers are trained on. The adapter folder appears once the training
+    is finished, with a model card and an evaluation; set model.adapter to use it. If the training is stopped or killed,
+    the same command resumes from the last checkpoint.
 
     \b
     Exit codes: 0 finished, 2 input wrong, 4 the machine cannot do it now, 75 stopped by a signal, 130 Ctrl-C;
-    after 4, 75 and 130 run it again to go on.
+    after 4, 75 and 130 run the same command again to resume.
 
     \b
     Example:
@@ -51,7 +51,7 @@ def command(
     """
     from gxr_batch.cli.signals import Signals, catch_early
 
-    catch_early()  # what follows takes a moment
+    catch_early()  # the imports below take a moment
     from gxr_batch.cli.progress import ProgressDisplay
     from gxr_batch.finetune import Options, finetune
     from gxr_batch.job import load_job
@@ -64,7 +64,7 @@ def command(
     with signals.handled(), ProgressDisplay(quiet) as display:
 
         def show(progress: TrainingProgress) -> None:
-            signals.generating = True  # from here on there is something to save
+            signals.generating = True  # from now on there is progress to save
             display.draw(progress.step, progress.steps, lambda: _describe(progress))
 
         export_approved(job)
@@ -75,7 +75,7 @@ def command(
 
 
 def export_approved(job: Job) -> None:
-    """Write the approved rows of the runs that the job learns from, where that was not done since the last review."""
+    """Export the approved rows of the runs in finetune.data, if their exports are older than the last review."""
     from gxr_batch.export import Choice, default_path, export
     from gxr_batch.finetune.examples import matches
     from gxr_batch.ledger import RunReader, is_run
@@ -89,7 +89,7 @@ def export_approved(job: Job) -> None:
 
 
 def _describe(progress: TrainingProgress) -> str:
-    """Say steps done, losses, and the time left."""
+    """Return steps done, losses and the time left as text."""
     from gxr_batch.cli.progress import duration
 
     text = f"step {progress.step:,}/{progress.steps:,}"
@@ -99,7 +99,7 @@ def _describe(progress: TrainingProgress) -> str:
         text += f", held-out {progress.held_out_loss:.3f}"
     if progress.seconds_a_step is not None:
         left = duration((progress.steps - progress.step) * progress.seconds_a_step)
-        text += f", {progress.seconds_a_step:.1f} s a step, {left} left"
+        text += f", {progress.seconds_a_step:.1f} s/step, {left} left"
     return text
 
 
@@ -130,16 +130,16 @@ def _text(name: str, outcome: Outcome) -> str:
     rows = outcome.rows
     lines = [
         f"{name}: {title}",
-        f"  rows     {len(rows.training):,} to learn from, {len(rows.held_out):,} held out"
+        f"  rows     {len(rows.training):,} for training, {len(rows.held_out):,} held out"
         + (f", {len(rows.too_long):,} too long" if rows.too_long else ""),
         f"  steps    {outcome.step:,} of {outcome.steps:,}"
-        + (f", {duration(outcome.seconds)} in this start" if outcome.trained_now else ""),
+        + (f", {duration(outcome.seconds)} in this invocation" if outcome.trained_now else ""),
     ]
     if outcome.loss_before is not None and outcome.loss_after is not None:
-        lines.append(f"  held out loss {outcome.loss_before:.4f} before, {outcome.loss_after:.4f} after")
+        lines.append(f"  held-out loss {outcome.loss_before:.4f} before, {outcome.loss_after:.4f} after")
     if outcome.reason:
-        lines.append("  next     run the same command again to go on (without --fresh)")
+        lines.append("  next     run the same command again to resume (without --fresh)")
     else:
-        lines.append(f"  adapter  {outcome.adapter}: README.md is its card, evaluation.json has sample texts")
+        lines.append(f"  adapter  {outcome.adapter}: model card in README.md, sample texts in evaluation.json")
         lines.append(f'  next     use it in a job file: [model] adapter = "{outcome.adapter}"')
     return "\n".join([*lines, DISCLAIMER])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gxr_batch.job import Job
     from gxr_batch.records import Completion
 
-# option -> the key of a job file that it sets
+# option -> the job file key that it sets
 _KEYS = {
     "model": "model.path",
     "base": "model.base",
@@ -39,29 +39,31 @@ _KEYS = {
 
 
 def _settings(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that set keys of a job file. Some keep the spelling of the model's first script as well."""
+    """Add the options that set job file keys. Some also accept the spelling of the model's original script."""
     options = (
         click.option(
             "--model",
             "--model-id",
             "--hub",
             metavar="PATH",
-            help='Hub id, folder or "demo"; with --engine api its name there.  [default: demo]',
+            help='Hub id, folder or "demo"; with --engine api, the model\'s name on the server.  [default: demo]',
         ),
         click.option("--adapter", metavar="PATH", help='LoRA adapter: hub id, folder, or "none".'),
-        click.option("--base", metavar="PATH", help="Base model of an adapter, in place of the one that it names."),
+        click.option("--base", metavar="PATH", help="Base model of the adapter. Default: the one it names."),
         click.option("--revision", help="Commit or tag of a hub model."),
-        click.option("--load-in-4bit/--no-load-in-4bit", default=None, help="Load the weights in 4 bits or in full."),
-        click.option("--max-seq-length", type=int, help="Tokens of prompt and answer together.  [default: 2048]"),
-        click.option("--system-prompt", "--system", help="System text, in front of the first question."),
+        click.option(
+            "--load-in-4bit/--no-load-in-4bit", default=None, help="Load the weights in 4 bits or at full precision."
+        ),
+        click.option("--max-seq-length", type=int, help="Most tokens of prompt plus answer.  [default: 2048]"),
+        click.option("--system-prompt", "--system", help="System text, placed before the first question."),
         click.option("--preset", help="default, deterministic, creative, detailed or concise."),
         click.option("--temperature", type=float, help="0 = greedy.  [default: 0.7]"),
-        click.option("--do-sample/--no-do-sample", default=None, help="--no-do-sample is --temperature 0."),
-        click.option("--top-p", type=float, help="Share of probability kept.  [default: 0.9]"),
+        click.option("--do-sample/--no-do-sample", default=None, help="--no-do-sample is the same as --temperature 0."),
+        click.option("--top-p", type=float, help="Nucleus sampling: probability mass kept.  [default: 0.9]"),
         click.option("--top-k", type=int, help="Tokens kept, 0 = off.  [default: 50]"),
         click.option("--repetition-penalty", type=float, help="1.0 = off.  [default: 1.1]"),
-        click.option("--max-new-tokens", "--max-tokens", type=int, help="Longest answer in tokens.  [default: 256]"),
-        click.option("--seed", type=int, help="Seed of the draws.  [default: 0]"),
+        click.option("--max-new-tokens", "--max-tokens", type=int, help="Most tokens of the answer.  [default: 256]"),
+        click.option("--seed", type=int, help="Sampling seed.  [default: 0]"),
         click.option("--engine", help="auto, transformers, generate, vllm, api, ray or echo.  [default: auto]"),
         click.option("--batch-size", type=int, hidden=True),
         click.option(
@@ -75,13 +77,15 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(name="generate")
 @click.option("--prompt", help="Answer this one prompt.")
-@click.option("--interactive", is_flag=True, help="Answer question after question; /help lists the commands.")
-@click.option("--template", metavar="NAME", help="Fill this template with the --field values instead of --prompt.")
+@click.option("--interactive", is_flag=True, help="Hold a conversation; /help lists the commands.")
+@click.option("--template", metavar="NAME", help="Fill this template with the --field values, in place of --prompt.")
 @click.option("--field", "fields", metavar="NAME=VALUE", multiple=True, help="A field of the template; repeatable.")
-@click.option("--job", "job_file", type=click.Path(path_type=Path), help="Take model and settings from a job file.")
+@click.option("--job", "job_file", type=click.Path(path_type=Path), help="Read model and settings from a job file.")
 @_settings
 @click.option("--quiet", is_flag=True, help="Show no notices.")
-@click.option("--json", "as_json", is_flag=True, help="With one prompt: print answer, counts and times as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the answer, counts and times as JSON; with one prompt only."
+)
 def command(
     prompt: str | None,
     interactive: bool,
@@ -94,9 +98,9 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Generate from one prompt, or in a conversation, as the tokens come.
+    """Answer one prompt, or hold a conversation, and stream the answer.
 
-    It uses the engine, the prompt layout and the defaults of `run`; every option sets a key of the job file.
+    Uses the same engine, prompt layout and defaults as `run`. Each option sets a key of the job file.
 
     \b
     Examples:
@@ -110,7 +114,7 @@ def command(
     if do_sample is False:
         given["sampling.temperature"] = 0
     if batch_size not in {None, 1}:
-        say("--batch-size has no meaning here: one prompt is answered at a time. `run` has engine.slots for that.")
+        say("--batch-size has no effect here: one prompt is answered at a time. For `run`, set engine.slots.")
     job = _job(job_file, overrides, given)
     from gxr_batch.chat import Question, open_conversation
 
@@ -123,7 +127,7 @@ def command(
 
             talk(conversation, first=question)
         else:
-            assert question is not None, "what to ask was checked"
+            assert question is not None, "checked by _check_usage"
             _answer(conversation, question, as_json=as_json)
 
 
@@ -131,25 +135,25 @@ def _check_usage(
     prompt: str | None, interactive: bool, template: str | None, fields: tuple[str, ...], as_json: bool
 ) -> None:
     if prompt is not None and template:
-        raise click.UsageError("--prompt and --template both make the prompt; give one of them.")
+        raise click.UsageError("--prompt and --template cannot be combined; give one of them.")
     if prompt is None and not template and not interactive:
         raise click.UsageError("Give --prompt, --template with --field, or --interactive.")
     if fields and not template:
-        raise click.UsageError("--field goes with --template.")
+        raise click.UsageError("--field needs --template.")
     if as_json and interactive:
-        raise click.UsageError("--json goes with one prompt.")
+        raise click.UsageError("--json cannot be combined with --interactive.")
     if prompt is not None and not prompt.strip():
         raise click.UsageError("--prompt is empty.")
 
 
 def _job(job_file: Path | None, overrides: tuple[str, ...], given: dict[str, Any]) -> Job:
-    """Return the job that the options make. --model is the name of what generates, here or at a server."""
+    """Return the job that the options describe. --model names the model, local or on a server."""
     from gxr_batch.job import load_job, make_job
 
     def made(given: dict[str, Any]) -> Job:
         return load_job(job_file, overrides, given, table=False) if job_file else make_job("generate", overrides, given)
 
-    if _KEYS["model"] in given:  # which engine it is, job file and --set say too
+    if _KEYS["model"] in given:  # the job file and --set may select the engine too
         of_server = {"api.model" if key == _KEYS["model"] else key: value for key, value in given.items()}
         if (job := made(of_server)).generator == "api":
             return job
@@ -157,7 +161,7 @@ def _job(job_file: Path | None, overrides: tuple[str, ...], given: dict[str, Any
 
 
 def _filled(job: Job, fields: tuple[str, ...]) -> Question:
-    """Return the template's question with the given fields."""
+    """Return the template filled with the given fields."""
     from gxr_batch.chat import filled
     from gxr_batch.errors import RowError, UserError
     from gxr_batch.prompts import Templates
@@ -168,17 +172,17 @@ def _filled(job: Job, fields: tuple[str, ...]) -> Question:
         name, equals, value = field.partition("=")
         if not equals or name.strip() not in template.fields:
             raise click.UsageError(
-                f"--field takes NAME=VALUE; the template {template.name} has {', '.join(template.fields)}."
+                f"--field takes NAME=VALUE; the fields of template {template.name} are {', '.join(template.fields)}."
             )
         values[name.strip()] = value
     try:
         return filled(template, values)
     except RowError as error:
-        raise UserError(f"The prompt cannot be made: {error.what}.", where="--field") from None
+        raise UserError(f"The template cannot be filled: {error.what}.", where="--field") from None
 
 
 def _answer(conversation: Conversation, question: Question, *, as_json: bool) -> None:
-    """Answer one prompt on stdout."""
+    """Print the answer to one prompt."""
     from gxr_batch.engines.base import StopRequest
     from gxr_batch.records import DISCLAIMER
 
@@ -188,7 +192,7 @@ def _answer(conversation: Conversation, question: Question, *, as_json: bool) ->
 
     done = conversation.ask(question, show, StopRequest())
     if done is None or done.error is not None:
-        click.echo(f"Error: no answer: {done.error if done else 'the engine gave none'}", err=True)
+        click.echo(f"Error: no answer: {done.error if done else 'the engine returned none'}", err=True)
         click.get_current_context().exit(Exit.SOME_FAILED)
     elif as_json:
         click.echo(json.dumps(_summary(conversation, done), ensure_ascii=False, indent=2))

@@ -1,6 +1,6 @@
-"""The interactive half of `gxr-batch generate`: reads questions, shows answers, knows a few commands.
+"""The interactive mode of `gxr-batch generate`: reads questions, prints answers, runs slash commands.
 
-Ctrl-C stops the answer and not the conversation; Ctrl-D or /quit ends it.
+Ctrl-C stops the current answer. Ctrl-D or /quit ends the conversation.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from gxr_batch.records import DISCLAIMER
 if TYPE_CHECKING:
     from gxr_batch.chat import Conversation
 
-_HELP = """/reset         forget what was said
-/system TEXT   use this system text and start anew; without TEXT show the present one
+_HELP = """/reset         start a new conversation; the system text stays
+/system TEXT   set the system text and start a new conversation; without TEXT, show it
 /save FILE     write the conversation as JSON
 /help          show this
-/quit          end (also Ctrl-D); Ctrl-C stops an answer"""
+/quit          quit (also Ctrl-D); Ctrl-C stops an answer"""
 _ROLES = {"system": "system", "user": "user", "model": "assistant"}
 
 
 def talk(conversation: Conversation, first: Question | None = None) -> None:
-    """Answer questions until the person ends it; `first` is answered before anything is read."""
+    """Answer questions from stdin until the user quits; `first` is answered before any is read."""
     click.echo(f"{DISCLAIMER}\n/help lists the commands.")
-    with suppress(ImportError):  # line editing and history where the platform has them
+    with suppress(ImportError):  # line editing and history, if the platform has them
         import readline  # noqa: F401
     if first is not None:
         click.echo(f"> {first.text}")
@@ -48,7 +48,7 @@ def talk(conversation: Conversation, first: Question | None = None) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """Yield what the person types, without empty lines, until Ctrl-D."""
+    """Yield the lines that the user types, except empty ones, until Ctrl-D."""
     while True:
         try:
             line = input("> ").strip()
@@ -56,7 +56,7 @@ def _lines() -> Iterator[str]:
             click.echo()
             return
         except KeyboardInterrupt:
-            click.echo("\n(/quit or Ctrl-D ends)")
+            click.echo("\n(type /quit or press Ctrl-D to quit)")
             continue
         if line:
             yield line
@@ -83,7 +83,7 @@ def _answer(conversation: Conversation, question: Question) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[StopRequest]:
-    """Let Ctrl-C end the stream in an orderly way inside the block."""
+    """Make Ctrl-C stop the stream cleanly inside the block."""
     stop = StopRequest()
 
     def on(number: int, frame: FrameType | None) -> None:
@@ -97,14 +97,14 @@ def _interruptible() -> Iterator[StopRequest]:
 
 
 def _command(conversation: Conversation, line: str) -> bool:
-    """Obey one command; False ends the conversation."""
+    """Run one command; return False to end the conversation."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
     if name in {"/quit", "/exit"}:
         return False
     if name == "/reset":
         conversation.reset()
-        click.echo("[anew]")
+        click.echo("[new conversation]")
     elif name == "/system":
         _set_system(conversation, rest)
     elif name == "/save":
@@ -112,7 +112,7 @@ def _command(conversation: Conversation, line: str) -> bool:
     elif name == "/help":
         click.echo(_HELP)
     else:
-        click.echo(f"There is no {name}.\n{_HELP}", err=True)
+        click.echo(f"Unknown command {name}.\n{_HELP}", err=True)
     return True
 
 
@@ -120,15 +120,15 @@ def _set_system(conversation: Conversation, text: str) -> None:
     if text:
         conversation.system = text
         conversation.reset()
-        click.echo("[system text set; the conversation starts anew]")
+        click.echo("[system text set; new conversation]")
     else:
         click.echo(conversation.system or "[no system text]")
 
 
 def _save(conversation: Conversation, name: str) -> None:
-    """Write the conversation; a file that exists is never replaced."""
+    """Write the conversation to a file. An existing file is never replaced."""
     if not name:
-        click.echo("/save takes a file name.", err=True)
+        click.echo("/save needs a file name.", err=True)
         return
     system = [{"role": "system", "content": conversation.system}] if conversation.system else []
     identity = conversation.info.identity
@@ -146,8 +146,8 @@ def _save(conversation: Conversation, name: str) -> None:
         with path.open("xb") as file:
             file.write(data)
     except FileExistsError:
-        click.echo(f"{path} exists; choose another name.", err=True)
+        click.echo(f"{path} already exists; choose another name.", err=True)
     except (OSError, ValueError) as error:
-        click.echo(f"{path} cannot be written: {getattr(error, 'strerror', None) or 'no such name'}.", err=True)
+        click.echo(f"{path} cannot be written: {getattr(error, 'strerror', None) or 'invalid name'}.", err=True)
     else:
         click.echo(f"[saved to {path}]")

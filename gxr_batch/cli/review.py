@@ -1,4 +1,4 @@
-"""`gxr-batch review`: what reviewers wrote, back into the run."""
+"""`gxr-batch review`: import reviewed sheets into a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_LISTED = 50
 
 @click.group(name="review")
 def command() -> None:
-    """Take reviewed sheets back into a run.
+    """Import reviewed sheets into a run.
 
     \b
     Example:
@@ -29,17 +29,18 @@ def command() -> None:
 @command.command(name="import")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("sheets", metavar="SHEET...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--reviewer", metavar="NAME", default="", help="Name for rows in which gxr_reviewer is empty.")
+@click.option("--reviewer", metavar="NAME", default="", help="Reviewer of rows whose gxr_reviewer is empty.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def import_command(run_folder: Path, sheets: tuple[Path, ...], reviewer: str, as_json: bool) -> None:
-    """Read what reviewers filled into SHEETs, and store it beside the run's results.
+    """Import the reviews in SHEETs and store them next to the run's results.
 
-    A SHEET is the workbook that `gxr-batch export` wrote, or its sheet Cases saved as CSV. Rows are found by gxr_row_id
-    and gxr_sample: they may have been sorted, filtered or deleted, columns moved or added. A row whose generated text
-    was changed is refused and named; the others are taken. Where two reviewers differ, both are kept and reported.
+    A SHEET is the workbook that `gxr-batch export` wrote, or its sheet Cases saved as CSV. Rows are matched by
+    gxr_row_id and gxr_sample: they may be sorted, filtered or deleted, and columns moved or added. A row whose
+    generated text was changed is refused and listed; all other rows are imported. If two reviewers disagree, both
+    reviews are kept and reported.
 
     \b
-    Exit codes: 0 all taken, 2 a file cannot be used, 3 some rows were refused, 4 disk or lock.
+    Exit codes: 0 all imported, 2 a file cannot be used, 3 some rows were refused, 4 disk or lock.
 
     \b
     Example:
@@ -69,7 +70,7 @@ def _summary(done: Imported) -> dict[str, object]:
 
 def _text(run_folder: Path, done: Imported) -> str:
     lines = [
-        f"{done.taken:,} reviews taken, {done.unchanged:,} unchanged, {done.unreviewed:,} rows unreviewed, "
+        f"{done.taken:,} reviews imported, {done.unchanged:,} unchanged, {done.unreviewed:,} rows unreviewed, "
         f"{len(done.refused):,} refused"
     ]
     lines += [
@@ -85,9 +86,9 @@ def _text(run_folder: Path, done: Imported) -> str:
     ]
     lines += _more(len(done.disagreements))
     if done.remarks:
-        lines.append(f"  note      {done.remarks:,} of these have entries but no verdict in gxr_review_status")
+        lines.append(f"  note      {done.remarks:,} of these have entries but no status in gxr_review_status")
     if done.disagreements:
-        lines.append("  note      a case on which reviewers disagree is in no approved export until they agree")
+        lines.append("  note      cases on which reviewers disagree are left out of approved exports until they agree")
     if done.taken:
         lines.append(f"  next      gxr-batch export {run_folder} --only approved")
     return "\n".join(lines)
@@ -98,4 +99,4 @@ def _sample(sample: int) -> str:
 
 
 def _more(count: int) -> list[str]:
-    return [f"  … and {count - _MOST_LISTED:,} more: add --json"] if count > _MOST_LISTED else []
+    return [f"  … and {count - _MOST_LISTED:,} more; --json lists all"] if count > _MOST_LISTED else []

@@ -21,7 +21,7 @@ def command() -> None:
 
 @command.command(name="list")
 def list_() -> None:
-    """List the built-in templates and the fields that each needs and uses.
+    """List the built-in templates with their required and optional fields.
 
     \b
     Example:
@@ -35,13 +35,15 @@ def list_() -> None:
         template = templates.get(name)
         optional = [field for field in template.fields if field not in template.required]
         click.echo(f"{name}: {description}")
-        click.echo(f"  needs {', '.join(template.required)}{'; uses ' + ', '.join(optional) if optional else ''}")
+        click.echo(
+            f"  requires {', '.join(template.required)}{'; optional: ' + ', '.join(optional) if optional else ''}"
+        )
 
 
 @command.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Show a template's text: a built-in name, or the path of a .j2 file.
+    """Show a template's text, by built-in name or path of a .j2 file.
 
     \b
     Example:
@@ -56,7 +58,7 @@ def show(name: str) -> None:
 @command.command()
 @click.argument("job_file", metavar="JOB.toml", type=click.Path(path_type=Path))
 @click.option("--rows", type=click.IntRange(min=1), default=3, show_default=True, help="How many rows to preview.")
-@click.option("--template", help="Use this template. Default: the job's.")
+@click.option("--template", help="Use this template. Default: the job file's.")
 def render(job_file: Path, rows: int, template: str | None) -> None:
     """Render a job's template on the first rows of its table.
 
@@ -82,6 +84,6 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
             try:
                 messages = fill(row_template(prepared.templates, row.template), row.values, system=job.prompt.system)
             except RowError as error:
-                click.echo(f"cannot be used: {error.what}")
+                click.echo(f"cannot be rendered: {error.what}")
             else:
                 click.echo("\n".join(f"[{turn.role}]\n{turn.text}" for turn in messages.turns))

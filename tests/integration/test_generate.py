@@ -1,4 +1,4 @@
-"""`generate`: one prompt or a conversation, with the engine, the layout and the defaults of `run`."""
+"""`generate`: one prompt or a conversation, with the engine, prompt layout and defaults of `run`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def talk(work: Workplace, lines: str, *arguments: str) -> subprocess.CompletedPr
     )
 
 
-def test_one_prompt_is_answered_and_the_disclaimer_shown(work):
+def test_one_prompt_is_answered_with_the_disclaimer(work):
     done = ask(work, "--prompt", "a small effusion")
     assert "small" in done.stdout
     assert DISCLAIMER in done.stdout
@@ -51,65 +51,65 @@ def test_one_prompt_is_answered_and_the_disclaimer_shown(work):
     assert ask(work, "--prompt", "a small effusion", "--quiet").stderr == ""
 
 
-def test_a_template_is_filled_as_for_a_row(work):
+def test_a_template_is_filled_like_a_rows(work):
     text = ask(work, "--template", "clinical_case", "--field", "findings=a small effusion", "--field", "age=40").stdout
     assert "40-year-old" in text
     assert "a small effusion" in text
 
 
-def test_json_tells_counts_and_times(work):
-    told = json.loads(ask(work, "--prompt", "one two three", "--json").stdout)
-    assert told["finish_reason"] == "stop"
-    assert told["new_tokens"] >= 3
-    assert told["ai_generated"] is True
-    assert told["disclaimer"] == DISCLAIMER
+def test_json_has_counts_and_times(work):
+    shown = json.loads(ask(work, "--prompt", "one two three", "--json").stdout)
+    assert shown["finish_reason"] == "stop"
+    assert shown["new_tokens"] >= 3
+    assert shown["ai_generated"] is True
+    assert shown["disclaimer"] == DISCLAIMER
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "Give --prompt"),
         (("--prompt", " "), "--prompt is empty"),
         (("--prompt", "x", "--template", "basic"), "give one of them"),
-        (("--prompt", "x", "--field", "findings=y"), "--field goes with --template"),
-        (("--template", "basic", "--field", "foo=y"), "the template basic has findings"),
+        (("--prompt", "x", "--field", "findings=y"), "--field needs --template"),
+        (("--template", "basic", "--field", "foo=y"), "the fields of template basic are findings"),
         (("--template", "basic"), "needs findings"),
         (("--prompt", "x", "--temperature", "-1"), "sampling.temperature: must be at least 0"),
         (("--prompt", "x", "--top-p", "0"), "sampling.top_p: must be above 0"),
         (("--prompt", "x", "--preset", "wild"), "sampling.preset"),
-        (("--interactive", "--json"), "--json goes with one prompt"),
+        (("--interactive", "--json"), "--json cannot be combined with --interactive"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(work, arguments, said):
-    assert said in ask(work, *arguments, expect=2).stderr
+def test_invalid_arguments_are_refused(work, arguments, message):
+    assert message in ask(work, *arguments, expect=2).stderr
 
 
-def test_settings_outside_the_guides_ranges_are_warned_of_with_range_and_reason(work):
-    told = ask(work, "--prompt", "x", "--temperature", "1.9").stderr
-    assert "outside the guide's range 0.1 to 1.5" in told
-    assert "stop making sense" in told
+def test_a_setting_outside_the_guides_range_gives_a_warning_with_range_and_reason(work):
+    warning = ask(work, "--prompt", "x", "--temperature", "1.9").stderr
+    assert "outside the guide's range 0.1 to 1.5" in warning
+    assert "stop making sense" in warning
 
 
 @pytest.mark.parametrize("spelling", ["--hub", "--model-id", "--model"])
-def test_the_old_spellings_of_options_mean_what_they_meant(work, spelling):
+def test_the_old_spellings_of_options_still_work(work, spelling):
     done = ask(work, "--prompt", "one two three four", spelling, "someone/model", "--max-tokens", "2", "--json")
     assert json.loads(done.stdout)["new_tokens"] == 2
-    assert "no meaning here" in ask(work, "--prompt", "x", "--batch-size", "4").stderr
-    assert "no meaning" not in ask(work, "--prompt", "x", "--batch-size", "1", "--no-do-sample").stderr
+    assert "--batch-size has no effect here" in ask(work, "--prompt", "x", "--batch-size", "4").stderr
+    assert "--batch-size" not in ask(work, "--prompt", "x", "--batch-size", "1", "--no-do-sample").stderr
 
 
-def test_model_names_the_servers_where_a_server_generates(work):
+def test_model_names_the_servers_model_with_the_api_engine(work):
     with FaultServer() as server:
         work.job(f"[engine]\nkind = 'api'\n[api]\nbase_url = '{server.url}'\n")
-        told = work.gxr("generate", "--job", "j.toml", "--prompt", "x", "--model", "own/name")
+        done = work.gxr("generate", "--job", "j.toml", "--prompt", "x", "--model", "own/name")
         assert server.rows[-1].body["model"] == "own/name"
-    assert "no effect" not in told.stderr
+    assert "no effect" not in done.stderr
     refused = work.gxr("generate", "--engine", "api", "--prompt", "x", expect=2)
     assert "--model" in refused.stderr
 
 
 @pytest.mark.parametrize(("asked", "opened"), [("auto", 1), (3, 3)])
-def test_a_conversation_opens_one_worker_of_a_pool_unless_told_otherwise(monkeypatch, asked, opened):
+def test_a_conversation_opens_one_ray_worker_unless_the_job_sets_more(monkeypatch, asked, opened):
     class Made(Exception):
         pass
 
@@ -123,12 +123,12 @@ def test_a_conversation_opens_one_worker_of_a_pool_unless_told_otherwise(monkeyp
     assert made.value.args == (opened,)
 
 
-def test_a_conversation_remembers_until_it_is_reset(work):
+def test_a_conversation_keeps_its_turns_until_reset(work):
     done = talk(work, "first words\n/system Be kind.\nsecond\n/system\n/save talk.json\n/wrong\n/quit\nnever\n")
     assert done.returncode == 0
     assert DISCLAIMER in done.stdout
     assert "Be kind." in done.stdout
-    assert "There is no /wrong" in done.stderr
+    assert "Unknown command /wrong" in done.stderr
     assert "never" not in done.stdout
     saved = json.loads((work.folder / "talk.json").read_text())
     assert [turn["role"] for turn in saved["messages"]] == ["system", "user", "assistant"]
@@ -138,7 +138,7 @@ def test_a_conversation_remembers_until_it_is_reset(work):
     assert json.loads((work.folder / "talk.json").read_text()) == saved
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_conversation(work):
+def test_ctrl_c_stops_the_answer_but_not_the_conversation(work):
     slow = ("--set", "echo.tokens_per_second=1")
     arguments = [*COMMAND, "generate", *ECHO, "--interactive", *slow, "--prompt", "word " * 40]
     with subprocess.Popen(
@@ -147,31 +147,31 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(work):
         assert process.stdin is not None
         assert process.stdout is not None
         while "> word" not in (line := process.stdout.readline()):
-            assert line, "it ended without a question"
+            assert line, "ended before the question was shown"
         time.sleep(2)
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "\n"
         assert "[stopped]" in process.stdout.readline()
         rest, _ = process.communicate("/reset\n/quit\n", timeout=60)
-    assert "[anew]" in rest
+    assert "[new conversation]" in rest
     assert process.returncode == 0
 
 
-def test_a_conversation_that_no_longer_fits_is_said_and_can_go_on(work):
+def test_a_conversation_that_is_too_long_is_reported_and_can_be_reset(work):
     done = talk(work, "word " * 40 + "\n/reset\nshort\n", "--max-seq-length", "40", "--max-tokens", "20")
     assert "The conversation is too long" in done.stderr
     assert "short" in done.stdout
 
 
-def test_a_prompt_with_identifiers_is_told_or_kept_from_the_engine(work):
-    told = ask(work, "--prompt", "MRN 4455667: effusion").stderr
-    assert "Identifier screening hits this prompt: mrn" in told
+def test_a_prompt_with_identifiers_is_reported_or_held(work):
+    notices = ask(work, "--prompt", "MRN 4455667: effusion").stderr
+    assert "Identifier screening found mrn in this prompt." in notices
     held = ask(work, "--prompt", "MRN 4455667: effusion", "--set", "privacy.identifiers=hold", expect=2)
-    assert "holds this prompt back: mrn" in held.stderr
+    assert "holds this prompt: mrn" in held.stderr
     assert "4455667" not in held.stdout + held.stderr
 
 
-def test_fields_and_system_text_are_screened_and_a_templates_own_words_are_not(work):
+def test_fields_and_system_text_are_screened_but_the_templates_own_words_are_not(work):
     own = work.folder / "own.md.j2"
     own.write_text("Report of 12 March 2019, MRN 4455667. Findings: {{ findings }}")
     given = {"engine.kind": "echo", "prompt.template": str(own), "privacy.identifiers": "hold"}
@@ -184,26 +184,26 @@ def test_fields_and_system_text_are_screened_and_a_templates_own_words_are_not(w
 
     with open_conversation(job, said.append) as conversation:
         asked(conversation, "effusion")
-        with pytest.raises(UserError, match="holds this prompt back: mrn\\."):
+        with pytest.raises(UserError, match="holds this prompt: mrn\\."):
             asked(conversation, "effusion, MRN 7654321")
         conversation.reset()
         conversation.system = "For MRN 7654321."
-        with pytest.raises(UserError, match="holds the system text back: mrn\\."):
+        with pytest.raises(UserError, match="holds the system text: mrn\\."):
             asked(conversation, "effusion")
     with open_conversation(job.with_values({"privacy.identifiers": "flag"}), said.append) as conversation:
         conversation.system = "For MRN 7654321."
         for _ in range(2):
             asked(conversation, "effusion, MRN 7654321")
-    hits = [sentence.removeprefix("Identifier screening hits ") for sentence in said if "screening" in sentence]
-    assert hits == ["this prompt: mrn.", "the system text: mrn.", "this prompt: mrn."]
+    hits = [sentence.removeprefix("Identifier screening found ") for sentence in said if "screening" in sentence]
+    assert hits == ["mrn in this prompt.", "mrn in the system text.", "mrn in this prompt."]
     field = ("--template", str(own), "--field", "findings=MRN 7654321", "--set", "privacy.identifiers=hold")
     refused = ask(work, *field, expect=2)
-    assert "holds this prompt back: mrn." in refused.stderr
+    assert "holds this prompt: mrn." in refused.stderr
     assert "7654321" not in refused.stderr
 
 
 @pytest.mark.model
-def test_an_answer_is_bit_for_bit_what_run_gives_the_row_of_that_name(work, demo_model_dir):
+def test_an_answer_is_identical_to_that_of_a_run(work, demo_model_dir):
     work.table([("generate", "a small left pleural effusion")])
     work.job("[prompt]\ntemplate = 'basic'\n[sampling]\nmax_new_tokens = 24\n")
     work.run()
@@ -213,7 +213,7 @@ def test_an_answer_is_bit_for_bit_what_run_gives_the_row_of_that_name(work, demo
 
 
 @pytest.mark.model
-def test_tokens_are_shown_as_they_come_and_add_up_to_the_answer(demo_model_dir):
+def test_streamed_pieces_add_up_to_the_answer(demo_model_dir):
     job = make_job("generate", given={"sampling.max_new_tokens": 12})
     pieces: list[str] = []
     with open_conversation(job, lambda sentence: None) as conversation:

@@ -377,7 +377,7 @@ def test_a_damaged_file_of_reviews_is_named(desk):
 def test_the_command_says_what_it_took_and_refused_and_quotes_no_text(desk):
     sheet = desk.fill({"C00": APPROVED, "C01": {**APPROVED, "text": "secret words"}})
     done = desk.work.gxr("review", "import", "outputs/j", str(sheet), "--reviewer", "Dr A", expect=3)
-    assert "1 reviews taken, 0 unchanged, 10 rows unreviewed, 1 refused" in done.stdout
+    assert "1 reviews imported, 0 unchanged, 10 rows unreviewed, 1 refused" in done.stdout
     assert "C01 (edited.xlsx, sheet Cases, row 5)" in done.stdout
     assert "secret" not in done.stdout + done.stderr
     again = json.loads(desk.work.gxr("review", "import", "outputs/j", str(sheet), "--json", expect=3).stdout)

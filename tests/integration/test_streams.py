@@ -1,4 +1,4 @@
-"""Standard output and error that are full, closed or of another encoding: a message or silence, never a traceback."""
+"""stdout and stderr that are full, closed or of another encoding give a message or silence, never a traceback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def work(tmp_path_factory):
 
 def shell(work: Workplace, line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = " ".join(COMMAND)
-    environment = {"PYTHONUNBUFFERED": ""} | environment  # as a user has it: writes fail at the flush
+    environment = {"PYTHONUNBUFFERED": ""} | environment  # as on a user's machine: writes fail at the flush
     return subprocess.run(
         ["bash", "-c", f"set -o pipefail; G='{command}'; {line}"],
         cwd=work.folder, capture_output=True, timeout=100, check=False, env=os.environ | environment,
@@ -34,7 +34,7 @@ VERBS = [
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_full_disk_behind_stdout_is_the_machines_error(work, verb):
+def test_a_full_disk_behind_stdout_is_exit_4(work, verb):
     done = shell(work, f"$G {verb} > /dev/full")
     assert done.returncode == 4, done.stderr
     assert b"cannot be written: No space left on device." in done.stderr
@@ -44,14 +44,14 @@ def test_a_full_disk_behind_stdout_is_the_machines_error(work, verb):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("verb", ["--version", "status outputs/j"])
-def test_a_full_disk_is_the_machines_error_where_python_does_not_buffer_too(work, verb):
+def test_a_full_disk_behind_unbuffered_stdout_is_exit_4(work, verb):
     done = shell(work, f"$G {verb} > /dev/full", PYTHONUNBUFFERED="1")
     assert done.returncode == 4, done.stderr
     assert b"cannot be written: No space left on device." in done.stderr
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_reader_that_went_away_changes_nothing(work, verb):
+def test_a_closed_pipe_is_ignored(work, verb):
     done = shell(work, f"(sleep 0.2; $G {verb}; echo ended $? >&2) | true")
     assert b"ended 0" in done.stderr, done.stderr
     assert b"Traceback" not in done.stderr
@@ -65,12 +65,12 @@ def test_closed_streams_and_a_full_stderr_do_not_end_a_run(work, ends):
     assert len(work.results()) == 60
 
 
-def test_a_notice_never_comes_out_on_stdout_where_stderr_is_closed(work):
+def test_a_notice_is_never_written_to_stdout_if_stderr_is_closed(work):
     done = shell(work, "$G run j.toml --fresh --json 2>&-")
     assert done.stdout.startswith(b"{"), done.stdout
 
 
-def test_a_prompt_that_the_terminal_cannot_spell_is_shown_with_escapes(work, tmp_path):
+def test_a_prompt_that_the_terminal_cannot_encode_is_shown_with_escapes(work, tmp_path):
     other = Workplace(tmp_path)
     other.table([("C1", "漢字 opacity")])
     done = shell(other, "$G check j.toml", PYTHONIOENCODING="latin-1")
@@ -78,7 +78,7 @@ def test_a_prompt_that_the_terminal_cannot_spell_is_shown_with_escapes(work, tmp
     assert rb"\u6f22\u5b57 opacity" in done.stdout
 
 
-def test_a_table_whose_name_is_not_utf8_runs_is_reported_and_is_not_written_over(tmp_path):
+def test_a_table_whose_name_is_not_utf8_is_run_reported_and_never_overwritten(tmp_path):
     place = Workplace(tmp_path)
     place.job("[engine]\nkind = 'echo'\n", head="path = '*.csv'\nid_column = 'case_id'\n")
     name = os.fsdecode(b"f\xff.csv")
@@ -98,7 +98,7 @@ def test_a_table_whose_name_is_not_utf8_runs_is_reported_and_is_not_written_over
     "line",
     [r"$G run $'j\xff.toml'", r"$G status $'j\xff'", r"$G run j.toml --output $'o\xff'", "$G export outputs/j --to ''"],
 )
-def test_names_that_cannot_be_are_a_message(work, line):
+def test_invalid_names_give_a_message(work, line):
     done = shell(work, line)
     assert done.returncode == 2, done
     assert done.stderr.startswith((b"Error:", b"Usage:")), done.stderr

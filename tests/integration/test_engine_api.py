@@ -257,8 +257,8 @@ def test_a_row_is_not_blamed_for_an_outage_that_ends_between_its_try_and_the_que
     down = Act(503)
 
     def behave(body: dict, _: int) -> Act | None:
-        harmless = body["messages"][-1]["content"] == "Say OK."
-        return None if harmless or len(server.rows) > 3 else down
+        is_test = body["messages"][-1]["content"] == "Say OK."
+        return None if is_test or len(server.rows) > 3 else down
 
     with FaultServer(behave) as server:
         made = one(server, max_retries=3)

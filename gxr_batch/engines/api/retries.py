@@ -37,7 +37,7 @@ class Calls:
         first, longest = parse_duration(settings.first_wait), parse_duration(settings.longest_wait)
         self._backoff = wait_random_exponential(multiplier=first or 0.0, max=longest or 0.0)
         self._throttle, self._meter = Throttle(settings.concurrency), Meter()
-        self._asking_harmless = asyncio.Lock()
+        self._asking_test_question = asyncio.Lock()
         self._last_answered = 0.0  # when the latest answered request began
         self.retries = 0
         self.streams = True
@@ -104,7 +104,7 @@ class Calls:
     async def _answers_others(self) -> bool:
         """Return whether the server answers anything asked from now on. Raises Unusable if it refuses everything."""
         now = time.monotonic()
-        async with self._asking_harmless:
+        async with self._asking_test_question:
             if self._last_answered > now:
                 return True
             try:

@@ -95,7 +95,7 @@ def read_adapter(source: Source) -> Adapter:
         tensors = load_file(source.adapter_files()[1])
     except (SafetensorError, OSError):
         raise made.refuse(
-            f"The adapter's weights cannot be loaded: {WEIGHTS} is damaged or cut short.", again
+            f"The adapter's weights cannot be loaded: {WEIGHTS} is damaged or truncated.", again
         ) from None
     unknown = []
     for name, tensor in tensors.items():

@@ -339,7 +339,7 @@ def test_a_shared_prefix_that_failed_is_copied_into_no_row():
     assert made.broken == 2
 
 
-def test_a_model_that_breaks_over_every_row_fails_them_all_and_ends():
+def test_a_model_that_breaks_on_every_row_fails_them_all_and_ends():
     made = Poisoned(tiny_gemma(torch.bfloat16), slots=8, capacity=200)
     made.bad = 0
     done = complete(session(made, 8, SAMPLED), prompts([9]))

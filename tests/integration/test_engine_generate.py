@@ -232,7 +232,7 @@ def test_draws_follow_the_probabilities_that_transformers_samples_from():
         assert abs(seen[token] - rows * probability) <= allowed
 
 
-def test_uniform_numbers_are_even_in_seed_step_and_token():
+def test_random_numbers_are_uniform_in_seed_step_and_token():
     import torch
 
     from gxr_batch.models.gumbel_noise import gumbel

@@ -238,7 +238,7 @@ def test_check_also_names_what_to_install(monkeypatch, tmp_path):
     asked = job().with_values({"input.path": str(table), "run.output": str(tmp_path / "out")})
     check(asked, limit=None, say=[].append)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ModelUnavailable, match="Ray is not installed"):
+    with pytest.raises(ModelUnavailable, match="not installed"):
         check(asked, limit=None, say=[].append)
 
 

@@ -441,11 +441,11 @@ def test_without_vllm_the_message_names_what_to_install(monkeypatch, demo_model_
 
 
 def test_check_also_names_what_to_install(monkeypatch, demo_model_dir, tmp_path):
-    monkeypatch.setattr("gxr_batch.engines.vllm.find_spec", lambda name: None)
+    monkeypatch.setattr("gxr_batch.extras.find_spec", lambda name: None)
     table = tmp_path / "f.csv"
     table.write_text("findings\nclear lungs\n")
     asked = job(demo_model_dir, input={"path": str(table)}, run={"output": str(tmp_path / "out")})
-    with pytest.raises(ModelUnavailable, match="vLLM is not installed"):
+    with pytest.raises(ModelUnavailable, match="not installed"):
         check(asked, limit=None, say=[].append)
 
 

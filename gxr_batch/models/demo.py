@@ -1,8 +1,7 @@
-"""The embedded default model: Google's Gemma 3 270M, which pip brings as GGUF, converted once into the user's cache.
+"""The built-in default model: Google's Gemma 3 270M, installed by pip as GGUF, converted once into the user's cache.
 
-The folder appears under its final name whole or not at all, so its existence means that it is complete. One process
-converts, others wait for it; what a killed attempt left behind is cleared by the next. Loading is left to
-`load_weights`.
+The folder is renamed into place once it is complete, so if it exists it is complete. One process converts while others
+wait; the next conversion removes what a killed one left behind. Loading is done by `load_weights`.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from gxr_batch.models.weights_hash import cache_home
 
 DEMO = "demo"
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-# The number at the end counts our conversions: another one makes another folder, old folders stay as they are.
+# The number at the end is the version of the conversion: a new one creates a new folder, old folders stay.
 NAME = "gemma-3-270m-bf16-1"
 NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
 END_IDS = (1, 106)  # <eos> and <end_of_turn>
 _GGUF = "model.gguf"
-# The file is pinned, so its shape is known: writing it down saves parsing the file's vocabulary a second time.
+# The file is pinned, so its shape is known; keeping it here avoids parsing the file's vocabulary a second time.
 _CONFIG: dict[str, Any] = {
     "vocab_size": 262144,
     "hidden_size": 640,
@@ -55,22 +54,22 @@ _CONFIG: dict[str, Any] = {
     "eos_token_id": list(END_IDS),
     "pad_token_id": 0,
 }
-# While converting, the GGUF (0.25 GB) and the copy made of it (0.57 GB) lie side by side.
+# During conversion the GGUF (0.25 GB) and the result (0.57 GB) exist side by side.
 _NEEDED_BYTES = 900_000_000
 _BLOCK_BYTES = 2**20
 _WAIT_SECONDS = 1.0
 
 
 def demo_folder() -> Path:
-    """Return where the converted demo model is or will be; nothing is made."""
+    """Return the path of the converted demo model, whether or not it exists yet."""
     return cache_home() / "models" / NAME
 
 
 def ensure_demo_model() -> Path:
-    """Return the folder of the demo model, converting it first where this user has not got it yet (20 s, 0.6 GB).
+    """Return the folder of the demo model, converting it first if this user does not have it yet (20 s, 0.6 GB).
 
     Shows its progress inside `progress_on_stderr`. Raises ModelUnavailable if the package is missing or damaged,
-    StorageError if the cache folder cannot take it.
+    StorageError if the cache folder cannot be written.
     """
     folder = demo_folder()
     if folder.is_dir():
@@ -85,15 +84,15 @@ def ensure_demo_model() -> Path:
 
 
 def _convert_into(folder: Path, progress: bool) -> None:
-    """Convert beside `folder` and rename. We hold the lock, so any other attempt's folder belongs to the dead."""
+    """Convert in a temporary folder and rename it. The lock is held, so other temporary folders are left over."""
     for leftover in folder.parent.glob(f"{NAME}.partial-*"):
         shutil.rmtree(leftover)
     free = shutil.disk_usage(folder.parent).free
     if free < _NEEDED_BYTES:
         raise StorageError(
-            f"The demo model needs {_NEEDED_BYTES / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free.",
+            f"The demo model needs {_NEEDED_BYTES / 1e9:.1f} GB of disk space, and {free / 1e9:.1f} GB are free.",
             where=str(folder.parent),
-            next_step="make room, or set XDG_CACHE_HOME to a folder on a larger disk",
+            next_step="free disk space, or set XDG_CACHE_HOME to a folder on a larger disk",
         )
     chunks = _chunks()
     partial = folder.with_name(f"{NAME}.partial-{os.getpid()}")
@@ -130,7 +129,7 @@ def _chunks() -> list[Path]:
 
 
 def _assemble(chunks: list[Path], target: Path) -> None:
-    """Write the chunks into one file. The digest is ours, so a package that was tampered with is refused."""
+    """Write the chunks into one file. A package that was modified is refused, because its digest does not match."""
     digest = hashlib.sha256()
     with target.open("wb") as whole:
         for chunk in chunks:
@@ -148,7 +147,7 @@ def _assemble(chunks: list[Path], target: Path) -> None:
 
 
 def _convert(folder: Path, step: Callable[[str, int], None]) -> None:
-    """Write the GGUF in `folder` as bf16 safetensors and a fast tokenizer beside it."""
+    """Write the GGUF in `folder` as bf16 safetensors and a fast tokenizer to the same folder."""
     step("loading the libraries", 10)
     from transformers import (
         AutoModelForCausalLM,
@@ -158,7 +157,7 @@ def _convert(folder: Path, step: Callable[[str, int], None]) -> None:
         GgufConfig,
     )
 
-    # The GGUF reader draws a bar of its own that no setting reaches; ours keeps the real stderr.
+    # The GGUF reader draws a progress bar that no setting turns off; ours keeps the real stderr.
     with quiet_transformers(), redirect_stderr(io.StringIO()):
         step("converting its tokenizer", 20)
         tokenizer = GemmaTokenizer.from_pretrained(folder, gguf_file=_GGUF)
@@ -188,13 +187,13 @@ def _convert(folder: Path, step: Callable[[str, int], None]) -> None:
 
 @contextmanager
 def _only_one(path: Path, progress: bool) -> Iterator[None]:
-    """Hold the conversion's lock, waiting for whoever has it. The system frees it when its holder dies."""
+    """Hold the conversion's lock, waiting for the process that has it. The system frees it when that process ends."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=_WAIT_SECONDS)
     except Timeout:
         if progress:
-            print("Another process is preparing the demo model; waiting for it.", file=sys.stderr, flush=True)
+            print("Waiting for another process that is preparing the demo model.", file=sys.stderr, flush=True)
         lock.acquire()
     try:
         yield
@@ -204,11 +203,11 @@ def _only_one(path: Path, progress: bool) -> Iterator[None]:
 
 @contextmanager
 def _steps(progress: bool) -> Iterator[Callable[[str, int], None]]:
-    """Draw the steps on stderr: `step(what, percent)` says what begins, and how far we are when it ends."""
+    """Draw the steps on stderr: `step(what, percent)` names the step that begins, and how far it gets."""
     reached = 0
     terminal = sys.stderr.isatty()
     if progress and not terminal:  # a bar would fill a log file with its frames
-        print("Preparing the demo model; this happens once and takes about 20 s.", file=sys.stderr, flush=True)
+        print("Preparing the demo model; this is done once and takes about 20 s.", file=sys.stderr, flush=True)
     with tqdm(
         total=100,
         desc="Preparing the demo model (once)",
@@ -238,7 +237,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _storage_errors(folder: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a StorageError that names the cache folder."""
+    """Convert disk errors to a StorageError that names the cache folder."""
     from safetensors import SafetensorError
 
     try:
@@ -248,5 +247,5 @@ def _storage_errors(folder: Path) -> Iterator[None]:
         raise StorageError(
             f"The demo model cannot be prepared in the cache folder: {reason}.",
             where=str(folder.parent),
-            next_step="make room or mend its permissions, or set XDG_CACHE_HOME to another folder",
+            next_step="free disk space or fix the folder's permissions, or set XDG_CACHE_HOME to another folder",
         ) from None

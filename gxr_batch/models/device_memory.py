@@ -1,6 +1,6 @@
-"""A device's memory and this run's share of it: which device it takes, how much, and how long it waits for the rest.
+"""A device's memory and this run's share of it: which device to use, how much of it, and how long to wait for memory.
 
-Small on purpose, so that a fake whose memory shrinks and grows can stand in for a graphics card. The CUDA half follows
+Small on purpose, so that tests can replace a GPU by a fake whose free memory changes. The CUDA half follows
 torch.cuda's documentation of mem_get_info, set_per_process_memory_fraction, empty_cache and memory_reserved.
 """
 
@@ -30,36 +30,36 @@ class Device(Protocol):
         ...
 
     def free(self) -> int:
-        """What nobody has taken at this moment."""
+        """The memory that is free now."""
         ...
 
     def held(self) -> int:
-        """What this process has taken of it, as far as it counts against its limit."""
+        """The memory that this process holds, as far as it counts against its limit."""
         ...
 
     def limit(self, size: int) -> None:
-        """Keep this process below so many bytes from now on."""
+        """Limit this process to this many bytes from now on."""
         ...
 
     def holders(self) -> Sequence[str]:
-        """Name the processes that hold memory here, where the system tells."""
+        """Name the processes that hold memory here, if the system lists them."""
         ...
 
 
 class Cuda:
-    """A graphics card by its number among those that this process sees."""
+    """A GPU, by its number among those that this process sees."""
 
     def __init__(self, number: int) -> None:
         self.name, self._number = f"cuda:{number}", number
 
     def total(self) -> int:
-        """All memory of the card."""
+        """All memory of the GPU."""
         import torch
 
         return int(torch.cuda.mem_get_info(self._number)[1])
 
     def free(self) -> int:
-        """What the driver would still give out."""
+        """The memory that the driver would still give out."""
         import torch
 
         return int(torch.cuda.mem_get_info(self._number)[0])
@@ -71,19 +71,19 @@ class Cuda:
         return int(torch.cuda.memory_reserved(self._number))
 
     def limit(self, size: int) -> None:
-        """Let torch's allocator refuse what would go past the limit, even where the card has room."""
+        """Have torch's allocator refuse to exceed the limit, even if the GPU has free memory."""
         import torch
 
         torch.cuda.set_per_process_memory_fraction(min(1.0, size / self.total()), self._number)
 
     def holders(self) -> Sequence[str]:
-        """Ask the driver's own tool, which sees other users' processes too (inside containers often none)."""
+        """List the processes from nvidia-smi, including other users' (inside containers often none)."""
         import torch
 
-        card = f"--id=GPU-{torch.cuda.get_device_properties(self._number).uuid}"
+        gpu = f"--id=GPU-{torch.cuda.get_device_properties(self._number).uuid}"
         try:
             asked = subprocess.run(
-                [*_NVIDIA_SMI, card], capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=False
+                [*_NVIDIA_SMI, gpu], capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             return ()
@@ -91,7 +91,7 @@ class Cuda:
 
 
 class Cpu:
-    """The main memory. Its limit is a budget for the KV cache, which the caller keeps: nothing enforces it."""
+    """The main memory. Its limit is a budget for the KV cache, which the caller must respect: nothing enforces it."""
 
     name = "cpu"
 
@@ -102,17 +102,17 @@ class Cpu:
         return int(psutil.virtual_memory().total)
 
     def free(self) -> int:
-        """What programs can take without swapping."""
+        """The memory that programs can take without swapping."""
         import psutil
 
         return int(psutil.virtual_memory().available)
 
     def held(self) -> int:
-        """Nothing: the budget is for the cache, which is not there yet when it is asked for."""
+        """Return 0: the budget is for the cache, which does not exist yet when this is asked."""
         return 0
 
     def limit(self, size: int) -> None:
-        """Leave it to the caller."""
+        """Do nothing; the caller respects the limit."""
 
     def holders(self) -> Sequence[str]:
         """Name the three largest processes."""
@@ -124,15 +124,15 @@ class Cpu:
 
 
 def visible() -> list[Device]:
-    """Return the graphics cards that this process sees, else the main memory."""
+    """Return the GPUs that this process sees, else the main memory."""
     import torch
 
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return [Cuda(number) for number in range(cards)] or [Cpu()]
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [Cuda(number) for number in range(gpus)] or [Cpu()]
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out; torch's CPU allocator says so in words only."""
+    """Return whether an error means that memory ran out; torch's CPU allocator shows it only in the message."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -142,7 +142,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def no_memory_is(refusal: ModelUnavailable) -> Iterator[None]:
-    """Raise `refusal`, which says what to change, where the block finds no memory."""
+    """Raise `refusal`, which explains what to change, if the block runs out of memory."""
     try:
         yield
     except Exception as error:
@@ -152,7 +152,7 @@ def no_memory_is(refusal: ModelUnavailable) -> Iterator[None]:
 
 
 def holders_of(listing: str) -> list[str]:
-    """Turn lines of "pid, path, MiB" into phrases; the path is cut to the program's name."""
+    """Convert lines of "pid, path, MiB" to phrases; the path is cut to the program's name."""
     found = []
     for line in listing.splitlines():
         pid, _, rest = line.partition(",")
@@ -164,7 +164,7 @@ def holders_of(listing: str) -> list[str]:
 
 
 def gib(size: int) -> str:
-    """Spell bytes in GiB."""
+    """Format bytes in GiB."""
     return f"{size / 2**30:,.1f} GiB"
 
 
@@ -172,8 +172,8 @@ Say = Callable[[str], None]
 _LOOK_SECONDS = 5.0
 _SAY_SECONDS = 300.0
 _HOLDERS_NAMED = 5
-# Of the memory that is free beside the weights, what the KV cache may take. Without a limit half is left to neighbours
-# and to activations; what is left of a limit belongs to this run alone, and activations need little of it.
+# The share of the memory left after the weights that the KV cache may take. Without a limit half is left to other
+# processes and to activations; the rest of a limit belongs to this run alone, and activations need little of it.
 _CACHE_SHARE, _CACHE_SHARE_OF_LIMIT = 0.5, 0.8
 
 
@@ -188,14 +188,14 @@ class MemoryBudget:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`say` gets sentences for the user while they wait; the rest is for tests."""
+        """`say` gets sentences for the user while waiting; the other arguments are for tests."""
         self.devices = visible() if devices is None else list(devices)
         self.size_limit = parse_bytes(settings.memory_limit)
         self.wait_seconds = parse_duration(settings.wait_for_memory) or 0.0
         self._say, self._clock, self._sleep = say, clock, sleep
 
     def named(self, device_map: str) -> list[Device]:
-        """Return the devices that `model.device_map` leaves to choose from. Raises ModelUnavailable for none."""
+        """Return the devices that `model.device_map` allows. Raises ModelUnavailable if there are none."""
         if device_map == "auto":
             return self.devices
         if device_map == "cpu":
@@ -211,17 +211,17 @@ class MemoryBudget:
         )
 
     def at(self, place: object) -> Device:
-        """Return the device that torch calls so; the main memory where it is none of the visible ones."""
+        """Return the device with this torch name; the main memory if it is none of the visible ones."""
         return next((device for device in self.devices if device.name == str(place)), Cpu())
 
     def free(self, device: Device) -> int:
-        """Return the bytes that this run may still take of a device."""
+        """Return the bytes of a device that this run may still take."""
         left = device.free()
         limit = self._limit_of(device)
         return left if limit is None else max(0, min(left, limit - device.held()))
 
     def capacity(self, device: Device) -> int:
-        """Return the bytes that this run could have of a device if nobody else were there."""
+        """Return the bytes of a device that this run could take if no other process used it."""
         limit = self._limit_of(device)
         return device.total() if limit is None else min(device.total(), limit)
 
@@ -235,26 +235,27 @@ class MemoryBudget:
         )
 
     def _limit_of(self, device: Device) -> int | None:
-        """On the CPU the limit is the budget of the KV cache alone, since nothing could hold a process below it."""
+        """Return the limit of a device; on the CPU none, since there it is only the budget of the KV cache."""
         return None if device.name == "cpu" else self.size_limit
 
     def by_device(self) -> dict[int | str, int]:
-        """Return what this run may take of each card and of the main memory, as accelerate's max_memory."""
+        """Return what this run may take of each GPU and of the main memory, as accelerate's max_memory."""
         return {number: self.free(device) for number, device in enumerate(self.devices)} | {"cpu": Cpu().free()}
 
     def freest(self, devices: Sequence[Device]) -> Device:
-        """Return the device with the most room for this run."""
+        """Return the device with the most memory for this run."""
         return max(devices, key=self.free)
 
     def keep_to_limit(self, device: Device) -> None:
-        """Bind this process to its limit on a device, before anything is loaded."""
+        """Apply this process's limit on a device, before anything is loaded."""
         if self.size_limit is not None:
             device.limit(self.size_limit)
 
     def wait(self, devices: Sequence[Device], needed: int) -> Device:
         """Return the freest device, once it has `needed` bytes. Raises ModelUnavailable after wait_for_memory.
 
-        Says at once, and every few minutes, who holds the device. What no device could ever give is not waited for.
+        Reports at once, and every few minutes, which processes hold the device. Does not wait for more than any device
+        has.
         """
         began = self._clock()
         said = float("-inf")
@@ -273,7 +274,7 @@ class MemoryBudget:
         return device
 
     def too_little(self, device: Device, needed: int, *, waited: float = 0.0) -> ModelUnavailable:
-        """Return the error that says how much is missing, and who has it."""
+        """Return the error that names how much is missing, and which processes hold memory."""
         after = f" after {waited / 60:,.0f} minutes of waiting" if waited else ""
         return ModelUnavailable(
             f"There is too little memory on {device.name}{after}: {gib(needed)} needed, {gib(self.free(device))} free"

@@ -1,7 +1,7 @@
-"""The noise that tokens are drawn with: a function of (row seed, step, token id) alone, the same in every engine.
+"""The noise that tokens are drawn with: a function of (row seed, step, token id) only, the same in every engine.
 
-The likeliest of (score + Gumbel noise) is an exact draw from the softmax of the scores; since the noise belongs to the
-row, so does the draw, whatever stands beside it.
+The likeliest of (score + Gumbel noise) is an exact draw from the softmax of the scores. Since the noise belongs to the
+row, so does the draw, whatever other rows are in the batch.
 """
 
 from __future__ import annotations

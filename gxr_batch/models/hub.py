@@ -1,6 +1,6 @@
-"""Fetches repositories of the Hugging Face hub into the hub's own cache, and says in one message why one cannot be had.
+"""Fetches repositories from the Hugging Face hub into its own cache, and reports in one message why one is unavailable.
 
-Errors are told apart by class, never by their text. What has arrived stays in the cache, so a second try goes on.
+Errors are distinguished by class, never by text. Downloaded files stay in the cache, so a second attempt continues.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LOG_IN = "hf auth login (or set HF_TOKEN)"
 
 
 def fetch(name: str, revision: str, patterns: Sequence[str], *, where: str) -> Path:
-    """Return the folder of a snapshot, named after its commit; from the cache where the hub cannot be reached.
+    """Return the folder of a snapshot, named after its commit; from the cache if the hub cannot be reached.
 
     `where` is the key of the job file that names the repository. Raises ModelUnavailable.
     """
@@ -29,7 +29,7 @@ def fetch(name: str, revision: str, patterns: Sequence[str], *, where: str) -> P
 
 @contextmanager
 def _hub_errors(name: str, revision: str, where: str) -> Iterator[None]:
-    """Turn the hub client's errors into ModelUnavailable."""
+    """Convert the hub client's errors to ModelUnavailable."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{name}"
@@ -38,23 +38,23 @@ def _hub_errors(name: str, revision: str, where: str) -> Iterator[None]:
     except errors.GatedRepoError:
         what, step = _gated(page)
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        what = f"There is neither a folder {Path(name).absolute()} nor such a model on the hub."
+        what = f"Neither a folder {Path(name).absolute()} nor a model of this name on the hub exists."
         step = f"check the name; for a private model log in: {_LOG_IN}"
     except errors.RevisionNotFoundError:
         what, step = "The model has no such revision.", f"choose one of {page}/tree/main, or leave it empty"
     except errors.LocalEntryNotFoundError as error:
-        if isinstance(error.__cause__, errors.HfHubHTTPError):  # it was reached, and gave an answer of its own
+        if isinstance(error.__cause__, errors.HfHubHTTPError):  # the hub was reached and answered with an error
             what, step = _refused(error.__cause__.response.status_code)
         else:
-            what = "The hub cannot be reached, and its cache on this machine does not hold the whole model."
-            step = f"connect (HF_HUB_OFFLINE must be unset), or first fetch it elsewhere: hf download {name}"
+            what = "The hub cannot be reached, and its cache on this machine does not contain the whole model."
+            step = f"connect to the hub (with HF_HUB_OFFLINE unset), or run on a connected machine: hf download {name}"
     except errors.HfHubHTTPError as error:
         what, step = _refused(error.response.status_code)
     except OSError as error:
         what, step = _not_written(error)
     except errors.HTTPError as error:  # type: ignore[attr-defined]  # the client's base class, whichever it is built on
         what = f"The model could not be downloaded: {type(error).__name__}."
-        step = "mend the connection, then run again: what has arrived is kept"
+        step = "fix the connection, then run the same command again: downloaded files are kept"
     else:
         return
     raise ModelUnavailable(
@@ -73,15 +73,18 @@ def _gated(page: str) -> tuple[str, str]:
 
 def _refused(status: int) -> tuple[str, str]:
     if status in {401, 403}:
-        return "The hub does not take your token.", f"log in again: {_LOG_IN}"
-    return f"The hub answered with HTTP status {status}.", "run again later: what has arrived is kept"
+        return "The hub does not accept your token.", f"log in again: {_LOG_IN}"
+    return f"The hub answered with HTTP status {status}.", "run the same command again later: downloaded files are kept"
 
 
 def _not_written(error: OSError) -> tuple[str, str]:
     from huggingface_hub import constants
 
     if error.errno in _FULL:
-        step = f"make room in {constants.HF_HUB_CACHE}, or set HF_HOME to a folder on a larger disk"
+        step = f"free disk space in {constants.HF_HUB_CACHE}, or set HF_HOME to a folder on a larger disk"
         return "The disk is full: the model could not be downloaded.", step
     reason = error.strerror or type(error).__name__
-    return f"The model could not be downloaded: {reason}.", "mend the connection or the disk, then run again"
+    return (
+        f"The model could not be downloaded: {reason}.",
+        "fix the connection or the disk, then run the same command again",
+    )

@@ -1,4 +1,4 @@
-"""Keeps the libraries' own chatter off stderr while we load with them, and puts their settings back afterwards."""
+"""Silences the libraries' own output while we load with them, and restores their settings afterwards."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def progress_shown() -> bool:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Let transformers log errors only and draw no bars inside the block; nothing is changed at import or for good."""
+    """Let transformers log only errors and draw no bars inside the block; the previous settings are restored."""
     from transformers.utils import logging as transformers_logging
 
-    settings: Any = transformers_logging  # its switches carry no types
-    # On the CPU it says at every start that it goes without a kernel from the hub.
+    settings: Any = transformers_logging  # its switches have no type hints
+    # On the CPU it reports in every invocation that it does without a kernel from the hub.
     chatty = logging.getLogger("bitsandbytes")
     before = chatty.level
     chatty.setLevel(logging.ERROR)

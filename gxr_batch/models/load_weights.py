@@ -1,7 +1,7 @@
-"""From the names in a job file to loaded objects: tokenizer, weights in their number format, on their device.
+"""From the names in a job file to loaded objects: tokenizer, and weights in their number format on their device.
 
-What a setting cannot mean for this model is refused before the weights are read. Where the model comes from is left to
-`source`, on which device and in which number format it goes to `placement`, how it is read to `read_weights`.
+Settings that are impossible for a model are refused before its weights are read. `source` decides where the model comes
+from, `placement` its device and number format, and `read_weights` reads it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _ENDS = ("<eos>", "<end_of_turn>")
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Which weights a job means: names as the job has them, commits of hub models or "", sha256 of the bytes.
+    """The identity of a job's weights: names as in the job, commits of hub models or "", sha256 of the bytes.
 
-    `pins` are job keys that leave something open, and what exactly they mean now.
+    `pins` maps job keys that leave something open to what they mean now.
     """
 
     model: str
@@ -48,9 +48,9 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model ready to generate. `config` is its text configuration, `end_ids` the ids that end an answer.
+    """A model ready to generate. `config` is its text configuration, `end_ids` are the ids that end an answer.
 
-    `adapter` says how its adapter was put on, None if there is none.
+    `adapter` describes how its adapter was applied, None if there is none.
     """
 
     model: PreTrainedModel
@@ -62,7 +62,7 @@ class LoadedModel:
 
     @property
     def device(self) -> str:
-        """The device, or the devices that a spread model lies on."""
+        """The device, or the devices of a model that is spread."""
         spread = getattr(self.model, "hf_device_map", {}).values() if self.placement.device == SPREAD else ()
         places = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in spread}
         return ", ".join(sorted(places)) or str(self.model.device)
@@ -77,7 +77,7 @@ def identity(section: ModelSection) -> Origin:
     """Return which weights would be loaded. Raises ModelUnavailable, JobFileError."""
     sources = find(section, weights=True)
     base, adapter, path = sources
-    # An adapter that model.path names is the model; without it the base is, whatever names that.
+    # An adapter as model.path is the model; otherwise the base is, whichever key names it.
     model = path if adapter is path else base
     return Origin(
         model=section.path if model is path else base.name,
@@ -90,7 +90,7 @@ def identity(section: ModelSection) -> Origin:
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, the adapter's own where it has one; the weights are neither needed nor fetched.
+    """Load the tokenizer, the adapter's if it has one; the weights are neither needed nor downloaded.
 
     Raises ModelUnavailable, JobFileError.
     """
@@ -109,12 +109,12 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
                 next_step="the folder needs tokenizer.json and tokenizer_config.json, as save_pretrained writes them",
             ) from None
     if sources.adapter is not None and (own := sources.adapter.folder / "chat_template.jinja").is_file():
-        tokenizer.chat_template = own.read_text(encoding="utf-8")  # an adapter may bring it without a tokenizer
+        tokenizer.chat_template = own.read_text(encoding="utf-8")  # an adapter may have one without a tokenizer
     return tokenizer
 
 
 def _tokenizer_of(sources: Sources) -> Source:
-    """Return where the tokenizer lies: a fine-tune may have changed its chat template."""
+    """Return where the tokenizer is: an adapter may come with its own, since training can change the chat template."""
     files = ("tokenizer.json", "tokenizer.model")
     adapter = sources.adapter
     if adapter is not None and any((adapter.folder / name).is_file() for name in files):
@@ -123,7 +123,7 @@ def _tokenizer_of(sources: Sources) -> Source:
 
 
 def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, memory: MemoryBudget) -> LoadedModel:
-    """Load the weights onto their device, within this run's share of it, and put the adapter on.
+    """Load the weights onto their device, within this run's share of it, and apply the adapter.
 
     Raises ModelUnavailable if the machine cannot, JobFileError.
     """
@@ -136,7 +136,7 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, memory
     sources = find(section, weights=True)
     config = _config_of(sources, section)
     files = sources.base.weight_files()
-    # First, since it takes no time and finds most of what can be wrong with it.
+    # First, since it takes no time and finds most faults in an adapter.
     adapter = None if sources.adapter is None else read_adapter(sources.adapter)
     placement = place(
         section,
@@ -146,14 +146,14 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, memory
         stored_in_four_bits=stored_in_four_bits(config),
     )
     model, applied = read_model(sources.base, config, placement, memory, adapter)
-    told = notices_of_format(section, sources.base, placement, adapter.config if adapter else None)
+    formats = notices_of_format(section, sources.base, placement, adapter.config if adapter else None)
     ends = end_ids(model, tokenizer, sources.adapter.folder if sources.adapter else None)
-    # The model's own sampling defaults would fill every setting that a caller leaves out.
+    # Otherwise the model's sampling defaults would fill every setting that a caller leaves out.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     return LoadedModel(
         model=model,
         config=config.get_text_config(),
-        placement=replace(placement, notices=(*placement.notices, *told, *(applied.notices if applied else ()))),
+        placement=replace(placement, notices=(*placement.notices, *formats, *(applied.notices if applied else ()))),
         end_ids=ends,
         load_seconds=time.monotonic() - began,
         adapter=applied.how if applied else None,
@@ -163,7 +163,7 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, memory
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter: Path | None = None) -> tuple[int, ...]:
     """Return every id that ends an answer, sorted; `adapter` is the folder of one.
 
-    They are gathered from wherever a model may name them: a base model or an adapter's folder often lacks some, and
+    They are collected from every place that may name them: a base model or an adapter's folder often lacks some, and
     without Gemma's <end_of_turn> an answer runs on into the next turn.
     """
     named = [getattr(model.generation_config, "eos_token_id", None), model.config.get_text_config().eos_token_id]
@@ -171,7 +171,7 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, adapter:
 
 
 def end_ids_of(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return every id that ends an answer of a model whose weights are not loaded here, sorted."""
+    """Return every id that ends an answer, sorted, for a model whose weights are not loaded here."""
     sources = find(section, weights=False)
     named = [_config_of(sources, section).get_text_config().eos_token_id, _ends_of_folder(sources.base.folder)]
     return _end_ids([*named, _ends_of_folder(sources.adapter.folder if sources.adapter else None)], tokenizer)
@@ -188,13 +188,13 @@ def _end_ids(named: list[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int,
     for ids in [*named, tokenizer.eos_token_id]:
         found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
     vocabulary = tokenizer.get_vocab()
-    if _ENDS[1] in vocabulary:  # a fine-tune's tokenizer may name one of the two as its end, and forget the other
+    if _ENDS[1] in vocabulary:  # a fine-tune's tokenizer may name only one of the two
         found.update(vocabulary[name] for name in _ENDS if name in vocabulary)
     return tuple(sorted(found))
 
 
 def load_config(section: ModelSection) -> Any:
-    """Read the model's configuration, without its weights, and refuse settings that it cannot be used with.
+    """Read the model's configuration, without its weights, and refuse settings that do not work with it.
 
     Raises ModelUnavailable, JobFileError.
     """
@@ -209,13 +209,13 @@ def _config_of(sources: Sources, section: ModelSection) -> Any:
             config = AutoConfig.from_pretrained(sources.base.folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ModelUnavailable(
-                f"The model's config.json is missing, damaged or of a kind that this transformers does not know "
-                f"without code of the model's own, which is never run ({type(error).__name__}).",
+                f"The model's config.json is missing, damaged, or of a kind that this transformers only supports "
+                f"with code from the model, which is never run ({type(error).__name__}).",
                 where=str(sources.base.folder),
                 next_step="choose another model, or a newer transformers",
             ) from None
     if sources.adapter is not None:
-        read_adapter_config(sources.adapter.folder)  # refuses by name what is not handled
+        read_adapter_config(sources.adapter.folder)  # refuses unsupported settings by name
     if section.dtype == "float16" and str(config.model_type).startswith("gemma3"):
         raise JobFileError(
             "Gemma 3 overflows in float16 and then returns empty text.",
@@ -226,7 +226,7 @@ def _config_of(sources: Sources, section: ModelSection) -> Any:
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and section.max_seq_length > longest:
         raise JobFileError(
-            f"The model takes at most {longest} tokens.",
+            f"The model supports at most {longest} tokens.",
             where=f"model.max_seq_length = {section.max_seq_length}",
             next_step=f"use {longest} or less",
         )

@@ -1,4 +1,4 @@
-"""A model on this machine, as the engines that run it share it: which weights, its tokenizer, its encoder."""
+"""A model on this machine, as shared by the engines that run it: its identity, its tokenizer, its encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LocalModel:
-    """What a job's model is, found out once and kept; nothing is loaded before it is asked for."""
+    """A job's model, resolved once and kept; nothing is loaded before it is asked for."""
 
     def __init__(self, job: Job, kind: str) -> None:
         self._job, self._kind = job, kind
@@ -22,7 +22,7 @@ class LocalModel:
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def identity(self) -> Identity:
-        """Say which weights would be loaded. Raises ModelUnavailable if they cannot be found."""
+        """Return which weights would be loaded. Raises ModelUnavailable if they cannot be found."""
         from gxr_batch.models.load_weights import identity
 
         if self._identity is None:

@@ -1,13 +1,13 @@
-"""A LoRA adapter: read from its folder, fitted to a loaded model's modules, and put on its weights.
+"""A LoRA adapter: read from its folder, matched to a loaded model's modules, and applied to its weights.
 
 An adapter names modules as the class that it was trained on does: Gemma 3 has three spellings, text-only, multimodal,
-and multimodal of older libraries. All tensors have to find their place and all places their tensors, or the adapter is
-refused by name: a silent base model would look like a bad fine-tune.
+and multimodal of older libraries. Every tensor must match a module and every target module must have its tensors,
+otherwise the adapter is refused by name: a base model without its adapter would look like a bad fine-tune.
 
-Merging adds the product of the matrices in float32 and rounds once to the weights' own format, so the model is a plain
-one afterwards, which every forward can drive. Weights of 4 bits would be rounded anew by that, coarsely; there the
-matrices stay apart (peft's layers), in the format that the 4-bit layers compute in.
-A probe before and after shows that the adapter has changed what the model says.
+Merging adds the product of the matrices in float32 and rounds once to the weights' number format, so the result is a
+plain model that every forward can run. Merging into 4-bit weights would round them again, coarsely; there the matrices
+stay separate (peft's layers), in the format that the 4-bit layers compute in. A probe before and after checks that the
+adapter changes the model's output.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Peft's prefix, and the name of the adapter that older versions left inside a tensor's name.
+# Peft's prefix, and the adapter name that older versions left inside a tensor's name.
 _TENSOR = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)(?:\.base_layer)?\."
     r"(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|weight)(?:\.default)?(?:\.weight)?"
@@ -61,33 +61,33 @@ class Patch:
 
     @property
     def is_lora(self) -> bool:
-        """Whether there is a product to add."""
+        """Whether it adds a product."""
         return self.a is not None
 
 
 @dataclass(kw_only=True)
 class Adapter:
-    """An adapter's settings and tensors, read and checked as far as that goes without its model."""
+    """An adapter's settings and tensors, read and checked as far as possible without its model."""
 
     source: Source
     config: AdapterConfig
     patches: dict[str, Patch]
 
     def refuse(self, what: str, next_step: str = "") -> ModelUnavailable:
-        """Return the error that says what is wrong with this adapter."""
-        base = f"name the model that it was trained on{f', {self.config.base},' * bool(self.config.base)} as the base"
+        """Return an error about this adapter."""
+        base = f"use the model that it was trained on{f', {self.config.base},' * bool(self.config.base)} as the base"
         return ModelUnavailable(what, where=str(self.source.folder), next_step=next_step or base)
 
 
 class Placed(NamedTuple):
-    """Patches by the names of the loaded model's modules, and names of those that it has no use for."""
+    """Patches by the loaded model's module names, and names of the modules that are set aside."""
 
     patches: dict[str, Patch]
     aside: list[str]
 
 
 def read_adapter(source: Source) -> Adapter:
-    """Read an adapter. Raises ModelUnavailable if it is damaged, was never trained, or is not handled."""
+    """Read an adapter. Raises ModelUnavailable if it is damaged, untrained, or not supported."""
     config = read_adapter_config(source.folder)
     made = Adapter(source=source, config=config, patches={})
     again = "copy the adapter's folder again"
@@ -95,7 +95,7 @@ def read_adapter(source: Source) -> Adapter:
         tensors = load_file(source.adapter_files()[1])
     except (SafetensorError, OSError):
         raise made.refuse(
-            f"The adapter's weights cannot be loaded: {WEIGHTS} is damaged or cut short.", again
+            f"The adapter's weights cannot be loaded: {WEIGHTS} is damaged or truncated.", again
         ) from None
     unknown = []
     for name, tensor in tensors.items():
@@ -107,37 +107,37 @@ def read_adapter(source: Source) -> Adapter:
         patch = made.patches.setdefault(module, Patch(module=module, scale=config.scale(module)))
         setattr(patch, _KINDS[found["kind"]], tensor)
     if unknown:
-        raise made.refuse(f"The adapter holds tensors that are not LoRA's: {_some(unknown)}.", again)
+        raise made.refuse(f"The adapter contains tensors that are not part of LoRA: {_some(unknown)}.", again)
     if broken := [patch.module for patch in made.patches.values() if not _is_whole(patch, config)]:
         raise made.refuse(f"The adapter lacks some of the matrices of {_some(broken)}.", again)
     if wild := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
-        raise made.refuse(f"The adapter holds numbers that are not finite: {_some(wild)}.", again)
+        raise made.refuse(f"The adapter contains numbers that are not finite: {_some(wild)}.", again)
     lora = [patch for patch in made.patches.values() if patch.is_lora]
     if not lora:
-        raise made.refuse("The adapter holds no LoRA matrices.", again)
+        raise made.refuse("The adapter contains no LoRA matrices.", again)
     if not any(patch.b is not None and patch.b.any() for patch in lora):
         raise made.refuse(
-            "The adapter changes nothing: all its B matrices are zero, as before the first step of a training.",
+            "The adapter changes nothing: all its B matrices are zero, as before the first step of training.",
             "train it, or set model.adapter to another one",
         )
     return made
 
 
 def _is_whole(patch: Patch, config: AdapterConfig) -> bool:
-    """Return whether a patch has both matrices or none, and its magnitudes under DoRA."""
+    """Return whether a patch has both matrices or none, and its magnitudes with DoRA."""
     parts = patch.a is not None, patch.b is not None, patch.magnitude is not None
     return parts in {(False, False, False), (True, True, config.uses_dora)}
 
 
 def place(adapter: Adapter, modules: Mapping[str, Any]) -> Placed:
-    """Find the module of the model for every patch. Raises ModelUnavailable with the names where one does not fit.
+    """Find the module of the model for every patch. Raises ModelUnavailable with the names of those that do not fit.
 
-    `modules` are the loaded model's, by name. An adapter trained with images may bring parts for the vision tower; no
-    text goes through it, so they are set aside, whether this model has one or not.
+    `modules` are the loaded model's, by name. An adapter trained with images may contain parts for the vision tower;
+    text does not pass through it, so they are set aside, whether or not this model has one.
     """
     prefix = "model.language_model." if "model.language_model" in modules else "model."
     placed: dict[str, Patch] = {}
-    aside, homeless = [], []
+    aside, unmatched = [], []
     for name, patch in adapter.patches.items():
         target = _target(name, prefix, modules)
         if _VISION.match(name):
@@ -145,10 +145,10 @@ def place(adapter: Adapter, modules: Mapping[str, Any]) -> Placed:
         elif target is not None and target not in placed:
             placed[target] = patch
         else:
-            homeless.append(name)
-    if homeless:
-        count = f"{len(homeless)} of the adapter's {len(adapter.patches)} modules are"
-        raise adapter.refuse(f"The adapter belongs on another model: {count} not in this one, {_some(homeless)}.")
+            unmatched.append(name)
+    if unmatched:
+        count = f"{len(unmatched)} of the adapter's {len(adapter.patches)} modules are"
+        raise adapter.refuse(f"The adapter belongs to another model: {count} missing here, {_some(unmatched)}.")
     if misfits := [text for target, patch in placed.items() for text in _misfits(adapter, patch, modules[target])]:
         raise adapter.refuse(f"The adapter does not fit this model: {_some(misfits)}.")
     if missing := _missing(adapter, modules, placed, prefix):
@@ -157,9 +157,7 @@ def place(adapter: Adapter, modules: Mapping[str, Any]) -> Placed:
             "copy the adapter's folder again",
         )
     if not any(patch.is_lora for patch in placed.values()):
-        raise adapter.refuse(
-            "The adapter changes no module that a text goes through.", "train it on the language model"
-        )
+        raise adapter.refuse("The adapter changes no module that processes text.", "train it on the language model")
     return Placed(placed, aside)
 
 
@@ -171,20 +169,20 @@ def _target(name: str, prefix: str, modules: Mapping[str, Any]) -> str | None:
 
 
 def _misfits(adapter: Adapter, patch: Patch, module: Any) -> list[str]:
-    """Say which tensors have not the shape that this module asks for."""
+    """Return which tensors do not have the shape that this module requires."""
     rank = adapter.config.rank(patch.module)
     if hasattr(module, "num_embeddings"):
         inputs, outputs = module.num_embeddings, module.embedding_dim
         whole: tuple[int, ...] = (inputs, outputs)
         if patch.magnitude is not None:
-            return [f"{patch.module} is an embedding, for which DoRA is not handled"]
+            return [f"{patch.module} is an embedding, for which DoRA is not supported"]
     elif hasattr(module, "in_features"):
         inputs, outputs = module.in_features, module.out_features
         whole = (outputs, inputs)
     else:
         inputs, outputs, whole = 0, 0, tuple(module.weight.shape)
         if patch.is_lora:
-            return [f"{patch.module} is no linear layer"]
+            return [f"{patch.module} is not a linear layer"]
     wanted = {"a": (rank, inputs), "b": (outputs, rank), "magnitude": (outputs,), "weight": whole}
     shapes = {kind: tuple(getattr(patch, kind).shape) for kind in wanted if getattr(patch, kind) is not None}
     return [
@@ -195,10 +193,10 @@ def _misfits(adapter: Adapter, patch: Patch, module: Any) -> list[str]:
 
 
 def _missing(adapter: Adapter, modules: Mapping[str, Any], placed: Mapping[str, Patch], prefix: str) -> list[str]:
-    """Name the modules that the adapter's settings target and its file says nothing of."""
+    """Return the modules that the adapter's settings target but its file lacks."""
     config = adapter.config
     if config.settings.get("target_modules") in (None, [], "", "all-linear"):
-        return []  # peft writes out the names of what it trained, unless it was made by other means
+        return []  # peft writes out the names of what it trained, so this was made by other means
     spoken = (name for name in adapter.patches if name.startswith(_TEXT_SPELLINGS) and not _VISION.match(name))
     trained_as = next(spoken, prefix)
     spelling = next(each for each in _TEXT_SPELLINGS if trained_as.startswith(each))
@@ -212,7 +210,7 @@ def _missing(adapter: Adapter, modules: Mapping[str, Any], placed: Mapping[str, 
 
 
 def _as_trained(name: str, prefix: str, spelling: str) -> str | None:
-    """Spell one of the model's names as the class does that the adapter was trained on; None for its vision side."""
+    """Return a name of the model in the spelling that the adapter was trained with; None on the vision side."""
     if _VISION.match(name):
         return None
     if name == "lm_head" and spelling == "language_model.model.":
@@ -237,7 +235,7 @@ _NAME = "default"
 
 @dataclass(frozen=True, kw_only=True)
 class Applied:
-    """How an adapter was put on: the sentence that the manifest keeps, and what the user should know."""
+    """How an adapter was applied: the sentence for the manifest, and notices for the user."""
 
     how: str
     notices: tuple[str, ...] = ()
@@ -245,9 +243,9 @@ class Applied:
 
 @torch.no_grad()
 def apply_adapter(model: PreTrainedModel, adapter: Adapter) -> Applied:
-    """Put an adapter on a model, none of whose weights are offloaded. Raises ModelUnavailable unless it has an effect.
+    """Apply an adapter to a model without offloaded weights. Raises ModelUnavailable unless it has an effect.
 
-    The model changes in place.
+    The model is changed in place.
     """
     modules = dict(model.named_modules())
     placed = place(adapter, modules)
@@ -265,13 +263,13 @@ def apply_adapter(model: PreTrainedModel, adapter: Adapter) -> Applied:
     notices = []
     if placed.aside:
         notices.append(
-            f"{len(placed.aside)} parts of the adapter are for images and were set aside: no text goes through them."
+            f"{len(placed.aside)} parts of the adapter are for images and were set aside: no text passes through them."
         )
     return Applied(how=_described(placed.patches, four_bit, model.dtype), notices=tuple(notices))
 
 
 def _merge(module: Any, patch: Patch) -> None:
-    """Work one patch into a module's weight, in float32."""
+    """Merge one patch into a module's weight, in float32."""
     weight = module.weight
     if patch.weight is not None:
         weight.data.copy_(patch.weight)
@@ -288,9 +286,9 @@ def _merge(module: Any, patch: Patch) -> None:
 
 
 def _untie(model: Any, patches: Mapping[str, Patch], modules: Mapping[str, Any]) -> None:
-    """Give the output layer a weight of its own where the adapter changes it or the embedding, and not the other.
+    """Untie the output layer's weight if the adapter changes only it or only the embedding.
 
-    In training peft changes one of the two alone, also where the model ties them.
+    In training peft changes just one of the two, even if the model ties them.
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     touched = any(modules[name] in (head, embedding) for name in patches)
@@ -309,17 +307,17 @@ def _is_four_bit(module: Any) -> bool:
 
 
 def _refuse_other_formats(adapter: Adapter, modules: Iterable[Any]) -> None:
-    """Refuse to add to numbers that stand for others: 8 bits, GPTQ, AWQ. Raises ModelUnavailable."""
+    """Refuse to add to weights in other quantised formats: 8 bits, GPTQ, AWQ. Raises ModelUnavailable."""
     odd = sorted({type(module).__name__ for module in modules if not module.weight.is_floating_point()})
     if odd:
         raise adapter.refuse(
-            f"The adapter cannot be put on the model's quantised weights ({', '.join(odd)}).",
+            f"The adapter cannot be applied to the model's quantised weights ({', '.join(odd)}).",
             "name a base model with full weights, or one in bitsandbytes' 4 bits",
         )
 
 
 def _refuse_in_four_bit(adapter: Adapter, patches: Mapping[str, Patch]) -> None:
-    """Refuse what cannot be put beside weights of 4 bits. Raises ModelUnavailable."""
+    """Refuse what cannot be applied next to 4-bit weights. Raises ModelUnavailable."""
     step = "set model.load_in_4bit = false (with a base model that is not stored in 4 bits)"
     if any(patch.weight is not None for patch in patches.values()):
         raise adapter.refuse("The adapter replaces whole weights (modules_to_save) that are loaded in 4 bits.", step)
@@ -328,26 +326,26 @@ def _refuse_in_four_bit(adapter: Adapter, patches: Mapping[str, Patch]) -> None:
 
 
 def _put_beside(model: PreTrainedModel, patches: Mapping[str, Patch], adapter: Adapter) -> None:
-    """Wrap 4-bit layers in peft's, whose matrices are the adapter's own."""
+    """Wrap 4-bit layers in peft's layers, with the adapter's matrices."""
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
     ranks = {name: adapter.config.rank(patch.module) for name, patch in patches.items()}
     config = LoraConfig(target_modules=list(patches), rank_pattern=ranks, inference_mode=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft's advice to people who train
+        warnings.simplefilter("ignore")  # peft's advice for training
         inject_adapter_in_model(config, model, _NAME)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     if layers.keys() != patches.keys():
         odd = sorted(layers.keys() ^ patches.keys())
-        raise adapter.refuse(f"peft could not put the adapter on {len(odd)} modules, e.g. {odd[0]}.", "update peft")
+        raise adapter.refuse(f"peft could not apply the adapter to {len(odd)} modules, e.g. {odd[0]}.", "update peft")
     for name, layer in layers.items():
         patch = patches[name]
         layer.scaling[_NAME] = patch.scale
         base: Any = layer.get_base_layer().weight
         for mine, theirs in ((layer.lora_A, patch.a), (layer.lora_B, patch.b)):
             weight = mine[_NAME].weight
-            assert theirs is not None  # what has no matrices was refused
+            assert theirs is not None  # patches without matrices were refused
             weight.data = theirs.to(base.device, model.dtype)
     model.eval()  # type: ignore[no-untyped-call]
 
@@ -365,15 +363,16 @@ def _probe(model: PreTrainedModel) -> torch.Tensor:
 
 
 def _compare(adapter: Adapter, before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype) -> None:
-    """Raise ModelUnavailable where the adapter has broken the model, or changed nothing."""
+    """Raise ModelUnavailable if the adapter breaks the model or changes nothing."""
     if bool(before.isfinite().all()) and not bool(after.isfinite().all()):
         raise adapter.refuse(
-            "With the adapter the model's logits are not finite numbers.", 'try model.dtype = "float32", or train anew'
+            "With the adapter the model's logits are not finite numbers.",
+            'try model.dtype = "float32", or train it again',
         )
     if torch.equal(before, after):
         raise adapter.refuse(
-            f"The adapter changes nothing: with it and without it the model's logits are the same in {_short(dtype)}.",
-            'its matrices may be too small for this format: try model.dtype = "float32", or train it for longer',
+            f"The adapter changes nothing: the model's logits are the same with it and without it in {_short(dtype)}.",
+            'its matrices may be too small for this format: try model.dtype = "float32", or train it longer',
         )
 
 

@@ -1,6 +1,6 @@
-"""An adapter's own settings, adapter_config.json as peft writes it: what they mean, and which are refused by name.
+"""An adapter's adapter_config.json, as peft writes it: what its settings mean, and which are refused by name.
 
-A setting that changes the numbers and is not handled is refused; none is read and ignored.
+A setting that changes the numbers and is not supported is refused; none is ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gxr_batch.errors import ModelUnavailable
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-# Settings that are followed, and such as only matter while training.
+# Settings that are supported, and those that matter only during training.
 _FOLLOWED = frozenset(
     {"peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "rank_pattern", "alpha_pattern"}
     | {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
@@ -27,12 +27,12 @@ _TRAINING_ONLY = frozenset(
     | {"init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"}
     | {"megatron_core", "qalora_group_size"}
 )
-# Values by which a setting says that it is not used.
+# Values that mean that a setting is not used.
 _UNUSED: tuple[Any, ...] = (None, False, "none", "", [], {})
-# Ways to start the training that leave the base model's weights as they are; others change them and keep that to
-# themselves, so that the adapter alone does not give the trained model.
+# Initialisations that leave the base model's weights unchanged; others change them and do not save the change, so that
+# the adapter alone does not reproduce the trained model.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-_MERGE_FIRST = "merge it into its model with the program that trained it, and name the merged model as model.path"
+_MERGE_FIRST = "merge it into its model with the program that trained it, and set model.path to the result"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,12 @@ class AdapterConfig:
 
     @property
     def base(self) -> str:
-        """The model that the adapter names as its base, "" where it names none."""
+        """The base model that the adapter names, "" if it names none."""
         return str(self.settings.get("base_model_name_or_path") or "")
 
     @property
     def base_revision(self) -> str:
-        """The revision of that model, "" for the newest."""
+        """The revision of the base model, "" for the newest."""
         return str(self.settings.get("revision") or "")
 
     @property
@@ -59,23 +59,23 @@ class AdapterConfig:
 
     @property
     def highest_rank(self) -> int:
-        """The highest rank that the settings name, for modules in general or for some."""
+        """The highest rank in the settings, for all modules or for some."""
         return max(int(self.settings.get("r", 8)), *map(int, (self.settings.get("rank_pattern") or {}).values()), 1)
 
     def rank(self, module: str) -> int:
-        """Return the rank that a module's matrices have."""
+        """Return the rank of a module's matrices."""
         return int(self._by_pattern("rank_pattern", module, self.settings.get("r", 8)))
 
     def scale(self, module: str) -> float:
-        """Return what a module's product of matrices is multiplied by."""
+        """Return the factor on a module's product of matrices."""
         alpha = float(self._by_pattern("alpha_pattern", module, self.settings.get("lora_alpha", 8)))
         rank = self.rank(module)
         return alpha / (rank**0.5 if self.settings.get("use_rslora") else rank)
 
     def targets(self, module: str) -> bool:
-        """Return whether the training put matrices on a module of this name, by peft's rules.
+        """Return whether training put matrices on a module of this name, by peft's rules.
 
-        They are written out here, since importing peft takes seconds and merging needs nothing else of it.
+        The rules are implemented here because importing peft takes seconds and merging needs nothing else from it.
         """
         wanted = self.settings.get("target_modules") or ()
         saved = self.settings.get("modules_to_save") or ()
@@ -84,7 +84,7 @@ class AdapterConfig:
         if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved):
             return False
         layers = self.settings.get("layers_to_transform")
-        if isinstance(wanted, str) or layers in (None, []) or module in wanted:  # a whole name counts in any layer
+        if isinstance(wanted, str) or layers in (None, []) or module in wanted:  # a full name counts in any layer
             return self._named(wanted, module)
         patterns = self.settings.get("layers_pattern") or [r"[^.]*"]
         kinds = [patterns] if isinstance(patterns, str) else patterns
@@ -94,13 +94,13 @@ class AdapterConfig:
 
     @staticmethod
     def _named(names: Any, module: str) -> bool:
-        """Return whether a regular expression matches a module's name, or a list holds its end."""
+        """Return whether a regular expression matches a module's name, or a list contains the name's end."""
         if isinstance(names, str):
             return re.fullmatch(names, module) is not None
         return any(module == name or module.endswith(f".{name}") for name in names)
 
     def _by_pattern(self, key: str, module: str, otherwise: Any) -> Any:
-        """Return the value of the first pattern that a module's name ends in, as peft looks it up."""
+        """Return the value of the first pattern that matches the end of a module's name, as peft does."""
         patterns = self.settings.get(key) or {}
         return next((value for end, value in patterns.items() if re.match(rf"(.*\.)?({end})$", module)), otherwise)
 
@@ -125,22 +125,22 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 
 
 def _refusal(settings: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return what an adapter asks for that is not done here, and what helps."""
+    """Return which unsupported setting an adapter uses, and the next step."""
     kind = settings.get("peft_type")
     if kind != "LORA":
-        return f"The adapter is of the kind {kind!r}, and only LORA is handled.", _MERGE_FIRST
+        return f"The adapter is of the kind {kind!r}, and only LORA is supported.", _MERGE_FIRST
     for key, value in settings.items():
         if key not in _FOLLOWED | _TRAINING_ONLY and not any(value is one or value == one for one in _UNUSED):
-            return f"The adapter uses {key}, which is not handled.", _MERGE_FIRST
+            return f"The adapter uses {key}, which is not supported.", _MERGE_FIRST
     start = settings.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         return (
-            f"The adapter began with init_lora_weights = {start!r}, which changes the base model's weights as well.",
+            f"The adapter was initialised with init_lora_weights = {start!r}, which also changes the base model.",
             "save it with peft's path_initial_model_for_weight_conversion, or merge it into its model first",
         )
     again = "copy the adapter's folder again"
     if damaged := next((key for key, holds in _SHAPES.items() if not holds(settings.get(key))), None):
-        return f"The adapter's {damaged} is nothing that peft writes.", again
+        return f"The adapter's {damaged} is not in peft's format.", again
     patterns = [settings.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
     numbers = [settings.get("r", 8), settings.get("lora_alpha", 8), *(n for table in patterns for n in table.values())]
     if not all(isinstance(one, int | float) and not isinstance(one, bool) and one > 0 for one in numbers):

@@ -1,4 +1,4 @@
-"""Decides where a model goes and in which number format, by the memory that this run may take."""
+"""Decides a model's device and number format from the memory that this run may take."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from gxr_batch.job import ModelSection
 from gxr_batch.models.device_memory import Device, MemoryBudget
 from gxr_batch.models.memory_estimate import bytes_needed, fits, four_bit_bytes, row_bytes
 
-SPREAD = "auto"  # accelerate's word for dividing a model among the devices
+SPREAD = "auto"  # accelerate's name for dividing a model among the devices
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
     """How a model is loaded: torch device or "auto" (spread by accelerate), dtype by name, in 4 bits or not.
 
-    `bytes_needed` is the device memory for the weights (`weight_bytes`) and the rows that must fit beside them.
-    `stored_in_four_bits`: the files already hold 4-bit weights, and nothing is left to choose.
+    `bytes_needed` is the device memory for the weights (`weight_bytes`) plus the rows that must fit.
+    `stored_in_four_bits`: the files already hold 4-bit weights, so there is no choice.
     """
 
     device: str
@@ -34,8 +34,8 @@ def place(
 ) -> Placement:
     """Decide device, number format and quantisation; `weight_bytes` is the size of the weight files.
 
-    With engine.wait_for_memory it is decided by what the device could give, and then waited for; without, by what is
-    free now. Raises ModelUnavailable if the named device is not here, or stays full for too long.
+    With engine.wait_for_memory the decision is based on the devices' total memory, which is then waited for; without,
+    on what is free now. Raises ModelUnavailable if the named device does not exist, or stays full for too long.
     """
     devices = memory.named(section.device_map)
     on_cuda = devices[0].name != "cpu"
@@ -51,7 +51,7 @@ def place(
     weights = four_bit_bytes(weight_bytes) if four_bit and not stored_in_four_bits else full
     notices = []
     if four_bit and chosen_here:
-        notices.append("The model is loaded in 4 bits, because it does not fit the memory of the device otherwise.")
+        notices.append("The model is loaded in 4 bits, because otherwise it does not fit the device's memory.")
     spread = on_cuda and section.device_map == "auto" and not fits(weights, a_row, most)
     if spread:
         device = SPREAD
@@ -75,8 +75,8 @@ def place(
 def _spread_over(devices: list[Device], memory: MemoryBudget) -> str:
     for one in devices:
         memory.keep_to_limit(one)
-    others = "the cards and the main memory" if len(devices) > 1 else "the card and the main memory"
-    return f"The model is spread over {others}, because no single card has room for it."
+    others = "the GPUs and the main memory" if len(devices) > 1 else "the GPU and the main memory"
+    return f"The model is spread over {others}, because it does not fit on a single GPU."
 
 
 def _settle_on(devices: list[Device], needed: int, memory: MemoryBudget) -> Device:
@@ -86,13 +86,13 @@ def _settle_on(devices: list[Device], needed: int, memory: MemoryBudget) -> Devi
 
 
 def _best_dtype(on_cuda: bool) -> str:
-    """Return bfloat16 where the hardware computes in it, else float32."""
+    """Return bfloat16 if the hardware computes in it, else float32."""
     import torch
 
     if on_cuda:
         has_it = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # There is no public name for the question; a torch without this one gets the safe answer.
+        # There is no public function for this; a torch without this one gets the safe answer.
         ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
         has_it = ask is not None and bool(ask())
     return "bfloat16" if has_it else "float32"

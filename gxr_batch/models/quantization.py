@@ -1,4 +1,4 @@
-"""Models that are stored in 4 bits, and adapters that were trained on one: said and refused by name, never mapped.
+"""Models that are stored in 4 bits, and adapters trained on one: reported or refused by name, never replaced.
 
 Many adapters name a "...-bnb-4bit" base. Such weights stay in 4 bits, whatever number format the run asks for.
 """
@@ -18,43 +18,43 @@ _SUFFIX = re.compile(r"(-unsloth)?-bnb-4bit$")
 
 
 def stored_in_four_bits(config: Any) -> bool:
-    """Return whether a checkpoint's weights are bitsandbytes' 4 bits, by its configuration."""
+    """Return whether a checkpoint's weights are in bitsandbytes' 4 bits, by its configuration."""
     settings = getattr(config, "quantization_config", None)
     settings = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
     return bool(settings.get("load_in_4bit") or settings.get("_load_in_4bit"))
 
 
 def refuse_format(section: ModelSection, sources: Sources, config: Any) -> None:
-    """Raise JobFileError where a job wants full weights of a checkpoint that has none."""
+    """Raise JobFileError if a job asks for full weights from a checkpoint that has none."""
     if section.load_in_4bit is False and stored_in_four_bits(config):
         raise JobFileError(
-            f"The weights of {sources.base.name} are stored in 4 bits, and the job asks for full ones.",
+            f"The weights of {sources.base.name} are stored in 4 bits, and the job asks for full weights.",
             where="model.load_in_4bit = false",
-            next_step=f"{_full_weights(section, sources.base)}, or leave model.load_in_4bit out",
+            next_step=f"{_full_weights(section, sources.base)}, or remove model.load_in_4bit",
         )
 
 
 def notices_of_format(
     section: ModelSection, base: Source, placement: Placement, adapter: AdapterConfig | None
 ) -> list[str]:
-    """Say so where weights come in another format than the run asks for, or than their adapter was trained on."""
+    """Return notices if weights are in another format than the run asks for, or than their adapter was trained on."""
     if placement.stored_in_four_bits and section.load_in_4bit == "auto":
-        beside = " and the adapter stays beside them" if adapter else ""
+        separate = " and the adapter stays separate" if adapter else ""
         return [
-            f"The weights of {base.name} are stored in 4 bits: they are used so, though the run is in "
-            f"{placement.dtype} otherwise{beside}. For full weights, {_full_weights(section, base)}."
+            f"The weights of {base.name} are stored in 4 bits and are used as they are; the rest of the run is in "
+            f"{placement.dtype}{separate}. For full weights, {_full_weights(section, base)}."
         ]
     if adapter is None or not adapter.base:
         return []
     trained_on = adapter.base.rstrip("/").rpartition("/")[2]
     if _SUFFIX.search(trained_on) and not placement.four_bit:
         return [
-            f"The adapter was trained on 4-bit weights ({adapter.base}), and this run puts it on {base.name} in "
-            f"{placement.dtype}. Its texts are close to what it was trained to write; model.load_in_4bit = true comes "
-            "closer, and is slower on a CPU."
+            f"The adapter was trained on 4-bit weights ({adapter.base}), and this run applies it to {base.name} in "
+            f"{placement.dtype}. Its texts are close to what it was trained to write; model.load_in_4bit = true is "
+            "closer, but slower on a CPU."
         ]
     if _plain(trained_on) != _plain(base.folder.name) and _plain(trained_on) != _plain(base.name.rpartition("/")[2]):
-        return [f"The adapter was trained on {adapter.base}, and this run puts it on {base.name}."]
+        return [f"The adapter was trained on {adapter.base}, and this run applies it to {base.name}."]
     return []
 
 
@@ -63,7 +63,7 @@ def _plain(name: str) -> str:
 
 
 def _full_weights(section: ModelSection, base: Source) -> str:
-    """Say which key to set to which model."""
+    """Return which key to set to which model."""
     key = "model.path" if section.path == base.name else "model.base"
     plain = _SUFFIX.sub("", base.name)
-    return f'set {key} = "{plain}"' if plain != base.name else f"name a model with full weights as {key}"
+    return f'set {key} = "{plain}"' if plain != base.name else f"set {key} to a model with full weights"

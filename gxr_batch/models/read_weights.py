@@ -1,6 +1,6 @@
-"""Reads a model's weights onto their device, complete and nothing besides, and puts its adapter on.
+"""Reads exactly a model's weights onto their device, and applies its adapter.
 
-transformers alone would fill what a checkpoint lacks with random numbers, and pass over what it cannot place.
+transformers alone would fill missing tensors with random numbers and skip unknown ones.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from gxr_batch.models.source import Source
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What a damaged or foreign folder makes of transformers and safetensors (whose error is a subclass of none of ours).
+# What transformers and safetensors raise for a damaged or foreign folder (the latter's error has no common base class).
 _CANNOT_LOAD = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
-# transformers would load an adapter that lies beside a model by itself, unchecked; it finds none in such a subfolder.
+# transformers would load an adapter in a model's folder by itself, unchecked; it finds none in such a subfolder.
 _NO_ADAPTER = {"subfolder": "adapters-are-loaded-by-gxr-batch"}
 
 
 def read_model(
     source: Source, config: Any, placement: Placement, memory: MemoryBudget, adapter: Adapter | None
 ) -> tuple[PreTrainedModel, Applied | None]:
-    """Return the model in eval mode, and how its adapter was put on. Raises ModelUnavailable."""
+    """Return the model in eval mode, and how its adapter was applied. Raises ModelUnavailable."""
     check_whole(source.weight_files())
-    # An adapter is merged before a model is spread: weights that accelerate has offloaded cannot be written to.
+    # An adapter is merged before a model is spread: weights offloaded by accelerate cannot be written to.
     later = adapter is not None and placement.device == SPREAD and not placement.four_bit
     try:
         model, report = _load(source, config, placement, memory, device="cpu" if later else placement.device)
@@ -56,16 +56,16 @@ def read_model(
 
 
 def check_whole(files: Iterable[Path]) -> None:
-    """Raise ModelUnavailable for a safetensors file that is damaged or cut short; its header tells its length."""
+    """Raise ModelUnavailable if a safetensors file is damaged or truncated; its header contains its length."""
     for file in files:
         try:
             with safe_open(file, framework="pt"):
                 pass
         except (SafetensorError, OSError):
             raise ModelUnavailable(
-                "The model's weights cannot be loaded: a file is damaged or cut short.",
+                "The model's weights cannot be loaded: a file is damaged or truncated.",
                 where=str(file),
-                next_step="copy it again; a file in the hub's cache may be deleted, and is fetched anew",
+                next_step="copy it again; a file in the hub's cache can be deleted and is downloaded again",
             ) from None
 
 
@@ -73,7 +73,7 @@ def _load(source: Source, config: Any, placement: Placement, memory: MemoryBudge
     from transformers import AutoModelForCausalLM
 
     dtype: torch.dtype = getattr(torch, placement.dtype)
-    loader: Any = AutoModelForCausalLM  # its types do not know output_loading_info
+    loader: Any = AutoModelForCausalLM  # its type hints lack output_loading_info
     # This class also loads the text side of multimodal Gemma 3 checkpoints.
     with quiet_transformers():
         return loader.from_pretrained(  # type: ignore[no-any-return]
@@ -82,7 +82,7 @@ def _load(source: Source, config: Any, placement: Placement, memory: MemoryBudge
             dtype=dtype,
             device_map=SPREAD if device == SPREAD else {"": device},
             max_memory=memory.by_device() if device == SPREAD else None,
-            # A checkpoint that is stored in 4 bits brings its own settings.
+            # A checkpoint stored in 4 bits has its own settings.
             quantization_config=_four_bit(dtype) if placement.four_bit and not placement.stored_in_four_bits else None,
             use_safetensors=True,
             trust_remote_code=False,
@@ -92,10 +92,10 @@ def _load(source: Source, config: Any, placement: Placement, memory: MemoryBudge
 
 
 def _refuse_gaps(source: Source, report: Any) -> None:
-    """Raise ModelUnavailable where the weights lack tensors of the model, or hold others."""
+    """Raise ModelUnavailable if the weights lack tensors of the model, or contain others."""
     for key, sentence in (
         ("missing_keys", "The weights lack {} of the model's tensors, e.g. {}."),
-        ("unexpected_keys", "The weights hold {} tensors that the model has not, e.g. {}."),
+        ("unexpected_keys", "The weights contain {} tensors that the model does not have, e.g. {}."),
     ):
         if names := report[key]:
             raise ModelUnavailable(
@@ -106,7 +106,7 @@ def _refuse_gaps(source: Source, report: Any) -> None:
 
 
 def _spread(model: Any, memory: MemoryBudget) -> Any:
-    """Divide a model in the main memory among the devices, as from_pretrained would have."""
+    """Divide a model in the main memory among the devices, as from_pretrained would have done."""
     from accelerate import dispatch_model, infer_auto_device_map
 
     places = infer_auto_device_map(

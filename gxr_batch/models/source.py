@@ -1,7 +1,7 @@
-"""From the names in a job file to folders on this machine: a model, and the adapter that goes on top of it.
+"""From the names in a job file to folders on this machine: a model, and the adapter on top of it.
 
-A name is "demo", a folder, or a hub id: "owner/name", or pinned "owner/name@commit". What can be wrong with a name is
-one message here, with a network in `hub`. Weights are safetensors only, and code that comes with a model is never run.
+A name is "demo", a folder, or a hub id: "owner/name", or pinned "owner/name@commit". Each fault in a name gives one
+message, from here or, with a network, from `hub`. Weights are safetensors only, and a model's own code is never run.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from gxr_batch.models.hub import fetch
 from gxr_batch.models.lora_config import CONFIG, WEIGHTS, read_adapter_config
 
 _DEMO_ADAPTER = Path(__file__).with_name("demo_adapter")
-NONE = "none"  # model.adapter for the base model alone
+NONE = "none"  # as model.adapter: the base model alone
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?", re.ASCII)
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
-# What transformers loads; a hub repository may hold copies of the weights in other formats as well.
+# What transformers loads; a hub repository may also contain the weights in other formats.
 _WEIGHT_FILES = ["model.safetensors", "model-*.safetensors", WEIGHTS]
 _INDEX = "model.safetensors.index.json"
-_WHOLE = 'name a folder that holds config.json and safetensors, a hub id, or "demo" as'
+_WHOLE = 'a folder with config.json and safetensors, a hub id, or "demo"'
 _FOLDER_STEPS = {
-    "model.path": f"{_WHOLE} model.path",
-    "model.base": f"{_WHOLE} model.base",
-    "model.adapter": 'name a folder that holds adapter_config.json, a hub id, or "none" as model.adapter',
+    "model.path": f"set model.path to {_WHOLE}",
+    "model.base": f"set model.base to {_WHOLE}",
+    "model.adapter": 'set model.adapter to a folder with adapter_config.json, a hub id, or "none"',
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a model or an adapter lies on this machine. `revision` is the commit of a hub repository, else ""."""
+    """The folder of a model or an adapter on this machine. `revision` is the commit of a hub repository, else ""."""
 
     name: str
     folder: Path
@@ -43,12 +43,12 @@ class Source:
 
     @property
     def pinned(self) -> str:
-        """The name that means these very files: with the commit, where they come from the hub."""
+        """The name of exactly these files: with the commit, if they come from the hub."""
         return f"{self.name}@{self.revision}" if self.revision else self.name
 
     @property
     def has_adapter(self) -> bool:
-        """Whether an adapter lies in the folder."""
+        """Whether the folder holds an adapter."""
         return (self.folder / CONFIG).is_file()
 
     @property
@@ -74,19 +74,19 @@ class Source:
         return files
 
     def adapter_files(self) -> list[Path]:
-        """Return what decides an adapter's effect: its settings and its tensors. Raises ModelUnavailable."""
+        """Return the files that decide an adapter's effect: its settings and its tensors. Raises ModelUnavailable."""
         files = [self.folder / CONFIG, self.folder / WEIGHTS]
         for file in files:
             if not file.is_file():
                 raise ModelUnavailable(
-                    f"The adapter has no {file.name}, and no other format is loaded.",
+                    f"The adapter has no {file.name}, and other formats are not loaded.",
                     where=str(self.folder),
-                    next_step="save it with save_pretrained of a current peft, or copy the folder again",
+                    next_step="save it with save_pretrained from a current peft, or copy the folder again",
                 )
         return files
 
     def weight_bytes(self) -> int | None:
-        """Return the size of the weights as far as it is known here; a hub model's may not be fetched yet."""
+        """Return the size of the weights if it is known here; a hub model may not be downloaded yet."""
         try:
             return sum(file.stat().st_size for file in self.weight_files())
         except (ModelUnavailable, OSError):
@@ -95,13 +95,13 @@ class Source:
     def _without_weights(self) -> ModelUnavailable:
         if self.has_adapter:
             return ModelUnavailable(
-                "The folder holds a config.json and an adapter, but no weights of a model.",
+                "The folder contains a config.json and an adapter, but no model weights.",
                 where=str(self.folder),
-                next_step=f'name its base as model.path, and set model.adapter = "{self.name}"',
+                next_step=f'set model.path to its base, and model.adapter = "{self.name}"',
             )
-        step = "save it with save_pretrained of a current transformers"
+        step = "save it with save_pretrained from a current transformers"
         return ModelUnavailable(
-            "The model has no weights in safetensors format, and no other format is loaded.",
+            "The model has no weights in safetensors format, and other formats are not loaded.",
             where=str(self.folder),
             next_step=f"connect to the hub, or {step}" if self.revision else step,
         )
@@ -115,7 +115,7 @@ class Sources(NamedTuple):
     path: Source
 
     def pins(self) -> dict[str, str]:
-        """Return the job keys that mean newest versions or an adapter's own choice, and what exactly they mean now."""
+        """Return the job keys that mean the newest version or an adapter's choice, and what exactly they mean now."""
         pins = {"model.revision": self.path.revision} if self.path.revision else {}
         if self.path is not self.base:
             pins["model.base"] = self.base.pinned
@@ -125,33 +125,33 @@ class Sources(NamedTuple):
 
 
 def default_adapter(path: str) -> Path | None:
-    """Return the folder of the adapter that the model `path` comes with, None if it comes with none.
+    """Return the folder of the adapter that comes with the model `path`, None if it comes with none.
 
-    model.adapter = "" takes it. So far the demo model alone has one, which jobs/demo_adapter.toml makes.
+    It is used if model.adapter = "". Only the demo model has one, made by jobs/demo_adapter.toml.
     """
     return _DEMO_ADAPTER if path == DEMO else None
 
 
 def find(section: ModelSection, *, weights: bool) -> Sources:
-    """Return where model and adapter lie, converting or downloading them first where needed.
+    """Return where model and adapter are, converting or downloading them first if necessary.
 
-    Without `weights` those of a hub repository are not downloaded. Raises ModelUnavailable, JobFileError.
+    Without `weights`, a hub repository's weights are not downloaded. Raises ModelUnavailable, JobFileError.
     """
     named = _locate(section.path, section.revision, weights=weights, where="model.path")
     if named.is_adapter:
         if section.adapter not in {"", NONE, section.path}:
             raise JobFileError(
-                "model.path is an adapter already, and model.adapter names another one.",
+                "model.path is already an adapter, and model.adapter names another one.",
                 where=f"model.adapter = {section.adapter}",
-                next_step="name the base model as model.path, or remove model.adapter",
+                next_step="set model.path to the base model, or remove model.adapter",
             )
         base = _base_of(named, section.base, weights=weights)
         return Sources(base, None if section.adapter == NONE else named, named)
     if section.base:
         raise JobFileError(
-            "model.base is for an adapter as model.path, and this one is a whole model.",
+            "model.base requires an adapter as model.path, and this is a whole model.",
             where=f"model.path = {section.path}",
-            next_step="remove model.base, or name the adapter as model.path",
+            next_step="remove model.base, or set model.path to the adapter",
         )
     return Sources(named, _adapter_on(named, section, weights=weights), named)
 
@@ -163,10 +163,10 @@ def _adapter_on(base: Source, section: ModelSection, *, weights: bool) -> Source
         own = default_adapter(section.path)
         if own is None and base.has_adapter:
             raise JobFileError(
-                "The folder holds a whole model and an adapter, and nothing says whether its weights have it already.",
+                "The folder contains a whole model and an adapter, which may or may not be merged already.",
                 where=str(base.folder),
-                next_step=f'set model.adapter = "none" to take the weights as they are, or model.adapter = '
-                f'"{section.path}" to put the adapter on top',
+                next_step=f'set model.adapter = "none" to use the weights as they are, or model.adapter = '
+                f'"{section.path}" to apply the adapter',
             )
         return None if own is None else Source(name=own.name, folder=own)
     adapter = _locate(section.adapter, "", weights=weights, where="model.adapter")
@@ -174,24 +174,24 @@ def _adapter_on(base: Source, section: ModelSection, *, weights: bool) -> Source
         raise ModelUnavailable(
             f"There is no {CONFIG}: this is not an adapter.",
             where=f"model.adapter = {section.adapter}",
-            next_step="name a folder or a hub id that peft's save_pretrained made; a whole model goes to model.path",
+            next_step="use a folder or a hub id made by peft's save_pretrained; a whole model belongs in model.path",
         )
     return adapter
 
 
 def _base_of(adapter: Source, given: str, *, weights: bool) -> Source:
-    """Return the model that an adapter belongs on: `given`, else the one that it names itself."""
+    """Return the model that an adapter belongs to: `given`, else the one that it names."""
     config = read_adapter_config(adapter.folder)
     name, revision = given or config.base, "" if given else config.base_revision
     if not name:
         raise ModelUnavailable(
-            "The adapter does not say which model it belongs on.",
+            "The adapter does not name its base model.",
             where=str(config.path),
-            next_step="name it as model.base: a hub id or a folder",
+            next_step="set model.base to a hub id or a folder",
         )
     where = "model.base" if given else f"base_model_name_or_path of {config.path}"
     try:
-        # Only a hub repository has revisions; peft writes the key for folders as well.
+        # Only a hub repository has revisions, but peft writes the key for folders as well.
         base = _locate(name, revision if _on_hub(name) else "", weights=weights, where=where)
     except ModelUnavailable as error:
         if given:
@@ -200,9 +200,9 @@ def _base_of(adapter: Source, given: str, *, weights: bool) -> Source:
         raise ModelUnavailable(f"The adapter's base model: {error.what}", where=where, next_step=step) from None
     if base.is_adapter:
         raise ModelUnavailable(
-            "The adapter's base is an adapter itself.",
+            "The adapter's base is itself an adapter.",
             where=f"{where} = {name}",
-            next_step="merge the lower one into its model first, and name the result as model.base",
+            next_step="merge that one into its model first, and set model.base to the result",
         )
     return base
 
@@ -216,7 +216,7 @@ def _locate(name: str, revision: str, *, weights: bool, where: str) -> Source:
         return Source(name=plain, folder=folder, revision=folder.name)
     if revision:
         raise JobFileError(
-            "model.revision belongs to a model of the hub, and this one is on this machine.",
+            "model.revision is for models on the hub, and this one is on this machine.",
             where=f"{where} = {name}",
             next_step="remove model.revision",
         )
@@ -234,7 +234,7 @@ def _locate(name: str, revision: str, *, weights: bool, where: str) -> Source:
 
 
 def id_and_commit(name: str) -> tuple[str, str]:
-    """Split a pinned hub id, "owner/name@commit"; any other name comes back whole, with ""."""
+    """Split a pinned hub id, "owner/name@commit"; return any other name unchanged, with ""."""
     plain, _, commit = name.partition("@") if _on_hub(name) else (name, "", "")
     return plain, commit
 

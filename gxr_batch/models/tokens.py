@@ -1,8 +1,8 @@
-"""Messages -> token ids. Encoded once, exactly one BOS; what a cell holds never becomes a control token.
+"""Messages -> token ids. Encoded once, exactly one BOS; the text of a cell never becomes a control token.
 
-The turns are laid out around placeholders, cut at the control tokens of the layout, and each piece between two of them
-is encoded in one go with control tokens switched off. So ids outside a cell are what they are with a harmless cell, and
-on harmless text they are those of the library's own `apply_chat_template`.
+The turns are laid out with placeholders, split at the layout's control tokens, and each piece between two of them is
+encoded in one call with control tokens disabled. So the ids outside a cell are the same as with a harmless cell, and
+for harmless text they are those of the library's own `apply_chat_template`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from gxr_batch.errors import ModelUnavailable, RowError
 from gxr_batch.records import Encoded, Messages, Turn
 
-# A text that stands for a turn's own while the turns are laid out; the private-use signs occur in no template.
+# Replaces a turn's text while the turns are laid out; the private-use characters occur in no template.
 _PLACEHOLDER = "\ue000{}\ue001"
 _SLOT = re.compile("\ue000(\\d+)\ue001")
 # Control tokens that some conversions mark as ordinary text.
@@ -24,14 +24,14 @@ _ROLES = {"system": "system", "user": "user", "model": "assistant"}
 
 
 class _Piece(NamedTuple):
-    """Part of a layout: ids that are the same for every prompt, then a text with places for the turns' own texts."""
+    """Part of a layout: ids that are the same for every prompt, then a text with placeholders for the turns' texts."""
 
     ids: list[int]
     text: str
 
 
 class _Layout(NamedTuple):
-    """`trims` says for each turn whether its text loses the blanks around it, as the chat template has it."""
+    """`trims` is True for each turn whose text the chat template strips."""
 
     pieces: tuple[_Piece, ...]
     trims: tuple[bool, ...]
@@ -46,11 +46,11 @@ class ChatEncoder:
         self._mark_controls(_CONTROL.fullmatch)
         self._layouts: dict[tuple[str, ...], _Layout] = {}
         self._prefixes: dict[tuple[tuple[str, ...], str, str], list[int]] = {}
-        # All tokens in one text: a pair of signs is found in it faster than in a quarter of a million strings.
+        # All tokens in one text: searching it for a pair of characters is faster than searching 250,000 strings.
         vocabulary = tokenizer.get_vocab()
         self._vocabulary = "\n".join(vocabulary)
         self._end_of_answer = vocabulary.get(_END_OF_TURN, tokenizer.eos_token_id)
-        # How this vocabulary writes a blank: "▁" or "Ġ", of which either may be an ordinary letter to the other kind.
+        # How this vocabulary writes a blank: "▁" or "Ġ", each of which may be an ordinary letter in the other kind.
         self._blank = "".join(tokenizer.convert_ids_to_tokens(self._plain("a b"))).partition("a")[2][:1]
 
     def encode(self, messages: Messages) -> Encoded:
@@ -76,9 +76,9 @@ class ChatEncoder:
         return Encoded(ids, len(ids), shared)
 
     def encode_answer(self, text: str) -> list[int]:
-        """Return the ids of an answer as a model should give it after a prompt: its text, then the token that ends it.
+        """Return the ids of an answer as the model should give it after a prompt: its text, then its end token.
 
-        A model that learns from answers has to learn their ends too: where it gives no such token it goes on.
+        A model trained on answers must learn their ends too: without the end token it continues.
         """
         return [*self._plain(text.strip()), self._end_of_answer]
 
@@ -94,7 +94,7 @@ class ChatEncoder:
         return _Layout(self._cut(self._by_template(roles, "{}")), trims)
 
     def _by_template(self, roles: tuple[str, ...], around: str) -> str:
-        """Lay turns out by the tokenizer's chat template; a system text that it refuses stands before the user's."""
+        """Lay turns out with the tokenizer's chat template; if it refuses a system text, put that before the user's."""
         turns = [Turn(role, around.format(_PLACEHOLDER.format(number))) for number, role in enumerate(roles)]  # type: ignore[arg-type]
         for candidate in (turns, _system_in_front(turns)):
             try:
@@ -103,23 +103,23 @@ class ChatEncoder:
                     tokenize=False,
                     add_generation_prompt=True,
                 )
-            except Exception:  # templates refuse with whatever error they like
+            except Exception:  # templates raise any kind of error
                 continue
             if all(_PLACEHOLDER.format(number) in text for number in range(len(roles))):
                 return text
         raise ModelUnavailable(
-            "The tokenizer's chat template cannot lay out these turns.",
+            "The tokenizer's chat template does not support these turns.",
             where="prompt.format",
-            next_step='set prompt.format = "literal", or mend the chat template',
+            next_step='set prompt.format = "literal", or fix the chat template',
         )
 
     def _cut(self, text: str) -> tuple[_Piece, ...]:
-        """Cut a layout at its control tokens, encode what never changes, and see to exactly one BOS."""
+        """Split a layout at its control tokens, encode the constant parts, and ensure exactly one BOS."""
         self._mark_controls(lambda token: token.strip() and token in text)
         controls = set(self._controls())
         # Gemma has six thousand: a pattern of them all takes 0.3 s to compile.
         here = sorted((token for token in controls if token and token in text), key=len, reverse=True)
-        # Control tokens stand at the odd places.
+        # Control tokens are at the odd positions.
         parts = re.split(f"({'|'.join(map(re.escape, here))})", text) if here else [text]
         pieces: list[_Piece] = []
         ids: list[int] = []
@@ -139,19 +139,19 @@ class ChatEncoder:
         return tuple(pieces)
 
     def _wants_bos(self) -> bool:
-        """Return whether the tokenizer itself begins a text with BOS (some Gemma files forget to say so)."""
+        """Return whether the tokenizer itself begins a text with BOS (some Gemma files omit that setting)."""
         ids = self._tokenizer("x").input_ids
         return bool(ids) and ids[0] == self._tokenizer.bos_token_id
 
     # ------------------------------------------------------------------ tokens
 
     def _plain(self, text: str) -> list[int]:
-        """Encode text that holds no control token, whatever it looks like."""
+        """Encode text in which nothing is a control token, whatever it looks like."""
         try:
             ids: list[int] = self._tokenizer(
                 text, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
             ).input_ids
-        except TypeError:  # how tokenizers refuses halves of a UTF-16 pair
+        except TypeError:  # what tokenizers raises for halves of a UTF-16 pair
             raise RowError("the prompt holds signs that are not valid Unicode") from None
         return ids
 
@@ -160,7 +160,7 @@ class ChatEncoder:
         return (token.content for token in added.values() if token.special)
 
     def _mark_controls(self, is_control: Callable[[str], object]) -> None:
-        """Make control tokens that a conversion took for ordinary text special, so that cells cannot spell them."""
+        """Make control tokens special that a conversion marked as ordinary text, so that cells cannot spell them."""
         from tokenizers import AddedToken
 
         added = self._tokenizer.added_tokens_decoder.values()
@@ -176,7 +176,7 @@ class ChatEncoder:
         return (roles, *texts[:-1], texts[-1][: messages.literal_chars])
 
     def _shared(self, before: list[int], piece: str, texts: Sequence[str], messages: Messages, last: int) -> int:
-        """Return how many leading ids every row of the template has: up to a boundary that no cell can change."""
+        """Return how many leading ids all rows of the template share: up to a boundary that no cell can change."""
         key = self._prefix_key(tuple(turn.role for turn in messages.turns), texts, messages)
         if key not in self._prefixes:
             start = piece.index(f"\ue000{last}\ue001")
@@ -188,8 +188,8 @@ class ChatEncoder:
     def _safe_cut(self, text: str) -> str:
         """Return the longest beginning of `text` that is tokenised the same whatever follows.
 
-        A blank between two words is such a place where no token of the vocabulary holds that letter and a blank side by
-        side: merges only ever make tokens of the vocabulary, so none can reach across.
+        A blank between two words is such a boundary if no token of the vocabulary contains that letter next to a blank:
+        merges only produce tokens of the vocabulary, so none can cross it.
         """
         for at in range(len(text) - 2, 0, -1):
             before = text[at - 1]
@@ -200,14 +200,14 @@ class ChatEncoder:
 
 
 def _gemma(roles: Sequence[str]) -> str:
-    """Lay turns out as Gemma 3 was trained: no system role, its text stands in front of the first user turn."""
+    """Lay turns out as in Gemma 3's training: no system role, its text precedes the first user turn."""
     turns = [Turn(role, _PLACEHOLDER.format(number)) for number, role in enumerate(roles)]  # type: ignore[arg-type]
     laid = "".join(f"<start_of_turn>{turn.role}\n{turn.text}<end_of_turn>\n" for turn in _system_in_front(turns))
     return laid + "<start_of_turn>model\n"
 
 
 def _literal(roles: Sequence[str]) -> str:
-    """Lay turns out letter for letter as in the guide: a system turn, line feeds before each end of turn.
+    """Lay turns out exactly as in the guide: a system turn, line feeds before each end of turn.
 
     With a system turn the guide leaves an empty line after the last "model".
     """

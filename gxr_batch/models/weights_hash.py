@@ -1,7 +1,7 @@
-"""Which weights these are: one sha256 for a folder's safetensors files, cheap to ask for again.
+"""Identifies weights: one sha256 for a folder's safetensors files, cheap to compute again.
 
-A file's sha256 is kept in the user's cache folder under its path, size, modification time and inode, so that gigabytes
-are read once and not at every start. A changed file has another entry; the cache may be deleted at any time.
+A file's sha256 is cached in the user's cache folder by path, size, modification time and inode, so that gigabytes are
+read once and not in every invocation. A changed file gets another entry; the cache may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _BLOCK_BYTES = 2**20
 
 
 def cache_home() -> Path:
-    """Return the user's cache folder for gxr-batch, after the XDG rules; it need not exist."""
+    """Return the user's cache folder for gxr-batch, by the XDG rules; it need not exist."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative values ignored.
+    # The XDG specification requires relative values to be ignored.
     return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "gxr-batch"
 
 
@@ -31,7 +31,7 @@ def weights_sha256(files: Iterable[Path]) -> str:
 
     Raises ModelUnavailable if a file cannot be read.
     """
-    # The name as listed, the content as linked to: hub snapshots are links into a store of blobs.
+    # Sort by the listed name, hash the linked content: hub snapshots are links into a blob store.
     found = sorted((file.name, file.resolve()) for file in files)
     known = _load()
     fresh: dict[str, str] = {}
@@ -76,7 +76,7 @@ def _load() -> dict[str, str]:
 
 
 def _remember(fresh: dict[str, str]) -> None:
-    """Add entries to the cache. Where that is impossible the next start reads the weights again, nothing else."""
+    """Add entries to the cache. If that fails, the next invocation just reads the weights again."""
     folder = cache_home()
     try:
         folder.mkdir(parents=True, exist_ok=True)

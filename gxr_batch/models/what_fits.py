@@ -1,4 +1,4 @@
-"""What fits the memory of this machine, worked out from a model's configuration: no weights are fetched or read."""
+"""Computes what fits this machine's memory from a model's configuration: weights are neither downloaded nor read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gxr_batch.models.source import find
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Where a model would go, and what would be left there for the rows' keys and values.
+    """Where a model would go, and how much memory would be left there for the rows' keys and values.
 
-    `free_bytes` is what this run may take, `cache_bytes` what of that would go to the cache beside the weights;
-    `longest` is the most tokens that the model takes, 0 where it does not say.
+    `free_bytes` is what this run may take, `cache_bytes` the part of it for the cache after the weights; `longest` is
+    the most tokens that the model supports, 0 if unknown.
     """
 
     placement: Placement
@@ -29,15 +29,15 @@ class Measured:
 
 
 def measure(section: ModelSection, engine: EngineSection) -> Measured:
-    """Look how much of a device a model would leave. Raises ModelUnavailable if its device is not here."""
-    # Looking is for now: a run waits for memory, a check does not.
+    """Measure how much of a device a model would leave. Raises ModelUnavailable if its device does not exist."""
+    # Only what is free now counts: a run waits for memory, a check does not.
     memory = MemoryBudget(engine.model_copy(update={"wait_for_memory": ""}))
     base = find(section, weights=False).base
     whole = load_config(section)
     config = whole.get_text_config()
     stored = stored_in_four_bits(whole)
     size = base.weight_bytes()
-    if size is None:  # not fetched yet
+    if size is None:  # not downloaded yet
         size = four_bit_bytes(weight_bytes(config)) if stored else weight_bytes(config)
     placement = place(section, config, size, memory, stored_in_four_bits=stored)
     devices = memory.named(section.device_map)

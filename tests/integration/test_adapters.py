@@ -1,4 +1,4 @@
-"""LoRA adapters: on every shape of Gemma 3 they give what peft's own model gives, or are refused by name."""
+"""LoRA adapters: on every class of Gemma 3 they give the logits of peft's own model, or are refused by name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tiny products on many threads wait for the threads, most of all beside other work."""
+    """Tiny products on many threads spend their time waiting for the threads, especially on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -73,7 +73,7 @@ def bases(tmp_path_factory, tiny_model_dir) -> dict[str, Path]:
 
 
 def train(base: Path, folder: Path, *, untrained: bool = False, size: float = 0.1, **settings: Any) -> torch.Tensor:
-    """Write an adapter with random matrices on a base, as peft saves one; return peft's own logits, unmerged."""
+    """Write an adapter with random matrices for a base, as peft saves one; return peft's own logits, unmerged."""
     settings = {"r": 4, "lora_alpha": 12, "target_modules": list(TARGETS), "task_type": "CAUSAL_LM"} | settings
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     torch.manual_seed(11)
@@ -98,7 +98,7 @@ def logits(loaded: LoadedModel) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory, bases) -> Path:
-    """A plain adapter of the text-only base, for tests that copy and change it."""
+    """A plain adapter for the text-only base, for tests that copy and change it."""
     folder = tmp_path_factory.mktemp("adapters") / "plain"
     train(bases["text"], folder)
     return folder
@@ -106,7 +106,7 @@ def adapter(tmp_path_factory, bases) -> Path:
 
 @pytest.fixture
 def changed(tmp_path, adapter) -> Callable[..., Path]:
-    """Return a copy of the adapter with other settings, or with tensors put through a function."""
+    """Return a copy of the adapter with other settings, or with its tensors changed by a function."""
 
     def change(tensors: Callable[[dict], dict] | None = None, **settings: Any) -> Path:
         folder = tmp_path / "changed"
@@ -121,7 +121,7 @@ def changed(tmp_path, adapter) -> Callable[..., Path]:
     return change
 
 
-# ---------------------------------------------------------------------- every shape
+# ---------------------------------------------------------------------- every class
 
 
 def legacy(folder: Path) -> None:
@@ -149,10 +149,12 @@ def test_an_adapter_of_either_class_gives_pefts_logits_on_either_class(
     loaded = load_model(section(bases[base], adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
     torch.testing.assert_close(logits(loaded), wanted, atol=2e-4, rtol=1e-4)
     assert loaded.adapter == "merged in float32, rounded once to float32: 20 LoRA modules"
-    assert why_not(loaded.model) == "it is not in bfloat16", "nothing else keeps our own kernels off a merged model"
+    assert why_not(loaded.model) == "it is not in bfloat16", (
+        "nothing else prevents our kernels from running a merged model"
+    )
 
 
-def test_parts_for_images_are_set_aside_and_said(bases, tmp_path, gemma_tokenizer):
+def test_parts_for_images_are_set_aside_with_a_notice(bases, tmp_path, gemma_tokenizer):
     wanted = train(bases["multimodal"], tmp_path / "lora", target_modules=["q_proj", "v_proj"])
     for base in bases.values():
         loaded = load_model(section(base, adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
@@ -176,7 +178,7 @@ def test_parts_for_images_are_set_aside_and_said(bases, tmp_path, gemma_tokenize
     ],
     ids=",".join,
 )
-def test_what_peft_can_train_is_what_peft_would_give(bases, tmp_path, gemma_tokenizer, settings):
+def test_what_peft_can_train_gives_pefts_logits(bases, tmp_path, gemma_tokenizer, settings):
     wanted = train(bases["text"], tmp_path / "lora", **settings)
     loaded = load_model(section(bases["text"], adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
     torch.testing.assert_close(logits(loaded), wanted, atol=2e-4, rtol=1e-4)
@@ -189,7 +191,7 @@ def test_merging_rounds_once_in_bfloat16(bases, adapter, gemma_tokenizer):
     for name, weight in half.model.named_parameters():
         delta = full.get_parameter(name) - base.get_parameter(name)
         wanted = (base.get_parameter(name).bfloat16().float() + delta).bfloat16()
-        # The difference of two float32 numbers is not the product itself: a tie may fall to the other side.
+        # The difference of two float32 numbers is not the product itself: a tie may round the other way.
         assert (weight != wanted).float().mean() < 1e-3, name
     assert why_not(half.model) == ""
     assert half.adapter == "merged in float32, rounded once to bfloat16: 20 LoRA modules"
@@ -214,7 +216,7 @@ def four_bit() -> BitsAndBytesConfig:
 
 
 @pytest.mark.parametrize("base", ["text", "multimodal"])
-def test_beside_four_bit_weights_an_adapter_really_runs_on_the_cpu(bases, adapter, gemma_tokenizer, base):
+def test_an_adapter_on_four_bit_weights_runs_on_the_cpu(bases, adapter, gemma_tokenizer, base):
     from bitsandbytes.nn import Linear4bit
     from peft import PeftModel
 
@@ -230,17 +232,15 @@ def test_beside_four_bit_weights_an_adapter_really_runs_on_the_cpu(bases, adapte
     with torch.no_grad():
         without = plain(input_ids=IDS).logits.float()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft asks for what transformers is about to rename
+            warnings.simplefilter("ignore")  # peft uses a name that transformers is about to change
             wanted = PeftModel.from_pretrained(plain, str(adapter)).eval()(input_ids=IDS).logits.float()
     got = logits(loaded).float()
     effect = (wanted - without).norm()
-    # peft keeps the matrices in float32 there, and we in the format that the layers compute in.
+    # peft keeps the matrices in float32, and we in the format that the layers compute in.
     assert (got - wanted).norm() < 0.1 * effect
 
 
-def test_rows_beside_each_other_keep_their_bits_with_an_adapter_beside_four_bit_weights(
-    bases, adapter, gemma_tokenizer
-):
+def test_rows_in_a_batch_keep_their_bits_with_an_adapter_on_four_bit_weights(bases, adapter, gemma_tokenizer):
     work = section(bases["text"], adapter=str(adapter), dtype="bfloat16", load_in_4bit=True)
     backend = LibraryModel(load_model(work, gemma_tokenizer, HERE).model, slots=16, capacity=64)
     prompts = [[2, *range(3 + number, 12 + 2 * number)] for number in range(12)]
@@ -256,7 +256,7 @@ def test_rows_beside_each_other_keep_their_bits_with_an_adapter_beside_four_bit_
         assert torch.equal(steps([row])[0], together[row]), f"row {row}"
 
 
-def test_putting_an_adapter_on_is_silent(bases, adapter, gemma_tokenizer, capfd):
+def test_applying_an_adapter_is_silent(bases, adapter, gemma_tokenizer, capfd):
     capfd.readouterr()
     for four_bit_weights in (False, True):
         work = section(bases["text"], adapter=str(adapter), dtype="bfloat16", load_in_4bit=four_bit_weights)
@@ -266,7 +266,7 @@ def test_putting_an_adapter_on_is_silent(bases, adapter, gemma_tokenizer, capfd)
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory, bases, tiny_model_dir) -> Path:
-    """A checkpoint that is stored in 4 bits, as many bases of adapters are."""
+    """A checkpoint stored in 4 bits, as many bases of adapters are."""
     folder = tmp_path_factory.mktemp("stored") / "tiny-gemma-bnb-4bit"
     model = AutoModelForCausalLM.from_pretrained(
         bases["text"], quantization_config=four_bit(), dtype=torch.bfloat16, device_map={"": "cpu"}
@@ -277,7 +277,7 @@ def stored(tmp_path_factory, bases, tiny_model_dir) -> Path:
     return folder
 
 
-def test_a_base_stored_in_four_bits_is_named_as_such(stored, changed, gemma_tokenizer):
+def test_a_base_stored_in_four_bits_gets_a_notice(stored, changed, gemma_tokenizer):
     lora = changed(base_model_name_or_path=str(stored))
     loaded = load_model(section(lora, dtype="bfloat16"), gemma_tokenizer, HERE)
     assert loaded.quantization == "nf4"
@@ -291,7 +291,7 @@ def test_a_base_stored_in_four_bits_is_named_as_such(stored, changed, gemma_toke
         load_config(section(lora, load_in_4bit=False))
 
 
-def test_an_adapter_trained_on_four_bits_says_so_on_full_weights(bases, changed, gemma_tokenizer):
+def test_an_adapter_trained_on_four_bits_gets_a_notice_on_full_weights(bases, changed, gemma_tokenizer):
     lora = changed(base_model_name_or_path="unsloth/tiny-gemma-unsloth-bnb-4bit")
     loaded = load_model(section(lora, base=str(bases["text"])), gemma_tokenizer, HERE)
     (notice,) = loaded.placement.notices
@@ -299,7 +299,7 @@ def test_an_adapter_trained_on_four_bits_says_so_on_full_weights(bases, changed,
     assert "model.load_in_4bit = true" in notice
 
 
-def test_an_adapter_on_another_base_than_its_own_says_so(bases, changed, gemma_tokenizer):
+def test_an_adapter_on_another_base_gets_a_notice(bases, changed, gemma_tokenizer):
     lora = changed(base_model_name_or_path="google/gemma-3-4b-pt")
     loaded = load_model(section(bases["text"], adapter=str(lora)), gemma_tokenizer, HERE)
     assert "was trained on google/gemma-3-4b-pt" in loaded.placement.notices[0]
@@ -309,7 +309,7 @@ def test_an_adapter_on_another_base_than_its_own_says_so(bases, changed, gemma_t
     ("settings", "said"),
     [({"use_dora": True}, "DoRA adapter needs full weights"), ({"modules_to_save": ["up_proj"]}, "modules_to_save")],
 )
-def test_what_cannot_be_put_beside_four_bits_is_refused(bases, tmp_path, gemma_tokenizer, settings, said):
+def test_what_cannot_be_applied_to_four_bit_weights_is_refused(bases, tmp_path, gemma_tokenizer, settings, said):
     train(bases["text"], tmp_path / "lora", target_modules=["q_proj"], **settings)
     work = section(bases["text"], adapter=str(tmp_path / "lora"), dtype="bfloat16", load_in_4bit=True)
     with pytest.raises(ModelUnavailable, match=said):
@@ -351,16 +351,16 @@ def with_a_bias(tensors: dict) -> dict:
     ("tensors", "said"),
     [
         (zero_b, "all its B matrices are zero"),
-        (far_too_small, "logits are the same in float32"),
+        (far_too_small, "logits are the same .* in float32"),
         (without_one, r"lacks the matrices of 1 modules .* model\.layers\.2\.self_attn\.q_proj"),
         (without_a_half, r"lacks some of the matrices of model\.layers\.2\.self_attn\.q_proj"),
         (with_nan, r"not finite: .*layers\.1\.mlp\.up_proj\.lora_B"),
-        (elsewhere, r"20 of the adapter's 20 modules are not in this one, transformer\.h\.0"),
-        (with_a_bias, r"not LoRA's: .*q_proj\.bias"),
-        (lambda tensors: {}, "holds no LoRA matrices"),
+        (elsewhere, r"20 of the adapter's 20 modules are missing here, transformer\.h\.0"),
+        (with_a_bias, r"not part of LoRA: .*q_proj\.bias"),
+        (lambda tensors: {}, "contains no LoRA matrices"),
     ],
 )
-def test_an_adapter_without_its_effect_is_refused_with_the_reason(bases, changed, gemma_tokenizer, tensors, said):
+def test_an_adapter_without_effect_is_refused_with_the_reason(bases, changed, gemma_tokenizer, tensors, said):
     with pytest.raises(ModelUnavailable, match=said) as caught:
         load_model(section(bases["text"], adapter=str(changed(tensors))), gemma_tokenizer, HERE)
     assert caught.value.next_step
@@ -378,13 +378,13 @@ def test_an_adapter_without_its_effect_is_refused_with_the_reason(bases, changed
         ({"invented_in_2027": 1}, "uses invented_in_2027"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
         ({"lora_alpha": "many"}, "not a positive number"),
-        ({"rank_pattern": [1]}, "rank_pattern is nothing that peft writes"),
-        ({"target_modules": "("}, "target_modules is nothing that peft writes"),
-        ({"layers_to_transform": "all"}, "layers_to_transform is nothing"),
+        ({"rank_pattern": [1]}, "rank_pattern is not in peft's format"),
+        ({"target_modules": "("}, "target_modules is not in peft's format"),
+        ({"layers_to_transform": "all"}, "layers_to_transform is not"),
     ],
     ids=str,
 )
-def test_settings_that_are_not_followed_are_refused_by_name(bases, changed, gemma_tokenizer, settings, said):
+def test_unsupported_settings_are_refused_by_name(bases, changed, gemma_tokenizer, settings, said):
     with pytest.raises(ModelUnavailable, match=said):
         load_model(section(bases["text"], adapter=str(changed(**settings))), gemma_tokenizer, HERE)
 
@@ -402,7 +402,7 @@ def test_settings_that_are_not_followed_are_refused_by_name(bases, changed, gemm
     ],
     ids=str,
 )
-def test_the_modules_that_settings_mean_are_those_that_peft_means(bases, settings):
+def test_settings_target_the_same_modules_as_in_peft(bases, settings):
     from peft.tuners.tuners_utils import check_target_module_exists
 
     ours = AdapterConfig(path=Path(), settings=settings)
@@ -421,22 +421,22 @@ def test_an_adapter_of_another_size_is_refused_with_its_shapes(adapter, tmp_path
         load_model(section(tmp_path, adapter=str(adapter)), gemma_tokenizer, HERE)
 
 
-def test_a_freshly_made_adapter_is_refused(bases, tmp_path, gemma_tokenizer):
+def test_an_untrained_adapter_is_refused(bases, tmp_path, gemma_tokenizer):
     train(bases["text"], tmp_path / "lora", untrained=True)
-    with pytest.raises(ModelUnavailable, match="before the first step of a training"):
+    with pytest.raises(ModelUnavailable, match="before the first step of training"):
         load_model(section(bases["text"], adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
 
 
-def test_files_that_are_damaged_or_missing_are_one_message_each(bases, changed, gemma_tokenizer):
+def test_each_damaged_or_missing_file_gives_one_message(bases, changed, gemma_tokenizer):
     lora = changed()
     weights, config = lora / "adapter_model.safetensors", lora / "adapter_config.json"
     work = section(bases["text"], adapter=str(lora))
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ModelUnavailable, match="damaged or cut short"):
+    with pytest.raises(ModelUnavailable, match="damaged or truncated"):
         load_model(work, gemma_tokenizer, HERE)
     weights.rename(lora / "adapter_model.bin")
-    with pytest.raises(ModelUnavailable, match="no other format"):
+    with pytest.raises(ModelUnavailable, match="other formats"):
         identity(work)
     for text in ("{", "[]", "{}"):
         config.write_text(text)
@@ -463,21 +463,21 @@ def test_an_adapter_as_model_path_brings_its_base(bases, changed, gemma_tokenize
 @pytest.mark.parametrize(
     ("settings", "keys", "said", "step"),
     [
-        ({"base_model_name_or_path": None}, {}, "does not say which model", "model.base"),
+        ({"base_model_name_or_path": None}, {}, "does not name its base model", "model.base"),
         ({"base_model_name_or_path": "/no/such/base"}, {}, "base model: There is no such", "set model.base"),
-        ({}, {"base": "/no/such/base"}, "There is no such model folder", "name a folder"),
+        ({}, {"base": "/no/such/base"}, "There is no such model folder", "set model.base to a folder"),
         ({}, {"adapter": "other"}, "names another one", "remove model.adapter"),
-        ({}, {"revision": "main"}, "belongs to a model of the hub", "remove model.revision"),
+        ({}, {"revision": "main"}, "is for models on the hub", "remove model.revision"),
     ],
     ids=str,
 )
-def test_a_base_that_is_not_there_is_named_with_the_next_step(changed, settings, keys, said, step):
+def test_a_missing_base_is_named_with_the_next_step(changed, settings, keys, said, step):
     with pytest.raises(GxrError, match=said) as caught:
         load_config(section(changed(**settings), **keys))
     assert step in caught.value.next_step
 
 
-def test_an_adapter_that_is_not_there_is_named_as_one(bases):
+def test_a_missing_adapter_is_named_as_an_adapter(bases):
     with pytest.raises(ModelUnavailable, match="There is no such adapter folder") as caught:
         load_config(section(bases["text"], adapter="/no/such/adapter"))
     assert "adapter_config.json" in caught.value.next_step
@@ -487,11 +487,11 @@ def test_an_adapter_that_is_not_there_is_named_as_one(bases):
 def test_names_that_contradict_each_other_are_refused(bases, adapter, changed):
     with pytest.raises(JobFileError, match="is a whole model"):
         load_config(section(bases["text"], base="some/model"))
-    with pytest.raises(ModelUnavailable, match="an adapter itself"):
+    with pytest.raises(ModelUnavailable, match="itself an adapter"):
         load_config(section(changed(base_model_name_or_path=str(adapter))))
 
 
-def test_a_model_folder_that_also_holds_an_adapter_waits_for_a_decision(bases, adapter, tmp_path, gemma_tokenizer):
+def test_a_model_folder_with_an_adapter_requires_a_decision(bases, adapter, tmp_path, gemma_tokenizer):
     for folder in (bases["text"], adapter):
         for file in folder.iterdir():
             if file.suffix in {".json", ".safetensors"}:
@@ -503,11 +503,11 @@ def test_a_model_folder_that_also_holds_an_adapter_waits_for_a_decision(bases, a
     both = load_model(section(tmp_path, adapter=str(tmp_path)), gemma_tokenizer, HERE)
     assert both.adapter.startswith("merged")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelUnavailable, match="no weights of a model"):
+    with pytest.raises(ModelUnavailable, match="no model weights"):
         identity(section(tmp_path, adapter="none"))
 
 
-def test_the_models_own_adapter_is_taken_unless_the_job_says_otherwise(bases, adapter, gemma_tokenizer, monkeypatch):
+def test_the_models_own_adapter_is_used_unless_the_job_names_another(bases, adapter, gemma_tokenizer, monkeypatch):
     monkeypatch.setattr(source, "default_adapter", lambda path: adapter)
     assert load_model(section(bases["text"]), gemma_tokenizer, HERE).adapter is not None
     assert load_model(section(bases["text"], adapter="none"), gemma_tokenizer, HERE).adapter is None
@@ -521,19 +521,19 @@ def test_the_demo_model_comes_with_an_adapter_that_is_merged_and_changes_it(demo
     assert not torch.equal(logits(plain), logits(taught))
     own = source.default_adapter("demo")
     assert own == source.find(section("demo"), weights=False).adapter.folder
-    card = (own / "README.md").read_text()
-    assert "google/gemma-3-270m" in card
-    assert DISCLAIMER in card
+    model_card = (own / "README.md").read_text()
+    assert "google/gemma-3-270m" in model_card
+    assert DISCLAIMER in model_card
     assert "Gemma" in (own / "NOTICE").read_text()
-    assert sum(file.stat().st_size for file in own.iterdir()) < 12e6, "it travels with the package"
-    assert source.default_adapter(str(demo_model_dir)) is None, "only the name means it"
+    assert sum(file.stat().st_size for file in own.iterdir()) < 12e6, "it is part of the package"
+    assert source.default_adapter(str(demo_model_dir)) is None, "only the name demo selects it"
 
 
 def tokenizer_folder(work: ModelSection) -> Path:
     return load_weights._tokenizer_of(source.find(work, weights=False)).folder
 
 
-def test_the_adapters_tokenizer_wins_and_both_end_ids_hold(bases, changed, gemma_tokenizer):
+def test_the_adapters_tokenizer_is_used_and_both_end_ids_apply(bases, changed, gemma_tokenizer):
     lora = changed(base_model_name_or_path=str(bases["text"]))
     work = section(lora)
     assert tokenizer_folder(work) == bases["text"], "it has none"
@@ -554,7 +554,7 @@ def test_the_adapters_tokenizer_wins_and_both_end_ids_hold(bases, changed, gemma
 # ---------------------------------------------------------------------- identity
 
 
-def test_the_hash_follows_every_byte_of_an_adapter(bases, changed):
+def test_the_hash_covers_every_byte_of_an_adapter(bases, changed):
     lora = changed(base_model_name_or_path=str(bases["text"]))
     first = identity(section(lora))
     assert first.adapter == str(lora)
@@ -568,7 +568,7 @@ def test_the_hash_follows_every_byte_of_an_adapter(bases, changed):
     assert len({first.adapter_sha256, second, third, None}) == 4
 
 
-def test_what_a_job_leaves_open_is_pinned_by_the_first_start_and_kept():
+def test_what_a_job_leaves_open_is_pinned_by_the_first_invocation():
     asked = Job.model_validate({"name": "j", "input": {"path": "f.csv"}, "model": {"path": "a/b", "adapter": "c/d"}})
     pins = {"model.revision": "1" * 40, "model.adapter": "c/d@" + "2" * 40}
     info = EngineInfo(
@@ -581,30 +581,30 @@ def test_what_a_job_leaves_open_is_pinned_by_the_first_start_and_kept():
     again = follow(asked.with_values({"engine.kind": "generate"}), manifest)
     assert (again.model.revision, again.model.adapter) == ("1" * 40, "c/d@" + "2" * 40)
     none = follow(asked.with_values({"engine.kind": "generate", "model.adapter": "none"}), manifest)
-    assert none.model.adapter == "none", "another adapter is for the fingerprint to refuse"
+    assert none.model.adapter == "none", "the fingerprint refuses another adapter"
     other = follow(asked.with_values({"engine.kind": "generate", "model.path": "x/y"}), manifest)
     assert other.model.revision == "", "another model has other revisions"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_up_while_a_model_arrives_is_one_message(code):
+def test_a_disk_that_fills_up_during_a_download_gives_one_message(code):
     with pytest.raises(ModelUnavailable, match="disk is full") as caught, hub._hub_errors("a/b", "", "model.adapter"):
         raise OSError(code, "No space left on device")
     assert "HF_HOME" in caught.value.next_step
     assert "model.adapter = a/b" in caught.value.where
 
 
-def test_weights_that_hold_a_tensor_too_many_are_refused(bases, tmp_path, gemma_tokenizer):
+def test_weights_with_an_extra_tensor_are_refused(bases, tmp_path, gemma_tokenizer):
     shutil.copytree(bases["text"], tmp_path, dirs_exist_ok=True)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.layers.9.extra.weight"] = torch.ones(2, 2)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelUnavailable, match=r"hold 1 tensors .* model\.layers\.9\.extra"):
+    with pytest.raises(ModelUnavailable, match=r"contain 1 tensors .* model\.layers\.9\.extra"):
         load_model(section(tmp_path), gemma_tokenizer, HERE)
 
 
 class BudgetOfMainMemory(MemoryBudget):
-    """Lets accelerate divide a model among devices where the main memory is the only one."""
+    """Lets accelerate divide a model among devices although the main memory is the only one."""
 
     def by_device(self) -> dict[int | str, int]:
         return {"cpu": 2**30}
@@ -614,8 +614,8 @@ def test_a_model_is_spread_with_its_adapter_merged(bases, adapter, gemma_tokeniz
     base = source.find(section(bases["text"]), weights=True).base
     lora = read_adapter(source.Source(name="lora", folder=adapter))
     where = Placement(device=SPREAD, dtype="float32", four_bit=False)
-    room = BudgetOfMainMemory(EngineSection())
-    model, applied = read_weights.read_model(base, load_config(section(bases["text"])), where, room, lora)
+    memory = BudgetOfMainMemory(EngineSection())
+    model, applied = read_weights.read_model(base, load_config(section(bases["text"])), where, memory, lora)
     assert applied is not None
     assert applied.how.startswith("merged")
     assert set(model.hf_device_map.values()) == {"cpu"}
@@ -629,7 +629,7 @@ def test_a_model_is_spread_with_its_adapter_merged(bases, adapter, gemma_tokeniz
 
 @pytest.fixture(scope="module")
 def big(tmp_path_factory, gemma_tokenizer) -> Path:
-    """A tiny model with Gemma's whole vocabulary, so that real prompts go through it, and an adapter of it."""
+    """A tiny model with Gemma's whole vocabulary, so that it accepts real prompts, and an adapter for it."""
     folder = tmp_path_factory.mktemp("big")
     tiny_gemma(vocab=len(gemma_tokenizer)).save_pretrained(folder / "base")
     gemma_tokenizer.save_pretrained(folder / "base")
@@ -638,7 +638,7 @@ def big(tmp_path_factory, gemma_tokenizer) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["transformers", "generate"])
-def test_a_run_on_an_adapter_says_so_and_refuses_to_go_on_with_another(tmp_path, big, kind):
+def test_a_run_with_an_adapter_records_it_and_refuses_to_resume_with_another(tmp_path, big, kind):
     shutil.copytree(big / "lora", tmp_path / "lora")
     work = Workplace(tmp_path)
     work.job(f"[model]\npath = 'lora'\n[engine]\nkind = '{kind}'\nslots = 2\n[sampling]\nmax_new_tokens = 3\n")
@@ -649,7 +649,7 @@ def test_a_run_on_an_adapter_says_so_and_refuses_to_go_on_with_another(tmp_path,
     assert engine["adapter"].startswith("merged in float32")
     assert work.manifest()["resolved"]["model.base"] == str(big / "base")
     if kind == "generate":
-        return  # what may not change is found out before any engine is opened
+        return  # changes in the fingerprint are found before any engine is opened
     texts = [row["gxr_text"] for row in work.results()]
     file = tmp_path / "lora/adapter_model.safetensors"
     save_file({name: tensor * 3 for name, tensor in load_file(file).items()}, file)
@@ -670,7 +670,7 @@ def test_an_adapter_that_changes_nothing_ends_a_run_with_exit_4(tmp_path, big):
     assert "Traceback" not in said
 
 
-def test_check_says_what_fits_and_refuses_an_adapter_that_run_would_refuse(tmp_path, big):
+def test_check_reports_what_fits_and_refuses_an_adapter_that_run_would_refuse(tmp_path, big):
     shutil.copytree(big / "lora", tmp_path / "lora")
     work = Workplace(tmp_path)
     work.job("[model]\npath = 'lora'\n[engine]\nmemory_limit = '200MiB'\n")

@@ -1,4 +1,4 @@
-"""The embedded demo model: converted once, whole or not at all, by whoever comes first."""
+"""The built-in demo model: converted once, completely or not at all, by the first process that needs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def start(cache: Path, code: str = ENSURE) -> subprocess.Popen[str]:
     )
 
 
-def test_a_killed_conversion_and_two_at_once_end_in_one_whole_model(tmp_path, demo_model_dir):
+def test_a_killed_conversion_and_two_at_once_give_one_complete_model(tmp_path, demo_model_dir):
     killed = start(tmp_path)
     models = tmp_path / "gxr-batch" / "models"
     deadline = time.monotonic() + 60
@@ -58,12 +58,12 @@ def test_the_folder_carries_notice_and_end_ids(demo_model_dir):
 @pytest.mark.parametrize(
     "text", ["a  b", " leading", "trailing ", "tab\tand\n\n\nlines", "é 你好 🫁", "▁x", "1,234.5 mm"]
 )
-def test_the_tokenizer_gives_text_back_as_it_was(gemma_tokenizer, text):
+def test_the_tokenizer_decodes_to_the_original_text(gemma_tokenizer, text):
     ids = gemma_tokenizer(text, add_special_tokens=False).input_ids
     assert gemma_tokenizer.decode(ids) == (text if "▁" not in text else text.replace("▁", " "))
 
 
-def test_control_tokens_are_special_and_stand_where_gemma_has_them(gemma_tokenizer):
+def test_control_tokens_are_special_and_have_gemmas_ids(gemma_tokenizer):
     for token, number in {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<start_of_turn>": 105, "<end_of_turn>": 106}.items():
         assert gemma_tokenizer.convert_tokens_to_ids(token) == number
         assert gemma_tokenizer.decode([number], skip_special_tokens=True) == ""
@@ -79,7 +79,7 @@ def test_a_package_that_was_tampered_with_is_refused(tmp_path, monkeypatch):
     assert not demo.demo_folder().exists()
 
 
-def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="needs gguf, which is not installed") as caught:
@@ -87,7 +87,7 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch):
     assert caught.value.next_step == install_command("demo")
 
 
-def test_a_cache_that_takes_no_large_file_is_one_message_and_leaves_nothing_behind(tmp_path):
+def test_a_cache_that_accepts_no_large_file_gives_one_message_and_leaves_nothing_behind(tmp_path):
     code = (
         "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100_000_000, 100_000_000))\n"
         "from gxr_batch.errors import StorageError\nfrom gxr_batch.models.demo import ensure_demo_model\n"
@@ -101,14 +101,14 @@ def test_a_cache_that_takes_no_large_file_is_one_message_and_leaves_nothing_behi
     assert [path.name for path in models.iterdir()] == [f"{demo.NAME}.lock"]
 
 
-def test_a_cache_folder_that_is_a_file_is_one_message(tmp_path, monkeypatch):
+def test_a_cache_folder_that_is_a_file_gives_one_message(tmp_path, monkeypatch):
     (tmp_path / "gxr-batch").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(StorageError, match="cannot be prepared in the cache folder"):
         demo.ensure_demo_model()
 
 
-def test_a_relative_cache_folder_is_ignored_as_xdg_has_it(tmp_path, monkeypatch):
+def test_a_relative_cache_folder_is_ignored_as_xdg_requires(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert demo.demo_folder() == tmp_path / ".cache" / "gxr-batch" / "models" / demo.NAME
@@ -116,15 +116,15 @@ def test_a_relative_cache_folder_is_ignored_as_xdg_has_it(tmp_path, monkeypatch)
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory):
-    """The file that the packages carry."""
+    """The GGUF file in the packages."""
     path = tmp_path_factory.mktemp("gguf") / "model.gguf"
     demo._assemble(demo._chunks(), path)
     return path
 
 
 @pytest.mark.long
-def test_the_weights_are_bit_for_bit_those_that_transformers_unpacks(gguf, demo_model_dir):
-    """Our shape of the model is written down instead of read from the file; this is the way without that short cut."""
+def test_the_weights_equal_what_transformers_unpacks_bit_for_bit(gguf, demo_model_dir):
+    """Our code has the model's shape as a constant instead of reading it from the file; this test reads it."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -138,7 +138,7 @@ def test_the_weights_are_bit_for_bit_those_that_transformers_unpacks(gguf, demo_
         assert torch.equal(tensor, theirs[name]), name
     for key in {*demo._CONFIG, "layer_types", "hidden_activation", "attention_bias"} - {"eos_token_id"}:
         assert getattr(ours.config, key) == getattr(expected.config, key), key
-    # 1e-6 stands in the file in single precision.
+    # 1e-6 is in the file in single precision.
     assert ours.config.rms_norm_eps == pytest.approx(expected.config.rms_norm_eps)
 
 
@@ -169,15 +169,15 @@ def test_the_tokenizer_agrees_with_sentencepiece_on_the_files_vocabulary(gguf, g
         some = (chance.choice(tokens[256:255000]).replace("▁", " ") for _ in range(8))
         texts.append("".join(some))
     for text in texts:
-        # Control tokens in a text are matched by the tokenizer and never by sentencepiece; cells are kept from the
-        # former by the encoder. Runs of more than 31 blanks are cut in other places.
+        # Control tokens in a text are matched by the tokenizer and never by sentencepiece; the encoder keeps cells from
+        # matching them. Runs of more than 31 blanks are split in other places.
         if "<start_of" in text or "<end_of" in text or "<bos>" in text or " " * 32 in text:
             continue
         assert gemma_tokenizer.encode(text, add_special_tokens=False) == reference.encode(text)
 
 
 def sentencepiece_model(tokens, scores, kinds):
-    """Write a vocabulary as sentencepiece stores it: a protocol buffer, by hand, because there is no writer."""
+    """Write a vocabulary in sentencepiece's format: a protocol buffer, by hand, because there is no writer."""
 
     def varint(number):
         out = b""
@@ -195,7 +195,7 @@ def sentencepiece_model(tokens, scores, kinds):
     pieces = []
     for place, (token, score, kind) in enumerate(zip(tokens, scores, kinds, strict=True)):
         spelled = "▁" * len(token) if token and not token.strip(" ") else token
-        number_of_kind = 2 if place == 3 else kind  # <unk> has a kind of its own
+        number_of_kind = 2 if place == 3 else kind  # <unk> has a separate kind
         pieces.append(
             block(
                 1,

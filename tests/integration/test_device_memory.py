@@ -1,4 +1,4 @@
-"""Manners on a shared device, with a fake whose memory shrinks and grows beside the real main memory."""
+"""Sharing a device: a fake GPU whose free memory changes, and the real main memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GIB = 2**30
 
 
 class FakeDevice:
-    """A card of 24 GiB; `free_then` gives what is free at each question, the last one for good."""
+    """A GPU of 24 GiB; `free_then` lists what is free at each query, then its last value is repeated."""
 
     def __init__(self, name: str, *free_then: float, held: int = 0) -> None:
         self.name = name
@@ -49,7 +49,7 @@ class FakeDevice:
 
 
 class Clock:
-    """Time that passes only while somebody sleeps."""
+    """A clock that advances only during sleep."""
 
     def __init__(self) -> None:
         self.now, self.slept = 0.0, []
@@ -62,13 +62,13 @@ class Clock:
         self.now += seconds
 
 
-def room(*devices: FakeDevice, say=None, clock=None, **settings) -> MemoryBudget:
+def budget(*devices: FakeDevice, say=None, clock=None, **settings) -> MemoryBudget:
     clock = clock or Clock()
     return MemoryBudget(EngineSection(**settings), say or (lambda _: None), devices, clock, clock.sleep)
 
 
 @pytest.fixture(autouse=True)
-def a_card_with_bfloat16(monkeypatch):
+def a_gpu_with_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
 
 
@@ -78,63 +78,63 @@ CONFIG = tiny_gemma().config
 # ---------------------------------------------------------------------- choosing and waiting
 
 
-def test_the_card_with_the_most_free_memory_is_taken():
-    cards = [FakeDevice("cuda:0", 3), FakeDevice("cuda:1", 20), FakeDevice("cuda:2", 7)]
-    placed = place(ModelSection(), CONFIG, 8 * GIB, room(*cards))
+def test_the_gpu_with_the_most_free_memory_is_used():
+    gpus = [FakeDevice("cuda:0", 3), FakeDevice("cuda:1", 20), FakeDevice("cuda:2", 7)]
+    placed = place(ModelSection(), CONFIG, 8 * GIB, budget(*gpus))
     assert (placed.device, placed.four_bit, placed.dtype) == ("cuda:1", False, "bfloat16")
     assert any("cuda:1" in notice for notice in placed.notices)
 
 
-def test_a_limit_binds_the_process_and_decides_the_number_format():
-    card = FakeDevice("cuda:0", 20)
-    placed = place(ModelSection(), CONFIG, 8 * GIB, room(card, memory_limit="6GiB"))
-    assert card.limits == [6 * GIB]
-    assert placed.four_bit, "8 GiB of weights go into 6 GiB in 4 bits only"
-    card = FakeDevice("cuda:0", 20)
-    assert not place(ModelSection(), CONFIG, 8 * GIB, room(card)).four_bit
-    assert card.limits == []
+def test_a_limit_applies_to_the_process_and_decides_the_number_format():
+    gpu = FakeDevice("cuda:0", 20)
+    placed = place(ModelSection(), CONFIG, 8 * GIB, budget(gpu, memory_limit="6GiB"))
+    assert gpu.limits == [6 * GIB]
+    assert placed.four_bit, "8 GiB of weights fit 6 GiB only in 4 bits"
+    gpu = FakeDevice("cuda:0", 20)
+    assert not place(ModelSection(), CONFIG, 8 * GIB, budget(gpu)).four_bit
+    assert gpu.limits == []
 
 
-def test_without_room_on_one_card_the_model_is_spread_and_every_card_is_bound():
-    cards = [FakeDevice("cuda:0", 5), FakeDevice("cuda:1", 5)]
-    placed = place(ModelSection(load_in_4bit=False), CONFIG, 8 * GIB, room(*cards, memory_limit="5GiB"))
+def test_a_model_that_does_not_fit_on_one_gpu_is_spread_and_every_gpu_is_limited():
+    gpus = [FakeDevice("cuda:0", 5), FakeDevice("cuda:1", 5)]
+    placed = place(ModelSection(load_in_4bit=False), CONFIG, 8 * GIB, budget(*gpus, memory_limit="5GiB"))
     assert placed.device == "auto"
-    assert [card.limits for card in cards] == [[5 * GIB], [5 * GIB]]
+    assert [gpu.limits for gpu in gpus] == [[5 * GIB], [5 * GIB]]
 
 
-def test_it_waits_until_a_neighbour_gives_memory_back_and_says_who_holds_it():
+def test_it_waits_until_other_processes_free_memory_and_names_them():
     said, clock = [], Clock()
-    card = FakeDevice("cuda:0", *[2.0] * 40, 20)
-    placed = place(ModelSection(), CONFIG, 8 * GIB, room(card, say=said.append, clock=clock, wait_for_memory="30m"))
+    gpu = FakeDevice("cuda:0", *[2.0] * 40, 20)
+    placed = place(ModelSection(), CONFIG, 8 * GIB, budget(gpu, say=said.append, clock=clock, wait_for_memory="30m"))
     assert placed.device == "cuda:0"
-    assert not placed.four_bit, "what fits the whole card is waited for, not squeezed"
+    assert not placed.four_bit, "what fits a whole GPU is waited for, not quantised"
     assert 0 < clock.now < 1800
     assert "process 4711 (python): 20.0 GiB" in said[0]
     assert "9.4 GiB needed" in said[0]
 
 
-def test_waiting_ends_and_names_who_holds_the_device():
+def test_waiting_ends_and_names_the_processes_on_the_device():
     clock = Clock()
     with pytest.raises(ModelUnavailable) as caught:
-        place(ModelSection(), CONFIG, 8 * GIB, room(FakeDevice("cuda:0", 2), clock=clock, wait_for_memory="30m"))
+        place(ModelSection(), CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", 2), clock=clock, wait_for_memory="30m"))
     assert "after 30 minutes of waiting" in str(caught.value)
     assert "process 4711" in str(caught.value)
     assert clock.now == 1800
 
 
-def test_a_device_that_is_not_here_is_named_with_those_that_are():
+def test_a_missing_device_is_named_with_the_available_ones():
     with pytest.raises(ModelUnavailable, match="no device cuda:3") as caught:
-        place(ModelSection(device_map="cuda:3"), CONFIG, GIB, room(FakeDevice("cuda:0", 20)))
+        place(ModelSection(device_map="cuda:3"), CONFIG, GIB, budget(FakeDevice("cuda:0", 20)))
     assert "cpu, cuda:0" in str(caught.value)
 
 
-def test_what_is_held_already_counts_against_the_limit():
-    shared = room(FakeDevice("cuda:0", 20, held=4 * GIB), memory_limit="6GiB")
+def test_memory_that_is_held_already_counts_against_the_limit():
+    shared = budget(FakeDevice("cuda:0", 20, held=4 * GIB), memory_limit="6GiB")
     assert shared.free(shared.devices[0]) == 2 * GIB
     assert shared.for_cache(shared.devices[0]) == int(0.8 * 2 * GIB)
 
 
-def test_the_main_memory_says_what_it_has_and_its_limit_is_the_caches():
+def test_the_main_memory_reports_its_size_and_its_limit_is_the_caches():
     cpu = Cpu()
     assert 0 < cpu.free() <= cpu.total()
     assert all("process" in holder and "GiB" in holder for holder in cpu.holders())
@@ -149,7 +149,7 @@ def test_the_drivers_listing_becomes_phrases():
 
 
 def engine(folder, **settings) -> TransformersEngine:
-    """The engine of a job with the tiny model in float32: 1 KiB of cache a token and layer pair, 256 tokens a row."""
+    """The engine of a job with the tiny model in float32: 1 KiB of cache per token and layer pair, 256 tokens a row."""
     return TransformersEngine(
         Job.model_validate(
             {
@@ -169,32 +169,32 @@ def test_on_the_cpu_the_limit_decides_how_many_rows_decode_side_by_side(tiny_mod
         assert opened.info.slots == slots
         assert opened.info.reproducible is reproducible
         assert opened._backend.slots == max(slots, 4)
-        assert any("no room for 8 rows" in notice for notice in opened.info.notices) is (slots < 8)
+        assert any("too small for the 8 rows" in notice for notice in opened.info.notices) is (slots < 8)
 
 
-def test_a_limit_that_the_slots_do_not_fit_says_what_to_change(tiny_model_dir):
+def test_a_limit_too_small_for_the_slots_names_what_to_change(tiny_model_dir):
     with pytest.raises(ModelUnavailable, match="leaves 2 MiB for the cache, and 8 rows of 256 tokens need 4 MiB"):
         engine(tiny_model_dir, memory_limit="4MiB", slots=8).open().__enter__()
 
 
-# ---------------------------------------------------------------------- in mid-run
+# ---------------------------------------------------------------------- during the run
 
 
 class Crowded(LibraryModel):
-    """A real model on a device whose neighbour leaves room for `room` rows a call, for `lasting` calls."""
+    """A real model on a device with memory for `fits` rows per call, for the first `lasting` calls."""
 
-    room, lasting, calls = 8, 10**9, 0
+    fits, lasting, calls = 8, 10**9, 0
 
     def decode(self, slots, ids, positions):
         self.calls += 1
-        if len(slots) > self.room and self.calls <= self.lasting:
+        if len(slots) > self.fits and self.calls <= self.lasting:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().decode(slots, ids, positions)
 
 
-def crowded(room: int = 8, lasting: int = 10**9) -> Crowded:
+def crowded(fits: int = 8, lasting: int = 10**9) -> Crowded:
     made = Crowded(tiny_gemma(torch.bfloat16), slots=32, capacity=200)
-    made.room, made.lasting = room, lasting
+    made.fits, made.lasting = fits, lasting
     return made
 
 
@@ -210,7 +210,7 @@ def test_out_of_memory_splits_the_batch_and_changes_no_text():
     assert max(event.splits for event in events if isinstance(event, Pulse)) == made._splitter.splits >= 1
 
 
-def test_it_grows_back_when_the_neighbour_is_gone(monkeypatch):
+def test_it_grows_back_when_memory_is_free_again(monkeypatch):
     monkeypatch.setattr("gxr_batch.engines.slots.oom_retry._CALM_CALLS", 4)
     made = session(crowded(lasting=6), 32, SAMPLED)
     complete(made, prompts([9] * 60, new=100))
@@ -218,18 +218,18 @@ def test_it_grows_back_when_the_neighbour_is_gone(monkeypatch):
     assert made._splitter.now == 32
 
 
-def test_without_room_for_a_few_rows_it_waits_and_then_gives_up(monkeypatch):
+def test_without_memory_for_a_few_rows_it_waits_and_then_gives_up(monkeypatch):
     monkeypatch.setattr(decode_loop, "_PATIENCE_SECONDS", 3.0)
-    made = session(crowded(room=0), 32, SAMPLED)
+    made = session(crowded(fits=0), 32, SAMPLED)
     events: list[object] = []
-    with pytest.raises(OutOfDeviceMemory, match="no memory left"):
+    with pytest.raises(OutOfDeviceMemory, match="no free memory"):
         events.extend(made.stream(iter(prompts([9] * 20)), StopRequest()))
-    assert len(events) >= 2, "it shows that it lives while it waits"
+    assert len(events) >= 2, "it gives heartbeats while it waits"
     assert all(isinstance(event, Pulse) for event in events)
 
 
 class ShortPrompts(LibraryModel):
-    """A real model on a device without room for long prompts."""
+    """A real model on a device without memory for long prompts."""
 
     def prefill(self, rows):
         if any(len(ids) > 50 for _, ids, _ in rows):
@@ -237,7 +237,7 @@ class ShortPrompts(LibraryModel):
         return super().prefill(rows)
 
 
-def test_a_prompt_for_which_there_is_never_memory_costs_its_row_and_not_the_night(monkeypatch):
+def test_a_prompt_that_never_fits_in_memory_fails_alone(monkeypatch):
     monkeypatch.setattr(decode_loop, "_PATIENCE_SECONDS", 1.0)
     made = ShortPrompts(tiny_gemma(torch.bfloat16), slots=8, capacity=200)
     done = complete(session(made, 8, SAMPLED), prompts([60, 9, 9, 9, 9, 9]))
@@ -245,13 +245,13 @@ def test_a_prompt_for_which_there_is_never_memory_costs_its_row_and_not_the_nigh
     assert all(one.error is None for one in done.values())
 
 
-def test_room_that_comes_back_in_time_costs_no_row():
-    made = session(crowded(room=0, lasting=4), 32, SAMPLED)
+def test_memory_that_is_freed_in_time_fails_no_row():
+    made = session(crowded(fits=0, lasting=4), 32, SAMPLED)
     assert all(done.error is None for done in complete(made, prompts([9] * 20)).values())
 
 
 class Poisoned(LibraryModel):
-    """A real model that breaks over one token."""
+    """A real model that fails on one token."""
 
     def decode(self, slots, ids, positions):
         if any(slot == self.bad for slot in slots):
@@ -259,7 +259,7 @@ class Poisoned(LibraryModel):
         return super().decode(slots, ids, positions)
 
 
-def test_a_row_that_breaks_the_model_fails_alone_and_its_neighbours_keep_their_texts():
+def test_a_row_that_breaks_the_model_fails_alone_and_other_rows_keep_their_texts():
     work = prompts([30, 20, 10, 9, 8])
     expected = texts(session(LibraryModel(tiny_gemma(torch.bfloat16), slots=8, capacity=200), 8, SAMPLED), work)
     made = Poisoned(tiny_gemma(torch.bfloat16), slots=8, capacity=200)
@@ -274,12 +274,12 @@ def test_a_row_that_breaks_the_model_fails_alone_and_its_neighbours_keep_their_t
 
 
 class Full(LibraryModel):
-    """A real model with room for the forward, but for the candidates of `room` rows only."""
+    """A real model with memory for the forward, but for the candidates of only `fits` rows."""
 
-    room = 8
+    fits = 8
 
     def candidates(self, logits, seen, sampling):
-        if len(logits) > self.room:
+        if len(logits) > self.fits:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().candidates(logits, seen, sampling)
 
@@ -293,7 +293,7 @@ def test_sampling_is_split_too():
 
 
 class NoPrefill(LibraryModel):
-    """A real model whose neighbour leaves no room for a prefill while rows decode, for a while."""
+    """A real model with too little memory for a prefill while rows decode, for a while."""
 
     refused = 0
 
@@ -308,18 +308,18 @@ class NoPrefill(LibraryModel):
         return super().decode(slots, ids, positions)
 
 
-def test_rows_that_can_decode_go_on_while_others_wait_for_their_prefill():
+def test_rows_that_can_decode_continue_while_others_wait_for_their_prefill():
     made = NoPrefill(tiny_gemma(torch.bfloat16), slots=16, capacity=200)
     made.decoded = False
     began = time.monotonic()
     done = complete(session(made, 16, SAMPLED), prompts([9] * 30, new=40))
     assert all(one.error is None for one in done.values())
     assert made.refused == 30
-    assert time.monotonic() - began < 10, "each refusal would cost half a second if the others stood still"
+    assert time.monotonic() - began < 10, "each refusal would take half a second if the others waited"
 
 
 class NoPrefix(LibraryModel):
-    """A real model that breaks over the shared prefix once."""
+    """A real model that fails on the shared prefix once."""
 
     broken = 0
 
@@ -339,21 +339,21 @@ def test_a_shared_prefix_that_failed_is_copied_into_no_row():
     assert made.broken == 2
 
 
-def test_a_model_that_breaks_over_every_row_fails_them_all_and_ends():
+def test_a_model_that_breaks_on_every_row_fails_them_all_and_ends():
     made = Poisoned(tiny_gemma(torch.bfloat16), slots=8, capacity=200)
     made.bad = 0
     done = complete(session(made, 8, SAMPLED), prompts([9]))
     assert done["r0"].error == "the model could not process this row (RuntimeError)"
 
 
-def test_what_no_card_could_ever_give_is_not_waited_for():
+def test_more_memory_than_any_gpu_has_is_not_waited_for():
     clock = Clock()
     with pytest.raises(ModelUnavailable):
         place(
             ModelSection(device_map="cuda:0", load_in_4bit=False),
             CONFIG,
             40 * GIB,
-            room(FakeDevice("cuda:0", 20), clock=clock, wait_for_memory="30m"),
+            budget(FakeDevice("cuda:0", 20), clock=clock, wait_for_memory="30m"),
         )
     assert clock.now == 0
 
@@ -376,16 +376,16 @@ def test_a_splitter_asks_for_fewer_rows_until_they_fit():
         splitter.run([1], lambda rows: (_ for _ in ()).throw(MemoryError()))
 
 
-def test_torchs_own_words_for_a_full_memory_are_known():
+def test_torchs_out_of_memory_messages_are_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert out_of_memory(caught.value)
     assert not out_of_memory(RuntimeError("shapes do not match"))
 
 
-def test_greedy_rows_in_splinters_are_the_same_too():
+def test_greedy_rows_are_the_same_in_small_pieces():
     work = prompts([40, 3, 17, 90, 5, 6, 7, 8, 9, 10, 11, 12])
     whole = texts(session(LibraryModel(tiny_gemma(), slots=16, capacity=200), 16, GREEDY), work)
     made = Crowded(tiny_gemma(), slots=16, capacity=200)
-    made.room = 8
+    made.fits = 8
     assert texts(session(made, 16, GREEDY), work) == whole

@@ -119,7 +119,7 @@ def test_a_row_is_sent_as_chat_messages_with_its_own_seed_and_the_jobs_sampling(
     assert (completion.prompt_tokens, completion.new_tokens) == (16, 12)
 
 
-def test_a_greedy_job_sends_no_seed_and_nothing_to_draw_with():
+def test_a_greedy_job_sends_no_seed_and_no_sampling_parameters():
     with FaultServer() as server:
         one(server, sampling={"temperature": 0})
     assert server.rows[0].body["temperature"] == 0
@@ -257,8 +257,8 @@ def test_a_row_is_not_blamed_for_an_outage_that_ends_between_its_try_and_the_que
     down = Act(503)
 
     def behave(body: dict, _: int) -> Act | None:
-        harmless = body["messages"][-1]["content"] == "Say OK."
-        return None if harmless or len(server.rows) > 3 else down
+        is_test = body["messages"][-1]["content"] == "Say OK."
+        return None if is_test or len(server.rows) > 3 else down
 
     with FaultServer(behave) as server:
         made = one(server, max_retries=3)
@@ -718,7 +718,7 @@ def test_text_that_a_server_would_read_as_a_control_token_is_not_sent(token):
 
 
 @pytest.mark.parametrize("text", ["pH < 7.3 > 7.1", "a <5 mm nodule>", "|x| [sic]", "<b>bold</b>", "size<|3"])
-def test_other_angles_and_bars_are_text(text):
+def test_other_angle_brackets_and_bars_are_text(text):
     assert create(job("http://localhost/v1"), lambda _: None).encoder().encode(prompt(0, text).messages).length is None
 
 

@@ -1,4 +1,4 @@
-"""The generate engine on a tiny random Gemma 3 and on the demo model, both for real."""
+"""The generate engine with a tiny random Gemma 3 and with the demo model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def a_job(path, *, sampling=None, **engine):
             "input": {"path": "unused.csv"},
             "model": {"path": str(path), "dtype": "float32", "adapter": "none"},
             "sampling": {"temperature": 0, "repetition_penalty": 1.0, **(sampling or {})},
-            # One thread: the tiny model's matrices are too small to be worth a second one, least of all a busy one.
+            # One thread: the tiny model's matrices are too small for a second one to help.
             "engine": {"kind": "generate", "slots": SLOTS, "threads": 1, **engine},
         }
     )
@@ -41,12 +41,12 @@ def a_prompt(name, ids, *, new=8, seed=None, on_text=None):
 
 
 def ids_of(length, salt=0):
-    """A prompt of `length` ids: <bos>, then ordinary words that the tiny model knows."""
+    """Return a prompt of `length` ids: <bos>, then ordinary words that the tiny model knows."""
     return [2, *(500 + (salt * 79 + place * 131) % 500 for place in range(length - 1))]
 
 
 def an_engine(job, tokenizer):
-    """The engine, with the tokenizer that the session has loaded already: reading it takes seconds each time."""
+    """Return the engine, with the tokenizer that the session has loaded already: loading it takes seconds each time."""
     engine = GenerateEngine(job)
     engine._local._tokenizer = tokenizer
     return engine
@@ -58,7 +58,7 @@ def run(session, prompts, **how):
 
 
 def alone(session, ids, new, **settings):
-    """What transformers' own generate makes of one prompt without padding, with nothing of ours around it."""
+    """Return what transformers' own generate gives for one prompt without padding."""
     import torch
 
     model = session._loaded.model
@@ -88,7 +88,7 @@ def tiny(tiny_model_dir, gemma_tokenizer):
 
 @pytest.fixture
 def breaking(tiny):
-    """Makes the opened model raise an error where `when(input_ids)` is true."""
+    """Make the opened model raise an error if `when(input_ids)` is true."""
     handles = []
 
     def arrange(when, error):
@@ -98,11 +98,11 @@ def breaking(tiny):
 
         handles.append(tiny._loaded.model.register_forward_pre_hook(hook, with_kwargs=True))
 
-    room = tiny._room
+    size = tiny._batch_size
     yield arrange
     for handle in handles:
         handle.remove()
-    tiny._room = room
+    tiny._batch_size = size
 
 
 @pytest.mark.model
@@ -171,7 +171,7 @@ def test_both_end_ids_end_an_answer_and_stay_out_of_its_text(tiny, gemma_tokeniz
 
 
 @pytest.mark.model
-def test_an_answer_that_is_empty_at_once_is_a_completion_all_the_same(tiny):
+def test_an_empty_answer_is_a_completion_too(tiny):
     handle = force(tiny, {0: 106})
     try:
         row = run(tiny, [a_prompt("a", ids_of(6), new=20)])["a"]
@@ -195,19 +195,19 @@ def force(session, tokens):
 
 
 @pytest.mark.model
-def test_a_row_draws_the_same_beside_others_alone_and_again(tiny_model_dir, gemma_tokenizer):
+def test_a_row_draws_the_same_in_a_batch_alone_and_again(tiny_model_dir, gemma_tokenizer):
     sampling = {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "repetition_penalty": 1.1}
     prompts = [a_prompt(place, ids_of(4 + 5 * place, place), new=20) for place in range(5)]
     with an_engine(a_job(tiny_model_dir, sampling=sampling), gemma_tokenizer).open() as session:
-        beside = run(session, prompts)
+        batched = run(session, prompts)
         backwards = run(session, prompts[::-1])
         single = {}
         for prompt in prompts:
             single |= run(session, [prompt])
         other = run(session, [prompt._replace(row_seed=prompt.row_seed + 1) for prompt in prompts])
-    texts = [{key: row.text for key, row in rows.items()} for rows in (beside, backwards, single)]
+    texts = [{key: row.text for key, row in rows.items()} for rows in (batched, backwards, single)]
     assert texts[0] == texts[1] == texts[2]
-    assert all(other[key].text != row.text for key, row in beside.items())
+    assert all(other[key].text != row.text for key, row in batched.items())
 
 
 def test_draws_follow_the_probabilities_that_transformers_samples_from():
@@ -227,18 +227,18 @@ def test_draws_follow_the_probabilities_that_transformers_samples_from():
     expected = scores.softmax(-1)[0]
     seen = Counter(drawn.tolist())
     for token, probability in enumerate(expected.tolist()):
-        # Four standard deviations of a count; the draws are fixed, so this cannot fail by chance later.
+        # Four standard deviations of a count; the draws are fixed, so this cannot fail by chance.
         allowed = 4 * (rows * probability * (1 - probability)) ** 0.5
         assert abs(seen[token] - rows * probability) <= allowed
 
 
-def test_uniform_numbers_are_even_in_seed_step_and_token():
+def test_random_numbers_are_uniform_in_seed_step_and_token():
     import torch
 
     from gxr_batch.models.gumbel_noise import gumbel
 
     seeds, ids = torch.arange(300), torch.arange(500).expand(300, 500)
-    # The distribution function of Gumbel noise makes even numbers of it again.
+    # The distribution function of Gumbel noise makes its values uniform again.
     blocks = [torch.exp(-torch.exp(-gumbel(seeds, torch.full((300,), step), ids))) for step in range(4)]
     for numbers in blocks:
         assert 0 < float(numbers.min()) < float(numbers.max()) < 1
@@ -265,17 +265,17 @@ def test_every_sampling_setting_changes_the_answers(tiny_model_dir, gemma_tokeni
     for change in changes:
         with an_engine(a_job(tiny_model_dir, sampling=base | change), gemma_tokenizer).open() as session:
             texts.add(tuple(row.text for _, row in sorted(run(session, prompts).items())))
-    # top_p = 0.001 leaves the likeliest token alone, as greedy does.
+    # top_p = 0.001 keeps only the likeliest token, as greedy does.
     assert len(texts) == len(changes) - 1
 
 
 @pytest.mark.model
-def test_a_prompt_that_leaves_no_room_for_the_answer_fails_as_a_row(tiny):
-    room = 2048 - 8
-    rows = run(tiny, [a_prompt("fits", ids_of(room)), a_prompt("long", ids_of(room + 1)), a_prompt("empty", [])])
+def test_a_prompt_too_long_for_its_answer_fails_as_a_row(tiny):
+    longest = 2048 - 8
+    rows = run(tiny, [a_prompt("fits", ids_of(longest)), a_prompt("long", ids_of(longest + 1)), a_prompt("empty", [])])
     assert rows["fits"].error is None
     assert rows["long"].error is not None
-    assert str(room + 1) in rows["long"].error
+    assert str(longest + 1) in rows["long"].error
     assert rows["empty"].error == "the prompt has no tokens"
 
 
@@ -285,12 +285,12 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_no_row(tiny, breaking):
 
     prompts = [a_prompt(place, ids_of(10, place), new=300) for place in range(6)]
     whole = run(tiny, prompts)
-    breaking(lambda ids: ids.shape[0] > 2, torch.OutOfMemoryError("no room for " + CANARY))
+    breaking(lambda ids: ids.shape[0] > 2, torch.OutOfMemoryError("no memory for " + CANARY))
     seen = Watched().watch(tiny, prompts)
     assert {key[0]: one.text for key, one in zip(seen.keys(), seen.completions, strict=True)} == {
         key: row.text for key, row in whole.items()
     }
-    assert tiny._room == 2  # later batches start with what fitted
+    assert tiny._batch_size == 2  # later batches start with the size that fit
     assert max(pulse.splits for pulse in seen.pulses) == 1
 
 
@@ -319,15 +319,15 @@ def test_a_row_for_which_there_is_no_memory_fails_alone(tiny, breaking, monkeypa
 
 
 @pytest.mark.model
-def test_where_one_row_after_another_finds_no_memory_no_row_is_to_blame(tiny, breaking, monkeypatch):
+def test_if_two_rows_in_turn_run_out_of_memory_no_row_is_at_fault(tiny, breaking, monkeypatch):
     monkeypatch.setattr("gxr_batch.engines.generate.session._PATIENCE_SECONDS", 1.0)
     breaking(lambda ids: True, MemoryError())
-    with pytest.raises(OutOfDeviceMemory, match="no memory left"):
+    with pytest.raises(OutOfDeviceMemory, match="no free memory"):
         run(tiny, [a_prompt("a", ids_of(10)), a_prompt("b", ids_of(10))])
 
 
 @pytest.mark.model
-def test_a_device_that_computes_nothing_more_ends_the_engine(tiny, breaking):
+def test_a_device_that_cannot_compute_any_more_ends_the_engine(tiny, breaking):
     import torch
 
     breaking(lambda ids: True, torch.AcceleratorError("device-side assert"))
@@ -337,7 +337,7 @@ def test_a_device_that_computes_nothing_more_ends_the_engine(tiny, breaking):
 
 @pytest.mark.model
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_logits_that_overflow_fail_their_row_and_spare_the_others(tiny, poison):
+def test_logits_that_overflow_fail_only_their_row(tiny, poison):
     prompts = [a_prompt(place, ids_of(10 + place, place), new=12) for place in range(3)]
     whole = run(tiny, prompts)
 
@@ -355,16 +355,14 @@ def test_logits_that_overflow_fail_their_row_and_spare_the_others(tiny, poison):
 
 
 @pytest.mark.model
-def test_a_person_who_watches_gets_the_text_once_it_is_there(tiny):
+def test_a_shown_text_arrives_once_it_is_complete(tiny):
     heard = []
     row = run(tiny, [a_prompt("a", ids_of(6), on_text=heard.append)])["a"]
     assert heard == [row.text]
 
 
 @pytest.mark.model
-def test_one_slot_promises_reproducible_texts_and_keeps_them_and_more_do_not_promise(
-    tiny, tiny_model_dir, gemma_tokenizer
-):
+def test_texts_are_reproducible_with_one_slot_and_not_with_more(tiny, tiny_model_dir, gemma_tokenizer):
     assert tiny.info.reproducible is False
     prompts = [a_prompt(place, ids_of(5 + 9 * place, place), new=30) for place in range(4)]
     texts = []
@@ -388,7 +386,7 @@ def test_the_threads_setting_holds_while_the_model_is_open_and_no_longer(tiny_mo
 
 @pytest.mark.model
 def test_closing_the_engine_leaves_no_thread_behind(tiny_model_dir, gemma_tokenizer):
-    before = set(threading.enumerate())  # other tests keep engines of their own open
+    before = set(threading.enumerate())  # other tests keep their engines open
     with an_engine(a_job(tiny_model_dir), gemma_tokenizer).open() as session:
         stop = StopRequest()
         stream = session.stream(iter([a_prompt("a", ids_of(30), new=1500)]), stop)
@@ -402,7 +400,7 @@ def test_closing_the_engine_leaves_no_thread_behind(tiny_model_dir, gemma_tokeni
 
 
 @pytest.mark.model
-def test_generating_says_nothing_on_stderr(tiny, capfd):
+def test_generating_prints_nothing_on_stderr(tiny, capfd):
     run(tiny, [a_prompt("a", ids_of(6)), a_prompt("b", ids_of(9))])
     assert capfd.readouterr() == ("", "")
 
@@ -425,14 +423,14 @@ def demo_session(demo_model_dir, gemma_tokenizer):
 
 
 @pytest.mark.model
-def test_the_demo_model_makes_sense(demo_session, gemma_tokenizer):
+def test_the_demo_model_writes_sensible_text(demo_session, gemma_tokenizer):
     ids = gemma_tokenizer("Monday, Tuesday, Wednesday,").input_ids
     rows = run(demo_session, [a_prompt("a", ids, new=6)])
     assert rows["a"].text.startswith(" Thursday, Friday,")
 
 
 @pytest.mark.model
-def test_the_engine_says_which_weights_it_has(demo_session, demo_model_dir):
+def test_the_engine_reports_its_weights(demo_session, demo_model_dir):
     weights = (demo_model_dir / "model.safetensors").read_bytes()
     identity = demo_session.info.identity
     assert identity.weights_sha256 == hashlib.sha256(weights).hexdigest()

@@ -1,4 +1,4 @@
-"""The ray engine on a real Ray of this machine, which the tests of this file share."""
+"""The ray engine on a real Ray on this machine, shared by the tests of this file."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ WORDS = "a small pleural effusion on the left and a normal heart"
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray():
-    """Started once: every engine of this file finds it."""
+    """Started once: every engine of this file connects to it."""
     cloudpickle = load_ray().cloudpickle
-    cloudpickle.register_pickle_by_value(faulty_engine)  # the workers do not know the folder of the tests
+    cloudpickle.register_pickle_by_value(faulty_engine)  # the workers cannot import from the tests' folder
     with connected(RaySection(workers=6), on_gpu=False):
         yield
     cloudpickle.unregister_pickle_by_value(faulty_engine)
@@ -77,7 +77,7 @@ def worker_processes() -> set[psutil.Process]:
 
 @pytest.fixture(scope="class")
 def opened(one_ray):
-    """Two workers for all tests of the contract: starting them for each would take most of its time."""
+    """Two workers for all tests of the contract: starting them for each would take most of the time."""
     with session(job({"tokens_per_second": 400}), faults={"fail_containing": CANARY}) as opened:
         yield opened
 
@@ -94,7 +94,7 @@ class TestRayContract(EngineContract):
 
 
 def once(act: Callable[[], None]) -> Callable[[Watched], None]:
-    """Return a callback that acts at the second row that comes back."""
+    """Return a callback that acts when the second row comes back."""
     left = [act]
 
     def after(seen: Watched) -> None:
@@ -104,7 +104,7 @@ def once(act: Callable[[], None]) -> Callable[[Watched], None]:
     return after
 
 
-def test_the_rows_of_a_killed_worker_run_again_and_come_back_once():
+def test_the_rows_of_a_killed_worker_run_again_and_are_returned_once():
     said: list[str] = []
     before = worker_processes()
     with session(job({"tokens_per_second": 40}), said) as opened:
@@ -119,10 +119,10 @@ def test_the_rows_of_a_killed_worker_run_again_and_come_back_once():
     assert last.workers.lost == 1
     assert sum(last.workers.rows) == 30
     assert seen.longest_silence < 1.0 + seen.stall
-    assert sum("was lost; it is replaced" in sentence for sentence in said) == 1
+    assert sum("was lost; it will be replaced" in sentence for sentence in said) == 1
 
 
-def test_a_row_that_kills_its_worker_is_found_out_and_spares_its_neighbours(capfd):
+def test_a_row_that_kills_its_worker_is_found_and_the_other_rows_succeed(capfd):
     killer = prompt(3, CANARY)
     given = [*prompts(3), killer, *prompts(12)[4:]]
     with session(job({"tokens_per_second": 200}), faults={"kill_containing": CANARY}) as opened:
@@ -133,10 +133,10 @@ def test_a_row_that_kills_its_worker_is_found_out_and_spares_its_neighbours(capf
     assert seen.pulses[-1].workers is not None
     assert seen.pulses[-1].workers.lost == 2
     out, err = capfd.readouterr()
-    assert out + err == "", "Ray prints of what happens in its workers"
+    assert out + err == "", "Ray printed output of its workers"
 
 
-def test_a_row_that_hangs_its_worker_is_found_out_and_spares_its_neighbours():
+def test_a_row_that_hangs_its_worker_is_found_and_the_other_rows_succeed():
     said: list[str] = []
     hanging = prompt(3, CANARY)
     given = [*prompts(3), hanging, *prompts(12)[4:]]
@@ -148,11 +148,11 @@ def test_a_row_that_hangs_its_worker_is_found_out_and_spares_its_neighbours():
     assert {key: error for key, error in errors.items() if error} == {hanging.key: CRASHED}
     assert seen.pulses[-1].workers is not None
     assert seen.pulses[-1].workers.lost == 2
-    assert sum("gave no sign of life for 6 s; it is replaced" in sentence for sentence in said) == 2
+    assert sum("did not respond for 6 s; it will be replaced" in sentence for sentence in said) == 2
     assert seen.longest_silence < 1.0 + seen.stall
 
 
-def test_a_worker_that_stands_still_is_replaced_and_lives_again():
+def test_a_worker_that_stops_responding_is_replaced_and_works_again():
     said: list[str] = []
     before = worker_processes()
     with session(job({"tokens_per_second": 40}, hung_after="6s"), said) as opened:
@@ -160,7 +160,7 @@ def test_a_worker_that_stands_still_is_replaced_and_lives_again():
         seen = Watched().watch(opened, prompts(30), after=once(stopped.suspend))
         assert sorted(seen.keys()) == sorted(tuple(given.key) for given in prompts(30))
         assert all(completion.error is None for completion in seen.completions)
-        assert sum("gave no sign of life" in sentence for sentence in said) == 1
+        assert sum("did not respond" in sentence for sentence in said) == 1
         stopped.wait(60)
         later, deadline = Watched(), time.monotonic() + 120
         while time.monotonic() < deadline and not (later.pulses and later.pulses[-1].workers.alive == 2):
@@ -169,7 +169,7 @@ def test_a_worker_that_stands_still_is_replaced_and_lives_again():
     assert later.pulses[-1].workers.lost == 1
 
 
-def test_workers_are_not_blamed_where_the_driver_does_not_listen():
+def test_workers_are_not_blamed_if_the_driver_does_not_listen():
     with session(job({"tokens_per_second": 40}, hung_after="6s")) as opened:
         seen = Watched().watch(opened, prompts(30), after=once(lambda: time.sleep(9)))
     assert sorted(seen.keys()) == sorted(tuple(given.key) for given in prompts(30))
@@ -178,7 +178,7 @@ def test_workers_are_not_blamed_where_the_driver_does_not_listen():
 
 
 def test_a_host_without_this_package_is_named_as_a_cause(monkeypatch):
-    elsewhere = ModuleType("elsewhere")  # importable here alone
+    elsewhere = ModuleType("elsewhere")  # importable only here
     elsewhere.Worker = type("Worker", (Worker,), {"__module__": "elsewhere"})
     monkeypatch.setitem(sys.modules, "elsewhere", elsewhere)
     monkeypatch.setattr("gxr_batch.engines.ray.open_pool.Worker", elsewhere.Worker)
@@ -188,20 +188,20 @@ def test_a_host_without_this_package_is_named_as_a_cause(monkeypatch):
     assert "this version of gxr-batch" in raised.value.next_step
 
 
-def test_an_engine_that_fails_is_replaced_so_often_and_then_its_own_message_ends_the_stream():
+def test_an_engine_that_keeps_failing_ends_the_stream_with_its_own_message():
     said: list[str] = []
     seen = Watched()
     with (
         session(job(workers=1, max_restarts=1), said, {"crash_after": 5}) as opened,
-        pytest.raises(EngineFailed, match="told to fail here") as raised,
+        pytest.raises(EngineFailed, match="asked to fail here") as raised,
     ):
         seen.watch(opened, prompts(30))
     assert "worker 1 on" in raised.value.where
     assert 5 <= len(set(seen.keys())) == len(seen.completions) <= 10
-    assert sum("is replaced" in sentence for sentence in said) >= 1
+    assert sum("will be replaced" in sentence for sentence in said) >= 1
 
 
-def test_a_worker_that_cannot_open_its_engine_says_so_here():
+def test_a_worker_that_cannot_open_its_engine_raises_its_error_here():
     with FaultServer(lambda body, number: Act(401, {"error": CANARY})) as server:
         made = job(worker="api", api={"model": "m", "base_url": server.url})
         with pytest.raises(ModelUnavailable, match="The server requires a token") as raised, session(made):
@@ -210,35 +210,35 @@ def test_a_worker_that_cannot_open_its_engine_says_so_here():
     assert CANARY not in str(raised.value)
 
 
-def test_workers_that_find_no_room_are_named_after_a_while():
+def test_workers_that_do_not_fit_the_cluster_are_reported_after_a_while():
     said: list[str] = []
-    with pytest.raises(ModelUnavailable, match="1 of 1 workers found no room"):  # noqa: SIM117
+    with pytest.raises(ModelUnavailable, match="1 of 1 workers did not fit the cluster"):  # noqa: SIM117
         with session(job(workers=1, cpus_per_worker=64, give_up_after="6s"), said):
             pass
     assert any("have not started yet" in sentence for sentence in said)
 
 
-def test_a_text_for_a_person_is_shown_here_though_it_comes_from_a_worker():
+def test_a_text_from_a_worker_is_shown_in_the_drivers_process():
     shown: list[str] = []
     with session(job(workers=1)) as opened:
         (completion,) = Watched().watch(opened, [prompt(1, on_text=shown.append)]).completions
     assert shown == [completion.text]
 
 
-def test_without_ray_the_message_says_what_to_install(monkeypatch):
+def test_without_ray_the_message_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ModelUnavailable) as raised:
         load_ray()
     assert raised.value.next_step == install_command("ray")
 
 
-def test_check_says_so_too(monkeypatch, tmp_path):
+def test_check_also_names_what_to_install(monkeypatch, tmp_path):
     table = tmp_path / "f.csv"
     table.write_text("findings\nclear lungs\n")
     asked = job().with_values({"input.path": str(table), "run.output": str(tmp_path / "out")})
     check(asked, limit=None, say=[].append)
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ModelUnavailable, match="Ray is not installed"):
+    with pytest.raises(ModelUnavailable, match="not installed"):
         check(asked, limit=None, say=[].append)
 
 
@@ -260,7 +260,7 @@ def test_a_pool_is_the_sum_of_its_workers():
     assert "The clock of n1 is 300.0 s ahead" in info.notices[2]
 
 
-def test_workers_that_compute_by_different_code_are_told_and_promise_no_equal_texts():
+def test_workers_with_different_code_get_a_notice_and_are_not_reproducible():
     one, same, other = (member(at, versions={"forward": name}) for at, name in enumerate(("tiles", "tiles", "dots"), 1))
     alike, mixed = joined([one, same], 0.0, {"ray": "2"}), joined([one, other], 0.0, {"ray": "2"})
     assert (alike.reproducible, mixed.reproducible) == (True, False)
@@ -269,6 +269,6 @@ def test_workers_that_compute_by_different_code_are_told_and_promise_no_equal_te
 
 
 @pytest.mark.parametrize("change", [{"weights": "other"}, {"dtype": "float32"}, {"quantization": "4bit"}])
-def test_workers_that_would_write_other_texts_are_refused(change):
+def test_workers_that_would_write_different_texts_are_refused(change):
     with pytest.raises(ModelUnavailable, match="Workers differ in"):
         joined([member(1), member(2, **change)], 0.0, {"ray": "2"})

@@ -1,4 +1,4 @@
-"""The slot engine: rows beside each other give the tokens that they give alone, whatever stands beside them."""
+"""The slots engine: rows in a batch give the tokens that they give alone, whatever the other rows are."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MIXED_LENGTHS = (1, 3, 8, 100, 530, 900)
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tiny products on many threads wait for the threads, most of all beside other work."""
+    """Tiny products on many threads spend their time waiting for the threads, especially on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -84,7 +84,7 @@ def test_a_shared_prefix_changes_no_token(make):
     assert texts(session(LibraryModel(make(), slots=8, capacity=CAPACITY), 8, GREEDY), work) == expected
 
 
-def test_a_prefix_without_a_slot_of_its_own_gives_the_same_bits():
+def test_a_prefix_without_a_prefix_slot_gives_the_same_bits():
     rng = random.Random(12)
     prefixes = [[rng.randrange(3, VOCAB) for _ in range(20)] for _ in range(7)]
     work = [prompt(f"r{n}", [*prefix, n + 3, 5, 9], seed=n, shared=20) for n, prefix in enumerate(prefixes)]
@@ -109,7 +109,7 @@ def backend(kind: str, make, slots: int) -> Backend:
 
 @pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
 @pytest.mark.parametrize("kind", [*PRODUCTS, "library"])
-def test_in_bfloat16_sampled_texts_depend_on_nothing_but_the_row(kind, make):
+def test_in_bfloat16_sampled_texts_depend_only_on_the_row(kind, make):
     rng = random.Random(3)
     work = [
         item._replace(max_new_tokens=rng.randint(1, 40))
@@ -127,7 +127,7 @@ def test_in_bfloat16_sampled_texts_depend_on_nothing_but_the_row(kind, make):
 
 
 @pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
-def test_the_native_forward_agrees_with_the_librarys_own(make, product):
+def test_the_native_forward_agrees_with_the_librarys(make, product):
     ids = [random.Random(4).randrange(3, VOCAB) for _ in range(300)]
     with torch.inference_mode():
         exact = make(torch.float32)(torch.tensor([ids])).logits[0]
@@ -141,7 +141,7 @@ def test_the_native_forward_agrees_with_the_librarys_own(make, product):
         assert ours < max(1.5 * theirs, 0.02)
 
 
-def test_a_vocabulary_that_is_no_multiple_of_the_scans_block_samples_as_well(product):
+def test_sampling_works_if_the_vocabulary_is_not_a_multiple_of_the_scans_block(product):
     model = tiny_gemma(torch.bfloat16, vocab=800)
     expected = texts(session(LibraryModel(model, slots=8, capacity=64), 8, GREEDY), prompts([5, 9], vocab=800))
     native = NativeModel(tiny_gemma(torch.bfloat16, vocab=800), slots=8, capacity=64, product=product)
@@ -167,7 +167,7 @@ def test_packed_products_have_the_bits_of_plain_ones():
         assert torch.equal(packed(x), linear(x))
 
 
-def test_without_packed_products_the_model_stays_as_it_is(monkeypatch):
+def test_without_packed_products_the_model_is_unchanged(monkeypatch):
     monkeypatch.setattr(library_backend, "_available", lambda: False)
     model = tiny_llama(torch.bfloat16)
     assert not library_backend.pack_linears(model)
@@ -176,7 +176,7 @@ def test_without_packed_products_the_model_stays_as_it_is(monkeypatch):
 
 @pytest.fixture
 def no_kernels_loaded():
-    """For tests that change what may be loaded: nothing is remembered before and after."""
+    """For tests that change which kernels may be loaded: clear the cache before and after."""
     remembered = (compile_kernels.load, compile_kernels.load_with)
     for each in remembered:
         each.cache_clear()
@@ -188,14 +188,14 @@ def no_kernels_loaded():
 @pytest.mark.parametrize(
     ("break_it", "reason"),
     [
-        (lambda patch: patch.setattr(compile_kernels, "FEATURES", frozenset({"no_such_feature"})), "processor lacks"),
+        (lambda patch: patch.setattr(compile_kernels, "FEATURES", frozenset({"no_such_feature"})), "CPU lacks"),
         (lambda patch: patch.setattr(compile_kernels.shutil, "which", lambda name: None), "no C compiler"),
         (lambda patch: patch.setattr(compile_kernels, "_FLAGS", ("--no-such-flag",)), "do not compile"),
     ],
 )
-def test_kernels_that_cannot_be_had_say_why(monkeypatch, tmp_path, no_kernels_loaded, break_it, reason):
+def test_unavailable_kernels_give_the_reason(monkeypatch, tmp_path, no_kernels_loaded, break_it, reason):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if reason != "processor lacks":
+    if reason != "CPU lacks":
         monkeypatch.setattr(compile_kernels, "FEATURES", frozenset())
         monkeypatch.setattr(compile_kernels, "PRODUCTS", {"avx512": frozenset()})
     break_it(monkeypatch)
@@ -206,9 +206,9 @@ def test_kernels_that_cannot_be_had_say_why(monkeypatch, tmp_path, no_kernels_lo
 @pytest.mark.parametrize(
     "source", sorted(Path(compile_kernels.__file__).parent.glob("*.c")), ids=lambda path: path.name
 )
-def test_every_file_of_the_kernels_compiles_without_a_warning_also_what_cannot_run_here(source):
+def test_every_kernel_file_compiles_without_a_warning_even_if_it_cannot_run_here(source):
     if platform.machine() != "x86_64" or not shutil.which("gcc"):
-        pytest.skip("this is no x86 machine with gcc")  # intrinsics of another processor, named as gcc names them
+        pytest.skip("this is no x86 machine with gcc")  # intrinsics of other CPUs, by gcc's names
     features = compile_kernels.FEATURES.union(*PRODUCTS.values())
     flags = [f"-m{feature.replace('avx512_bf16', 'avx512bf16').replace('amx_', 'amx-')}" for feature in features]
     command = ["gcc", "-std=gnu17", "-O3", "-fopenmp", "-Wall", "-Wextra", "-Werror", *flags, "-c", str(source)]
@@ -217,7 +217,7 @@ def test_every_file_of_the_kernels_compiles_without_a_warning_also_what_cannot_r
 
 
 @pytest.mark.parametrize(("feature", "why"), [("no_such_feature", ""), ("avx512f", "no tiles today")])
-def test_without_tile_registers_the_other_product_steps_in(monkeypatch, no_kernels_loaded, feature, why):
+def test_without_tile_registers_the_other_product_is_used(monkeypatch, no_kernels_loaded, feature, why):
     native_or_skip("avx512")
     compile_kernels.load.cache_clear()
 
@@ -233,7 +233,7 @@ def test_without_tile_registers_the_other_product_steps_in(monkeypatch, no_kerne
 
 
 @pytest.mark.parametrize("odd", ["float32", "llama with biases", "adapter"])
-def test_models_that_the_kernels_cannot_drive_are_left_to_the_library(odd, product):
+def test_models_that_the_kernels_cannot_run_use_the_library(odd, product):
     model = tiny_llama(torch.float32 if odd == "float32" else torch.bfloat16)
     if odd == "llama with biases":
         model.config.attention_bias = True
@@ -250,7 +250,7 @@ def adapted(model):
     torch.manual_seed(3)
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft still asks transformers by a name that it renamed
+        warnings.simplefilter("ignore", FutureWarning)  # peft still uses a name that transformers renamed
         return get_peft_model(model, config).base_model.model.eval()
 
 
@@ -275,7 +275,7 @@ def test_a_four_bit_model_gives_the_tokens_that_it_gives_alone(tmp_path):
     assert texts(session(LibraryModel(model, slots=8, capacity=CAPACITY), 8, GREEDY), work) == expected
 
 
-def test_a_long_prompt_goes_through_in_pieces_with_the_same_bits(product):
+def test_a_long_prompt_is_processed_in_pieces_with_the_same_bits(product):
     ids = [random.Random(6).randrange(3, VOCAB) for _ in range(700)]
     native = NativeModel(tiny_gemma(torch.bfloat16), slots=8, capacity=CAPACITY, product=product)
     whole = native.prefill([(0, ids, 0)]).clone()
@@ -286,7 +286,7 @@ def test_a_long_prompt_goes_through_in_pieces_with_the_same_bits(product):
 
 
 @pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
-def test_a_row_has_the_same_bits_beside_any_number_of_others(make, product):
+def test_a_row_has_the_same_bits_with_any_number_of_others(make, product):
     ids = [random.Random(7).randrange(3, VOCAB) for _ in range(20)]
     native = NativeModel(make(torch.bfloat16), slots=40, capacity=64, product=product)
     native.prefill([(slot, ids, 0) for slot in range(40)])
@@ -318,7 +318,7 @@ def test_the_native_candidates_are_those_of_the_sampler(sampling, product):
     native._stride = 65_536 + 64
     generator = torch.Generator().manual_seed(9)
     logits = (torch.randn(5, 65_536, generator=generator) * 3).bfloat16()
-    logits[1, 200:2900] = 20.0  # more ties than the kernel has room for
+    logits[1, 200:2900] = 20.0  # more ties than the kernel can return
     native._logits = logits
     kept = SeenIds(5, 700, torch.device("cpu"))
     for slot, size in enumerate((1, 5, 60, 600, 1)):
@@ -340,7 +340,7 @@ def test_the_native_candidates_are_those_of_the_sampler(sampling, product):
 
 
 def test_recorded_steps_give_the_bits_of_plain_ones():
-    """The recorder here only keeps the step and runs it again at the same places, as a card would."""
+    """The recorder here only stores the step and runs it again at the same addresses, as a GPU would."""
     replays = []
 
     def record(run):
@@ -361,7 +361,7 @@ def test_recorded_steps_give_the_bits_of_plain_ones():
     assert len(recorded._graphs._recorded) < 8, "shapes come in buckets"
 
 
-def test_logits_that_are_not_in_the_kernels_own_memory_are_never_read_past_their_end(product):
+def test_logits_outside_the_kernels_buffer_are_never_read_past_their_end(product):
     native = NativeModel(tiny_llama(torch.bfloat16), slots=8, capacity=64, product=product)
     logits = torch.randn(3, native.vocab).bfloat16()
     kept = SeenIds(3, 8, torch.device("cpu"))
@@ -374,8 +374,8 @@ def test_logits_that_are_not_in_the_kernels_own_memory_are_never_read_past_their
 
 
 @pytest.mark.parametrize("kind", [*PRODUCTS, "library"])
-def test_a_row_whose_numbers_go_bad_fails_alone(kind):
-    model = tiny_llama(torch.bfloat16)  # its head is not the embedding, or every row's logits would be bad
+def test_a_row_whose_logits_are_not_finite_fails_alone(kind):
+    model = tiny_llama(torch.bfloat16)  # untied, or every row's logits would be bad
     with torch.no_grad():
         model.model.embed_tokens.weight[7] = torch.nan
     made = backend(kind, lambda dtype: model, 8)
@@ -404,7 +404,7 @@ def test_an_end_id_ends_the_answer_and_is_not_part_of_it():
     assert free["r1"].new_tokens == 24
 
 
-def test_a_row_that_cannot_fit_is_an_error_of_its_own():
+def test_a_row_that_cannot_fit_fails_alone():
     made = session(LibraryModel(tiny_llama(), slots=8, capacity=64), 8, GREEDY)
     done = complete(made, prompts([10, 60, 40]))
     assert done["r1"].finish_reason == "error"
@@ -421,7 +421,7 @@ def test_a_token_that_the_model_does_not_have_is_never_looked_up(kind):
     assert all(one.error is None for name, one in done.items() if name != "odd")
 
 
-def test_two_hundred_rows_of_random_lengths_leak_no_slot_and_keep_their_times():
+def test_two_hundred_rows_of_random_lengths_leak_no_slot_and_have_consistent_times():
     rng = random.Random(8)
     work = [
         item._replace(max_new_tokens=rng.randint(1, 30)) for item in prompts([rng.randint(1, 60) for _ in range(200)])

@@ -1,6 +1,6 @@
-"""The vllm engine on the real vLLM: the contract, what it draws, adapters, and what it survives.
+"""The vllm engine with the real vLLM: the contract, its draws, adapters, and recovery.
 
-vLLM pins its own torch, so it has an environment of its own: `make test-vllm` makes it and runs this file there.
+vLLM pins its own torch, so it has a separate environment: `make test-vllm` creates it and runs this file there.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def complete(session, work: list[Prompt]) -> list[str]:
 
 @pytest.fixture(scope="class")
 def demo(demo_model_dir):
-    """One opened vLLM for all tests of a class: opening takes longer than they do."""
+    """One opened vLLM for all tests of a class: opening takes longer than the tests."""
     said: list[str] = []
     with VllmEngine(job(demo_model_dir), said.append).open() as session:
         yield session, said
@@ -81,23 +81,23 @@ class TestOnTheDemoModel(EngineContract):
             spoil=lambda prompt: prompt._replace(max_new_tokens=0),  # vLLM itself refuses it
         )
 
-    def test_it_says_which_vllm_it_is_and_promises_nothing_that_it_cannot_keep(self, session):
+    def test_it_reports_its_vllm_version_and_is_not_reproducible(self, session):
         assert session.info.versions["vllm"]
         assert not session.info.reproducible
         assert any("not reproducible" in notice for notice in session.info.notices)
 
-    def test_a_rows_seed_decides_what_is_drawn(self, session):
+    def test_a_rows_seed_decides_its_draws(self, session):
         (one,) = prompts(1, new=12)
         alone = [complete(session, [one._replace(row_seed=seed)])[0] for seed in (1, 1, 2)]
         assert alone[0] == alone[1] != alone[2]
 
-    def test_a_person_sees_the_text_as_it_comes(self, session):
+    def test_a_text_is_shown_as_it_arrives(self, session):
         pieces: list[str] = []
         (text,) = complete(session, [prompts(1, new=12)[0]._replace(on_text=pieces.append)])
         assert len(pieces) > 3
         assert "".join(pieces) == text
 
-    def test_rows_of_an_engine_core_that_is_killed_begin_anew_in_another(self, demo):
+    def test_rows_of_a_killed_engine_core_start_again_in_another(self, demo):
         session, said = demo
         old = psutil.Process(session._host._process.pid).children(recursive=True)
         killed = []
@@ -119,7 +119,7 @@ class TestOnTheDemoModel(EngineContract):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, tiny_model_dir):
-    """A tiny float32 model that ends at a token that it is known to draw, what it draws, and an adapter for it."""
+    """A tiny float32 model that ends at a token that it is known to draw, its tokens, and an adapter for it."""
     model = tiny_gemma()
     drawn = greedily(model)
     end = drawn[0][5]
@@ -151,7 +151,7 @@ def until(end: int, ids: list[int]) -> list[int]:
     return ids[: ids.index(end)] if end in ids else ids
 
 
-def test_greedy_tokens_are_those_of_transformers_and_an_answer_ends_at_every_end_id_of_the_model(tiny, gemma_tokenizer):
+def test_greedy_tokens_equal_transformers_and_an_answer_ends_at_each_of_the_models_end_ids(tiny, gemma_tokenizer):
     folder, end, drawn, _, _ = tiny
     asked = job(folder, model={"dtype": "float32"}, sampling=GREEDY)
     with VllmEngine(asked).open() as session:
@@ -163,7 +163,7 @@ def test_greedy_tokens_are_those_of_transformers_and_an_answer_ends_at_every_end
     assert (by_row["r0"].finish_reason, by_row["r0"].new_tokens) == ("stop", len(expected[0]) + 1)
 
 
-def test_an_adapter_is_put_on_by_vllm_and_gives_pefts_tokens(tiny, gemma_tokenizer):
+def test_an_adapter_applied_by_vllm_gives_pefts_tokens(tiny, gemma_tokenizer):
     folder, end, drawn, adapter, adapted = tiny
     asked = job(folder, model={"dtype": "float32", "adapter": str(adapter)}, sampling=GREEDY)
     with VllmEngine(asked).open() as session:
@@ -173,14 +173,14 @@ def test_an_adapter_is_put_on_by_vllm_and_gives_pefts_tokens(tiny, gemma_tokeniz
     assert adapted != drawn
 
 
-def test_a_model_that_does_not_fit_says_why_in_one_message(tiny_model_dir):
+def test_a_model_that_does_not_fit_gives_one_message_with_the_reason(tiny_model_dir):
     asked = job(tiny_model_dir, model={"max_seq_length": 4096}, engine={"memory_limit": "1MiB"})
     with pytest.raises(ModelUnavailable, match=r"could not open the model: .*cache") as caught:
         VllmEngine(asked).open().__enter__()
     assert "Traceback" not in str(caught.value)
 
 
-def test_a_run_that_is_killed_takes_vllm_along_and_goes_on_with_the_rows_that_are_left(tmp_path, demo_model_dir):
+def test_a_killed_run_ends_vllm_and_resumes_with_the_remaining_rows(tmp_path, demo_model_dir):
     work = Workplace(tmp_path)
     work.table(12)
     work.job(
@@ -201,7 +201,7 @@ def test_a_run_that_is_killed_takes_vllm_along_and_goes_on_with_the_rows_that_ar
         out, err = child.communicate()
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
-    assert not (work.folder / "outputs/j/inflight.json").exists(), "no row of vLLM's killed our process"
+    assert not (work.folder / "outputs/j/inflight.json").exists(), "no row in vLLM can kill our process"
     summary = work.run_json()
     assert summary["ok"] == 12
     assert 0 < summary["generated_now"] < 12

@@ -68,7 +68,7 @@ def test_batch_lines_answer_by_row_id(work):
     assert body["metadata"]["disclaimer"] == DISCLAIMER
     assert good["error"] is None
     assert bad["response"] is None
-    assert "told to fail" in bad["error"]["message"]
+    assert "asked to fail" in bad["error"]["message"]
 
 
 def test_further_samples_have_names_of_their_own(work):

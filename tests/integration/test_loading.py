@@ -1,4 +1,4 @@
-"""Loading: what cannot be is one message with the next step, and what is loaded is what was asked for."""
+"""Loading: each fault gives one message with the next step, and what is loaded is what was asked for."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def test_float16_is_refused_for_gemma_before_loading(tiny_dir, gemma_tokenizer):
 
 
 @pytest.mark.parametrize("path", ["./no/such/folder", "/no/such/folder"])
-def test_a_folder_that_is_not_there_is_named_with_its_absolute_path(path):
+def test_a_missing_folder_is_named_with_its_absolute_path(path):
     with pytest.raises(GxrError) as caught:
         identity(section(path))
     assert str(Path(path).absolute()) in str(caught.value)
 
 
-def test_torn_weights_are_one_message(tiny_dir, tmp_path, gemma_tokenizer):
+def test_truncated_weights_give_one_message(tiny_dir, tmp_path, gemma_tokenizer):
     copy(tiny_dir, tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[:5000])
@@ -94,7 +94,7 @@ def test_a_context_longer_than_the_models_is_refused(tiny_dir):
         load_tokenizer(section(tiny_dir, max_seq_length=8192))
 
 
-def test_end_ids_are_gathered_from_wherever_a_model_names_them(gemma_tokenizer):
+def test_end_ids_are_collected_from_every_place_that_names_them(gemma_tokenizer):
     model = tiny_gemma()
     model.generation_config.eos_token_id = None
     model.config.eos_token_id = None
@@ -103,7 +103,7 @@ def test_end_ids_are_gathered_from_wherever_a_model_names_them(gemma_tokenizer):
 
 @pytest.fixture
 def hub(tmp_path, tiny_dir, lora_dir):
-    """A hub on this machine that serves the tiny model and an adapter of nobody's; returns a run of code as client."""
+    """A hub on this machine that serves the tiny model and an adapter; returns a runner of client code."""
     repositories = {
         name: {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".md"}
         for name, folder in (("nobody/tiny", tiny_dir), ("nobody/lora", lora_dir))
@@ -150,7 +150,7 @@ def lora_dir(tmp_path_factory, tiny_dir) -> Path:
     from peft import LoraConfig, get_peft_model
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft asks for what transformers is about to rename
+        warnings.simplefilter("ignore")  # peft uses a name that transformers is about to change
         model = get_peft_model(tiny_gemma(), LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
     model.peft_config["default"].base_model_name_or_path = str(tiny_dir)
     folder = tmp_path_factory.mktemp("lora")
@@ -161,7 +161,7 @@ def lora_dir(tmp_path_factory, tiny_dir) -> Path:
 
 
 def hub_of(repositories: dict[str, dict[str, bytes]]) -> type[BaseHTTPRequestHandler]:
-    """As much of the hub's HTTP as a snapshot takes: the commit of a revision, its files, and the three refusals."""
+    """The part of the hub's HTTP that a snapshot uses: the commit of a revision, its files, and the three refusals."""
 
     class Hub(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -211,7 +211,7 @@ def hub_of(repositories: dict[str, dict[str, bytes]]) -> type[BaseHTTPRequestHan
     return Hub
 
 
-def test_a_hub_model_is_fetched_once_and_then_found_offline(hub, tiny_dir):
+def test_a_hub_model_is_downloaded_once_and_then_found_offline(hub, tiny_dir):
     say = "print(identity(section(path='nobody/tiny')).revision, identity(section(path='nobody/tiny')).weights_sha256)"
     here = identity(section(tiny_dir)).weights_sha256
     assert hub("load_tokenizer(section(path='nobody/tiny'))") == ""
@@ -243,14 +243,14 @@ def test_an_adapter_on_the_hub_brings_its_base_and_both_are_pinned(hub):
     [
         ("nobody/gated", {}, "gated, and you are not logged in", "accept its terms"),
         ("nobody/tiny", {"adapter": "nobody/gated"}, "gated", "accept its terms"),
-        ("nobody/stale-token", {}, "does not take your token", "log in again"),
-        ("nobody/teapot", {}, "HTTP status 418", "run again later"),
-        ("nobody/other", {}, "neither a folder", "check the name"),
+        ("nobody/stale-token", {}, "does not accept your token", "log in again"),
+        ("nobody/teapot", {}, "HTTP status 418", "run the same command again later"),
+        ("nobody/other", {}, "Neither a folder", "check the name"),
         ("nobody/tiny", {"revision": "no-such"}, "no such revision", "choose one of"),
-        ("nobody--odd", {}, "neither a folder", "check the name"),
+        ("nobody--odd", {}, "Neither a folder", "check the name"),
     ],
 )
-def test_what_the_hub_refuses_is_one_message_with_a_next_step(hub, path, keys, said, step):
+def test_each_refusal_of_the_hub_gives_one_message_with_a_next_step(hub, path, keys, said, step):
     code = (
         "from gxr_batch.errors import ModelUnavailable\n"
         f"try:\n    identity(section(path={path!r}, **{keys!r}))\n"
@@ -262,7 +262,7 @@ def test_what_the_hub_refuses_is_one_message_with_a_next_step(hub, path, keys, s
     assert step in next_step
 
 
-def test_a_hub_that_cannot_be_reached_is_one_message(hub):
+def test_a_hub_that_cannot_be_reached_gives_one_message(hub):
     code = (
         "from gxr_batch.errors import ModelUnavailable\n"
         "try:\n    identity(section(path='nobody/tiny'))\n"
@@ -273,7 +273,7 @@ def test_a_hub_that_cannot_be_reached_is_one_message(hub):
 
 
 def test_a_revision_of_a_model_on_this_machine_is_refused(tiny_dir):
-    with pytest.raises(JobFileError, match="belongs to a model of the hub"):
+    with pytest.raises(JobFileError, match="is for models on the hub"):
         identity(section(tiny_dir, revision="main"))
 
 
@@ -327,7 +327,7 @@ def test_a_multimodal_gemma_loads_for_text(tmp_path, gemma_tokenizer):
 
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     text = tiny_gemma().config.to_dict()
-    # The image tokens lie outside the tiny vocabulary, as no text may contain them.
+    # The image tokens are outside the tiny vocabulary, since no text may contain them.
     config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
     Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
     gemma_tokenizer.save_pretrained(tmp_path)
@@ -362,7 +362,7 @@ def test_loading_is_silent(tiny_dir, capfd):
 GIB = 2**30
 
 
-def test_memory_counts_the_window_and_not_the_length_where_a_layer_has_one():
+def test_memory_counts_the_window_of_a_sliding_layer_and_not_the_length():
     config = tiny_gemma().config  # three layers with a window of 8, one without
     logits = config.vocab_size * 4 * 6
     assert memory_estimate.row_bytes(config, 100, 2, windowed=True) - logits == (3 * 8 + 100) * 2 * 32 * 2 * 2
@@ -373,7 +373,7 @@ def test_memory_counts_the_window_and_not_the_length_where_a_layer_has_one():
     )
 
 
-def test_what_fits_leaves_room_for_eight_rows():
+def test_what_fits_includes_eight_rows():
     assert memory_estimate.fits(8 * GIB, GIB // 8, 16 * GIB)
     assert not memory_estimate.fits(8 * GIB, GIB, 16 * GIB)
     assert memory_estimate.fits(memory_estimate.four_bit_bytes(16 * GIB), GIB // 8, 16 * GIB)

@@ -149,7 +149,7 @@ def test_the_page_says_what_ran(made, html):
         ">echo<",
         manifest["invocations"][0]["started_at"][11:19],
         "129</span>",
-        "the echo engine was told to fail rows like this one",
+        "the echo engine was asked to fail rows like this one",
         "findings_truncated",
         "Progress over the night",
         "Slots in use",

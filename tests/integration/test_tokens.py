@@ -1,4 +1,4 @@
-"""Prompts as the real Gemma tokenizer sees them: one BOS, our control tokens only, the guide's layout to the letter."""
+"""Prompts with the real Gemma tokenizer: one BOS, only our control tokens, exactly the guide's layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gxr_batch.records import Messages, Turn
 
 pytestmark = pytest.mark.model
 
-# What Google's own template does, written for these tests: no system role, the texts trimmed.
+# Equivalent to Google's own template, written for these tests: no system role, texts trimmed.
 GEMMA_TEMPLATE = (
     "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}{%- set first = messages[0]['content'] + '\n\n' -%}"
     "{%- set rest = messages[1:] -%}{%- else -%}{%- set first = '' -%}{%- set rest = messages -%}{%- endif -%}"
@@ -35,7 +35,7 @@ CONTROLS = ["<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>", "<sta
 
 
 def byte_level(template: str, *, special: bool = True):
-    """Return a small tokenizer of the byte-level kind, its control tokens marked as such or not."""
+    """Return a small byte-level tokenizer, whose control tokens are marked as such or not."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -105,7 +105,7 @@ def test_a_control_token_in_a_cell_stays_text(encoder, gemma_tokenizer, control)
 
 @given(st.lists(st.sampled_from([*CONTROLS, "\n", " ", "a", "user\n", "▁", "é", "  ", "\n\n"]), max_size=12))
 @settings(max_examples=60, deadline=None)
-def test_no_mixture_of_control_tokens_yields_a_control_id(encoder, gemma_tokenizer, parts):
+def test_no_mixture_of_control_tokens_gives_a_control_id(encoder, gemma_tokenizer, parts):
     ids = encoder.encode(messages("x" + "".join(parts) + "x")).token_ids
     special = set(gemma_tokenizer.all_special_ids) | {105, 106, 255999, 256000}
     assert [token for token in ids if token in special] == [2, 105, 106, 105]
@@ -122,7 +122,7 @@ def test_ids_are_those_of_the_tokenizers_own_chat_template(by_template, texts):
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA])
 @pytest.mark.parametrize("text", ["One.", "  padded \n", "Two\n\nlines, é", "Ġ ▁ \ue0000\ue001"])
-def test_other_families_get_the_ids_of_their_own_template_too(template, text):
+def test_other_families_get_the_ids_of_their_template_too(template, text):
     tokenizer = byte_level(template)
     made = Messages((Turn("system", "Be brief."), Turn("user", text), Turn("model", "No."), Turn("user", "Why?")), "t")
     turns = [("assistant" if turn.role == "model" else turn.role, turn.text) for turn in made.turns]
@@ -130,8 +130,8 @@ def test_other_families_get_the_ids_of_their_own_template_too(template, text):
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA])
-@pytest.mark.parametrize("special", [True, False], ids=["special", "taken for text"])
-def test_a_template_s_own_control_tokens_are_out_of_a_cells_reach(template, special):
+@pytest.mark.parametrize("special", [True, False], ids=["special", "marked as text"])
+def test_a_cell_cannot_produce_a_templates_control_tokens(template, special):
     tokenizer = byte_level(template, special=special)
     encoder = ChatEncoder(tokenizer)
     harmless = encoder.encode(messages("the lungs are clear")).token_ids
@@ -142,7 +142,7 @@ def test_a_template_s_own_control_tokens_are_out_of_a_cells_reach(template, spec
         assert ids.count(number) == harmless.count(number)
 
 
-def test_gemma_gets_its_bos_where_its_tokenizer_files_forget_it(gemma_tokenizer):
+def test_gemma_gets_its_bos_if_its_tokenizer_files_omit_it(gemma_tokenizer):
     from tokenizers import processors
 
     forgetful = copy.deepcopy(gemma_tokenizer)
@@ -152,14 +152,14 @@ def test_gemma_gets_its_bos_where_its_tokenizer_files_forget_it(gemma_tokenizer)
         assert ChatEncoder(forgetful, format=form).encode(messages("Look.")).token_ids.count(2) == 1
 
 
-def test_signs_that_are_not_unicode_fail_their_row_without_its_text(encoder):
+def test_invalid_unicode_fails_its_row_without_showing_the_text(encoder):
     with pytest.raises(RowError) as caught:
         encoder.encode(messages("canary \ud800"))
     assert "canary" not in str(caught.value)
     assert caught.value.__suppress_context__
 
 
-def test_text_survives_the_way_to_ids_and_back(encoder, gemma_tokenizer):
+def test_text_survives_encoding_and_decoding(encoder, gemma_tokenizer):
     text = "  two blanks,\ttab\n\n\nthree lines <h1>é—日本</h1> 3.5 cm"
     ids = encoder.encode(messages("x" + text)).token_ids
     assert "x" + text in gemma_tokenizer.decode(ids)
@@ -172,7 +172,7 @@ def test_our_template_gives_what_googles_gives(encoder, by_template):
     assert ChatEncoder(by_template).encode(made) == encoder.encode(made)
 
 
-def test_a_system_text_that_a_template_refuses_stands_in_front_of_the_user_turn(gemma_tokenizer):
+def test_a_system_text_that_a_template_refuses_precedes_the_user_turn(gemma_tokenizer):
     tokenizer = copy.deepcopy(gemma_tokenizer)
     tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
@@ -182,7 +182,7 @@ def test_a_system_text_that_a_template_refuses_stands_in_front_of_the_user_turn(
     assert "user\nBe brief.\n\nLook.<end_of_turn>" in tokenizer.decode(ChatEncoder(tokenizer).encode(made).token_ids)
 
 
-def test_the_literal_layout_is_the_guides_to_the_letter(gemma_tokenizer):
+def test_the_literal_layout_is_exactly_the_guides(gemma_tokenizer):
     literal = ChatEncoder(gemma_tokenizer, format="literal")
     alone = literal.encode(messages("Look.")).token_ids
     assert gemma_tokenizer.decode(alone) == "<bos><start_of_turn>user\nLook.\n<end_of_turn>\n<start_of_turn>model\n"
@@ -205,8 +205,8 @@ def test_the_shared_prefix_is_the_same_whatever_a_cell_holds(encoder, rest):
     assert encoded.token_ids[: encoded.shared_tokens] == plain.token_ids[: plain.shared_tokens]
 
 
-def test_the_sign_for_a_blank_is_the_vocabularys_own(encoder):
-    assert "Ġ" in encoder._tokenizer.get_vocab()  # a letter to Gemma
+def test_the_character_for_a_blank_is_the_vocabularys_own(encoder):
+    assert "Ġ" in encoder._tokenizer.get_vocab()  # an ordinary letter in Gemma
     assert encoder._blank == "▁"
     assert ChatEncoder(byte_level(CHATML))._blank == "Ġ"
 

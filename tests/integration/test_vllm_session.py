@@ -1,6 +1,6 @@
 """The vllm engine without vLLM: its stream over a fake host, what it would open vLLM with, and what it refuses.
 
-`test_engine_vllm.py` runs the same stream on the real thing.
+`test_engine_vllm.py` runs the same stream with the real vLLM.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class TestContract(EngineContract):
         (Encoded([REFUSED], 1), "could not take this row"),
     ],
 )
-def test_a_prompt_that_the_model_cannot_take_fails_alone(fake, spoiled, part):
+def test_a_prompt_that_the_model_cannot_process_fails_alone(fake, spoiled, part):
     work = prompts(3)
     work[1] = work[1]._replace(encoded=spoiled)
     errors = {completion.key.row_id: completion.error for completion in Watched().watch(fake, work).completions}
@@ -120,7 +120,7 @@ def test_a_prompt_that_the_model_cannot_take_fails_alone(fake, spoiled, part):
     assert errors == {"r0": None, "r2": None}
 
 
-def test_a_person_sees_the_text_as_it_comes_in_whole_characters_and_all_of_it(fake):
+def test_a_shown_text_arrives_in_whole_characters_and_complete(fake):
     pieces: list[str] = []
     (completion,) = Watched().watch(fake, [prompts(1, new=7)[0]._replace(on_text=pieces.append)]).completions
     assert [len(piece.split()) for piece in pieces] == [2, 2, 2, 1]
@@ -128,7 +128,7 @@ def test_a_person_sees_the_text_as_it_comes_in_whole_characters_and_all_of_it(fa
     assert "".join(pieces) == completion.text
 
 
-def test_a_host_that_does_not_listen_holds_up_neither_the_stream_nor_its_end(monkeypatch):
+def test_a_host_that_does_not_listen_delays_neither_the_stream_nor_its_end(monkeypatch):
     monkeypatch.setattr(host_process, "_CLOSE_SECONDS", 0.2)
     stop = StopRequest()
     with opened(capacity=400_000, deaf=True) as session:
@@ -143,7 +143,7 @@ def test_a_host_that_does_not_listen_holds_up_neither_the_stream_nor_its_end(mon
     assert not host.log.parent.exists()
 
 
-def test_rows_of_an_engine_that_died_begin_anew_in_the_next():
+def test_rows_of_an_engine_that_died_start_again_in_the_next():
     said: list[str] = []
     with opened(seconds=0.05, said=said) as session:
 
@@ -161,7 +161,7 @@ def test_rows_of_an_engine_that_died_begin_anew_in_the_next():
     assert "1 of 3" in said[0]
 
 
-def test_a_row_that_kills_the_engine_again_and_again_fails_and_spares_the_others():
+def test_a_row_that_keeps_killing_the_engine_fails_and_the_others_succeed():
     work = prompts(8)
     work[1] = work[1]._replace(encoded=Encoded([DEADLY], 1))
     with opened() as session:
@@ -172,7 +172,7 @@ def test_a_row_that_kills_the_engine_again_and_again_fails_and_spares_the_others
     assert all(completion.error is None for completion in by_row.values())
 
 
-@pytest.mark.parametrize("again", [{}, {"unopened": "RuntimeError: no room", "log": ""}])
+@pytest.mark.parametrize("again", [{}, {"unopened": "RuntimeError: no memory", "log": ""}])
 def test_an_engine_that_dies_too_often_is_given_up_with_its_log_kept(again):
     with opened(max_restarts=1, again=again) as session, pytest.raises(EngineFailed, match="died 2 times") as caught:
         Watched().watch(session, prompts(1, ids=[DEADLY]))
@@ -188,7 +188,7 @@ def test_without_a_restart_the_first_death_ends_the_stream():
     shutil.rmtree(Path(caught.value.where.partition("own log: ")[2]).parent)
 
 
-def test_the_row_that_is_to_blame_for_the_last_death_is_told_before_the_engine_is_given_up():
+def test_the_row_at_fault_for_the_last_death_is_yielded_before_the_engine_is_given_up():
     seen = Watched()
     work = prompts(SLOTS)
     work[0] = work[0]._replace(encoded=Encoded([DEADLY], 1))
@@ -199,7 +199,7 @@ def test_the_row_that_is_to_blame_for_the_last_death_is_told_before_the_engine_i
     shutil.rmtree(Path(caught.value.where.partition("own log: ")[2]).parent)
 
 
-def test_an_engine_that_died_over_the_last_row_is_started_again_for_the_next_stream():
+def test_an_engine_that_died_over_the_last_row_is_restarted_for_the_next_stream():
     said: list[str] = []
     with opened(said=said) as session:
         seen = Watched().watch(session, prompts(1, ids=[DEADLY]))
@@ -209,7 +209,7 @@ def test_an_engine_that_died_over_the_last_row_is_started_again_for_the_next_str
         assert "3 of 3" in said[2]
 
 
-def test_a_host_that_nobody_talks_to_any_more_leaves_no_process_and_no_file():
+def test_a_host_without_a_parent_leaves_no_process_and_no_file():
     with opened() as session:
         host = session._host
         assert host.log.exists()
@@ -224,7 +224,7 @@ from gxr_batch.engines.vllm.host_messages import Setup
 host = HostProcess(Setup({}, {}, None, []), {})
 time.sleep(600)
 """
-# As much of vLLM as a host needs to begin opening it, for minutes and deaf to all else.
+# As much of vLLM as a host needs to begin opening it, for minutes and without listening.
 OPENING = {
     "__init__.py": "__version__ = '0.0.fake'\nclass AsyncEngineArgs: pass\n",
     "lora/request.py": "class LoRARequest: pass\n",
@@ -240,7 +240,7 @@ class AsyncLLM:
 }
 
 
-def test_a_host_whose_run_is_killed_while_it_opens_vllm_goes_at_once_with_all_that_it_started(tmp_path):
+def test_a_host_whose_run_is_killed_while_it_opens_vllm_ends_at_once_with_all_its_processes(tmp_path):
     for name, source in OPENING.items():
         file = tmp_path / "vllm" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ def test_a_host_whose_run_is_killed_while_it_opens_vllm_goes_at_once_with_all_th
     assert list(temporary.iterdir()) == []
 
 
-def test_a_model_that_vllm_cannot_open_says_the_cause_and_not_the_summary():
+def test_a_model_that_vllm_cannot_open_names_the_cause_and_not_the_summary():
     log = "ERROR core.py ValueError: max seq len needs more cache\nRuntimeError: Engine core initialization failed."
     host = HostProcess(Setup({"unopened": "RuntimeError: summary", "log": log}, {}, None, []), {}, FAKE)
     with pytest.raises(ModelUnavailable, match="ValueError: max seq len needs more cache"):
@@ -287,7 +287,7 @@ def test_shares_add_up_to_the_time_in_which_there_was_any_row():
     assert 2 * 1.0 + 2 * 0.5 + steps.between(20.0, 21.0)[0] == 4.0
 
 
-def test_steps_that_no_row_needs_any_more_are_let_go():
+def test_steps_that_no_row_needs_any_more_are_dropped():
     steps = Steps()
     for second in range(9000):
         steps.step(second, 2)
@@ -306,12 +306,12 @@ def job(folder: Path, **sections) -> Job:
     return Job.model_validate(data | sections)
 
 
-def prepared(job: Job, tokenizer, room: MemoryBudget | None = None) -> engine_args.Opening:
-    return engine_args.prepare_opening(job, tokenizer, room or MemoryBudget(job.engine))
+def prepared(job: Job, tokenizer, memory: MemoryBudget | None = None) -> engine_args.Opening:
+    return engine_args.prepare_opening(job, tokenizer, memory or MemoryBudget(job.engine))
 
 
-class Card:
-    """A graphics card of which the tests say what is free."""
+class Gpu:
+    """A GPU whose free memory the tests choose."""
 
     def __init__(self, total: int, free: int) -> None:
         self.name, self._total, self._free = "cuda:0", total, free
@@ -344,9 +344,7 @@ def test_the_jobs_settings_become_vllms(tiny_model_dir, gemma_tokenizer):
     assert made.vocab == 1024
 
 
-def test_on_the_cpu_the_memory_limit_is_the_caches_and_without_one_no_more_is_taken_than_the_slots_need(
-    tiny_model_dir, gemma_tokenizer
-):
+def test_on_the_cpu_the_cache_gets_the_memory_limit_or_what_the_slots_need(tiny_model_dir, gemma_tokenizer):
     limited = prepared(job(tiny_model_dir, engine={"memory_limit": "64MiB"}), gemma_tokenizer)
     assert limited.setup.arguments["kv_cache_memory_bytes"] == 64 * 2**20
     free = prepared(job(tiny_model_dir, model={"dtype": "float32"}), gemma_tokenizer)
@@ -355,32 +353,32 @@ def test_on_the_cpu_the_memory_limit_is_the_caches_and_without_one_no_more_is_ta
 
 
 @pytest.mark.parametrize(("limit", "share"), [("20GiB", 20 / 80), ("", 30 / 80), ("70GiB", 59 / 80)])
-def test_on_a_card_the_memory_limit_is_a_share_of_all_of_it_as_far_as_it_is_free(
+def test_on_a_gpu_the_memory_limit_is_a_share_of_all_memory_up_to_what_is_free(
     tiny_model_dir, gemma_tokenizer, limit, share
 ):
     asked = job(tiny_model_dir, model={"dtype": "bfloat16"}, engine={"memory_limit": limit})
-    room = MemoryBudget(asked.engine, devices=[Card(80 * 2**30, 60 * 2**30)])
-    made = prepared(asked, gemma_tokenizer, room)
+    memory = MemoryBudget(asked.engine, devices=[Gpu(80 * 2**30, 60 * 2**30)])
+    made = prepared(asked, gemma_tokenizer, memory)
     assert made.setup.arguments["gpu_memory_utilization"] == pytest.approx(share, rel=1e-3)
     assert made.gpu_bytes == pytest.approx(share * 80 * 2**30, rel=1e-3)
     assert made.environment["CUDA_VISIBLE_DEVICES"] == "0"
 
 
-def test_a_memory_limit_below_one_row_is_refused_and_named(tiny_model_dir, gemma_tokenizer):
+def test_a_memory_limit_below_one_row_is_refused_by_name(tiny_model_dir, gemma_tokenizer):
     asked = job(tiny_model_dir, model={"dtype": "bfloat16"}, engine={"memory_limit": "1MiB"})
-    with pytest.raises(ModelUnavailable, match="No single card has room") as caught:
-        prepared(asked, gemma_tokenizer, MemoryBudget(asked.engine, devices=[Card(80 * 2**30, 60 * 2**30)]))
+    with pytest.raises(ModelUnavailable, match="does not fit on a single GPU") as caught:
+        prepared(asked, gemma_tokenizer, MemoryBudget(asked.engine, devices=[Gpu(80 * 2**30, 60 * 2**30)]))
     assert "raise engine.memory_limit" in caught.value.next_step
 
 
-def test_threads_are_counted_and_not_bound_to_cores_that_another_run_may_have_too(tiny_model_dir, gemma_tokenizer):
+def test_threads_are_limited_but_not_bound_to_cores(tiny_model_dir, gemma_tokenizer):
     limited = prepared(job(tiny_model_dir, engine={"threads": 3}), gemma_tokenizer)
     assert limited.environment == {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "3"}
     assert prepared(job(tiny_model_dir), gemma_tokenizer).environment == {}
 
 
 def test_4_bits_on_a_cpu_are_refused(tiny_model_dir, gemma_tokenizer):
-    with pytest.raises(ModelUnavailable, match="no 4-bit weights"):
+    with pytest.raises(ModelUnavailable, match="4-bit weights on a CPU"):
         prepared(job(tiny_model_dir, model={"load_in_4bit": True}), gemma_tokenizer)
 
 
@@ -389,7 +387,7 @@ def adapter(folder: Path, **settings) -> Path:
     return folder
 
 
-def test_an_adapters_rank_is_read_and_vllm_gets_room_for_it(tiny_model_dir, gemma_tokenizer, tmp_path):
+def test_an_adapters_rank_is_passed_to_vllm(tiny_model_dir, gemma_tokenizer, tmp_path):
     folder = adapter(tmp_path / "a", rank_pattern={"layers.1.self_attn.q_proj": 12})
     made = prepared(job(tiny_model_dir, model={"adapter": str(folder)}), gemma_tokenizer)
     assert made.setup.adapter == str(folder)
@@ -397,7 +395,7 @@ def test_an_adapters_rank_is_read_and_vllm_gets_room_for_it(tiny_model_dir, gemm
     assert made.adapter == "beside the weights, by vLLM: 8 LoRA modules, rank 12"
 
 
-def test_vllm_gets_room_for_a_rank_that_no_module_has(tiny_model_dir, gemma_tokenizer, tmp_path):
+def test_a_rank_that_no_module_has_is_passed_to_vllm(tiny_model_dir, gemma_tokenizer, tmp_path):
     folder = adapter(tmp_path / "a", r=40, target_modules=["q_proj"], rank_pattern={"q_proj": 3})
     made = prepared(job(tiny_model_dir, model={"adapter": str(folder)}), gemma_tokenizer)
     assert made.setup.arguments["max_lora_rank"] == 64
@@ -411,7 +409,7 @@ def test_vllm_gets_room_for_a_rank_that_no_module_has(tiny_model_dir, gemma_toke
         ({"r": 513}, "rank is 513"),
     ],
 )
-def test_an_adapter_that_vllm_cannot_put_on_is_refused_by_name(
+def test_an_adapter_that_vllm_does_not_support_is_refused_by_name(
     tiny_model_dir, gemma_tokenizer, tmp_path, settings, part
 ):
     asked = job(tiny_model_dir, model={"adapter": str(adapter(tmp_path / "a", **settings))})
@@ -429,29 +427,29 @@ def test_an_adapter_of_another_class_of_the_model_is_refused(tiny_model_dir, gem
         prepared(job(tiny_model_dir, model={"adapter": str(folder)}), gemma_tokenizer)
 
 
-def test_a_card_is_named_by_its_place_among_those_that_are_visible(tiny_model_dir, monkeypatch):
+def test_a_gpu_is_selected_by_its_index_among_the_visible_ones(tiny_model_dir, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     placement = Placement(device="cuda:1", dtype="bfloat16", four_bit=False)
     assert engine_args._environment(job(tiny_model_dir), placement) == {"CUDA_VISIBLE_DEVICES": "5"}
 
 
-def test_without_vllm_the_message_says_what_to_install(monkeypatch, demo_model_dir):
+def test_without_vllm_the_message_names_what_to_install(monkeypatch, demo_model_dir):
     monkeypatch.setattr("gxr_batch.extras.find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="not installed") as caught, VllmEngine(job(demo_model_dir)).open():
         pass
     assert caught.value.next_step == install_command("vllm")
 
 
-def test_check_says_so_too(monkeypatch, demo_model_dir, tmp_path):
-    monkeypatch.setattr("gxr_batch.engines.vllm.find_spec", lambda name: None)
+def test_check_also_names_what_to_install(monkeypatch, demo_model_dir, tmp_path):
+    monkeypatch.setattr("gxr_batch.extras.find_spec", lambda name: None)
     table = tmp_path / "f.csv"
     table.write_text("findings\nclear lungs\n")
     asked = job(demo_model_dir, input={"path": str(table)}, run={"output": str(tmp_path / "out")})
-    with pytest.raises(ModelUnavailable, match="vLLM is not installed"):
+    with pytest.raises(ModelUnavailable, match="not installed"):
         check(asked, limit=None, say=[].append)
 
 
-def test_a_temperature_that_vllm_refuses_is_refused_with_the_job_file(tmp_path):
+def test_a_temperature_that_vllm_refuses_is_refused_when_the_job_file_is_read(tmp_path):
     file = tmp_path / "j.toml"
     file.write_text('name = "j"\n[input]\npath = "f.csv"\n[engine]\nkind = "vllm"\n')
     with pytest.raises(JobFileError, match="at most 2"):

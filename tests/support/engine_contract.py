@@ -1,6 +1,6 @@
-"""What every engine owes the runner, as tests.
+"""The contract of every engine, as tests.
 
-An engine's own test file subclasses `EngineContract`, names the subclass `Test...`, and gives it a fixture `subject`.
+An engine's test file subclasses `EngineContract`, names the subclass `Test...`, and gives it a fixture `subject`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _NAP_SECONDS = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """An engine as the contract needs it.
+    """An engine for the contract's tests.
 
-    `open` opens it. `prompts(n)` gives n prompts with keys of their own, `lasting(n)` n that each keep it busy for more
-    than two pulses (None: those of `prompts` do). `spoil(prompt)` turns a prompt into one that fails as a row, its text
-    holding the CANARY. `sees_first_token` is False for an engine that gets whole answers.
+    `open` opens it. `prompts(n)` gives n prompts with distinct keys, `lasting(n)` gives n that each keep it busy for
+    more than two pulses (None: those of `prompts` do). `spoil(prompt)` turns a prompt into one that fails as a row and
+    whose text contains the CANARY. `sees_first_token` is False for an engine that gets whole answers.
     """
 
     open: Callable[[], AbstractContextManager[Session]]
@@ -39,10 +39,10 @@ class Subject:
 
 @dataclass
 class Watched:
-    """A stream as the runner sees it: what was taken, what came back, and when.
+    """A stream as the runner sees it: what was taken, what was returned, and when.
 
-    `stall` is for how long another thread of this process, that only sleeps, was kept waiting in all (seconds): by a
-    machine that did something else, for which no engine is to blame. One that holds Python's lock would pass for that.
+    `stall` is the total time (seconds) for which a thread that only sleeps was kept waiting, because the machine was
+    busy with something else: the engine is not at fault for it. An engine that holds the GIL would look the same.
     """
 
     taken: list[Prompt] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Watched:
         stop: StopRequest | None = None,
         after: Callable[[Watched], None] = lambda _: None,
     ) -> Watched:
-        """Read a stream to its end, calling `after` once each event is booked."""
+        """Read a stream to its end, calling `after` once each event is recorded."""
         began = last = time.monotonic()
         with self._stalls_noted():
             for event in session.stream(self.feed(prompts), stop or StopRequest()):
@@ -84,7 +84,7 @@ class Watched:
 
     @contextmanager
     def _stalls_noted(self) -> Iterator[None]:
-        """Add up the stalls inside the block: by how much a thread that only sleeps overslept."""
+        """Add up the stalls inside the block: by how much a sleeping thread overslept."""
         over = threading.Event()
 
         def sleep() -> None:
@@ -109,7 +109,7 @@ class Watched:
 class EngineContract:
     """The tests; `subject` comes from the subclass."""
 
-    def test_it_says_what_it_is(self, subject: Subject):
+    def test_it_describes_itself(self, subject: Subject):
         with subject.open() as session:
             info = session.info
         assert isinstance(info, EngineInfo)
@@ -132,12 +132,12 @@ class EngineContract:
             seen = Watched().watch(session, [])
         assert (seen.completions, seen.pulses) == ([], [])
 
-    def test_it_takes_no_more_than_it_has_room_for(self, subject: Subject):
+    def test_it_takes_no_more_prompts_than_it_has_slots(self, subject: Subject):
         with subject.open() as session:
             seen = Watched().watch(session, subject.prompts(3 * session.info.slots))
             assert seen.ahead <= session.info.slots + 1
 
-    def test_it_gives_a_sign_of_life_every_second(self, subject: Subject):
+    def test_it_gives_a_heartbeat_every_second(self, subject: Subject):
         with subject.open() as session:
             seen = Watched().watch(session, subject.long(session.info.slots))
         assert seen.longest_silence < 1.0 + seen.stall
@@ -146,7 +146,7 @@ class EngineContract:
         tokens = [pulse.new_tokens for pulse in seen.pulses]
         assert tokens == sorted(tokens)
 
-    def test_answers_keep_to_their_length(self, subject: Subject):
+    def test_answers_respect_their_length_limit(self, subject: Subject):
         with subject.open() as session:
             prompts = subject.prompts(session.info.slots + 1)
             limits = {prompt.key: prompt.max_new_tokens for prompt in prompts}
@@ -168,14 +168,14 @@ class EngineContract:
             assert 0 <= (completion.seconds_to_first_token or 0.0) <= completion.seconds_generating
             assert 0 < completion.seconds_share <= completion.seconds_generating + 1e-6
             assert 0.98 <= completion.rows_in_batch <= session.info.slots * 1.02
-            # Stamps are whole milliseconds.
+            # Timestamps are whole milliseconds.
             assert before - 2 <= completion.started_at_ms <= completion.finished_at_ms <= after + 2
             lasted = (completion.finished_at_ms - completion.started_at_ms) / 1000
             assert abs(lasted - completion.seconds_generating) < 0.1 + seen.stall
         busy = sum(completion.seconds_share for completion in seen.completions)
         assert 0.95 * seen.seconds - 0.15 - seen.stall <= busy <= 1.01 * seen.seconds
 
-    def test_a_row_that_fails_is_a_completion_and_spares_its_neighbours(self, subject: Subject):
+    def test_a_row_that_fails_is_a_completion_and_the_other_rows_succeed(self, subject: Subject):
         with subject.open() as session:
             prompts = subject.prompts(session.info.slots + 2)
             prompts[1] = subject.spoil(prompts[1])
@@ -189,21 +189,21 @@ class EngineContract:
         assert CANARY not in failed.error
         assert all(completion.error is None for completion in by_key.values())
 
-    def test_told_to_return_now_it_returns_now(self, subject: Subject):
+    def test_it_returns_at_once_when_asked_to(self, subject: Subject):
         stop = StopRequest()
-        told: list[float] = []
+        asked: list[float] = []
 
         def interrupt(_: Watched) -> None:
-            if not told:
-                told.append(time.monotonic())
+            if not asked:
+                asked.append(time.monotonic())
                 stop.now()
 
         with subject.open() as session:
             seen = Watched().watch(session, subject.long(3 * session.info.slots), stop, interrupt)
-            assert time.monotonic() - told[0] < 10
-        assert len(seen.completions) < len(seen.taken), "it waited for what it had"
+            assert time.monotonic() - asked[0] < 10
+        assert len(seen.completions) < len(seen.taken), "it waited for the rows in flight"
 
-    def test_draining_it_takes_no_more_and_finishes_what_it_has(self, subject: Subject):
+    def test_while_draining_it_takes_no_prompts_and_finishes_its_rows(self, subject: Subject):
         stop = StopRequest()
         taken: list[int] = []
 
@@ -217,18 +217,18 @@ class EngineContract:
         assert len(seen.taken) == taken[0]
         assert sorted(seen.keys()) == sorted(tuple(prompt.key) for prompt in seen.taken)
 
-    def test_draining_it_returns_by_the_deadline_finished_or_not(self, subject: Subject):
+    def test_while_draining_it_returns_by_the_deadline(self, subject: Subject):
         stop = StopRequest()
-        told: list[float] = []
+        asked: list[float] = []
 
         def drain(_: Watched) -> None:
-            if not told:
-                told.append(time.monotonic())
-                stop.drain(told[0] + 0.2)
+            if not asked:
+                asked.append(time.monotonic())
+                stop.drain(asked[0] + 0.2)
 
         with subject.open() as session:
             seen = Watched().watch(session, subject.long(4 * session.info.slots), stop, drain)
-            assert time.monotonic() - told[0] < 1.2 + seen.stall
+            assert time.monotonic() - asked[0] < 1.2 + seen.stall
         assert set(seen.keys()) <= {tuple(prompt.key) for prompt in seen.taken}
         assert len(set(seen.keys())) == len(seen.keys())
 

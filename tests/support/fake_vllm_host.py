@@ -1,7 +1,7 @@
-"""A host process without vLLM: speaks the same words over the same pipe, draws numbers, and dies on request.
+"""A host process without vLLM: uses the same messages over the same pipe, draws numbers, and dies on request.
 
-`Setup.arguments` says how: `seconds` a step, the token ids `deadly` (the process dies once a row with it has two
-tokens) and `refused` (such a row is one that vLLM does not take), `deaf` for a host that opens and never listens.
+`Setup.arguments` configures it: `seconds` per step, the token ids `deadly` (the process dies once a row with one of
+them has two tokens) and `refused` (vLLM refuses such a row), `deaf` for a host that opens and never listens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def listen(pipe: Connection, heard: queue.SimpleQueue) -> None:
 
 
 class Fake:
-    """Rows that get a number each a step."""
+    """Rows that get one number per step."""
 
     def __init__(self, pipe: Connection, settings: Mapping[str, Any]) -> None:
         self.pipe, self.settings = pipe, settings

@@ -79,7 +79,7 @@ class Outcome:
 
 @dataclass
 class Scenario:
-    """A command on a folder, what resumes it, and the result rows of an uninterrupted run."""
+    """A command on a folder, the command that resumes it, and the result rows of an uninterrupted run."""
 
     name: str
     base: Path
@@ -121,7 +121,7 @@ def hooked(work: Workplace, *arguments: str, at: int = 0, log: str = "/dev/null"
 
 
 def boundaries(work: Workplace, command: Sequence[str], *, trace: bool) -> list[Boundary]:
-    """Run the command once to its end and return every write boundary that it crossed."""
+    """Run the command once to its end and return all its write boundaries."""
     log = work.folder / "calls.log"
     done = (traced if trace else hooked)(work, "run", "j.toml", *command, log=str(log))
     assert done.returncode == 0, done.stderr
@@ -290,7 +290,7 @@ def random_kills(kind: str, count: int, rng: random.Random) -> list[Kill]:
 
 
 def attempts(scenario: Scenario, kills: Sequence[Kill], root: Path, *, trace: bool) -> list[Outcome]:
-    """Try all kills, two at a time."""
+    """Make all attempts, two at a time."""
     folders = [root / f"{scenario.name}-{number}" for number in range(len(kills))]
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda kill, folder: attempt(scenario, kill, folder, trace=trace), kills, folders))

@@ -1,8 +1,8 @@
-"""The command with an echo engine that plays faults, as a process of its own.
+"""The command with an echo engine that plays faults, as a separate process.
 
     python tests/support/faulty_cli.py --faults '{"fail_every": 7}' run j.toml
 
-Everything after the faults is for the command.
+Arguments after the faults are for the command.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The echo engine with faults that tests ask for. It is registered in place of "echo", so jobs keep that kind.
+"""The echo engine with faults that tests ask for. It is registered as "echo", so jobs keep that kind.
 
-In a process of its own `faulty_cli.py` registers it; `playing` does in this one. Ray hands it on to its workers.
+`faulty_cli.py` registers it in a separate process; `playing` does in this one. Ray sends it to its workers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gxr_batch.records import Completion, Key, Prompt
 
 
 class Faults(NamedTuple):
-    """The faults that are played; by default none.
+    """The faults to play; none by default.
 
-    `fail_every` fails every Nth prompt, by its row seed; `fail_containing` fails prompts that hold this text;
-    `crash_after` ends the engine after so many completions; `kill_containing` kills the process over such a prompt, as
-    a fault in a kernel or the system's OOM killer would, and `hang_containing` hangs for good over it, as a driver that
-    never comes back would.
+    `fail_every` fails every Nth prompt, by its row seed; `fail_containing` fails prompts that contain this text;
+    `crash_after` ends the engine after so many completions; `kill_containing` kills the process over such a prompt,
+    like a fault in a kernel or the system's OOM killer; `hang_containing` hangs over it permanently, like a driver that
+    never returns.
     """
 
     fail_every: int = 0
@@ -44,7 +44,7 @@ def faulty(faults: Mapping[str, Any]) -> Create:
 
 @contextmanager
 def playing(faults: Mapping[str, Any]) -> Iterator[None]:
-    """Let "echo" play these faults in this process for the block; without faults it stays what it is."""
+    """Let "echo" play these faults in this process for the block; without faults it is unchanged."""
     before = ENGINES["echo"]
     if faults:
         register("echo", faulty(faults))
@@ -73,7 +73,7 @@ class FaultyEngine:
 
 
 class FaultySession:
-    """Lets the echo engine answer, and spoils answers before they are handed on."""
+    """Lets the echo engine answer, and replaces answers before they are passed on."""
 
     def __init__(self, echo: Session, faults: Faults) -> None:
         self._echo, self._faults = echo, faults
@@ -90,7 +90,7 @@ class FaultySession:
         def noted() -> Iterator[Prompt]:
             for prompt in prompts:
                 taken[prompt.key] = prompt
-                yield prompt._replace(on_text=None)  # nobody sees the text of a row that is to fail
+                yield prompt._replace(on_text=None)  # the text of a row that is to fail is not shown
 
         for event in self._echo.stream(noted(), stop):
             yield self._spoil(taken.pop(event.key), event) if isinstance(event, Completion) else event
@@ -99,15 +99,15 @@ class FaultySession:
         self._done += 1
         faults, text = self._faults, prompt.messages.turns[-1].text
         if faults.crash_after and self._done > faults.crash_after:
-            raise EngineFailed("The echo engine was told to fail here.", where="crash_after")
+            raise EngineFailed("The echo engine was asked to fail here.", where="crash_after")
         if faults.kill_containing and faults.kill_containing in text:
             os.kill(os.getpid(), signal.SIGKILL)
         while faults.hang_containing and faults.hang_containing in text:
             time.sleep(60)
         if faults.fail_every and prompt.row_seed % faults.fail_every == 0:
-            return self._failed(completion, "the echo engine was told to fail this row")
+            return self._failed(completion, "the echo engine was asked to fail this row")
         if faults.fail_containing and faults.fail_containing in text:
-            return self._failed(completion, "the echo engine was told to fail rows like this one")
+            return self._failed(completion, "the echo engine was asked to fail rows like this one")
         if prompt.on_text and completion.text:
             prompt.on_text(completion.text)
         return completion

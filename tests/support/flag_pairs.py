@@ -1,4 +1,4 @@
-"""The seeded errors of tests/data as evidence for the flags, and how well the flags find them."""
+"""The planted errors of tests/data as test cases for the flags, and how well the flags find them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SETS = {
     "held out": [DATA / "flags_held_out.toml", DATA / "flags_long_held_out.toml"],
 }
 _TEMPLATES = Templates(PromptSection())
-# Names that no rule over a text gives: the program itself sets them.
+# Flags that the program sets itself, not by a rule over a text.
 RULED = [name for name in FLAGS if name not in {"findings_truncated", "flags_not_computed"}]
 
 
 class Case(NamedTuple):
-    """One text of a pair: what was planted in it ("" = nothing), and which flags it may have besides."""
+    """One text of a pair: the error planted in it ("" = none), and which flags it may have as well."""
 
     name: str
     evidence: Evidence
@@ -58,7 +58,7 @@ def evidence(text: str, *, template: str = "clinical_case", finish_reason: Any =
 
 
 def cases(name: str) -> list[Case]:
-    """Return the texts of a set, clean ones and faulty ones."""
+    """Return the texts of a set, clean and faulty ones."""
     found = []
     for pair in chain.from_iterable(tomllib.loads(path.read_text(encoding="utf-8"))["pair"] for path in SETS[name]):
         name, flag, also = pair.pop("id"), pair.pop("flag", ""), frozenset(pair.pop("also", ()))
@@ -77,10 +77,10 @@ def cases(name: str) -> list[Case]:
 def scores(texts: Iterable[Case]) -> tuple[dict[str, Score], list[str]]:
     """Return how each flag did, and a line for each text whose flags are not those planted.
 
-    A wrong flag counts once a pair.
+    A wrong flag counts once per pair.
     """
     counts = {name: [0, 0, 0] for name in RULED}
-    told, known = [], set()
+    mistakes, known = [], set()
     for case in texts:
         flags = flags_of(case.evidence)
         if case.planted:
@@ -92,5 +92,7 @@ def scores(texts: Iterable[Case]) -> tuple[dict[str, Score], list[str]]:
             counts[flag][2] += (pair, flag) not in known  # its clean text and its faulty ones share most sentences
             known.add((pair, flag))
         if wrong or (case.planted and case.planted not in flags):
-            told.append(f"{case.name}: planted {case.planted or 'nothing'}, flagged {', '.join(flags) or 'nothing'}")
-    return {name: Score(*count) for name, count in counts.items()}, told
+            mistakes.append(
+                f"{case.name}: planted {case.planted or 'nothing'}, flagged {', '.join(flags) or 'nothing'}"
+            )
+    return {name: Score(*count) for name, count in counts.items()}, mistakes

@@ -134,7 +134,7 @@ def _columns(rng: random.Random, rows: int) -> list[pa.Array]:
 
 
 def parquet_bytes(rng: random.Random) -> tuple[bytes, int | None]:
-    """Return a Parquet table of strange types and names, often damaged."""
+    """Return a Parquet table with strange types and names, often damaged."""
     rows = rng.choice([0, 1, 7, 7, 30])
     kinds = _columns(rng, rows)
     names = [
@@ -211,7 +211,7 @@ def faults(rng: random.Random) -> dict[str, object]:
 
 
 def broken_job(rng: random.Random) -> bytes:
-    """Return a job file after a change of its keys or of its bytes."""
+    """Return a job file with changed keys or bytes."""
     if rng.random() < 0.4:
         full = (
             JOB
@@ -252,7 +252,7 @@ PIECES = [
 
 
 def template(rng: random.Random) -> str:
-    """Return a template of random pieces; some of them fit together."""
+    """Return a template of random pieces; some of them match."""
     pieces = [rng.choice(PIECES) for _ in range(rng.randint(1, 6))]
     for opening, closing in (("{% if", "{% endif %}"), ("{% for", "{% endfor %}"), ("{% macro", "{% endmacro %}")):
         if any(piece.startswith(opening) for piece in pieces) and rng.random() < 0.8:
@@ -306,7 +306,7 @@ def damage(run: Path, rng: random.Random) -> None:
             if rng.random() < 0.5:
                 (run / "parts").write_text("no folder")
         case _:
-            with suppress(FileExistsError):  # an earlier damage may have put a file there
+            with suppress(FileExistsError):  # earlier damage may have put a file there
                 (run / "parts").mkdir()
             if (run / "parts").is_file():
                 return

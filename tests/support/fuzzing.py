@@ -1,7 +1,7 @@
-"""Drives the command with input that nobody would write, and holds what it does against the contract.
+"""Runs the command with unlikely input, and checks its behaviour against the contract.
 
-`try_case(kind, seed, folder)` plays one case in this process, the same one for the same kind and seed, and returns what
-is wrong with it. The inputs are made in `fuzz_inputs`. Each case works in a folder of its own and with the echo engine.
+`try_case(kind, seed, folder)` plays one case in this process, always the same for a kind and seed, and returns what is
+wrong with it. `fuzz_inputs` makes the inputs. Each case has a separate folder and uses the echo engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from running import Faults
 from gxr_batch.cli import main
 
 EXITS = {0, 2, 3, 4, 5, 75, 130}
-# Processor time, so that a busy machine is not taken for a hang; asleep, the wall clock decides.
+# CPU time, so that a busy machine does not look like a hang; for a sleeping process wall-clock time decides.
 HANG_SECONDS = 10.0
 ASLEEP_SECONDS = 90.0
 
@@ -35,12 +35,12 @@ EXPORTS = [(), ("--partial",), ("--format", "csv"), ("--format", "jsonl"), ("--f
 
 
 class Hang(BaseException):
-    """The command did not come back in time; no `except Exception` of the command's may swallow this."""
+    """The command did not return in time; no `except Exception` in the command may swallow this."""
 
 
 @dataclass
 class Verdict:
-    """What one case did: the exit codes of its commands, and sentences on everything that the contract forbids."""
+    """The outcome of one case: the exit codes of its commands, and a sentence for each breach of the contract."""
 
     kind: str
     seed: int
@@ -56,16 +56,16 @@ class Verdict:
 
 @dataclass
 class Case:
-    """One case as its kind sees it: where it works, its own random numbers, and how it runs the command."""
+    """One case as its kind sees it: its folder, its random numbers, and how it runs the command."""
 
     folder: Path
     rng: random.Random
     verdict: Verdict
-    ids: list[str] | None = None  # what the results must hold, where the case knows
+    ids: list[str] | None = None  # what the results must contain, if known
     rows: int | None = None
 
     def gxr(self, *arguments: str, faults: Faults | None = None) -> int:
-        """Run a verb in this process and judge its end; a `run` that says it is finished has lost no row."""
+        """Run a verb in this process and check how it ends; a `run` that reports success has lost no row."""
         try:
             with timed(), playing(faults or {}):
                 result = CliRunner().invoke(main, arguments)
@@ -86,7 +86,7 @@ class Case:
         return code
 
     def lost_rows(self, said: str, limit: int | None) -> list[str]:
-        """Return what the run lost whose summary this is, nothing where only chosen rows were generated."""
+        """Return what the run with this summary lost, nothing if only chosen rows were generated."""
         found = re.search(r"^  results  (.*)/results\.parquet$", said, re.MULTILINE)
         ids = self.ids[:limit] if self.ids is not None else None
         rows = min(self.rows, limit or self.rows) if self.rows is not None else None
@@ -95,7 +95,7 @@ class Case:
 
 @contextmanager
 def timed() -> Iterator[None]:
-    """Raise Hang inside the block where it takes too long, and give the test runner its own timer back."""
+    """Raise Hang if the block takes too long, and restore the test runner's timer."""
 
     def late(number: int, frame: object) -> None:
         raise Hang
@@ -113,7 +113,7 @@ def timed() -> Iterator[None]:
 
 
 def lost_rows(run: Path, ids: Sequence[str] | None = None, rows: int | None = None) -> list[str]:
-    """Return what is wrong with the results of a finished run: every row id exactly once for each sample."""
+    """Return what is wrong with the results of a finished run: every row id must occur exactly once per sample."""
     try:
         return _compare(run, ids, rows)
     except (OSError, pa.ArrowException) as error:
@@ -138,7 +138,7 @@ def _compare(run: Path, ids: Sequence[str] | None, rows: int | None) -> list[str
 
 
 def table_case(suffix: str, make: Callable[[random.Random], tuple[bytes, int | None]]) -> Callable[[Case], None]:
-    """Return the kind of case that runs a strange table; `make` gives its bytes, and its rows where they are known."""
+    """Return the kind of case that runs a strange table; `make` gives its bytes, and its row count if known."""
 
     def play(case: Case) -> None:
         content, case.rows = make(case.rng)
@@ -151,14 +151,14 @@ def table_case(suffix: str, make: Callable[[random.Random], tuple[bytes, int | N
 
 
 def job_case(case: Case) -> None:
-    """A job file that was mistyped, cut, or filled with values of other kinds."""
+    """A job file that was mistyped, truncated, or filled with values of other types."""
     inputs.plain_table()
     Path("j.toml").write_bytes(inputs.broken_job(case.rng))
     case.gxr(case.rng.choice(["run", "check"]), "j.toml", "--set", "engine.kind=echo")
 
 
 def set_case(case: Case) -> None:
-    """Overrides of any key with any value, now and then with an engine that fails."""
+    """Overrides of any key with any value, sometimes with an engine that fails."""
     inputs.plain_table()
     Path("j.toml").write_text(inputs.JOB)
     overrides = [part for _ in range(case.rng.randint(1, 3)) for part in ("--set", inputs.override(case.rng))]
@@ -167,7 +167,7 @@ def set_case(case: Case) -> None:
 
 
 def template_case(case: Case) -> None:
-    """A template put together from pieces of templates, some of them with a way out or without an end."""
+    """A template made of pieces of templates, some of them unsafe or without an end."""
     inputs.plain_table()
     Path("own.j2").write_text(inputs.template(case.rng), encoding="utf-8")
     Path("j.toml").write_text(inputs.JOB + "[prompt]\ntemplate = 'own.j2'\n")
@@ -178,7 +178,7 @@ def template_case(case: Case) -> None:
 
 
 def folder_case(case: Case) -> None:
-    """A run folder that lost, broke or swapped files, finished or in the middle, read and then gone on with."""
+    """A run folder with lost, broken or swapped files, finished or not, that is read and then resumed."""
     inputs.plain_table()
     case.ids = [f"C{number}" for number in range(inputs.ROWS)]
     Path("j.toml").write_text(inputs.JOB)
@@ -196,7 +196,7 @@ def folder_case(case: Case) -> None:
     )
     case.gxr("check", "j.toml")
     code = case.gxr("run", "j.toml")
-    if code == 2:  # what it says to rename is renamed, as often as it says so
+    if code == 2:  # rename what messages ask to rename, as often as they ask
         for _ in range(4):
             if code != 2 or not inputs.follow_advice(Path("outputs/j")):
                 break
@@ -215,9 +215,9 @@ KINDS: dict[str, Callable[[Case], None]] = {
 
 
 def try_case(kind: str, seed: int, folder: Path) -> Verdict:
-    """Play one case in `folder` (made here, removed where nothing is wrong) and judge it."""
+    """Play one case in `folder` (created here, removed if nothing is wrong) and check it."""
     verdict = Verdict(kind, seed)
-    work = folder / f"{kind}-{seed}" / "work"  # two deep: an output of "../x" still stays inside
+    work = folder / f"{kind}-{seed}" / "work"  # two levels deep, so that an output of "../x" stays inside
     work.mkdir(parents=True)
     with chdir(work):
         KINDS[kind](Case(work, random.Random(f"{kind} {seed}"), verdict))

@@ -1,6 +1,6 @@
-"""A Ray cluster of two nodes on this machine, as a process of its own: prints its address, goes when its input ends.
+"""A Ray cluster of two nodes on this machine, in a separate process: prints its address, ends when its stdin closes.
 
-A line on its input ends the second node, as if its host were gone; a third one comes.
+A line on stdin ends the second node, as if its host were gone; then a third one joins.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Starting the real command in tests: a job file in a folder, a child process, its output and exit code."""
+"""Starts the real command in tests: a job file in a folder, a child process, its output and exit code."""
 
 from __future__ import annotations
 

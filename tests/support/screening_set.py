@@ -1,4 +1,4 @@
-"""The hand-made set for identifier screening, and each rule's recall and precision on it."""
+"""The hand-written set for identifier screening, and each rule's recall and precision on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SET = DATA / "identifiers.tsv"
 
 
 class Line(NamedTuple):
-    """One text, and the rules that should find something in it."""
+    """One text, and the rules that should match it."""
 
     number: int
     rules: frozenset[str]
@@ -21,7 +21,7 @@ class Line(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """How a rule did: texts in which it should hit, in which it hits, and in which both hold."""
+    """The counts for a rule: texts that it should match, that it matches, and both."""
 
     expected: int
     found: int
@@ -47,7 +47,7 @@ def lines() -> list[Line]:
 
 
 def figures() -> dict[str, Figures]:
-    """Return how each rule does."""
+    """Return the figures of each rule."""
     pairs = [(line.rules, set(identifiers_in(line.text))) for line in lines()]
     return {
         rule: Figures(
@@ -60,7 +60,7 @@ def figures() -> dict[str, Figures]:
 
 
 def mistakes() -> Iterator[tuple[Line, set[str]]]:
-    """Yield the lines in which other rules hit than should, and these."""
+    """Yield the lines that other rules match than should, and those rules."""
     for line in lines():
         if (found := set(identifiers_in(line.text))) != line.rules:
             yield line, found

@@ -1,4 +1,4 @@
-"""Tiny random models of the families that matter, made on the spot: real classes, no meaning."""
+"""Tiny random models of the supported families, created in the tests: real classes, random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VOCAB = 1024
 
 
 def tiny_gemma(dtype: torch.dtype = torch.float32, window: int = 8, vocab: int = VOCAB) -> Any:
-    """Return a Gemma 3 with three sliding and one full layer, whose window of 8 tokens is crossed at once."""
+    """Return a Gemma 3 with three sliding layers and a full one; prompts exceed its window of 8 tokens at once."""
     torch.manual_seed(0)
     config = Gemma3TextConfig(
         vocab_size=vocab,
@@ -27,13 +27,13 @@ def tiny_gemma(dtype: torch.dtype = torch.float32, window: int = 8, vocab: int =
         sliding_window=window,
         layer_types=["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
         max_position_embeddings=4096,
-        initializer_range=0.2,  # wide, so that logits differ clearly and greedy tokens do not hang on a rounding
+        initializer_range=0.2,  # large, so that logits differ clearly and greedy tokens do not depend on rounding
     )
     return _settled(Gemma3ForCausalLM(config), dtype)
 
 
 def tiny_llama(dtype: torch.dtype = torch.float32) -> Any:
-    """Return a Llama with grouped queries."""
+    """Return a Llama with grouped-query attention."""
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -50,12 +50,12 @@ def tiny_llama(dtype: torch.dtype = torch.float32) -> Any:
 
 
 def save_adapter(model: Any, folder: Path, **settings: Any) -> Any:
-    """Put an adapter with random matrices on a model, save it as peft does, and return peft's model with it."""
+    """Apply an adapter with random matrices to a model, save it as peft does, and return peft's model with it."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(2)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft uses a name of transformers' that will go
+        warnings.simplefilter("ignore")  # peft uses a deprecated name from transformers
         made = get_peft_model(model, LoraConfig(**{"r": 4, "target_modules": ["q_proj", "down_proj"]} | settings))
         for name, parameter in made.named_parameters():
             if "lora_B" in name:

@@ -1,4 +1,4 @@
-"""Sessions of the slot engine on tiny models, whose texts are their token ids."""
+"""Sessions of the slots engine on tiny models, whose texts are their token ids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GREEDY = Sampling(temperature=0, repetition_penalty=1.0)
 
 
 class Ids:
-    """Decodes ids to their numbers, so that texts can be compared where there is no tokenizer."""
+    """Decodes ids to their numbers, so that texts can be compared without a tokenizer."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         return " ".join(map(str, ids))

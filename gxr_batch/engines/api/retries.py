@@ -25,7 +25,7 @@ from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Turn
 
 _Spent = Callable[[RetryCallState], Awaitable[bool]]
 _LOOK_SECONDS = 0.02
-_HARMLESS = Prompt(Key("", 0), Messages((Turn("user", "Say OK."),), ""), Encoded(None, None), 1, 1)
+_TEST_QUESTION = Prompt(Key("", 0), Messages((Turn("user", "Say OK."),), ""), Encoded(None, None), 1, 1)
 
 
 class Calls:
@@ -37,7 +37,7 @@ class Calls:
         first, longest = parse_duration(settings.first_wait), parse_duration(settings.longest_wait)
         self._backoff = wait_random_exponential(multiplier=first or 0.0, max=longest or 0.0)
         self._throttle, self._meter = Throttle(settings.concurrency), Meter()
-        self._asking_harmless = asyncio.Lock()
+        self._asking_test_question = asyncio.Lock()
         self._last_answered = 0.0  # when the latest answered request began
         self.retries = 0
         self.streams = True
@@ -90,7 +90,7 @@ class Calls:
     async def _refusal(self) -> Refusal | None:
         """Ask a test question until it is answered or refused, and return the refusal."""
         try:
-            await self._persist(_HARMLESS, self._is_no_server)
+            await self._persist(_TEST_QUESTION, self._is_no_server)
         except Refusal as refusal:
             return refusal
         return None
@@ -104,11 +104,11 @@ class Calls:
     async def _answers_others(self) -> bool:
         """Return whether the server answers anything asked from now on. Raises Unusable if it refuses everything."""
         now = time.monotonic()
-        async with self._asking_harmless:
+        async with self._asking_test_question:
             if self._last_answered > now:
                 return True
             try:
-                await self._attempt(_HARMLESS)
+                await self._attempt(_TEST_QUESTION)
             except Trouble:
                 return False
             except Refusal as refusal:

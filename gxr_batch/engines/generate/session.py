@@ -83,7 +83,7 @@ class GenerateSession:
         )
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="gxr-batch-generate")
         self._running: Batch | None = None
-        self._room = slots
+        self._batch_size = slots
         self._good_batches = 0
         self._gave_up = False
         self._counts = _Counts()
@@ -104,7 +104,7 @@ class GenerateSession:
         while True:
             rows: list[RowState] = []
             looked = time.monotonic()
-            while len(rows) < self._room and stop.admitting and (prompt := next(prompts, None)) is not None:
+            while len(rows) < self._batch_size and stop.admitting and (prompt := next(prompts, None)) is not None:
                 row = RowState(prompt=prompt, token_ids=prompt.encoded.token_ids or [], taken_at=time.monotonic())
                 if refusal := self._refusal(row):
                     yield _failed(row, refusal)
@@ -124,8 +124,8 @@ class GenerateSession:
     def _grow_back(self, went_well: bool) -> None:
         """Try larger batches again after some that fit in memory."""
         self._good_batches = self._good_batches + 1 if went_well else 0
-        if self._good_batches >= _CALM_BATCHES and self._room < self.info.slots:
-            self._good_batches, self._room = 0, min(2 * self._room, self.info.slots)
+        if self._good_batches >= _CALM_BATCHES and self._batch_size < self.info.slots:
+            self._good_batches, self._batch_size = 0, min(2 * self._batch_size, self.info.slots)
 
     def _run(self, rows: list[RowState], stop: StopRequest, counts: _Counts) -> Iterator[Completion | Pulse]:
         """Generate for some rows, in as many batches as necessary."""
@@ -164,7 +164,7 @@ class GenerateSession:
             yield self._counts.pulse(len(left) + waiting, self._memory())  # the rest may end before the next one
             half = (len(left) + 1) // 2
             if no_memory:
-                self._room = min(self._room, half)
+                self._batch_size = min(self._batch_size, half)
                 torch.cuda.empty_cache()
             groups += [left[half:], left[:half]]
 

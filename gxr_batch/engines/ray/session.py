@@ -36,7 +36,7 @@ class RaySession:
         self._pool, self._patience, self._say = pool, patience, say
         self._errand = 0
         self._again = 0
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._error: GxrError | None = None  # from the last worker that failed
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
@@ -106,8 +106,8 @@ class RaySession:
 
     def tell(self, sentence: str) -> None:
         """Report a worker's sentence once: workers tend to report the same."""
-        if sentence not in self._told:
-            self._told.add(sentence)
+        if sentence not in self._reported:
+            self._reported.add(sentence)
             self._say(sentence)
 
     def _tell(self, member: Member, lost: Lost) -> None:

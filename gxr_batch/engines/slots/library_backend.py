@@ -108,7 +108,7 @@ class LibraryModel:
         return logits
 
     def _masks(self, positions: torch.Tensor, length: int) -> Any:
-        """Return the additive masks [rows, 1, tokens, length]: a dict by kind of layer where windows differ."""
+        """Return the additive masks [rows, 1, tokens, length]: a dict by kind of layer if windows differ."""
         masks = {kind: self._mask(positions, length, window) for kind, window in self._windows.items()}
         return masks if len(masks) > 1 or None not in self._windows else masks[None]
 

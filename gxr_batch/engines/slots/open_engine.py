@@ -85,7 +85,7 @@ def _no_memory(slots: int, tokens: int) -> ModelUnavailable:
 
 
 def _why_not_reproducible(cramped: bool) -> list[str]:
-    memory = [f"The memory does not fit the {LEAST_ROWS} rows that reproducible texts need."] if cramped else []
+    memory = [f"The memory is too small for the {LEAST_ROWS} rows that reproducible texts need."] if cramped else []
     return [*memory, "The last bits of a row's numbers, and rarely its text, may depend on other rows in the batch."]
 
 

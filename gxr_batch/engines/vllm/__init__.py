@@ -30,7 +30,7 @@ _LOOK_SECONDS = 0.2
 
 
 def require_vllm() -> None:
-    """Raise ModelUnavailable where vLLM is not installed."""
+    """Raise ModelUnavailable if vLLM is not installed."""
     require("vllm", "vllm", purpose="The vllm engine", where=_WHERE)
 
 

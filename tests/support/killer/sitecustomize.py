@@ -1,7 +1,7 @@
-"""Kills its own process at the Nth moment before or after a write under one folder; on PYTHONPATH in tests only.
+"""Kills its process at the Nth moment before or after a write under one folder; on PYTHONPATH in tests only.
 
-GXR_KILL_FOLDER names the folder, GXR_KILL_AT the moment (0 = never), GXR_KILL_LOG a file that gets a line a moment.
-It serves where strace is missing, and sees less: what pyarrow writes is one call, and not one for every buffer.
+GXR_KILL_FOLDER names the folder, GXR_KILL_AT the moment (0 = never), GXR_KILL_LOG a file that gets one line per moment.
+It is used if strace is missing, and sees less: pyarrow's writes are one call, not one per buffer.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Fills in a workbook as a reviewer at LibreOffice would: run by the system's Python, which has LibreOffice's UNO.
+"""Fills in a workbook like a reviewer using LibreOffice; run by the system's Python, which has LibreOffice's UNO.
 
     python3 edit.py PIPE WORKBOOK EDITS.json FOLDER
 
@@ -17,7 +17,7 @@ from com.sun.star.beans import PropertyValue
 from com.sun.star.connection import NoConnectException
 from com.sun.star.table import TableSortField
 
-HEADER = 2  # counted from 0; a banner and the captions stand above
+HEADER = 2  # counted from 0; a banner and the captions are above
 SECONDS = 60
 
 
@@ -30,7 +30,7 @@ def main():
     sort(sheet)
     save(document, Path(folder) / "reviewed.pdf", "calc_pdf_Export")
     save(document, Path(folder) / "reviewed.xlsx", "Calc MS Excel 2007 XML")
-    # Semicolons, quotes, UTF-8, cells as shown, and the second sheet, whose name LibreOffice adds to the file's.
+    # Semicolons, quotes, UTF-8, cells as shown, and the second sheet, whose name LibreOffice adds to the file's name.
     options = "59,34,76,1,,0,false,true,false,false,false,2"
     save(document, Path(folder) / "reviewed.csv", "Text - txt - csv (StarCalc)", options)
     document.close(True)

@@ -1,4 +1,4 @@
-"""What the ray engine decides without Ray: places, clocks, who gets which row, what becomes of a lost worker's."""
+"""The ray engine's decisions without Ray: placement, clocks, which worker gets which row, the rows of a lost worker."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ TWO_HOSTS = [Node(16, 4), Node(8, 2), Node(0, 0)]
         ({}, [], False, Placing(1, 1, 0)),
     ],
 )
-def test_a_worker_a_card_else_one_a_host(section, nodes, on_gpu, placing):
+def test_there_is_one_worker_per_gpu_else_one_per_host(section, nodes, on_gpu, placing):
     assert place(RaySection(**section), nodes, on_gpu=on_gpu) == placing
 
 
-def test_an_offset_is_found_within_half_the_time_on_the_way_and_small_ones_are_none():
+def test_an_offset_is_within_half_the_transit_time_and_small_ones_count_as_none():
     offset = Offset()
-    offset.heard(100.0, 107.02, 107.52, 100.53)  # 30 ms on the way
+    offset.heard(100.0, 107.02, 107.52, 100.53)  # 30 ms in transit
     assert offset.seconds == pytest.approx(7.005)
     assert offset.within == pytest.approx(0.015)
-    offset.heard(200.0, 207.0, 207.1, 200.9)  # long on the way: worth less than what is known
+    offset.heard(200.0, 207.0, 207.1, 200.9)  # long in transit: less precise than what is known
     assert offset.seconds == pytest.approx(7.005)
     assert offset.here(1_000_000) == 1_000_000 - 7005
     same_host = Offset()
@@ -58,7 +58,7 @@ def test_time_is_divided_among_busy_workers():
     assert meter.part((since[0] - 1.0, since[1] - 0.25)) == pytest.approx(0.25, abs=0.02)
 
 
-def test_a_head_is_gone_only_after_it_was_missed_again_and_again(monkeypatch):
+def test_a_head_is_gone_only_after_many_failed_attempts(monkeypatch):
     monkeypatch.setattr("gxr_batch.engines.ray.pool._EVERY_SECONDS", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         head = Head(f"127.0.0.1:{server.getsockname()[1]}")
@@ -85,7 +85,7 @@ def completion(key: Key) -> Completion:
 
 
 class Table:
-    """A dealer for some hands, and what it pulled."""
+    """A dealer for some hands, and the prompts that it pulled."""
 
     def __init__(self, rows: int, *slots: int) -> None:
         self.hands = [Hand(slots=number) for number in slots]
@@ -117,7 +117,7 @@ def test_prompts_are_pulled_for_free_slots_only_and_in_small_units():
     assert table.deal(0) == ["C18"]
 
 
-def test_a_worker_that_was_full_gets_all_that_it_has_room_for_at_once():
+def test_a_worker_that_was_full_is_refilled_at_once():
     table = Table(100, 16)
     while table.dealer.wants_more(table.hands[0]):
         table.deal(0)
@@ -126,7 +126,7 @@ def test_a_worker_that_was_full_gets_all_that_it_has_room_for_at_once():
     assert len(table.deal(0)) == 10
     table.dealer.lose(table.hands[0])
     table.hands[0].slots = 16
-    assert len(table.deal(0)) == 2, "its next process begins anew"
+    assert len(table.deal(0)) == 2, "its next process starts small again"
 
 
 def test_rows_of_a_lost_worker_run_last_one_at_a_time_and_a_killer_is_condemned():
@@ -136,11 +136,11 @@ def test_rows_of_a_lost_worker_run_last_one_at_a_time_and_a_killer_is_condemned(
     assert (table.hands[0].slots, table.dealer.again) == (0, 2)
     assert table.deal(1) + table.deal(1) == ["C2", "C3"], "fresh rows go first"
     assert table.settle(1, "C2") is not None
-    assert table.deal(1) == [], "a suspect waits until its worker has nothing else"
+    assert table.deal(1) == [], "a suspect waits until its worker has no other rows"
     assert table.settle(1, "C3") is not None
     assert table.deal(1) == ["C0"]
     assert table.deal(1) == []
-    assert [taken.prompt.key.row_id for taken in table.dealer.lose(table.hands[1])] == ["C0"]
+    assert [entry.prompt.key.row_id for entry in table.dealer.lose(table.hands[1])] == ["C0"]
     table.hands[0].slots = 2
     assert not table.dealer.over
     assert table.deal(0) == ["C1"]
@@ -148,14 +148,14 @@ def test_rows_of_a_lost_worker_run_last_one_at_a_time_and_a_killer_is_condemned(
     assert table.dealer.over
 
 
-def test_an_answer_to_a_row_that_its_worker_no_longer_has_is_none():
+def test_an_answer_to_a_row_that_its_worker_no_longer_has_is_ignored():
     table = Table(2, 2, 2)
     table.deal(0)
     table.dealer.lose(table.hands[0])
     assert table.settle(0, "C0") is None
 
 
-def test_told_to_drain_it_pulls_no_more_and_gives_out_no_suspects():
+def test_while_draining_no_prompts_are_pulled_and_no_suspects_are_dealt():
     table = Table(9, 2, 2)
     table.deal(0)
     table.deal(1)
@@ -179,7 +179,7 @@ def test_an_error_of_a_worker_is_the_same_error_here(kind):
     assert (made.what, made.where, made.next_step) == ("What is wrong.", "a.key (worker 2 on n1)", "do this")
 
 
-def test_of_a_bug_in_a_worker_only_the_place_is_told():
+def test_only_the_place_of_a_bug_in_a_worker_is_reported():
     try:
         raise ValueError("zebrafish")
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Slots and buckets: plain policy."""
+"""Slots and buckets: the schedule without a model."""
 
 from __future__ import annotations
 

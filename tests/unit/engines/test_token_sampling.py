@@ -1,4 +1,4 @@
-"""The sampler draws from the distribution of transformers' own processors, and by seed, step and token id alone."""
+"""The sampler draws from the distribution of transformers' own processors, by seed, step and token id only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOCAB = 4000
 
 
 def seen(ids) -> Seen:
-    """Return what rows have seen, as the loop keeps it."""
+    """Return the ids that rows have seen, as the loop stores them."""
     kept = SeenIds(len(ids), 64, torch.device("cpu"))
     for slot, row in enumerate(ids):
         kept.start(slot, torch.as_tensor(row).tolist())
@@ -43,7 +43,7 @@ def reference(logits: torch.Tensor, prompt: torch.Tensor, sampling: Sampling) ->
 
 
 def ours(candidates: Candidates, sampling: Sampling, vocab: int = VOCAB) -> torch.Tensor:
-    """Return the probabilities that `draw` draws from, [rows, vocab]."""
+    """Return the probabilities of `draw`, [rows, vocab]."""
     scores = candidates.values.double() / sampling.temperature
     if sampling.top_p < 1:
         scores = scores.masked_fill(~nucleus(scores, sampling.top_p), -torch.inf)
@@ -66,7 +66,7 @@ def test_kept_tokens_and_probabilities_are_those_of_transformers(sampling, dtype
     expected = reference(logits, prompt, sampling)
     got = ours(top_candidates(logits, seen(prompt), sampling), sampling)
     if sampling.top_p < 1 and dtype == torch.bfloat16:
-        # bfloat16 logits tie; which of two equal tokens the nucleus cuts is anybody's choice, how many is not.
+        # bfloat16 logits tie; which of two equal tokens the nucleus cuts is undefined, how many is not.
         assert ((got > 0).sum(-1) == (expected > 0).sum(-1)).all()
         torch.testing.assert_close(got.sort(-1).values, expected.double().sort(-1).values, rtol=1e-4, atol=1e-7)
     else:
@@ -83,7 +83,7 @@ def test_every_tie_at_the_kth_value_stays():
     assert sorted(kept.tolist()) == [10, 11, 12, *range(100, 400)]
 
 
-def test_more_ties_than_the_margin_holds_are_noticed():
+def test_more_ties_than_the_margin_holds_are_detected():
     logits = torch.zeros(2, VOCAB)
     logits[0, 100:400] = 1.0
     logits[1, :60] = torch.arange(60.0)
@@ -115,18 +115,18 @@ def test_sampled_frequencies_follow_the_probabilities():
     observed = drawn.bincount(minlength=VOCAB).double()
     assert observed[~kept].sum() == 0
     chi_square = float(((observed[kept] - expected[kept]) ** 2 / expected[kept]).sum())
-    # 99.9 % of samples of a true chi-square with up to 19 degrees of freedom stay below 43.8.
+    # 99.9 % of true chi-square samples with up to 19 degrees of freedom are below 43.8.
     assert chi_square < 43.8
 
 
-def test_steps_of_one_seed_are_as_good_as_seeds():
+def test_steps_of_one_seed_are_as_random_as_seeds():
     noise = gumbel(torch.full((5000,), 42), torch.arange(5000), torch.arange(4).expand(5000, 4))
     assert abs(float(noise.mean()) - 0.5772) < 0.03  # Euler's constant
     assert abs(float(noise.var()) - 1.6449) < 0.08  # pi squared / 6
     assert float(torch.corrcoef(noise.T).abs().fill_diagonal_(0).max()) < 0.06
 
 
-def test_a_draw_does_not_depend_on_neighbours_or_on_the_order_of_candidates():
+def test_a_draw_does_not_depend_on_other_rows_or_on_the_order_of_candidates():
     sampling = Sampling(temperature=1.0, top_p=1.0, top_k=50)
     logits = torch.randn(8, VOCAB, generator=torch.Generator().manual_seed(5))
     known = [[1, 2, 3]] * 8
@@ -146,7 +146,7 @@ def test_greedy_takes_the_likeliest_token_after_the_penalty():
     assert draw(candidates, torch.zeros(2), torch.zeros(2), Sampling(temperature=0)).tolist() == [6, 5]
 
 
-def test_the_logits_handed_in_stay_as_they_are():
+def test_the_input_logits_are_not_modified():
     logits = torch.randn(2, VOCAB)
     before = logits.clone()
     top_candidates(logits, seen([[0, 1]] * 2), Sampling())

@@ -68,7 +68,7 @@ def test_openai_batch_lines_are_named_by_row_id(work):
     assert body["metadata"]["disclaimer"] == DISCLAIMER
     assert good["error"] is None
     assert bad["response"] is None
-    assert "told to fail" in bad["error"]["message"]
+    assert "fail rows like this one" in bad["error"]["message"]
 
 
 def test_openai_batch_lines_of_several_samples_have_distinct_names(work):

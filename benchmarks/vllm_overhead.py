@@ -22,7 +22,7 @@ from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.vllm import VllmEngine, engine_args
 from gxr_batch.engines.vllm.host_messages import Setup
 from gxr_batch.job import Job
-from gxr_batch.models.device_memory import Room
+from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.records import Key, Messages, Prompt, Turn
 
 CAPACITY = 1024
@@ -87,7 +87,7 @@ def ours(job: Job) -> Iterator[Callable[[list[Prompt]], int]]:
 def offline(job: Job) -> Iterator[Callable[[list[Prompt]], int]]:
     """Open vLLM's own class in the same way."""
     engine = VllmEngine(job)
-    setup = engine_args.prepare_opening(job, engine._local.tokenizer(), Room(job.engine)).setup
+    setup = engine_args.prepare_opening(job, engine._local.tokenizer(), MemoryBudget(job.engine)).setup
     unasked = ("skip_tokenizer_init", "disable_log_stats", "enable_log_requests")
     arguments: dict[str, Any] = {name: value for name, value in setup.arguments.items() if name not in unasked}
     from vllm import LLM, SamplingParams, TokensPrompt

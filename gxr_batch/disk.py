@@ -64,7 +64,7 @@ def storage_errors(path: Path, *, gone: str = "") -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path, damaged: GxrError) -> Iterator[None]:
-    """Raise `damaged` where the block cannot decode a Parquet file, StorageError where the disk does not give it."""
+    """Raise `damaged` if the block cannot decode a Parquet file, StorageError where the disk does not give it."""
     try:
         with storage_errors(path):
             try:

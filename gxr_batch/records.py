@@ -85,7 +85,7 @@ class Messages(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A prompt as an engine counts it: `token_ids` is None where the engine has no ids, `length` where it cannot count.
+    """A prompt as an engine counts it: `token_ids` is None if the engine has no ids, `length` where it cannot count.
 
     `shared_tokens` leading ids are the same for every row of the template, whatever its cells hold.
     """
@@ -182,7 +182,7 @@ class Review(NamedTuple):
 class Identity:
     """Which weights an engine would generate with; known before they are loaded, part of the run's fingerprint.
 
-    Hashes are sha256 hex digests; None where the engine has no weights of its own. `pins` are job keys that leave
+    Hashes are sha256 hex digests; None if the engine has no weights of its own. `pins` are job keys that leave
     something open (the newest revision, the base that an adapter names), and what exactly they mean.
     """
 

@@ -18,6 +18,7 @@ from gxr_batch.errors import StorageError
 
 # verb -> the line that `gxr-batch --help` shows; the verb itself lives in the module of that name
 VERBS = {
+    "init": "Write a job file for a table.",
     "run": "Generate a teaching case for every row of a table.",
     "check": "Try everything of a job but the model's weights.",
     "status": "Say how far a run is.",

@@ -39,7 +39,10 @@ def command(
 
     job = read_job(job_file, overrides, output=output)
     found = check(job, limit=limit, say=say_to_stderr(quiet))
-    click.echo(json.dumps(_summary(found), indent=2) if as_json else _text(job.name, found))
+    if as_json:
+        click.echo(json.dumps(_summary(found), indent=2))
+    else:
+        print_findings(job.name, found)
 
 
 def _summary(found: Findings) -> dict[str, Any]:
@@ -67,6 +70,11 @@ def _summary(found: Findings) -> dict[str, Any]:
         "bytes_free": found.bytes_free,
         "fits": [asdict(fit) for fit in found.fits],
     }
+
+
+def print_findings(name: str, found: Findings) -> None:
+    """Print what `check` found, with its three prompts."""
+    click.echo(_text(name, found))
 
 
 def _text(name: str, found: Findings) -> str:

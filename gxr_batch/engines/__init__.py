@@ -1,7 +1,7 @@
 """Ways to generate text, all behind one protocol (`base`).
 
-`ENGINES` has a factory for every kind that a job may name, and `create` calls it. A factory imports its engine when it
-is called, so that nothing heavy is loaded for an engine that nobody asked for.
+`ENGINES` maps each kind that a job may name to its factory, and `create` calls it. Factories import their engine when
+they are called, so an engine that is not used loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from gxr_batch.job import Job
 
 
 def resolve_kind(job: Job) -> str:
-    """Return the engine that the job means: what it names, or for "auto" the fastest one that can drive its model.
+    """Return the engine that the job means: the one it names, or for "auto" the fastest that can run its model.
 
-    Raises ModelUnavailable where the model's configuration cannot be read.
+    Raises ModelUnavailable if the model's configuration cannot be read.
     """
     return _drives_the_model(job) if job.engine.kind == "auto" else job.engine.kind
 
 
 def resolve_worker(job: Job) -> str:
-    """Return the engine that the workers of a Ray cluster hold, in the same way."""
+    """Return the kind of engine that Ray workers run, resolved the same way."""
     return _drives_the_model(job) if job.ray.worker == "auto" else job.ray.worker
 
 
@@ -57,7 +57,7 @@ def _api(job: Job, say: Say) -> Engine:
 def _ray(job: Job, say: Say) -> Engine:
     from gxr_batch.engines.ray import RayEngine
 
-    # The factory itself travels to the workers: what this process registered is not known there.
+    # The factory itself is sent to the workers: kinds registered in this process are unknown there.
     return RayEngine(job, say, ENGINES[job.ray.worker])
 
 
@@ -78,16 +78,16 @@ ENGINES: dict[str, Create] = {
 
 
 def register(kind: str, factory: Create) -> None:
-    """Let a factory make the engines of a kind from now on, in this process and in the Ray workers that it starts.
+    """Register a factory for a kind of engine, in this process and in the Ray workers that it starts.
 
-    Ray pickles the factory, so it has to be picklable and its module importable on the workers' hosts.
+    Ray pickles the factory, so it must be picklable and its module importable on the workers' hosts.
     """
     ENGINES[kind] = factory
 
 
 def create(job: Job, say: Say = silent) -> Engine:
-    """Return the engine that a job with a settled kind asks for; nothing heavy is imported or loaded yet.
+    """Return the engine for a job whose kind is resolved; nothing heavy is imported or loaded yet.
 
-    `say` gets sentences for the user while the engine opens, which may take long where it waits for memory.
+    `say` gets sentences for the user while the engine opens, which may take long if it waits for memory.
     """
     return ENGINES[job.engine.kind](job, say)

@@ -1,8 +1,8 @@
-"""The engine protocol: a stream that pulls prompts and yields completions. Every engine obeys it, the fake included.
+"""The engine protocol: a stream that pulls prompts and yields completions. Every engine implements it.
 
-An engine takes a prompt only when it has room, yields exactly one `Completion` for each prompt that it took, in any
-order, and yields something at least once a second. Threads, event loops, actors, retries and out-of-memory splits live
-inside the engine and show only as counts in `Pulse`. What it took and did not yield is still to do.
+An engine takes a prompt only when it has a free slot, yields exactly one `Completion` for each prompt that it took, in
+any order, and yields something at least once a second. Threads, event loops, actors, retries and out-of-memory splits
+live inside the engine and show only as counts in `Pulse`. A prompt that was taken but not yielded is still to do.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Say = Callable[[str], None]
 
 
 def silent(_sentence: str) -> None:
-    """Say nothing."""
+    """Discard the sentence."""
 
 
 class Workers(NamedTuple):
-    """The processes of an engine that has several: how many live, how often one was lost, rows that each gave back."""
+    """The processes of an engine that has several: how many are alive, how many were lost, rows that each returned."""
 
     alive: int
     lost: int
@@ -46,10 +46,10 @@ class Workers(NamedTuple):
 
 
 class Pulse(NamedTuple):
-    """A sign of life, yielded when no row ended for a while.
+    """A heartbeat, yielded when no row has ended for a while.
 
-    `new_tokens`, `splits` and `retries` (requests sent once more) count since the session was opened; `memory_bytes` is
-    the device memory in use, 0 if unknown; `workers` is None for an engine of one process.
+    `new_tokens`, `splits` and `retries` (requests sent again) count since the session was opened; `memory_bytes` is the
+    device memory in use, 0 if unknown; `workers` is None for an engine with one process.
     """
 
     new_tokens: int
@@ -62,10 +62,10 @@ class Pulse(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
-    """What an opened engine says of itself; it goes to the manifest.
+    """What an opened engine reports about itself; stored in the manifest.
 
-    `reproducible` is a promise: a row's text depends on its prompt, row seed, model and sampling alone. `notices` are
-    sentences that the user should read, `adapter` says how the adapter was put on, None where there is none.
+    `reproducible` is a promise: a row's text depends only on its prompt, row seed, model and sampling. `notices` are
+    sentences for the user, `adapter` describes how the adapter was applied, None without one.
     """
 
     identity: Identity
@@ -81,9 +81,9 @@ class EngineInfo:
 
 
 class StopRequest:
-    """Tells a stream how to end: go on, take no more and finish by a deadline, or return now.
+    """Tells a stream how to end: continue, take no more and finish by a deadline, or return now.
 
-    Safe to set from a signal handler or another thread. It only ever grows stricter.
+    Safe to set from a signal handler or another thread. A request can only become stricter.
     """
 
     def __init__(self) -> None:
@@ -92,12 +92,12 @@ class StopRequest:
         self._deadline = float("inf")
 
     def drain(self, deadline: float) -> None:
-        """Ask to take no more prompts and to return by `deadline` (time.monotonic seconds), rows finished or not."""
+        """Take no more prompts and return by `deadline` (time.monotonic seconds), whether or not rows are finished."""
         self._deadline = min(self._deadline, deadline)
         self._draining.set()
 
     def now(self) -> None:
-        """Ask to return at once; rows in flight are still to do."""
+        """Return at once; rows in flight are still to do."""
         self._draining.set()
         self._now.set()
 
@@ -107,7 +107,7 @@ class StopRequest:
         return not self._draining.is_set()
 
     def must_return(self, monotonic_seconds: float) -> bool:
-        """True when the stream has to end at this moment."""
+        """True once the stream must end."""
         return self._now.is_set() or (self._draining.is_set() and monotonic_seconds >= self._deadline)
 
 
@@ -115,7 +115,7 @@ class Encoder(Protocol):
     """Turns messages into what the engine counts. Needs no weights, so `check` can use it."""
 
     def encode(self, messages: Messages) -> Encoded:
-        """Encode one prompt. Raises RowError where this row cannot be encoded."""
+        """Encode one prompt. Raises RowError if this row cannot be encoded."""
         ...
 
 
@@ -128,26 +128,26 @@ class Session(Protocol):
         ...
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
-        """Generate for every prompt until there are no more or `stop` says so.
+        """Generate for every prompt until there are no more or `stop` ends the stream.
 
-        Raises EngineFailed only where the engine cannot go on; a row's own error is a Completion.
+        Raises EngineFailed only if the engine cannot continue; an error in a single row is a Completion.
         """
         ...
 
 
 class Engine(Protocol):
-    """A way to generate text. Making one is cheap and imports nothing heavy."""
+    """A way to generate text. Constructing one is cheap and imports nothing heavy."""
 
     def identity(self) -> Identity:
-        """Say which weights would be loaded. Raises ModelUnavailable where they cannot be found."""
+        """Return which weights would be loaded. Raises ModelUnavailable if they cannot be found."""
         ...
 
     def encoder(self) -> Encoder:
-        """Return the encoder. Raises ModelUnavailable where the tokenizer cannot be loaded."""
+        """Return the encoder. Raises ModelUnavailable if the tokenizer cannot be loaded."""
         ...
 
     def open(self) -> AbstractContextManager[Session]:
-        """Load the model. Raises ModelUnavailable where the machine cannot do it now."""
+        """Load the model. Raises ModelUnavailable if the machine cannot do it now."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""The fake engine: no model, no device, the same protocol. It repeats the prompt's words.
+"""The echo engine: no model, no device, the same protocol. It repeats the prompt's words.
 
-Texts depend on the prompt and its row seed alone. It counts words as tokens, so that everything around an engine can
-be tried, tested and timed without one.
+Texts depend only on the prompt and its row seed. Words count as tokens, so that everything around an engine can be
+tried, tested and timed without one.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class EchoEncoder:
 
 
 class EchoEngine:
-    """Opens at once and answers with the prompt's own words."""
+    """Opens at once and answers with the prompt's words."""
 
     def __init__(self, job: Job) -> None:
         self._slots = _SLOTS if job.engine.slots == "auto" else job.engine.slots
         self._settings = job.echo
 
     def identity(self) -> Identity:
-        """Say that there are no weights."""
+        """Return an identity without weights."""
         return Identity(kind="echo", model="echo")
 
     def encoder(self) -> EchoEncoder:
@@ -54,14 +54,14 @@ class EchoEngine:
             slots=self._slots,
             load_seconds=0.0,
             reproducible=True,
-            notices=("The echo engine repeats the prompt; its texts are no teaching cases.",),
+            notices=("The echo engine repeats the prompt; its texts are not teaching cases.",),
         )
         yield EchoSession(info, self._settings)
 
 
 @dataclass
 class _InFlight:
-    """A row that the fake decodes: `ends_at` on the monotonic clock."""
+    """A row being decoded: `ends_at` is on the monotonic clock."""
 
     prompt: Prompt
     words: list[str]
@@ -74,7 +74,7 @@ class _InFlight:
 
 
 class EchoSession:
-    """Rows decoded side by side in slots, each at its own speed, in simulated or in no time."""
+    """Rows decoded side by side in slots, each at its own speed, in simulated time or at once."""
 
     def __init__(self, info: EngineInfo, settings: EchoSection) -> None:
         self.info = info
@@ -111,7 +111,7 @@ class EchoSession:
 
     def _admit(self, prompt: Prompt) -> _InFlight:
         now = time.monotonic()
-        # Digits in groups: ten of them in one piece would look like a record number to identifier screening.
+        # Digits in groups: ten in a row would look like a record number to identifier screening.
         words = f"[echo {prompt.row_seed:,}] {prompt.messages.turns[-1].text}".split()
         speed = self._settings.tokens_per_second
         seconds = min(len(words), prompt.max_new_tokens) / speed if speed else 0.0

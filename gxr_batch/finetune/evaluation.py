@@ -14,7 +14,7 @@ from gxr_batch.engines.generate.session import GenerateSession
 from gxr_batch.errors import EngineFailed
 from gxr_batch.finetune.examples import TrainingRow
 from gxr_batch.job import Job
-from gxr_batch.models.device_memory import Room
+from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import LoadedModel
 from gxr_batch.records import DISCLAIMER, Completion, Encoded, Identity, Key, Prompt
 
@@ -69,9 +69,9 @@ class Evaluation:
 class Sampler:
     """Answers rows with one loaded model, its adapter switched on or off."""
 
-    def __init__(self, job: Job, identity: Identity, tokenizer: Any, loaded: LoadedModel, room: Room) -> None:
+    def __init__(self, job: Job, identity: Identity, tokenizer: Any, loaded: LoadedModel, memory: MemoryBudget) -> None:
         self._greedy = job.with_values({"sampling.temperature": 0, "engine.slots": max(1, job.finetune.sample_rows)})
-        self._identity, self._tokenizer, self._loaded, self._room = identity, tokenizer, loaded, room
+        self._identity, self._tokenizer, self._loaded, self._memory = identity, tokenizer, loaded, memory
 
     def sample(self, rows: Sequence[TrainingRow], model: Any, stop: StopRequest) -> list[Sample]:
         """Return the first rows that leave room for an answer, answered twice; none where `stop` ended it first."""
@@ -94,7 +94,7 @@ class Sampler:
             for at, row in enumerate(rows)
         ]
         session = GenerateSession(
-            self._greedy, self._identity, self._tokenizer, replace(self._loaded, model=model), self._room
+            self._greedy, self._identity, self._tokenizer, replace(self._loaded, model=model), self._memory
         )
         answers = {}
         try:

@@ -30,7 +30,7 @@ from gxr_batch.finetune.training_output import Say, Show
 from gxr_batch.finetune.workdir import PACKAGES, Record, Work, now
 from gxr_batch.job import Job
 from gxr_batch.models.demo import NOTICE
-from gxr_batch.models.device_memory import Room
+from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.load_weights import LoadedModel, load_model, load_tokenizer
 from gxr_batch.models.local_model import LocalModel
@@ -46,8 +46,8 @@ class Tuning:
     """From a base model to an adapter folder. `loss_after` is the held-out loss once it is known."""
 
     def __init__(self, job: Job, rows: Rows, local: LocalModel, work: Work, say: Say) -> None:
-        self._room = Room(job.engine, say)
-        self._job = _on_one_device(job, self._room)
+        self._memory = MemoryBudget(job.engine, say)
+        self._job = _on_one_device(job, self._memory)
         self._rows, self._local, self._work, self._say = rows, local, work, say
         assert work.record is not None, "the training has begun"
         self._record = work.record
@@ -68,7 +68,7 @@ class Tuning:
                 self._finish(loaded, training, stopper)
 
     def _load(self) -> LoadedModel:
-        loaded = load_model(self._job.model, self._local.tokenizer(), self._room)
+        loaded = load_model(self._job.model, self._local.tokenizer(), self._memory)
         for sentence in loaded.placement.notices:
             self._say(sentence)
         if loaded.placement.device == SPREAD:
@@ -106,7 +106,7 @@ class Tuning:
         training.round(dtype)
         self.loss_after = training.held_out_loss()
         _refuse_nonsense(self.loss_after, self._work)
-        sampler = Sampler(self._job, self._local.identity(), self._local.tokenizer(), loaded, self._room)
+        sampler = Sampler(self._job, self._local.identity(), self._local.tokenizer(), loaded, self._memory)
         with training.ready_to_generate() as model:
             samples = sampler.sample(self._rows.held_out, model, stopper.request)
         if stopper.reason is not None:
@@ -134,10 +134,10 @@ class Tuning:
         return _Base(name, self._local.identity().revision, load_tokenizer(self._job.model))
 
 
-def _on_one_device(job: Job, room: Room) -> Job:
+def _on_one_device(job: Job, memory: MemoryBudget) -> Job:
     """Return the job with the one device that training uses. Raises JobFileError for another one."""
     chosen = job.model.device_map
-    if chosen in {"auto", "cuda"} and room.devices[0].name.startswith("cuda"):
+    if chosen in {"auto", "cuda"} and memory.devices[0].name.startswith("cuda"):
         return job.with_values({"model.device_map": "cuda:0"})
     if chosen.startswith("cuda") and chosen not in {"cuda", "cuda:0"}:
         raise JobFileError(

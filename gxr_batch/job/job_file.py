@@ -31,7 +31,7 @@ def load_job(
     """Read a job file and lay `section.key=value` overrides over it, then `given` values by dotted key.
 
     Without `table` the file may lack its [input] section, for verbs that read no findings table.
-    Raises JobFileError where the file or an override cannot be used.
+    Raises JobFileError if the file or an override cannot be used.
     """
     text = _read(path)
     try:

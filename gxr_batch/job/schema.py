@@ -146,7 +146,7 @@ class FinetuneSection(Section):
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps, None where epochs decide."""
+        """Optimizer steps, None if epochs decide."""
         return None if self.epochs is not None else self.max_steps or DEFAULT_STEPS
 
 
@@ -200,7 +200,7 @@ class VllmSection(Section):
 
 
 def _why_vllm_refuses(sampling: Sampling) -> str | None:
-    """Return why vLLM cannot draw in this way, None where it can."""
+    """Return why vLLM cannot draw in this way, None if it can."""
     if sampling.temperature > _HOTTEST:
         return f"sampling.temperature must be at most {_HOTTEST:g} with the vllm engine"
     return None

@@ -151,7 +151,7 @@ def _known_keys(section: Sequence[str]) -> Iterator[str]:
 
 
 def _line_of(text: str, keys: Sequence[str]) -> int | None:
-    """Return the line on which a key stands (counted from 1), None where `--set` or a default brought it."""
+    """Return the line on which a key stands (counted from 1), None if `--set` or a default brought it."""
     section, wanted = "", ".".join(keys[:-1])
     for number, line in enumerate(text.splitlines(), start=1):
         if header := re.match(r"\s*\[([^\[\]]+)\]", line):

@@ -71,7 +71,7 @@ def standing(folder: Path, number: int) -> Standing:
 
 
 def all_standing(folder: Path) -> list[Standing]:
-    """Return the parts of a run that can be read, in order. Raises StorageError where the disk is at fault."""
+    """Return the parts of a run that can be read, in order. Raises StorageError if the disk is at fault."""
     found = []
     for number in part_numbers(folder):
         try:
@@ -105,7 +105,7 @@ def due(parts: Sequence[Standing]) -> Sequence[Standing]:
 def unite(folder: Path, sources: Sequence[Standing], number: int) -> Standing:
     """Write the rows of `sources` as part `number`, durable, and drop the sources.
 
-    In memory stands one row group. Raises DamagedPart where a source is: then all is as before. Raises StorageError.
+    In memory stands one row group. Raises DamagedPart if a source is: then all is as before. Raises StorageError.
     """
     stands = list(zip(sources, accumulate((source.rows for source in sources), initial=0), strict=False))
     lines = {inner: start + line for source, start in stands for inner, line in source.lines.items()}

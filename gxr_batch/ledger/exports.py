@@ -100,7 +100,7 @@ def _write(path: Path, text: str) -> None:
 def checked_target(reader: RunReader, path: Path) -> Path:
     """Return where to write.
 
-    Raises RunError where that is one of the run's own files, its input, or no regular file; StorageError.
+    Raises RunError if that is one of the run's own files, its input, or no regular file; StorageError.
     """
     with storage_errors(path):
         _refuse(reader, path)

@@ -70,7 +70,7 @@ def batches_of(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def is_sound(path: Path) -> bool:
-    """Return whether the copy can be read and is one. Raises StorageError where the disk is at fault."""
+    """Return whether the copy can be read and is one. Raises StorageError if the disk is at fault."""
     try:
         own_fields(path)
         for _ in key_batches(path):
@@ -81,7 +81,7 @@ def is_sound(path: Path) -> bool:
 
 
 def has_footer(path: Path) -> bool:
-    """Return whether a Parquet file was written to its end. Raises StorageError where the disk is at fault."""
+    """Return whether a Parquet file was written to its end. Raises StorageError if the disk is at fault."""
     try:
         with reading(path, RunError("")):
             pq.read_metadata(path)
@@ -95,7 +95,7 @@ _Words = npt.NDArray[np.uint64]
 
 
 class Index:
-    """The ids and contents of the table in one input.parquet. Raises RunError where it is damaged, StorageError."""
+    """The ids and contents of the table in one input.parquet. Raises RunError if it is damaged, StorageError."""
 
     def __init__(self, path: Path) -> None:
         with opened(path) as file:

@@ -57,7 +57,7 @@ class Holder:
 def locked(folder: Path, *, take_over: bool = False) -> Iterator[Holder | None]:
     """Hold the folder's lock for the block. Raises RunLocked, naming the holder, where another process has it.
 
-    Yields the holder on another host that was taken over, None where there was none.
+    Yields the holder on another host that was taken over, None if there was none.
 
     `take_over` says that a holder on another host is known to be dead; a living one on this host still wins.
     """
@@ -110,7 +110,7 @@ def _refusal(folder: Path, last: Holder | None) -> RunLocked:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return who took the lock last and did not give it back in order, None where nobody or it cannot be read."""
+    """Return who took the lock last and did not give it back in order, None if nobody or it cannot be read."""
     try:
         record = json.loads((folder / LOCK_NAME).read_text())
         # A host alone is enough to keep another one out.

@@ -71,9 +71,9 @@ class Manifest:
 
 
 def known_manifest(folder: Path) -> Manifest | None:
-    """Return what run.json says, or where it is lost what the newest sound part says; None where there is neither.
+    """Return what run.json says, or where it is lost what the newest sound part says; None if there is neither.
 
-    Raises RunError where run.json is damaged, LaterVersion.
+    Raises RunError if run.json is damaged, LaterVersion.
     """
     return load_manifest(folder) or _remembered(folder)
 
@@ -97,7 +97,7 @@ def name_and_outcome(folder: Path) -> tuple[object, object]:
 
 
 def refuse_later_run(folder: Path) -> None:
-    """Raise LaterVersion where a later version wrote the manifest, a part or a file of reviews. Touches nothing.
+    """Raise LaterVersion if a later version wrote the manifest, a part or a file of reviews. Touches nothing.
 
     Whether they are sound is not asked here.
     """
@@ -111,13 +111,13 @@ def refuse_later_run(folder: Path) -> None:
 
 
 def refuse_later_files(folder: Path) -> None:
-    """Raise LaterVersion where a later version wrote a part or a file of reviews; run.json is not read."""
+    """Raise LaterVersion if a later version wrote a part or a file of reviews; run.json is not read."""
     refuse_later_parts(folder)
     refuse_later_reviews(folder)
 
 
 def _validate(manifest: Manifest) -> None:
-    """Raise ValueError, KeyError, TypeError or AttributeError where an entry is not of the kind that others read."""
+    """Raise ValueError, KeyError, TypeError or AttributeError if an entry is not of the kind that others read."""
     samples = manifest.job["sampling"]["samples_per_row"]
     marks = manifest.model.get("provenance", {})
     entries = [(name, value) for entry in manifest.invocations for name, value in entry.items()]
@@ -141,7 +141,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def load_manifest(folder: Path) -> Manifest | None:
-    """Read run.json; None where there is none. Raises RunError where it is damaged, LaterVersion."""
+    """Read run.json; None if there is none. Raises RunError if it is damaged, LaterVersion."""
     path = folder / MANIFEST_NAME
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

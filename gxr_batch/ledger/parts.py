@@ -89,7 +89,7 @@ def write_part(folder: Path, number: int, results: Sequence[Result], metadata: M
 
 
 def read_part(folder: Path, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one part, whole or some columns. Raises DamagedPart, StorageError where the disk does not let it be read."""
+    """Read one part, whole or some columns. Raises DamagedPart, StorageError if the disk does not let it be read."""
     wanted = list(columns or part_schema().names)
     with _opened(folder, number) as file:
         return _checked(file.read(columns=columns_in(file.schema_arrow, wanted)), wanted)
@@ -111,7 +111,7 @@ def read_group(folder: Path, number: int, group: int) -> pa.Table:
 
 
 def refuse_later_parts(folder: Path) -> None:
-    """Raise LaterVersion where a later version wrote a part. Whether parts are sound is not asked here."""
+    """Raise LaterVersion if a later version wrote a part. Whether parts are sound is not asked here."""
     for number in part_numbers(folder):
         with suppress(StorageError):  # damaged, or gone: `State.scan` deals with both
             footer_of(folder, number)

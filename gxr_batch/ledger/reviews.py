@@ -62,7 +62,7 @@ class Reviews:
 
     @classmethod
     def load(cls, folder: Path) -> Reviews:
-        """Read all reviews of a run. Raises RunError where a file is damaged, StorageError."""
+        """Read all reviews of a run. Raises RunError if a file is damaged, StorageError."""
         return cls([review for path in review_files(folder) for review in _read(path)])
 
     def __len__(self) -> int:
@@ -201,7 +201,7 @@ def review_files(folder: Path) -> list[Path]:
 
 
 def refuse_later_reviews(folder: Path) -> None:
-    """Raise LaterVersion where a later version wrote a file of reviews."""
+    """Raise LaterVersion if a later version wrote a file of reviews."""
     for path in review_files(folder):
         try:
             stored = pq.read_schema(path)

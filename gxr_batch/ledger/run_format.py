@@ -31,19 +31,19 @@ def later_version(path: Path, unknown: str) -> LaterVersion:
 
 
 def refuse_later_format(path: Path, number: object) -> None:
-    """Raise LaterVersion where a file has a format that this version does not know, be it no number at all."""
+    """Raise LaterVersion if a file has a format that this version does not know, be it no number at all."""
     if type(number) is not int or not 1 <= number <= FORMAT:
         raise later_version(path, f"format {ascii(number)[:20]}")
 
 
 def refuse_later_mark(path: Path, stored: pa.Schema) -> None:
-    """Raise LaterVersion where the mark in a Parquet file says so; one without a mark is of the first format."""
+    """Raise LaterVersion if the mark in a Parquet file says so; one without a mark is of the first format."""
     mark = (stored.metadata or {}).get(FORMAT_MARK.encode(), b"1")
     refuse_later_format(path, int(mark) if mark.isdigit() and len(mark) < 10 else mark)
 
 
 def refuse_later_file(path: Path, stored: pa.Schema, known: Collection[str]) -> None:
-    """Raise LaterVersion where a Parquet file has a later format, or columns beyond `known`."""
+    """Raise LaterVersion if a Parquet file has a later format, or columns beyond `known`."""
     refuse_later_mark(path, stored)
     unknown = sorted(set(stored.names) - set(known) - RETIRED_COLUMNS)
     if unknown:

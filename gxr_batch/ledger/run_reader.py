@@ -25,7 +25,7 @@ _ROWS_A_SLICE = 65_536
 
 
 class RunReader:
-    """One run folder, read as it is at this moment. Raises RunError where it is none."""
+    """One run folder, read as it is at this moment. Raises RunError if it is none."""
 
     def __init__(self, folder: Path) -> None:
         if not is_run(folder):
@@ -58,7 +58,7 @@ class RunReader:
 
     @property
     def results(self) -> Path | None:
-        """Where results.parquet stands, None where no state of this run was complete yet, or where it is cut off."""
+        """Where results.parquet stands, None if no state of this run was complete yet, or where it is cut off."""
         path = self.folder / RESULTS_NAME
         return path if path.exists() and has_footer(path) else None
 
@@ -69,7 +69,7 @@ class RunReader:
 
     @cached_property
     def reviews(self) -> Reviews:
-        """What people said of the generated texts. Raises RunError where a file of reviews is damaged."""
+        """What people said of the generated texts. Raises RunError if a file of reviews is damaged."""
         return Reviews.load(self.folder)
 
     def finished(self, *, include_held: bool = False) -> Iterator[pa.Table]:
@@ -96,7 +96,7 @@ def read_results(run_dir: str | Path, *, include_held: bool = False) -> pd.DataF
     `run_dir` is a run folder. Works at any time: of an unfinished run it returns the rows that are generated, failed or
     held so far; rows still to do are absent. Seconds are seconds, `gxr_started_at` and `gxr_finished_at` are UTC. The
     newest review is laid over each row: `gxr_review_status`, `gxr_review_text` and the other review columns. The text
-    of a held row is left out unless `include_held` is set. Raises RunError where the folder holds no run.
+    of a held row is left out unless `include_held` is set. Raises RunError if the folder holds no run.
     """
     reader = RunReader(Path(run_dir))
     table = None if include_held else _whole(reader)

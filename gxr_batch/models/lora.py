@@ -87,7 +87,7 @@ class Placed(NamedTuple):
 
 
 def read_adapter(source: Source) -> Adapter:
-    """Read an adapter. Raises ModelUnavailable where it is damaged, was never trained, or is not handled."""
+    """Read an adapter. Raises ModelUnavailable if it is damaged, was never trained, or is not handled."""
     config = read_adapter_config(source.folder)
     made = Adapter(source=source, config=config, patches={})
     again = "copy the adapter's folder again"

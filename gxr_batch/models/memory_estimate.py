@@ -40,10 +40,10 @@ def _layer_bytes(config: Any, element_bytes: int) -> int:
 
 def fits(weight_bytes: int, bytes_a_row: int, free_bytes: int) -> bool:
     """Return whether weights and the rows that must fit find room in the free memory."""
-    return room_needed(weight_bytes, bytes_a_row) <= free_bytes
+    return bytes_needed(weight_bytes, bytes_a_row) <= free_bytes
 
 
-def room_needed(weight_bytes: int, bytes_a_row: int) -> int:
+def bytes_needed(weight_bytes: int, bytes_a_row: int) -> int:
     """Return the free bytes that weights and the rows that must fit ask for."""
     return int((weight_bytes + ROWS_THAT_MUST_FIT * bytes_a_row) / _USABLE)
 

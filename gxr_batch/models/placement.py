@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gxr_batch.job import ModelSection
-from gxr_batch.models.device_memory import Device, Room
-from gxr_batch.models.memory_estimate import fits, four_bit_bytes, room_needed, row_bytes
+from gxr_batch.models.device_memory import Device, MemoryBudget
+from gxr_batch.models.memory_estimate import bytes_needed, fits, four_bit_bytes, row_bytes
 
 SPREAD = "auto"  # accelerate's word for dividing a model among the devices
 
@@ -30,19 +30,19 @@ class Placement:
 
 
 def place(
-    section: ModelSection, config: Any, weight_bytes: int, room: Room, *, stored_in_four_bits: bool = False
+    section: ModelSection, config: Any, weight_bytes: int, memory: MemoryBudget, *, stored_in_four_bits: bool = False
 ) -> Placement:
     """Decide device, number format and quantisation; `weight_bytes` is the size of the weight files.
 
     With engine.wait_for_memory it is decided by what the device could give, and then waited for; without, by what is
-    free now. Raises ModelUnavailable where the named device is not here, or stays full for too long.
+    free now. Raises ModelUnavailable if the named device is not here, or stays full for too long.
     """
-    devices = room.named(section.device_map)
+    devices = memory.named(section.device_map)
     on_cuda = devices[0].name != "cpu"
     dtype = section.dtype if section.dtype != "auto" else _best_dtype(on_cuda)
     a_row = row_bytes(config, section.max_seq_length, 4 if dtype == "float32" else 2)
     full = weight_bytes * (2 if dtype == "float32" and not stored_in_four_bits else 1)
-    seen = room.capacity if room.wait_seconds else room.free
+    seen = memory.capacity if memory.wait_seconds else memory.free
     most = max(seen(device) for device in devices)
     chosen_here = section.load_in_4bit == "auto" and not stored_in_four_bits
     four_bit = (
@@ -55,9 +55,9 @@ def place(
     spread = on_cuda and section.device_map == "auto" and not fits(weights, a_row, most)
     if spread:
         device = SPREAD
-        notices.append(_spread_over(devices, room))
+        notices.append(_spread_over(devices, memory))
     else:
-        chosen = _settle_on(devices, room_needed(weights, a_row), room)
+        chosen = _settle_on(devices, bytes_needed(weights, a_row), memory)
         device = chosen.name
         if on_cuda and section.device_map == "auto":
             notices.append(f"The model is on {device}, the device with the most free memory.")
@@ -65,23 +65,23 @@ def place(
         device=device,
         dtype=dtype,
         four_bit=four_bit,
-        bytes_needed=room_needed(weights, a_row),
+        bytes_needed=bytes_needed(weights, a_row),
         weight_bytes=weights,
         stored_in_four_bits=stored_in_four_bits,
         notices=tuple(notices),
     )
 
 
-def _spread_over(devices: list[Device], room: Room) -> str:
+def _spread_over(devices: list[Device], memory: MemoryBudget) -> str:
     for one in devices:
-        room.keep_to_limit(one)
+        memory.keep_to_limit(one)
     others = "the cards and the main memory" if len(devices) > 1 else "the card and the main memory"
     return f"The model is spread over {others}, because no single card has room for it."
 
 
-def _settle_on(devices: list[Device], needed: int, room: Room) -> Device:
-    chosen = room.wait(devices, needed) if room.wait_seconds else room.freest(devices)
-    room.keep_to_limit(chosen)
+def _settle_on(devices: list[Device], needed: int, memory: MemoryBudget) -> Device:
+    chosen = memory.wait(devices, needed) if memory.wait_seconds else memory.freest(devices)
+    memory.keep_to_limit(chosen)
     return chosen
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gxr_batch.errors import ModelUnavailable
-from gxr_batch.models.device_memory import Room, out_of_memory
+from gxr_batch.models.device_memory import MemoryBudget, out_of_memory
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora import Adapter, Applied, apply_adapter
 from gxr_batch.models.placement import SPREAD, Placement
@@ -29,22 +29,22 @@ _NO_ADAPTER = {"subfolder": "adapters-are-loaded-by-gxr-batch"}
 
 
 def read_model(
-    source: Source, config: Any, placement: Placement, room: Room, adapter: Adapter | None
+    source: Source, config: Any, placement: Placement, memory: MemoryBudget, adapter: Adapter | None
 ) -> tuple[PreTrainedModel, Applied | None]:
     """Return the model in eval mode, and how its adapter was put on. Raises ModelUnavailable."""
     check_whole(source.weight_files())
     # An adapter is merged before a model is spread: weights that accelerate has offloaded cannot be written to.
     later = adapter is not None and placement.device == SPREAD and not placement.four_bit
     try:
-        model, report = _load(source, config, placement, room, device="cpu" if later else placement.device)
+        model, report = _load(source, config, placement, memory, device="cpu" if later else placement.device)
         _refuse_gaps(source, report)
         applied = None if adapter is None else apply_adapter(model, adapter)
         if later:
-            model = _spread(model, room)
+            model = _spread(model, memory)
     except Exception as error:
         if out_of_memory(error):
-            device = room.freest(room.named("auto" if placement.device == SPREAD else placement.device))
-            raise room.too_little(device, placement.bytes_needed) from None
+            device = memory.freest(memory.named("auto" if placement.device == SPREAD else placement.device))
+            raise memory.too_little(device, placement.bytes_needed) from None
         if not isinstance(error, _CANNOT_LOAD):
             raise
         raise ModelUnavailable(
@@ -69,7 +69,7 @@ def check_whole(files: Iterable[Path]) -> None:
             ) from None
 
 
-def _load(source: Source, config: Any, placement: Placement, room: Room, *, device: str) -> tuple[Any, Any]:
+def _load(source: Source, config: Any, placement: Placement, memory: MemoryBudget, *, device: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     dtype: torch.dtype = getattr(torch, placement.dtype)
@@ -81,7 +81,7 @@ def _load(source: Source, config: Any, placement: Placement, room: Room, *, devi
             config=config,
             dtype=dtype,
             device_map=SPREAD if device == SPREAD else {"": device},
-            max_memory=room.by_device() if device == SPREAD else None,
+            max_memory=memory.by_device() if device == SPREAD else None,
             # A checkpoint that is stored in 4 bits brings its own settings.
             quantization_config=_four_bit(dtype) if placement.four_bit and not placement.stored_in_four_bits else None,
             use_safetensors=True,
@@ -105,12 +105,12 @@ def _refuse_gaps(source: Source, report: Any) -> None:
             )
 
 
-def _spread(model: Any, room: Room) -> Any:
+def _spread(model: Any, memory: MemoryBudget) -> Any:
     """Divide a model in the main memory among the devices, as from_pretrained would have."""
     from accelerate import dispatch_model, infer_auto_device_map
 
     places = infer_auto_device_map(
-        model, max_memory=room.by_device(), no_split_module_classes=list(model._no_split_modules or [])
+        model, max_memory=memory.by_device(), no_split_module_classes=list(model._no_split_modules or [])
     )
     return dispatch_model(model, places)
 

@@ -57,7 +57,7 @@ class Source:
         return self.has_adapter and not (self.folder / "config.json").is_file()
 
     def weight_files(self) -> list[Path]:
-        """Return the safetensors files that make up the weights. Raises ModelUnavailable where one is missing."""
+        """Return the safetensors files that make up the weights. Raises ModelUnavailable if one is missing."""
         index = self.folder / _INDEX
         single = self.folder / "model.safetensors"
         if single.is_file():
@@ -125,7 +125,7 @@ class Sources(NamedTuple):
 
 
 def default_adapter(path: str) -> Path | None:
-    """Return the folder of the adapter that the model `path` comes with, None where it comes with none.
+    """Return the folder of the adapter that the model `path` comes with, None if it comes with none.
 
     model.adapter = "" takes it. So far the demo model alone has one, which jobs/demo_adapter.toml makes.
     """

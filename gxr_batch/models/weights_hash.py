@@ -29,7 +29,7 @@ def cache_home() -> Path:
 def weights_sha256(files: Iterable[Path]) -> str:
     """Return the sha256 of a set of weight files: the file's own for one, else one over the sorted (name, sha256).
 
-    Raises ModelUnavailable where a file cannot be read.
+    Raises ModelUnavailable if a file cannot be read.
     """
     # The name as listed, the content as linked to: hub snapshots are links into a store of blobs.
     found = sorted((file.name, file.resolve()) for file in files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gxr_batch.job import EngineSection, ModelSection
-from gxr_batch.models.device_memory import Room
+from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import load_config
 from gxr_batch.models.memory_estimate import four_bit_bytes, kv_bytes_a_token, weight_bytes
 from gxr_batch.models.placement import SPREAD, Placement, place
@@ -29,9 +29,9 @@ class Measured:
 
 
 def measure(section: ModelSection, engine: EngineSection) -> Measured:
-    """Look how much of a device a model would leave. Raises ModelUnavailable where its device is not here."""
+    """Look how much of a device a model would leave. Raises ModelUnavailable if its device is not here."""
     # Looking is for now: a run waits for memory, a check does not.
-    room = Room(engine.model_copy(update={"wait_for_memory": ""}))
+    memory = MemoryBudget(engine.model_copy(update={"wait_for_memory": ""}))
     base = find(section, weights=False).base
     whole = load_config(section)
     config = whole.get_text_config()
@@ -39,13 +39,13 @@ def measure(section: ModelSection, engine: EngineSection) -> Measured:
     size = base.weight_bytes()
     if size is None:  # not fetched yet
         size = four_bit_bytes(weight_bytes(config)) if stored else weight_bytes(config)
-    placement = place(section, config, size, room, stored_in_four_bits=stored)
-    devices = room.named(section.device_map)
-    device = room.freest(devices) if placement.device == SPREAD else room.at(placement.device)
+    placement = place(section, config, size, memory, stored_in_four_bits=stored)
+    devices = memory.named(section.device_map)
+    device = memory.freest(devices) if placement.device == SPREAD else memory.at(placement.device)
     return Measured(
         placement=placement,
-        free_bytes=room.free(device),
-        cache_bytes=room.for_cache(device, beside=placement.weight_bytes),
+        free_bytes=memory.free(device),
+        cache_bytes=memory.for_cache(device, weight_bytes=placement.weight_bytes),
         bytes_a_token=kv_bytes_a_token(config, 4 if placement.dtype == "float32" else 2),
         longest=int(getattr(config, "max_position_embeddings", None) or 0),
     )

@@ -72,7 +72,7 @@ def patient(age: Any, sex: Any) -> str:
 
 
 def _age(text: str) -> str:
-    """Return an age as an adjective: "65-year-old", "elderly"; nothing where it is unknown or cannot be one."""
+    """Return an age as an adjective: "65-year-old", "elderly"; nothing if it is unknown or cannot be one."""
     if text.lower() in _UNKNOWN:
         return ""
     if match := _AGE.fullmatch(text):

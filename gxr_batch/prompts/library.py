@@ -15,7 +15,7 @@ _SUFFIX = ".md.j2"
 
 
 class Templates:
-    """All templates of one job. Raises TemplateError where one that the job names is missing or not valid."""
+    """All templates of one job. Raises TemplateError if one that the job names is missing or not valid."""
 
     def __init__(self, section: PromptSection) -> None:
         self.column = section.template_column

@@ -22,7 +22,7 @@ _JSON = json.JSONEncoder(ensure_ascii=False)
 def render(template: Template, values: Mapping[str, Any], *, system: str) -> Messages:
     """Return the turns that a row gives with a template; `values` maps fields to cells, absent or None = missing.
 
-    The system text stands in a turn of its own, first. Raises RowError where a required field is empty or the template
+    The system text stands in a turn of its own, first. Raises RowError if a required field is empty or the template
     cannot be filled with these cells.
     """
     cells = {name: _cell(values.get(name)) for name in template.fields}
@@ -53,7 +53,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _cell(value: Any) -> Any:
-    """Return a cell without blanks around it, None where it is missing: null, blank or not a number (NaN)."""
+    """Return a cell without blanks around it, None if it is missing: null, blank or not a number (NaN)."""
     if isinstance(value, str):
         return value.strip() or None
     return None if isinstance(value, float) and math.isnan(value) else value
@@ -65,7 +65,7 @@ def messages_sha256(messages: Messages) -> str:
 
 
 def row_template(templates: Templates, name: str) -> Template:
-    """Return the template that a row names. Raises RowError where there is none, without the name: it is a cell."""
+    """Return the template that a row names. Raises RowError if there is none, without the name: it is a cell."""
     try:
         return templates.get(name)
     except TemplateError:

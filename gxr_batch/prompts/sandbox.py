@@ -182,7 +182,7 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check(name: str, subject: Any, args: Sequence[Any]) -> None:
-    """Raise TooMuchWork where a method, a filter or "%" could make too much of `subject` with these arguments."""
+    """Raise TooMuchWork if a method, a filter or "%" could make too much of `subject` with these arguments."""
     sizes = [_size(arg) for arg in args]
     if name == "%":
         if _WIDE_PERCENT.search(str(subject, "latin-1") if isinstance(subject, bytes) else str(subject)):
@@ -203,7 +203,7 @@ def _repeated(subject: Any, times: Any) -> int:
 
 
 def _fits(value: Any) -> Any:
-    """Return a value, which may be a generator. Raises TooMuchWork where it is too long, or too large a number."""
+    """Return a value, which may be a generator. Raises TooMuchWork if it is too long, or too large a number."""
     if isinstance(value, Iterator):
         return _bounded(value)
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:

@@ -40,7 +40,7 @@ class Template:
     compiled: Compiled = field(repr=False, compare=False)
 
     def fill(self, values: Mapping[str, Any]) -> str:
-        """Return the prompt text; `values` has every field, None where the row has none. Raises jinja2's errors."""
+        """Return the prompt text; `values` has every field, None if the row has none. Raises jinja2's errors."""
         # As `compiled.render` does, but for the tracebacks that it rewrites: nobody sees them.
         return concatenated(self.compiled.root_render_func(self.compiled.new_context(dict(values)))).strip()
 

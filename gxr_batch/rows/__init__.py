@@ -1,5 +1,5 @@
-"""Files become input.parquet, input.parquet becomes rows.
+"""Reading tables: files are copied into input.parquet, and input.parquet is read as rows.
 
-`survey` looks at the files, `ingest` copies them, `table_reader` hands rows out. Everything streams. Cells are never
-changed: a CSV cell is text, or null where it is empty.
+`survey` inspects the files, `ingest` copies them, `table_reader` yields rows. Everything streams. Cells are never
+changed: a CSV cell is text, or null if it is empty.
 """

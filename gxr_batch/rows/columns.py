@@ -1,8 +1,8 @@
 """Column names, and which columns fill which fields of a template.
 
-Names are cleaned as the contract says, and looked for with the nearest ones at hand. A table without a header line has
-the cells of its first row in the place of names; no cell may appear in a message, so names are shown only where all of
-them look like names. The values of a column become Python's.
+Names are cleaned as docs/architecture.md describes; an unknown name is reported with its closest matches. A table
+without a header line has the cells of its first row as column names. No cell may appear in a message, so names are
+shown only if all of them look like names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SENTENCE = re.compile(r"[.!?;](\s|$)|,\s|\n|\r")
 
 
 class Cleaned(NamedTuple):
-    """The names that are kept, the place of each in the file (from 0), and a sentence for each one changed."""
+    """The names that are kept, the position of each in the file (from 0), and one notice for each name changed."""
 
     names: tuple[str, ...]
     places: tuple[int, ...]
@@ -32,7 +32,7 @@ class Cleaned(NamedTuple):
 
 
 def plausible(names: Iterable[str]) -> bool:
-    """Return whether all of these look like column names: short, with a letter, no sentence, number or date."""
+    """Return whether all names look like column names: short, with a letter, not a sentence, number or date."""
     return all(_plausible(name) for name in names)
 
 
@@ -41,20 +41,20 @@ def _plausible(name: str) -> bool:
     return not name.strip() or (short and not _SENTENCE.search(name) and any(map(str.isalpha, name)))
 
 
-def spoken(place: int, names: Sequence[str]) -> str:
-    """Return how a message calls the column at a place: by its name, or by its number where it may be a cell."""
+def label(place: int, names: Sequence[str]) -> str:
+    """Return what a message calls the column at `place`: its name, or its number if the name may be a cell."""
     return names[place] if plausible(names) else f"number {place + 1}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the names for a message, or how many there are where they look like the cells of a row."""
+    """Return the names for a message, or only their number if they look like the cells of a row."""
     if not plausible(names):
-        return f"its first line has {counted(len(names), 'cell')} that look like a row: does it lack a header line?"
+        return f"its first line has {counted(len(names), 'cell')} that look like a row: is the header line missing?"
     return f"its columns: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
 
 
 def nearest(name: str, names: Sequence[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Return the names that are most like `name`; none where they look like the cells of a row."""
+    """Return the names closest to `name`; none if the names look like the cells of a row."""
     if not plausible(names):
         return []
     near = difflib.get_close_matches(name.lower(), [other.lower() for other in names], n=most, cutoff=cutoff)
@@ -62,17 +62,17 @@ def nearest(name: str, names: Sequence[str], most: int = 1, cutoff: float = 0.6)
 
 
 def clean(raw: Sequence[str]) -> Cleaned:
-    """Trim names, name the nameless by their place, number the repeated, drop those of the results."""
+    """Trim names, name unnamed columns after their position, number repeated names, drop the reserved ones."""
     trimmed = [name.strip() for name in raw]
-    # A name that stands in the file is never given to another column.
+    # A name that occurs in the file is never given to another column.
     taken = set(trimmed)
     seen: set[str] = set()
     names, places, notices = [], [], []
     for place, (before, name) in enumerate(zip(raw, trimmed, strict=True)):
         if name.startswith(RESERVED_PREFIX):
-            called = spoken(place, trimmed)
+            called = label(place, trimmed)
             notices.append(
-                f"column {called} is left out: names that begin with {RESERVED_PREFIX} belong to the results"
+                f"column {called} is left out: names that begin with {RESERVED_PREFIX} are reserved for results"
             )
             continue
         final = name
@@ -82,9 +82,9 @@ def clean(raw: Sequence[str]) -> Cleaned:
         elif name in seen:
             final = next(_free(name, taken, first=False))
             called = f" is called {final}" if plausible(trimmed) else " gets a number after its name"
-            notices.append(f"the column name {spoken(place, trimmed)} is repeated: column {place + 1}{called}")
+            notices.append(f"the column name {label(place, trimmed)} is repeated: column {place + 1}{called}")
         elif name != before:
-            notices.append(f"blanks round the column name {spoken(place, trimmed)} are left out")
+            notices.append(f"spaces around the column name {label(place, trimmed)} are removed")
         seen.add(name)
         taken.add(final)
         names.append(final)
@@ -93,7 +93,7 @@ def clean(raw: Sequence[str]) -> Cleaned:
 
 
 def _free(name: str, taken: set[str], *, first: bool) -> Iterator[str]:
-    """Yield free names: `name` itself if `first`, then "name (2)", "name (3)" and so on."""
+    """Yield free names: `name` itself if `first`, then "name (2)", "name (3)" ...."""
     if first and name not in taken:
         yield name
     number = 2
@@ -109,7 +109,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def require_column(name: str, names: Sequence[str], *, key: str) -> None:
-    """Raise TableError, with the nearest names, where the column that the job key asks for is not in the table."""
+    """Raise TableError, with the closest names, if the table lacks the column that the job key names."""
     if not name or name in names:
         return
     near = nearest(name, names, 3, 0.5)
@@ -124,9 +124,9 @@ def require_column(name: str, names: Sequence[str], *, key: str) -> None:
 class FieldMap:
     """Which columns fill which fields of which templates.
 
-    `templates` maps a template's name to the fields that it uses, `columns` a field to the column that fills it (only
-    fields that have one). A row's template is named in its cell of `template_column`; `default` where there is no such
-    column or the cell is blank. `columns` never maps to a column that the table lacks.
+    `templates` maps a template's name to its fields, `columns` a field to the column that fills it (only fields that
+    have one). A row's template is named in its cell of `template_column`; it is `default` if there is no such column or
+    the cell is blank. `columns` never maps to a column that the table lacks.
     """
 
     templates: Mapping[str, tuple[str, ...]]
@@ -145,7 +145,7 @@ class FieldMap:
         return list(dict.fromkeys(named + [self.columns[field] for field in self.used()]))
 
     def template_names(self, table: pa.Table) -> list[str]:
-        """Return the name of each row's template; it need not be one that exists."""
+        """Return the name of each row's template; it may not exist."""
         if not self.template_column:
             return [self.default] * table.num_rows
         cells = python_values(table, self.template_column)
@@ -153,9 +153,9 @@ class FieldMap:
 
 
 def python_values(table: pa.Table, column: str) -> list[Any]:
-    """Return a column as Python values. Times finer than a microsecond are cut to it.
+    """Return a column as Python values. Times are truncated to microseconds.
 
-    Raises TableError for times that Python cannot hold, and for text that is not UTF-8.
+    Raises TableError for times that Python cannot represent, and for text that is not UTF-8.
     """
     cells = table[column]
     plain = _plain(cells.type)
@@ -165,15 +165,15 @@ def python_values(table: pa.Table, column: str) -> list[Any]:
         values: list[Any] = cells.to_pylist()
     except (ValueError, OverflowError, LookupError, pa.ArrowException):
         raise TableError(
-            f"The column {column} holds a value that cannot be put into a prompt, such as a time after the year 9999.",
+            f"The column {column} has a value that cannot be used in a prompt, such as a time after the year 9999.",
             where=f"column {column}",
-            next_step="write the column as text",
+            next_step="save the column as text",
         ) from None
     return values
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type with nanoseconds made microseconds, where Python's own times end, and dictionaries undone."""
+    """Return the type without dictionaries, and with nanoseconds as microseconds, the resolution of Python's times."""
     if pa.types.is_dictionary(kind):
         return _plain(kind.value_type)
     if pa.types.is_nested(kind):

@@ -1,7 +1,7 @@
-"""Delimited text (CSV, TSV and their kin) as Arrow tables of text columns: delimiter, header, and the rows in batches.
+"""Delimited text (CSV, TSV, ...) as Arrow tables of text columns: delimiter, header, and the rows in batches.
 
-The csv module parses, strictly; here lines are counted, so that every complaint names one, and cells that hold whole
-lines are looked at twice: a stray quote can swallow rows and break no rule of CSV. Decoding is left to `encoding`.
+The csv module parses, in strict mode. This module counts lines, so that every error names one, and checks cells that
+span lines: a stray quote can swallow rows and still be valid CSV. Decoding is left to `encoding`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gxr_batch.rows.encoding import Lines, open_lines, separator_line
 from gxr_batch.rows.source_files import SourceFile, changed_error
 
 ROWS_A_BATCH, _BYTES_A_BATCH = 16_384, 2**23
-# What a single cell may hold; past that it is a quote that is never closed, and memory must not follow it to the end.
+# The most a single cell may hold: a longer one is an unclosed quote, and must not be read into memory to the end.
 CHARACTERS_A_CELL = 2**24
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _DELIMITERS = ",;\t|"
@@ -30,9 +30,9 @@ _SAMPLE_RECORDS = 20
 
 
 def find_delimiter(path: Path, encoding: str) -> str:
-    """Return the delimiter of a file: the one that gives the header most columns and the next rows as many.
+    """Return a file's delimiter: the one that gives most of the first rows as many columns as the header.
 
-    A tab-separated file by its ending is never taken for anything else where its header holds a tab.
+    A .tsv file whose header contains a tab is always tab-separated.
     """
     with open_lines(path, encoding) as lines:
         sample = lines.sample(_SAMPLE_CHARACTERS)
@@ -43,12 +43,12 @@ def find_delimiter(path: Path, encoding: str) -> str:
         return "\t"
     if len(sample) == _SAMPLE_CHARACTERS and "\n" in sample:
         sample = sample[: sample.rindex("\n") + 1]
-    # Of equals the first one wins, so the comma stands first.
+    # On a tie the first one wins, so the comma comes first.
     return max(_DELIMITERS, key=lambda delimiter: _score(sample, delimiter))
 
 
 def _score(sample: str, delimiter: str) -> tuple[int, int]:
-    """Return how many of the first records are as wide as the header, and how wide that is; zeros for one column."""
+    """Return how many of the first records are as wide as the header, and that width; zeros for a single column."""
     widths: list[int] = []
     try:
         for record in csv.reader(StringIO(sample, newline=""), delimiter=delimiter):
@@ -57,23 +57,23 @@ def _score(sample: str, delimiter: str) -> tuple[int, int]:
             if len(widths) > _SAMPLE_RECORDS:
                 break
     except csv.Error:
-        pass  # a cell past the module's own limit: judged by what came before it
+        pass  # a cell over the csv module's limit: score the records before it
     if not widths or widths[0] == 1:
         return 0, 0
     return widths.count(widths[0]), widths[0]
 
 
 def read_header(path: Path, encoding: str, delimiter: str) -> list[str]:
-    """Return the column names as they stand in the file. Raises TableError where there are none."""
+    """Return the column names as written in the file. Raises TableError if there are none."""
     with open_lines(path, encoding) as lines:
         records, _ = _Records(path, lines, delimiter).take(1, None)
     if not records:
         raise TableError(
-            "The file holds no header line.", where=str(path), next_step="its first line names the columns"
+            "The file has no header line.", where=str(path), next_step="add a first line that names the columns"
         )
     if any("\0" in name for name in records[0]):
         raise TableError(
-            "The header holds NUL characters.",
+            "The header contains NUL characters.",
             where=f"{path}, line 1",
             next_step='the file may be UTF-16 without a byte order mark: try input.encoding = "utf-16-le"',
         )
@@ -87,7 +87,7 @@ def read_header(path: Path, encoding: str, delimiter: str) -> list[str]:
 def batches(file: SourceFile, nulls: Collection[str], say: Callable[[str], None]) -> Iterator[pa.Table]:
     """Yield the rows as tables of `file.schema`. Cells that are empty or one of `nulls` are null.
 
-    Raises TableError for a row that cannot be read, and where the file is no longer the one that was surveyed.
+    Raises TableError for a row that cannot be read, and if the file changed since the survey.
     """
     missing = frozenset(nulls) | {""}
     with open_lines(file.path, file.encoding) as lines:
@@ -128,14 +128,14 @@ def _encodable(cell: str) -> bool:
 
 def _not_a_character(path: Path, line: int) -> TableError:
     return TableError(
-        "A cell holds half of a surrogate pair, which is no character.",
+        "A cell contains half of a surrogate pair, which is not a character.",
         where=f"{path}, line {line}",
-        next_step="mend the cell, or set input.encoding to what the file was saved in",
+        next_step="fix the cell, or set input.encoding to the encoding of the file",
     )
 
 
 class _Records:
-    """The records of one file, with the line on which each begins (from 1)."""
+    """The records of one file, with the line on which each starts (from 1)."""
 
     def __init__(self, path: Path, lines: Lines, delimiter: str) -> None:
         self._path, self._lines, self._delimiter = path, lines, delimiter
@@ -153,7 +153,7 @@ class _Records:
         self._first_doubtful = 0
 
     def take(self, most: int, width: int | None) -> tuple[list[list[str]], list[int]]:
-        """Return up to `most` records and their lines, fewer where they are long. `width` None = any (the header)."""
+        """Return up to `most` records and their lines, fewer if they are long. `width` None = any (the header)."""
         rows: list[list[str]] = []
         starts: list[int] = []
         reader = self._reader
@@ -178,17 +178,17 @@ class _Records:
         return rows, starts
 
     def notices(self) -> Iterator[str]:
-        """Yield what the user should know of the lines that were read."""
+        """Yield notices about the lines read so far."""
         if self._blank and self._width == 1:
-            yield f'{counted(self._blank, "blank line")} left out; a row with an empty cell is written as ""'
+            yield f'{counted(self._blank, "blank line")} skipped; write a row with one empty cell as ""'
         if self._doubtful:
             yield (
-                f"{counted(self._doubtful, 'cell')} with lines that have as many delimiters as a row, the first on "
+                f"{counted(self._doubtful, 'cell')} spanning lines that look like rows, the first on "
                 f"line {self._first_doubtful}: if rows are missing, look for a stray quote there"
             )
 
     def _fits(self, row: list[str], width: int | None, start: int) -> bool:
-        """Return whether a record of unexpected width counts (the header does, a blank line does not), or raise."""
+        """Return whether a record of unexpected width is kept (a header is, a blank line is not), or raise."""
         if not row or (len(row) == 1 and width != 1 and not row[0].strip()):
             self._blank += 1
             return False
@@ -196,22 +196,22 @@ class _Records:
             self._width = len(row)
             return True
         raise TableError(
-            f"A row has {counted(len(row), 'cell')}, and the header has {width}.",
+            f"A row has {counted(len(row), 'cell')}; the header has {width}.",
             where=f"{self._path}, line {start}",
             next_step=(
-                "mend that line: a cell that holds the delimiter or a line end needs quotes round it "
+                "fix that line: put quotes around cells that contain the delimiter or a line break "
                 f"(the delimiter is {'a tab' if self._delimiter == chr(9) else self._delimiter})"
             ),
         )
 
     def _look_twice(self, row: list[str], start: int, end: int) -> None:
-        """Raise where a record of several lines is almost surely rows that a stray quote swallowed; count doubts."""
+        """Raise if a multi-line record is almost certainly rows swallowed by a stray quote; count doubtful ones."""
         doubt = swallowed(row, self._delimiter)
         if doubt == "sure":
             raise TableError(
-                f"A quote opened on line {start} is closed only on line {end}, and the lines between look like rows.",
+                f"A quote opened on line {start} is closed only on line {end}; the lines between look like rows.",
                 where=f"{self._path}, line {start}",
-                next_step="remove the stray quote or double it; if the cell is meant so, save the table as Parquet",
+                next_step="remove the stray quote or double it; if the cell is correct, save the table as Parquet",
             )
         if doubt == "maybe":
             self._doubtful += 1
@@ -219,24 +219,24 @@ class _Records:
 
     def _unbalanced(self, start: int) -> TableError:
         return TableError(
-            f"The quotes are unbalanced in the row that begins on line {start}.",
+            f"The row that starts on line {start} has unbalanced quotes.",
             where=f"{self._path}, line {start} (noticed on line {self._reader.line_num})",
-            next_step="inside a quoted cell every quote is doubled, and after its last quote the delimiter follows",
+            next_step="double every quote inside a quoted cell, and put a delimiter after its closing quote",
         )
 
     def _undecodable(self) -> TableError:
         return TableError(
-            "The file does not decode in the encoding that was found for it.",
+            "The file cannot be decoded in its detected encoding.",
             where=f"{self._path}, near line {self._reader.line_num + 1}",
-            next_step="set input.encoding to what the file was saved in",
+            next_step="set input.encoding to the encoding of the file",
         )
 
 
 def swallowed(row: Sequence[str], delimiter: str) -> str:
-    """Return "sure", "maybe" or "" for a record of several lines that may be rows within one stray pair of quotes.
+    """Return "sure", "maybe" or "" for a multi-line record that may be rows inside one stray pair of quotes.
 
-    Where that happened, every line has as many delimiters as a row; "sure" asks also that each line begins like the
-    first one does, with something that holds a digit, as case numbers do.
+    "maybe": every line has as many delimiters as a row. "sure": each line also starts like the first one, with
+    something that contains a digit, as case numbers do.
     """
     held = [(place, cell) for place, cell in enumerate(row) if "\n" in cell or "\r" in cell]
     if len(held) != 1 or len(row) == 1:
@@ -260,7 +260,7 @@ def _shape(text: str) -> str:
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Raise the csv module's limit on a cell for the block; it is the whole process's, so it is put back at once."""
+    """Raise the csv module's cell size limit for the block. The limit is global, so it is restored at once."""
     before = csv.field_size_limit(CHARACTERS_A_CELL)
     try:
         yield

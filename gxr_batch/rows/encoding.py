@@ -1,6 +1,6 @@
-"""Text files as streams: which encoding a file has, and reading it as lines while its bytes are hashed.
+"""Text files as streams: detecting a file's encoding, and reading it line by line while hashing its bytes.
 
-An encoding is taken only when the whole file decodes in it, so that nothing is left to find out while rows are read.
+An encoding is accepted only if the whole file decodes in it, so that no row can fail to decode later.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gxr_batch.rows.source_files import CHUNK_BYTES, reading, refuse_disguise
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
+# UTF-32 first: its little-endian mark begins with the UTF-16 one.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),
     (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
@@ -32,7 +32,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 class Scanned(NamedTuple):
-    """What one pass over a text file found. `notice` says which encoding was taken where it is not plain UTF-8."""
+    """The result of one pass over a text file. `notice` names the encoding unless it is plain UTF-8."""
 
     encoding: str
     sha256: str
@@ -40,7 +40,7 @@ class Scanned(NamedTuple):
 
 
 def scan(path: Path, wanted: str) -> Scanned:
-    """Hash a text file and settle its encoding ("auto" = find out). Raises TableError where it does not decode."""
+    """Hash a text file and determine its encoding ("auto" = detect it). Raises TableError if it does not decode."""
     with reading(path), path.open("rb") as file:
         head = file.read(4)
     refuse_disguise(path, head)
@@ -53,17 +53,19 @@ def scan(path: Path, wanted: str) -> Scanned:
     if decodes:
         return Scanned("utf-8", sha256, "")
     sha256 = _decodes_or_raise(path, "cp1252", "neither UTF-8 nor cp1252")
-    notice = "read as cp1252 (Western European Windows), as it is not UTF-8; set input.encoding if letters look wrong"
+    notice = (
+        "read as cp1252 (Western European Windows) because it is not UTF-8; set input.encoding if letters look wrong"
+    )
     return Scanned("cp1252", sha256, notice)
 
 
 def _known(encoding: str) -> str:
     try:
-        "x".encode(encoding)  # refuses what is no text encoding, as rot13
+        "x".encode(encoding)  # refuses codecs that are not text encodings, such as rot13
         codecs.getincrementaldecoder(encoding)
     except (LookupError, UnicodeError, ValueError):
         raise TableError(
-            f"There is no text encoding {encoding}.",
+            f"Unknown text encoding: {encoding}.",
             where="input.encoding",
             next_step='set it to "auto", or to one such as "utf-8", "cp1252", "latin-1", "utf-16"',
         ) from None
@@ -96,13 +98,13 @@ def _decodes_or_raise(path: Path, encoding: str, complaint: str = "") -> str:
         raise TableError(
             f"The file is {complaint or f'not {encoding}'} text.",
             where=f"{path}, line {_undecodable_line(path, encoding)}",
-            next_step='set input.encoding to what the file was saved in, e.g. "utf-8", "cp1252", "latin-1", "utf-16"',
+            next_step='set input.encoding, e.g. to "utf-8", "cp1252", "latin-1", "utf-16"',
         )
     return sha256
 
 
 def _undecodable_line(path: Path, encoding: str) -> int:
-    """Return the line (from 1) with the first bytes that do not decode."""
+    """Return the line (from 1) of the first bytes that do not decode."""
     decoder = codecs.getincrementaldecoder(encoding)()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     line = 1
@@ -122,7 +124,7 @@ def _undecodable_line(path: Path, encoding: str) -> int:
 
 
 class _HashedFile(io.RawIOBase):
-    """A file that hashes and counts what is read of it."""
+    """A file that hashes and counts what is read from it."""
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
@@ -148,14 +150,14 @@ class _HashedFile(io.RawIOBase):
 
 
 class Lines:
-    """The lines of a text file with their ends, without a byte order mark, hashed on the way."""
+    """The lines of a text file with their line ends and without a byte order mark, hashed while they are read."""
 
     def __init__(self, source: _HashedFile, text: io.TextIOWrapper) -> None:
         self._source, self._text = source, text
 
     @property
     def bytes_taken(self) -> int:
-        """How much of the file was read so far, up to a buffer ahead."""
+        """Bytes of the file read so far, up to a buffer ahead."""
         return self._source.taken
 
     def sample(self, characters: int) -> str:
@@ -163,7 +165,7 @@ class Lines:
         return self._text.read(characters).removeprefix(BYTE_ORDER_MARK)
 
     def sha256(self) -> str:
-        """Return the sha256 of the whole file, the rest of which is read for it."""
+        """Read the rest of the file and return the sha256 of all of it."""
         while self._source.read(CHUNK_BYTES):
             pass
         return self._source.sha256()
@@ -171,7 +173,7 @@ class Lines:
     def __iter__(self) -> Iterator[str]:
         first = self._text.readline().removeprefix(BYTE_ORDER_MARK)
         if separator_line(first):
-            first = "\n"  # a hint for Excel, no row: left as a blank line so that lines are counted right
+            first = "\n"  # a hint for Excel, not a row: replaced by a blank line to keep line numbers right
         return chain([first] if first else [], self._text)
 
 
@@ -186,6 +188,6 @@ def open_lines(path: Path, encoding: str) -> Iterator[Lines]:
     """Open a text file to be read line by line. Raises TableError, StorageError."""
     with reading(path):
         source = _HashedFile(io.FileIO(path))
-        # Line ends stay as they are: the csv module wants to see them.
+        # Line ends are kept: the csv module needs them.
         with source, io.TextIOWrapper(io.BufferedReader(source, CHUNK_BYTES), encoding=encoding, newline="") as text:
             yield Lines(source, text)

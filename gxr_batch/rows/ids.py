@@ -1,11 +1,11 @@
-"""Row ids and content hashes. An id is the cell's text or the content's hash, made unique where it repeats, and kept.
+"""Row ids and content hashes. An id is the cell's text or the content's hash, made unique if it repeats, and kept.
 
-The content hash is the sha256 of canonical JSON: sorted keys, no blanks, no escapes beyond what JSON needs. Values that
-JSON lacks stand in it as text: times in ISO form, bytes in base64, anything else as Python prints it.
-Ids that repeat form a family: A, A#2, A#3. Which row has which is decided by content: first by what the previous table
-says, then by the order of the content hashes, never by position. A made id never equals an id that a cell holds.
-Only rows of such families are held as texts; of the rest 64 bits of each id are in memory, which tell whose id may
-repeat, and the texts stay in the file.
+The content hash is the sha256 of canonical JSON: sorted keys, no spaces, no escapes beyond what JSON needs. Values that
+JSON lacks are written as text: times in ISO form, bytes in base64, anything else as Python prints it.
+Rows with the same id form a family: A, A#2, A#3. Content decides which row gets which id: first the previous table,
+then the order of the content hashes, never the position. A generated id never equals an id in a cell.
+Only the ids of such families are held as text. Of every other id, memory holds 64 bits, enough to find ids that may
+repeat; the texts stay in the file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gxr_batch.errors import TableError
 from gxr_batch.rows.columns import FieldMap, python_values
 
 DERIVED_DIGITS = 16
-# So few digits that a number is meant; longer ones are somebody's own ids.
+# Numbers have at most this many digits; longer ones are ids.
 _SUFFIX = r"#([2-9]|[1-9][0-9]{1,8})$"
 _ROWS_A_BATCH = 65_536
 
@@ -43,7 +43,7 @@ Marks = npt.NDArray[np.int64]
 
 
 class ContentHasher:
-    """Hashes the content of rows, column by column."""
+    """Computes the content hashes of rows, column by column."""
 
     def __init__(self, fields: FieldMap) -> None:
         self._fields = fields
@@ -83,7 +83,7 @@ def _json_texts(values: list[Any]) -> list[str]:
 
 
 def canonical_json(value: Any) -> str:
-    """Return the one JSON text of a value."""
+    """Return the canonical JSON of a value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_as_text)
 
 
@@ -96,7 +96,7 @@ def _as_text(value: Any) -> str:
 
 
 class Known(NamedTuple):
-    """An id of a family in the previous table, and the content that it had there."""
+    """An id of a family in the previous table, and its content there."""
 
     family: str
     row_id: str
@@ -104,24 +104,24 @@ class Known(NamedTuple):
 
     @property
     def number(self) -> int:
-        """Return its place in the family: 1 for A, 2 for A#2."""
+        """Return the id's number in its family: 1 for A, 2 for A#2."""
         return 1 if self.row_id == self.family else int(self.row_id[len(self.family) + 1 :])
 
 
 def require_usable(kind: pa.DataType, column: str) -> None:
-    """Raise TableError where a column's type makes no ids."""
+    """Raise TableError if a column's type cannot be used for ids."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
     if pa.types.is_nested(plain) or any(is_kind(plain) for is_kind in binary):
         raise TableError(
-            f"The column {column} holds {kind} values, which make no row ids.",
+            f"The column {column} holds {kind} values, which cannot be row ids.",
             where="input.id_column",
-            next_step="name a column of texts or numbers, or leave id_column out",
+            next_step="name a column of text or numbers, or remove id_column",
         )
 
 
 def cell_ids(table: pa.Table, column: str) -> list[str]:
-    """Return each row's id as its cell says, "" where the cell says none."""
+    """Return each row's id from its cell, "" if the cell is empty."""
     return [_id_text(cell) for cell in python_values(table, column)]
 
 
@@ -131,17 +131,17 @@ def _id_text(cell: Any) -> str:
     if cell is None or (isinstance(cell, float) and isnan(cell)):
         return ""
     if (isinstance(cell, float) and cell.is_integer()) or (isinstance(cell, Decimal) and cell == cell.to_integral()):
-        return str(int(cell))  # a column of whole numbers with a gap becomes one of floats on its way
+        return str(int(cell))  # integers with a missing value arrive as floats
     return str(cell)
 
 
 def marks(ids: Sequence[str]) -> Marks:
-    """Return 64 bits of each id, the same within this process."""
+    """Return 64 bits of each id, stable within this process."""
     return np.fromiter(map(hash, ids), np.int64, len(ids))
 
 
 class Bases:
-    """The ids that cells or hashes give to the rows of a table, which stand in one column of a Parquet file."""
+    """The ids that cells or hashes give the rows of a table, stored in one column of a Parquet file."""
 
     def __init__(self, path: Path, column: str, marks: Marks) -> None:
         self._path, self._column, self._marks = path, column, marks
@@ -151,7 +151,7 @@ class Bases:
         return len(self._marks)
 
     def where(self, asked: Callable[[pa.Array], Any]) -> Mask:
-        """Return the mask of the rows for whose ids an Arrow function is true."""
+        """Return the mask of the rows whose ids satisfy an Arrow function."""
         found = [asked(ids).to_numpy(zero_copy_only=False) for ids in self._texts()]
         return np.concatenate([np.empty(0, np.bool_), *found])
 
@@ -160,12 +160,12 @@ class Bases:
         return in_mask(self._texts(), mask)
 
     def repeating(self) -> Mask:
-        """Return the mask of all rows whose id is another's too, and of few or no others."""
+        """Return the mask of all rows whose id repeats, with very few false positives."""
         repeated = np.unique(self._sorted[1:][self._sorted[1:] == self._sorted[:-1]])
         return np.isin(self._marks, repeated) if len(repeated) else np.zeros(len(self), np.bool_)
 
     def may_hold(self, ids: pa.Array) -> Mask:
-        """Return which of some ids are among these; another one is taken for one of these once in 2^64."""
+        """Return which of `ids` are among these; a false positive has a chance of 2^-64."""
         asked = marks(ids.to_pylist())
         at = np.minimum(np.searchsorted(self._sorted, asked), len(self) - 1)
         return self._sorted[at] == asked if len(self) else np.zeros(len(asked), np.bool_)
@@ -177,7 +177,7 @@ class Bases:
 
 
 def in_mask(columns: Iterable[pa.Array], mask: Mask) -> list[Any]:
-    """Return the values at the rows in a mask of a column that comes in pieces."""
+    """Return the values at the rows in a mask of a column given in chunks."""
     values: list[Any] = []
     start = 0
     for column in columns:
@@ -187,7 +187,7 @@ def in_mask(columns: Iterable[pa.Array], mask: Mask) -> list[Any]:
 
 
 class Distinct(NamedTuple):
-    """Other ids for the rows in `mask`, in order, and how many rows had an id that an earlier row has too."""
+    """New ids for the rows in `mask`, in order, and how many rows repeated the id of an earlier row."""
 
     mask: Mask
     ids: list[str]
@@ -195,7 +195,7 @@ class Distinct(NamedTuple):
 
 
 def distinct(bases: Bases, content_of: Callable[[Mask], Sequence[str]], prior: PriorTable | None) -> Distinct:
-    """Return which rows get other ids than their bases, so that all ids are different; `ids` is empty if none does.
+    """Return which rows need other ids than their bases to make all ids unique; `ids` is empty if none does.
 
     `content_of` returns the content hashes of the rows in a mask.
     """
@@ -203,7 +203,7 @@ def distinct(bases: Bases, content_of: Callable[[Mask], Sequence[str]], prior: P
     counts = Counter(bases.texts(repeating) if repeating.any() else ())
     repeated = [base for base, count in counts.items() if count > 1]
     repeats = sum(counts[base] - 1 for base in repeated)
-    # A row whose likes were removed is alone by now, and keeps the id that was made for it.
+    # A row whose duplicates were removed keeps the id that was made for it.
     chunks = [pa.array(repeated, pa.string()), *(prior.families(bases) if prior else ())]
     families = pc.unique(pa.chunked_array(chunks, pa.string()))
     if not len(families):
@@ -234,7 +234,7 @@ def _assign(
 
 
 def _family_ids(base: str, contents: Sequence[str], known: list[Known], literal: set[str]) -> list[str]:
-    """Return the ids of one family's rows, which come in order of their content."""
+    """Return the ids of one family's rows, given in order of their content."""
     known = sorted(known, key=lambda item: item.number)
     waiting: dict[str, deque[str]] = defaultdict(deque)
     for item in known:
@@ -243,7 +243,7 @@ def _family_ids(base: str, contents: Sequence[str], known: list[Known], literal:
     before, used = {item.row_id for item in known}, set(kept)
     numbered = chain([base], (f"{base}#{number}" for number in count(2)))
     fresh = (row_id for row_id in numbered if row_id not in before and (row_id == base or row_id not in literal))
-    # What is left of the family's ids goes to the rows that were edited, before any new id is made.
+    # The family's remaining ids go to edited rows before any new id is made.
     others = chain((item.row_id for item in known if item.row_id not in used), fresh)
     return [row_id if row_id is not None else next(others) for row_id in kept]
 
@@ -258,13 +258,13 @@ def _stems(ids: pa.Array | pa.ChunkedArray) -> Any:
 
 
 class PriorTable:
-    """The ids and contents of a run's previous input.parquet. Raises RunError where it is damaged."""
+    """The ids and contents of a run's previous input.parquet. Raises RunError if it is damaged."""
 
     def __init__(self, path: Path, id_column: str) -> None:
         self._path, self._id_column = path, id_column
 
     def families(self, bases: Bases) -> list[pa.Array]:
-        """Return the ids of `bases` that other ids of the previous table may have been made from."""
+        """Return the ids of `bases` from which ids of the previous table may have been made."""
         stems = [
             pc.unique(_stems(ids.filter(pc.match_substring_regex(ids, _SUFFIX))))
             for ids in (table["gxr_row_id"].combine_chunks() for table in self._tables(["gxr_row_id"]))
@@ -272,7 +272,7 @@ class PriorTable:
         return [some.filter(pa.array(bases.may_hold(some))) for some in stems if len(some)]
 
     def known(self, families: pa.Array) -> Iterator[Known]:
-        """Yield the ids of these families; an id that a cell of the previous table held was not made for any."""
+        """Yield the ids of these families, except ids that a cell of the previous table held."""
         columns = ["gxr_row_id", "gxr_content_hash"]
         with table_copy(self._path):
             names = pq.read_schema(self._path).names

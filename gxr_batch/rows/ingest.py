@@ -1,7 +1,7 @@
 """Copies the table into input.parquet: the user's columns, a row id and a content hash for every row.
 
-One pass over the files; a second one over the copy only where ids repeat. In memory stay one batch, and 64 bits of
-each id.
+One pass over the files, and a second one over the copy only if ids repeat. Memory holds one batch, and 64 bits of each
+id.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BYTES_A_GROUP = 2**25
 
 
 class Ingested(NamedTuple):
-    """How many rows the table has, and sentences that the user should read."""
+    """How many rows the table has, and notices for the user."""
 
     rows: int
     notices: tuple[str, ...]
@@ -53,11 +53,11 @@ class Ingested(NamedTuple):
 def ingest(
     survey: Survey, fields: FieldMap, target: Path, *, id_column: str, prior: Path | None, limit: int | None
 ) -> Ingested:
-    """Write the table to `target`, for the caller to rename. Row order is that of the files.
+    """Write the table to `target`, for the caller to rename. Rows keep the order of the files.
 
-    `prior` is the input.parquet of the run's previous invocation: rows whose ids repeat keep the ids that they had
-    there. `limit` takes the first rows only. Raises TableError where a row cannot be read or a file changed since the
-    survey, StorageError where the disk fails; then `target` does not exist.
+    `prior` is the input.parquet of the run's previous invocation: rows whose ids repeat keep the ids that they have
+    there. `limit` reads only the first rows. Raises TableError if a row cannot be read or a file changed since the
+    survey, StorageError if the disk fails; `target` does not exist then.
     """
     require_column(id_column, survey.schema.names, key="input.id_column")
     require_column(fields.template_column, survey.schema.names, key="prompt.template_column")
@@ -85,7 +85,7 @@ class _Intake:
         self.notices: list[str] = []
 
     def copy(self, target: Path, limit: int | None) -> Marks:
-        """Write the table with the ids that cells and hashes give, and return their marks."""
+        """Write the table with the ids from cells and hashes, and return their marks."""
         seen = [np.empty(0, np.int64)]
         schema = pa.schema([*self._survey.schema, *_KEY_FIELDS])
         with _Groups(target, schema) as groups:
@@ -96,11 +96,9 @@ class _Intake:
                 keys = [pa.array(bases, pa.string()), pa.array(contents, pa.string())]
                 groups.write(pa.Table.from_arrays([*table.columns, *keys], schema=schema))
         if self._derived:
-            self.notices.append(
-                f"{counted(self._derived, 'row')} without {self._id_column}: the id comes from the content"
-            )
+            self.notices.append(f"{counted(self._derived, 'row')} without {self._id_column}: ids come from the content")
         if not sum(map(len, seen)):
-            self.notices.append("the table has a header and no rows")
+            self.notices.append("the table has a header but no rows")
         return np.concatenate(seen)
 
     def _bases(self, table: pa.Table, contents: Sequence[str]) -> list[str]:
@@ -118,7 +116,7 @@ class _Intake:
                 for table in self._batches(file):
                     yield _widened(table, self._survey.schema)
             except TableError:
-                if changed(file):  # then a row cut in half is not the user's mistake
+                if changed(file):  # a truncated row is then not the user's mistake
                     raise changed_error(file) from None
                 raise
 
@@ -142,7 +140,7 @@ def _first_rows(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Ta
 
 
 def _widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a file's rows with the columns that only other files have, as nulls."""
+    """Return a file's rows with nulls for the columns that only other files have."""
     own = set(table.column_names)
     columns = [
         pa.nulls(table.num_rows, field.type)
@@ -154,13 +152,13 @@ def _widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 class _Groups:
-    """Writes tables of any size as row groups of a useful one."""
+    """Writes tables of any size as row groups of a useful size."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        # A category's index may have 8 bits: enough for the words of a batch, not for those of many. Every batch is
-        # then a group of its own, with its own dictionary.
+        # A category's index may have 8 bits: enough for the words of one batch, not for those of many. Every batch is
+        # then a separate group with its own dictionary.
         self._at_once = any("dictionary<" in str(kind) for kind in schema.types)
-        # Otherwise no dictionaries: the size of a group in the file's footer is then what it takes in memory.
+        # Otherwise no dictionaries: the group size in the file's footer is then its size in memory.
         self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=self._at_once)
         self._tables: list[pa.Table] = []
         self._rows = self._bytes = 0
@@ -193,7 +191,7 @@ def _contents(path: Path, mask: Mask) -> list[str]:
 
 
 def _replace_ids(path: Path, made: Distinct) -> None:
-    """Write the file anew with other row ids."""
+    """Rewrite the file with new row ids."""
     other = path.with_name(path.name + ".ids")
     start = done = 0
     with pq.ParquetFile(path) as file, _Groups(other, file.schema_arrow) as groups:
@@ -208,16 +206,16 @@ def _replace_ids(path: Path, made: Distinct) -> None:
 
 
 def _repeats(more: int, id_column: str) -> list[str]:
-    """Return a sentence on rows that share an id, if there are any."""
+    """Return a notice about rows that share an id, if there are any."""
     if not more:
         return []
     what = f"the {id_column}" if id_column else "the content"
-    return [f"{counted(more, 'row')} with {what} of another row: told apart as #2, #3, ..."]
+    return [f"{counted(more, 'row')} with {what} of another row: numbered #2, #3, ..."]
 
 
 @contextmanager
 def _target_errors(target: Path) -> Iterator[None]:
-    """Turn the disk's refusals into StorageError, and leave nothing behind of a copy that failed."""
+    """Turn disk errors into StorageError, and remove a copy that failed."""
     try:
         with storage_errors(target):
             yield

@@ -1,4 +1,4 @@
-"""Parquet files as Arrow tables, every column with the type that it has there."""
+"""Parquet files as Arrow tables, with the column types of the file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.errors import TableError
-from gxr_batch.rows.columns import spoken
+from gxr_batch.rows.columns import label
 from gxr_batch.rows.source_files import SourceFile, changed_error, reading, sha256_of
 
 _ROWS_A_BATCH = 16_384
 _BYTES_A_BATCH = 2**23
-# Columns are read through a buffer of this size, so that a file of one huge row group is streamed too.
+# Columns are read through a buffer of this size, so that a file with one huge row group is streamed too.
 _BUFFER_BYTES = 2**20
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """Return the names and types of a Parquet file as they stand in it. Raises TableError."""
+    """Return the names and types of a Parquet file as written. Raises TableError."""
     with reading(path):
-        path.open("rb").close()  # a file that may not be read is not taken for a damaged one
+        path.open("rb").close()  # an unreadable file is not reported as damaged
     with _damage(path), pq.ParquetFile(path) as parquet:
         schema = parquet.schema_arrow
         "".join(schema.names).encode()
@@ -36,7 +36,7 @@ def read_schema(path: Path) -> pa.Schema:
 def batches(file: SourceFile, nulls: Collection[str]) -> Iterator[pa.Table]:
     """Yield the rows as tables of `file.schema`; text cells that are one of `nulls` are null.
 
-    Raises TableError where a page is damaged, a text is not UTF-8, or the file is no longer the one surveyed.
+    Raises TableError if a page is damaged, a text is not UTF-8, or the file is no longer the one surveyed.
     """
     words = pa.array(list(nulls), pa.string())
     start = 0
@@ -54,14 +54,14 @@ def batches(file: SourceFile, nulls: Collection[str]) -> Iterator[pa.Table]:
 
 
 def rows_a_batch(metadata: pq.FileMetaData) -> int:
-    """Return how many rows to take at a time so that long cells do not fill the memory."""
+    """Return how many rows to read at a time, so that long cells do not fill memory."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     heaviest = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=1.0)
     return int(min(_ROWS_A_BATCH, max(1.0, _BYTES_A_BATCH / max(heaviest, 1.0))))
 
 
 def _checked(file: SourceFile, batch: pa.RecordBatch, place: int, start: int) -> pa.Array:
-    """Return a column after a look at its content: the reader itself passes on text that is not UTF-8."""
+    """Return a column after checking its content: the reader itself accepts text that is not UTF-8."""
     column = batch.column(place)
     try:
         column.validate(full=True)
@@ -69,8 +69,8 @@ def _checked(file: SourceFile, batch: pa.RecordBatch, place: int, start: int) ->
         row = next((number for number in range(len(column)) if not _valid(column.slice(number, 1))), 0)
         raise TableError(
             "A cell is not valid: text that is not UTF-8, or a damaged value.",
-            where=f"{file.path}, row {start + row + 1}, column {spoken(file.places.index(place), file.schema.names)}",
-            next_step="write the file anew from its source",
+            where=f"{file.path}, row {start + row + 1}, column {label(file.places.index(place), file.schema.names)}",
+            next_step="write the file again from its source",
         ) from None
     kind = file.schema.types[file.places.index(place)]
     return column if column.type == kind else column.cast(kind)
@@ -85,7 +85,7 @@ def _valid(column: pa.Array) -> bool:
 
 
 def _without(column: pa.Array, words: pa.Array) -> pa.Array:
-    """Return the column with the cells that are one of `words` null, where it holds text; else as it is."""
+    """Return the column with cells that are one of `words` as null if it holds text, else unchanged."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         if not is_text(kind.value_type):
@@ -100,7 +100,7 @@ def _without(column: pa.Array, words: pa.Array) -> pa.Array:
 
 
 def without_views(kind: pa.DataType) -> pa.DataType:
-    """Return the type with views made plain: Parquet does not have them, and Arrow cannot yet select their rows."""
+    """Return the type with view types replaced: Parquet lacks them, and Arrow cannot yet select their rows."""
     for is_view, plain in ((pa.types.is_string_view, pa.string()), (pa.types.is_binary_view, pa.binary())):
         if is_view(kind):
             return plain
@@ -128,12 +128,12 @@ def is_text(kind: pa.DataType) -> bool:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Turn whatever the Parquet reader raises inside the block into a TableError; its text may quote the file."""
+    """Turn errors of the Parquet reader into a TableError; their own text may quote the file."""
     try:
         yield
     except (OSError, pa.ArrowException, ValueError):
         raise TableError(
-            "The file is damaged or cut off, or is not Parquet at all.",
+            "The file is damaged, truncated, or not Parquet.",
             where=str(path.absolute()),
-            next_step="write or copy it anew",
+            next_step="write or copy it again",
         ) from None

@@ -1,7 +1,7 @@
-"""Which files a path means, what kind each is, and whether a file still is what the survey saw.
+"""Which files a path names, the kind of each, and whether a file has changed since the survey.
 
-A file is known by the sha256 of its bytes. Errors of the file system become TableError where the user can mend the
-path, StorageError where the disk is at fault.
+A file is identified by the sha256 of its bytes. File system errors become TableError if the user can fix the path,
+StorageError if the disk is at fault.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Kind = Literal["delimited", "parquet"]
 CHUNK_BYTES = 2**20
 _KINDS: dict[str, Kind] = {".csv": "delimited", ".tsv": "delimited", ".txt": "delimited", ".parquet": "parquet"}
 _WORKBOOKS = {".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"}
-# First bytes of what is sometimes found under a text file's name.
+# First bytes of other kinds of files that are sometimes named like a text file.
 _DISGUISES = {
     b"PK\x03\x04": "an Excel workbook or a zip archive",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
@@ -40,10 +40,10 @@ _SAVE_AS_CSV = (
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One file of the table as the survey saw it.
+    """One file of the table as of the survey.
 
-    `schema` holds the columns that are taken, under their final names; `places` says where each stands in the file,
-    counted from 0, and `width` how many columns the file has in all. `encoding` and `delimiter` are empty for Parquet.
+    `schema` has the columns that are read, under their final names; `places` has the position of each in the file
+    (from 0), and `width` counts all columns of the file. `encoding` and `delimiter` are empty for Parquet.
     """
 
     path: Path
@@ -59,15 +59,15 @@ class SourceFile:
 
 
 def find(pattern: str) -> list[Path]:
-    """Return the files that a path or a glob means, in name order. Raises TableError where there is none."""
+    """Return the files that a path or a glob matches, in name order. Raises TableError if there are none."""
     path = Path(pattern).expanduser()
     if path.is_dir():
         raise TableError(
             "The input path is a folder, not a table.",
             where=str(path.absolute()),
-            next_step=f'name a file in it, or all of a kind: input.path = "{pattern.rstrip("/")}/*.csv"',
+            next_step=f'name a file in it, or use a glob: input.path = "{pattern.rstrip("/")}/*.csv"',
         )
-    if os.path.lexists(path):  # a name that holds [ or * is taken by its letter first
+    if os.path.lexists(path):  # a name that contains [ or * is taken literally first
         return [path]
     found = sorted(glob.glob(str(path), recursive=True))
     files = [Path(name) for name in found if not Path(name).is_dir()]
@@ -76,21 +76,21 @@ def find(pattern: str) -> list[Path]:
         raise TableError(
             what,
             where=str(path.absolute()),
-            next_step="check input.path; a relative path counts from the folder in which the command is started",
+            next_step="check input.path; relative paths start at the current directory",
         )
     return files
 
 
 def kind_of(path: Path) -> Kind:
-    """Return what a file is by its ending. Raises TableError for one that cannot be read."""
+    """Return a file's kind by its extension. Raises TableError for an unsupported one."""
     ending = path.suffix.lower()
     if ending in _WORKBOOKS:
         raise TableError("A workbook cannot be read as a table.", where=str(path), next_step=_SAVE_AS_CSV)
     if ending not in _KINDS:
         raise TableError(
-            f"Files that end in {ending} cannot be read." if ending else "A file without an ending cannot be read.",
+            f"Files that end in {ending} cannot be read." if ending else "A file without an extension cannot be read.",
             where=str(path),
-            next_step=f"the table must be one of {', '.join(_KINDS)}, unpacked",
+            next_step=f"the table must be one of {', '.join(_KINDS)}, uncompressed",
         )
     return _KINDS[ending]
 
@@ -101,23 +101,27 @@ def stat_file(path: Path) -> os.stat_result:
         seen = path.stat()
     if not stat.S_ISREG(seen.st_mode):
         raise TableError(
-            "The input is not a regular file, and a table is read twice.",
+            "The input is not a regular file, and tables are read twice.",
             where=str(path),
             next_step="write it to a file first",
         )
     if seen.st_size == 0:
-        raise TableError("The file is empty.", where=str(path), next_step="it needs a header line at least")
+        raise TableError("The file is empty.", where=str(path), next_step="it needs at least a header line")
     return seen
 
 
 def refuse_disguise(path: Path, head: bytes) -> None:
-    """Raise TableError where the first bytes of a text file are those of another kind."""
+    """Raise TableError if the first bytes of a text file show another kind of file."""
     for mark, truth in _DISGUISES.items():
         if head.startswith(mark):
             step = (
-                _SAVE_AS_CSV if "Excel" in truth else "give it its right ending" if truth == "Parquet" else "unpack it"
+                _SAVE_AS_CSV
+                if "Excel" in truth
+                else "give it the right extension"
+                if truth == "Parquet"
+                else "decompress it"
             )
-            raise TableError(f"The file is {truth}, whatever its name says.", where=str(path), next_step=step)
+            raise TableError(f"The file is {truth}, despite its name.", where=str(path), next_step=step)
 
 
 def sha256_of(path: Path) -> str:
@@ -127,7 +131,7 @@ def sha256_of(path: Path) -> str:
 
 
 def changed(file: SourceFile) -> bool:
-    """Return whether a file's bytes differ from those of the survey; read again only where its size or time differ."""
+    """Return whether a file's bytes changed since the survey. It is read again only if its size or time differs."""
     try:
         seen = file.path.stat()
     except OSError:
@@ -138,11 +142,11 @@ def changed(file: SourceFile) -> bool:
 
 
 def changed_error(file: SourceFile) -> TableError:
-    """Return the error for a file that changed between the survey and the end of the reading."""
+    """Return the error for a file that changed after the survey."""
     return TableError(
-        "The file changed while it was read.",
+        "The file changed while it was being read.",
         where=str(file.path),
-        next_step="wait until it is written, then run the same command again",
+        next_step="wait until it is complete, then run the same command again",
     )
 
 
@@ -153,13 +157,13 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise TableError(
-            "There is no such input file.", where=str(path.absolute()), next_step="is it a link to a file that is gone?"
+            "There is no such input file.", where=str(path.absolute()), next_step="is it a link to a missing file?"
         ) from None
     except PermissionError:
         raise TableError(
-            "Permission to read the file was denied.",
+            "Permission denied: the file cannot be read.",
             where=str(path.absolute()),
-            next_step="ask its owner, or copy it to a place of your own",
+            next_step="ask its owner for permission, or use a copy",
         ) from None
     except OSError as error:
         raise StorageError(

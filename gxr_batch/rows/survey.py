@@ -1,4 +1,4 @@
-"""The look at the table before anything is copied: files, encodings, headers, types. It keeps no row."""
+"""Inspects the table before anything is copied: files, encodings, headers, types. It keeps no row."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import pyarrow as pa
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows import csv_tables, parquet_tables
-from gxr_batch.rows.columns import Cleaned, clean, require_column, spoken
+from gxr_batch.rows.columns import Cleaned, clean, label, require_column
 from gxr_batch.rows.encoding import scan
 from gxr_batch.rows.source_files import SourceFile, find, kind_of, sha256_of, stat_file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What the input path means: its files in order, and the columns of the table that they make together.
+    """The files of the input path, in order, and the columns of the table that they form.
 
-    `schema` holds the user's columns in order of first appearance, under their final names. `sha256` stands for the
-    contents of all files in order, and for how they are read; their names are not in it. `notices` are sentences that
-    the user should read.
+    `schema` has the user's columns in order of first appearance, under their final names. `sha256` covers the contents
+    of all files in order and how they are read, not their names. `notices` are sentences for the user.
     """
 
     files: tuple[SourceFile, ...]
@@ -33,9 +32,9 @@ class Survey:
 
 
 def survey(section: InputSection) -> Survey:
-    """Look at every file of the input. Raises TableError where one cannot be used, StorageError if the disk fails."""
-    told: dict[str, list[Path]] = {}
-    files = tuple(_look(path, section, told) for path in find(section.path))
+    """Inspect every file of the input. Raises TableError if one cannot be used, StorageError if the disk fails."""
+    notices: dict[str, list[Path]] = {}
+    files = tuple(_look(path, section, notices) for path in find(section.path))
     schema = _union(files)
     require_column(section.id_column, schema.names, key="input.id_column")
     marks = "\n".join(f"{file.kind} {file.encoding} {file.delimiter!r} {file.sha256}" for file in files)
@@ -43,12 +42,12 @@ def survey(section: InputSection) -> Survey:
         files=files,
         schema=schema,
         sha256=hashlib.sha256(marks.encode()).hexdigest(),
-        notices=tuple(_notice(text, paths) for text, paths in told.items()),
+        notices=tuple(_notice(text, paths) for text, paths in notices.items()),
         null_values=section.null_values,
     )
 
 
-def _look(path: Path, section: InputSection, told: dict[str, list[Path]]) -> SourceFile:
+def _look(path: Path, section: InputSection, notices: dict[str, list[Path]]) -> SourceFile:
     kind = kind_of(path)
     seen = stat_file(path)
     encoding = delimiter = ""
@@ -68,9 +67,9 @@ def _look(path: Path, section: InputSection, told: dict[str, list[Path]]) -> Sou
         types = [pa.string()] * len(cleaned.names)
         width = len(raw)
         if notice:
-            told.setdefault(notice, []).append(path)
+            notices.setdefault(notice, []).append(path)
     for notice in cleaned.notices:
-        told.setdefault(notice, []).append(path)
+        notices.setdefault(notice, []).append(path)
     return SourceFile(
         path=path,
         kind=kind,
@@ -87,12 +86,12 @@ def _look(path: Path, section: InputSection, told: dict[str, list[Path]]) -> Sou
 
 def _schema(path: Path, cleaned: Cleaned, types: list[pa.DataType]) -> pa.Schema:
     if not cleaned.names:
-        raise TableError("No column is left of this file.", where=str(path), next_step="; ".join(cleaned.notices))
+        raise TableError("This file has no usable column.", where=str(path), next_step="; ".join(cleaned.notices))
     return pa.schema([pa.field(name, kind) for name, kind in zip(cleaned.names, types, strict=True)])
 
 
 def _union(files: tuple[SourceFile, ...]) -> pa.Schema:
-    """Return all columns in order of first appearance. Raises TableError where one has two types."""
+    """Return all columns in order of first appearance. Raises TableError if one has two types in different files."""
     first: dict[str, tuple[pa.DataType, Path]] = {}
     for file in files:
         for field in file.schema:
@@ -100,12 +99,12 @@ def _union(files: tuple[SourceFile, ...]) -> pa.Schema:
             if kind == field.type or pa.types.is_null(field.type):
                 continue
             if not pa.types.is_null(kind):
-                called = spoken(file.schema.get_field_index(field.name), file.schema.names)
+                called = label(file.schema.get_field_index(field.name), file.schema.names)
                 raise TableError(
                     f"The column {called} has two types: {kind} in {path}, {field.type} in {file.path}.",
-                    next_step="write the files with one type, or run them as jobs of their own",
+                    next_step="save the files with one type, or run them as separate jobs",
                 )
-            first[field.name] = (field.type, file.path)  # a column without a single value takes the others' type
+            first[field.name] = (field.type, file.path)  # an all-null column takes the type of the others
     return pa.schema([pa.field(name, kind) for name, (kind, _) in first.items()])
 
 

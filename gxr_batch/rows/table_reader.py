@@ -1,4 +1,4 @@
-"""Hands out the rows of an input.parquet, in input order, with the cells that their templates use."""
+"""Yields the rows of an input.parquet, in input order, with the cells that their templates use."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Positions = npt.NDArray[np.intp]
 def read_rows(input_parquet: Path, fields: FieldMap, wanted: npt.NDArray[np.bool_] | None) -> Iterator[Row]:
     """Yield the rows at the positions of the mask `wanted` (None = all).
 
-    `values` holds every field of the row's template, None where its cell is empty or it has no column; it is empty
-    where there is no template of the name in the row's cell. Raises RunError where the file is damaged,
-    StorageError where the disk does not let it be read.
+    `values` has every field of the row's template, None if its cell is empty or no column fills it; it is empty if the
+    template named in the row's cell does not exist. Raises RunError if the file is damaged, StorageError if the disk
+    fails.
     """
     damaged = RunError(
         "The run's copy of the table is damaged.",
         where=str(input_parquet.absolute()),
-        next_step="run the job again: the copy is made anew",
+        next_step="run the job again: it makes a new copy",
     )
     with reading(input_parquet, damaged):
         for table, positions in _wanted(input_parquet, fields, wanted):
@@ -38,7 +38,7 @@ def read_rows(input_parquet: Path, fields: FieldMap, wanted: npt.NDArray[np.bool
 
 
 def _wanted(path: Path, fields: FieldMap, wanted: npt.NDArray[np.bool_] | None) -> Iterator[tuple[pa.Table, Positions]]:
-    """Yield the wanted rows batch by batch, with their positions; row groups without any are not read."""
+    """Yield the wanted rows batch by batch, with their positions; row groups without wanted rows are skipped."""
     columns = list(dict.fromkeys([ID, CONTENT, *fields.needed_columns()]))
     start = 0
     with pq.ParquetFile(path) as file:

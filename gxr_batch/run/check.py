@@ -50,7 +50,7 @@ class Fit:
 @dataclass(kw_only=True)
 class Findings:
     """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts,
-    none where the engine cannot count.
+    none if the engine cannot count.
 
     `cut` counts prompts that prompt.too_long = "truncate" shortened. `identifiers` counts usable rows by the rule of
     identifier screening that hits them, `identified` names these rows. `device` describes where
@@ -82,7 +82,7 @@ class Findings:
 
 
 def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Findings:
-    """Go through a job as `run` would, up to the model's weights. Raises GxrError where `run` could not start."""
+    """Go through a job as `run` would, up to the model's weights. Raises GxrError if `run` could not start."""
     prepared = prepare(job)
     folder = output_folder(job, date.today())
     manifest = known_manifest(folder)

@@ -155,7 +155,7 @@ class Pipeline:
         self._max_new_tokens = job.sampling.settings().max_new_tokens
 
     def rows(self, table: Path, todo: Bools, suspects: Suspects) -> Iterator[Work | Kept]:
-        """Yield what becomes of every key that is to do, in input order. Raises RunError where the table is damaged."""
+        """Yield what becomes of every key that is to do, in input order. Raises RunError if the table is damaged."""
         wanted: Bools = np.any(todo, axis=1)
         for row in read_rows(table, self._fields, wanted):
             samples = [int(sample) + 1 for sample in np.flatnonzero(todo[row.position])]

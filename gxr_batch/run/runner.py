@@ -33,7 +33,7 @@ _APART = frozenset({"api", "vllm", "ray"})
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an invocation ended. `reason` is None where every row of the table is ok, failed or held."""
+    """How an invocation ended. `reason` is None if every row of the table is ok, failed or held."""
 
     folder: Path
     counts: Counts

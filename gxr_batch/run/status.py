@@ -56,7 +56,7 @@ class RunStatus:
 def statuses(path: Path) -> list[RunStatus]:
     """Return the status of the run that `path` names: a job file, a run folder, or a folder of runs (newest last).
 
-    Raises RunError where there is no run, JobFileError where the job file cannot be read.
+    Raises RunError if there is no run, JobFileError where the job file cannot be read.
     """
     if path.suffix == ".toml":
         return [_status(output_folder(load_job(path), date.today()))]
@@ -120,7 +120,7 @@ def _status(folder: Path) -> RunStatus:
 
 
 def _reviewed(reader: RunReader) -> int | None:
-    """Count the reviewed keys; None where a file of reviews is damaged, which says nothing against the run."""
+    """Count the reviewed keys; None if a file of reviews is damaged, which says nothing against the run."""
     try:
         return len(reader.reviews)
     except RunError:

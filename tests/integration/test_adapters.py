@@ -26,7 +26,7 @@ from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.ledger import Manifest
 from gxr_batch.models import hub, load_weights, read_weights, source
-from gxr_batch.models.device_memory import Room
+from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import LoadedModel, identity, load_config, load_model, load_tokenizer
 from gxr_batch.models.lora import read_adapter
 from gxr_batch.models.lora_config import AdapterConfig
@@ -36,7 +36,7 @@ from gxr_batch.run.fingerprint import follow, resolved, settle
 
 pytestmark = pytest.mark.model
 
-HERE = Room(EngineSection())
+HERE = MemoryBudget(EngineSection())
 IDS = torch.tensor([[2, 5, 9, 700, 44, 31, 8, 902, 17, 3, 60, 71]])
 TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
@@ -603,7 +603,7 @@ def test_weights_that_hold_a_tensor_too_many_are_refused(bases, tmp_path, gemma_
         load_model(section(tmp_path), gemma_tokenizer, HERE)
 
 
-class RoomInMainMemory(Room):
+class BudgetOfMainMemory(MemoryBudget):
     """Lets accelerate divide a model among devices where the main memory is the only one."""
 
     def by_device(self) -> dict[int | str, int]:
@@ -614,7 +614,7 @@ def test_a_model_is_spread_with_its_adapter_merged(bases, adapter, gemma_tokeniz
     base = source.find(section(bases["text"]), weights=True).base
     lora = read_adapter(source.Source(name="lora", folder=adapter))
     where = Placement(device=SPREAD, dtype="float32", four_bit=False)
-    room = RoomInMainMemory(EngineSection())
+    room = BudgetOfMainMemory(EngineSection())
     model, applied = read_weights.read_model(base, load_config(section(bases["text"])), where, room, lora)
     assert applied is not None
     assert applied.how.startswith("merged")

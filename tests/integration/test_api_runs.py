@@ -1,4 +1,4 @@
-"""Whole runs against a server: exit codes, what the folder says, what leaves the machine and what does not."""
+"""Whole runs against a server: exit codes, what the run folder holds, and what leaves the machine."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_run_generates_every_row_with_the_servers_model_named(work, monkeypatc
     assert b"token-of-the-tests" not in everything_written(work)
 
 
-def test_the_librarys_switch_for_its_log_does_nothing(work, monkeypatch):
+def test_the_librarys_log_switch_has_no_effect(work, monkeypatch):
     monkeypatch.setenv("OPENAI_LOG", "debug")
     with FaultServer(lambda body, number: Act(500) if number == 3 else None) as server:
         job(work, server)
@@ -70,7 +70,7 @@ def test_another_server_or_model_is_another_run(work):
         work.run("--set", "api.concurrency=2", "--set", "api.timeout=2s")
 
 
-def test_an_outage_is_exit_75_keeps_what_was_made_and_goes_on_later(work):
+def test_an_outage_is_exit_75_and_the_run_resumes_later(work):
     with FaultServer() as server:
         server.behave = lambda body, number: Act(503) if number > 21 else None
         job(work, server, "concurrency = 4\n")
@@ -80,7 +80,7 @@ def test_an_outage_is_exit_75_keeps_what_was_made_and_goes_on_later(work):
         assert summary["ok"] >= 17
         assert summary["failed"] == 0
         assert "HTTP 503" in done.stderr
-        assert done.stderr.count("Trying on") == 1
+        assert done.stderr.count("Retrying") == 1
         assert "Traceback" not in done.stderr
         entry = work.manifest()["invocations"][-1]
         assert entry["outcome"] == "api_outage"
@@ -104,7 +104,7 @@ def test_a_server_that_is_not_there_is_exit_75_before_the_first_row(work):
     assert "Traceback" not in done.stderr
 
 
-def test_a_server_that_is_not_there_is_waited_for_no_longer_than_the_run_may_last(work):
+def test_waiting_for_a_server_ends_when_the_run_must_end(work):
     with FaultServer() as server:
         pass
     job(work, server)
@@ -151,7 +151,7 @@ def test_a_row_that_is_refused_fails_alone_and_no_file_quotes_the_server(work):
     assert b"zebrafish" not in everything_written(work)
 
 
-def test_empty_answers_and_unknown_counts_are_what_they_are(work):
+def test_empty_answers_fail_and_unknown_counts_stay_unknown(work):
     def behave(body: dict, number: int) -> Act | None:
         text = body["messages"][-1]["content"]
         return Act(body=completion("" if "number 7" in text else "Some text."))
@@ -168,7 +168,7 @@ def test_empty_answers_and_unknown_counts_are_what_they_are(work):
     work.gxr("export", "outputs/j", "--format", "openai-batch")
 
 
-def test_ctrl_c_lets_the_requests_end_that_are_under_way(work):
+def test_ctrl_c_lets_requests_in_flight_finish(work):
     with FaultServer(lambda body, number: Act(body=completion("Text."), delay=0.5)) as server:
         job(work, server, "concurrency = 3\n")
         child = work.start("run", "j.toml", "--json")
@@ -183,7 +183,7 @@ def test_ctrl_c_lets_the_requests_end_that_are_under_way(work):
     assert json.loads(out)["ok"] == sent
 
 
-def test_check_asks_no_server_and_says_that_it_cannot_count(work):
+def test_check_contacts_no_server_and_reports_that_it_cannot_count(work):
     with FaultServer() as server:
         job(work, server)
         shown = work.gxr("check", "j.toml", "--limit", "4").stdout

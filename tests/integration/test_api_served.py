@@ -20,7 +20,7 @@ from gxr_batch.job import load_job
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
 
 pytestmark = pytest.mark.model
-# The demo model has no template of its own; a server needs one.
+# The demo model has no chat template, and a server needs one.
 TEMPLATE = """{{ bos_token }}{% for turn in messages %}<start_of_turn>{{ turn['role'] }}
 {{ turn['content'] if turn['content'] is string else turn['content'][0]['text'] }}<end_of_turn>
 {% endfor %}<start_of_turn>model
@@ -86,7 +86,7 @@ def test_a_run_through_a_real_server(served, tmp_path):
     assert all(0 < row["gxr_seconds_share"] <= row["gxr_seconds_generating"] for row in rows)
 
 
-def test_a_real_server_streams_to_a_person(served, tmp_path):
+def test_a_real_server_streams_its_answer(served, tmp_path):
     (tmp_path / "j.toml").write_text("name = 'j'\n[input]\npath = 'f.csv'\n[sampling]\nmax_new_tokens = 8\n")
     job = load_job(tmp_path / "j.toml", settings(served))
     shown: list[str] = []

@@ -13,11 +13,11 @@ from tiny_sessions import GREEDY, complete, prompt, prompts, session, texts
 from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.slots import TransformersEngine, decode_loop
 from gxr_batch.engines.slots.library_backend import LibraryModel
-from gxr_batch.engines.slots.oom_retry import NoRoom, Splitter
+from gxr_batch.engines.slots.oom_retry import NoMemory, Splitter
 from gxr_batch.errors import ModelUnavailable, OutOfRoom
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.device_memory import Cpu, Room, holders_of, out_of_memory
+from gxr_batch.models.device_memory import Cpu, MemoryBudget, holders_of, out_of_memory
 from gxr_batch.models.placement import place
 
 GIB = 2**30
@@ -62,9 +62,9 @@ class Clock:
         self.now += seconds
 
 
-def room(*devices: FakeDevice, say=None, clock=None, **settings) -> Room:
+def room(*devices: FakeDevice, say=None, clock=None, **settings) -> MemoryBudget:
     clock = clock or Clock()
-    return Room(EngineSection(**settings), say or (lambda _: None), devices, clock, clock.sleep)
+    return MemoryBudget(EngineSection(**settings), say or (lambda _: None), devices, clock, clock.sleep)
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +138,7 @@ def test_the_main_memory_says_what_it_has_and_its_limit_is_the_caches():
     cpu = Cpu()
     assert 0 < cpu.free() <= cpu.total()
     assert all("process" in holder and "GiB" in holder for holder in cpu.holders())
-    plain = Room(EngineSection(memory_limit="64MiB"), devices=[cpu])
+    plain = MemoryBudget(EngineSection(memory_limit="64MiB"), devices=[cpu])
     assert plain.for_cache(cpu) == 64 * 2**20
     assert plain.free(cpu) > 64 * 2**20
 
@@ -372,7 +372,7 @@ def test_a_splitter_asks_for_fewer_rows_until_they_fit():
     assert logits[:, 0].tolist() == list(range(64))
     assert (faults, splitter.splits, splitter.now) == ({}, 3, 8)
     assert sizes[:4] == [64, 32, 16, 8]
-    with pytest.raises(NoRoom):
+    with pytest.raises(NoMemory):
         splitter.run([1], lambda rows: (_ for _ in ()).throw(MemoryError()))
 
 

@@ -1,4 +1,4 @@
-"""The api engine against a server that stalls, drops, floods, lies and refuses: every case ends, and ends rightly."""
+"""The api engine against a server that stalls, drops, overloads, lies and refuses: every case ends correctly."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def session(server: FaultServer, said: list[str] | None = None, **api: object) -
 
 
 def one(server: FaultServer, **api: object) -> Completion:
-    """Return what becomes of one row."""
+    """Return the completion of one row."""
     with session(server, **api) as opened:
         return Watched().watch(opened, prompts(1)).completions[0]
 
 
 def about_rows(act: Callable[[int], Act | None]) -> Callable[[dict, int], Act | None]:
-    """Behave so to the rows' requests, counted from 1, and well to the engine's own harmless questions."""
+    """Apply `act` to the rows' requests, counted from 1, and answer the engine's test questions normally."""
     count = iter(range(1, 10**6))
 
     def behave(body: dict, _: int) -> Act | None:
@@ -78,7 +78,7 @@ def about_rows(act: Callable[[int], Act | None]) -> Callable[[dict, int], Act | 
 
 
 def about(row: int, act: Act) -> Callable[[dict, int], Act | None]:
-    """Behave so to one row, and well to all others."""
+    """Apply `act` to one row and answer all others normally."""
     return lambda body, _: act if body["messages"][-1]["content"].endswith(f" {row}") else None
 
 
@@ -158,7 +158,7 @@ def test_a_greedy_job_sends_no_seed_and_nothing_to_draw_with():
     ],
     ids=lambda act: f"{act.status}-{str(act.body)[:24]}-{act.cut}",
 )
-def test_what_may_pass_is_asked_again(act):
+def test_a_fault_that_may_pass_is_retried(act):
     with FaultServer(about_rows(lambda number: act if number == 1 else None)) as server:
         completion = one(server)
     assert completion.error is None
@@ -166,7 +166,7 @@ def test_what_may_pass_is_asked_again(act):
     assert len(server.rows) == 2
 
 
-def test_a_server_that_stalls_is_asked_again_after_the_timeout():
+def test_a_server_that_stalls_is_retried_after_the_timeout():
     with FaultServer(about_rows(lambda number: Act(delay=60) if number == 1 else None)) as server:
         completion = one(server, timeout="2s")
     assert completion.error is None
@@ -174,7 +174,7 @@ def test_a_server_that_stalls_is_asked_again_after_the_timeout():
     assert completion.seconds_generating < 2
 
 
-def test_a_server_that_drips_is_held_to_the_timeout_too():
+def test_the_timeout_also_holds_for_a_server_that_drips():
     drip = Act(pieces=[b" "] * 1000, gap=0.05)
     with FaultServer(about_rows(lambda number: drip if number == 1 else None)) as server:
         completion = one(server, timeout="2s")
@@ -182,12 +182,12 @@ def test_a_server_that_drips_is_held_to_the_timeout_too():
     assert completion.seconds_queued < 40
 
 
-def test_retry_after_is_kept_to_by_every_row_not_by_the_refused_one_alone():
+def test_retry_after_holds_for_every_row():
     flood = Act(429, {}, headers={"Retry-After": "1"})
     with FaultServer(about_rows(lambda number: flood if number <= 4 else None)) as server, session(server) as opened:
         seen = Watched().watch(opened, prompts(12))
     assert all(completion.error is None for completion in seen.completions)
-    # Four were under way at most; the eight rows that were refused nothing wait too.
+    # At most four were in flight; the eight rows that were not refused wait too.
     times = sorted(row.at for row in server.rows)
     assert len(times) == 16
     assert all(at >= times[0] + 0.95 for at in times[4:])
@@ -202,19 +202,19 @@ def test_retry_after_as_a_date():
         assert retry_after({"retry-after": nonsense}) is None
 
 
-def test_a_flooded_server_is_asked_less_at_a_time():
+def test_an_overloaded_server_gets_fewer_requests_at_a_time():
     throttle = Throttle(8)
     for _ in range(3):
-        throttle.flooded(0.0, None)  # three requests of one flood
-    assert throttle.room == 4
-    throttle.flooded(time.monotonic(), None)
-    assert throttle.room == 2
+        throttle.overloaded(0.0, None)  # three requests in flight together
+    assert throttle.limit == 4
+    throttle.overloaded(time.monotonic(), None)
+    assert throttle.limit == 2
     for _ in range(2 + 3 + 4):
         throttle.answered()
-    assert throttle.room == 5
+    assert throttle.limit == 5
 
 
-# --- a row that is to blame, and rows that are not
+# --- a row at fault, and rows that are not
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_flooded_server_is_asked_less_at_a_time():
     ids=lambda value: str(value)[:40],
 )
 @pytest.mark.parametrize("count", [1, 6], ids=["alone", "among others"])
-def test_a_row_that_the_server_cannot_answer_fails_alone_and_quotes_nothing(act, reason, count):
+def test_a_row_that_the_server_cannot_answer_fails_alone_without_quoting_anything(act, reason, count):
     with FaultServer(about(0, act)) as server, session(server) as opened:
         seen = Watched().watch(opened, prompts(count))
     errors = {completion.key.row_id: completion.error for completion in seen.completions}
@@ -245,7 +245,7 @@ def test_a_row_that_the_server_cannot_answer_fails_alone_and_quotes_nothing(act,
 
 
 @pytest.mark.parametrize("tries", [1, 2, 5])
-def test_a_row_gets_as_many_tries_as_the_job_says(tries):
+def test_a_row_gets_as_many_tries_as_the_job_allows(tries):
     with FaultServer(about(0, Act(500))) as server:
         made = one(server, max_retries=tries - 1)
     assert "HTTP 500" in made.error
@@ -253,7 +253,7 @@ def test_a_row_gets_as_many_tries_as_the_job_says(tries):
 
 
 def test_a_row_is_not_blamed_for_an_outage_that_ends_between_its_try_and_the_question():
-    """The server is down for all tries but the last: the question after one of them is answered, the row then too."""
+    """The server is down except for the last try: the question after one of them is answered, then the row is too."""
     down = Act(503)
 
     def behave(body: dict, _: int) -> Act | None:
@@ -266,7 +266,7 @@ def test_a_row_is_not_blamed_for_an_outage_that_ends_between_its_try_and_the_que
     assert len(server.rows) == 4
 
 
-def test_an_empty_answer_is_left_to_the_runner():
+def test_an_empty_answer_is_passed_to_the_runner():
     with FaultServer(about(0, Act(body=completion("", usage={"prompt_tokens": 4, "completion_tokens": 1})))) as server:
         made = one(server)
     assert (made.text, made.error, made.finish_reason) == ("", None, "stop")
@@ -288,7 +288,7 @@ def test_an_empty_answer_is_left_to_the_runner():
     ],
     ids=str,
 )
-def test_counts_that_are_missing_or_cannot_be_are_unknown_and_cost_no_text(usage):
+def test_missing_or_impossible_counts_are_unknown_and_the_text_is_kept(usage):
     with FaultServer(about(0, Act(body=completion("Some text.", usage=usage)))) as server:
         made = one(server)
     assert made.text == "Some text."
@@ -305,29 +305,29 @@ def test_counts_that_are_missing_or_cannot_be_are_unknown_and_cost_no_text(usage
         ("", 32, "length"),
     ],
 )
-def test_reasons_to_end_are_ours(reason, tokens, means):
+def test_finish_reasons_are_mapped_to_ours(reason, tokens, means):
     usage = {"prompt_tokens": 4, "completion_tokens": tokens}
     with FaultServer(about(0, Act(body=completion("Text.", reason=reason, usage=usage)))) as server:
         assert one(server).finish_reason == means
 
 
-# --- a server that is of no use
+# --- a server that is unusable
 
 
 @pytest.mark.parametrize(
     ("act", "part"),
     [
-        (Act(401, {"error": CANARY}), "wants a token (HTTP 401)"),
+        (Act(401, {"error": CANARY}), "requires a token (HTTP 401)"),
         (Act(402), "no credit left (HTTP 402)"),
         (Act(403, {"error": CANARY}), "does not let this token use the model (HTTP 403)"),
         (Act(404, {"error": CANARY}), "knows no such model or address (HTTP 404)"),
-        (Act(307, headers={"Location": "http://127.0.0.1:9/v1"}), "sends us elsewhere (HTTP 307)"),
-        (Act(400, {"error": CANARY}), "refused even a harmless question (HTTP 400)"),
+        (Act(307, headers={"Location": "http://127.0.0.1:9/v1"}), "redirects to another address (HTTP 307)"),
+        (Act(400, {"error": CANARY}), "refused even a test question (HTTP 400)"),
         (Act(body=b"<html>Welcome</html>"), "sent something that is no chat completion"),
     ],
     ids=lambda value: str(value)[:24],
 )
-def test_a_wrong_token_model_or_address_is_one_message_and_fails_no_row(act, part):
+def test_a_wrong_token_model_or_address_gives_one_message_and_fails_no_row(act, part):
     with FaultServer(lambda body, _: act) as server:
         with pytest.raises(ModelUnavailable) as caught, session(server):
             pass
@@ -339,7 +339,7 @@ def test_a_wrong_token_model_or_address_is_one_message_and_fails_no_row(act, par
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404])
-def test_an_account_that_ends_in_the_middle_ends_the_engine_and_fails_no_row(status):
+def test_an_account_that_runs_out_ends_the_engine_and_fails_no_row(status):
     with FaultServer(lambda body, number: Act(status, {}) if number > 3 else None) as server:
         seen = Watched()
         with session(server, concurrency=1) as opened, pytest.raises(EngineFailed):
@@ -352,12 +352,12 @@ def test_prompts_and_tokens_never_follow_a_redirect(monkeypatch):
     monkeypatch.setenv("SERVER_TOKEN", "secret-token")
     with FaultServer() as other, FaultServer() as server:
         server.behave = about_rows(lambda _: Act(307, headers={"Location": f"{other.url}/chat/completions"}))
-        with session(server, token_env="SERVER_TOKEN") as opened, pytest.raises(EngineFailed, match="elsewhere"):
+        with session(server, token_env="SERVER_TOKEN") as opened, pytest.raises(EngineFailed, match="another address"):
             Watched().watch(opened, prompts(2))
     assert other.requests == []
 
 
-def test_a_server_of_ones_own_gets_no_token_but_the_one_that_the_job_names(monkeypatch):
+def test_a_server_with_a_base_url_gets_only_the_token_that_the_job_names(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody")
     monkeypatch.setenv("SERVER_TOKEN", "secret-token")
     with FaultServer() as server:
@@ -367,15 +367,15 @@ def test_a_server_of_ones_own_gets_no_token_but_the_one_that_the_job_names(monke
         assert server.requests[-1].headers["authorization"] == "Bearer secret-token"
 
 
-def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(monkeypatch):
+def test_a_proxy_in_the_environment_is_not_used_for_this_machine(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     with FaultServer() as server:
         assert one(server).error is None
 
 
-def test_the_environments_own_settings_of_the_library_do_nothing(monkeypatch):
-    """They could send prompts, or somebody's key, to a server that no job names."""
+def test_the_librarys_environment_variables_have_no_effect(monkeypatch):
+    """They could send prompts, or a user's key, to a server that no job names."""
     with FaultServer() as other, FaultServer() as server:
         for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "WEBHOOK_SECRET"):
             monkeypatch.setenv(f"OPENAI_{name}", CANARY)
@@ -390,7 +390,7 @@ def test_the_environments_own_settings_of_the_library_do_nothing(monkeypatch):
         assert set(seen.headers) == wanted
 
 
-def test_the_library_is_imported_where_the_engine_opens_and_not_before():
+def test_the_library_is_imported_only_when_the_engine_opens():
     code = (
         "import sys\nfrom gxr_batch.engines import create\nfrom gxr_batch.job import Job\n"
         f"engine = create(Job.model_validate({job('http://127.0.0.1:9/v1').model_dump(mode='json')!r}), print)\n"
@@ -401,21 +401,21 @@ def test_the_library_is_imported_where_the_engine_opens_and_not_before():
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
-def test_an_address_may_be_the_servers_its_versions_or_the_whole(path):
+def test_an_address_may_be_the_server_its_v1_or_the_full_url(path):
     with FaultServer() as server:
         server.url = server.url.removesuffix("/v1") + path
         one(server)
     assert {seen.path for seen in server.requests} == {"/v1/chat/completions"}
 
 
-def test_an_address_too_long_to_be_one_is_one_message():
+def test_an_address_that_is_too_long_gives_one_message():
     engine = create(job("http://localhost/" + "a" * 70_000), lambda _: None)
-    with pytest.raises(ModelUnavailable, match="The server cannot be asked"), engine.open():
+    with pytest.raises(ModelUnavailable, match="The server cannot be used"), engine.open():
         pass
 
 
 @pytest.mark.parametrize("token", ["", "two\nlines", "naïve"])
-def test_a_token_that_is_none_is_one_message_without_it(monkeypatch, token):
+def test_an_invalid_token_gives_one_message_that_does_not_show_it(monkeypatch, token):
     monkeypatch.setenv("SERVER_TOKEN", token)
     with FaultServer() as server:
         with pytest.raises(ModelUnavailable) as caught, session(server, token_env="SERVER_TOKEN"):
@@ -426,17 +426,17 @@ def test_a_token_that_is_none_is_one_message_without_it(monkeypatch, token):
         assert not server.requests
 
 
-def test_tls_that_does_not_fit_is_one_message_at_once():
+def test_a_failed_tls_handshake_gives_one_message_at_once():
     with FaultServer() as server:
         server.url = server.url.replace("http://", "https://")
-        with pytest.raises(ModelUnavailable, match="speaks no TLS that fits"), session(server):
+        with pytest.raises(ModelUnavailable, match="does not complete a TLS handshake"), session(server):
             pass
 
 
 # --- an outage
 
 
-def test_a_server_that_is_not_there_yet_is_waited_for_and_spoken_of_once(monkeypatch):
+def test_the_engine_waits_for_a_server_that_is_not_up_yet_and_reports_it_once(monkeypatch):
     monkeypatch.setattr(outage, "_SAID_AFTER_SECONDS", 0.3)
     said: list[str] = []
     told_at: list[int] = []
@@ -453,7 +453,7 @@ def test_a_server_that_is_not_there_yet_is_waited_for_and_spoken_of_once(monkeyp
     assert len([sentence for sentence in said if "HTTP 503" in sentence]) == 1
 
 
-def test_an_outage_ends_the_stream_and_no_row_is_blamed(monkeypatch):
+def test_an_outage_ends_the_stream_and_fails_no_row(monkeypatch):
     monkeypatch.setattr(outage, "_SAID_AFTER_SECONDS", 0.5)
     said: list[str] = []
     with FaultServer(lambda body, number: Act(cut=0) if number > 3 else None) as server:
@@ -471,7 +471,7 @@ def test_an_outage_ends_the_stream_and_no_row_is_blamed(monkeypatch):
     assert "broke off the connection" in caught.value.what
 
 
-def test_an_outage_that_ends_in_time_costs_no_row(monkeypatch):
+def test_an_outage_that_ends_in_time_fails_no_row(monkeypatch):
     monkeypatch.setattr(outage, "_SAID_AFTER_SECONDS", 1.0)
     said: list[str] = []
 
@@ -483,11 +483,11 @@ def test_an_outage_that_ends_in_time_costs_no_row(monkeypatch):
     assert len(seen.completions) == 9
     assert all(completion.error is None for completion in seen.completions)
     assert len(said) == 2
-    assert said[1] == "The server answers again."
+    assert said[1] == "The server is answering again."
 
 
 @pytest.mark.parametrize("status", [429, 500], ids=["for all", "for one row"])
-def test_a_wait_of_hours_is_an_outage_although_others_were_answered_meanwhile(status):
+def test_a_wait_of_hours_is_an_outage_even_if_other_rows_are_answered(status):
     both = threading.Event()
 
     def behave(body: dict, _: int) -> Act | None:
@@ -503,10 +503,10 @@ def test_a_wait_of_hours_is_an_outage_although_others_were_answered_meanwhile(st
         with session(server, concurrency=2, give_up_after="4s") as opened, pytest.raises(ApiOutage) as caught:
             seen.watch(opened, prompts(2))
     assert [completion.key.row_id for completion in seen.completions] == ["C1"]
-    assert f"answered HTTP {status} and wants no request for 120 min" in caught.value.what
+    assert f"answered HTTP {status} and asked for no requests for 120 min" in caught.value.what
 
 
-def test_a_server_that_is_never_there_is_an_outage_of_the_opening():
+def test_a_server_that_never_comes_up_is_an_outage_while_opening():
     with FaultServer() as server:
         closed = server.url
     engine = create(job(closed, give_up_after="3s"), lambda _: None)
@@ -536,7 +536,7 @@ def test_parameters_that_a_server_refuses_are_left_out_and_named(unknown, status
         assert all(names & set(row.body) == names - unknown for row in server.rows)
 
 
-# --- streaming to a person
+# --- showing text as it arrives
 
 
 def watched_row(server: FaultServer, said: list[str] | None = None, **api: object) -> tuple[Completion, list[str]]:
@@ -546,7 +546,7 @@ def watched_row(server: FaultServer, said: list[str] | None = None, **api: objec
     return seen.completions[0], shown
 
 
-def test_a_text_is_shown_as_it_comes():
+def test_a_text_is_shown_as_it_arrives():
     usage = {"prompt_tokens": 9, "completion_tokens": 3}
     act = Act(pieces=streamed(["Left ", "lung ", "clear."], usage=usage))
     with FaultServer(about(0, act)) as server:
@@ -558,13 +558,13 @@ def test_a_text_is_shown_as_it_comes():
 
 
 @pytest.mark.parametrize("refuses", [True, False], ids=["refuses", "ignores"])
-def test_a_server_that_does_not_stream_gives_the_whole_text_at_the_end_and_it_is_said(refuses):
+def test_a_server_that_does_not_stream_shows_the_whole_text_at_the_end_with_a_notice(refuses):
     said: list[str] = []
     refusal = Act(422, {})
     with FaultServer(lambda body, _: refusal if refuses and body.get("stream") else None) as server:
         made, shown = watched_row(server, said)
     assert shown == [f"{WORDS} 0"] == [made.text]
-    assert said == ["The server does not stream: a text is shown once it is complete."]
+    assert said == ["The server does not stream: texts are shown once they are complete."]
 
 
 @pytest.mark.parametrize(
@@ -577,7 +577,7 @@ def test_a_server_that_does_not_stream_gives_the_whole_text_at_the_end_and_it_is
     ],
     ids=["ends", "error", "no json", "no text"],
 )
-def test_a_stream_that_breaks_off_fails_the_row_and_shows_no_second_beginning(pieces):
+def test_a_stream_that_ends_early_fails_the_row_and_shows_no_second_beginning(pieces):
     with FaultServer(about(0, Act(pieces=pieces))) as server:
         made, shown = watched_row(server)
     assert shown == ["Left "]
@@ -585,17 +585,17 @@ def test_a_stream_that_breaks_off_fails_the_row_and_shows_no_second_beginning(pi
     assert CANARY not in made.error
 
 
-def test_a_stream_that_breaks_off_before_its_first_word_is_asked_again():
+def test_a_stream_that_ends_before_its_first_word_is_retried():
     acts = {1: Act(pieces=[b'data: {"error": "busy"}\n\n']), 2: Act(pieces=streamed(["Clear."]))}
     with FaultServer(about_rows(acts.get)) as server:
         made, shown = watched_row(server)
     assert (shown, made.text, made.error) == (["Clear."], "Clear.", None)
 
 
-# --- what stops, stops
+# --- stopping
 
 
-def test_a_request_that_is_given_up_is_closed_and_not_left_to_the_server():
+def test_a_request_that_is_given_up_is_closed():
     stop = StopRequest()
 
     def drip(number: int) -> Act:
@@ -606,14 +606,14 @@ def test_a_request_that_is_given_up_is_closed_and_not_left_to_the_server():
     with FaultServer(about_rows(drip)) as server, session(server, timeout="90s", give_up_after="90s") as opened:
         seen = Watched().watch(opened, prompts(4), stop)
         assert seen.completions == []
-        # Long before the requests would end by themselves.
+        # Long before the requests would end.
         deadline = time.monotonic() + 30
         while server.dropped < 4:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
 
-def test_the_meter_gives_every_moment_to_somebody():
+def test_the_meter_assigns_every_moment_to_some_request():
     meter = Meter()
     before = time.monotonic()
     first = meter.enter()
@@ -636,7 +636,7 @@ def test_the_meter_gives_every_moment_to_somebody():
 
 @pytest.fixture
 def router(monkeypatch):
-    """What is sent to Hugging Face, which is not there in a test."""
+    """What is sent to Hugging Face, which tests cannot reach."""
     sent: list[httpx2.Request] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -665,19 +665,19 @@ def test_hugging_face_is_asked_for_the_model_with_the_users_token(router):
     assert "https://router.huggingface.co, and from there to a provider" in opened.info.notices[0]
 
 
-def test_a_providers_own_token_never_goes_round_hugging_face(router, monkeypatch):
-    """The router cannot do anything with it, and a token goes to nobody but who gave it."""
+def test_a_providers_token_is_never_sent_to_hugging_face(router, monkeypatch):
+    """The router cannot use it, and a token is sent only to the server that issued it."""
     monkeypatch.setenv("GROQ_KEY", "gsk_of_somebody")
     engine = create(job("", provider="groq", token_env="GROQ_KEY"), lambda _: None)
-    with pytest.raises(ModelUnavailable, match="not Hugging Face's") as caught, engine.open():
+    with pytest.raises(ModelUnavailable, match="not a Hugging Face token") as caught, engine.open():
         pass
     assert "api.base_url" in caught.value.next_step
     assert not router
 
 
-def test_a_provider_that_nobody_knows_is_one_message(router):
+def test_an_unknown_provider_gives_one_message(router):
     engine = create(job("", provider="nobody"), lambda _: None)
-    with pytest.raises(ModelUnavailable, match="cannot be asked for this model") as caught, engine.open():
+    with pytest.raises(ModelUnavailable, match="does not serve this model") as caught, engine.open():
         pass
     assert "api.provider = nobody" in caught.value.where
     assert "api.provider" in caught.value.next_step
@@ -685,7 +685,7 @@ def test_a_provider_that_nobody_knows_is_one_message(router):
     assert {json.loads(request.content)["messages"][-1]["content"] for request in router} == {"Say OK."}
 
 
-def test_a_provider_is_named_to_the_router_behind_the_model(router):
+def test_a_provider_is_appended_to_the_model_for_the_router(router):
     with create(job("", model="google/gemma-3-4b-it", provider="groq"), lambda _: None).open() as opened:
         seen = Watched().watch(opened, prompts(1))
     assert seen.completions[0].text == f"{WORDS} 0"
@@ -694,7 +694,7 @@ def test_a_provider_is_named_to_the_router_behind_the_model(router):
     assert "https://router.huggingface.co, and from there to the provider groq" in opened.info.notices[0]
 
 
-def test_without_a_login_or_while_offline_hugging_face_is_not_asked(router, monkeypatch):
+def test_without_a_login_or_while_offline_no_request_goes_to_hugging_face(router, monkeypatch):
     engine = create(job(""), lambda _: None)
     monkeypatch.setattr("gxr_batch.engines.api.get_token", lambda: None)
     with pytest.raises(ModelUnavailable, match="There is no Hugging Face token: HF_TOKEN") as caught, engine.open():
@@ -706,7 +706,7 @@ def test_without_a_login_or_while_offline_hugging_face_is_not_asked(router, monk
     assert not router
 
 
-# --- what a prompt may hold
+# --- what a prompt may contain
 
 
 @pytest.mark.parametrize("token", ["<start_of_turn>", "<end_of_turn>", "<bos>", "</s>", "<|im_start|>", "[/INST]"])
@@ -722,7 +722,7 @@ def test_other_angles_and_bars_are_text(text):
     assert create(job("http://localhost/v1"), lambda _: None).encoder().encode(prompt(0, text).messages).length is None
 
 
-# --- what a job may say
+# --- what a job may contain
 
 
 @pytest.mark.parametrize(
@@ -743,17 +743,17 @@ def test_other_angles_and_bars_are_text(text):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_section_that_cannot_be_meant_is_refused_without_its_values(api, part):
+def test_an_invalid_section_is_refused_without_showing_its_values(api, part):
     with pytest.raises(ValueError, match=part) as caught:
         job("http://localhost/v1", **api)
     assert "secret" not in str(caught.value)
     assert "hf_abc" not in str(caught.value)
 
 
-def test_keys_of_this_machine_say_nothing_to_a_server_and_the_user_hears_so():
+def test_keys_without_effect_on_a_server_are_named_in_a_notice():
     def idle(**values: object) -> list[str]:
-        told = job("http://localhost/v1").with_values(values).warnings()
-        return [sentence.partition(" no effect")[0] for sentence in told if "no effect" in sentence]
+        said = job("http://localhost/v1").with_values(values).warnings()
+        return [sentence.partition(" no effect")[0] for sentence in said if "no effect" in sentence]
 
     values = {"model.path": "my/own", "model.load_in_4bit": True, "model.max_seq_length": 4096, "engine.window": 9}
     assert idle(**values) == ["model.path, model.load_in_4bit have"]
@@ -762,6 +762,6 @@ def test_keys_of_this_machine_say_nothing_to_a_server_and_the_user_hears_so():
 
 
 @pytest.mark.parametrize("values", [{"prompt.format": "literal"}, {"prompt.too_long": "truncate"}])
-def test_what_only_a_local_tokenizer_can_do_is_refused_with_the_reason(values):
+def test_what_needs_a_local_tokenizer_is_refused_with_the_reason(values):
     with pytest.raises(ValueError, match="needs an engine of this machine"):
         job("http://localhost/v1").with_values(values)

@@ -204,7 +204,7 @@ def test_an_engine_that_fails_is_replaced_so_often_and_then_its_own_message_ends
 def test_a_worker_that_cannot_open_its_engine_says_so_here():
     with FaultServer(lambda body, number: Act(401, {"error": CANARY})) as server:
         made = job(worker="api", api={"model": "m", "base_url": server.url})
-        with pytest.raises(ModelUnavailable, match="The server wants a token") as raised, session(made):
+        with pytest.raises(ModelUnavailable, match="The server requires a token") as raised, session(made):
             pass
     assert "(worker" in raised.value.where
     assert CANARY not in str(raised.value)

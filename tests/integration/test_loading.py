@@ -20,12 +20,12 @@ from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
 from gxr_batch.job import EngineSection, ModelSection
 from gxr_batch.models import memory_estimate
 from gxr_batch.models import weights_hash as hashes
-from gxr_batch.models.device_memory import Room
+from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import end_ids, identity, load_model, load_tokenizer
 
 pytestmark = pytest.mark.model
 
-HERE = Room(EngineSection())  # this machine, without a limit
+HERE = MemoryBudget(EngineSection())  # this machine, without a limit
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +137,8 @@ def hub(tmp_path, tiny_dir, lora_dir):
 CLIENT = """
 from gxr_batch.job import EngineSection, ModelSection
 from gxr_batch.models.load_weights import identity, load_model, load_tokenizer
-from gxr_batch.models.device_memory import Room
-HERE = Room(EngineSection())
+from gxr_batch.models.device_memory import MemoryBudget
+HERE = MemoryBudget(EngineSection())
 def section(**keys): return ModelSection.model_validate(keys)
 """
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

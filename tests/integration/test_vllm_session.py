@@ -29,7 +29,7 @@ from gxr_batch.engines.vllm.session import Limits, VllmSession
 from gxr_batch.errors import EngineFailed, JobFileError, ModelUnavailable
 from gxr_batch.extras import install_command
 from gxr_batch.job import Job, load_job
-from gxr_batch.models.device_memory import Room
+from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.placement import Placement
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
 from gxr_batch.run.check import check
@@ -306,8 +306,8 @@ def job(folder: Path, **sections) -> Job:
     return Job.model_validate(data | sections)
 
 
-def prepared(job: Job, tokenizer, room: Room | None = None) -> engine_args.Opening:
-    return engine_args.prepare_opening(job, tokenizer, room or Room(job.engine))
+def prepared(job: Job, tokenizer, room: MemoryBudget | None = None) -> engine_args.Opening:
+    return engine_args.prepare_opening(job, tokenizer, room or MemoryBudget(job.engine))
 
 
 class Card:
@@ -359,17 +359,17 @@ def test_on_a_card_the_memory_limit_is_a_share_of_all_of_it_as_far_as_it_is_free
     tiny_model_dir, gemma_tokenizer, limit, share
 ):
     asked = job(tiny_model_dir, model={"dtype": "bfloat16"}, engine={"memory_limit": limit})
-    room = Room(asked.engine, devices=[Card(80 * 2**30, 60 * 2**30)])
+    room = MemoryBudget(asked.engine, devices=[Card(80 * 2**30, 60 * 2**30)])
     made = prepared(asked, gemma_tokenizer, room)
     assert made.setup.arguments["gpu_memory_utilization"] == pytest.approx(share, rel=1e-3)
-    assert made.card_bytes == pytest.approx(share * 80 * 2**30, rel=1e-3)
+    assert made.gpu_bytes == pytest.approx(share * 80 * 2**30, rel=1e-3)
     assert made.environment["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_a_memory_limit_below_one_row_is_refused_and_named(tiny_model_dir, gemma_tokenizer):
     asked = job(tiny_model_dir, model={"dtype": "bfloat16"}, engine={"memory_limit": "1MiB"})
     with pytest.raises(ModelUnavailable, match="No single card has room") as caught:
-        prepared(asked, gemma_tokenizer, Room(asked.engine, devices=[Card(80 * 2**30, 60 * 2**30)]))
+        prepared(asked, gemma_tokenizer, MemoryBudget(asked.engine, devices=[Card(80 * 2**30, 60 * 2**30)]))
     assert "raise engine.memory_limit" in caught.value.next_step
 
 

@@ -1,7 +1,7 @@
-"""A server on loopback that speaks chat completions and misbehaves on demand: stalls, drops, floods, lies, refuses.
+"""A server on loopback that speaks chat completions and misbehaves on demand: stalls, drops, overloads, lies, refuses.
 
-`FaultServer(behave)` asks `behave(body, number)` for every request what to do (number counts from 1), and remembers
-what it was sent. Without a fault it answers like a model that repeats the last words of the prompt.
+`FaultServer(behave)` asks `behave(body, number)` what to do with each request (number counts from 1), and records what
+it was sent. Without a fault it answers like a model that repeats the last words of the prompt.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 class Act:
     """What to do with one request: wait `delay` seconds, then send `body` (bytes as they are, else JSON).
 
-    `cut` closes the connection after so many bytes of the body; `pieces` are sent one by one with `gap` seconds
-    between, `endless` sends the body again and again.
+    `cut` closes the connection after that many bytes of the body; `pieces` are sent one by one, `gap` seconds apart;
+    `endless` sends the body again and again.
     """
 
     status: int = 200
@@ -35,7 +35,7 @@ class Act:
 
 @dataclass(frozen=True)
 class Seen:
-    """One request as it came."""
+    """One request as received."""
 
     path: str
     headers: Mapping[str, str]
@@ -55,7 +55,7 @@ def completion(text: str | None, *, reason: Any = "stop", usage: Any = None, **m
 
 
 def repeated(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer a request with the last words of its prompt, as many as it has room for."""
+    """Answer a request with the last words of its prompt, up to its token limit."""
     said = body["messages"][-1]["content"].split()
     kept = said[: body["max_tokens"]]
     usage = {"prompt_tokens": len(said) + 4, "completion_tokens": len(kept), "total_tokens": len(said) + 4 + len(kept)}
@@ -89,7 +89,7 @@ class FaultServer:
 
     @property
     def rows(self) -> list[Seen]:
-        """The requests that were about rows, without the engine's own harmless ones."""
+        """The requests for rows, without the engine's test questions."""
         return [seen for seen in self.requests if seen.body.get("messages", [{}])[-1].get("content") != "Say OK."]
 
     def __enter__(self) -> FaultServer:
@@ -108,7 +108,7 @@ class FaultServer:
             return len(self.requests)
 
     def pause(self, seconds: float) -> None:
-        """Sleep, but not beyond the server's own end."""
+        """Sleep, but not past the end of the server."""
         self._closing.wait(seconds)
 
 
@@ -118,14 +118,14 @@ class _Quiet(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that go away are what this server is for."""
+        """Report nothing: tests disconnect clients on purpose."""
 
 
 def _handler(server: FaultServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         timeout = 10
-        disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
+        disable_nagle_algorithm = True  # otherwise every answer waits 40 ms for an acknowledgement
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -70,7 +70,7 @@ class Kill:
 
 @dataclass
 class Outcome:
-    """What became of a try. `killed` is False where the command ended before; `trouble` says what was wrong."""
+    """What became of a try. `killed` is False if the command ended before; `trouble` says what was wrong."""
 
     kill: Kill
     killed: bool

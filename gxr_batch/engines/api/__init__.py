@@ -1,7 +1,7 @@
-"""The engine that asks a server: Hugging Face Inference, or any server that speaks OpenAI's chat completions.
+"""The engine that asks a server: Hugging Face Inference, or any server with OpenAI's chat completions API.
 
-The server lays out the turns, counts the tokens and draws them; nothing of the model is here. Texts are therefore not
-reproducible, even where the server takes a seed.
+The server applies the chat template, counts the tokens and samples them; no part of the model is local. Texts are
+therefore not reproducible, even if the server accepts a seed.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from gxr_batch.engines.api.outage import Outage
     from gxr_batch.engines.api.session import ApiSession
 
-# A server lays out the turns and then reads control tokens wherever they stand: a cell could end its turn and begin
-# another. These are how the model families write them; engines on this machine need no such list.
+# A server applies the chat template and then parses control tokens anywhere in the text, so a cell could end its turn
+# and begin another. These are the spellings of the model families; engines on this machine need no such list.
 _CONTROL = re.compile(
     r"<(start|end)_of_\w+>|<(bos|eos|pad|unk|mask|s)>|</s>|<image_soft_token>|\[multimodal\]|\[/?INST\]|<\|[^|<>]{1,40}\|>"
 )
@@ -40,17 +40,17 @@ _LOOK_SECONDS = 0.1
 
 
 class ApiEncoder:
-    """Cannot count: the server has the tokenizer. Keeps back what would be more than text there."""
+    """Counts nothing, since the server has the tokenizer, and rejects text that could be a control token there."""
 
     def encode(self, messages: Messages) -> Encoded:
-        """Return neither ids nor a length. Raises RowError where a row's text holds what may be a control token."""
+        """Return neither ids nor a length. Raises RowError if the text holds what may be a control token."""
         if any(turn.role != "system" and _CONTROL.search(turn.text) for turn in messages.turns):
             raise RowError("the prompt holds what a server may read as a control token, such as <start_of_turn>")
         return Encoded(None, None)
 
 
 class ApiEngine:
-    """Asks the server that the job's [api] section names. `say` hears of outages while they last."""
+    """Asks the server in the job's [api] section. `say` reports outages while they last."""
 
     def __init__(self, job: Job, say: Say) -> None:
         self._settings, self._sampling, self._say = job.api, job.sampling.settings(), say
@@ -59,18 +59,18 @@ class ApiEngine:
         self._place = f"api.base_url = {own}" if own else f"api.provider = {self._settings.provider}"
 
     def identity(self) -> Identity:
-        """Name the model; which weights a server has behind that name cannot be known."""
+        """Return the model's name; which weights the server has behind it is unknown."""
         return Identity(kind="api", model=self._settings.model)
 
     def encoder(self) -> ApiEncoder:
-        """Return what cannot count."""
+        """Return an encoder that does not count."""
         return ApiEncoder()
 
     @contextmanager
     def open(self) -> Iterator[ApiSession]:
-        """Ask the server a harmless thing. Raises ModelUnavailable where it will not do, ApiOutage where it is out."""
+        """Send the server a test question. Raises ModelUnavailable if it is unusable, ApiOutage if it is down."""
         began = time.monotonic()
-        # Only here, since these import the openai library, which takes a second.
+        # Imported here because these import the openai library, which takes a second.
         from gxr_batch.engines.api.openai_client import Client
         from gxr_batch.engines.api.outage import Outage
         from gxr_batch.engines.api.retries import Calls
@@ -98,38 +98,38 @@ class ApiEngine:
         return greeting.result()
 
     def _seconds_left(self) -> float:
-        """Return how long the run may last: nobody else looks at the clock before the first row is asked for."""
+        """Return how long the run may last; nothing else watches the clock until the first row is requested."""
         clock = parse_clock(self._run.stop_by)
         left = [parse_duration(self._run.time_limit), seconds_until(clock, datetime.now()) if clock else None]
         return min((seconds for seconds in left if seconds is not None), default=float("inf"))
 
     def _token(self) -> str | None:
-        """Return the token that the environment holds; a server of one's own gets none unless the job names one."""
+        """Return the token from the environment; servers other than Hugging Face get none unless the job names one."""
         settings = self._settings
         if not settings.base_url and constants.is_offline_mode():
             raise ModelUnavailable(
-                "Hugging Face may not be asked: HF_HUB_OFFLINE is set.",
+                "Hugging Face cannot be used: HF_HUB_OFFLINE is set.",
                 where=self._place,
-                next_step="unset HF_HUB_OFFLINE, or name a server of yours in api.base_url",
+                next_step="unset HF_HUB_OFFLINE, or set api.base_url to another server",
             )
         if name := settings.token_env:
             token, where = os.environ.get(name, "").strip(), f"api.token_env = {name}"
             missing = f"The environment variable {name} is {'empty' if name in os.environ else 'not set'}."
-            step = f"export {name}=..., and start again"
+            step = f"export {name}=..., then run the same command again"
         elif settings.base_url:
             return None
         else:
             token, where = (get_token() or "").strip(), self._place
-            missing = "There is no Hugging Face token: HF_TOKEN is not set, and nobody is logged in here."
-            step = "hf auth login, or export HF_TOKEN=..., and start again"
+            missing = "There is no Hugging Face token: HF_TOKEN is not set, and you are not logged in."
+            step = "hf auth login, or export HF_TOKEN=..., then run the same command again"
         if not token or not token.isascii() or not token.isprintable():
-            wrong = "The token holds characters that no token has." if token else missing
+            wrong = "The token contains characters that are not allowed in a token." if token else missing
             raise ModelUnavailable(wrong, where=where, next_step=step)
         if not settings.base_url and not token.startswith(_OF_HUGGING_FACE):
             raise ModelUnavailable(
-                f"The token is not Hugging Face's, which begin with {_OF_HUGGING_FACE}.",
+                f"This is not a Hugging Face token: those begin with {_OF_HUGGING_FACE}.",
                 where=where,
-                next_step="name one of theirs; for a provider's own token set api.base_url to the provider's address",
+                next_step="use a Hugging Face token; for a provider's token set api.base_url to the provider's address",
             )
         return token
 
@@ -144,15 +144,15 @@ class ApiEngine:
             onward = f", and from there to {provider} (api.provider)"
         notices = [
             f"Every prompt is sent to {address}{onward}: use findings without identifiers. "
-            "Its texts are not reproducible."
+            "The texts are not reproducible."
         ]
         if address.startswith("http://") and not is_loopback(urlsplit(address).hostname or ""):
-            notices.append("The address is not https: prompts, texts and token travel unencrypted.")
+            notices.append("The address is not https: prompts, texts and the token are sent unencrypted.")
         if uses_proxy(address):
-            notices.append("Requests go through the proxy that the environment names.")
+            notices.append("Requests go through the proxy set in the environment.")
         if refused:
             keys = ", ".join(f"sampling.{name}" for name in refused)
-            notices.append(f"The server refuses {keys}; its own default holds there.")
+            notices.append(f"The server refuses {keys} and uses its own default instead.")
         return EngineInfo(
             identity=self.identity(),
             device="server",

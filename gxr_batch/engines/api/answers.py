@@ -1,6 +1,6 @@
-"""What a server's answer says, once it is checked: servers send wrong types, no choices, and counts that cannot be.
+"""Reads and checks a server's answer: servers send wrong types, no choices, and impossible counts.
 
-The library hands on what came without checking it against its types, so nothing here trusts them.
+The openai library does not validate responses against its types, so nothing here trusts them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _NO_TEXT = {
     "tool_calls": "the server answered with a call of a tool in place of a text",
     "function_call": "the server answered with a call of a tool in place of a text",
 }
-_MOST = 2**31 - 1  # what a column of the results holds
+_MOST = 2**31 - 1  # the largest value of a result column
 
 
 class Answer(NamedTuple):
-    """One answer, in the fields of a Completion. Counts are None where the server gives none, or one that cannot be."""
+    """One answer, in the fields of a Completion. Counts are None if the server gives none, or an impossible one."""
 
     text: str
     finish_reason: FinishReason
@@ -39,13 +39,13 @@ class Answer(NamedTuple):
 
 
 def whole_answer(completion: Any, most_tokens: int) -> Answer:
-    """Read a chat completion. Raises one of MISREAD where it is none."""
+    """Read a chat completion. Raises one of MISREAD if it is not one."""
     choice = completion.choices[0]
     return _judged(_text(choice.message.content), _reason(choice), completion, most_tokens)
 
 
 class StreamedAnswer:
-    """An answer that comes piece by piece."""
+    """An answer that arrives in pieces."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -53,10 +53,10 @@ class StreamedAnswer:
         self._counted: Any = None
 
     def take(self, piece: Any) -> str:
-        """Take a piece in and return its text. Raises Trouble where it is none."""
+        """Add a piece and return its text. Raises Trouble if it is not a piece of a chat completion."""
         try:
             text = ""
-            if choices := piece.choices:  # the last piece of many servers holds nothing but counts
+            if choices := piece.choices:  # the last piece of many servers holds only counts
                 text = _text(choices[0].delta.content) if hasattr(choices[0], "delta") else ""
                 self._reason = _reason(choices[0]) or self._reason
         except MISREAD:
@@ -68,9 +68,9 @@ class StreamedAnswer:
         return text
 
     def answer(self, most_tokens: int) -> Answer | None:
-        """Return the answer that the pieces make; None where no piece came, as from a server that does not stream.
+        """Return the answer that the pieces make; None if none arrived, as from a server that does not stream.
 
-        Raises Trouble where the pieces end in the middle.
+        Raises Trouble if the pieces end in the middle.
         """
         if not self._reason:
             if self._texts:
@@ -84,7 +84,7 @@ def _text(value: Any) -> str:
         return ""
     if not isinstance(value, str):
         raise TypeError
-    value.encode()  # JSON can spell half of a surrogate pair, and no file can hold it
+    value.encode()  # JSON can encode half of a surrogate pair, which no file can hold
     return value
 
 
@@ -95,7 +95,7 @@ def _reason(choice: Any) -> str:
 def _judged(text: str, reason: str, counted: Any, most_tokens: int) -> Answer:
     usage = getattr(counted, "usage", None)
     prompt_tokens = _count(usage, "prompt_tokens", _MOST) or None
-    # A count beyond the limit that the server was given, or of nothing for a text, is no count of this answer.
+    # A count above the limit that was sent, or of 0 for a text, is not a count of this answer.
     new_tokens = _count(usage, "completion_tokens", most_tokens)
     if not new_tokens and text:
         new_tokens = None
@@ -103,7 +103,7 @@ def _judged(text: str, reason: str, counted: Any, most_tokens: int) -> Answer:
         return Answer("", "error", _NO_TEXT[reason], prompt_tokens, new_tokens)
     unnamed: FinishReason = "length" if new_tokens == most_tokens else "stop"
     known = _REASONS.get(reason) if reason else unnamed
-    if known is None:  # whether the text is complete is what a reviewer must be able to rely on
+    if known is None:  # a reviewer must be able to rely on whether the text is complete
         return Answer("", "error", "the server ended the answer for a reason of its own", prompt_tokens, new_tokens)
     return Answer(text, known, None, prompt_tokens, new_tokens)
 

@@ -1,7 +1,7 @@
-"""One question to one server, through the `openai` client on a connection of ours.
+"""One question to one server, through the `openai` client on our own connection.
 
-The library spells the protocol and reads streams. Ours are the limits: nothing goes to a host that the job does not
-name, no header comes from the environment, no more is read than an answer can need, and no error's text at all.
+The library implements the protocol and reads streams. The limits are set here: no request goes to a host that the job
+does not name, no header comes from the environment, no more is read than an answer can need, and no error text is read.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from gxr_batch.job.units import parse_duration
 from gxr_batch.records import Prompt
 
 ROUTER = "https://router.huggingface.co"
-# What a server may refuse to know, the dearest first, and the key of [sampling] behind it. Those that know a repetition
-# penalty know it by one of two names: vLLM and SGLang by the first, llama.cpp by the second.
+# What a server may refuse, the most expensive first, and the [sampling] key behind it. The repetition penalty has two
+# names: vLLM and SGLang use the first, llama.cpp the second.
 OPTIONAL = {
     "seed": "seed",
     "top_k": "top_k",
@@ -36,15 +36,15 @@ OPTIONAL = {
 }
 _ROLES = {"system": "system", "user": "user", "model": "assistant"}
 _CONNECT_SECONDS = 10.0
-# An answer's JSON, and its pieces when streamed, are a few hundred bytes a token.
+# An answer's JSON, and its pieces when streamed, take a few hundred bytes per token.
 _BYTES_AT_LEAST, _BYTES_A_TOKEN = 2**20, 4096
 
 
 class Client:
-    """A server, as far as questions and answers go. Belongs to one event loop; close it there.
+    """One server to ask. Belongs to one event loop; close it there.
 
-    `taken` are the optional parameters that are sent, `answered` tells whether there was a sound answer yet. Raises
-    Unusable where the address is none.
+    `taken` are the optional parameters that are sent, `answered` is True once there was a valid answer. Raises
+    Unusable if the address is invalid.
     """
 
     def __init__(self, settings: ApiSection, token: str | None, sampling: Sampling) -> None:
@@ -60,7 +60,7 @@ class Client:
         self._connection = self._connect(urlsplit(address).hostname or "", settings.concurrency)
         try:
             self._library = openai.AsyncOpenAI(
-                api_key=token or "none",  # the library refuses to be without one; _only_our_headers takes it out
+                api_key=token or "none",  # the library requires one; _only_our_headers removes it
                 base_url=address,
                 timeout=httpx2.Timeout(self._seconds, connect=min(_CONNECT_SECONDS, self._seconds)),
                 max_retries=0,
@@ -68,7 +68,7 @@ class Client:
             )
         except httpx2.InvalidURL as error:
             raise fault_of_error(error, answered=False) from None
-        # What OPENAI_LOG sets at the import.
+        # Undo what OPENAI_LOG sets at import.
         logging.getLogger("openai").setLevel(logging.WARNING)
 
     async def ask(self, prompt: Prompt) -> Answer:
@@ -80,7 +80,7 @@ class Client:
         return answer
 
     async def stream(self, prompt: Prompt, on_text: Callable[[str], None]) -> Answer | None:
-        """Return the answer after handing on its pieces; None where the server does not stream. Raises Fault."""
+        """Return the answer after passing on its pieces; None if the server does not stream. Raises Fault."""
         streamed = StreamedAnswer()
         async with self._asking():
             request = self._request(prompt) | {"stream_options": {"include_usage": True}}
@@ -98,7 +98,7 @@ class Client:
 
     @asynccontextmanager
     async def _asking(self) -> AsyncIterator[None]:
-        """Give a request its time. Raises as Fault whatever it ends in."""
+        """Apply the time limit to a request. Raises every failure as Fault."""
         try:
             async with asyncio.timeout(self._seconds):
                 yield
@@ -116,13 +116,13 @@ class Client:
         optional = dict.fromkeys(("repetition_penalty", "repeat_penalty"), sampling.repetition_penalty)
         if not sampling.greedy:
             request["top_p"] = sampling.top_p
-            # top_k also where it is off: a server's own default may not be
+            # top_k also when it is off: the server may have its own default
             optional |= {"top_k": sampling.top_k, "seed": prompt.row_seed}
         return request | {"extra_body": {name: value for name, value in optional.items() if name in self.taken}}
 
     def _connect(self, host: str, concurrency: int) -> httpx2.AsyncClient:
-        """Return a connection that follows no redirect, and asks no proxy for this machine."""
-        # No compression: a small response may then be a huge text.
+        """Return a connection that follows no redirect and uses no proxy for this machine."""
+        # No compression: a small response could expand to a huge text.
         headers = {"accept": "application/json", "accept-encoding": "identity", "content-type": "application/json"}
         return httpx2.AsyncClient(
             follow_redirects=False,
@@ -133,7 +133,7 @@ class Client:
         )
 
     async def _only_our_headers(self, request: httpx2.Request) -> None:
-        # The library adds what this machine is, and what OPENAI_CUSTOM_HEADERS, OPENAI_ORG_ID and their kind say.
+        # The library adds details of this machine, and OPENAI_CUSTOM_HEADERS, OPENAI_ORG_ID and similar variables.
         ours = self._connection.build_request(request.method, request.url, content=request.content)
         request.headers = ours.headers
 
@@ -166,13 +166,13 @@ class _Limited(httpx2.AsyncByteStream):
 
 
 def _api_root(address: str) -> str:
-    """Return the address that /chat/completions follows; a job may name the server, its /v1, or the whole of it."""
+    """Return the URL before /chat/completions; a job may name the server, its /v1, or the full URL."""
     root = address.removesuffix("/chat/completions")
     return root if root != address or root.endswith("/v1") else f"{root}/v1"
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine, which no proxy can reach for us."""
+    """Return whether a host is this machine, which a proxy cannot reach for us."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -180,7 +180,7 @@ def is_loopback(host: str) -> bool:
 
 
 def uses_proxy(url: str) -> bool:
-    """Return whether the environment sends requests for this address through a proxy."""
+    """Return whether the environment's proxy settings apply to this URL."""
     parts = urlsplit(url)
     proxies, host = getproxies(), parts.hostname or ""
     named = parts.scheme in proxies or "all" in proxies

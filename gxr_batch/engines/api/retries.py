@@ -1,8 +1,8 @@
-"""Asks until there is an answer: waits longer each time, listens to Retry-After, and finds out who is to blame.
+"""Retries requests until there is an answer, with growing waits and Retry-After, and decides what is at fault.
 
-A row that fails again and again is given up only where the server answers others, or a harmless question, before and
-after its last try: then it is the row. Else it is the server, and rows wait for it (outage.py says how long). Fewer
-requests are sent at a time while the server says that it has too much to do, and more again later.
+A row that keeps failing is given up only if the server answers other rows, or a test question, before and after its
+last try: then the row is at fault. Otherwise the server is, and rows wait for it (outage.py decides how long). While
+the server reports overload, fewer requests are sent at a time; later the number grows again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HARMLESS = Prompt(Key("", 0), Messages((Turn("user", "Say OK."),), ""), Encoded
 
 
 class Calls:
-    """All requests of a session. Lives on one event loop; `retries` may be read from anywhere."""
+    """All requests of a session. Lives on one event loop; `retries` may be read from any thread."""
 
     def __init__(self, client: Client, settings: ApiSection, outage: Outage) -> None:
         self._client, self._outage = client, outage
@@ -38,12 +38,12 @@ class Calls:
         self._backoff = wait_random_exponential(multiplier=first or 0.0, max=longest or 0.0)
         self._throttle, self._meter = Throttle(settings.concurrency), Meter()
         self._asking_harmless = asyncio.Lock()
-        self._last_answered = 0.0  # when the latest request that was answered began
+        self._last_answered = 0.0  # when the latest answered request began
         self.retries = 0
         self.streams = True
 
     async def row(self, prompt: Prompt, taken_at: float) -> Completion:
-        """Return what becomes of a row, taken in at a time (monotonic). Raises Unusable where all rows would fail."""
+        """Return the completion of a row taken at `taken_at` (monotonic). Raises Unusable if all rows would fail."""
         alive = self._max_retries == 0  # whether the server answered others before this try
 
         async def spent(state: RetryCallState) -> bool:
@@ -66,18 +66,18 @@ class Calls:
         return Completion(prompt.key, "", "error", error, None, 0, waited, None, 0.0, 0.0, 0.0, now, now)
 
     async def greet(self) -> list[str]:
-        """Ask a harmless question, and return the keys of [sampling] that the server refuses to know.
+        """Ask a test question, and return the keys of [sampling] that the server refuses.
 
-        Waits for a server that is not there yet. Raises Unusable where no question of ours can be answered.
+        Waits for a server that is not up yet. Raises Unusable if no question can be answered.
         """
         client = self._client
         if await self._refusal() is None:
             return []
-        # One or more of them, or the request as such: start with none, and keep what does no harm.
+        # One or more parameters, or the request as such: start with none, and keep those that are accepted.
         client.taken = ()
         if refusal := await self._refusal():
-            if client.routed:  # the router knows no such model or provider
-                what = refusal.what.replace("refused this row", "cannot be asked for this model")
+            if client.routed:  # the router does not know the model or provider
+                what = refusal.what.replace("refused this row", "does not serve this model")
                 raise Unusable(what, "check api.provider, api.model and the token")
             raise _refused_all(refusal, "check api.model, and that the server answers chat completions")
         for name in OPTIONAL:
@@ -88,7 +88,7 @@ class Calls:
         return [key for key in dict.fromkeys(OPTIONAL.values()) if key not in known]
 
     async def _refusal(self) -> Refusal | None:
-        """Ask a harmless question until it is answered or refused, and return the refusal."""
+        """Ask a test question until it is answered or refused, and return the refusal."""
         try:
             await self._persist(_HARMLESS, self._is_no_server)
         except Refusal as refusal:
@@ -98,11 +98,11 @@ class Calls:
     async def _is_no_server(self, state: RetryCallState) -> bool:
         trouble = _trouble(state)
         if state.attempt_number > self._max_retries and trouble.nonsense and not self._client.answered:
-            raise Unusable(trouble.what, "check api.base_url: it has to be an OpenAI-compatible server's") from None
+            raise Unusable(trouble.what, "check that api.base_url is an OpenAI-compatible server") from None
         return False
 
     async def _answers_others(self) -> bool:
-        """Return whether the server answers anything asked from now on. Raises Unusable where it refuses all."""
+        """Return whether the server answers anything asked from now on. Raises Unusable if it refuses everything."""
         now = time.monotonic()
         async with self._asking_harmless:
             if self._last_answered > now:
@@ -119,7 +119,7 @@ class Calls:
     async def _persist(self, prompt: Prompt, spent: _Spent, taken_at: float = 0.0) -> Completion:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(Trouble),
-            stop=cast(Any, spent),  # it may be a coroutine, which the types do not say
+            stop=cast(Any, spent),  # may be a coroutine, which the type hints do not allow
             wait=self._wait,
             before_sleep=self._count,
             reraise=True,
@@ -141,8 +141,8 @@ class Calls:
                 answer = await self._answer(prompt, shown_at)
             except Trouble as trouble:
                 self._outage.trouble(trouble)
-                if trouble.flooded:
-                    self._throttle.flooded(started_at, trouble.retry_after)
+                if trouble.overloaded:
+                    self._throttle.overloaded(started_at, trouble.retry_after)
                 raise
             except Refusal:
                 self._outage.alive()
@@ -178,11 +178,11 @@ class Calls:
             try:
                 answer = await self._client.stream(prompt, show)
             except (Trouble, Refusal) as fault:
-                if shown_at:  # a second try would show another beginning
+                if shown_at:  # a second try would show a different beginning
                     raise Refusal(f"{fault.what}, in the middle of a text that was being shown") from None
                 if isinstance(fault, Trouble):
                     raise
-        if answer is None:  # it does not stream, or will not: the whole text at the end
+        if answer is None:  # the server does not stream this one: show the whole text at the end
             answer = await self._client.ask(prompt)
             self.streams = False
             if answer.text:
@@ -191,28 +191,28 @@ class Calls:
 
 
 def _refused_all(refusal: Refusal, next_step: str) -> Unusable:
-    return Unusable(refusal.what.replace("this row", "even a harmless question"), next_step)
+    return Unusable(refusal.what.replace("this row", "even a test question"), next_step)
 
 
 def _trouble(state: RetryCallState) -> Trouble:
     trouble = state.outcome.exception() if state.outcome else None
-    assert isinstance(trouble, Trouble)  # nothing else is tried again
+    assert isinstance(trouble, Trouble)  # nothing else is retried
     return trouble
 
 
 class Throttle:
-    """A gate for requests, used on one event loop. A flooded server halves the room; each round of answers adds one."""
+    """Limits concurrent requests, on one event loop. Overload halves the limit; each round of answers adds one."""
 
     def __init__(self, most: int) -> None:
-        self._most = self.room = most
+        self._most = self.limit = most
         self._inside = self._answered = 0
         self._closed_until = self._halved_at = 0.0
 
     @asynccontextmanager
     async def entered(self) -> AsyncIterator[None]:
-        """Wait for room, and hold it inside the block."""
-        # Looking is simpler than waking, and a look costs nothing beside a request.
-        while self._inside >= self.room or time.monotonic() < self._closed_until:
+        """Wait for a place below the limit, and hold it inside the block."""
+        # Polling is simpler than waking, and costs nothing compared with a request.
+        while self._inside >= self.limit or time.monotonic() < self._closed_until:
             await asyncio.sleep(_LOOK_SECONDS)
         self._inside += 1
         try:
@@ -220,27 +220,27 @@ class Throttle:
         finally:
             self._inside -= 1
 
-    def flooded(self, started_at: float, retry_after: float | None) -> None:
-        """Take in that the server had too much to do for a request of this start (time.monotonic seconds).
+    def overloaded(self, started_at: float, retry_after: float | None) -> None:
+        """Record that the server was overloaded by a request that began at `started_at` (time.monotonic seconds).
 
-        Requests of one flood halve the room once. `retry_after` seconds hold for every request, not for this one alone.
+        Requests in flight together halve the limit once. `retry_after` (seconds) applies to every request.
         """
         self._answered = 0
         if started_at >= self._halved_at:
             self._halved_at = time.monotonic()
-            self.room = max(1, self.room // 2)
+            self.limit = max(1, self.limit // 2)
         self._closed_until = max(self._closed_until, time.monotonic() + (retry_after or 0.0))
 
     def answered(self) -> None:
-        """Take in an answer."""
+        """Record an answer."""
         self._answered += 1
-        if self._answered >= self.room:
+        if self._answered >= self.limit:
             self._answered = 0
-            self.room = min(self._most, self.room + 1)
+            self.limit = min(self._most, self.limit + 1)
 
 
 class Meter:
-    """Divides time among the requests in flight: two integrals over time, of 1/n and of n."""
+    """Divides time among the requests in flight, by two integrals over time: of 1/n and of n."""
 
     def __init__(self) -> None:
         self._inside, self._at = 0, time.monotonic()

@@ -1,7 +1,7 @@
-"""The api engine's stream: prompts out to an event loop in a thread, completions and pieces of text back by a queue.
+"""The api engine's stream: prompts go to an event loop in a thread, completions and pieces of text return by a queue.
 
-So the stream stays a plain generator; on_text is called in the caller's thread. What a request meets with is the
-business of retries.py.
+This keeps the stream a plain generator; on_text is called in the caller's thread. Failed requests are handled in
+retries.py.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _CLOSE_SECONDS = 2.0
 
 
 class _Ended(NamedTuple):
-    """A prompt whose request is over, one way or the other."""
+    """A prompt whose request has ended, with or without an answer."""
 
     key: Key
     future: Future[Completion]
 
 
-# What the loop hands over: rows that are over, and calls that show a piece of text to whoever watches.
+# What the loop passes on: rows that have ended, and calls that show a piece of text.
 _Events = queue.SimpleQueue[_Ended | Callable[[], None]]
 
 
 @contextmanager
 def loop_in_thread(client: Client) -> Iterator[asyncio.AbstractEventLoop]:
-    """Run an event loop alongside the caller. At its end the client is closed, and whatever still runs is cancelled."""
+    """Run an event loop alongside the caller. At the end close the client and cancel all running requests."""
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def wait_for_the_end() -> None:
@@ -51,7 +51,7 @@ def loop_in_thread(client: Client) -> Iterator[asyncio.AbstractEventLoop]:
         await end.wait()
         await client.close()
 
-    # A daemon: a name server that does not answer must not keep the process from ending.
+    # A daemon: a DNS lookup that hangs must not keep the process from ending.
     thread = threading.Thread(target=lambda: asyncio.run(wait_for_the_end()), name="gxr-batch-api", daemon=True)
     thread.start()
     loop, end = started.result()
@@ -63,7 +63,7 @@ def loop_in_thread(client: Client) -> Iterator[asyncio.AbstractEventLoop]:
 
 
 class ApiSession:
-    """A server that answered a harmless question. One stream at a time."""
+    """A server that answered a test question. One stream at a time."""
 
     def __init__(
         self, info: EngineInfo, loop: asyncio.AbstractEventLoop, calls: Calls, outage: Outage, say: Say
@@ -71,10 +71,10 @@ class ApiSession:
         self.info = info
         self._loop, self._calls, self._outage, self._say = loop, calls, outage, say
         self._tokens = 0
-        self._told_of_streams = False
+        self._reported_no_streams = False
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
-        """Ask for every prompt. Raises EngineFailed where no request can be answered, ApiOutage where none is."""
+        """Ask for every prompt. Raises EngineFailed if no request can be answered, ApiOutage if the server is down."""
         events: _Events = queue.SimpleQueue()
         flight: dict[Key, Future[Completion]] = {}
         pulsed, exhausted = time.monotonic(), False
@@ -106,7 +106,7 @@ class ApiSession:
         return future
 
     def _next(self, events: _Events) -> _Ended | None:
-        """Return the next prompt that is over, if one is within a tick; pieces of text are shown meanwhile."""
+        """Return the next prompt that has ended, if one does within a tick; pieces of text are shown meanwhile."""
         try:
             event = events.get(timeout=_TICK_SECONDS)
         except queue.Empty:
@@ -124,7 +124,7 @@ class ApiSession:
                 f"The server {fault.what}.", where=self._outage.place, next_step=fault.next_step
             ) from None
         self._tokens += completion.new_tokens or 0
-        if not self._calls.streams and not self._told_of_streams:
-            self._told_of_streams = True
-            self._say("The server does not stream: a text is shown once it is complete.")
+        if not self._calls.streams and not self._reported_no_streams:
+            self._reported_no_streams = True
+            self._say("The server does not stream: texts are shown once they are complete.")
         return completion

@@ -1,8 +1,8 @@
-"""The reference engine: padded batches through transformers' own `generate`, for every model that transformers drives.
+"""The reference engine: padded batches through transformers' own `generate`, for every model that transformers runs.
 
-It is plain rather than fast: a batch is full until its last row ends. Draws belong to the row (see
-`logits_processors`), but a row's neighbours still decide the shape of the matrices, and with it the last bits of its
-logits. Heavy imports happen when the model is opened.
+It is simple rather than fast: a batch runs until its last row ends. Draws belong to the row (see `logits_processors`),
+but the other rows in the batch still decide the shape of the matrices, and with it the last bits of a row's logits.
+Heavy imports happen when the model is opened.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class GenerateEngine:
         self._local = LocalModel(job, KIND)
 
     def identity(self) -> Identity:
-        """Say which weights would be loaded. Raises ModelUnavailable where they cannot be found."""
+        """Return which weights would be loaded. Raises ModelUnavailable if they cannot be found."""
         return self._local.identity()
 
     def encoder(self) -> Encoder:
-        """Return the encoder of the model's tokenizer. Raises ModelUnavailable where it cannot be loaded."""
+        """Return the encoder of the model's tokenizer. Raises ModelUnavailable if it cannot be loaded."""
         return self._local.encoder()
 
     @contextmanager
     def open(self) -> Iterator[GenerateSession]:
-        """Load the model and keep it for the block. Raises ModelUnavailable where the machine cannot do it now."""
+        """Load the model and keep it for the block. Raises ModelUnavailable if the machine cannot do it now."""
         from gxr_batch.engines.generate.session import open_session
-        from gxr_batch.models.device_memory import Room
+        from gxr_batch.models.device_memory import MemoryBudget
 
-        room = Room(self._job.engine, self._say)
-        with open_session(self._job, self.identity(), self._local.tokenizer(), room) as session:
+        memory = MemoryBudget(self._job.engine, self._say)
+        with open_session(self._job, self.identity(), self._local.tokenizer(), memory) as session:
             yield session

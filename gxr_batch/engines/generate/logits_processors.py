@@ -1,8 +1,8 @@
-"""How the next token is chosen, as logits processors that transformers' own `generate` runs at every step.
+"""Chooses the next token, in logits processors that transformers' own `generate` runs at every step.
 
-The last of them draws the token itself, from numbers that depend on row seed, step and token id alone, and leaves
-`generate` nothing but to take the likeliest. So a row's draws are its own: they are the same beside other rows, alone,
-after a resume and in a retry of its batch, which one random stream for a whole batch could not give.
+The last of them draws the token itself, from numbers that depend only on row seed, step and token id, and leaves
+`generate` to pick the likeliest. A row's draws are therefore the same next to other rows, alone, after a resume and in
+a retry of its batch, which one random stream for a whole batch could not guarantee.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import (
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.gumbel_noise import gumbel
 
-# More candidates than this are not worth picking out of the vocabulary before they get their numbers.
+# With more candidates than this, picking them out of the vocabulary before adding noise saves nothing.
 _FEW = 1024
 
 
@@ -48,7 +48,7 @@ def processors(
 
 
 class SeededDraw(LogitsProcessor):
-    """Draws one token a row from the scores and leaves that token alone as possible.
+    """Draws one token per row from the scores and leaves only that token possible.
 
     The likeliest of (score + Gumbel noise) is an exact draw from the softmax of the scores.
     """

@@ -1,7 +1,7 @@
-"""One padded batch through transformers' own `generate`, with a clock in every step and each row's own end.
+"""One padded batch through transformers' own `generate`, timed at every step, in which each row ends separately.
 
-Runs in the engine's worker thread and speaks through a queue: a row is handed over in the step in which it ends, not
-when the whole batch does. What is unfinished when `generate` returns or breaks was not handed over and is still to do.
+Runs in the engine's worker thread and reports through a queue: a row is passed on in the step in which it ends, not
+when the whole batch does. Rows that are unfinished when `generate` returns or raises are still to do.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ End = Literal["stop", "length", "overflow"]
 
 @dataclass(kw_only=True, eq=False)
 class RowState:
-    """A prompt in the engine's hands. Seconds are of the monotonic clock; `token_ids` includes the id that ended it.
+    """A prompt that the engine has taken. Seconds are on the monotonic clock; `token_ids` includes the end token.
 
-    `share` outlives a failed attempt, because its time was spent all the same; everything below it starts anew.
+    `share` outlives a failed attempt, because that time was spent too; the fields below it are reset.
     """
 
     prompt: Prompt
@@ -45,20 +45,20 @@ class RowState:
     first_token_at: float = 0.0
     ended_at: float = 0.0
     steps: int = 0
-    neighbours: int = 0
+    rows_in_steps: int = 0
 
     def begin(self, now: float, now_ms: int) -> None:
         """Start an attempt."""
         self.began_at, self.began_at_ms = now, now_ms
         self.end, self.new_ids = None, []
         self.first_token_at = self.ended_at = 0.0
-        self.steps = self.neighbours = 0
+        self.steps = self.rows_in_steps = 0
 
 
 class Batch:
-    """Rows that are decoded side by side. `tokens` counts what they got so far; `broke` is the error that ended it.
+    """Rows that are decoded side by side. `tokens` counts theirs so far; `broke` is the class of a fatal error.
 
-    `no_memory` says that the error was about memory.
+    `no_memory` is True if that error was about memory.
     """
 
     def __init__(self, rows: Sequence[RowState], stop: StopRequest) -> None:
@@ -68,7 +68,7 @@ class Batch:
         self.tokens = 0
         self.broke: type[Exception] | None = None
         self.no_memory = False
-        self.overflowed: set[int] = set()  # rows (by place) whose logits are no numbers any more
+        self.overflowed: set[int] = set()  # indices of rows whose logits are no longer finite
         self._stop = stop
         self._clock = 0.0
 
@@ -78,29 +78,29 @@ class Batch:
         return [row for row in self.rows if row.end is None]
 
     def run(self, loaded: LoadedModel, sampling: Sampling) -> None:
-        """Generate until every row ended, the stop request says so, or something breaks."""
+        """Generate until every row has ended, the stop request says so, or an error occurs."""
         self._clock = time.monotonic()
         now_ms = int(time.time() * 1000)
         for row in self.rows:
             row.begin(self._clock, now_ms)
         try:
             self._generate(loaded, sampling)
-        except Exception as error:  # whatever a row does to the model, its neighbours get their chance without it
-            # Only the class leaves this thread: messages may quote a prompt, tracebacks keep tensors alive.
+        except Exception as error:  # whatever a row does to the model, the other rows get their chance without it
+            # Only the class leaves this thread: messages may quote a prompt, and tracebacks keep tensors alive.
             self.broke, self.no_memory = type(error), out_of_memory(error)
             self._charge(time.monotonic())
 
     def _generate(self, loaded: LoadedModel, sampling: Sampling) -> None:
-        model: Any = loaded.model  # the types of `generate` do not know what a model returns
+        model: Any = loaded.model  # the type hints of `generate` do not cover a loaded model
         width = max(len(row.token_ids) for row in self.rows)
         # Padding on the left repeats the row's own first id instead of a pad id: the mask hides it from attention, and
-        # the repetition penalty, which knows no mask, meets no id that is not in the prompt anyway.
+        # the repetition penalty, which ignores the mask, sees no id that is not in the prompt anyway.
         ids = [[row.token_ids[0]] * (width - len(row.token_ids)) + row.token_ids for row in self.rows]
         mask = [[0] * (width - len(row.token_ids)) + [1] * len(row.token_ids) for row in self.rows]
         chain = processors(sampling, [row.prompt.row_seed for row in self.rows], width, model.device)
         with torch.inference_mode(), quiet_transformers():
             # Sliding windows, masks and positions of left-padded rows are exact in transformers 5.23 with its default
-            # cache, in "sdpa" and in "eager" attention alike; the tests hold that fast beyond Gemma's window of 512.
+            # cache, with "sdpa" and "eager" attention; the tests check it beyond Gemma's window of 512.
             model.generate(
                 torch.tensor(ids, device=model.device),
                 attention_mask=torch.tensor(mask, device=model.device),
@@ -110,7 +110,7 @@ class Batch:
             )
 
     def step(self, tokens: Sequence[int], end_ids: frozenset[int]) -> list[bool]:
-        """Book one token a row at this moment, hand over the rows that end, and say which rows need no more."""
+        """Record one token per row now, pass on the rows that end, and return which rows need no more."""
         now = time.monotonic()
         self._charge(now)
         active = self.unfinished
@@ -119,7 +119,7 @@ class Batch:
                 continue
             row.new_ids.append(token)
             row.steps += 1
-            row.neighbours += len(active)
+            row.rows_in_steps += len(active)
             row.first_token_at = row.first_token_at or now
             if place in self.overflowed:
                 row.end = "overflow"
@@ -144,13 +144,13 @@ class Batch:
 
 
 def _settings(max_new_tokens: int) -> GenerationConfig:
-    # No end ids: rows end in `Batch.step`. No sampling: the draw itself is the last of the processors.
+    # No end ids: rows end in `Batch.step`. No sampling: the last processor draws.
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": 0}
     return GenerationConfig(**settings)  # type: ignore[no-untyped-call]
 
 
 class _Overflow(LogitsProcessor):
-    """Finds rows whose logits are NaN or infinite and gives them harmless ones, so that their neighbours go on."""
+    """Finds rows whose logits are NaN or infinite and gives them harmless ones, so that the other rows continue."""
 
     def __init__(self, found: set[int]) -> None:
         self._found = found
@@ -163,12 +163,12 @@ class _Overflow(LogitsProcessor):
 
 
 class _EveryStep(StoppingCriteria):
-    """The hook in `generate`'s loop: called after every token, it tells the batch and hears which rows are done."""
+    """The hook in `generate`'s loop: called after every token, it updates the batch and returns which rows are done."""
 
     def __init__(self, batch: Batch, prompt_width: int, end_ids: frozenset[int]) -> None:
         self._batch, self._prompt_width, self._end_ids = batch, prompt_width, end_ids
 
     def __call__(self, input_ids: torch.LongTensor, scores: object, **kwargs: object) -> torch.BoolTensor:
-        # Reading the ids waits for the device, so the clock is looked at when the step is really over.
+        # Reading the ids waits for the device, so the time is taken when the step is really over.
         done = self._batch.step(input_ids[:, -1].tolist(), self._end_ids)
         return torch.tensor(done, device=input_ids.device)  # type: ignore[return-value]

@@ -1,8 +1,7 @@
-"""An opened generate engine: takes prompts a batch at a time, watches the worker thread, mends what breaks.
+"""An opened generate engine: takes prompts a batch at a time, watches the worker thread, recovers from errors.
 
-`generate` blocks for a whole batch, so it runs in a thread of its own, while the stream hands over rows as they end,
-gives a sign of life twice a second and heeds the stop request. A batch that breaks is halved until the row that breaks
-it stands alone and fails alone.
+`generate` blocks for a whole batch, so it runs in a thread, while the stream yields rows as they end, gives a heartbeat
+twice a second and obeys the stop request. A batch that fails is halved until the row at fault is alone in it and fails.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
 from gxr_batch.engines.generate.padded_batch import Batch, RowState
 from gxr_batch.errors import EngineFailed, OutOfRoom
 from gxr_batch.job import Job
-from gxr_batch.models.device_memory import Room
+from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import LoadedModel, load_model
 from gxr_batch.models.memory_estimate import row_bytes, rows_that_fit
 from gxr_batch.records import Completion, Prompt
@@ -30,7 +29,7 @@ _PULSE_SECONDS = 0.5
 _LOOK_SECONDS = 0.05
 _CPU_SLOTS = 16
 _MOST_SLOTS = 64
-# So long a stream waits for memory that others took in mid-run before it gives up; what it made is safe by then.
+# How long a stream waits for memory that other processes took during the run; finished rows are safe by then.
 _PATIENCE_SECONDS = 120.0
 _CALM_BATCHES = 4  # batches without trouble before larger ones are tried again
 _OVERFLOW = "the model's numbers overflowed on this row: its logits were NaN or infinite"
@@ -38,14 +37,14 @@ _OVERFLOW = "the model's numbers overflowed on this row: its logits were NaN or 
 
 @contextmanager
 def open_session(
-    job: Job, identity: Identity, tokenizer: PreTrainedTokenizerBase, room: Room
+    job: Job, identity: Identity, tokenizer: PreTrainedTokenizerBase, memory: MemoryBudget
 ) -> Iterator[GenerateSession]:
-    """Load the model into this run's share, with torch on as many threads as the job says; free both afterwards."""
+    """Load the model within this run's memory limit, with torch on the job's threads; release both afterwards."""
     threads = torch.get_num_threads()
     torch.set_num_threads(job.engine.threads or threads)
     session = None
     try:
-        session = GenerateSession(job, identity, tokenizer, load_model(job.model, tokenizer, room), room)
+        session = GenerateSession(job, identity, tokenizer, load_model(job.model, tokenizer, memory), memory)
         yield session
     finally:
         if session is not None:
@@ -57,13 +56,18 @@ class GenerateSession:
     """The loaded model and its worker thread."""
 
     def __init__(
-        self, job: Job, identity: Identity, tokenizer: PreTrainedTokenizerBase, loaded: LoadedModel, room: Room
+        self,
+        job: Job,
+        identity: Identity,
+        tokenizer: PreTrainedTokenizerBase,
+        loaded: LoadedModel,
+        memory: MemoryBudget,
     ) -> None:
         self._sampling = job.sampling.settings()
         self._max_seq_length = job.model.max_seq_length
         self._tokenizer = tokenizer
         self._loaded = loaded
-        slots = self._auto_slots(room) if job.engine.slots == "auto" else job.engine.slots
+        slots = self._auto_slots(memory) if job.engine.slots == "auto" else job.engine.slots
         self.info = EngineInfo(
             identity=identity,
             device=loaded.device,
@@ -71,7 +75,7 @@ class GenerateSession:
             quantization=loaded.quantization,
             slots=slots,
             load_seconds=loaded.load_seconds,
-            # One row at a time has no neighbours that could change its last bits.
+            # With one row at a time, no other row can change its last bits.
             reproducible=slots == 1,
             versions={name: version(name) for name in ("torch", "transformers")},
             notices=loaded.placement.notices,
@@ -85,7 +89,7 @@ class GenerateSession:
         self._counts = _Counts()
 
     def close(self) -> None:
-        """Wait for the step that the worker is in, and let the model go."""
+        """Wait for the worker's current step and release the model."""
         if self._running is not None:
             self._running.abandoned.set()
         self._worker.shutdown()
@@ -93,8 +97,8 @@ class GenerateSession:
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt, a batch at a time.
 
-        `on_text` of a prompt gets the whole answer at its end: `generate` shows no text before. Raises EngineFailed
-        where the device can do no more.
+        `on_text` of a prompt gets the whole answer at its end: `generate` shows no text before. Raises EngineFailed if
+        the device cannot continue.
         """
         counts = self._counts
         while True:
@@ -118,13 +122,13 @@ class GenerateSession:
                 return
 
     def _grow_back(self, went_well: bool) -> None:
-        """Try larger batches again after some that found memory."""
+        """Try larger batches again after some that fit in memory."""
         self._good_batches = self._good_batches + 1 if went_well else 0
         if self._good_batches >= _CALM_BATCHES and self._room < self.info.slots:
             self._good_batches, self._room = 0, min(2 * self._room, self.info.slots)
 
     def _run(self, rows: list[RowState], stop: StopRequest, counts: _Counts) -> Iterator[Completion | Pulse]:
-        """Generate for some rows, in as many batches as it takes."""
+        """Generate for some rows, in as many batches as necessary."""
         groups = [rows]
         short_since = float("inf")
         while groups and not stop.must_return(time.monotonic()):
@@ -136,9 +140,9 @@ class GenerateSession:
                 continue
             if issubclass(batch.broke, torch.AcceleratorError):
                 raise EngineFailed(
-                    "The device reported an error after which it computes nothing more.",
+                    "The device reported an error and cannot compute any more.",
                     where=self.info.device,
-                    next_step="run the same command again; if it comes back, restart the machine",
+                    next_step="run the same command again; if it happens again, restart the machine",
                 )
             no_memory = batch.no_memory
             if len(left) == 1 and no_memory:
@@ -157,7 +161,7 @@ class GenerateSession:
                 yield _failed(left[0], f"the model could not process this row ({batch.broke.__name__})")
                 continue
             self._counts.splits += 1
-            yield self._counts.pulse(len(left) + waiting, self._memory())  # what is left may end before the next one
+            yield self._counts.pulse(len(left) + waiting, self._memory())  # the rest may end before the next one
             half = (len(left) + 1) // 2
             if no_memory:
                 self._room = min(self._room, half)
@@ -165,10 +169,10 @@ class GenerateSession:
             groups += [left[half:], left[:half]]
 
     def _give_up_on(self, row: RowState) -> Completion:
-        """Fail a row for want of memory; where the one before failed so too, no row is to blame: raises OutOfRoom."""
+        """Fail a row for lack of memory. If the one before failed too, no row is at fault: raises OutOfRoom."""
         if self._gave_up:
             raise OutOfRoom(
-                f"The device had no memory left for {_PATIENCE_SECONDS:,.0f} s, not even for one row.",
+                f"The device had no free memory for {_PATIENCE_SECONDS:,.0f} s, not even for one row.",
                 where="engine.slots, engine.memory_limit",
                 next_step="free memory, then run the same command again",
             )
@@ -176,14 +180,14 @@ class GenerateSession:
         return _failed(row, "the device had no memory for a prompt of this length")
 
     def _watch(self, batch: Batch, stop: StopRequest, counts: _Counts, waiting: int) -> Iterator[Completion | Pulse]:
-        """Hand over the rows of a running batch as they end, until it ends or has to be left behind."""
+        """Pass on the rows of a running batch as they end, until it ends or must be abandoned."""
         self._running = batch
         future: Future[None] = self._worker.submit(batch.run, self._loaded, self._sampling)
         said = time.monotonic()
         before = counts.tokens
         try:
             while True:
-                over = future.done()  # asked first: what a batch hands over at its very end is not missed
+                over = future.done()  # checked first, so that what a batch passes on at its very end is not missed
                 counts.tokens = before + batch.tokens
                 while (row := _next(batch, 0 if over else _LOOK_SECONDS)) is not None:
                     yield self._completed(row)
@@ -195,16 +199,16 @@ class GenerateSession:
                     said = now
                     yield counts.pulse(len(batch.unfinished) + waiting, self._memory())
         finally:
-            batch.abandoned.set()  # also where the reader of the stream went away
+            batch.abandoned.set()  # also if the consumer of the stream went away
         if over:
-            future.result()  # nothing is expected to rise here; if it does, it is a bug and shows itself
+            future.result()  # nothing should be raised here; anything that is, is a bug and surfaces
 
     def _refusal(self, row: RowState) -> str | None:
-        count, room = len(row.token_ids), self._max_seq_length - row.prompt.max_new_tokens
-        if count > room:
+        count, longest = len(row.token_ids), self._max_seq_length - row.prompt.max_new_tokens
+        if count > longest:
             return (
                 f"the prompt is too long: {count} tokens, and model.max_seq_length - sampling.max_new_tokens "
-                f"leaves room for {room}"
+                f"leaves room for {longest}"
             )
         return None if count else "the prompt has no tokens"
 
@@ -227,7 +231,7 @@ class GenerateSession:
             seconds_to_first_token=row.first_token_at - row.began_at,
             seconds_generating=generating,
             seconds_share=row.share,
-            rows_in_batch=row.neighbours / row.steps,
+            rows_in_batch=row.rows_in_steps / row.steps,
             started_at_ms=row.began_at_ms,
             finished_at_ms=row.began_at_ms + round(generating * 1000),
         )
@@ -235,14 +239,14 @@ class GenerateSession:
     def _memory(self) -> int:
         return torch.cuda.memory_allocated(self._loaded.model.device) if self.info.device.startswith("cuda") else 0
 
-    def _auto_slots(self, room: Room) -> int:
+    def _auto_slots(self, memory: MemoryBudget) -> int:
         place = self._loaded.model.device
-        if place.type != "cuda" and room.size_limit is None:
+        if place.type != "cuda" and memory.size_limit is None:
             return _CPU_SLOTS
-        device = room.at(place)
+        device = memory.at(place)
         element = 4 if self._loaded.placement.dtype == "float32" else 2
         most = _MOST_SLOTS if place.type == "cuda" else _CPU_SLOTS
-        budget = room.size_limit if device.name == "cpu" and room.size_limit else room.free(device)
+        budget = memory.size_limit if device.name == "cpu" and memory.size_limit else memory.free(device)
         return rows_that_fit(row_bytes(self._loaded.config, self._max_seq_length, element, windowed=True), budget, most)
 
 
@@ -265,7 +269,7 @@ def _next(batch: Batch, timeout: float) -> RowState | None:
 
 
 def _failed(row: RowState, error: str) -> Completion:
-    """Return the completion of a row that came to nothing. Its times are those of its last attempt, if it had one."""
+    """Return the completion of a failed row. Its times are those of its last attempt, if it had one."""
     started = bool(row.began_at)
     now, now_ms = time.monotonic(), int(time.time() * 1000)
     return Completion(
@@ -279,7 +283,7 @@ def _failed(row: RowState, error: str) -> Completion:
         seconds_to_first_token=None,
         seconds_generating=(row.ended_at or now) - row.began_at if started else 0.0,
         seconds_share=row.share,
-        rows_in_batch=row.neighbours / row.steps if row.steps else 1.0 if started else 0.0,
+        rows_in_batch=row.rows_in_steps / row.steps if row.steps else 1.0 if started else 0.0,
         started_at_ms=row.began_at_ms if started else now_ms,
         finished_at_ms=now_ms,
     )

@@ -1,8 +1,8 @@
-"""The engine of many: Ray's actors, one a graphics card, each with one of the other engines in it.
+"""The Ray engine: one actor per GPU, each running one of the other engines.
 
-Ray starts them, on as many hosts as there are, and replaces those that are lost. Here is who gets which row
-(`row_assignment`), what is said between driver and workers (`worker_messages`, `worker`), and the one stream that comes
-of it (`session`). Heavy imports happen when the pool is opened.
+Ray starts the actors on as many hosts as there are and replaces those that are lost. `row_assignment` decides which
+worker gets which row, `worker_messages` and `worker` are the exchange between driver and workers, and `session` is the
+stream. Heavy imports happen when the pool is opened.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 
 class RayEngine:
-    """Generates with a pool of workers. What they hold decides the texts, and so the identity and the encoder."""
+    """Generates with a pool of workers. Their engine decides the texts, and so the identity and the encoder."""
 
     def __init__(self, job: Job, say: Say, create: Create) -> None:
-        """`create` makes the workers' engine of a job, here and in each of them; `job.ray.worker` is settled."""
+        """`create` makes the workers' engine from a job, here and in each of them; `job.ray.worker` is resolved."""
         self._job = job.with_values({"engine.kind": job.ray.worker})
         self._say, self._create = say, create
         self._inner = create(self._job, say)
 
     def identity(self) -> Identity:
-        """Say which weights the workers would load. Raises ModelUnavailable where they cannot be found."""
+        """Return which weights the workers would load. Raises ModelUnavailable if they cannot be found."""
         return self._inner.identity()
 
     def encoder(self) -> Encoder:
-        """Return the workers' encoder. Raises ModelUnavailable where the tokenizer cannot be loaded."""
+        """Return the workers' encoder. Raises ModelUnavailable if the tokenizer cannot be loaded."""
         return self._inner.encoder()
 
     @contextmanager
     def open(self) -> Iterator[RaySession]:
-        """Start the workers and wait until each is open. Raises ModelUnavailable where one cannot be."""
+        """Start the workers and wait until each is open. Raises ModelUnavailable if one cannot be opened."""
         from gxr_batch.engines.ray.open_pool import open_session
 
-        # Every worker loads what this host found, also where the hub has something newer by then.
+        # Every worker loads what this host found, even if the hub has a newer version by then.
         with open_session(self._job.with_values(self.identity().pins), self._create, self._say) as session:
             yield session

@@ -1,9 +1,9 @@
-"""Ray itself: started on this machine for one run and gone with it, or a cluster that is there already.
+"""Ray itself: started on this machine for one run and ended with it, or an existing cluster.
 
-Ray is told to be quiet: no usage statistics, no dashboard, nothing of its workers on this terminal. What it prints of
-a lost worker would stand in the middle of our output.
+Ray is silenced: no usage statistics, no dashboard, no worker output on this terminal. What it prints about a lost
+worker would appear in the middle of our output.
 
-How many workers there are, and what each asks of the cluster, is worked out here as well, without Ray.
+The number of workers and the resources that each requests are computed here as well, without Ray.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from gxr_batch.errors import ModelUnavailable
 from gxr_batch.extras import missing_extra
 from gxr_batch.job import RaySection
 
-# Prompts and texts are small and travel inside the calls: the smallest store that Ray takes is more than enough.
+# Prompts and texts are small and travel inside the calls: the smallest object store that Ray accepts is enough.
 _OBJECT_STORE_BYTES = 80 * 2**20
-_LONGEST_FOLDER = 40  # sockets lie in it, and the system allows 107 bytes for the path of one
+_LONGEST_FOLDER = 40  # sockets are created in it, and a socket path is limited to 107 bytes
 _JANITOR_SECONDS = 10.0
 _CONNECT_SECONDS = 10.0
 _OWN_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray's own would let every other process of the machine go first
-    # Ray kills a worker once the machine's memory is nearly full, whoever filled it; the engines mind their own.
+    "RAY_worker_niceness": "0",  # Ray's default would give every other process priority
+    # Ray kills a worker once the machine's memory is nearly full, whatever filled it; the engines limit themselves.
     "RAY_memory_monitor_refresh_ms": "0",
 }
 
 
 def load_ray() -> Any:
-    """Import Ray. Raises ModelUnavailable where it is not installed."""
+    """Import Ray. Raises ModelUnavailable if it is not installed."""
     try:
         import ray
     except ImportError:
@@ -50,9 +50,9 @@ def load_ray() -> Any:
 
 @contextmanager
 def connected(settings: RaySection, *, on_gpu: bool) -> Iterator[Placing]:
-    """Have a Ray for the block, and say how to place the workers in it.
+    """Connect to Ray for the block, and return how to place the workers in it.
 
-    A process that is connected to Ray already stays so. Raises ModelUnavailable.
+    A process that is already connected to Ray stays connected. Raises ModelUnavailable.
     """
     ray = load_ray()
     if ray.is_initialized():
@@ -72,21 +72,21 @@ def _nodes(ray: Any) -> list[Node]:
 
 @contextmanager
 def _existing(ray: Any, address: str) -> Iterator[None]:
-    # Without a log level Ray tells of every try to connect, and then raises as well.
+    # Without a log level Ray logs every attempt to connect, and then raises as well.
     with _settings({"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}), _signals_kept():
         _quiet(ray)
         try:
             if address != "auto":
                 host, _, port = address.rpartition(":")
-                # Ray itself would go on trying for minutes.
+                # Otherwise Ray would keep trying for minutes.
                 socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-        except Exception as error:  # Ray raises bare ones too, where something does not come up in time
+        except Exception as error:  # Ray also raises bare ones if something does not come up in time
             raise ModelUnavailable(
-                f"There is no Ray cluster to connect to ({type(error).__name__}).",
+                f"Cannot connect to a Ray cluster ({type(error).__name__}).",
                 where=f"ray.address = {address}",
                 next_step="start one (docs/cluster.md), with the Ray and Python versions of this environment and its "
-                "token (RAY_AUTH_TOKEN), or leave ray.address out",
+                "token (RAY_AUTH_TOKEN), or remove ray.address",
             ) from None
     try:
         yield
@@ -117,19 +117,19 @@ def _local(ray: Any, settings: RaySection, *, on_gpu: bool) -> Iterator[None]:
                 raise ModelUnavailable(
                     f"Ray could not be started ({type(error).__name__}).",
                     where=folder,
-                    next_step="free memory and room in /tmp and /dev/shm, then run the same command again",
+                    next_step="free memory and disk space in /tmp and /dev/shm, then run the same command again",
                 ) from None
         yield
     finally:
         ray.shutdown()
         assert janitor.stdin is not None
         janitor.stdin.close()
-        with suppress(Exception):  # it goes on by itself
+        with suppress(Exception):  # the janitor ends by itself
             janitor.wait(_JANITOR_SECONDS)
 
 
 def _cpus(settings: RaySection) -> int:
-    """Return the processors that Ray shall count here: those of the machine, or as many as the job asks for."""
+    """Return the number of CPUs that Ray counts here: those of the machine, or as many as the job asks for."""
     own = len(os.sched_getaffinity(0))
     workers = 1 if settings.workers == "auto" else settings.workers
     return max(own, workers * (1 if settings.cpus_per_worker == "auto" else settings.cpus_per_worker))
@@ -142,18 +142,18 @@ def _folder() -> str:
 
 @cache
 def _token() -> str:
-    """Return what this process's Rays ask of everybody who connects; Ray reads it once, and would else write a file."""
+    """Return the token that our Ray requires of clients; Ray reads it once, and would otherwise write a file."""
     return secrets.token_hex(32)
 
 
 def _quiet(ray: ModuleType | Any) -> None:
-    # What Ray's own debugger does while it has the terminal; there is no setting for it.
+    # This is what Ray's debugger does while it has the terminal; there is no setting for it.
     ray._private.worker._worker_logs_enabled = False
 
 
 @contextmanager
 def _settings(values: Mapping[str, str]) -> Iterator[None]:
-    """Have these environment variables in the block, but for those that the user has set."""
+    """Set these environment variables for the block, except those that the user has set."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update({name: value for name, value in values.items() if not before[name]})
     try:
@@ -168,7 +168,7 @@ def _settings(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Put our handlers back: Ray takes SIGTERM for itself."""
+    """Restore our handlers: Ray installs its own for SIGTERM."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -180,15 +180,15 @@ def _signals_kept() -> Iterator[None]:
 
 
 class Node(NamedTuple):
-    """What a host of the cluster offers."""
+    """The resources of one host of the cluster."""
 
     cpus: int
     gpus: int
 
 
 class Placing(NamedTuple):
-    """So many workers, each with so many processors and graphics cards. A worker with a card asks for no processor
-    unless the job says so: Ray's count of them must not keep a card idle."""
+    """The number of workers, and the CPUs and GPUs that each requests. A worker with a GPU requests no CPU
+    unless the job names a number: Ray's CPU count must not leave a GPU idle."""
 
     workers: int
     cpus: int
@@ -196,11 +196,11 @@ class Placing(NamedTuple):
 
 
 def place(settings: RaySection, nodes: Sequence[Node], *, on_gpu: bool) -> Placing:
-    """Return the job's wish, its automatic values taken from the hosts: a worker for each card, else for each host."""
+    """Return the job's placement, with automatic values from the hosts: a worker per GPU, else one per host."""
     asked = None if settings.cpus_per_worker == "auto" else settings.cpus_per_worker
-    cards = sum(node.gpus for node in nodes) if on_gpu else 0
-    if cards:
-        return Placing(cards if settings.workers == "auto" else settings.workers, asked or 0, 1)
+    gpus = sum(node.gpus for node in nodes) if on_gpu else 0
+    if gpus:
+        return Placing(gpus if settings.workers == "auto" else settings.workers, asked or 0, 1)
     hosts = [node.cpus for node in nodes if node.cpus] or [1]
     if settings.workers == "auto":
         cpus = asked or min(hosts)

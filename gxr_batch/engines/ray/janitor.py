@@ -1,8 +1,8 @@
-"""Cleans up behind a Ray that was started for one run, however that run ended.
+"""Cleans up after a Ray that was started for one run, however that run ended.
 
-A small process of its own, started beside Ray: it waits for its input to end, which the system sees to when the driver
-is gone, by SIGKILL too. Then it ends what is left of the run's Ray processes (Ray's agents would stay for a minute) and
-removes their folder. It knows them by their log files in that folder: names and environments of Ray's are rewritten.
+A small process, started alongside Ray. It waits for its stdin to close, which the system does when the driver ends,
+even by SIGKILL. Then it ends what is left of the run's Ray processes (Ray's agents would stay for a minute) and removes
+their folder. It finds them by their log files in that folder, since Ray rewrites names and environments.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _PATIENCE_SECONDS = 5.0
 
 
 def hire(folder: str) -> subprocess.Popen[bytes]:
-    """Start a janitor of the folder. It survives what ends the driver's process group, and goes once it is done."""
-    # As a script, so that it need not import the package: it stays for as long as the run.
+    """Start a janitor for the folder. It survives what ends the driver's process group, and exits once it is done."""
+    # As a script, so that it need not import the package: it runs as long as the run.
     command = [sys.executable, "-I", __file__, folder]
     nowhere = subprocess.DEVNULL
     return subprocess.Popen(
@@ -30,7 +30,7 @@ def hire(folder: str) -> subprocess.Popen[bytes]:
 
 
 def clean(folder: str, driver: int) -> None:
-    """End every process but the driver that writes to a file of the folder, and remove the folder."""
+    """End every process except the driver that writes to a file in the folder, and remove the folder."""
     until = time.monotonic() + _PATIENCE_SECONDS
     while left := [process for process in psutil.process_iter() if process.pid != driver and _at_home(process, folder)]:
         for process in left:
@@ -50,6 +50,6 @@ def _at_home(process: psutil.Process, folder: str) -> bool:
 
 
 if __name__ == "__main__":
-    parent = os.getppid()  # if it lives at the end, it has more to do than Ray
+    parent = os.getppid()  # a driver that is alive at the end has more to do than Ray
     sys.stdin.buffer.read()
     clean(sys.argv[1], parent)

@@ -1,4 +1,4 @@
-"""Opens a pool: places the workers, waits until each has its model, and adds up what they say."""
+"""Opens a pool: places the workers, waits until each has loaded its model, and combines what they report."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _ON_CARDS = ("transformers", "generate", "vllm")
 
 @contextmanager
 def open_session(job: Job, create: Create, say: Say) -> Iterator[RaySession]:
-    """Have the workers of a job for the block; `job.engine.kind` is what each of them holds.
+    """Open a job's workers for the block; `job.engine.kind` is the engine in each of them.
 
-    Raises ModelUnavailable where there is no Ray, no room for the workers, or a worker cannot open its engine.
+    Raises ModelUnavailable if Ray is missing, the workers do not fit the cluster, or a worker cannot open its engine.
     """
     began = time.monotonic()
     on_gpu = job.engine.kind in _ON_CARDS and job.model.device_map != "cpu"
@@ -54,9 +54,9 @@ def open_session(job: Job, create: Create, say: Say) -> Iterator[RaySession]:
 
 def _wait(pool: Pool, placing: Placing, patience: float, say: Say) -> None:
     """Wait until every worker is open. Raises ModelUnavailable, or what a worker's engine raised."""
-    began, told, said = time.monotonic(), False, set[str]()
+    began, warned, said = time.monotonic(), False, set[str]()
     while any(member.info is None for member in pool.members):
-        # Those that are open are left alone: they would answer at once, again and again, in the time of the others.
+        # Workers that are open are not called again: they would answer at once, over and over, while others load.
         for member in pool.idle:
             if member.info is None:
                 pool.call(member, Order(0, patience=_CALL_SECONDS, greet=True))
@@ -64,39 +64,39 @@ def _wait(pool: Pool, placing: Placing, patience: float, say: Say) -> None:
         if came is not None:
             member, report = came
             if isinstance(report, Lost):
-                _heed_loss(member.name, report)
+                _check_loss(member.name, report)
                 continue
             for sentence in report.said:
                 if sentence not in said:
                     said.add(sentence)
                     say(sentence)
-            _heed(report, member.name)
+            _check(report, member.name)
             member.info = report.info or member.info
             member.hand.slots = member.info.slots if member.info else 0
         waited = time.monotonic() - began
-        homeless = sum(not member.host for member in pool.members)
-        if homeless and waited >= patience:
+        unplaced = sum(not member.host for member in pool.members)
+        if unplaced and waited >= patience:
             raise ModelUnavailable(
-                f"{homeless} of {placing.workers} workers found no room in the cluster within {waited:,.0f} s; each "
-                f"asks for {placing.gpus} GPUs and {placing.cpus} CPUs.",
+                f"{unplaced} of {placing.workers} workers did not fit the cluster within {waited:,.0f} s; each "
+                f"requests {placing.gpus} GPUs and {placing.cpus} CPUs.",
                 where="ray.workers, ray.cpus_per_worker",
-                next_step="lower one of them, or add hosts; ray.give_up_after is how long to wait",
+                next_step="lower one of them, or add hosts; ray.give_up_after sets how long to wait",
             )
-        if homeless and waited >= patience / 10 and not told:
-            told = True
-            say(f"{homeless} of {placing.workers} workers have not started yet; the cluster may have no room for them.")
+        if unplaced and waited >= patience / 10 and not warned:
+            warned = True
+            say(f"{unplaced} of {placing.workers} workers have not started yet; they may not fit the cluster.")
 
 
-def _heed(report: Report, name: str) -> None:
+def _check(report: Report, name: str) -> None:
     if report.failure is not None:
         raise report.failure.error(name)
 
 
-def _heed_loss(name: str, lost: Lost) -> None:
+def _check_loss(name: str, lost: Lost) -> None:
     if lost.final:
         raise ModelUnavailable(
-            f"{name.capitalize()} ended again and again before its engine was open.",
+            f"{name.capitalize()} ended repeatedly before its engine was open.",
             where="ray.max_restarts",
-            next_step="see that every host has this version of gxr-batch, memory for the model, and room on its disk; "
-            "`ray logs` on the cluster says more",
+            next_step="check that every host has this version of gxr-batch, memory for the model, and disk space; "
+            "`ray logs` on the cluster shows more",
         )

@@ -1,9 +1,9 @@
-"""The driver's side of the workers: starts them through Ray, has one call in flight to each, and sees when one is lost.
+"""The driver's side of the workers: starts them through Ray, keeps one call in flight to each, and detects lost ones.
 
-Ray restarts a lost worker by itself, on another host if need be, as often as the job allows. The pool also looks itself
-whether the cluster's head can be reached: Ray waits a minute for a head that is gone and then ends the process that
-waits, in the middle of its work and with the exit code of a bug. What the pool reports of itself is the sum of its
-workers, which have to hold the same model.
+Ray restarts a lost worker by itself, if necessary on another host, as often as the job allows. The pool also checks
+whether the cluster's head is reachable: Ray waits a minute for a lost head and then ends the waiting process, in the
+middle of its work and with the exit code of a bug. The pool reports the sum of its workers, which must hold the same
+model.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from gxr_batch.engines.ray.worker_clocks import Offset
 from gxr_batch.engines.ray.worker_messages import Order, Report
 from gxr_batch.errors import EngineFailed, ModelUnavailable
 
-_SILENT_SECONDS = 10.0  # calls come back within half a second from a worker that lives
-# The calls of one worker that run beside each other: an exchange that waits, and one that ends it.
+_SILENT_SECONDS = 10.0  # a live worker returns calls within half a second
+# Concurrent calls to one worker: an exchange that waits, and one that ends it.
 _CALLS_AT_ONCE = 4
 _NOTHING = Pulse(0, 0)
 
 
 class Lost(NamedTuple):
-    """A worker does not answer: gone, with its rows, where it was `open`; `final` where Ray does not start it again.
+    """A worker does not answer. It is gone with its rows if it was `open`; `final` if Ray does not start it again.
 
-    Until a gone one is back, further calls may say the same.
+    Until a lost worker is back, further calls may return the same.
     """
 
     open: bool
@@ -39,7 +39,7 @@ class Lost(NamedTuple):
 
 @dataclass(eq=False)
 class Member:
-    """A worker as the driver knows it. `past` counts what the engines of its earlier lives did."""
+    """A worker as the driver knows it. `past` counts the work of its earlier processes' engines."""
 
     number: int
     actor: Any
@@ -48,33 +48,33 @@ class Member:
     info: EngineInfo | None = None
     host: str = ""
     life: str = ""
-    ended_life: str = ""  # a process that was told to end may answer once more
+    ended_life: str = ""  # a process that was asked to end may still answer
     pulse: Pulse = _NOTHING
     past: Pulse = _NOTHING
     heard_at: float = float("-inf")
-    called_at: float = 0.0  # like `heard_at` by the monotonic clock
-    engine_quiet: float = 0.0  # seconds without a sign of life of its engine, when it was heard
+    called_at: float = 0.0  # like `heard_at`, on the monotonic clock
+    engine_quiet: float = 0.0  # seconds without a heartbeat of its engine, when last heard
     sent_at: float = 0.0
 
     @property
     def name(self) -> str:
-        """How it is called in messages."""
+        """The worker's name in messages."""
         return f"worker {self.number}" + (f" on {self.host}" if self.host else "")
 
     @property
     def alive(self) -> bool:
-        """True where its engine is open and it answered lately."""
+        """True if its engine is open and it answered recently."""
         return self.info is not None and time.monotonic() - self.heard_at < _SILENT_SECONDS
 
     def forget(self) -> None:
-        """Take in that its process is gone."""
+        """Record that its process is gone."""
         self.info, self.hand.slots, self.engine_quiet = None, 0, 0.0
         self.past, self.pulse = _added(self.past, self.pulse), _NOTHING
-        self.clock = Offset()  # the next life may be on another host
+        self.clock = Offset()  # the next process may be on another host
 
 
 class Pool:
-    """The members, and the calls that they have in flight."""
+    """The members, and their calls in flight."""
 
     def __init__(self, ray: Any, actors: Sequence[Any], head: Head) -> None:
         self._ray, self._head = ray, head
@@ -90,12 +90,12 @@ class Pool:
         return [member for member in self.members if member.number not in busy]
 
     def call(self, member: Member, order: Order) -> None:
-        """Send an order; its report comes out of `next`."""
+        """Send an order; `next` returns its report."""
         member.sent_at, member.called_at = time.time(), time.monotonic()
         self._calls[member.actor.exchange.remote(order)] = member
 
     def next(self, seconds: float) -> tuple[Member, Report | Lost] | None:
-        """Return the next report, or that a member is lost; None where nothing came in time. Raises EngineFailed."""
+        """Return the next report or lost member; None if nothing came in time. Raises EngineFailed."""
         exceptions = self._ray.exceptions
         if self._head.gone:
             raise _disconnected("its head cannot be reached")
@@ -110,7 +110,7 @@ class Pool:
             return self._gone(member, final=True)
         except exceptions.ActorUnavailableError:
             return self._gone(member, final=False)
-        except exceptions.RayTaskError:  # no method raises; but there is none where a host has no gxr-batch
+        except exceptions.RayTaskError:  # no method raises, but there is none if a host lacks gxr-batch
             self._ray.kill(member.actor, no_restart=False)
             return self._gone(member, final=False)
         except (exceptions.RayError, ConnectionError) as error:
@@ -132,10 +132,10 @@ class Pool:
         return member, lost
 
     def hung(self, seconds: float) -> list[Member]:
-        """Return the members that have had rows for so long without a sign of life.
+        """Return the members that have held rows this long without a heartbeat.
 
-        The engine has none to show, as a report says, or the process does not report. What counts is time in which the
-        worker had the word, not the driver, which may have been busy itself.
+        Either the engine has shown none, as a report states, or the process does not report. Only time in which it was
+        the worker's turn counts: the driver may have been busy itself.
         """
         late = time.monotonic() - seconds
         overdue = {call: called for call, called in self._calls.items() if called.called_at <= late}
@@ -146,20 +146,20 @@ class Pool:
         return [member for member in (*silent, *overdue.values()) if member.hand.flight]
 
     def restart(self, member: Member) -> None:
-        """End a member whose engine failed or hangs, so that Ray starts it again if it may."""
+        """End a member whose engine failed or hangs, so that Ray restarts it if allowed."""
         self.lost += 1
         member.ended_life = member.life
         member.forget()
         self._ray.kill(member.actor, no_restart=False)
 
     def give_up(self, member: Member) -> None:
-        """End a member for good."""
+        """End a member permanently."""
         self.members.remove(member)
         member.forget()
         self._ray.kill(member.actor)
 
     def drop(self, errand: int) -> None:
-        """Tell every member to let go of the work of lower errands."""
+        """Have every member drop the work of lower errands."""
         for member in self.members:
             member.actor.drop.remote(errand)
 
@@ -169,7 +169,7 @@ class Pool:
             self._ray.kill(member.actor)
 
     def pulse(self, rows_in_flight: int, again: int) -> Pulse:
-        """Return the sum of what the members' engines said; `again` rows were given to another worker."""
+        """Return the sum of the members' pulses; `again` rows were given to another worker."""
         total = _NOTHING
         for member in self._all:
             total = _added(total, _added(member.past, member.pulse))
@@ -191,9 +191,9 @@ def start(ray: Any, count: int, make: Any, arguments: tuple[Any, ...], **options
 
 def _disconnected(why: str) -> EngineFailed:
     return EngineFailed(
-        f"The connection to Ray is gone ({why}).",
+        f"The connection to Ray was lost ({why}).",
         where='engine.kind = "ray"',
-        next_step="look after the cluster, then run the same command again",
+        next_step="check the cluster, then run the same command again",
     )
 
 
@@ -218,7 +218,7 @@ class Head:
 
     @property
     def gone(self) -> bool:
-        """True where it could not be reached for half a minute. Looks every five seconds, for half a second at most."""
+        """True if it was unreachable for half a minute. Checks every five seconds, for at most half a second."""
         now = time.monotonic()
         if now - self._looked_at >= _EVERY_SECONDS:
             self._looked_at = now
@@ -233,12 +233,12 @@ class Head:
         return True
 
 
-# Clocks that differ by more are worth a sentence: whoever compares logs of several hosts is misled.
+# A larger difference between clocks gets a notice, since it misleads when comparing logs of several hosts.
 _NOTABLE_SECONDS = 1.0
 
 
 def joined(members: Sequence[Member], load_seconds: float, versions: dict[str, str]) -> EngineInfo:
-    """Return the pool's own info. Raises ModelUnavailable where two workers would write different texts."""
+    """Return the pool's info. Raises ModelUnavailable if two workers would write different texts."""
     first, *others = members
     for other in others:
         check_alike(first, other)
@@ -260,7 +260,7 @@ def joined(members: Sequence[Member], load_seconds: float, versions: dict[str, s
 
 
 def check_alike(first: Member, other: Member) -> None:
-    """Raise ModelUnavailable, naming what differs, where two workers do not hold the same model."""
+    """Raise ModelUnavailable, naming the difference, unless two workers hold the same model."""
     one, two = _info(first), _info(other)
     pairs = {
         "weights": (one.identity.weights_sha256, two.identity.weights_sha256),
@@ -278,7 +278,7 @@ def check_alike(first: Member, other: Member) -> None:
 
 
 def _info(member: Member) -> EngineInfo:
-    assert member.info is not None, "only an open worker is asked"
+    assert member.info is not None, "the worker must be open"
     return member.info
 
 
@@ -300,7 +300,7 @@ def _of_forwards(infos: Iterable[EngineInfo]) -> list[str]:
     forwards = sorted({info.versions.get("forward", "") for info in infos})
     if len(forwards) == 1:
         return []
-    return [f"Workers compute by different code ({', '.join(forwards)}), so a row's words depend on who gets it."]
+    return [f"Workers use different code ({', '.join(forwards)}), so a row's text depends on its worker."]
 
 
 def _of_clocks(members: Sequence[Member]) -> list[str]:
@@ -310,6 +310,6 @@ def _of_clocks(members: Sequence[Member]) -> list[str]:
         if member.clock.known and abs(ahead) >= _NOTABLE_SECONDS:
             said[member.host] = (
                 f"The clock of {member.host} is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}; its times are "
-                "converted to this machine's."
+                "converted to this machine's clock."
             )
     return list(said.values())

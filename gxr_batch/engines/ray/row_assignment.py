@@ -1,8 +1,8 @@
-"""Who gets which prompt, and what becomes of the rows of a worker that is lost. No Ray here.
+"""Decides which worker gets which prompt, and what becomes of the rows of a lost worker. Does not use Ray.
 
-Prompts are pulled from the job only for a worker that has room, at first a small unit at a time, so that the first one
-does not empty a short table. Rows of a lost worker run last, each
-alone on a worker; one that loses its worker again is failed (`engines.suspects`).
+Prompts are pulled from the job only for a worker with free slots, at first a small unit at a time, so that the first
+worker does not empty a short table. Rows of a lost worker run last, each alone on a worker; one whose worker is lost
+again fails (`engines.suspects`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from gxr_batch.engines.ray.worker_clocks import Meter
 from gxr_batch.engines.suspects import Suspects
 from gxr_batch.records import Completion, Key, Prompt
 
-# A worker of 64 slots is filled in so many units, so that others get theirs in between; once it was full, it gets all
-# that it has room for, since calls are what the driver's time goes into.
+# A worker of 64 slots is filled in this many units, so that others get theirs in between; after that it gets as many
+# prompts as it has free slots, since calls take most of the driver's time.
 _UNITS_TO_FILL = 8
 
 
 @dataclass
 class Taken:
-    """A prompt that was pulled and is not answered: when it was pulled, and when a worker got it."""
+    """A prompt that was pulled and is unanswered: when it was pulled, and when a worker got it."""
 
     prompt: Prompt
     taken_at: float
@@ -32,9 +32,9 @@ class Taken:
 
 @dataclass
 class Hand:
-    """What the driver knows of a worker's rows: its slots (0 = not open), those that it holds, or one alone.
+    """What the driver knows of a worker's rows: its slots (0 = not open), the rows it holds, or one that runs alone.
 
-    `dealt_at` is when it last got any (time.monotonic seconds); `filled` once it had as many as it has slots.
+    `dealt_at` is when it last got any (time.monotonic seconds); `filled` is True once its slots have all been in use.
     """
 
     slots: int = 0
@@ -46,7 +46,7 @@ class Hand:
 
 
 class Dealer:
-    """Deals the prompts of one stream to the hands of the workers."""
+    """Deals the prompts of one stream to the workers' hands."""
 
     def __init__(self, prompts: Iterator[Prompt], stop: StopRequest, hands: list[Hand]) -> None:
         self._prompts, self._stop, self._hands = prompts, stop, hands
@@ -58,12 +58,12 @@ class Dealer:
 
     @property
     def last(self) -> bool:
-        """True where no worker gets any more, but for rows of a lost one."""
+        """True if workers get no more prompts, except rows of a lost one."""
         return self._first is None and (self._exhausted or not self._stop.admitting)
 
     @property
     def over(self) -> bool:
-        """True where nothing is in flight and nothing more may be dealt."""
+        """True if nothing is in flight and nothing more may be dealt."""
         return self.last and not self.in_flight and not (self._alone and self._stop.admitting)
 
     @property
@@ -72,11 +72,11 @@ class Dealer:
         return sum(len(hand.flight) for hand in self._hands)
 
     def wants_more(self, hand: Hand) -> bool:
-        """Return whether this worker has room for what there is."""
+        """Return whether this worker has free slots and there is something to deal."""
         return not self.last and not hand.alone and len(hand.flight) < hand.slots
 
     def deal(self, hand: Hand) -> tuple[Prompt, ...]:
-        """Return the next unit for a worker, empty where it has no room or there is nothing."""
+        """Return the next unit for a worker, empty if it has no free slot or there is nothing to deal."""
         dealt: list[Taken] = []
         unit = hand.slots if hand.filled else max(1, hand.slots // _UNITS_TO_FILL)
         while len(dealt) < unit and self.wants_more(hand):
@@ -89,11 +89,11 @@ class Dealer:
             dealt.append(self._hand_over(hand, self._alone.popleft()))
         hand.filled = hand.filled or len(hand.flight) >= hand.slots
         self._count_busy()
-        # A function that shows text to a person stays here.
-        return tuple(taken.prompt._replace(on_text=None) for taken in dealt)
+        # The function that shows text stays in this process.
+        return tuple(entry.prompt._replace(on_text=None) for entry in dealt)
 
     def settle(self, hand: Hand, completion: Completion) -> Completion | None:
-        """Return what a worker made of a row, with its times in the pool; None where the row is no longer its own."""
+        """Return a worker's completion, with its times in the pool; None if the row is no longer that worker's."""
         taken = hand.flight.pop(completion.key, None)
         if taken is None:
             return None
@@ -109,14 +109,14 @@ class Dealer:
         )
 
     def lose(self, hand: Hand) -> list[Taken]:
-        """Take back the rows of a lost worker; return those over which workers were lost too often."""
+        """Take back the rows of a lost worker; return those that were lost with their worker too often."""
         condemned = []
         self._suspects.died(hand.flight)
-        for taken in hand.flight.values():
-            if self._suspects.is_condemned(taken.prompt.key):
-                condemned.append(taken)
+        for entry in list(hand.flight.values()):
+            if self._suspects.is_condemned(entry.prompt.key):
+                condemned.append(entry)
             else:
-                self._alone.append(taken)
+                self._alone.append(entry)
                 self.again += 1
         hand.flight.clear()
         hand.slots, hand.alone, hand.filled = 0, False, False

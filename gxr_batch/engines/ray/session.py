@@ -1,4 +1,4 @@
-"""The pool's stream, one sentence: a report comes in, its rows go out, and its worker gets the next order."""
+"""The pool's stream: a report arrives, its rows are yielded, and its worker gets the next order."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gxr_batch.records import Completion, Prompt
 _PULSE_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
 _CALL_SECONDS = 0.5
-# After these another process, perhaps on another host, may do better.
+# After one of these errors another process, perhaps on another host, may succeed.
 _MAY_PASS = (EngineFailed, OutOfRoom)
 
 
 class Patience(NamedTuple):
-    """How long to wait for any worker that lives, and for a sign of life from one that has rows (seconds)."""
+    """How long to wait for any live worker, and for a heartbeat from one that has rows (seconds)."""
 
     give_up_seconds: float
     hung_seconds: float
@@ -37,13 +37,13 @@ class RaySession:
         self._errand = 0
         self._again = 0
         self._told: set[str] = set()
-        self._error: GxrError | None = None  # what the last worker that failed said
+        self._error: GxrError | None = None  # from the last worker that failed
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt.
 
-        `on_text` of a prompt gets the whole answer at its end. Raises EngineFailed where no worker is left, or none
-        lives for too long, and what a worker's engine raised.
+        `on_text` of a prompt gets the whole answer at its end. Raises EngineFailed if no worker is left, or none is
+        alive for too long, and what a worker's engine raised.
         """
         self._errand += 1
         dealer = Dealer(prompts, stop, [member.hand for member in self._pool.members])
@@ -67,7 +67,7 @@ class RaySession:
                     pulsed = now
                     yield self._pulse(dealer)
             if pulsed != began:
-                yield self._pulse(dealer)  # the rows of each worker at the end
+                yield self._pulse(dealer)  # the final row counts of each worker
         finally:
             self._again += dealer.again
             dealer.close()
@@ -80,12 +80,12 @@ class RaySession:
         if member.info is None:
             return Order(self._errand, patience=_CALL_SECONDS, greet=True)
         unit = dealer.deal(member.hand)
-        # A worker that has room still comes back at once for its next unit, after the others got theirs.
+        # A worker with free slots still comes back at once for its next unit, after the others got theirs.
         patience = 0.0 if dealer.wants_more(member.hand) else _CALL_SECONDS
         return Order(self._errand, unit, dealer.last, patience)
 
     def _take(self, member: Member, came: Report | Lost, dealer: Dealer, stop: StopRequest) -> Iterator[Completion]:
-        """Book what came from a member: rows, sentences, a failure, or that it is lost."""
+        """Record what came from a member: rows, sentences, a failure, or its loss."""
         if isinstance(came, Lost):
             yield from map(_crashed, dealer.lose(member.hand))
             if stop.admitting:
@@ -105,32 +105,32 @@ class RaySession:
             self._opened(member, came.info)
 
     def tell(self, sentence: str) -> None:
-        """Say a worker's sentence, once: they tend to say the same."""
+        """Report a worker's sentence once: workers tend to report the same."""
         if sentence not in self._told:
             self._told.add(sentence)
             self._say(sentence)
 
     def _tell(self, member: Member, lost: Lost) -> None:
-        if lost.final:  # also the last of several tries to open it
-            self._say(f"{member.name.capitalize()} was lost too often, and is not replaced any more.")
+        if lost.final:  # also the last of several attempts to open it
+            self._say(f"{member.name.capitalize()} was lost too often and is not replaced.")
         elif lost.open:
-            self._say(f"{member.name.capitalize()} was lost; it is replaced, and its rows run again at the end.")
+            self._say(f"{member.name.capitalize()} was lost; it will be replaced, and its rows run again at the end.")
 
     def _failed(self, member: Member, error: GxrError) -> None:
-        """Have a worker replaced whose engine failed. Raises what is no matter of this one process."""
+        """Have a worker replaced whose engine failed. Raises errors that are not specific to this process."""
         self._error = error
         opened = member.info is not None
         if isinstance(error, ApiOutage) or not isinstance(error, (*_MAY_PASS, ModelUnavailable)):
             raise error
         if opened and isinstance(error, _MAY_PASS):
             self._pool.restart(member)
-            self._say(f"{error.what} {member.name.capitalize()} is replaced, and its rows run again at the end.")
+            self._say(f"{error.what} {member.name.capitalize()} will be replaced, and its rows run again at the end.")
         else:
             self._pool.give_up(member)
-            self._say(f"{error.what} {member.name.capitalize()} is given up.")
+            self._say(f"{error.what} {member.name.capitalize()} is not replaced.")
 
     def _opened(self, member: Member, info: EngineInfo) -> None:
-        """Let a replaced worker in, if it holds the same model as the others."""
+        """Admit a replaced worker, if it holds the same model as the others."""
         member.info = info
         others = [other for other in self._pool.members if other is not member and other.info is not None]
         try:
@@ -142,12 +142,12 @@ class RaySession:
             member.hand.slots = info.slots
 
     def _replace_hung(self, dealer: Dealer) -> Iterator[Completion]:
-        """Have workers replaced that hold rows and do nothing about them, in their engine or altogether."""
+        """Have workers replaced that hold rows without progress, in their engine or altogether."""
         for member in self._pool.hung(self._patience.hung_seconds):
             yield from map(_crashed, dealer.lose(member.hand))
             self._pool.restart(member)
             self._say(
-                f"{member.name.capitalize()} gave no sign of life for {self._patience.hung_seconds:,.0f} s; it is "
+                f"{member.name.capitalize()} did not respond for {self._patience.hung_seconds:,.0f} s; it will be "
                 "replaced, and its rows run again at the end."
             )
 
@@ -156,13 +156,13 @@ class RaySession:
             raise self._error or EngineFailed(
                 "Every worker was lost more often than ray.max_restarts allows.",
                 where="ray.max_restarts",
-                next_step="look after the hosts, then run the same command again",
+                next_step="check the hosts, then run the same command again",
             )
         if seconds >= self._patience.give_up_seconds:
             raise EngineFailed(
-                f"No worker lived for {seconds:,.0f} s.",
+                f"No worker was alive for {seconds:,.0f} s.",
                 where="ray.give_up_after",
-                next_step="look after the cluster, then run the same command again",
+                next_step="check the cluster, then run the same command again",
             )
 
 
@@ -174,6 +174,6 @@ def _by_our_clock(member: Member, completion: Completion) -> Completion:
 
 
 def _crashed(taken: Taken) -> Completion:
-    """Return the completion of a row over which its worker was lost again, when it had the worker for itself."""
+    """Return the completion of a row whose worker was lost again while the row ran alone."""
     now, length = int(time.time() * 1000), taken.prompt.encoded.length
     return Completion(taken.prompt.key, "", "error", CRASHED, length, 0, 0.0, None, 0.0, 0.0, 0.0, now, now)

@@ -1,7 +1,7 @@
-"""A worker: one engine in a process of its own, which Ray starts, watches and starts again.
+"""A worker: one engine in a separate process, which Ray starts, watches and restarts.
 
-The engine has a thread to itself and pulls prompts from a small queue there; Ray's calls come in beside it. No method
-raises, nothing is printed. Knows nothing of Ray.
+The engine has its own thread and pulls prompts from a small queue; Ray's calls arrive in another. No method raises, and
+nothing is printed. Does not use Ray.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from gxr_batch.records import Completion, Key, Prompt
 
 
 class Worker:
-    """Holds the engine that `create` makes of `job`, and does orders of rising errands."""
+    """Holds the engine that `create` makes from `job`, and follows orders of increasing errands."""
 
     def __init__(self, job: Job, create: Create, folder: str) -> None:
-        """`folder` is the driver's: paths of the job are relative to it, where this host has it too."""
+        """`folder` is the driver's: paths in the job are relative to it, if it exists on this host."""
         with suppress(OSError):
             os.chdir(folder)
         self._job, self._create = job, create
         self._life, self._host = secrets.token_hex(8), socket.gethostname()
         self._changed = threading.Condition()  # guards everything below
         self._errand, self._last, self._stop = -1, False, StopRequest()
-        self._waiting: deque[tuple[Prompt, float]] = deque()  # with the time when they came
+        self._waiting: deque[tuple[Prompt, float]] = deque()  # with their arrival times
         self._ended: list[Completion] = []
         self._said: list[str] = []
         self._pulse, self._stirred_at = Pulse(0, 0), time.monotonic()
-        self._asks = False  # the engine waits for the driver, and nothing is wrong with it
+        self._asks = False  # the engine waits for the driver, which is not a fault
         self._info: EngineInfo | None = None
         self._failure: Failure | None = None
         threading.Thread(target=self._live, name="gxr-batch-engine", daemon=True).start()
 
     def exchange(self, order: Order) -> Report:
-        """Take in an order and return what there is to tell, once there is something."""
+        """Process an order and return a report once there is news."""
         received_at = time.time()
         with self._changed:
             self._begin(order.errand)
@@ -54,7 +54,7 @@ class Worker:
             return self._report(order, received_at)
 
     def drop(self, errand: int) -> None:
-        """Let go of the work of all errands below this one."""
+        """Drop the work of all errands below this one."""
         with self._changed:
             self._begin(errand)
 
@@ -68,8 +68,8 @@ class Worker:
         self._changed.notify_all()
 
     def _has_news(self, order: Order) -> bool:
-        told = bool(self._ended or self._said or self._failure) or order.errand != self._errand
-        return told or (order.greet and self._info is not None)
+        news = bool(self._ended or self._said or self._failure) or order.errand != self._errand
+        return news or (order.greet and self._info is not None)
 
     def _report(self, order: Order, received_at: float) -> Report:
         current = order.errand == self._errand
@@ -93,7 +93,7 @@ class Worker:
         )
 
     def _live(self) -> None:
-        """Open the engine and work for good; whatever ends it is told in every report from then on."""
+        """Open the engine and work until the process ends; every report after an error names that error."""
         try:
             with self._create(self._job, self._say).open() as session:
                 with self._changed:
@@ -101,14 +101,14 @@ class Worker:
                     self._changed.notify_all()
                 while True:
                     self._work(session)
-        except BaseException as error:  # also what no engine should raise: this thread has nobody else to tell
+        except BaseException as error:  # even what no engine should raise: this thread has no other way to report it
             failure = Failure.of(error)
         with self._changed:
             self._failure = failure
             self._changed.notify_all()
 
     def _work(self, session: Session) -> None:
-        """Run one stream: from the first prompt that waits until there are no more."""
+        """Run one stream: from the first waiting prompt until there are no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting)
             errand, stop = self._errand, self._stop
@@ -124,7 +124,7 @@ class Worker:
                     self._changed.notify_all()
 
     def _prompts(self, errand: int, waited: dict[Key, float]) -> Iterator[Prompt]:
-        """Yield the errand's prompts as they come; wait for the driver where it has more and none is here yet."""
+        """Yield the errand's prompts as they arrive; wait for the driver while it has more."""
         while True:
             with self._changed:
                 self._asks = True

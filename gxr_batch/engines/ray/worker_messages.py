@@ -1,6 +1,6 @@
-"""What driver and workers say to each other: an order out, a report back. Plain values, none of them a Ray object.
+"""The messages between driver and workers: an order out, a report back. Plain values, no Ray objects.
 
-Failures travel as values too: an exception that rose in a worker would be printed by Ray, its message included.
+Failures are values too: Ray would print an exception raised in a worker, including its message.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from gxr_batch.records import Completion, Prompt
 
 
 class Order(NamedTuple):
-    """What a worker shall do. Its `errand` is the number of the stream that asks: work of lower ones is void.
+    """What a worker should do. `errand` is the number of the stream that asks: work of lower ones is void.
 
-    `last` says that no more prompts of this errand will come unless rows of a lost worker do. The report comes once
-    there is news, at the latest after `patience` seconds. `greet` asks the worker to say what it opened.
+    `last` means that no more prompts of this errand follow, except rows of a lost worker. The report comes once there
+    is news, at the latest after `patience` seconds. `greet` asks the worker to report what it opened.
     """
 
     errand: int
@@ -39,19 +39,19 @@ class Failure(NamedTuple):
 
     @staticmethod
     def of(error: BaseException) -> Failure:
-        """Take in an error. Of one that nobody foresaw only its place is told: its message may quote a cell."""
+        """Convert an error. For an unexpected one only the place is kept: its message may quote a cell."""
         if isinstance(error, GxrError):
             return Failure(type(error).__name__, error.what, error.where, error.next_step)
         place = traceback.extract_tb(error.__traceback__)[-1]
         return Failure(
             EngineFailed.__name__,
-            f"The engine of a worker broke: {type(error).__name__}, {Path(place.filename).name} line {place.lineno}.",
+            f"The engine of a worker failed: {type(error).__name__}, {Path(place.filename).name} line {place.lineno}.",
             "",
-            "run the same command again; if it comes back, report it with these lines",
+            "run the same command again; if it happens again, report it with these lines",
         )
 
     def error(self, worker: str) -> GxrError:
-        """Return the same error here, with the worker that it rose in."""
+        """Return the same error here, naming the worker that raised it."""
         kind = getattr(errors, self.kind, EngineFailed)
         if not issubclass(kind, GxrError):
             kind = EngineFailed
@@ -61,11 +61,11 @@ class Failure(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a worker has to say. `life` names its process: after a loss Ray starts another.
+    """A worker's report. `life` identifies its process: after a loss Ray starts another.
 
-    `received_at` and `sent_at` are its wall clock (seconds since 1970) for the order. `info` is there once the engine
-    is open and the order greets; `pulse` is the engine's newest, and `quiet_seconds` ago it last gave a sign of life;
-    `said` are sentences for the user.
+    `received_at` and `sent_at` are its wall clock (seconds since 1970) for the order. `info` is set once the engine is
+    open and the order greets; `pulse` is the engine's newest, `quiet_seconds` the time since its last heartbeat; `said`
+    are sentences for the user.
     """
 
     life: str

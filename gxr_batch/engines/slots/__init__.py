@@ -1,8 +1,8 @@
 """The fast engine: rows decode side by side in slots, never wait for each other and never change each other.
 
-One sentence: admit, prefill, decode, sample, retire (`decode_loop`). Who is admitted is in `slot_schedule`, drawing in
-`token_sampling`, trouble with memory in `oom_retry`; the model call is a `backend`: the C kernels (`native`) where they
-can drive the model, else the library's forward (`library_backend`). Heavy imports happen when the model is opened.
+Each step is: admit, prefill, decode, sample, retire (`decode_loop`). `slot_schedule` decides who is admitted,
+`token_sampling` draws, `oom_retry` handles memory errors; the model call is a `backend`: the C kernels (`native`) if
+they can run the model, else the library's forward (`library_backend`). Heavy imports happen when the model is opened.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 KIND = "transformers"  # the name in job files
 _KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention"})
-# What marks a cache that is more than keys and values by position.
+# Configuration keys of models whose cache is more than keys and values by position.
 _OTHER_CACHES = ("ssm_state_size", "mamba_d_state", "linear_num_key_heads", "kv_lora_rank", "attention_chunk_size")
 
 
 def why_not_drivable(config: Any) -> str:
-    """Return why a model of this text configuration cannot be driven, empty where it can."""
+    """Return why a model with this text configuration cannot be run, empty if it can."""
     odd = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
     if odd:
-        return f"its layers attend in ways that are not known here: {', '.join(sorted(odd))}"
+        return f"its layers use unsupported kinds of attention: {', '.join(sorted(odd))}"
     if any(getattr(config, name, None) for name in _OTHER_CACHES):
         return "its cache is more than keys and values by position"
     if getattr(config, "is_encoder_decoder", False):
@@ -45,18 +45,18 @@ class TransformersEngine:
         self._local = LocalModel(job, KIND)
 
     def identity(self) -> Identity:
-        """Say which weights would be loaded. Raises ModelUnavailable where they cannot be found."""
+        """Return which weights would be loaded. Raises ModelUnavailable if they cannot be found."""
         return self._local.identity()
 
     def encoder(self) -> Encoder:
-        """Return the encoder of the model's tokenizer. Raises ModelUnavailable where it cannot be loaded."""
+        """Return the encoder of the model's tokenizer. Raises ModelUnavailable if it cannot be loaded."""
         return self._local.encoder()
 
     @contextmanager
     def open(self) -> Iterator[TransformersSession]:
-        """Load the model and keep it for the block. Raises ModelUnavailable where the machine cannot do it now."""
+        """Load the model and keep it for the block. Raises ModelUnavailable if the machine cannot do it now."""
         from gxr_batch.engines.slots.open_engine import open_session
-        from gxr_batch.models.device_memory import Room
+        from gxr_batch.models.device_memory import MemoryBudget
 
-        with open_session(self._job, self._local, Room(self._job.engine, self._say)) as session:
+        with open_session(self._job, self._local, MemoryBudget(self._job.engine, self._say)) as session:
             yield session

@@ -1,6 +1,6 @@
-"""What the loop needs of a model: prefill rows, decode one token of many rows, copy a shared prefix, find candidates.
+"""What the loop needs from a model: prefill rows, decode one token of many rows, copy a shared prefix, find candidates.
 
-Two backends obey it: `native` (our own forward, on CPUs with AVX-512 BF16) and `library_backend` (any causal model's
+There are two backends: `native` (our own forward, on CPUs with AVX-512 BF16) and `library_backend` (any causal model's
 own).
 """
 
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from gxr_batch.engines.slots.token_sampling import Candidates, Seen
     from gxr_batch.job.sampling import Sampling
 
-# Shared prefixes kept at a time, one for each template of a run; further templates go without.
+# Shared prefixes kept at a time, one per template of a run; further templates get none.
 PREFIX_SLOTS = 4
 
 
 class Backend(Protocol):
     """A loaded model with a preallocated KV cache, column = position.
 
-    Rows decode in slots 0 to `slots` - 1 of `capacity` tokens each; PREFIX_SLOTS more behind them hold shared prefixes.
+    Rows decode in slots 0 to `slots` - 1 of `capacity` tokens each; another PREFIX_SLOTS after them hold shared
+    prefixes.
     """
 
     name: str
     slots: int
-    least_rows: int  # a step of fewer rows computes, and takes memory for, as many
+    least_rows: int  # a step with fewer rows computes, and takes memory for, this many
     capacity: int
     vocab: int
     device: torch.device
@@ -45,13 +46,13 @@ class Backend(Protocol):
         ...
 
     def clear(self, slot: int) -> None:
-        """Forget a slot whose numbers went bad: masked columns still take part in sums, and 0 x NaN is NaN."""
+        """Reset a slot that holds NaN or infinity: masked columns still take part in sums, and 0 x NaN is NaN."""
         ...
 
     def candidates(self, logits: torch.Tensor, seen: Seen, sampling: Sampling) -> Candidates:
-        """Return what top-k leaves of each row; the first value of a row that is not finite is NaN or infinite."""
+        """Return what top-k keeps of each row; if a row is not finite, its first value is NaN or infinite."""
         ...
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         ...

@@ -1,7 +1,7 @@
-"""Decode steps recorded once for each shape and then replayed, so that the host no longer launches every kernel.
+"""Decode steps recorded once per shape and then replayed, so that the host no longer launches every kernel.
 
-After PyTorch's documentation of CUDA graphs: inputs and outputs live at fixed places, a few runs on a side stream come
-before the recording, and all recordings share one memory pool. Off by default: no card has run this yet.
+Follows PyTorch's documentation of CUDA graphs: inputs and outputs live at fixed addresses, a few runs on a side stream
+precede the recording, and all recordings share one memory pool. Off by default: it has not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 # (tokens [rows, 1], columns [rows, 1], first slot, attended length) -> logits [rows, vocab]
 Step = Callable[[torch.Tensor, torch.Tensor, int, int], torch.Tensor]
-# Runs a function once as a recording; returns what it gave, at its fixed place, and how to run it again.
+# Records one run of a function; returns its output, at a fixed address, and a function that replays it.
 Record = Callable[[Callable[[], torch.Tensor]], tuple[torch.Tensor, Callable[[], None]]]
 _WARM_UP_RUNS = 3
 
@@ -26,14 +26,14 @@ class _Recorded(NamedTuple):
 
 
 class StepGraphs:
-    """The recordings of one model, made when a shape is first met. Shapes are few: buckets of rows and of columns."""
+    """The recordings of one model, made when a shape first occurs. Shapes are few: buckets of rows and of columns."""
 
     def __init__(self, step: Step, record: Record) -> None:
         self._step, self._record = step, record
         self._recorded: dict[tuple[int, int, int], _Recorded] = {}
 
     def run(self, tokens: torch.Tensor, columns: torch.Tensor, first: int, length: int) -> torch.Tensor:
-        """Return the step's logits; they are overwritten by the next step of the same shape."""
+        """Return the step's logits; the next step of the same shape overwrites them."""
         key = (first, len(tokens), length)
         if key not in self._recorded:
             own_tokens, own_columns = tokens.clone(), columns.clone()
@@ -47,7 +47,7 @@ class StepGraphs:
 
 
 def cuda_recorder() -> Record:
-    """Return a recorder for the current graphics card, which has to be the model's."""
+    """Return a recorder for the current GPU, which must be the model's."""
     pool: Any = torch.cuda.graph_pool_handle()
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 

@@ -1,7 +1,7 @@
 """Admit, prefill, decode, sample, retire: the engine's loop over a backend.
 
-Rows never wait for each other: each leaves when it ends and its slot is refilled. A row's text depends on its prompt,
-its seed, the model and the sampling alone.
+Rows never wait for each other: each leaves when it ends and its slot is refilled. A row's text depends only on its
+prompt, its seed, the model and the sampling.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from gxr_batch.engines.base import EngineInfo, Pulse, StopRequest
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS, Backend
 from gxr_batch.engines.slots.decoding_row import RowState, charge, completion
-from gxr_batch.engines.slots.oom_retry import NoRoom, Splitter
+from gxr_batch.engines.slots.oom_retry import NoMemory, Splitter
 from gxr_batch.engines.slots.slot_schedule import SlotPlan
 from gxr_batch.engines.slots.token_sampling import Chooser
 from gxr_batch.errors import OutOfRoom
@@ -24,7 +24,7 @@ from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Prompt
 
 _PULSE_SECONDS = 0.5
-# So long a stream waits for memory that others took in mid-run before it gives up; what it made is safe by then.
+# How long a stream waits for memory that other processes took during the run; finished rows are safe by then.
 _PATIENCE_SECONDS = 120.0
 # Rows prefilled in one call: enough to fill a call of the kernels, few enough that decoding rows wait briefly.
 _PREFILL_ROWS = 8
@@ -34,7 +34,7 @@ _LEAST_PREFIX = 16
 
 @dataclass
 class _Work:
-    """What one stream has in hand: rows that decode, rows that wait for their prefill, since when memory is short."""
+    """The state of one stream: rows that decode, rows that wait for their prefill, since when memory has been short."""
 
     plan: SlotPlan
     rows: list[RowState] = field(default_factory=list)
@@ -60,11 +60,11 @@ class TransformersSession:
 
     @property
     def splits(self) -> int:
-        """How often a call had to be made smaller for want of memory."""
+        """How often a call had to be made smaller for lack of memory."""
         return self._splitter.splits + self._prefills.splits
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
-        """Generate for every prompt, each in a slot of its own, until there are no more or `stop` says so."""
+        """Generate for every prompt, each in a separate slot, until there are no more or `stop` ends the stream."""
         work = _Work(SlotPlan.of(self.info.slots))
         pulsed, splits = time.monotonic(), self.splits
         while True:
@@ -85,7 +85,7 @@ class TransformersSession:
                 return
 
     def _step(self, work: _Work, stop: StopRequest) -> list[RowState]:
-        """Prefill what was admitted and decode one token of every row; return the rows that ended."""
+        """Prefill the admitted rows and decode one token of every row; return the rows that ended."""
         ended = [row for row in work.admitted if row.finish]
         work.admitted = [row for row in work.admitted if not row.finish]
         for row in ended:
@@ -99,7 +99,7 @@ class TransformersSession:
                 self._decode(work.rows)
                 ended += self._retire(work.rows, work.plan)
             work.short_since = float("inf")
-        except NoRoom:
+        except NoMemory:
             work.short_since = min(work.short_since, time.monotonic())
             if time.monotonic() - work.short_since < _PATIENCE_SECONDS:
                 time.sleep(_PULSE_SECONDS)
@@ -109,13 +109,13 @@ class TransformersSession:
         return ended
 
     def _give_up_on(self, admitted: Sequence[RowState]) -> None:
-        """Fail the longest new row for want of memory; where the one before failed so too, no row is to blame.
+        """Fail the longest new row for lack of memory; if the one before failed too, no row is at fault.
 
         Raises OutOfRoom.
         """
         if not admitted or self._gave_up:
             raise OutOfRoom(
-                f"The device had no memory left for {_PATIENCE_SECONDS:,.0f} s, not even for a few rows.",
+                f"The device had no free memory for {_PATIENCE_SECONDS:,.0f} s, not even for a few rows.",
                 where="engine.slots, engine.memory_limit",
                 next_step="free memory or lower engine.slots, then run the same command again",
             )
@@ -124,7 +124,7 @@ class TransformersSession:
         row.finish, row.error = "error", "the device had no memory for a prompt of this length"
 
     def _admit(self, prompts: Iterator[Prompt], work: _Work) -> None:
-        """Take as many prompts as there are slots to fill now; those that the model cannot take end at once."""
+        """Take as many prompts as there are slots to fill now; those that the model cannot process end at once."""
         for _ in range(min(work.plan.to_admit(), _PREFILL_ROWS)):
             prompt = next(prompts, None)
             if prompt is None:
@@ -138,7 +138,7 @@ class TransformersSession:
                 row.slot = work.plan.take()
 
     def _refusal(self, prompt: Prompt) -> str:
-        """Return why the model cannot take a prompt, empty where it can."""
+        """Return why the model cannot process a prompt, empty if it can."""
         ids = prompt.encoded.token_ids
         if not ids:
             return "no prompt"
@@ -149,10 +149,10 @@ class TransformersSession:
         return ""
 
     def _prefilled(self, admitted: Sequence[RowState], rows: Sequence[RowState]) -> bool:
-        """Prefill new rows; False where there is no memory for it now, while the others can still decode."""
+        """Prefill new rows; return False if there is no memory for it now but the other rows can still decode."""
         try:
             self._prefill(admitted, len(rows))
-        except NoRoom:
+        except NoMemory:
             if not rows:
                 raise
             return False
@@ -174,14 +174,14 @@ class TransformersSession:
         charge(rows, ended - began, len(rows) + decoding)
 
     def _after_prefix(self, row: RowState, ids: list[int]) -> tuple[list[int], int]:
-        """Copy the template's shared prefix into the row's slot; return the ids that are left and where they start."""
+        """Copy the template's shared prefix into the row's slot; return the remaining ids and where they start."""
         length = min(row.prompt.encoded.shared_tokens, len(ids) - 1)
         if length < _LEAST_PREFIX:
             return ids, 0
         prefix = tuple(ids[:length])
         if prefix not in self._prefixes:
-            # Where all places are taken, the same two calls in the row's own slot: its bits must not depend on which
-            # templates came first.
+            # If all prefix slots are taken, make the same two calls in the row's own slot: its bits must not depend on
+            # which templates came first.
             full = len(self._prefixes) == PREFIX_SLOTS
             slot = row.slot if full else self._backend.slots + len(self._prefixes)
             _, faults = self._prefills.run([(slot, prefix, 0)], self._backend.prefill)
@@ -197,7 +197,7 @@ class TransformersSession:
     def _decode(self, rows: Sequence[RowState]) -> None:
         """Feed each row's newest token and draw its next one."""
         began = time.monotonic()
-        rows = sorted(rows, key=lambda row: row.slot)  # neighbours in the cache go through in one piece
+        rows = sorted(rows, key=lambda row: row.slot)  # adjacent rows of the cache are computed in one piece
         inputs = [(row.slot, row.ids[-1], row.position) for row in rows]
         logits, faults = self._splitter.run(inputs, self._decode_call)
         charge(rows, self._sample(rows, logits, faults) - began, len(rows))
@@ -207,7 +207,7 @@ class TransformersSession:
         return self._backend.decode(slots, ids, positions)
 
     def _sample(self, rows: Sequence[RowState], logits: torch.Tensor, faults: Mapping[int, str]) -> float:
-        """Draw one token for each row and return the moment; a row whose logits are not numbers fails alone."""
+        """Draw one token per row and return the time; a row whose logits are not finite fails alone."""
         tokens, finite = self._chooser.choose(rows, logits)
         now = time.monotonic()
         for index, (row, token, good) in enumerate(zip(rows, tokens, finite, strict=True)):
@@ -231,14 +231,14 @@ class TransformersSession:
             self._show(row)
 
     def _show(self, row: RowState) -> None:
-        """Hand new text to a person; half a character waits for its other half."""
+        """Pass new text to the reader; an incomplete character waits for the rest."""
         text = self._text(row)
         if row.prompt.on_text is not None and not text.endswith("\ufffd") and len(text) > len(row.shown):
             row.prompt.on_text(text[len(row.shown) :])
             row.shown = text
 
     def _retire(self, rows: list[RowState], plan: SlotPlan) -> list[RowState]:
-        """Take rows that ended out of their slots and return them."""
+        """Remove rows that ended from their slots and return them."""
         ended = [row for row in rows if row.finish]
         for row in ended:
             plan.release(row.slot)
@@ -246,7 +246,7 @@ class TransformersSession:
         return ended
 
     def _shrink(self, rows: Sequence[RowState], plan: SlotPlan) -> None:
-        """Let the last rows move together, so that a step computes no more slots than their bucket."""
+        """Move the last rows closer together, so that a step computes only as many slots as their bucket."""
         by_slot = {row.slot: row for row in rows}
         for source, target in plan.moves():
             row = by_slot[source]
@@ -261,5 +261,5 @@ class TransformersSession:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Return the bytes that torch holds on a graphics card, 0 on anything else."""
+    """Return the bytes that torch holds on a GPU, 0 on any other device."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

@@ -1,4 +1,4 @@
-"""The one mutable thing of the engine: a row between its prompt and its completion."""
+"""The only mutable object of the engine: a row between its prompt and its completion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gxr_batch.records import Completion, FinishReason, Prompt
 
 @dataclass(eq=False)
 class RowState:
-    """One row between prompt and completion. `ids` are the tokens of its answer so far; seconds as in `Completion`."""
+    """One row between prompt and completion. `ids` are the answer's tokens so far; seconds as in `Completion`."""
 
     prompt: Prompt
     taken_at: float
@@ -30,7 +30,7 @@ class RowState:
 
     @property
     def position(self) -> int:
-        """The column of the newest token, which the next decode step feeds."""
+        """The column of the newest token, the input of the next decode step."""
         return len(self.prompt.encoded.token_ids or ()) + len(self.ids) - 1
 
 
@@ -43,7 +43,7 @@ def charge(rows: Sequence[RowState], seconds: float, active: int) -> None:
 
 
 def completion(row: RowState, text: str) -> Completion:
-    """Return what the runner gets of a row that ended."""
+    """Return the completion of a row that ended."""
     ended = row.ended_at or time.monotonic()
     began = row.started_at or ended
     started_at_ms = row.started_at_ms or int(time.time() * 1000)

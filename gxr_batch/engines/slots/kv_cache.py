@@ -1,7 +1,7 @@
-"""The slotted KV cache for a library model's own forward: one row a slot, column = position, nothing moves in a step.
+"""The slotted KV cache for a library model's own forward: one slot per row, column = position; no step moves data.
 
-Layers write in place and return views, so a step neither concatenates nor compacts. What a row may attend to is said
-by the mask alone; stale columns beyond a row's position are masked out.
+Layers write in place and return views, so a step neither concatenates nor compacts. The mask alone decides what a row
+attends to; stale columns beyond a row's position are masked out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-# The attended length grows in steps, so that kernels see few shapes and bits do not depend on neighbours' lengths.
+# The attended length grows in steps, so that kernels see few shapes and bits do not depend on other rows' lengths.
 STEP = 64
 
 
@@ -48,11 +48,11 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # transforme
         return self.keys[first:last, :, :length], self.values[first:last, :, :length]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the attended length; unused, since masks are handed to the model ready-made."""
+        """Return the attended length; unused, since the model gets ready-made masks."""
         return self._cache.view[2], 0
 
     def get_seq_length(self) -> int:
-        """Return 0: positions are handed to the model, never counted by the cache."""
+        """Return 0: the model gets positions as an argument, the cache never counts them."""
         return 0
 
     def get_max_length(self) -> int:
@@ -75,7 +75,7 @@ class SlotCache(Cache):
         self._rows, self._columns, self.view = rows, columns, view
 
     def place(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return slots and columns of the current call on a layer's own device."""
+        """Return slots and columns of the current call on a layer's device."""
         if self._rows.device != device:
             return self._rows.to(device), self._columns.to(device)
         return self._rows, self._columns

@@ -1,11 +1,11 @@
-"""Drives any Hugging Face causal model's own forward over the slotted cache, on any device.
+"""Runs any Hugging Face causal model's own forward over the slotted cache, on any device.
 
-A row is prefilled alone and decode runs at eight rows or more, because only then do its bits not depend on its
-neighbours (measured: bfloat16 products of fewer rows, and prefills of several rows, change them).
-Masks are handed over ready-made, so the library's own padding and window logic never runs.
+A row is prefilled alone and decoding runs with at least eight rows, because only then do its bits not depend on the
+other rows (measured: bfloat16 products of fewer rows, and prefills of several rows, change them). The masks are
+ready-made, so the library's padding and window logic never runs.
 
-On CPUs without the C kernels the weights of linear layers are packed once for oneDNN: equal bits, faster products. The
-operators are private to torch: where this torch lacks them, or they refuse a weight, nothing changes.
+On CPUs without the C kernels the weights of linear layers are packed once for oneDNN: same bits, faster products. The
+operators are private to torch: if this torch lacks them, or they refuse a weight, that weight stays as it is.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class LibraryModel:
     def __init__(
         self, model: Any, *, slots: int, capacity: int, reproducible: bool = True, record: Record | None = None
     ) -> None:
-        """Take a loaded causal language model, in eval mode, whose layers may lie on several devices.
+        """Take a loaded causal language model, in eval mode, whose layers may be on several devices.
 
-        `record` makes decode steps recordings (see `cuda_graphs`).
+        `record` turns decode steps into recordings (see `cuda_graphs`).
         """
         config = model.config.get_text_config()
         self.name = "the library's own forward"
-        # To be reproducible decode computes at least eight rows, so there are as many; the ones too many stay idle.
+        # A reproducible decode computes at least eight rows, so there are that many slots; extra ones stay idle.
         self.slots = max(slots, LEAST_ROWS) if reproducible else slots
         self.least_rows = LEAST_ROWS if reproducible else 1
         self.capacity, self.vocab = capacity, config.vocab_size
@@ -70,7 +70,7 @@ class LibraryModel:
         """Run one token of each row through the model. Returns the logits [rows, vocab] in the order of `slots`."""
         first, rows = self._span(slots)
         tokens = torch.zeros(rows, 1, dtype=torch.long)
-        columns = torch.full((rows, 1), self.capacity - 1)  # idle slots write where no row's token stands yet
+        columns = torch.full((rows, 1), self.capacity - 1)  # idle slots write where no row has a token yet
         at = torch.tensor(slots) - first
         tokens[at, 0], columns[at, 0] = torch.tensor(ids), torch.tensor(positions)
         length = attended(max(positions) + 1, self.capacity)
@@ -78,7 +78,7 @@ class LibraryModel:
         return step(tokens.to(self.device), columns.to(self.device), first, length)[at.to(self.device)]
 
     def _step(self, tokens: torch.Tensor, columns: torch.Tensor, first: int, length: int) -> torch.Tensor:
-        """Run one token of each of the slots from `first` on. Everything here stays on the device."""
+        """Run one token for each of the slots from `first`. Everything here stays on the device."""
         rows = len(tokens)
         numbers = torch.arange(first, first + rows, device=self.device)[:, None]
         self._cache.aim(numbers, columns, (first, first + rows, length))
@@ -87,7 +87,7 @@ class LibraryModel:
     def _span(self, slots: Sequence[int]) -> tuple[int, int]:
         """Return the first slot of a step and how many it computes: a bucket around the active ones."""
         lowest, most = min(slots), max(slots) + 1
-        if self._graphs:  # every shape is recorded once, so there had better be few
+        if self._graphs:  # every shape is recorded once, so keep the number of shapes small
             return 0, max(bucket(most, self.slots), self.least_rows)
         if not self._reproducible:
             return lowest, most - lowest
@@ -127,21 +127,21 @@ class LibraryModel:
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:
-        """Forget a slot whose numbers went bad."""
+        """Reset a slot that holds NaN or infinity."""
         self._cache.clear(slot)
 
     def candidates(self, logits: torch.Tensor, seen: Seen, sampling: Sampling) -> Candidates:
-        """Return what top-k leaves of each row. The logits may lie on the last device of several."""
+        """Return what top-k keeps of each row. With several devices the logits are on the last one."""
         return top_candidates(logits, seen, sampling)
 
     def close(self) -> None:
-        """Let go of model, cache and recordings."""
+        """Release model, cache and recordings."""
         self._graphs = None
         del self._model, self._cache
 
 
 def _windows(config: Any) -> dict[str | None, int]:
-    """Return the sliding window of each kind of layer, 0 = none; the key None where all layers are alike."""
+    """Return the sliding window of each kind of layer, 0 = none; the key is None if all layers are alike."""
     kinds = set(getattr(config, "layer_types", None) or ())
     window = int(getattr(config, "sliding_window", None) or 0)
     if "sliding_attention" in kinds:
@@ -150,16 +150,16 @@ def _windows(config: Any) -> dict[str | None, int]:
 
 
 def _extra_arguments(model: Any) -> dict[str, Any]:
-    """Multimodal Gemma 3 wants to be told that all tokens are text where it is asked for."""
+    """Multimodal Gemma 3 may require token types: mark all tokens as text."""
     return {"return_dict": True} if "return_dict" in inspect.signature(model.forward).parameters else {}
 
 
-# The number of rows that the packed layout is chosen for; other numbers work too.
+# The number of rows that the packed layout is optimised for; other numbers work too.
 _ROWS = 32
 
 
 def pack_linears(model: Any) -> bool:
-    """Replace the plain bfloat16 linear layers on the CPU by packed ones; return whether any was."""
+    """Replace the plain bfloat16 linear layers on the CPU with packed ones; return whether any was replaced."""
     if not _available():
         return False
     packed = False
@@ -181,7 +181,7 @@ def _available() -> bool:
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer whose weight lies in oneDNN's own layout; `weight` is kept for who asks for its type or device."""
+    """A linear layer whose weight is in oneDNN's layout; `weight` is kept for callers that check its type or device."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Keeps calls of the model going: fewer rows a call while memory is short, and a row that breaks the model alone.
+"""Keeps model calls running: fewer rows per call while memory is short, and isolation of a row that breaks the model.
 
-Where the engine says that it is reproducible, splitting changes no text: a row's numbers do not depend on the rows that
-are computed with it. The share of the device is worked out in models/device_memory, running out of memory while loading
-is told in models/read_weights, and the generate engine halves its batches in its session.
+If the engine is reproducible, splitting changes no text: a row's numbers do not depend on the rows computed with it.
+models/device_memory computes this run's share of a device, models/read_weights handles running out of memory while
+loading, and the generate engine halves its batches in its session.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from gxr_batch.errors import EngineFailed
 from gxr_batch.models.device_memory import out_of_memory
 
 T = TypeVar("T")
-# Calls that have to go well before more rows are tried in one again; doubled each time that was too early.
+# Calls that must succeed before more rows are tried in one again; doubled after each attempt that came too early.
 _CALM_CALLS = 64
 _CALM_MOST = 4096
 
 
-class NoRoom(Exception):
-    """Not even the smallest call finds memory at this moment."""
+class NoMemory(Exception):
+    """Not even the smallest call fits in memory now."""
 
 
 class Splitter:
-    """Runs a call over rows, in as many pieces as it takes.
+    """Runs a call over rows, in as many pieces as necessary.
 
-    `splits` counts how often a call had to be made smaller for want of memory.
+    `splits` counts how often a call had to be made smaller for lack of memory.
     """
 
     def __init__(self, most: int, least: int, vocab: int, device: torch.device) -> None:
-        """Begin with `most` rows a call; fewer than `least` rows would take no less memory.
+        """Begin with `most` rows per call; fewer than `least` rows would not take less memory.
 
         `vocab` and `device` are those of the logits.
         """
@@ -45,9 +45,9 @@ class Splitter:
     def run(
         self, rows: Sequence[T], call: Callable[[Sequence[T]], torch.Tensor]
     ) -> tuple[torch.Tensor, dict[int, str]]:
-        """Return the logits [rows, vocab] of all rows, and why a row has none, by its index; its logits are NaN.
+        """Return the logits [rows, vocab] of all rows, and by index why a row has none; its logits are NaN.
 
-        Raises NoRoom, EngineFailed. Calling again with the same rows is harmless: it writes the same numbers.
+        Raises NoMemory, EngineFailed. Calling again with the same rows is harmless: it writes the same numbers.
         """
         if len(rows) <= self.now and (logits := self._try(rows, call)) is not None:
             self._grow(len(rows))
@@ -68,32 +68,32 @@ class Splitter:
             return self._joined(pieces), faults
         except Exception as error:
             if out_of_memory(error):
-                raise NoRoom from None
+                raise NoMemory from None
             raise
 
     def _try(self, rows: Sequence[T], call: Callable[[Sequence[T]], torch.Tensor]) -> torch.Tensor | None:
-        """Return the logits, None where the rows have to be tried in smaller pieces. Raises NoRoom, EngineFailed."""
+        """Return the logits, None if the rows must be retried in smaller pieces. Raises NoMemory, EngineFailed."""
         try:
             return call(rows)
         except Exception as error:
             if isinstance(error, getattr(torch, "AcceleratorError", ())):
                 raise EngineFailed(
-                    "The device reported an error after which it computes nothing more.",
+                    "The device reported an error and cannot compute any more.",
                     where=type(error).__name__,
-                    next_step="run the same command again; if it comes back, restart the machine",
+                    next_step="run the same command again; if it happens again, restart the machine",
                 ) from None
             if not out_of_memory(error):
                 return None
-        # Outside the handler, so that the error no longer holds the tensors of the failed call.
+        # Outside the handler, so that the error no longer keeps the tensors of the failed call alive.
         self.shrink(len(rows))
         return None
 
     def shrink(self, rows: int) -> None:
-        """Ask for fewer rows a call from now on, since so many found no memory. Raises NoRoom where that is no help."""
+        """Use fewer rows per call from now on, since this many did not fit. Raises NoMemory if that cannot help."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if rows <= min(self.least, self.now):
-            raise NoRoom
+            raise NoMemory
         self.splits += 1
         self._good, self._calm = 0, min(self._calm * 2, _CALM_MOST)
         self.now = max(rows // 2, self.least)
@@ -108,13 +108,13 @@ class Splitter:
                 found.append(call(rows[offset : offset + 1]).clone())
             except Exception as error:
                 if out_of_memory(error):
-                    raise NoRoom from None
+                    raise NoMemory from None
                 faults[start + offset] = f"the model could not process this row ({type(error).__name__})"
                 found.append(None)
         return found
 
     def _grow(self, rows: int) -> None:
-        """Try larger calls again after a calm time."""
+        """Try larger calls again after a period without trouble."""
         if self.now >= self.most or rows < self.now:
             return
         self._good += 1

@@ -21,7 +21,7 @@ from gxr_batch.engines.slots.native.native_backend import NativeModel
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
-from gxr_batch.models.device_memory import Room, no_memory_is
+from gxr_batch.models.device_memory import MemoryBudget, no_memory_is
 from gxr_batch.models.load_weights import LoadedModel, load_model
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.memory_estimate import kv_bytes_a_token
@@ -31,10 +31,10 @@ _CHECK_LENGTHS = (5, 70)
 
 
 @contextmanager
-def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[TransformersSession]:
-    """Load the model into this run's share, with torch on as many threads as the job says; free both afterwards.
+def open_session(job: Job, local: LocalModel, memory: MemoryBudget) -> Iterator[TransformersSession]:
+    """Load the model within this run's memory limit, with torch on the job's threads; release both afterwards.
 
-    Raises ModelUnavailable where it cannot be loaded, driven, or does not pass the self-check.
+    Raises ModelUnavailable if it cannot be loaded or run, or fails the self-check.
     """
     began = time.monotonic()
     threads = torch.get_num_threads()
@@ -42,12 +42,12 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
     backend: Backend | None = None
     try:
         tokenizer = local.tokenizer()
-        loaded = load_model(job.model, tokenizer, room)
+        loaded = load_model(job.model, tokenizer, memory)
         if loaded.model.device.type == "cuda":
-            torch.cuda.set_device(loaded.model.device)  # streams and recordings go by the current card
-        slots, fitting = _share(job, loaded, room)
+            torch.cuda.set_device(loaded.model.device)  # streams and recordings use the current GPU
+        slots, fitting = _share(job, loaded, memory)
         cramped = fitting < LEAST_ROWS
-        with no_memory_is(_no_room(slots, job.model.max_seq_length)):
+        with no_memory_is(_no_memory(slots, job.model.max_seq_length)):
             backend, fallback = _backend(job, loaded, slots, reproducible=job.engine.reproducible and not cramped)
             if job.engine.self_check:
                 self_check(backend)
@@ -76,44 +76,44 @@ def open_session(job: Job, local: LocalModel, room: Room) -> Iterator[Transforme
         torch.set_num_threads(threads)
 
 
-def _no_room(slots: int, tokens: int) -> ModelUnavailable:
+def _no_memory(slots: int, tokens: int) -> ModelUnavailable:
     return ModelUnavailable(
-        f"There is no memory for {slots} rows of {tokens} tokens.",
+        f"There is not enough memory for {slots} rows of {tokens} tokens.",
         where="engine.slots, model.max_seq_length",
         next_step="lower one of them, or free memory",
     )
 
 
 def _why_not_reproducible(cramped: bool) -> list[str]:
-    room = [f"The memory has no room for {LEAST_ROWS} rows, which reproducible texts need."] if cramped else []
-    return [*room, "Here the last bits of a row's numbers may depend on its neighbours, and rarely its text."]
+    memory = [f"The memory does not fit the {LEAST_ROWS} rows that reproducible texts need."] if cramped else []
+    return [*memory, "The last bits of a row's numbers, and rarely its text, may depend on other rows in the batch."]
 
 
 def _keeps_bits(loaded: LoadedModel) -> bool:
-    """Return whether the library's forward gives a row the same bits beside others: measured in bfloat16 on the CPU.
+    """Return whether the library's forward gives a row the same bits in any batch: measured for bfloat16 on the CPU.
 
-    In float32 products of other row counts round otherwise, and no card has been tried.
+    In float32, products with other row counts round differently, and GPUs have not been measured.
     """
     return loaded.placement.dtype == "bfloat16" and loaded.device == "cpu"
 
 
 class _Share(NamedTuple):
-    """How many rows decode side by side, and how many there could be in this run's share of the memory."""
+    """How many rows decode side by side, and how many would fit in this run's share of the memory."""
 
     slots: int
     fitting: int
 
 
-def _share(job: Job, loaded: LoadedModel, room: Room) -> _Share:
-    """Find the slots. Raises ModelUnavailable where a limit leaves no room for them."""
-    device = room.at(loaded.model.get_input_embeddings().weight.device)
+def _share(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> _Share:
+    """Choose the number of slots. Raises ModelUnavailable if a memory limit is too small for them."""
+    device = memory.at(loaded.model.get_input_embeddings().weight.device)
     capacity = job.model.max_seq_length
     bytes_a_token = kv_bytes_a_token(loaded.config, torch.finfo(loaded.model.dtype).bits // 8)
-    budget = room.for_cache(device) - PREFIX_SLOTS * bytes_a_token * capacity
+    budget = memory.for_cache(device) - PREFIX_SLOTS * bytes_a_token * capacity
     fitting = slots_for_memory(budget, bytes_a_token, capacity, _MOST_SLOTS)
     slots = fitting if job.engine.slots == "auto" else job.engine.slots
     needed = slots * bytes_a_token * capacity
-    if room.size_limit is not None and needed > budget:
+    if memory.size_limit is not None and needed > budget:
         raise ModelUnavailable(
             f"engine.memory_limit = {job.engine.memory_limit} leaves {max(budget, 0) / 2**20:,.0f} MiB for the cache, "
             f"and {slots} row{'s' * (slots > 1)} of {capacity} tokens need {needed / 2**20:,.0f} MiB.",
@@ -124,21 +124,21 @@ def _share(job: Job, loaded: LoadedModel, room: Room) -> _Share:
 
 
 def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -> tuple[Backend, list[str]]:
-    """Return the fastest backend of this model, and a notice where another one was expected here."""
+    """Return the fastest backend for this model, and a notice if a faster one was expected here."""
     capacity = job.model.max_seq_length
     notices = []
     try:
         native = NativeModel(loaded.model, slots=slots, capacity=capacity)
     except NativeUnavailable as error:
         if loaded.device == "cpu" and loaded.placement.dtype == "bfloat16" and loaded.quantization is None:
-            notices.append(f"The engine's own kernels are not used, the library's slower forward is: {error}.")
+            notices.append(f"The engine uses the library's slower forward instead of our kernels: {error}.")
     else:
         why = native.why_slower
-        return native, [f"The engine's kernels compute without the processor's tile registers: {why}."] if why else []
+        return native, [f"The engine's kernels do not use the CPU's tile registers (AMX): {why}."] if why else []
     reason = why_not_drivable(loaded.config)
     if reason:
         raise ModelUnavailable(
-            f"This engine cannot drive the model: {reason}.",
+            f"This engine cannot run the model: {reason}.",
             where='engine.kind = "transformers"',
             next_step='set engine.kind = "generate"',
         )
@@ -146,7 +146,7 @@ def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -
     if job.engine.cuda_graphs and loaded.device.startswith("cuda:") and "," not in loaded.device:
         record = cuda_recorder()
     elif job.engine.cuda_graphs:
-        notices.append("engine.cuda_graphs has no effect: the model is not on one graphics card.")
+        notices.append("engine.cuda_graphs has no effect: the model is not on a single GPU.")
     backend = LibraryModel(loaded.model, slots=slots, capacity=capacity, reproducible=reproducible, record=record)
     return backend, notices
 
@@ -154,17 +154,17 @@ def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -
 def self_check(backend: Backend) -> None:
     """Run a short and a long fixed prompt alone and side by side. Raises ModelUnavailable unless they agree.
 
-    Finds broken kernels, masks and number formats before a night is spent on them; takes well under a second.
+    Finds broken kernels, masks and number formats before the run spends hours on them; takes well under a second.
     """
     prompts = [[2 + (7 * step) % min(backend.vocab - 2, 1000) for step in range(length)] for length in _CHECK_LENGTHS]
     prompts = [ids[: backend.capacity - 4] for ids in prompts]
     if backend.slots == 1:
-        prompts = prompts[1:]  # nothing can stand beside anything
+        prompts = prompts[1:]  # with one slot nothing can run next to the first
     alone = [_first_tokens(backend, [ids]) for ids in prompts]
     together = _first_tokens(backend, prompts)
     if together != [tokens for (tokens,) in alone]:
         raise ModelUnavailable(
-            "The self-check failed: a prompt gives other tokens beside another one than alone.",
+            "The self-check failed: a prompt gives different tokens in a batch than alone.",
             where=f"engine.self_check, {backend.name}",
             next_step='set engine.kind = "generate", or report this with the versions in run.json',
         )
@@ -180,7 +180,7 @@ def _first_tokens(backend: Backend, prompts: Sequence[list[int]], count: int = 3
             raise ModelUnavailable(
                 "The self-check failed: the model's logits are not finite numbers.",
                 where=f"engine.self_check, {backend.name}",
-                next_step='try model.dtype = "float32"; if that helps, the weights do not suit this number format',
+                next_step='try model.dtype = "float32"; if that helps, the weights do not work in this number format',
             )
         for row, token in enumerate(logits.argmax(dim=-1).tolist()):
             tokens[row].append(token)

@@ -1,7 +1,7 @@
-"""Who is admitted, into which slot, and how many rows a decode step computes. Plain Python: no torch, no clock.
+"""Which rows are admitted, into which slots, and how many rows a decode step computes. Plain Python: no torch or clock.
 
-Prompts arrive longest first. Finished slots are refilled when a few are free, because a prefill stops every row that
-decodes; at the end the step shrinks to the bucket that holds the rows that are left.
+Prompts arrive longest first. Free slots are refilled several at a time, because a prefill stops every row that decodes;
+at the end the step shrinks to the bucket that holds the remaining rows.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ def bucket(rows: int, slots: int) -> int:
 
 
 def slots_for_memory(budget_bytes: int, bytes_a_token: int, capacity: int, most: int = 64) -> int:
-    """Return how many slots of `capacity` tokens fit the budget: the largest bucket that does, else as many as do."""
+    """Return how many slots of `capacity` tokens fit the budget: the largest bucket that fits, else as many as fit."""
     fit = min(budget_bytes // max(bytes_a_token * capacity, 1), most)
     return max((size for size in BUCKETS if size <= fit), default=max(int(fit), 1))
 
 
 @dataclass
 class SlotPlan:
-    """Which slots are taken. Always gives out the lowest free one, so that active rows stay together."""
+    """Tracks the slots in use. Always assigns the lowest free one, so that active rows stay together."""
 
     slots: int
-    refill: int  # admit only when so many slots are free, unless nothing runs
+    refill: int  # admit only when this many slots are free, unless nothing is running
     taken: set[int] = field(default_factory=set)
 
     @classmethod
     def of(cls, slots: int) -> SlotPlan:
-        """Return an empty plan that refills in eighths."""
+        """Return an empty plan that refills in eighths of the slots."""
         return cls(slots=slots, refill=max(1, slots // 8))
 
     @property
@@ -51,7 +51,7 @@ class SlotPlan:
         return slot
 
     def release(self, slot: int) -> None:
-        """Give a slot back."""
+        """Release a slot."""
         self.taken.remove(slot)
 
     def moves(self) -> list[tuple[int, int]]:

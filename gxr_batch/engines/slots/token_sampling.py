@@ -1,8 +1,8 @@
-"""From logits to tokens: candidates, each row's own draw, and the one read-back of a step, in as many pieces as fit.
+"""From logits to tokens: candidates, each row's own draw, and one read-back per step, in as many pieces as fit.
 
 The same distribution as transformers' processors in their order, computed on a few candidates instead of the whole
-vocabulary: the repetition penalty touches seen ids only, top-k comes first and is exact (ties at the k-th value all
-stay, as there), top-p works inside it. A draw depends on (row seed, step, token id) alone, never on other rows.
+vocabulary: the repetition penalty touches seen ids only, top-k comes first and is exact (all ties at the k-th value
+stay, as there), top-p works within it. A draw depends only on (row seed, step, token id), never on other rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Chooser:
         self._backend, self._sampling, self._splitter = backend, sampling, splitter
 
     def choose(self, rows: Sequence[RowState], logits: torch.Tensor) -> tuple[list[int], list[int]]:
-        """Return a token for each row of the logits [rows, vocab], and whether that row was finite. Raises NoRoom."""
+        """Return a token for each row of the logits [rows, vocab], and whether that row was finite. Raises NoMemory."""
         tokens: list[int] = []
         finite: list[int] = []
         while len(tokens) < len(rows):
@@ -50,12 +50,12 @@ class Chooser:
         seen = self.seen.of([row.slot for row in rows])
         candidates = self._backend.candidates(logits, seen, self._sampling)
         tokens, finite, complete = self._read(rows, candidates)
-        if not all(complete):  # more ties than candidates: rare enough to sort everything once more
+        if not all(complete):  # more ties than candidates: rare enough to sort the whole vocabulary
             tokens, finite, _ = self._read(rows, top_candidates(logits, seen, self._sampling, thorough=True))
         return [tokens, finite]
 
     def _read(self, rows: Sequence[RowState], candidates: Candidates) -> list[list[int]]:
-        """Return tokens, whether logits were finite, and whether all ties were there: the step's one read-back."""
+        """Return tokens, whether logits were finite, and whether all ties were kept: the step's only read-back."""
         device = candidates.ids.device
         keys = torch.tensor([[row.prompt.row_seed, len(row.ids)] for row in rows]).to(device)
         tokens = draw(candidates, keys[:, 0], keys[:, 1], self._sampling)
@@ -63,17 +63,18 @@ class Chooser:
         return read
 
 
-# The vocabulary is scanned in blocks: the k best tokens lie in the k blocks with the best maxima.
+# The vocabulary is scanned in blocks: the k best tokens are in the k blocks with the best maxima.
 _BLOCK = 512
 # Candidates kept beyond k: bfloat16 logits tie often, and every tie at the k-th value counts.
 _MARGIN = 64
 
 
 class Candidates(NamedTuple):
-    """The tokens that top-k leaves of each row: penalised logits, falling, and their ids; both [rows, candidates].
+    """The tokens that top-k keeps of each row: penalised logits, descending, and their ids; both [rows, candidates].
 
-    A row with fewer candidates is filled with -inf. `complete` [rows] is False where more tokens tie at the k-th value
-    than were kept; such a row wants `top_candidates(..., thorough=True)`. On the device, so that one read-back serves.
+    A row with fewer candidates is filled with -inf. `complete` [rows] is False if more tokens tie at the k-th value
+    than were kept; such a row needs `top_candidates(..., thorough=True)`. Stays on the device, so that one read-back is
+    enough.
     """
 
     values: torch.Tensor
@@ -91,7 +92,7 @@ class Seen(NamedTuple):
 
 
 class SeenIds:
-    """What every slot's row has seen, prompt and answer, on the logits' device and extended by one write a step."""
+    """What every slot's row has seen, prompt and answer, on the logits' device and extended by one write per step."""
 
     def __init__(self, slots: int, capacity: int, device: torch.device) -> None:
         self._ids = torch.zeros(slots, capacity + 1, dtype=torch.long, device=device)
@@ -106,7 +107,7 @@ class SeenIds:
         self._ids[slot] = row.to(self._ids.device)
 
     def add(self, slots: Sequence[int], tokens: Sequence[int]) -> None:
-        """Add one token to each row. One that is known already is written behind the others and not counted."""
+        """Add one token to each row. A token that was seen already is written after the others and not counted."""
         columns = [len(self._known[slot]) for slot in slots]
         device = self._ids.device
         at = torch.tensor([slots, columns], device=device)
@@ -115,7 +116,7 @@ class SeenIds:
             self._known[slot].add(token)
 
     def move(self, source: int, target: int) -> None:
-        """Take a row along to another slot."""
+        """Move a row to another slot."""
         self._ids[target] = self._ids[source]
         self._known[target] = self._known[source]
         self._known[source] = set()
@@ -130,7 +131,7 @@ class SeenIds:
 def top_candidates(logits: torch.Tensor, seen: Seen, sampling: Sampling, *, thorough: bool = False) -> Candidates:
     """Return the candidates of every row.
 
-    `logits` is [rows, vocab] in any float type and stays as it is. Greedy sampling has one candidate. `thorough` sorts
+    `logits` is [rows, vocab] in any float type and is not modified. Greedy sampling has one candidate. `thorough` sorts
     the whole vocabulary, so that any number of ties is kept.
     """
     scores = logits.float() if logits.dtype != torch.float32 else logits.clone()
@@ -158,13 +159,13 @@ def _whole(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def _in_blocks(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the best k tokens and a margin, falling, equal ones by id; and whether the margin held all ties."""
+    """Return the best k tokens and a margin, descending, equal ones by id; and whether the margin held all ties."""
     rows, vocab = scores.shape
     wanted = min(k + _MARGIN, vocab)
     blocks = -(-vocab // _BLOCK)
     padded = torch.nn.functional.pad(scores, (0, blocks * _BLOCK - vocab), value=-torch.inf)
     chosen = padded.view(rows, blocks, _BLOCK).amax(dim=-1).topk(min(wanted, blocks), dim=-1).indices
-    chosen = chosen.sort(dim=-1).values  # rising ids, so that equal values keep the order of their ids
+    chosen = chosen.sort(dim=-1).values  # ascending ids, so that equal values keep the order of their ids
     ids = (chosen[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=scores.device)).view(rows, -1)
     values, order = padded.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     values, ids = values[:, :wanted], ids.gather(1, order[:, :wanted])
@@ -187,7 +188,7 @@ def draw(candidates: Candidates, seeds: torch.Tensor, steps: torch.Tensor, sampl
 
 
 def nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Return which of the falling `scores` [rows, n] top-p keeps: all but the least likely whose sum is <= 1 - p."""
+    """Return which of the descending `scores` [rows, n] top-p keeps: all but the least likely whose sum is <= 1 - p."""
     rising = scores.flip(-1).softmax(dim=-1).cumsum(dim=-1)
     kept = (rising > 1 - top_p).flip(-1)
     kept[:, 0] = True

@@ -1,8 +1,8 @@
-"""The engine of vLLM: its asynchronous engine as a stream, in a process of its own.
+"""The vLLM engine: vLLM's asynchronous engine as a stream, in a separate process.
 
-The job's prompts go out as token ids and every answer comes back as it ends. What vLLM is opened with is decided in
-`engine_args`; `host` is the process that holds it, `host_process` starts it, `session` is the stream. Heavy imports
-happen when the model is opened, and vLLM is imported in the host alone.
+Prompts go out as token ids and every answer returns as it ends. `engine_args` decides what vLLM is opened with; `host`
+is the process that runs it, `host_process` starts that process, `session` is the stream. Heavy imports happen when the
+model is opened, and vLLM is imported only in the host.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ class VllmEngine:
     """Generates with the weights that `model.path` names."""
 
     def __init__(self, job: Job, say: Say = silent) -> None:
-        """`say` gets sentences for the user while the model is opened, and where an engine died."""
+        """`say` gets sentences for the user while the model is opened, and when an engine died."""
         self._job, self._say = job, say
         self._local = LocalModel(job, KIND)
 
     def identity(self) -> Identity:
-        """Say which weights would be loaded. Raises ModelUnavailable where they cannot be found."""
+        """Return which weights would be loaded. Raises ModelUnavailable if they cannot be found."""
         return self._local.identity()
 
     def encoder(self) -> Encoder:
-        """Return the encoder of the model's tokenizer. Raises ModelUnavailable where it cannot be loaded."""
+        """Return the encoder of the model's tokenizer. Raises ModelUnavailable if it cannot be loaded."""
         return self._local.encoder()
 
     @contextmanager
     def open(self) -> Iterator[VllmSession]:
-        """Load the model and keep it for the block. Raises ModelUnavailable where the machine cannot do it now."""
+        """Load the model and keep it for the block. Raises ModelUnavailable if the machine cannot do it now."""
         require_vllm()
         from gxr_batch.engines.vllm.engine_args import prepare_opening
         from gxr_batch.engines.vllm.host_process import HostProcess
         from gxr_batch.engines.vllm.session import Limits, VllmSession
-        from gxr_batch.models.device_memory import Room
+        from gxr_batch.models.device_memory import MemoryBudget
 
         began = time.monotonic()
         tokenizer = self._local.tokenizer()
-        opening = prepare_opening(self._job, tokenizer, Room(self._job.engine, self._say))
+        opening = prepare_opening(self._job, tokenizer, MemoryBudget(self._job.engine, self._say))
 
         def start() -> HostProcess:
             return HostProcess(opening.setup, opening.environment)
@@ -69,11 +69,11 @@ class VllmEngine:
         host = start()
         try:
             version = _opened(host)
-        except BaseException:  # Ctrl-C too: what is still opening does not listen
+        except BaseException:  # Ctrl-C too: a host that is still opening does not listen
             host.discard()
             raise
         most_tokens, most_restarts = self._job.model.max_seq_length, self._job.vllm.max_restarts
-        limits = Limits(opening.vocab, most_tokens, most_restarts, opening.card_bytes)
+        limits = Limits(opening.vocab, most_tokens, most_restarts, opening.gpu_bytes)
         info = self._info(opening, version, time.monotonic() - began)
         session = VllmSession(info, host, start, tokenizer, limits, say=self._say)
         try:
@@ -99,7 +99,7 @@ class VllmEngine:
 
 
 def _opened(host: HostProcess) -> str:
-    """Wait until a host has opened vLLM and return vLLM's version. Raises ModelUnavailable where it could not."""
+    """Wait until a host has opened vLLM and return vLLM's version. Raises ModelUnavailable if it could not."""
     from gxr_batch.engines.vllm.host_messages import Count, Gone, Opened, Unopened
 
     while True:
@@ -111,9 +111,9 @@ def _opened(host: HostProcess) -> str:
             return event.version
         if isinstance(event, Unopened) and event.about_adapter:
             raise ModelUnavailable(
-                f"vLLM could not put the adapter on: {event.reason}.",
+                f"vLLM could not apply the adapter: {event.reason}.",
                 where="model.adapter",
-                next_step='merge it into its model and name that as model.path, or set engine.kind = "transformers"',
+                next_step='merge it into its model and use that as model.path, or set engine.kind = "transformers"',
             )
         if isinstance(event, Unopened | Gone):
             reason = host.reason() or (event.reason if isinstance(event, Unopened) else "its process ended")

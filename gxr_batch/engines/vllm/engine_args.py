@@ -1,4 +1,4 @@
-"""From a job to what vLLM is opened with: arguments, environment, adapter. vLLM itself is not imported here."""
+"""Turns a job into what vLLM is opened with: arguments, environment, adapter. vLLM itself is not imported here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gxr_batch.engines.vllm.host_messages import Setup
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
-from gxr_batch.models.device_memory import Room
+from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import end_ids_of, load_config
 from gxr_batch.models.lora_config import AdapterConfig
 from gxr_batch.models.memory_estimate import kv_bytes_a_token
@@ -17,24 +17,24 @@ from gxr_batch.models.placement import SPREAD, Placement, place
 from gxr_batch.models.quantization import notices_of_format, stored_in_four_bits
 from gxr_batch.models.source import Source, find
 
-# Rows side by side where the job leaves it open; vLLM lets rows wait where its cache holds fewer.
+# Rows side by side if the job does not say; vLLM makes rows wait if its cache holds fewer.
 _MOST_SLOTS = {"cpu": 64, "cuda": 256}
-# The ranks that vLLM has room for; an adapter gets the smallest that holds it.
+# The LoRA ranks that vLLM supports; an adapter gets the smallest that holds it.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _PROBE_TOKENS = 16
-# What vLLM's own process takes of a card before it looks whether its share is still free.
+# What vLLM's process takes of a GPU before it checks whether its share is still free.
 _CONTEXT_BYTES = 2**30
 _NOT_REPRODUCIBLE = (
-    "vLLM draws by each row's own seed, but the last bits of a row's numbers depend on its neighbours, and with them "
-    "now and then its text: texts are not reproducible."
+    "vLLM draws with each row's seed, but the last bits of a row's numbers, and now and then its text, depend on other "
+    "rows in the batch: texts are not reproducible."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """All that opening takes. `vocab` counts the model's token ids, `adapter` says how one is put on.
+    """All that opening vLLM takes. `vocab` is the number of token ids, `adapter` describes how one is applied.
 
-    `card_bytes` is what vLLM takes of a card at once and keeps, 0 on a CPU.
+    `gpu_bytes` is the GPU memory that vLLM takes at once and keeps, 0 on a CPU.
     """
 
     setup: Setup
@@ -42,7 +42,7 @@ class Opening:
     placement: Placement
     slots: int
     vocab: int
-    card_bytes: int
+    gpu_bytes: int
     notices: tuple[str, ...]
     adapter: str | None = None
 
@@ -55,8 +55,8 @@ class _Adapter(NamedTuple):
     modules: int
 
 
-def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
-    """Decide where the model goes and what it may take, waiting for memory where the job says so.
+def prepare_opening(job: Job, tokenizer: Any, memory: MemoryBudget) -> Opening:
+    """Decide on which device and with how much memory the model is opened; wait for memory if the job says so.
 
     Raises ModelUnavailable, JobFileError.
     """
@@ -64,24 +64,24 @@ def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
     whole = load_config(job.model)
     config = whole.get_text_config()
     size = sum(file.stat().st_size for file in sources.base.weight_files())
-    placement = place(job.model, config, size, room, stored_in_four_bits=stored_in_four_bits(whole))
+    placement = place(job.model, config, size, memory, stored_in_four_bits=stored_in_four_bits(whole))
     _refuse(placement)
     adapter = None if sources.adapter is None else _adapter(sources.adapter, whole)
     slots = _MOST_SLOTS["cpu" if _on_cpu(placement) else "cuda"] if job.engine.slots == "auto" else job.engine.slots
     row_bytes = kv_bytes_a_token(config, 4 if placement.dtype == "float32" else 2) * job.model.max_seq_length
-    card_bytes = 0 if _on_cpu(placement) else _card_bytes(placement, room)
+    gpu_bytes = 0 if _on_cpu(placement) else _gpu_bytes(placement, memory)
     arguments = {
         "model": str(sources.base.folder),
         "max_num_seqs": slots,
         **_arguments(job, placement, adapter),
-        **_memory(placement, room, card_bytes, slots * row_bytes),
-        # A multimodal model of which only the language side is used.
+        **_memory(placement, memory, gpu_bytes, slots * row_bytes),
+        # Only the language side of a multimodal model is used.
         **({"limit_mm_per_prompt": {"image": 0}} if whole.model_type == "gemma3" else {}),
     }
     sampling = job.sampling.settings()
     drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
     drawn["stop_token_ids"] = list(end_ids_of(job.model, tokenizer))
-    told = notices_of_format(job.model, sources.base, placement, None if adapter is None else adapter.config)
+    formats = notices_of_format(job.model, sources.base, placement, None if adapter is None else adapter.config)
     probe = [2 + (7 * step) % min(config.vocab_size - 2, 1000) for step in range(_PROBE_TOKENS)]
     return Opening(
         setup=Setup(arguments, drawn, str(sources.adapter.folder) if sources.adapter else None, probe),
@@ -89,21 +89,21 @@ def prepare_opening(job: Job, tokenizer: Any, room: Room) -> Opening:
         placement=placement,
         slots=slots,
         vocab=config.vocab_size,
-        card_bytes=card_bytes,
-        notices=(*placement.notices, *told, *([_NOT_REPRODUCIBLE] if job.engine.reproducible else [])),
+        gpu_bytes=gpu_bytes,
+        notices=(*placement.notices, *formats, *([_NOT_REPRODUCIBLE] if job.engine.reproducible else [])),
         adapter=adapter and f"beside the weights, by vLLM: {adapter.modules} LoRA modules, rank {adapter.rank}",
     )
 
 
 def _arguments(job: Job, placement: Placement, adapter: _Adapter | None) -> dict[str, Any]:
-    """Return what the job says in vLLM's words."""
+    """Return the job's settings as vLLM arguments."""
     found: dict[str, Any] = {
-        "skip_tokenizer_init": True,  # prompts come as ids, and answers leave as such
+        "skip_tokenizer_init": True,  # prompts and answers are token ids
         "dtype": placement.dtype,
         "max_model_len": job.model.max_seq_length,
         "enable_prefix_caching": True,
         "enforce_eager": job.vllm.eager,
-        "generation_config": "vllm",  # the model's own sampling defaults would fill what we leave out
+        "generation_config": "vllm",  # otherwise the model's sampling defaults would fill what we leave out
         "disable_log_stats": True,
         "enable_log_requests": False,
     }
@@ -120,48 +120,48 @@ def _on_cpu(placement: Placement) -> bool:
 
 
 def _refuse(placement: Placement) -> None:
-    """Raise ModelUnavailable for what one vLLM on one device cannot do."""
+    """Raise ModelUnavailable for a placement that one vLLM on one device cannot serve."""
     if placement.device == SPREAD:
         raise ModelUnavailable(
-            "No single card has room for the model, and vLLM is not spread over several here.",
+            "The model does not fit on a single GPU, and this engine does not spread vLLM over several.",
             where='engine.kind = "vllm"',
             next_step='raise engine.memory_limit, set model.load_in_4bit = true, or engine.kind = "transformers"',
         )
     if placement.four_bit and _on_cpu(placement):
         raise ModelUnavailable(
-            "vLLM has no 4-bit weights of bitsandbytes on a CPU.",
+            "vLLM does not support bitsandbytes' 4-bit weights on a CPU.",
             where="model.load_in_4bit",
-            next_step='set it to false, with a model that has full weights, or set engine.kind = "transformers"',
+            next_step='set it to false and use a model with full weights, or set engine.kind = "transformers"',
         )
 
 
-def _card_bytes(placement: Placement, room: Room) -> int:
-    """Return this run's share of a card: the limit, or the weights and half of what is free, as far as it is free."""
-    device = room.at(placement.device)
-    share = room.size_limit or placement.weight_bytes + room.for_cache(device, beside=placement.weight_bytes)
+def _gpu_bytes(placement: Placement, memory: MemoryBudget) -> int:
+    """Return this run's share of a GPU: the limit, or the weights and half of what is free, at most what is free."""
+    device = memory.at(placement.device)
+    share = memory.size_limit or placement.weight_bytes + memory.for_cache(device, weight_bytes=placement.weight_bytes)
     return max(0, min(share, device.free() - _CONTEXT_BYTES))
 
 
-def _memory(placement: Placement, room: Room, card_bytes: int, wanted: int) -> dict[str, Any]:
-    """Return this run's share of the memory in vLLM's words; `wanted` are the bytes of a cache that holds all slots.
+def _memory(placement: Placement, memory: MemoryBudget, gpu_bytes: int, wanted: int) -> dict[str, Any]:
+    """Return this run's share of the memory as vLLM arguments; `wanted` is the size in bytes of a cache for all slots.
 
-    On a card it is a share of all memory, for weights, cache and the rest. On a CPU it is the cache's size.
+    On a GPU it is a fraction of all memory, for weights, cache and the rest. On a CPU it is the cache's size.
     """
-    device = room.at(placement.device)
+    device = memory.at(placement.device)
     if not _on_cpu(placement):
-        return {"gpu_memory_utilization": card_bytes / device.total()}
-    budget = room.for_cache(device, beside=placement.weight_bytes)
-    return {"kv_cache_memory_bytes": budget if room.size_limit is not None else min(budget, wanted)}
+        return {"gpu_memory_utilization": gpu_bytes / device.total()}
+    budget = memory.for_cache(device, weight_bytes=placement.weight_bytes)
+    return {"kv_cache_memory_bytes": budget if memory.size_limit is not None else min(budget, wanted)}
 
 
 def _environment(job: Job, placement: Placement) -> dict[str, str]:
-    """Return what vLLM reads from the environment: the card, or the number of threads.
+    """Return vLLM's environment variables: the GPU, or the number of threads.
 
-    They are not bound to cores: beside this run's there may be another's, which would be bound to the same ones.
+    Threads are not bound to cores: another run on this machine would be bound to the same ones.
     """
     if not _on_cpu(placement):
         number = int(placement.device.partition(":")[2] or 0)
-        seen = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
+        seen = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
         return {"CUDA_VISIBLE_DEVICES": seen[number] if seen else str(number)}
     if not job.engine.threads:
         return {}
@@ -169,7 +169,7 @@ def _environment(job: Job, placement: Placement) -> dict[str, str]:
 
 
 def _adapter(source: Source, config: Any) -> _Adapter:
-    """Return an adapter, once it is known to fit the model and vLLM. Raises ModelUnavailable."""
+    """Return an adapter that fits the model and vLLM, or None. Raises ModelUnavailable."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -181,17 +181,17 @@ def _adapter(source: Source, config: Any) -> _Adapter:
     with torch.device("meta"):  # names and shapes, without weights
         model = make(config)
     placed = fit(adapter, dict(model.named_modules())).patches
-    step = 'merge it into its model and name that as model.path, or set engine.kind = "transformers"'
+    step = 'merge it into its model and set model.path to the result, or set engine.kind = "transformers"'
     if adapter.config.uses_dora:
-        raise adapter.refuse("The adapter uses DoRA, which vLLM does not.", step)
+        raise adapter.refuse("The adapter uses DoRA, which vLLM does not support.", step)
     if replaced := [name for name, patch in placed.items() if not patch.is_lora]:
-        raise adapter.refuse(f"The adapter replaces whole weights ({replaced[0]}), which vLLM does not.", step)
+        raise adapter.refuse(f"The adapter replaces whole weights ({replaced[0]}), which vLLM does not support.", step)
     if foreign := [name for name in placed if name not in adapter.patches]:
         raise adapter.refuse(
-            f"The adapter was trained on another class of this model, whose names vLLM does not take ({foreign[0]}).",
+            f"The adapter was trained on another class of this model, whose names vLLM does not accept ({foreign[0]}).",
             step,
         )
-    rank = adapter.config.highest_rank  # vLLM looks at the settings, whether or not a module has it
+    rank = adapter.config.highest_rank  # vLLM checks the settings, whether or not a module has that rank
     if rank > _RANKS[-1]:
-        raise adapter.refuse(f"The adapter's rank is {rank}, and vLLM takes {_RANKS[-1]} at most.", step)
+        raise adapter.refuse(f"The adapter's rank is {rank}, and vLLM supports at most {_RANKS[-1]}.", step)
     return _Adapter(adapter.config, rank, len(placed))

@@ -1,10 +1,10 @@
-"""The host process: holds vLLM's asynchronous engine and answers rows over a pipe, each as it ends.
+"""The host process: runs vLLM's asynchronous engine and answers rows over a pipe, each as it ends.
 
-A process of its own, because vLLM starts more processes, which nobody ends who was killed himself: this one sees its
-pipe close and takes them along. It also keeps vLLM's logging, environment and signals out of the run's process.
+A separate process, because vLLM starts further processes, which survive if their parent is killed: the host sees its
+pipe close and ends them. It also keeps vLLM's logging, environment and signals out of the run's process.
 
-A row's share of a step is what the integral of 1/n over time grew by while it ran, n being the rows of a step: shares
-add up to the time in which there was any row.
+A row's share of a step is the growth of the integral of 1/n over time while it ran, where n is the rows of a step: the
+shares add up to the time in which there was any row.
 
     python -m gxr_batch.engines.vllm.host DESCRIPTOR FOLDER
 """
@@ -32,7 +32,7 @@ _LONGEST_REASON = 400
 
 
 class Host:
-    """One opened engine at the end of a pipe; `folder` goes with it where nobody else is left to remove it."""
+    """One opened engine at the end of a pipe; removes `folder` if no other process is left to do so."""
 
     def __init__(self, pipe: Connection, setup: Setup, folder: str) -> None:
         self._pipe, self._setup, self._folder = pipe, setup, folder
@@ -46,7 +46,7 @@ class Host:
         self._llm: Any = None
 
     async def serve(self) -> bool:
-        """Open the engine, say so, and answer until the pipe closes; return whether it could be opened."""
+        """Open the engine, report it, and answer until the pipe closes; return whether it could be opened."""
         from vllm import __version__
 
         threading.Thread(target=self._listen, args=(asyncio.get_running_loop(),), daemon=True).start()
@@ -61,27 +61,27 @@ class Host:
     # ------------------------------------------------------------------ opening
 
     async def _open(self) -> Unopened | None:
-        """Open the engine and try it; return what went wrong."""
+        """Open the engine and test it; return what went wrong."""
         from vllm import AsyncEngineArgs
         from vllm.lora.request import LoRARequest
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
             arguments = AsyncEngineArgs(**self._setup.arguments)
-            # Loggers of our own replace vLLM's, and switch its measuring on.
+            # Our own loggers replace vLLM's, and turn its measurements on.
             self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[self._recorder])
-        except Exception as error:  # whatever a model, a card or a compiler can do
-            return Unopened(_told(error))
+        except Exception as error:  # anything that a model, a GPU or a compiler can raise
+            return Unopened(_one_line(error))
         adapter = self._setup.adapter
         self._lora = None if adapter is None else LoRARequest("adapter", 1, adapter)
         try:
             if self._lora is not None and not await self._llm.add_lora(self._lora):
-                return Unopened("it was not taken", about_adapter=True)
+                return Unopened("it was not accepted", about_adapter=True)
             with_adapter = await self._probe(self._lora)
             if self._lora is not None and with_adapter == await self._probe(None):
-                return Unopened("with it and without it the model's logits are the same", about_adapter=True)
+                return Unopened("the model's logits are the same with it and without it", about_adapter=True)
         except Exception as error:
-            return Unopened(_told(error), about_adapter=self._lora is not None)
+            return Unopened(_one_line(error), about_adapter=self._lora is not None)
         self._tokens = 0
         return None
 
@@ -99,14 +99,14 @@ class Host:
         return found
 
     def _recorder(self, _config: Any, _index: int = 0) -> Any:
-        """Return what vLLM tells of each of its steps."""
+        """Return the class through which vLLM reports each of its steps."""
         from vllm.v1.metrics.loggers import StatLoggerBase
 
         host = self
 
-        class Recorder(StatLoggerBase):  # type: ignore[misc]  # vLLM is not here when types are checked
+        class Recorder(StatLoggerBase):  # type: ignore[misc]  # vLLM is not installed when types are checked
             def __init__(self) -> None:
-                """Nothing is kept here."""
+                """Keep no state."""
 
             def record(
                 self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
@@ -114,7 +114,7 @@ class Host:
                 host._step(scheduler_stats, iteration_stats)
 
             def log_engine_initialized(self) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         return Recorder()
 
@@ -123,26 +123,26 @@ class Host:
         if iteration is None:
             return
         running = scheduler.num_running_reqs if scheduler is not None else len(self._tasks)
-        # The scheduler counts after the step, when the rows that ended in it have left.
+        # The scheduler counts after the step, when the rows that ended in it are gone.
         self._steps.step(now, running + len(iteration.finished_requests))
         self._steps.forget(min(self._asked_at.values(), default=now))
         self._tokens += iteration.num_generation_tokens
         self._preemptions += iteration.num_preempted_reqs
-        if self._tasks and now - self._counted_at >= _COUNT_SECONDS:  # the probe's tokens are no row's
+        if self._tasks and now - self._counted_at >= _COUNT_SECONDS:  # the probe's tokens belong to no row
             self._counted_at = now
             self._tell(Count(self._tokens, self._preemptions))
 
     def _tell(self, message: Unopened | Opened | Piece | Answer | Count) -> None:
-        # A reader that is gone is what the listener sees; here it must not look like an error of vLLM's.
+        # The listener handles a closed pipe; here it must not look like an error of vLLM.
         with suppress(OSError):
             self._pipe.send(message)
 
     # ------------------------------------------------------------------ rows
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Hand messages to the loop until the pipe closes; a thread, since opening keeps the loop busy for minutes.
+        """Pass messages to the loop until the pipe closes; in a thread, since opening keeps the loop busy for minutes.
 
-        A pipe that closes means that nobody is left: the memory is to be free soon, whatever vLLM is doing.
+        A closed pipe means that the run's process is gone: free the memory soon, whatever vLLM is doing.
         """
         with suppress(EOFError, OSError):
             while True:
@@ -173,7 +173,7 @@ class Host:
         del self._tasks[number], self._asked_at[number]
 
     async def _row(self, ask: Ask) -> None:
-        """Generate one row and send what became of it."""
+        """Generate one row and send the answer."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
@@ -183,9 +183,9 @@ class Host:
         except Exception as error:
             if self._llm.errored:
                 _die()
-            # The name alone: what vLLM says of a request may quote it.
+            # Only the name: vLLM's message about a request may quote it.
             answer = Answer(ask.number, [], "error", f"vLLM could not take this row ({type(error).__name__})")
-        if answer.finish == "abort":  # nobody here asked for it: the engine is being shut down from outside
+        if answer.finish == "abort":  # not requested here: the engine is being shut down from outside
             _die()
         self._tell(answer)
 
@@ -222,7 +222,7 @@ class Host:
         )
 
     def _shut_down(self) -> None:
-        """End vLLM's processes; SIGINT, because they are deaf to SIGTERM."""
+        """End vLLM's processes; with SIGINT, because they ignore SIGTERM."""
         for task in self._tasks.values():
             task.cancel()
         for child in multiprocessing.active_children():
@@ -233,38 +233,38 @@ class Host:
 
 
 def _die() -> NoReturn:
-    """Take all of vLLM's processes along; whoever started this sees the pipe close."""
+    """End all of vLLM's processes; the process that started this one sees the pipe close."""
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
-def _told(error: BaseException) -> str:
-    """Return what an error says, in one line."""
+def _one_line(error: BaseException) -> str:
+    """Return an error's class and message in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:_LONGEST_REASON]}"
 
 
 def main() -> None:
-    """Serve the pipe of the given descriptor; the folder holds the log, to which stdout and stderr go."""
-    # Service managers send these to every process of a job. The run's own process hears them and decides; an engine
-    # that heard them too would drop the rows that the run wants to finish. Whom vLLM starts inherits this.
+    """Serve the pipe with the given descriptor; the folder holds the log, to which stdout and stderr go."""
+    # Service managers send these to every process of a job. The run's process handles them and decides; an engine that
+    # handled them too would drop the rows that the run wants to finish. vLLM's processes inherit this.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
     pipe, folder = Connection(int(sys.argv[1])), sys.argv[2]
     try:
         setup: Setup | None = pipe.recv()
-    except (EOFError, OSError):  # whoever started this is gone
+    except (EOFError, OSError):  # the process that started this one is gone
         setup = None
     if setup is not None and not asyncio.run(Host(pipe, setup, folder).serve()):
         sys.exit(1)
-    shutil.rmtree(folder, ignore_errors=True)  # of no use after an orderly end, and nobody else may be left
+    shutil.rmtree(folder, ignore_errors=True)  # not needed after an orderly end, and no other process may be left
 
 
 _KEPT = 4096
 
 
 class Steps:
-    """The steps so far. Moments are time.monotonic seconds and never go back."""
+    """The steps so far. Times are time.monotonic seconds and never go back."""
 
     def __init__(self) -> None:
         self._moments = [0.0]
@@ -272,21 +272,21 @@ class Steps:
         self._rows = [0.0]
 
     def wake(self, now: float) -> None:
-        """Count the time up to now to nobody: the engine had nothing to do."""
+        """Skip the time up to now: the engine had nothing to do."""
         self._add(now, 0.0, 0.0)
 
     def step(self, now: float, rows: int) -> None:
-        """Take in a step that ended now and had so many rows, at least one."""
+        """Record a step that ended now with this many rows, at least one."""
         seconds = max(0.0, now - self._moments[-1])
         self._add(now, seconds / max(rows, 1), seconds * max(rows, 1))
 
     def between(self, began: float, ended: float) -> tuple[float, float]:
-        """Return the share, in seconds, of a row that was in every step between two moments, and its mean rows."""
+        """Return the share, in seconds, of a row that was in every step between two times, and its mean rows."""
         share, rows = (self._at(ended, sums) - self._at(began, sums) for sums in (self._shares, self._rows))
         return share, rows / (ended - began) if ended > began else 1.0
 
     def forget(self, before: float) -> None:
-        """Let go of steps that ended before a moment, once there are many."""
+        """Drop steps that ended before a time, once there are many."""
         if len(self._moments) > _KEPT:
             cut = max(0, bisect_right(self._moments, before) - 1)
             for sums in (self._moments, self._shares, self._rows):
@@ -298,7 +298,7 @@ class Steps:
         self._rows.append(self._rows[-1] + rows)
 
     def _at(self, moment: float, sums: list[float]) -> float:
-        """Return a sum as it stood at a moment, a straight line between two steps."""
+        """Return a sum at a time, interpolated linearly between two steps."""
         right = bisect_right(self._moments, moment)
         if right == 0:
             return sums[0]

@@ -1,6 +1,6 @@
-"""What the engine and its host process say to each other, over a pipe. Moments are time.monotonic seconds.
+"""The messages between the engine and its host process, over a pipe. Times are time.monotonic seconds.
 
-The clock of time.monotonic is the machine's, so that both processes mean the same moment by it.
+time.monotonic is the machine's clock, so a time means the same in both processes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 class Setup(NamedTuple):
     """The first message to a host: what vLLM is opened with.
 
-    `arguments` are those of AsyncEngineArgs, `sampling` those of SamplingParams that all rows share. `adapter` is the
-    folder of one, None without. `probe` are token ids of a prompt to try before the first row.
+    `arguments` are those of AsyncEngineArgs, `sampling` those of SamplingParams that all rows share. `adapter` is an
+    adapter's folder, or None. `probe` is a prompt's token ids, to try before the first row.
     """
 
     arguments: Mapping[str, Any]
@@ -23,7 +23,7 @@ class Setup(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """One row to generate. `number` names it in every message; with `streams` its tokens come as they are drawn."""
+    """One row to generate. `number` identifies it in every message; with `streams` its tokens are sent as drawn."""
 
     number: int
     token_ids: list[int]
@@ -33,13 +33,13 @@ class Ask(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """Rows that nobody waits for any more."""
+    """Rows that are no longer wanted."""
 
     numbers: tuple[int, ...]
 
 
 class Close(NamedTuple):
-    """Nothing will be asked any more."""
+    """Nothing more will be asked."""
 
 
 class Opened(NamedTuple):
@@ -49,24 +49,25 @@ class Opened(NamedTuple):
 
 
 class Unopened(NamedTuple):
-    """vLLM could not be opened, and why, as far as the host saw it. No prompt was near."""
+    """vLLM could not be opened, and why, as far as the host knows. No prompt had been sent."""
 
     reason: str
     about_adapter: bool = False
 
 
 class Piece(NamedTuple):
-    """New tokens of a row that a person watches; the last ones come with its answer."""
+    """New tokens of a row that is shown while it is generated; the last ones come with its answer."""
 
     number: int
     token_ids: list[int]
 
 
 class Answer(NamedTuple):
-    """A row that ended, its end token included in `token_ids`.
+    """A row that ended; `token_ids` includes its end token.
 
-    `finish` is vLLM's word for it, "error" for a row that it refused, with `error`. `scheduled_at`, `first_token_at`
-    and `ended_at` are moments; `share` is the row's part of the steps it was in, in seconds, `rows` their mean number.
+    `finish` is vLLM's finish reason, "error" for a row that it refused, with `error`. `scheduled_at`, `first_token_at`
+    and `ended_at` are times; `share` is the row's part of its steps, in seconds, `rows` the mean number of rows in
+    them.
     """
 
     number: int
@@ -81,11 +82,11 @@ class Answer(NamedTuple):
 
 
 class Count(NamedTuple):
-    """New tokens since the host began, and how often a row had to give its cache back and begin anew."""
+    """New tokens since the host began, and how often a row lost its cache and was started again."""
 
     new_tokens: int
     preemptions: int
 
 
 class Gone(NamedTuple):
-    """The host is no more; said by the reader of the pipe."""
+    """The host has ended; reported by the reader of the pipe."""

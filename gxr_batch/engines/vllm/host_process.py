@@ -1,4 +1,4 @@
-"""Starts a host process, talks to it, and sees that nothing of it is left behind."""
+"""Starts a host process, talks to it, and cleans up after it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from typing import Any
 import gxr_batch
 from gxr_batch.engines.vllm.host_messages import Ask, Close, Forget, Gone, Setup
 
-# -P, because a folder called vllm in the current directory is not vLLM.
+# -P, so that a folder called vllm in the current directory is not imported.
 HOST = (sys.executable, "-P", "-m", "gxr_batch.engines.vllm.host")
 _CLOSE_SECONDS = 20.0
 _ERROR_LINE = re.compile(r"\b((?:\w+\.)*\w+(?:Error|Exception): \S.*)")
-# vLLM's own summary, which only says that the cause stands above.
+# vLLM's own summary, which only refers to the cause above it.
 _NO_CAUSE = "Engine core initialization failed"
 _LONGEST_REASON = 400
 
 
 class HostProcess:
-    """A host and its pipe. `events` receives its messages, and Gone once it is no more.
+    """A host and its pipe. `events` receives its messages, and Gone once it has ended.
 
-    A folder of its own holds its `log` and the sockets of vLLM's processes, which outlive those that are killed.
+    A temporary folder holds its `log` and the sockets of vLLM's processes, which remain if those are killed.
     """
 
     def __init__(self, setup: Setup, environment: Mapping[str, str], command: Sequence[str] = HOST) -> None:
@@ -57,29 +57,29 @@ class HostProcess:
         self.send(setup)
 
     def send(self, message: Setup | Ask | Forget | Close) -> None:
-        """Have a message sent, without waiting for a host that does not listen; to one that is no more, none."""
+        """Queue a message, without waiting for a host that does not listen; drop it if the host has ended."""
         self._letters.put(message)
 
     def close(self) -> None:
-        """Let the host end in order, and kill what has not ended by then."""
+        """Let the host shut down, and kill it if it does not in time."""
         self.send(Close())
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_CLOSE_SECONDS)
         self.discard()
 
     def kill(self) -> None:
-        """Kill the host and every process that it started; its log stays."""
+        """Kill the host and every process that it started; keep its log."""
         with suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def discard(self) -> None:
-        """Kill the host and forget its log."""
+        """Kill the host and delete its log."""
         self.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def reason(self) -> str:
-        """Return the last error that the log names, in one line, "" for none. For hosts that have seen no prompt."""
+        """Return the last error in the log, in one line, "" for none. For hosts that have seen no prompt."""
         lines = self.log.read_text(errors="replace").splitlines()
         found = [match[1] for line in lines if (match := _ERROR_LINE.search(line)) and _NO_CAUSE not in line]
         return found[-1][:_LONGEST_REASON] if found else ""
@@ -92,13 +92,13 @@ class HostProcess:
         self._letters.put(None)
 
     def _write(self) -> None:
-        with suppress(OSError):  # Gone is on its way
+        with suppress(OSError):  # Gone follows
             while (message := self._letters.get()) is not None:
                 self._pipe.send(message)
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
-    """Return the host's environment: this package importable, vLLM silent about its use, logging to stderr."""
+    """Return the host's environment: this package importable, vLLM's usage statistics off, logging to stderr."""
     package = str(Path(gxr_batch.__file__).parent.parent)
     paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
@@ -109,6 +109,6 @@ def _environment(more: Mapping[str, str]) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_CONFIGURE_LOGGING": "1",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a forked process would hold the pipe open beyond the host's end
-        "HF_HUB_OFFLINE": "1",  # everything lies in folders by now
+        "HF_HUB_OFFLINE": "1",  # all files are in local folders by now
         **more,
     }

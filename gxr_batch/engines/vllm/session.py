@@ -1,7 +1,7 @@
-"""The vllm engine's stream: prompts out to the host, completions back, and a new host where one died.
+"""The vllm engine's stream: prompts out to the host, completions back, and a new host if one died.
 
-Rows that a dead host had begin anew in the next one. A row that two hosts died with runs alone from then on; if a third
-dies with it, the row is to blame and fails.
+Rows of a dead host are generated again from scratch in the next one. A row in two hosts that died runs alone from then
+on; if a third dies with it, the row is at fault and fails.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from gxr_batch.records import Completion, FinishReason, Prompt
 
 _PULSE_SECONDS = 0.5
 _TICK_SECONDS = 0.05
-# Rows with which so many hosts died run alone: one more than elsewhere, since a host has hundreds of rows, and to run
-# all of them one by one costs hours.
+# Rows run alone after this many hosts died with them: one more than in other engines, since a host has hundreds of
+# rows, and running all of them one by one takes hours.
 _ALONE_AFTER = 2
 
 
 class Limits(NamedTuple):
-    """What a prompt must keep to: `vocab` ids, `capacity` tokens with answer; how often a host may be replaced.
+    """What a prompt must fit: `vocab` ids, `capacity` tokens with its answer; how often a host may be replaced.
 
-    `card_bytes` is the memory of a card that a host holds, 0 on a CPU.
+    `gpu_bytes` is the GPU memory that a host holds, 0 on a CPU.
     """
 
     vocab: int
     capacity: int
     max_restarts: int
-    card_bytes: int = 0
+    gpu_bytes: int = 0
 
 
 @dataclass
 class _Work:
-    """What one stream has in hand: rows by number, those of them that ended at once, whether prompts are left."""
+    """The state of one stream: rows by number, those that ended at once, whether prompts are left."""
 
     flight: dict[int, RowState] = field(default_factory=dict)
     refused: list[Completion] = field(default_factory=list)
@@ -51,7 +51,7 @@ class _Work:
 
     @property
     def suspects(self) -> bool:
-        """Whether a row has to run alone."""
+        """Whether a row must run alone."""
         return any(self.deaths.is_suspect(row.prompt.key) for row in self.flight.values())
 
 
@@ -68,7 +68,7 @@ class VllmSession:
         *,
         say: Say,
     ) -> None:
-        """`host` has opened already, `start` starts another one; `say` hears of hosts that died."""
+        """`host` is already open, `start` starts another one; `say` reports hosts that died."""
         self.info = info
         self._start, self._host, self._tokenizer, self._limits, self._say = start, host, tokenizer, limits, say
         # Whether the host listens; whether it died and has no successor; whether it never will have one.
@@ -77,14 +77,14 @@ class VllmSession:
         self._counted = self._before = Count(0, 0)
 
     def close(self) -> None:
-        """Let the host end. One that is still opening does not listen; of one that was given up the log is wanted."""
+        """End the host. One that is still opening does not listen; the log of one that was given up is kept."""
         if self._ready:
             self._host.close()
         elif not self._given_up:
             self._host.discard()
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
-        """Generate for every prompt. Raises EngineFailed where hosts die again and again."""
+        """Generate for every prompt. Raises EngineFailed if hosts keep dying."""
         work = _Work()
         pulsed = time.monotonic()
         try:
@@ -102,7 +102,7 @@ class VllmSession:
             self._host.send(Forget(tuple(work.flight)))
 
     def _admit(self, prompts: Iterator[Prompt], work: _Work, stop: StopRequest) -> None:
-        """Take prompts while there is room; those that the model cannot take end at once."""
+        """Take prompts while there are free slots; those that the model cannot process end at once."""
         looked = time.monotonic()
         while not work.exhausted and len(work.flight) < self.info.slots and stop.admitting and not work.suspects:
             prompt = next(prompts, None)
@@ -120,7 +120,7 @@ class VllmSession:
                 return
 
     def _refusal(self, prompt: Prompt) -> str:
-        """Return why the model cannot take a prompt, empty where it can."""
+        """Return why the model cannot process a prompt, empty if it can."""
         ids, capacity = prompt.encoded.token_ids, self._limits.capacity
         if not ids:
             return "no prompt"
@@ -131,7 +131,7 @@ class VllmSession:
         return ""
 
     def _send(self, work: _Work) -> None:
-        """Send what the host has not got: all but suspects, which go one by one when it has nothing else."""
+        """Send what the host does not have yet: all except suspects, which go one by one when it has nothing else."""
         if not self._ready:
             return
         waiting = {number: row for number, row in work.flight.items() if not row.sent}
@@ -144,7 +144,7 @@ class VllmSession:
             self._host.send(Ask(number, ids, prompt.row_seed, prompt.max_new_tokens, prompt.on_text is not None))
 
     def _next(self, work: _Work) -> list[Completion]:
-        """Take in what the host says within a tick, as far as its next answer. Raises EngineFailed."""
+        """Process the host's messages within a tick, up to its next answer. Raises EngineFailed."""
         if self._lost:
             self._restart(len(work.flight))
         try:
@@ -163,11 +163,11 @@ class VllmSession:
         elif isinstance(event, Opened):
             self._ready = True
         elif isinstance(event, Gone | Unopened):
-            return self._mourn(work)
+            return self._discard_dead_host(work)
         return []
 
-    def _mourn(self, work: _Work) -> list[Completion]:
-        """Let go of a host that died; return the row that is to blame, if one is. Its other rows begin anew."""
+    def _discard_dead_host(self, work: _Work) -> list[Completion]:
+        """Discard a dead host; return the row that is at fault, if any. Its other rows are generated again."""
         self._host.kill()
         self._ready, self._lost = False, True
         had = [number for number, row in work.flight.items() if row.sent]
@@ -181,19 +181,19 @@ class VllmSession:
         return []
 
     def _restart(self, rows: int) -> None:
-        """Start another host in the place of one that died with so many rows left. Raises EngineFailed."""
+        """Start another host after one died with this many rows left. Raises EngineFailed."""
         most = self._limits.max_restarts
         if self._restarts == most:
             self._given_up = True
             times = f"{most + 1} times" if most else "once"
             raise EngineFailed(
-                f"vLLM's engine died {times} in this start.",
+                f"vLLM's engine died {times} in this invocation.",
                 where=f"vllm.max_restarts = {most}, vLLM's own log: {self._host.log}",
-                next_step="run the same command again; if it comes back, set engine.slots or engine.memory_limit lower",
+                next_step="run the same command again; if it happens again, lower engine.slots or engine.memory_limit",
             )
         self._restarts += 1
         self._say(
-            f"vLLM's engine died and is started again ({self._restarts} of {most} times); {rows:,} rows are unfinished."
+            f"vLLM's engine died and is being restarted ({self._restarts} of {most} times); {rows:,} rows are left."
         )
         self._host.discard()
         self._before = Count(*(old + new for old, new in zip(self._before, self._counted, strict=True)))
@@ -201,7 +201,7 @@ class VllmSession:
 
     def _pulse(self, rows: int) -> Pulse:
         tokens, preemptions = (old + new for old, new in zip(self._before, self._counted, strict=True))
-        return Pulse(tokens, rows, self._limits.card_bytes, splits=preemptions, retries=self._retries)
+        return Pulse(tokens, rows, self._limits.gpu_bytes, splits=preemptions, retries=self._retries)
 
 
 _FINISHES: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -209,7 +209,7 @@ _FINISHES: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 @dataclass(eq=False)
 class RowState:
-    """One row. `sent` says whether the host has it now."""
+    """One row. `sent` is True while the host has it."""
 
     prompt: Prompt
     taken_at: float
@@ -218,21 +218,21 @@ class RowState:
     shown: str = ""
 
     def take(self, ids: Sequence[int], tokenizer: Any) -> None:
-        """Show the text that new tokens make; half a character waits for its other half."""
+        """Show the text of new tokens; an incomplete character waits for the rest."""
         self.ids += ids
         text = str(tokenizer.decode(self.ids, skip_special_tokens=True))
         if not text.endswith("\ufffd"):
             self.show(text)
 
     def show(self, text: str) -> None:
-        """Hand a person what is new in the text so far."""
+        """Pass on what is new in the text so far."""
         if self.prompt.on_text is not None and len(text) > len(self.shown):
             self.prompt.on_text(text[len(self.shown) :])
             self.shown = text
 
 
 def completed(row: RowState, answer: Answer, tokenizer: Any) -> Completion:
-    """Return what the runner gets of a row that the host answered."""
+    """Return the completion of a row that the host answered."""
     finish = _FINISHES.get(answer.finish)
     if finish is None:
         return failed(row, answer.error or f"vLLM ended this row for a reason of its own ({answer.finish})")
@@ -257,7 +257,7 @@ def completed(row: RowState, answer: Answer, tokenizer: Any) -> Completion:
 
 
 def failed(row: RowState, error: str) -> Completion:
-    """Return the completion of a row that came to nothing: nothing was generated, so nothing is measured."""
+    """Return the completion of a failed row: nothing was generated, so nothing is measured."""
     prompt, now_ms = row.prompt, round(time.time() * 1000)
     queued = time.monotonic() - row.taken_at
     return Completion(

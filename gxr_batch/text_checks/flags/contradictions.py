@@ -52,14 +52,14 @@ class Facts:
             self._sides.setdefault(_place(mention.finding), set()).add(side)
 
     def absent(self, finding: str) -> set[str]:
-        """Return the sides on which the row says for sure that a finding is absent; none where it does not."""
+        """Return the sides on which the row says for sure that a finding is absent; none if it does not."""
         fact = self._facts.get(finding)
         if fact is None or fact.present or fact.open or finding in self._had:
             return set()
         return fact.absent
 
     def present(self, finding: str) -> set[str]:
-        """Return the sides on which the row has a finding for sure; none where it does not say so."""
+        """Return the sides on which the row has a finding for sure; none if it does not say so."""
         fact = self._facts.get(finding)
         if fact is None or fact.absent - {"left", "right"} or finding in self._lacked:
             return set()

@@ -23,7 +23,7 @@ class Evidence(NamedTuple):
     """A generated text, the user turn that asked for it, the row's cells by template field, and how it ended.
 
     `values` has exactly the fields of the row's template; None is a missing cell. `identifiers` are the screening rules
-    that hit the text, None where nobody has screened it yet.
+    that hit the text, None if nobody has screened it yet.
     """
 
     text: str

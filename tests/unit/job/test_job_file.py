@@ -1,4 +1,4 @@
-"""The job file: strict about keys, clear about values, silent about what is not built."""
+"""The job file: strict about keys, clear about values, and never quoting one."""
 
 from __future__ import annotations
 
@@ -99,21 +99,21 @@ def test_an_impossible_value_names_its_key(job_file, override, part):
         (f"engine.window={'9' * 25}", "engine.window: must be at most 2147483647."),
     ],
 )
-def test_what_is_wrong_is_said_in_our_words_and_names_the_option(job_file, override, sentence):
+def test_an_error_is_in_plain_words_and_names_the_option(job_file, override, sentence):
     with pytest.raises(JobFileError) as caught:
         load_job(job_file, [override])
     assert caught.value.what.startswith(sentence)
     assert caught.value.where == f"--set {override.partition('=')[0]}"
 
 
-def test_a_section_given_as_a_word_names_its_line(job_file):
+def test_a_section_given_as_a_string_names_its_line(job_file):
     job_file.write_text('name = "night"\ninput = "a.csv"\n')
     with pytest.raises(JobFileError, match="input: must be a section") as caught:
         load_job(job_file)
     assert caught.value.where == f"{job_file}, line 2"
 
 
-def test_the_option_that_overrides_a_line_is_named_and_not_the_line(job_file):
+def test_an_error_names_the_option_that_overrides_a_line_instead_of_the_line(job_file):
     job_file.write_text(MINIMAL + "[engine]\nslots = 4\n[run]\nstop_by = '06:00'\n")
     for overrides, given, where in (
         (["engine.slots=0"], None, "--set engine.slots"),
@@ -126,7 +126,7 @@ def test_the_option_that_overrides_a_line_is_named_and_not_the_line(job_file):
 
 
 @pytest.mark.parametrize("value", ["[" * 5000, "{a=" * 5000, "9" * 5000])
-def test_toml_too_deep_or_too_long_for_python_is_an_error_of_the_file(job_file, value):
+def test_toml_too_deep_or_too_long_for_python_is_a_job_file_error(job_file, value):
     with pytest.raises(JobFileError):
         load_job(job_file, [f"sampling.temperature={value}"])
     job_file.write_text(f"{MINIMAL}x = {value}\n")
@@ -134,7 +134,7 @@ def test_toml_too_deep_or_too_long_for_python_is_an_error_of_the_file(job_file, 
         load_job(job_file)
 
 
-def test_a_set_value_cannot_bring_in_a_second_key(job_file):
+def test_a_set_value_cannot_add_a_second_key(job_file):
     with pytest.raises(JobFileError, match="must be a number"):
         load_job(job_file, ["sampling.temperature=1\nname = 'other'"])
 
@@ -171,7 +171,7 @@ def test_a_missing_job_file_is_named_with_its_absolute_path(tmp_path):
     assert str(tmp_path / "none.toml") in caught.value.where
 
 
-def test_a_byte_order_mark_before_the_toml_is_no_error(job_file):
+def test_a_byte_order_mark_before_the_toml_is_accepted(job_file):
     job_file.write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
     assert load_job(job_file).name == "night"
 
@@ -188,14 +188,14 @@ def test_a_setting_that_is_switched_off_does_not_warn(job_file, override):
     assert load_job(job_file, [override]).warnings() == []
 
 
-def test_a_preset_gives_its_values_and_own_keys_win(job_file):
+def test_a_preset_sets_values_and_explicit_keys_override_them(job_file):
     assert load_job(job_file, ["sampling.preset=deterministic"]).sampling.settings().temperature == 0.4
     job = load_job(job_file, ["sampling.preset=detailed", "sampling.max_new_tokens=64"])
     assert job.sampling.settings().max_new_tokens == 64
     assert "has no effect" in job.warnings()[0]
 
 
-def test_presets_lie_in_the_guides_ranges():
+def test_presets_are_within_the_guides_ranges():
     assert all(preset.warnings() == [] for preset in PRESETS.values())
 
 

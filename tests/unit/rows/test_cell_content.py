@@ -1,4 +1,4 @@
-"""The content hash, and the rows that come back out of input.parquet."""
+"""The content hash, and reading rows back from input.parquet."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sha256(content):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_the_content_hash_is_that_of_the_templates_cells_as_canonical_json(tmp_path):
+def test_the_content_hash_covers_the_templates_cells_as_canonical_json(tmp_path):
     target = table_of(tmp_path, 'report,age,other\n"é ""x""\n%s %",007,y\n,5,z\n')
     assert pq.read_table(target)["gxr_content_hash"].to_pylist() == [
         sha256({"findings": 'é "x"\n%s %', "age": "007"}),
@@ -48,12 +48,12 @@ def test_the_content_hash_is_that_of_the_templates_cells_as_canonical_json(tmp_p
     ]
 
 
-def test_without_an_id_column_the_id_is_the_hashs_beginning(tmp_path):
+def test_without_an_id_column_the_id_is_the_start_of_the_hash(tmp_path):
     table = pq.read_table(table_of(tmp_path, "report,age\nx,1\ny,2\n"))
     assert table["gxr_row_id"].to_pylist() == [text[:16] for text in table["gxr_content_hash"].to_pylist()]
 
 
-def test_where_a_column_names_the_template_its_name_is_part_of_the_content(tmp_path):
+def test_the_template_named_in_a_column_is_part_of_the_content(tmp_path):
     target = table_of(tmp_path, "report,age,kind\nx,1,\nx,1,short\nx,1, case \nx,1,no%such\nx,1,plain\n", CHOSEN)
     assert pq.read_table(target)["gxr_content_hash"].to_pylist() == [
         sha256({"": "case", "findings": "x", "age": "1"}),
@@ -72,7 +72,7 @@ def test_where_a_column_names_the_template_its_name_is_part_of_the_content(tmp_p
     ]
 
 
-def test_a_template_column_that_is_missing_is_reported_with_the_nearest(tmp_path):
+def test_a_missing_template_column_is_reported_with_the_closest_name(tmp_path):
     (tmp_path / "cases.csv").write_text("report,age,kinds\nx,1,short\n")
     error = refused(tmp_path / "cases.csv", fields=CHOSEN)
     assert error.what == "The table has no column kind."
@@ -80,7 +80,7 @@ def test_a_template_column_that_is_missing_is_reported_with_the_nearest(tmp_path
     assert error.next_step == "did you mean kinds?"
 
 
-def test_other_columns_and_their_order_leave_the_content_as_it_is(tmp_path):
+def test_other_columns_and_their_order_do_not_change_the_content(tmp_path):
     before = pq.read_table(table_of(tmp_path, "report,age\nx,1\n"))
     after = pq.read_table(table_of(tmp_path, "new,age,report\nz,1,x\n"))
     assert before["gxr_content_hash"] == after["gxr_content_hash"]
@@ -148,7 +148,7 @@ def test_only_wanted_rows_come_and_other_row_groups_are_not_read(many, monkeypat
     assert list(read_rows(many, FIELDS, np.zeros(150_000, np.bool_))) == []
 
 
-def test_rows_of_an_empty_table_are_none(tmp_path):
+def test_an_empty_table_yields_no_rows(tmp_path):
     target = table_of(tmp_path, "report,age\n")
     assert list(read_rows(target, FIELDS, None)) == []
     assert list(read_rows(target, FIELDS, np.zeros(0, np.bool_))) == []

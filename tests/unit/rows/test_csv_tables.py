@@ -1,4 +1,4 @@
-"""CSV and its kin as they come: delimiters, quotes, line ends, headers, ragged rows. Cells stay what they are."""
+"""CSV and similar formats: delimiters, quotes, line ends, headers, ragged rows. Cells are never changed."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def look_at(path, content, **keys):
     return look(path, **keys)
 
 
-def test_rows_settle_a_tie_in_the_header(path):
+def test_a_tie_in_the_header_is_decided_by_the_rows(path):
     assert look_at(path, "a,b;c\n1;2, 3, 4\n5;6\n").files[0].delimiter == ";"
     assert look_at(path, "a,b;c\n1,2; 3; 4\n5,6\n").files[0].delimiter == ","
 
 
-def test_a_tsv_is_split_at_tabs_whatever_else_its_header_holds(tmp_path):
+def test_a_tsv_is_split_at_tabs_whatever_else_is_in_its_header(tmp_path):
     assert cells(tmp_path / "cases.tsv", "a,b,c\td,e\n1\t2\n") == [("1", "2")]
 
 
@@ -78,7 +78,7 @@ def test_every_kind_of_line_end_works(path, end):
     assert cells(path, end.join(["a,b", "1,2", "3,4", ""])) == [("1", "2"), ("3", "4")]
 
 
-def test_a_last_line_without_its_end_counts(path):
+def test_a_last_line_without_a_line_end_counts(path):
     assert cells(path, "a,b\n1,2\n3,4") == [("1", "2"), ("3", "4")]
 
 
@@ -91,20 +91,20 @@ def test_a_quote_inside_an_unquoted_cell_is_text(path):
 
 
 @pytest.mark.parametrize("word", ["None", "NA", "N/A", "nan", "null", "-", " ", "0", "False"])
-def test_words_that_look_like_nothing_stay_text(path, word):
+def test_words_that_look_like_missing_values_stay_text(path, word):
     assert cells(path, f"a,b\n{word},x\n") == [(word, "x")]
 
 
 @pytest.mark.parametrize("word", ["007", "+1", "1e5", "12345678901234567890123", "1.10", "2024-01-02", "  x  ", "=1+1"])
-def test_numbers_and_dates_stay_the_text_that_they_are(path, word):
+def test_numbers_and_dates_stay_text(path, word):
     assert cells(path, f"a,b\n{word},x\n") == [(word, "x")]
 
 
-def test_only_empty_cells_are_null_also_quoted_ones(path):
+def test_only_empty_cells_are_null_including_quoted_ones(path):
     assert cells(path, 'a,b,c\n,"",x\n') == [(None, None, "x")]
 
 
-def test_null_values_are_null_where_they_are_the_whole_cell(path):
+def test_null_values_are_null_if_they_are_the_whole_cell(path):
     assert cells(path, "a,b\nNA,NAD\n-,XXXX\n", null_values=("NA", "-")) == [(None, "NAD"), (None, "XXXX")]
 
 
@@ -112,24 +112,24 @@ def test_nul_characters_are_kept(path):
     assert cells(path, "a,b\nx\0y,\0\n") == [("x\0y", "\0")]
 
 
-def test_a_cell_of_200000_characters_is_read_whole_and_the_csv_modules_limit_put_back(path):
+def test_a_cell_of_200000_characters_is_read_whole_and_the_csv_modules_limit_is_restored(path):
     before = csv.field_size_limit()
     long = "no effusion " * 16_667
     assert cells(path, f"a,b\n{long},1\nx,2\n") == [(long, "1"), ("x", "2")]
     assert csv.field_size_limit() == before
 
 
-def test_a_header_name_past_the_csv_modules_limit_works(path):
+def test_a_header_name_over_the_csv_modules_limit_works(path):
     name = "n" * 140_000
     assert look_at(path, f"{name},b\n1,2\n").schema.names == [name, "b"]
 
 
-def test_a_header_only_gives_no_rows_and_says_so(path):
+def test_a_header_without_rows_is_reported(path):
     path.write_text("a,b\n")
     table, taken = take(path)
     assert (table.num_rows, taken.rows) == (0, 0)
     assert table.column_names == ["a", "b", "gxr_row_id", "gxr_content_hash"]
-    assert taken.notices == ("the table has a header and no rows",)
+    assert taken.notices == ("the table has a header but no rows",)
 
 
 def test_rows_of_empty_cells_are_rows(path):
@@ -137,22 +137,22 @@ def test_rows_of_empty_cells_are_rows(path):
 
 
 @pytest.mark.parametrize("blank", ["\n", "\r\n", "   \n"])
-def test_blank_lines_are_no_rows(path, blank):
+def test_blank_lines_are_not_rows(path, blank):
     assert cells(path, f"{blank}a,b\n{blank}1,2\n{blank}{blank}3,4\n{blank}") == [("1", "2"), ("3", "4")]
 
 
-def test_blank_lines_of_a_single_column_are_no_rows_but_said(path):
+def test_blank_lines_in_a_single_column_are_skipped_and_reported(path):
     path.write_text('a\n1\n\n""\n3\n\n')
     table, taken = take(path)
     assert table["a"].to_pylist() == ["1", None, "3"]
-    assert taken.notices[0] == f'{path}: 2 blank lines left out; a row with an empty cell is written as ""'
+    assert taken.notices[0] == f'{path}: 2 blank lines skipped; write a row with one empty cell as ""'
 
 
 @pytest.mark.parametrize(("row", "found"), [("1,2", "2 cells"), (f"1,2,{CANARY},4", "4 cells"), (CANARY, "1 cell")])
 def test_a_ragged_row_names_file_line_and_counts(path, row, found):
     path.write_text(f'a,b,c\n1,"two\nlines",3\n\n1,2,3\n{row}\n1,2,3\n')
     error = refused(path)
-    assert error.what == f"A row has {found}, and the header has 3."
+    assert error.what == f"A row has {found}; the header has 3."
     assert error.where == f"{path}, line 6"
     assert "quotes" in error.next_step
     assert "the delimiter is ," in error.next_step
@@ -163,10 +163,10 @@ def test_a_ragged_row_far_down_names_its_line(path):
     assert refused(path).where == f"{path}, line 40002"
 
 
-def test_a_quote_that_is_never_closed_names_the_line_where_its_row_begins(path):
+def test_a_quote_that_is_never_closed_names_the_line_where_its_row_starts(path):
     path.write_text(f'a,b\n1,2\n3,"{CANARY}\n5,6\n7,8\n')
     error = refused(path)
-    assert error.what == "The quotes are unbalanced in the row that begins on line 3."
+    assert error.what == "The row that starts on line 3 has unbalanced quotes."
     assert error.where == f"{path}, line 3 (noticed on line 5)"
 
 
@@ -175,12 +175,12 @@ def test_a_quote_closed_in_the_middle_of_a_cell_names_its_line(path):
     assert refused(path).where == f"{path}, line 2 (noticed on line 2)"
 
 
-def test_a_stray_quote_that_meets_the_next_quoted_cell_names_the_row_where_it_opened(path):
+def test_a_stray_quote_closed_by_the_next_quoted_cell_names_the_row_where_it_opened(path):
     path.write_text(f'a,b\n1,"{CANARY}\n2,x\n3,"fine"\n')
     assert refused(path).where == f"{path}, line 2 (noticed on line 4)"
 
 
-def test_a_quote_that_is_never_closed_does_not_fill_the_memory(path):
+def test_a_quote_that_is_never_closed_does_not_fill_memory(path):
     path.write_text('a,b\n1,"' + "x" * (CHARACTERS_A_CELL + 2**20) + "\n")
     assert "unbalanced" in refused(path).what
 
@@ -193,7 +193,7 @@ def test_a_quote_that_is_never_closed_does_not_fill_the_memory(path):
         ["C1,40,{}", 'C2,"41,x', 'C3,42",x', "C5,44,x"],
     ],
 )
-def test_rows_that_a_stray_quote_swallowed_by_the_rules_of_csv_are_found(path, rows):
+def test_rows_swallowed_by_a_stray_quote_in_valid_csv_are_found(path, rows):
     path.write_text("id,age,findings\n" + "\n".join(rows).format(CANARY) + "\n")
     error = refused(path)
     closed = next(number for number, row in enumerate(rows, 2) if '"' in row and number > 3)
@@ -201,14 +201,12 @@ def test_rows_that_a_stray_quote_swallowed_by_the_rules_of_csv_are_found(path, r
     assert error.where == f"{path}, line 3"
 
 
-def test_doubtful_cells_are_read_and_said(path):
+def test_doubtful_cells_are_read_and_reported(path):
     text = 'id,a,b\nC1,x,"one\ntwo, three, four"\nC2,x,"one\ntwo, three"\nC3,x,y\n'
     path.write_text(text)
     table, taken = take(path)
     assert table.num_rows == 3
-    assert taken.notices[0].startswith(
-        f"{path}: 1 cell with lines that have as many delimiters as a row, the first on line 2"
-    )
+    assert taken.notices[0].startswith(f"{path}: 1 cell spanning lines that look like rows, the first on line 2")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +220,7 @@ def test_doubtful_cells_are_read_and_said(path):
         ["a\nb"],
     ],
 )
-def test_ordinary_cells_of_several_lines_are_never_taken_for_swallowed_rows(row):
+def test_ordinary_multi_line_cells_are_never_taken_for_swallowed_rows(row):
     assert swallowed(row, ",") != "sure"
 
 
@@ -232,10 +230,10 @@ def test_names_are_cleaned_each_with_a_notice(path):
     assert seen.notices == tuple(
         f"{path}: {text}"
         for text in (
-            "blanks round the column name a are left out",
+            "spaces around the column name a are removed",
             "the column name a is repeated: column 2 is called a (3)",
             "column 3 has no name and is called column_3",
-            "column gxr_text is left out: names that begin with gxr_ belong to the results",
+            "column gxr_text is left out: names that begin with gxr_ are reserved for results",
             "the column name a is repeated: column 7 is called a (4)",
             "column 8 has no name and is called column_8",
         )
@@ -243,23 +241,23 @@ def test_names_are_cleaned_each_with_a_notice(path):
     assert cells(path, path.read_bytes()) == [("1", "2", "3", "5", "6", "7", "8")]
 
 
-def test_a_nameless_column_never_takes_a_name_that_stands_in_the_file(path):
+def test_an_unnamed_column_never_takes_a_name_from_the_file(path):
     assert look_at(path, "column_2,,c\n").schema.names == ["column_2", "column_2 (2)", "c"]
 
 
-def test_a_notice_about_many_files_is_said_once(tmp_path):
+def test_a_notice_about_many_files_is_reported_once(tmp_path):
     for number in range(4):
         (tmp_path / f"{number}.csv").write_text("a,\n1,2\n")
     (notice,) = look(tmp_path / "*.csv").notices
     assert notice == f"{tmp_path}/0.csv and 3 more files: column 2 has no name and is called column_2"
 
 
-def test_a_table_without_a_column_of_its_own_is_refused(path):
+def test_a_table_without_a_usable_column_is_refused(path):
     path.write_text("gxr_a,gxr_b\n1,2\n")
-    assert refused(path).what == "No column is left of this file."
+    assert refused(path).what == "This file has no usable column."
 
 
-def test_files_with_other_columns_make_one_table(tmp_path):
+def test_files_with_different_columns_make_one_table(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
     (tmp_path / "b.tsv").write_text("z\tx\n3\t4\n")
     (tmp_path / "c.txt").write_text("y;w\n5;6\n")
@@ -281,12 +279,12 @@ def test_a_limit_takes_the_first_rows_of_all_files(tmp_path):
     assert take(tmp_path / "*.csv", limit=9)[1].rows == 6
 
 
-def test_a_limit_never_meets_what_stands_after_it(path):
+def test_rows_after_the_limit_are_never_parsed(path):
     path.write_text("a,b\n" + "1,2\n" * 20_000 + "ragged\n")
     assert take(path, limit=5)[1].rows == 5
 
 
-def test_a_column_that_is_asked_for_and_missing_is_reported_with_the_nearest(path):
+def test_a_missing_column_is_reported_with_the_closest_name(path):
     path.write_text("Case_ID,age,findings\n1,2,3\n")
     error = refused(path, id_column="case_id")
     assert error.what == "The table has no column case_id."
@@ -325,7 +323,7 @@ def test_the_first_row_of_a_table_without_a_header_stays_out_of_every_message(pa
         said = " ".join(look(path, **keys).notices)
     except TableError as error:
         said = str(error)
-        assert "its first line has 6 cells that look like a row: does it lack a header line?" in said
+        assert "its first line has 6 cells that look like a row: is the header line missing?" in said
     assert not any(cell in said for cell in ("C1", "55", "cough", "Canary"))
 
 

@@ -1,4 +1,4 @@
-"""Row ids: all different, and the same for the same row whatever happens to the rows around it."""
+"""Row ids: all unique, and the same for the same row whatever happens to other rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FIELDS = FieldMap(templates={"t": ("f",)}, default="t", columns={"f": "findings"
 
 
 def ingested(folder: Path, rows, *, id_column="id", prior=None):
-    """Take in rows of (id, findings); return their ids in order and the file, which can be the next call's prior."""
+    """Ingest rows of (id, findings); return their ids in order and the file, which can be the next call's prior."""
     path = folder / "cases.parquet"
     columns = {"id": [row[0] for row in rows], "findings": [row[1] for row in rows]}
     pq.write_table(pa.table({name: pa.array(cells, pa.string()) for name, cells in columns.items()}), path)
@@ -61,10 +61,10 @@ def test_ids_of_other_types_are_their_text(tmp_path, cells, expected):
 
 
 @pytest.mark.parametrize("cells", [[[CANARY]], [CANARY.encode()], [{"a": CANARY}]])
-def test_columns_that_make_no_ids_are_refused(tmp_path, cells):
+def test_columns_that_cannot_be_ids_are_refused(tmp_path, cells):
     pq.write_table(pa.table({"id": cells, "findings": ["x"]}), tmp_path / "cases.parquet")
     error = refused(tmp_path / "cases.parquet", id_column="id")
-    assert "make no row ids" in error.what
+    assert "cannot be row ids" in error.what
     assert error.where == "input.id_column"
 
 
@@ -73,7 +73,7 @@ def test_rows_without_an_id_get_one_from_their_content_with_one_notice(tmp_path)
     found, target, notices = ingested(tmp_path, rows)
     hashes = pq.read_table(target)["gxr_content_hash"].to_pylist()
     assert found == ["A", *(content[:16] for content in hashes[1:])]
-    assert notices == ("3 rows without id: the id comes from the content",)
+    assert notices == ("3 rows without id: ids come from the content",)
 
 
 def test_missing_numbers_are_missing_ids(tmp_path):
@@ -82,23 +82,23 @@ def test_missing_numbers_are_missing_ids(tmp_path):
     taken = ingest(
         look(tmp_path / "cases.parquet"), FIELDS, tmp_path / "t.parquet", id_column="id", prior=None, limit=None
     )
-    assert taken.notices == ("2 rows without id: the id comes from the content",)
+    assert taken.notices == ("2 rows without id: ids come from the content",)
 
 
-def test_repeated_ids_are_told_apart_and_said(tmp_path):
+def test_repeated_ids_are_numbered_and_reported(tmp_path):
     found, _, notices = ingested(tmp_path, [("A", "x"), ("B", "y"), ("A", "z"), ("A", "x")])
     assert sorted(found) == ["A", "A#2", "A#3", "B"]
     assert found[1] == "B"
-    assert notices == ("2 rows with the id of another row: told apart as #2, #3, ...",)
+    assert notices == ("2 rows with the id of another row: numbered #2, #3, ...",)
 
 
-def test_rows_that_repeat_word_for_word_are_told_apart_without_an_id_column(tmp_path):
+def test_identical_rows_are_numbered_without_an_id_column(tmp_path):
     found, _, notices = ingested(tmp_path, [("A", "x"), ("B", "x"), ("C", "y")], id_column="")
     assert found[1] == f"{found[0]}#2"
-    assert notices == ("1 row with the content of another row: told apart as #2, #3, ...",)
+    assert notices == ("1 row with the content of another row: numbered #2, #3, ...",)
 
 
-def test_a_made_id_never_meets_one_that_a_cell_holds(tmp_path):
+def test_a_made_id_never_equals_one_in_a_cell(tmp_path):
     found = ids(tmp_path, [("A", "x"), ("A", "y"), ("A#2", "z"), ("A#4", "w"), ("A", "v"), ("A#2", "u")])
     assert sorted(found) == ["A", "A#2", "A#2#2", "A#3", "A#4", "A#5"]
     assert {found[2], found[5]} == {"A#2", "A#2#2"}
@@ -125,13 +125,13 @@ def test_the_last_of_a_family_keeps_its_id_over_many_invocations(tmp_path):
     assert ids(tmp_path, [("A", "later"), ("A", second)], prior=table) == ["A", "A#2"]
 
 
-def test_a_row_never_inherits_the_id_that_a_cell_of_the_previous_table_held(tmp_path):
+def test_a_row_never_inherits_an_id_from_a_cell_of_the_previous_table(tmp_path):
     _, table, _ = ingested(tmp_path, [("A", "x"), ("A#2", "y")])
     assert ids(tmp_path, [("A", "y")], prior=table) == ["A"]
     assert ids(tmp_path, [("A", "y"), ("A", "x")], prior=table) == ["A#2", "A"]
 
 
-def test_a_cell_that_comes_to_hold_a_made_id_gets_it(tmp_path):
+def test_a_cell_that_now_holds_a_made_id_gets_it(tmp_path):
     first, table, _ = ingested(tmp_path, [("A", "x"), ("A", "y")])
     known = dict(zip("xy", first, strict=True))
     found = ids(tmp_path, [("A", "x"), ("A", "y"), ("A#2", "z")], prior=table)
@@ -140,7 +140,7 @@ def test_a_cell_that_comes_to_hold_a_made_id_gets_it(tmp_path):
     assert len(set(found)) == 3
 
 
-def test_long_numbers_after_a_hash_are_somebodys_own_ids(tmp_path):
+def test_long_numbers_after_a_hash_are_taken_as_ids(tmp_path):
     rows = [("A#" + "9" * 5000, "x"), ("A#02", "y"), ("A#1", "z"), ("A", "w"), ("A", "v")]
     _, table, _ = ingested(tmp_path, rows)
     found = ids(tmp_path, rows[::-1], prior=table)
@@ -148,7 +148,7 @@ def test_long_numbers_after_a_hash_are_somebodys_own_ids(tmp_path):
     assert sorted(found[:2]) == ["A", "A#2"]
 
 
-def test_a_damaged_previous_table_is_named_with_a_way_out(tmp_path):
+def test_a_damaged_previous_table_is_named_with_a_next_step(tmp_path):
     _, table, _ = ingested(tmp_path, [("A", "x"), ("A", "y")])
     table.write_bytes(table.read_bytes()[:-50])
     with pytest.raises(RunError, match="copy of the table is damaged") as caught:
@@ -173,7 +173,7 @@ def by_content(rows, found):
 
 @quick
 @given(first=tables, second=tables)
-def test_ids_are_always_different_and_a_single_cell_gives_its_own(tmp_path_factory, first, second):
+def test_ids_are_always_unique_and_a_cell_that_does_not_repeat_is_its_rows_id(tmp_path_factory, first, second):
     folder = tmp_path_factory.mktemp("ids")
     _, table, _ = ingested(folder, first)
     for prior in (None, table):
@@ -199,12 +199,12 @@ def test_a_reordered_table_gives_the_same_ids_to_the_same_rows(tmp_path_factory,
 
 @quick
 @given(rows=tables, data=st.data())
-def test_removing_rows_leaves_the_others_their_ids(tmp_path_factory, rows, data):
+def test_removing_rows_does_not_change_the_ids_of_the_others(tmp_path_factory, rows, data):
     folder = tmp_path_factory.mktemp("ids")
     found, table, _ = ingested(folder, rows)
     kept = [row for row in data.draw(st.permutations(rows)) if data.draw(st.booleans())]
     after = by_content(kept, ids(folder, kept, prior=table))
-    # Rows alike in cell and content are one another's equals: which of their ids stay is free.
+    # Rows with the same cell and content are interchangeable: either may keep its id.
     assert set(after) <= set(by_content(rows, found))
 
 
@@ -214,7 +214,7 @@ def test_removing_rows_leaves_the_others_their_ids(tmp_path_factory, rows, data)
     more=st.lists(st.tuples(st.sampled_from(["A", "B", ""]), st.sampled_from("vwx")), max_size=4),
     data=st.data(),
 )
-def test_inserted_rows_leave_the_others_their_ids(tmp_path_factory, rows, more, data):
+def test_inserted_rows_do_not_change_the_ids_of_the_others(tmp_path_factory, rows, more, data):
     folder = tmp_path_factory.mktemp("ids")
     found, table, _ = ingested(folder, rows)
     mixed = data.draw(st.permutations(rows + more))
@@ -222,13 +222,13 @@ def test_inserted_rows_leave_the_others_their_ids(tmp_path_factory, rows, more, 
     assert set(by_content(rows, found)) <= set(by_content(mixed, after))
 
 
-def test_ids_whose_marks_are_the_same_by_chance_stay_as_they_are(tmp_path, monkeypatch):
-    """Where 64 bits of two ids are equal, the texts decide."""
+def test_ids_with_colliding_marks_are_unchanged(tmp_path, monkeypatch):
+    """If 64 bits of two ids are equal, the texts decide."""
     monkeypatch.setattr("gxr_batch.rows.ingest.marks", lambda ids: np.zeros(len(ids), np.int64))
     monkeypatch.setattr("gxr_batch.rows.ids.marks", lambda ids: np.zeros(len(ids), np.int64))
     rows = [("A", "x"), ("B", "y"), ("A", "z"), ("C", "x")]
     found, table, notices = ingested(tmp_path, rows)
     assert [found[1], found[3]] == ["B", "C"]
     assert {found[0], found[2]} == {"A", "A#2"}
-    assert notices == ("1 row with the id of another row: told apart as #2, #3, ...",)
+    assert notices == ("1 row with the id of another row: numbered #2, #3, ...",)
     assert ids(tmp_path, rows[2:], prior=table) == [found[2], "C"]

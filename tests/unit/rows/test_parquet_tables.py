@@ -1,4 +1,4 @@
-"""Parquet as it comes: every type passes through unchanged; what is damaged is named and never quoted."""
+"""Parquet: every type passes through unchanged; damage is reported and never quoted."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ VIEWS = {
 }
 
 
-def test_views_become_the_plain_types_whose_rows_can_be_selected(path):
+def test_view_types_become_plain_types_whose_rows_can_be_selected(path):
     pq.write_table(pa.table({name: column for name, (column, _) in VIEWS.items()}), path)
     fields = FieldMap(templates={"t": ("f",)}, default="t", columns={"f": "text"})
     table, _ = take(path, fields=fields, id_column="text", null_values=("b",))
@@ -95,7 +95,7 @@ def test_every_type_can_fill_a_field(path, name):
     assert not any(type(row.values["f"]).__module__.startswith("pandas") for row in rows)
 
 
-def test_times_finer_than_python_has_are_cut_for_the_prompt_only(path):
+def test_times_finer_than_microseconds_are_truncated_in_the_prompt_only(path):
     pq.write_table(pa.table({"t": COLUMNS["fine moment"], "s": COLUMNS["struct"]}), path)
     fields = FieldMap(templates={"t": ("t", "s")}, default="t", columns={"t": "t", "s": "s"})
     table, _ = take(path, fields=fields)
@@ -105,7 +105,7 @@ def test_times_finer_than_python_has_are_cut_for_the_prompt_only(path):
     assert table["t"].cast(pa.int64())[0].as_py() == NS
 
 
-def test_a_time_that_python_cannot_hold_names_its_column_only_where_a_template_uses_it(path):
+def test_a_time_that_python_cannot_hold_names_its_column_only_if_a_template_uses_it(path):
     pq.write_table(pa.table({"when": pa.array([2**58], pa.timestamp("ms"))}), path)
     assert take(path)[1].rows == 1
     fields = FieldMap(templates={"t": ("f",)}, default="t", columns={"f": "when"})
@@ -135,7 +135,7 @@ def test_names_of_parquet_columns_are_cleaned_too(path):
     assert table.select(seen.schema.names).to_pylist() == [{"a": 0, "a (2)": 1, "column_3": 2, "b": 5}]
 
 
-def test_a_column_whose_name_holds_a_dot_is_not_taken_for_a_nested_one(path):
+def test_a_column_whose_name_contains_a_dot_is_not_taken_for_a_nested_one(path):
     pq.write_table(pa.table({"a": [{"b": "x"}], "a.b": ["y"]}), path)
     fields = FieldMap(templates={"t": ("f", "g")}, default="t", columns={"f": "a", "g": "a.b"})
     take(path, fields=fields)
@@ -143,7 +143,7 @@ def test_a_column_whose_name_holds_a_dot_is_not_taken_for_a_nested_one(path):
     assert row.values == {"f": {"b": "x"}, "g": "y"}
 
 
-def test_null_values_reach_text_columns_of_every_kind_and_no_other(path):
+def test_null_values_reach_text_columns_of_every_kind_and_no_others(path):
     words = ["NA", "x", None]
     pq.write_table(
         pa.table(
@@ -167,22 +167,22 @@ def test_null_values_reach_text_columns_of_every_kind_and_no_other(path):
 
 
 @pytest.mark.parametrize("content", [CANARY.encode() * 9, b"PAR1" + CANARY.encode() * 9 + b"PAR1"])
-def test_what_is_no_parquet_is_said_without_the_readers_words(path, content):
+def test_a_file_that_is_not_parquet_is_reported_without_the_readers_text(path, content):
     path.write_bytes(content)
     error = refused(path)
-    assert error.what == "The file is damaged or cut off, or is not Parquet at all."
+    assert error.what == "The file is damaged, truncated, or not Parquet."
     assert error.where == str(path)
 
 
-def test_a_parquet_file_cut_at_any_place_is_refused(path):
+def test_a_parquet_file_truncated_anywhere_is_refused(path):
     pq.write_table(pa.table({"a": [CANARY] * 1000, "b": list(range(1000))}), path)
     whole = path.read_bytes()
     for size in range(1, len(whole), max(1, len(whole) // 40)):
         path.write_bytes(whole[:size])
-        assert "damaged or cut off" in refused(path).what
+        assert "damaged, truncated" in refused(path).what
 
 
-def test_parquet_with_any_byte_turned_over_is_read_or_refused(path):
+def test_parquet_with_any_byte_flipped_is_read_or_refused(path):
     pq.write_table(pa.table({"a": [CANARY, "x", None] * 50, "b": [[1], [], None] * 50}), path)
     whole = path.read_bytes()
     for place in range(4, len(whole), 7):
@@ -213,7 +213,7 @@ def test_one_name_with_two_types_names_column_files_and_types(tmp_path):
     assert error.what == (f"The column age has two types: string in {tmp_path}/a.csv, int64 in {tmp_path}/b.parquet.")
 
 
-def test_a_column_without_values_takes_the_type_that_other_files_give_it(tmp_path):
+def test_a_column_without_values_takes_the_type_it_has_in_other_files(tmp_path):
     pq.write_table(pa.table({"x": pa.nulls(2), "y": pa.nulls(2)}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"x": [1], "z": [[1]]}), tmp_path / "b.parquet")
     pq.write_table(pa.table({"x": pa.nulls(1), "c": pa.array(["k"]).dictionary_encode()}), tmp_path / "c.parquet")

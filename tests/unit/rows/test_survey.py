@@ -1,4 +1,4 @@
-"""Which files a path means, their kinds and encodings, and that a file which changes while it is read is refused."""
+"""Which files a path names, their kinds and encodings, and that a file which changes while being read is refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_path_that_matches_nothing_is_named_in_full(tmp_path, monkeypatch):
     assert error.where == str(tmp_path / "inputs" / "*.csv")
 
 
-def test_a_folder_is_refused_with_the_glob_that_was_meant(tmp_path):
+def test_a_folder_is_refused_with_the_glob_to_use_instead(tmp_path):
     error = refused(f"{tmp_path}/")
     assert error.what == "The input path is a folder, not a table."
     assert f'input.path = "{tmp_path}/*.csv"' in error.next_step
@@ -41,19 +41,19 @@ def test_a_glob_is_read_in_name_order_and_skips_folders(tmp_path):
     assert [file.path.name for file in seen.files] == ["a.csv", "b.csv", "c.csv"]
 
 
-def test_a_glob_goes_down_into_folders(tmp_path):
+def test_a_glob_searches_subfolders(tmp_path):
     (tmp_path / "2024" / "may").mkdir(parents=True)
     (tmp_path / "2024" / "may" / "a.csv").write_text("x\n1\n")
     assert len(look(tmp_path / "**" / "*.csv").files) == 1
 
 
-def test_a_name_with_brackets_is_taken_by_its_letter(tmp_path):
+def test_a_name_with_brackets_is_taken_literally(tmp_path):
     (tmp_path / "cases[1].csv").write_text("x\n1\n")
     assert look(tmp_path / "cases[1].csv").files[0].path.name == "cases[1].csv"
 
 
 @pytest.mark.parametrize("ending", ["xlsx", "XLS", "ods"])
-def test_a_workbook_is_refused_with_how_to_save_it_as_csv(tmp_path, ending):
+def test_a_workbook_is_refused_and_saving_it_as_csv_is_suggested(tmp_path, ending):
     path = tmp_path / f"cases.{ending}"
     path.write_bytes(b"PK\x03\x04")
     error = refused(path)
@@ -70,22 +70,22 @@ def test_a_workbook_is_refused_with_how_to_save_it_as_csv(tmp_path, ending):
         (b"\x1f\x8b", "compressed with gzip"),
     ],
 )
-def test_a_file_under_a_false_name_is_recognised(tmp_path, head, what):
+def test_a_file_with_the_wrong_extension_is_recognised(tmp_path, head, what):
     path = tmp_path / "cases.csv"
     path.write_bytes(head + b"rest")
-    assert refused(path).what == f"The file is {what}, whatever its name says."
+    assert refused(path).what == f"The file is {what}, despite its name."
 
 
-def test_other_endings_are_refused_with_those_that_work(tmp_path):
+def test_other_extensions_are_refused_with_the_supported_ones(tmp_path):
     (tmp_path / "cases.csv.gz").write_text("x")
     error = refused(tmp_path / "cases.csv.gz")
     assert error.what == "Files that end in .gz cannot be read."
     assert ".csv, .tsv, .txt, .parquet" in error.next_step
     (tmp_path / "cases").write_text("x")
-    assert refused(tmp_path / "cases").what == "A file without an ending cannot be read."
+    assert refused(tmp_path / "cases").what == "A file without an extension cannot be read."
 
 
-def test_endings_count_whatever_their_case(tmp_path):
+def test_extensions_are_case_insensitive(tmp_path):
     (tmp_path / "CASES.CSV").write_text("x\n1\n")
     assert look(tmp_path / "CASES.CSV").schema.names == ["x"]
 
@@ -101,10 +101,10 @@ def test_an_empty_file_is_refused(tmp_path, ending):
 @pytest.mark.parametrize("content", ["\n\n  \n", "\ufeff"])
 def test_a_file_without_a_header_line_is_refused(tmp_path, content):
     (tmp_path / "cases.csv").write_text(content, encoding="utf-8")
-    assert refused(tmp_path / "cases.csv").what == "The file holds no header line."
+    assert refused(tmp_path / "cases.csv").what == "The file has no header line."
 
 
-def test_a_pipe_is_refused_as_it_cannot_be_read_twice(tmp_path):
+def test_a_pipe_is_refused_because_it_cannot_be_read_twice(tmp_path):
     os.mkfifo(tmp_path / "cases.csv")
     assert "not a regular file" in refused(tmp_path / "cases.csv").what
 
@@ -117,14 +117,14 @@ def test_a_link_to_nowhere_is_named(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_named(tmp_path):
+def test_a_file_that_cannot_be_read_for_lack_of_permission_is_named(tmp_path):
     for name in ("cases.csv", "cases.parquet"):
         (tmp_path / name).write_text("x")
         (tmp_path / name).chmod(0)
-        assert refused(tmp_path / name).what == "Permission to read the file was denied."
+        assert refused(tmp_path / name).what == "Permission denied: the file cannot be read."
 
 
-def test_plain_utf8_needs_no_word(tmp_path):
+def test_plain_utf8_has_no_notice(tmp_path):
     (tmp_path / "cases.csv").write_text("x\nödème — ✓\n", encoding="utf-8")
     table, _ = take(tmp_path / "cases.csv")
     assert table["x"].to_pylist() == ["ödème — ✓"]
@@ -141,7 +141,7 @@ def test_plain_utf8_needs_no_word(tmp_path):
     ],
 )
 @pytest.mark.parametrize("header", ["x;y", '"x";"y"'])
-def test_a_byte_order_mark_decides_the_encoding_and_is_no_part_of_the_first_name(
+def test_a_byte_order_mark_decides_the_encoding_and_is_not_part_of_the_first_name(
     tmp_path, encoding, mark, label, header
 ):
     path = tmp_path / "cases.csv"
@@ -152,7 +152,7 @@ def test_a_byte_order_mark_decides_the_encoding_and_is_no_part_of_the_first_name
     assert look(path).notices == (f"{path}: read as {label}",)
 
 
-def test_what_is_not_utf8_is_taken_for_cp1252_and_said(tmp_path):
+def test_a_file_that_is_not_utf8_is_read_as_cp1252_and_reported(tmp_path):
     path = tmp_path / "cases.csv"
     path.write_bytes("x\n“œdème” 5 €\n".encode("cp1252"))
     table, _ = take(path)
@@ -162,7 +162,7 @@ def test_what_is_not_utf8_is_taken_for_cp1252_and_said(tmp_path):
     assert "input.encoding" in notice
 
 
-def test_a_letter_outside_ascii_late_in_the_file_still_decides(tmp_path):
+def test_a_non_ascii_letter_late_in_the_file_still_decides_the_encoding(tmp_path):
     path = tmp_path / "cases.csv"
     path.write_bytes(b"x\n" + b"plain\n" * 200_000 + "ö\n".encode("cp1252"))
     table, _ = take(path)
@@ -195,7 +195,7 @@ def test_an_explicit_encoding_that_does_not_fit_names_the_line(tmp_path):
     assert refused(path, encoding="ascii").where == f"{path}, line 3"
 
 
-def test_a_character_cut_off_at_the_end_names_the_last_line(tmp_path):
+def test_a_truncated_character_at_the_end_names_the_last_line(tmp_path):
     path = tmp_path / "cases.csv"
     path.write_bytes("x\nfine\nö".encode()[:-1])
     assert refused(path, encoding="utf-8").where == f"{path}, line 3"
@@ -210,17 +210,17 @@ def test_an_explicit_encoding_with_a_byte_order_mark_in_the_file_works(tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["klingon", "rot13", "zlib"])
-def test_an_encoding_that_is_none_is_refused(tmp_path, encoding):
+def test_an_unknown_encoding_is_refused(tmp_path, encoding):
     (tmp_path / "cases.csv").write_text("x\n1\n")
     error = refused(tmp_path / "cases.csv", encoding=encoding)
-    assert error.what == f"There is no text encoding {encoding}."
+    assert error.what == f"Unknown text encoding: {encoding}."
     assert error.where == "input.encoding"
 
 
 def test_utf16_without_a_mark_is_recognised_by_its_nul_characters(tmp_path):
     (tmp_path / "cases.csv").write_bytes("x,y\n1,2\n".encode("utf-16-le"))
     error = refused(tmp_path / "cases.csv")
-    assert error.what == "The header holds NUL characters."
+    assert error.what == "The header contains NUL characters."
     assert 'input.encoding = "utf-16-le"' in error.next_step
 
 
@@ -234,7 +234,7 @@ def test_half_a_surrogate_pair_is_an_error_with_its_line(tmp_path):
     assert refused(path, encoding="raw_unicode_escape").where == f"{path}, line 1"
 
 
-def test_the_survey_hash_stands_for_contents_and_order_but_not_for_names(tmp_path):
+def test_the_survey_hash_covers_contents_and_order_but_not_names(tmp_path):
     for name, text in {"a": "x\n1\n", "b": "x\n2\n"}.items():
         (tmp_path / f"{name}.csv").write_text(text)
     before = look(tmp_path / "*.csv").sha256
@@ -254,7 +254,7 @@ def write(path: Path, word: str, rows: int = 3) -> None:
 def ingest_after(seen, path):
     with pytest.raises(TableError) as caught:
         ingest(seen, NO_FIELDS, path.with_name("t.parquet"), id_column="", prior=None, limit=None)
-    assert caught.value.what == "The file changed while it was read."
+    assert caught.value.what == "The file changed while it was being read."
     assert caught.value.where == str(path)
     assert not path.with_name("t.parquet").exists()
 
@@ -270,7 +270,7 @@ def test_a_file_that_changed_since_the_survey_is_refused(tmp_path, ending, word)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_a_change_that_leaves_size_and_time_as_they_were_is_found_too(tmp_path, ending):
+def test_a_change_that_keeps_size_and_time_is_found_too(tmp_path, ending):
     path = tmp_path / f"cases.{ending}"
     write(path, "a")
     seen, before = look(path), path.stat()
@@ -282,7 +282,7 @@ def test_a_change_that_leaves_size_and_time_as_they_were_is_found_too(tmp_path, 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete"])
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_a_file_that_is_cut_or_deleted_after_the_survey_is_called_changed(tmp_path, ending, damage):
+def test_a_file_that_is_truncated_or_deleted_after_the_survey_is_reported_as_changed(tmp_path, ending, damage):
     path = tmp_path / f"cases.{ending}"
     write(path, "a", 1000)
     seen = look(path)
@@ -290,12 +290,12 @@ def test_a_file_that_is_cut_or_deleted_after_the_survey_is_called_changed(tmp_pa
     ingest_after(seen, path)
 
 
-@pytest.mark.parametrize(("ending", "room"), [("csv", csv_tables), ("parquet", parquet_tables)])
-def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch, ending, room):
+@pytest.mark.parametrize(("ending", "module"), [("csv", csv_tables), ("parquet", parquet_tables)])
+def test_a_file_that_grows_while_being_read_is_refused(tmp_path, monkeypatch, ending, module):
     path = tmp_path / f"cases.{ending}"
     write(path, "a", 100)
     seen = look(path)
-    whole = room.batches
+    whole = module.batches
 
     def growing(*arguments):
         for table in whole(*arguments):
@@ -303,7 +303,7 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch, en
             with path.open("ab") as file:
                 file.write(b"a\n")
 
-    monkeypatch.setattr(room, "batches", growing)
+    monkeypatch.setattr(module, "batches", growing)
     ingest_after(seen, path)
 
 
@@ -322,14 +322,14 @@ def test_a_first_file_that_changes_while_the_second_is_read_is_refused(tmp_path,
     ingest_after(seen, first)
 
 
-def test_a_file_that_was_only_touched_is_the_same(tmp_path):
+def test_a_file_that_was_only_touched_counts_as_unchanged(tmp_path):
     write(tmp_path / "cases.csv", "a")
     seen = look(tmp_path / "cases.csv")
     os.utime(tmp_path / "cases.csv", (1, 1))
     assert ingest(seen, NO_FIELDS, tmp_path / "t", id_column="", prior=None, limit=None).rows == 3
 
 
-def test_a_target_that_cannot_be_written_is_the_machines_error(tmp_path):
+def test_a_target_that_cannot_be_written_is_a_machine_error(tmp_path):
     write(tmp_path / "cases.csv", "a")
     with pytest.raises(StorageError) as caught:
         ingest(look(tmp_path / "cases.csv"), NO_FIELDS, tmp_path / "no" / "t", id_column="", prior=None, limit=None)

@@ -1,11 +1,11 @@
-"""The kernels as Python sees them: their structures and the types of their functions."""
+"""Declares the kernels' structures and functions for ctypes."""
 
 from __future__ import annotations
 
 import ctypes
 
 POINTER = ctypes.c_void_p
-NOT_FINITE, TOO_MANY = -1, -2  # what gxr_candidates says instead of a count
+NOT_FINITE, TOO_MANY = -1, -2  # what gxr_candidates returns instead of a count
 
 
 class Shape(ctypes.Structure):

@@ -1,4 +1,4 @@
-// What top-k sampling may keep of each row of logits, found in two scans instead of a sort.
+// Finds what top-k sampling may keep of each row of logits, in two scans instead of a sort.
 #include "kernels.h"
 
 #include <float.h>
@@ -25,19 +25,19 @@ static float kth_largest(float *values, int n, int k) {  // reorders values
 
 enum { BLOCK = 512, NOT_FINITE = -1, TOO_MANY = -2 };
 
-// One row of gxr_candidates. Scratch: `tops` and `sorted` of one float a block, `saved` of one value a seen id.
-static int candidates_of(bf16 *logits, int vocab, int k, const int *seen, int seen_count, float penalty, int room,
+// One row of gxr_candidates. Scratch: `tops` and `sorted` of one float per block, `saved` of one value per seen id.
+static int candidates_of(bf16 *logits, int vocab, int k, const int *seen, int seen_count, float penalty, int most,
                          float *values, int *ids, float *tops, float *sorted, bf16 *saved) {
     int blocks = vocab / BLOCK, found = 0;
     __mmask16 odd = 0;
-    for (int i = 0; i < seen_count; i++) {  // seen ids stand aside with their penalised value
+    for (int i = 0; i < seen_count; i++) {  // seen ids are listed first, with their penalised value
         float v = up(saved[i] = logits[seen[i]]);
         odd |= !isfinite(v);
-        if (found < room) {
+        if (found < most) {
             values[found] = v > 0 ? v / penalty : v * penalty;
             ids[found++] = seen[i];
         }
-        logits[seen[i]] = 0xff80;  // -infinity, so that the scan passes it by
+        logits[seen[i]] = 0xff80;  // -infinity, so that the scan skips it
     }
     for (int b = 0; b < blocks; b++) {
         __m512 top = _mm512_set1_ps(-INFINITY);
@@ -50,17 +50,17 @@ static int candidates_of(bf16 *logits, int vocab, int k, const int *seen, int se
         odd |= tops[b] == INFINITY;
     }
     memcpy(sorted, tops, blocks * sizeof(float));
-    // At least k tokens reach the k-th best block maximum, so whatever lies below it is no candidate.
+    // At least k tokens reach the k-th best block maximum, so anything below it is not a candidate.
     float floor = blocks > k ? kth_largest(sorted, blocks, k) : -FLT_MAX;
     __m512 floors = _mm512_set1_ps(fmaxf(floor, -FLT_MAX));
-    int overflow = seen_count > room;
+    int overflow = seen_count > most;
     for (int b = 0; b < blocks && !odd && !overflow; b++) {
         if (tops[b] < floor) continue;
         for (int i = b * BLOCK; i < (b + 1) * BLOCK; i += 16) {
             uint32_t hits = _mm512_cmp_ps_mask(load16(logits + i), floors, _CMP_GE_OQ);
             for (; hits && !overflow; hits &= hits - 1) {
                 int id = i + __builtin_ctz(hits);
-                if ((overflow = found == room)) break;
+                if ((overflow = found == most)) break;
                 values[found] = up(logits[id]);
                 ids[found++] = id;
             }
@@ -70,11 +70,11 @@ static int candidates_of(bf16 *logits, int vocab, int k, const int *seen, int se
     return odd ? NOT_FINITE : overflow ? TOO_MANY : found;
 }
 
-// For each row: everything that top-k may keep, seen ids penalised, in values[row][room] and ids[row][room];
-// counts[row] says how many, NOT_FINITE where a logit is NaN or infinite, TOO_MANY where `room` does not hold them.
-// vocab is a multiple of 512, with -infinity beyond the real vocabulary; seen ids have no repeats.
+// For each row: everything that top-k may keep, seen ids penalised, in values[row][most] and ids[row][most];
+// counts[row] is their number, NOT_FINITE if a logit is NaN or infinite, TOO_MANY if there are more than `most`.
+// vocab is a multiple of 512, with -infinity beyond the real vocabulary; seen ids are unique.
 void gxr_candidates(bf16 *logits, size_t stride, int rows, int vocab, int k, const int *seen, const int *seen_counts,
-                    int seen_stride, float penalty, int room, float *values, int *ids, int *counts) {
+                    int seen_stride, float penalty, int most, float *values, int *ids, int *counts) {
 #pragma omp parallel
     {
         float *tops = malloc(2 * sizeof(float) * (vocab / BLOCK));
@@ -82,7 +82,7 @@ void gxr_candidates(bf16 *logits, size_t stride, int rows, int vocab, int k, con
 #pragma omp for schedule(dynamic, 1)
         for (int r = 0; r < rows; r++)
             counts[r] = candidates_of(logits + r * stride, vocab, k, seen + (size_t)r * seen_stride, seen_counts[r],
-                                      penalty, room, values + (size_t)r * room, ids + (size_t)r * room, tops,
+                                      penalty, most, values + (size_t)r * most, ids + (size_t)r * most, tops,
                                       tops + vocab / BLOCK, saved);
         free(tops);
         free(saved);

@@ -1,7 +1,7 @@
-"""Compiles the kernels once with the machine's own C compiler and loads them; says why where that cannot be.
+"""Compiles the kernels once with the machine's C compiler and loads them; if that is impossible, reports why.
 
-The library lies in the user's cache folder under a name that holds sources, compiler, processor and OpenMP runtime, so
-a change of any of them builds anew. Two processes that build at once each rename a whole file into place.
+The library is stored in the user's cache folder under a name derived from sources, compiler, CPU and OpenMP runtime, so
+a change in any of them causes a new build. Two processes that build at once each rename a whole file into place.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 _FOLDER = Path(__file__).parent
-# Processor features that all kernels use, as Linux names them.
+# CPU features that all kernels use, as Linux names them.
 FEATURES = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_bf16"})
-# The matrix products that there are, the faster first, with the features that each needs besides.
+# The matrix products, fastest first, with the further CPU features that each needs.
 PRODUCTS = {"amx": frozenset({"amx_tile", "amx_bf16"}), "avx512": frozenset[str]()}
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu17", "-Werror=implicit-function-declaration")
 
 
 class NativeUnavailable(Exception):
-    """The kernels cannot be used here; the message says why. The library's own forward is used instead."""
+    """The kernels cannot be used here; the message gives the reason. The library's forward is used instead."""
 
 
 class Kernels(NamedTuple):
-    """The compiled functions, which of PRODUCTS they compute with, and why not with the faster one, if it was here."""
+    """The compiled functions, which of PRODUCTS they use, and why not the faster one, if the CPU supports it."""
 
     library: ctypes.CDLL
     product: str
@@ -38,7 +38,7 @@ class Kernels(NamedTuple):
 
 @cache
 def load() -> Kernels:
-    """Return the kernels with the fastest product that this machine has. Raises NativeUnavailable."""
+    """Return the kernels with the fastest product that this machine supports. Raises NativeUnavailable."""
     why = ""
     for product, features in PRODUCTS.items():
         if features <= _processor_features():
@@ -51,19 +51,19 @@ def load() -> Kernels:
 
 @cache
 def load_with(product: str) -> Kernels:
-    """Return the kernels with one of PRODUCTS, compiled where they are not yet. Raises NativeUnavailable."""
+    """Return the kernels with one of PRODUCTS, compiling them if necessary. Raises NativeUnavailable."""
     missing = (FEATURES | PRODUCTS[product]) - _processor_features()
     if missing:
-        raise NativeUnavailable(f"the processor lacks {', '.join(sorted(missing))}")
+        raise NativeUnavailable(f"the CPU lacks {', '.join(sorted(missing))}")
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise NativeUnavailable("there is no C compiler (cc, gcc or clang)")
     try:
         library = ctypes.CDLL(str(_compiled(compiler, product)))
     except (OSError, subprocess.SubprocessError) as error:
-        raise NativeUnavailable(f"the kernels do not compile here ({type(error).__name__})") from error
+        raise NativeUnavailable(f"the kernels do not compile ({type(error).__name__})") from error
     if not library.gxr_ready():
-        raise NativeUnavailable("the system does not lend the processor's tile registers")
+        raise NativeUnavailable("the system does not grant access to the CPU's tile registers")
     return Kernels(library, product)
 
 
@@ -104,7 +104,7 @@ def _run(*command: str) -> None:
 
 
 def _openmp_runtime() -> Path | None:
-    """Return torch's own OpenMP runtime: two runtimes in one process would each spin on every core."""
+    """Return torch's OpenMP runtime: two runtimes in one process would each spin on every core."""
     import torch
 
     folder = Path(torch.__file__).parent

@@ -1,8 +1,8 @@
 // The decoder of Gemma 3 and Llama models in bfloat16 on CPUs with AVX-512 BF16: attention over a slotted KV cache, and
 // the small operations between the matrix products (product_*.c), each fused into one pass.
 //
-// Every token of a call is computed on its own: no sum runs over neighbours, and the order of every sum is fixed.
-// So a token's bits depend on its own row alone, whatever stands beside it and however many threads work.
+// Every token of a call is computed separately: no sum combines tokens, and the order of every sum is fixed. So a
+// token's bits depend only on its own row, whatever the other rows in the call and the number of threads.
 //
 // Layouts: activations [tokens][features]; the KV cache [slots][kv_heads][capacity][head_dim], column = position. All
 // arrays are bfloat16 unless named float.
@@ -33,10 +33,10 @@ typedef struct {
 typedef struct {
     Shape shape;
     const Layer *layers;
-    const bf16 *head;          // packed; also the embedding where it is tied
-    const bf16 *embedding;     // [vocab][hidden], NULL where it is the head
+    const bf16 *head;          // packed; also the embedding if tied
+    const bf16 *embedding;     // [vocab][hidden], NULL if it is the head
     const float *final_norm;
-    // Buffers of so many tokens, a multiple of 32, as a call may have.
+    // Buffers for the most tokens that a call may have, a multiple of 32.
     bf16 *residual, *normed, *qkv, *mixed, *projected, *gate_up, *inner;
 } Model;
 
@@ -46,9 +46,9 @@ static inline __m512 round16(__m512 x) {  // to bfloat16 and back
 
 // ---------------------------------------------------------------------------------------------------- memory
 
-// Zeroed memory. What is read from end to end at each step is `streamed`, in huge pages: through pages of 4 KiB, half a
-// gigabyte a step costs a tenth more time. A cache is not: its pages become real one by one as rows grow, so a slot
-// costs what its row uses.
+// Zeroed memory. Memory that is read from end to end at each step is `streamed`, in huge pages: with pages of 4 KiB,
+// half a gigabyte per step takes a tenth longer. A cache is not: its pages are allocated one by one as rows grow, so a
+// slot takes only what its row uses.
 void *gxr_allocate(size_t bytes, int streamed) {
     void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) return NULL;
@@ -99,7 +99,7 @@ static inline void norm(const bf16 *x, const float *w, int n, float eps, bf16 *y
         store16(y + i, _mm512_mul_ps(_mm512_mul_ps(load16(x + i), factor), _mm512_loadu_ps(w + i)));
 }
 
-// residual += x (normed first where `after` is given); normed = norm(residual, before)
+// residual += x (normed first if `after` is given); normed = norm(residual, before)
 static void add_and_norm(const Model *m, int tokens, const bf16 *x, const float *after, const float *before) {
     int n = m->shape.hidden;
     float eps = m->shape.eps;
@@ -274,9 +274,9 @@ static void embed(const Model *m, int tokens, const int *ids) {
     }
 }
 
-// Runs `tokens` tokens (at most as many as the buffers hold) through all layers: each at its position of its slot, whose
-// cache it extends.
-// Tokens of one slot stand in rising order of position. Leaves the final norm's output in `normed`.
+// Runs `tokens` tokens (at most as many as the buffers hold) through all layers: each at its position of its slot,
+// whose cache it extends. Tokens of one slot are in ascending order of position. Leaves the final norm's output in
+// `normed`.
 void gxr_forward(const Model *m, int tokens, const int *ids, const int *slot, const int *position) {
     Shape s = m->shape;
     int q = s.heads * s.head_dim, width = q + 2 * s.kv_heads * s.head_dim;
@@ -296,7 +296,7 @@ void gxr_forward(const Model *m, int tokens, const int *ids, const int *slot, co
     }
 }
 
-// logits[i][vocab] of the tokens `which` of the last gxr_forward; `gathered` has room for `count` padded rows.
+// logits[i][vocab] of the tokens `which` of the last gxr_forward; `gathered` holds `count` padded rows.
 void gxr_logits(const Model *m, int count, const int *which, bf16 *gathered, bf16 *logits, size_t stride) {
     int n = m->shape.hidden;
     for (int i = 0; i < count; i++) memcpy(gathered + (size_t)i * n, m->normed + (size_t)which[i] * n, n * 2);

@@ -1,5 +1,5 @@
-// What the files of the kernels share: how bfloat16 is read and written, and the matrix product that each of product_*.c
-// offers for one kind of processor.
+// What the kernel files share: reading and writing bfloat16, and the matrix product that each of product_*.c implements
+// for one kind of CPU.
 #pragma once
 
 #include <immintrin.h>
@@ -14,7 +14,7 @@ static inline __m512 load16(const bf16 *p) {
 
 static inline void store16(bf16 *p, __m512 x) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x)); }
 
-// Asks the system for what the product needs; 0 where it is refused.
+// Requests from the system what the product needs; 0 if refused.
 int gxr_ready(void);
 
 // y[m][n] = x[m][k] . w for packed w: blocks [n/32][k/32] of two tiles of 16 outputs each; in a tile, row = pair of

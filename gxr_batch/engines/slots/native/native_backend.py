@@ -1,4 +1,4 @@
-"""Drives a Gemma 3 or Llama model of transformers with the C kernels. Tests check it against the library's forward."""
+"""Runs a Gemma 3 or Llama model of transformers with the C kernels. Tests check it against the library's forward."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gxr_batch.engines.slots.native.packed_weights import ROWS, Packed, why_not
 from gxr_batch.engines.slots.token_sampling import Candidates, Seen, top_candidates
 from gxr_batch.job.sampling import Sampling
 
-_ROOM = 2048  # candidates a row that the kernel may return before the row is sorted in full
-_BLOCK = 512  # tokens that the candidate scan looks at together
-_PADDING = 64  # columns that keep the rows of logits out of each other's cache sets
+_MOST_CANDIDATES = 2048  # per row; a row with more is sorted in full
+_BLOCK = 512  # tokens that the candidate scan reads at a time
+_PADDING = 64  # extra columns, so that rows of logits do not share cache sets
 
 
 class NativeModel:
@@ -25,9 +25,9 @@ class NativeModel:
     least_rows = 1
 
     def __init__(self, model: Any, *, slots: int, capacity: int, product: str = "") -> None:
-        """Pack `model` (bfloat16, on the CPU), which cannot be used itself any more. Raises NativeUnavailable.
+        """Pack `model` (bfloat16, on the CPU), which is unusable afterwards. Raises NativeUnavailable.
 
-        `product` is one of compile_kernels.PRODUCTS; without it, the fastest that this machine has.
+        `product` is one of compile_kernels.PRODUCTS; without it, the fastest that this machine supports.
         """
         reason = why_not(model)
         if reason:
@@ -51,7 +51,7 @@ class NativeModel:
 
     def prefill(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> torch.Tensor:
         """Run prompts through the model: (slot, ids, first position) each. Returns the last logits [rows, vocab]."""
-        logits = self._room_for(len(rows))
+        logits = self._logits_buffer(len(rows))
         pending: list[tuple[int, int, int]] = []  # id, slot, position
         ends: list[tuple[int, int]] = []  # row, index in pending
         for row, (slot, ids, first) in enumerate(rows):
@@ -67,7 +67,7 @@ class NativeModel:
 
     def decode(self, slots: Sequence[int], ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Run one token of each row through the model. Returns the logits [rows, vocab] in the order of `slots`."""
-        logits = self._room_for(len(slots))
+        logits = self._logits_buffer(len(slots))
         pending = list(zip(ids, slots, positions, strict=True))
         for start in range(0, len(pending), ROWS):
             piece = pending[start : start + ROWS]
@@ -86,37 +86,38 @@ class NativeModel:
                     ctypes.memmove(begin + target * slot_bytes, begin + source * slot_bytes, length * token_bytes)
 
     def clear(self, slot: int) -> None:
-        """Nothing to do: attention reads no column beyond a row's position."""
+        """Do nothing: attention reads no column beyond a row's position."""
 
     def candidates(self, logits: torch.Tensor, seen: Seen, sampling: Sampling) -> Candidates:
-        """Return what top-k leaves of each row; [rows, n]. Rows whose logits are not finite come back as NaN."""
+        """Return what top-k keeps of each row; [rows, n]. Rows whose logits are not finite come back as NaN."""
         rows, width = logits.shape[0], self._stride - _PADDING
         k = 1 if sampling.greedy else sampling.top_k
-        # The scan needs more blocks than k to leave anything out, and rows of its own buffer, which end in blocks.
+        # The scan is worthwhile only with more blocks than k, and needs rows of our buffer, which end in whole
+        # blocks.
         foreign = logits.data_ptr() != self._logits.data_ptr()
-        if foreign or k == 0 or k > _ROOM // 2 or k >= width // _BLOCK:
+        if foreign or k == 0 or k > _MOST_CANDIDATES // 2 or k >= width // _BLOCK:
             return top_candidates(logits, seen, sampling)
         seen_ids, lengths = seen.ids.int().contiguous(), seen.counts.int()
-        values = torch.empty(rows, _ROOM)
-        ids = torch.zeros(rows, _ROOM, dtype=torch.int32)
+        values = torch.empty(rows, _MOST_CANDIDATES)
+        ids = torch.zeros(rows, _MOST_CANDIDATES, dtype=torch.int32)
         counts = torch.empty(rows, dtype=torch.int32)
         self._library.gxr_candidates(
             logits.data_ptr(), logits.stride(0), rows, width, k,
             seen_ids.data_ptr(), lengths.data_ptr(), seen_ids.shape[1], sampling.repetition_penalty,
-            _ROOM, values.data_ptr(), ids.data_ptr(), counts.data_ptr(),
+            _MOST_CANDIDATES, values.data_ptr(), ids.data_ptr(), counts.data_ptr(),
         )  # fmt: skip
         return _finish(values, ids, counts, k)
 
     def close(self) -> None:
-        """Give the packed weights and the cache back to the system."""
+        """Free the packed weights and the cache."""
         self._packed.close()
 
     # ------------------------------------------------------------------ calls
 
-    def _room_for(self, rows: int) -> torch.Tensor:
+    def _logits_buffer(self, rows: int) -> torch.Tensor:
         padded = -(-rows // 32) * 32
         if len(self._logits) < padded:
-            # The columns behind the vocabulary stay -inf for the scan, which goes by whole blocks.
+            # The columns after the vocabulary stay -inf for the scan, which reads whole blocks.
             self._logits = torch.full((padded, self._stride), -torch.inf, dtype=torch.bfloat16)
             self._gathered = torch.zeros(padded, self._hidden, dtype=torch.bfloat16)
         return self._logits[:rows]
@@ -141,7 +142,7 @@ class NativeModel:
 
 
 def _finish(values: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor, k: int) -> Candidates:
-    """Sort what the kernel found as `top_candidates` does: falling values, equal ones by id, below the k-th -inf."""
+    """Sort what the kernel found as `top_candidates` does: descending, equal values by id, -inf below the k-th."""
     width = max(int(counts.max()), k)
     values, ids = values[:, :width], ids[:, :width].long()
     values = values.masked_fill(torch.arange(width) >= counts[:, None], -torch.inf)

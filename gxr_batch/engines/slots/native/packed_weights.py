@@ -1,4 +1,4 @@
-"""Which models the kernels can drive, and their weights in the kernels' layout, with the memory that these take."""
+"""Checks which models the kernels can run, and packs their weights into the kernels' layout, with their memory."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ import torch
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS
 from gxr_batch.engines.slots.native.c_binding import Layer, Model, Shape
 
-ROWS = 256  # tokens a call; longer prompts go through in pieces, with the same bits
+ROWS = 256  # tokens per call; longer prompts are processed in pieces, with the same bits
 
 
 class Packed:
-    """The packed model; its own weights are given back layer by layer, so both never stand side by side in full."""
+    """The packed model. Its original weights are freed layer by layer, so the two are never both complete in memory."""
 
     def __init__(self, library: ctypes.CDLL, model: Any, *, slots: int, capacity: int) -> None:
-        """Pack `model`, which cannot be used itself any more. Raises MemoryError."""
+        """Pack `model`, which is unusable afterwards. Raises MemoryError."""
         self.library = library
         self._slots, self._capacity = slots, capacity
         self._kept: list[Any] = []
         self.memory: list[tuple[int, int]] = []
         config = model.config.get_text_config()
-        self.kv_bytes = config.num_key_value_heads * capacity * config.head_dim * 2  # a slot, one layer, keys or values
+        # One slot of one layer, keys or values.
+        self.kv_bytes = config.num_key_value_heads * capacity * config.head_dim * 2
         self.model = self._assemble(model, config)
 
     def close(self) -> None:
-        """Give everything back to the system."""
+        """Free all memory."""
         for pointer, size in self.memory:
             self.library.gxr_free(pointer, size)
         self.memory = []
@@ -71,7 +72,7 @@ class Packed:
         entry.gate_up = self._pack([mlp.gate_proj.weight, mlp.up_proj.weight])
         entry.down = self._pack([mlp.down_proj.weight])
         entry.before_attn = self._norm(layer.input_layernorm)
-        if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 3: a norm on each side of both halves
+        if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 3: a norm on each side of attention and feed-forward
             entry.after_attn = self._norm(layer.post_attention_layernorm)
             entry.before_mlp = self._norm(layer.pre_feedforward_layernorm)
             entry.after_mlp = self._norm(layer.post_feedforward_layernorm)
@@ -82,7 +83,7 @@ class Packed:
         entry.values = self._allocate((self._slots + PREFIX_SLOTS) * self.kv_bytes, streamed=False)
 
     def _pack(self, weights: Sequence[torch.Tensor]) -> int:
-        """Pack weights, one below the other, and give their own memory back."""
+        """Pack weights, one below the other, and free the originals."""
         stacked = torch.cat([weight.detach() for weight in weights]).contiguous()
         outputs, inputs = stacked.shape
         target = self._allocate(outputs * inputs * 2)
@@ -96,7 +97,7 @@ class Packed:
         return self._keep(weight + 1 if "Gemma" in type(module).__name__ else weight)
 
     def _rope(self, decoder: Any, config: Any, kind: str) -> int:
-        """Return the cosines and sines of every position, [capacity][head_dim], from the library's own module."""
+        """Return the cosines and sines of every position, [capacity][head_dim], from the library's module."""
         example, positions = torch.zeros(1, 1), torch.arange(self._capacity)[None]
         arguments = (kind,) if config.model_type.startswith("gemma3") else ()
         cosines, sines = decoder.rotary_emb(example, positions, *arguments)
@@ -120,7 +121,7 @@ FAMILIES = frozenset({"gemma3_text", "gemma3", "llama"})
 
 
 def why_not(model: Any) -> str:
-    """Return why the kernels cannot drive this model, empty where they can."""
+    """Return why the kernels cannot run this model, empty if they can."""
     config = model.config.get_text_config()
     weight = model.lm_head.weight
     dims = (config.hidden_size, config.intermediate_size, getattr(config, "head_dim", 0) or 0, config.vocab_size)
@@ -128,11 +129,11 @@ def why_not(model: Any) -> str:
         "it is not a Gemma 3 or Llama model": config.model_type not in FAMILIES,
         "it is not in bfloat16": weight.dtype != torch.bfloat16,
         "it is not on the CPU": weight.device.type != "cpu",
-        "its sizes are no multiples of 32": any(size == 0 or size % 32 for size in dims),
+        "its sizes are not multiples of 32": any(size == 0 or size % 32 for size in dims),
         "it has biases": bool(getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)),
         "it caps its logits": bool(getattr(config, "final_logit_softcapping", None)),
-        "its layers are not plain linear ones": not _plain(model),
-        "its activation is another": _activation(config) not in {"gelu_pytorch_tanh", "silu"},
+        "its layers are not plain linear layers": not _plain(model),
+        "its activation is not supported": _activation(config) not in {"gelu_pytorch_tanh", "silu"},
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 

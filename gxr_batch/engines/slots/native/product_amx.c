@@ -1,11 +1,11 @@
-// The matrix product by the processor's tile registers (AMX): two tiles of rows times two of outputs at a time.
+// The matrix product with the CPU's tile registers (AMX): two tiles of rows times two of outputs at a time.
 #include "kernels.h"
 
 #include <sys/syscall.h>
 #include <unistd.h>
 
 int gxr_ready(void) {
-    // Linux lends the tile registers on request (ARCH_REQ_XCOMP_PERM, feature 18); 0 means granted.
+    // Linux grants access to the tile registers on request (ARCH_REQ_XCOMP_PERM, feature 18); 0 means granted.
     return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
 
@@ -15,8 +15,8 @@ struct tile_config {
     uint8_t rows[16];
 };
 
-// A constant in memory: GCC 12 tells its optimiser of the first 8 bytes of a configuration only, and may drop the stores
-// that would fill the rest of a local one.
+// A constant in memory: GCC 12 reports only the first 8 bytes of a configuration to its optimiser, and may drop the
+// stores that fill the rest of a local one.
 static const struct tile_config EIGHT_FULL_TILES = {
     .palette = 1,
     .bytes = {64, 64, 64, 64, 64, 64, 64, 64},

@@ -1,18 +1,18 @@
-// The matrix product by AVX-512's dot products of bfloat16 pairs, for processors without tile registers.
+// The matrix product with AVX-512's dot products of bfloat16 pairs, for CPUs without tile registers.
 #include "kernels.h"
 
 #include <string.h>
 
-// So many tokens at a time: with two sums each, their 16 sums hide each other's latency, and a weight is read once for
-// all of them.
+// Tokens at a time: with two sums each, the 16 sums hide each other's latency, and a weight is read once for all of
+// them.
 enum { TOKENS = 8 };
-// The processor's own guess of what is read next is too timid beside so much work: without this, reading from memory
-// and computing take turns. In weights: four blocks ahead, at the end beyond the last one, where a fetch does nothing.
+// The CPU's own prefetching is too cautious for this amount of work: without this, memory reads and computation
+// alternate. In weights: four blocks ahead, at the end past the last one, where a prefetch does nothing.
 enum { AHEAD = 4 * 1024 };
 
 int gxr_ready(void) { return 1; }
 
-// y[tokens][32] = x[tokens][k] . w, w being the blocks of 32 outputs.
+// y[tokens][32] = x[tokens][k] . w, where w is the blocks of 32 outputs.
 static inline __attribute__((always_inline)) void block_column(const int tokens, const bf16 *x, int k, const bf16 *w,
                                                                bf16 *y, size_t stride, const int fetch) {
     __m512 sums[TOKENS][2];
@@ -40,7 +40,7 @@ static inline __attribute__((always_inline)) void block_column(const int tokens,
     }
 }
 
-// The number of tokens has to be known when this is compiled, so that all sums stay in registers.
+// The number of tokens must be known at compile time, so that all sums stay in registers.
 #define CASE(n)                                                                                             \
     case n:                                                                                                 \
         fetch ? block_column(n, x, k, w, y, stride, 1) : block_column(n, x, k, w, y, stride, 0);            \
@@ -56,7 +56,7 @@ void product(const bf16 *x, int m, int k, const bf16 *w, int n, bf16 *y, size_t 
     for (int nb = 0; nb < n / 32; nb++)
         for (int g = 0; g < groups; g++) {
             int row = m * g / groups, tokens = m * (g + 1) / groups - row;
-            // The first group brings the block's weights into the cache, where the others find them.
+            // The first group loads the block's weights into the cache for the others.
             int fetch = g == 0;
             of_tokens(tokens, x + (size_t)row * k, k, w + (size_t)nb * 32 * k, y + row * stride + nb * 32, stride, fetch);
         }

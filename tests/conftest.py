@@ -24,7 +24,7 @@ def demo_model_dir():
     """The folder of the converted demo model, in the user's own cache, so that it is converted once a machine."""
     from gxr_batch.models.demo import ensure_demo_model
 
-    return ensure_demo_model(progress=False)
+    return ensure_demo_model()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import click
 from gxr_batch.cli.exit_codes import Exit, reported
 from gxr_batch.cli.streams import careful_streams
 from gxr_batch.errors import StorageError
+from gxr_batch.models.library_output import progress_on_stderr
 
 # verb -> the line that `gxr-batch --help` shows; the verb itself lives in the module of that name
 VERBS = {
@@ -67,7 +68,7 @@ class Verbs(click.Group):
         # Threads that wait for each other give the processor away after an instant instead of spinning on it. Beside
         # other work that is several times faster, and alone it costs little. Read when torch loads its OpenMP runtime.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        with reported(ctx):
+        with reported(ctx), progress_on_stderr():
             return super().invoke(ctx)
 
 

@@ -12,7 +12,7 @@ import click
 from gxr_batch.cli.options import job_options, read_job, say_to_stderr
 
 if TYPE_CHECKING:
-    from gxr_batch.run.check import Findings
+    from gxr_batch.run.check import CheckResult
 
 _NAMED = 5
 
@@ -45,7 +45,7 @@ def command(
         print_findings(job.name, found)
 
 
-def _summary(found: Findings) -> dict[str, Any]:
+def _summary(found: CheckResult) -> dict[str, Any]:
     from gxr_batch.run.check import quantiles
 
     shortest, median, longest = quantiles(found.lengths)
@@ -65,19 +65,19 @@ def _summary(found: Findings) -> dict[str, Any]:
         "templates": dict(found.templates),
         "prompt_tokens": {"shortest": shortest, "median": median, "longest": longest} if counted else None,
         "output": str(found.folder),
-        "goes_on": found.goes_on,
+        "goes_on": found.resumes,
         "bytes_needed": found.bytes_needed,
         "bytes_free": found.bytes_free,
         "fits": [asdict(fit) for fit in found.fits],
     }
 
 
-def print_findings(name: str, found: Findings) -> None:
+def print_findings(name: str, found: CheckResult) -> None:
     """Print what `check` found, with its three prompts."""
     click.echo(_text(name, found))
 
 
-def _text(name: str, found: Findings) -> str:
+def _text(name: str, found: CheckResult) -> str:
     from gxr_batch.run.check import quantiles
 
     shortest, median, longest = quantiles(found.lengths)
@@ -88,7 +88,7 @@ def _text(name: str, found: Findings) -> str:
         f"{name}: {found.rows:,} rows, {found.usable:,} usable, {len(found.unusable):,} not",
         f"  templates  {templates}",
         f"  prompts    {lengths}",
-        f"  output     {found.folder} ({'an earlier run is there: run goes on with it' if found.goes_on else 'new'})",
+        f"  output     {found.folder} ({'an earlier run is there: run goes on with it' if found.resumes else 'new'})",
         f"  room       up to {_mib(found.bytes_needed)} needed, {_mib(found.bytes_free)} free",
         f"  privacy    {_privacy(found)}",
     ]
@@ -108,7 +108,7 @@ def _text(name: str, found: Findings) -> str:
     return "\n".join(lines)
 
 
-def _privacy(found: Findings) -> str:
+def _privacy(found: CheckResult) -> str:
     """Say what identifier screening hits, by rule and row id; the texts are in the table."""
     if found.screening == "off":
         return "identifier screening is off"
@@ -120,7 +120,7 @@ def _privacy(found: Findings) -> str:
     return f"identifier screening ({found.screening}) hits {rows:,} rows: {rules}; e.g. {ids}; {what}"
 
 
-def _fits(found: Findings) -> str:
+def _fits(found: CheckResult) -> str:
     said = [
         f"{fit.max_seq_length} {f'fits with up to {fit.slots} slots' if fit.slots else 'does not fit'}"
         for fit in found.fits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,7 @@ from gxr_batch.cli.options import job_options, read_job
 from gxr_batch.errors import GxrError
 
 if TYPE_CHECKING:
-    from gxr_batch.ledger import RunReader
-    from gxr_batch.run.runner import Outcome
+    from gxr_batch.run.runner import RunResult
 
 
 _EXITS = {
@@ -79,6 +78,7 @@ def command(
 
     catch_early()  # what follows takes a moment
     from gxr_batch.cli.progress import ProgressDisplay
+    from gxr_batch.library import write_exports
     from gxr_batch.run.invocation import Options, Progress
     from gxr_batch.run.runner import run
     from gxr_batch.run.stop import Stopper
@@ -97,12 +97,20 @@ def command(
 
         outcome = run(job, options, stopper, display.say, show)
         signals.generating = False  # from here on a signal ends the program: the results are written
-        exports = write_exports(outcome.folder, job.export.formats, display.say) if not outcome.counts.left else {}
+        exports = {}
+        if not outcome.counts.left:
+            exports = write_exports(outcome.folder, job.export.formats, display.say, _export_failed)
     click.echo(json.dumps(_summary(outcome, exports), indent=2) if as_json else _text(job.name, outcome))
     click.get_current_context().exit(_exit_code(outcome))
 
 
-def _exit_code(outcome: Outcome) -> Exit:
+def _export_failed(form: str, error: Exception) -> None:
+    """Report an export that failed, also under --quiet; a bug keeps its traceback."""
+    said = f" {error}" if isinstance(error, GxrError) else f"\n{bug_report(error)}"
+    click.echo(f"The export as {form} failed; the results are safe.{said}", err=True)
+
+
+def _exit_code(outcome: RunResult) -> Exit:
     if outcome.reason:
         return _EXITS[outcome.reason]
     if outcome.counts.left:
@@ -110,7 +118,7 @@ def _exit_code(outcome: Outcome) -> Exit:
     return Exit.SOME_FAILED if outcome.counts.failed or outcome.counts.held else Exit.DONE
 
 
-def _summary(outcome: Outcome, exports: Mapping[str, str]) -> dict[str, Any]:
+def _summary(outcome: RunResult, exports: Mapping[str, str]) -> dict[str, Any]:
     progress = outcome.progress
     return {
         "run": str(outcome.folder),
@@ -129,7 +137,7 @@ def _summary(outcome: Outcome, exports: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _text(name: str, outcome: Outcome) -> str:
+def _text(name: str, outcome: RunResult) -> str:
     from gxr_batch.cli.progress import duration, settled
     from gxr_batch.records import DISCLAIMER
 
@@ -168,45 +176,3 @@ def _text(name: str, outcome: Outcome) -> str:
         lines.append("  next     the same command with --retry held releases them all, with --row ID some;")
         lines.append("           answers that are held: gxr-batch export --include-held")
     return "\n".join([*lines, DISCLAIMER])
-
-
-def write_exports(folder: Path, formats: Sequence[str], say: Callable[[str], None]) -> dict[str, str]:
-    """Write a finished run in these formats, but for files that are there and made of its present state.
-
-    Returns what became of each format: written, current or failed. A failure is said on stderr, asked for quiet or not.
-    """
-    outcome: dict[str, str] = {}
-    if not formats:
-        return outcome
-    from gxr_batch.ledger import RunReader
-
-    for form in formats:
-        try:
-            written = _write_export(RunReader(folder), form)
-        except GxrError as error:
-            click.echo(f"The export as {form} failed; the results are safe. {error}", err=True)
-            outcome[form] = "failed"
-        except Exception as error:  # nobody may lose a night's results to a bug in an export
-            click.echo(f"The export as {form} failed; the results are safe.\n{bug_report(error)}", err=True)
-            outcome[form] = "failed"
-        else:
-            outcome[form] = "written" if written else "current"
-            if written:
-                say(written)
-    return outcome
-
-
-def _write_export(reader: RunReader, form: str) -> str:
-    """Write one export; return what to tell the user, "" where it is there already."""
-    from gxr_batch.export import Choice, default_path, export
-    from gxr_batch.ledger.exports import is_current
-    from gxr_batch.report import REPORT_NAME, report
-
-    path = reader.folder / REPORT_NAME if form == "report" else default_path(reader, form, Choice())
-    if is_current(reader.folder, path):
-        return ""
-    if form == "report":
-        page = report(reader, None, None, include_held=False)
-        return "\n".join([f"Exported {page.path}: {page.shown:,} cases of {page.rows:,} rows", *page.notices])
-    done = export(reader, form, None, Choice())
-    return "\n".join([f"Exported {done.path}: {done.rows:,} rows", *done.notes])

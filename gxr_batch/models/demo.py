@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from gxr_batch.errors import ModelUnavailable, StorageError
 from gxr_batch.extras import missing_extra
-from gxr_batch.models.library_output import quiet_transformers
+from gxr_batch.models.library_output import progress_shown, quiet_transformers
 from gxr_batch.models.weights_hash import cache_home
 
 DEMO = "demo"
@@ -66,15 +66,16 @@ def demo_folder() -> Path:
     return cache_home() / "models" / NAME
 
 
-def ensure_demo_model(progress: bool = True) -> Path:
+def ensure_demo_model() -> Path:
     """Return the folder of the demo model, converting it first where this user has not got it yet (20 s, 0.6 GB).
 
-    `progress` draws a bar on stderr. Raises ModelUnavailable if the package is missing or damaged, StorageError
-    where the cache folder cannot take it.
+    Shows its progress inside `progress_on_stderr`. Raises ModelUnavailable if the package is missing or damaged,
+    StorageError if the cache folder cannot take it.
     """
     folder = demo_folder()
     if folder.is_dir():
         return folder
+    progress = progress_shown()
     with _storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(folder.with_name(f"{NAME}.lock"), progress):

@@ -5,7 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+
+_PROGRESS_SHOWN = ContextVar("progress_shown", default=False)
+
+
+@contextmanager
+def progress_on_stderr() -> Iterator[None]:
+    """Let one-time preparations, such as that of the demo model, show their progress on stderr inside the block."""
+    token = _PROGRESS_SHOWN.set(True)
+    try:
+        yield
+    finally:
+        _PROGRESS_SHOWN.reset(token)
+
+
+def progress_shown() -> bool:
+    """Return whether progress may be shown; a program that uses the library gets none unless it asks."""
+    return _PROGRESS_SHOWN.get()
 
 
 @contextmanager

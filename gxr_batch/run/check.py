@@ -48,7 +48,7 @@ class Fit:
 
 
 @dataclass(kw_only=True)
-class Findings:
+class CheckResult:
     """What `check` found. `reasons` counts unusable rows by reason, `lengths` are token counts of usable prompts,
     none if the engine cannot count.
 
@@ -59,7 +59,7 @@ class Findings:
 
     rows: int = 0
     folder: Path
-    goes_on: bool = False
+    resumes: bool = False
     notices: list[str] = field(default_factory=list)
     templates: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Findings:
         return self.templates.total()
 
 
-def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Findings:
+def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckResult:
     """Go through a job as `run` would, up to the model's weights. Raises GxrError if `run` could not start."""
     prepared = prepare(job)
     folder = output_folder(job, date.today())
@@ -91,7 +91,7 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Finding
     _compare(prepared, job, manifest, folder)
     screen = Screen(prepared.templates, prepared.fields.templates, job)
     told = [*job.warnings(), *prepared.survey.notices, *screen.notices()]
-    found = Findings(folder=folder, goes_on=is_run(folder), notices=told, screening=screen.mode)
+    found = CheckResult(folder=folder, resumes=is_run(folder), notices=told, screening=screen.mode)
     encoder = create(job).encoder()
     with tempfile.TemporaryDirectory(prefix="gxr-batch-check-") as scratch:
         table = Path(scratch) / "input.parquet"
@@ -111,7 +111,7 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> Finding
     return found
 
 
-def _try_rows(found: Findings, prepared: Prepared, fitter: Fitter, screen: Screen, table: Path) -> None:
+def _try_rows(found: CheckResult, prepared: Prepared, fitter: Fitter, screen: Screen, table: Path) -> None:
     for row in read_rows(table, prepared.fields, None):
         try:
             fitted = fitter.fit(row)
@@ -143,7 +143,7 @@ def _compare(prepared: Prepared, job: Job, manifest: Manifest | None, folder: Pa
         refuse_other_texts(manifest.fingerprint, wanted, open_keys=unsettled, where=str(folder.absolute()))
 
 
-def _measure_room(found: Findings, job: Job, table_bytes: int) -> None:
+def _measure_room(found: CheckResult, job: Job, table_bytes: int) -> None:
     """Estimate the disk that the run takes at most, and look how much there is."""
     keys = found.rows * job.sampling.samples_per_row
     found.bytes_needed = disk_needed(keys, job.sampling.settings().max_new_tokens, table_bytes)
@@ -153,7 +153,7 @@ def _measure_room(found: Findings, job: Job, table_bytes: int) -> None:
             return
 
 
-def _measure_memory(found: Findings, job: Job) -> None:
+def _measure_memory(found: CheckResult, job: Job) -> None:
     """Say which lengths, and how many rows of each, the memory has room for now. Raises ModelUnavailable."""
     from gxr_batch.models.what_fits import measure
 

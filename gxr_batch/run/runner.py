@@ -7,8 +7,8 @@ module adds results; what else is particular is in the module of its name.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -32,8 +32,14 @@ _APART = frozenset({"api", "vllm", "ray"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How an invocation ended. `reason` is None if every row of the table is ok, failed or held."""
+class RunResult:
+    """How an invocation ended.
+
+    `folder` is the run folder, `counts` the rows of the whole table by state. `reason` says what stopped the
+    invocation, None if nothing did. `drift` is how the table changed since the last invocation, None in the first;
+    `info` the engine that was opened, None if there was nothing to generate. `exports` maps each format that the job
+    asks for to written, current or failed.
+    """
 
     folder: Path
     counts: Counts
@@ -41,9 +47,20 @@ class Outcome:
     progress: Progress
     drift: Drift | None
     info: EngineInfo | None
+    exports: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row of the table is generated, failed or held."""
+        return not self.counts.left and self.reason is None
+
+    @property
+    def results(self) -> Path | None:
+        """results.parquet, None if rows are still to do."""
+        return None if self.counts.left else self.folder / "results.parquet"
 
 
-def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> Outcome:
+def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> RunResult:
     """Run a job to its end, or as far as `stopper` lets it. Raises GxrError; what was generated is safe.
 
     `say` receives sentences for the user, `show` the progress, at least once a second while the engine works.
@@ -60,7 +77,7 @@ def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> O
                 generate(invocation, watch, show)
             invocation.finish(stopper.reason)
         counts = invocation.progress.counts
-        return Outcome(
+        return RunResult(
             folder=folder,
             counts=counts,
             reason=stopper.reason if invocation.unfinished else None,

@@ -75,7 +75,7 @@ def test_a_package_that_was_tampered_with_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(demo, "_chunks", lambda: [chunk])
     with pytest.raises(ModelUnavailable, match="damaged"):
-        demo.ensure_demo_model(progress=False)
+        demo.ensure_demo_model()
     assert not demo.demo_folder().exists()
 
 
@@ -83,7 +83,7 @@ def test_a_missing_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
     with pytest.raises(ModelUnavailable, match="needs gguf, which is not installed") as caught:
-        demo.ensure_demo_model(progress=False)
+        demo.ensure_demo_model()
     assert caught.value.next_step == install_command("demo")
 
 
@@ -105,7 +105,7 @@ def test_a_cache_folder_that_is_a_file_is_one_message(tmp_path, monkeypatch):
     (tmp_path / "gxr-batch").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(StorageError, match="cannot be prepared in the cache folder"):
-        demo.ensure_demo_model(progress=False)
+        demo.ensure_demo_model()
 
 
 def test_a_relative_cache_folder_is_ignored_as_xdg_has_it(tmp_path, monkeypatch):

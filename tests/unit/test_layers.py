@@ -14,6 +14,7 @@ PACKAGE = ROOT / "gxr_batch"
 # From the top down. Rooms of one level do not import each other.
 LEVELS = (
     {"cli"},
+    {"library"},
     {"export", "review", "report", "finetune", "chat", "bench"},
     {"run"},
     {"engines"},

@@ -1,0 +1,134 @@
+"""The Python API: check and run a job from a program, as the command line does.
+
+Nothing here prints, installs a signal handler or ends the process: notices and progress go to callbacks, an error is
+raised as a `gxr_batch.errors.GxrError`, and what stopped a run is part of its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from gxr_batch.job import Job
+    from gxr_batch.ledger import RunReader
+    from gxr_batch.run.check import CheckResult
+    from gxr_batch.run.invocation import Progress
+    from gxr_batch.run.runner import RunResult
+    from gxr_batch.run.stop import Stopper
+
+
+def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
+    """Read a job file.
+
+    `overrides` are `section.key=value` strings, as after `--set` on the command line. Relative paths in the job are
+    relative to the current folder. Raises JobFileError if the file or an override is not valid.
+    """
+    from gxr_batch.job import load_job as load
+
+    return load(Path(path), tuple(overrides))
+
+
+def check_job(job: Job, *, limit: int | None = None) -> CheckResult:
+    """Check everything in a job except the model's weights: templates, table, prompt lengths, disk space, memory.
+
+    `limit` takes the first rows of the table only. Writes nothing. Raises GxrError if `run_job` could not start.
+    """
+    from gxr_batch.run.check import check
+
+    return check(job, limit=limit, say=_ignore)
+
+
+def run_job(
+    job: Job,
+    *,
+    limit: int | None = None,
+    fresh: bool = False,
+    retry: Literal["failed", "held", "truncated"] | None = None,
+    retry_rows: Sequence[str] = (),
+    take_over: bool = False,
+    stopper: Stopper | None = None,
+    on_notice: Callable[[str], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunResult:
+    """Run a job, or resume it, until every row is generated, failed or held, or until something stops it.
+
+    The keyword arguments mean what the options of `gxr-batch run` mean; `retry_rows` are the row ids that `retry` is
+    about, all of them if empty. `on_notice` receives sentences for the user, `on_progress` the counts, at least once a
+    second while the engine works; an exception that either raises ends the run, and the next call resumes it.
+    `stopper.ask("terminate")`, from another thread or a signal handler, ends the run in order within
+    `run.grace_seconds`. Writes the exports that the job names once every row is finished.
+
+    Raises GxrError: UserError for wrong input, MachineError for what the machine cannot do now. Rows that were
+    generated before are safe in either case.
+    """
+    from gxr_batch.run.invocation import Options
+    from gxr_batch.run.runner import run
+    from gxr_batch.run.stop import Stopper
+
+    say = on_notice or _ignore
+    options = Options(limit=limit, fresh=fresh, retry=retry, retry_rows=tuple(retry_rows), take_over=take_over)
+    result = run(job, options, stopper or Stopper(job.run.grace_seconds), say, on_progress or _ignore)
+    bugs: list[Exception] = []
+
+    def failed(form: str, error: Exception) -> None:
+        from gxr_batch.errors import GxrError
+
+        if not isinstance(error, GxrError):
+            bugs.append(error)
+        say(f"The export as {form} failed; the results are safe. {error if not bugs else type(error).__name__}")
+
+    exports = {} if result.counts.left else write_exports(result.folder, job.export.formats, say, failed)
+    if bugs:
+        raise bugs[0]
+    return replace(result, exports=exports)
+
+
+def write_exports(
+    folder: Path,
+    formats: Sequence[str],
+    say: Callable[[str], None],
+    failed: Callable[[str, Exception], None],
+) -> dict[str, str]:
+    """Write a finished run in these formats, except files that exist and match its present state.
+
+    Returns what became of each format: written, current or failed. `failed` receives what went wrong with one.
+    """
+    outcome: dict[str, str] = {}
+    if not formats:
+        return outcome
+    from gxr_batch.ledger import RunReader
+
+    for form in formats:
+        try:
+            written = _write_export(RunReader(folder), form)
+        except Exception as error:  # a bug in an export must not hide the results of a run
+            failed(form, error)
+            outcome[form] = "failed"
+        else:
+            outcome[form] = "written" if written else "current"
+            if written:
+                say(written)
+    return outcome
+
+
+def _write_export(reader: RunReader, form: str) -> str:
+    """Write one export; return what to report to the user, "" if it is up to date already."""
+    from gxr_batch.export import Choice, default_path, export
+    from gxr_batch.ledger.exports import is_current
+    from gxr_batch.report import REPORT_NAME, report
+
+    path = reader.folder / REPORT_NAME if form == "report" else default_path(reader, form, Choice())
+    if is_current(reader.folder, path):
+        return ""
+    if form == "report":
+        page = report(reader, None, None, include_held=False)
+        return "\n".join([f"Exported {page.path}: {page.shown:,} cases of {page.rows:,} rows", *page.notices])
+    done = export(reader, form, None, Choice())
+    return "\n".join([f"Exported {done.path}: {done.rows:,} rows", *done.notes])
+
+
+def _ignore(_: Any) -> None:
+    """Drop a notice or a progress report that nobody asked for."""

@@ -116,7 +116,7 @@ class _Book:
         self._close_sheet(columns)
         note = (
             f"{self._shortened:,} rows have a cell longer than Excel allows: it is cut and marked, gxr_flags has "
-            f"{SHORTENED}, and results.parquet has the whole text"
+            f"{SHORTENED}, and results.parquet has the full text"
         )
         return Exported(path, self._rows, self._source.partial, (note,) if self._shortened else ())
 

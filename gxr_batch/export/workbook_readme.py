@@ -27,7 +27,7 @@ _HOW = {
     "Quality": "1 (unusable) to 5 (ready to teach with)",
     "error counts": "number of errors of each kind, significant and insignificant: "
     f"{', '.join(ERROR_CATEGORIES.values())}",
-    "Corrected text": "the whole corrected text, for approved_with_edits",
+    "Corrected text": "the full corrected text, for approved_with_edits",
     "Comment": "anything else",
     "Reviewer": "your name; Reviewed on: the date (if empty, the day of the import)",
     "your own changes": "You may sort, filter or delete rows, and move or add columns: rows are matched by gxr_row_id "

@@ -212,7 +212,7 @@ def _load(folder: Path) -> Record | None:
         record = Record(**json.loads(path.read_text(encoding="utf-8")))
         if not isinstance(record.fingerprint, dict) or not isinstance(record.starts, list) or record.format > FORMAT:
             raise ValueError
-        return record  # noqa: TRY300  # nothing to lose: `else` would only hide what is returned
+        return record  # noqa: TRY300  # an `else` would only separate the return from its try
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError):

@@ -22,7 +22,7 @@ from gxr_batch.ledger.parts import STATUS_NAMES
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
-# Most cases in the report's table. For a longer run, the report names which ones it shows and where the others are.
+# Maximum number of cases in the table. For a longer run, the report names which ones it shows.
 MOST_CASES = 10_000
 
 
@@ -52,7 +52,7 @@ STATUSES: tuple[str, ...] = tuple(STATUS_NAMES.to_pylist())
 _FIGURES = ("gxr_new_tokens", "gxr_seconds_generating", "gxr_rows_in_batch")
 _MOMENTS = ("gxr_started_at", "gxr_finished_at")
 _DIGITS = re.compile(r"\d[\d,.]*(?<=\d)")
-# Most reasons that are counted separately. With more of them, reasons probably hold content of their rows.
+# Maximum number of reasons counted separately. With more of them, reasons probably hold content of their rows.
 _REASONS = 200
 
 

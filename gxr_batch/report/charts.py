@@ -35,7 +35,7 @@ _CONFIG = {
     "legend": {"labelColor": INK, "labelFontSize": 12, "title": None, "orient": "top", "symbolType": "square"},
 }
 _BARS_MOST = 14
-# Most width for bar names, and the width of a letter in the widest common font, as the reader's font is unknown.
+# Maximum width of bar names, and of a letter in the widest common font, as the reader's font is unknown.
 _LABEL, _LETTER = 230, 7.5
 
 

@@ -151,7 +151,7 @@ def _edited(status: ReviewStatus, text: str, cells: Mapping[str, Any]) -> str | 
     edited = _text(cells, "gxr_review_text")
     differs = edited is not None and _squeezed(edited) != _squeezed(text)
     if status == "approved_with_edits" and not differs:
-        raise InvalidRow("approved_with_edits needs the whole corrected text in gxr_review_text")
+        raise InvalidRow("approved_with_edits needs the full corrected text in gxr_review_text")
     if status == "approved" and differs:
         raise InvalidRow("approved, but gxr_review_text has a different text; choose approved_with_edits, or clear it")
     return edited if differs else None

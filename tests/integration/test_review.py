@@ -159,7 +159,7 @@ def test_changed_whitespace_in_the_generated_text_is_ignored(desk):
     ("cells", "why"),
     [
         ({"review_status": "fine"}, "must be one of unreviewed, approved"),
-        ({"review_status": "approved_with_edits"}, "needs the whole corrected text"),
+        ({"review_status": "approved_with_edits"}, "needs the full corrected text"),
         ({"review_status": "approved", "review_text": "another text"}, "choose approved_with_edits"),
         ({**APPROVED, "review_quality": 6}, "from 1 to 5"),
         ({**APPROVED, "review_quality": 2.5}, "from 1 to 5"),

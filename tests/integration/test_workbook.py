@@ -114,7 +114,7 @@ def test_cells_longer_than_excel_allows_are_marked_and_flagged(book, name):
     assert text.count("\n") <= MOST_LINE_FEEDS
     assert len(text.encode("utf-16-le")) // 2 <= MOST_UNITS
     assert "shortened_for_excel" in row["gxr_flags"].value
-    assert "results.parquet has the whole text" in stdout
+    assert "results.parquet has the full text" in stdout
     if name == "lines":
         assert "line 399" in text, "only line feeds are removed"
     else:

@@ -1,11 +1,11 @@
-"""Checks and times the slot engine on one graphics card in one call: tokens, bits, speed, memory.
+"""Checks and times the slot engine on one GPU: tokens, reproducibility, speed, memory.
 
-Random weights in the shapes of Gemma 3 270M, 1B and 4B, made on the spot: no network, no bitsandbytes, no tokenizer. So
-it proves that rows beside each other get the tokens that they get alone, that sampled ids do not depend on slots or
-order, and how fast and how large the engine is; it proves nothing about texts, 4-bit weights or several cards.
+Uses random weights in the shapes of Gemma 3 270M, 1B and 4B, so it needs no network, bitsandbytes or tokenizer. It
+checks that rows in a batch get the same tokens as alone and that sampled ids do not depend on slots or order, and
+measures speed and memory. It does not cover texts, 4-bit weights or several GPUs.
 
-    python benchmarks/cuda.py                       # all three shapes, under 8 minutes on a current card
-    python benchmarks/cuda.py --device cpu --shapes tiny   # the same checks without a card
+    python benchmarks/cuda.py                       # all three shapes, under 8 minutes on a current GPU
+    python benchmarks/cuda.py --device cpu --shapes tiny   # the same checks without a GPU
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ GREEDY = Sampling(temperature=0, repetition_penalty=1.0)
 
 
 class Numbers:
-    """Shows ids as numbers: there is no tokenizer here."""
+    """Decodes ids to their numbers, in place of a tokenizer."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """Return the ids, separated by blanks."""
+        """Return the ids, separated by spaces."""
         return " ".join(map(str, ids))
 
 
@@ -49,7 +49,7 @@ def prompts(count: int, vocabulary: int, lengths: tuple[int, int], new: tuple[in
 
 
 def opened(model: Any, slots: int, sampling: Sampling, graphs: bool = False) -> TransformersSession:
-    """Return the engine over a fresh cache, with recorded decode steps or without."""
+    """Return a session with an empty cache, with or without recorded decode steps."""
     info = EngineInfo(
         identity=Identity(kind="transformers", model="random"),
         device=str(model.device),
@@ -70,12 +70,12 @@ def completions(session: TransformersSession, work: Sequence[Prompt]) -> dict[st
 
 
 def generated(model: Any, slots: int, work: Sequence[Prompt], sampling: Sampling, graphs: bool = False) -> Any:
-    """Return the completions of a session of their own."""
+    """Return the completions of a new session."""
     return completions(opened(model, slots, sampling, graphs), work)
 
 
 def tokens_agree(shape: str, device: torch.device) -> str:
-    """Compare mixed rows in float32 with the library's own unpadded generate, greedily."""
+    """Compare mixed rows in float32 with the library's unpadded generate, both greedy."""
     model = make(shape, torch.float32, device)
     torch.backends.cuda.matmul.allow_tf32 = False
     work = [prompt._replace(max_new_tokens=12) for prompt in prompts(6, SHAPES[shape][-1], (1, 700), (12, 12))]
@@ -115,16 +115,16 @@ def bits_agree(model: Any, shape: str) -> str:
 def speed(model: Any, shape: str, slots: int, graphs: bool = False) -> str:
     """Time 64 rows of 60 to 120 prompt tokens and 32 to 256 new ones."""
     work = prompts(64, SHAPES[shape][-1], (60, 120), (32, 256))
-    on_card = model.device.type == "cuda"
+    on_gpu = model.device.type == "cuda"
     session = opened(model, slots, Sampling(), graphs)
-    completions(session, work)  # the same work once before, so that every shape is recorded by then
-    if on_card:
+    completions(session, work)  # a first pass, so that every shape is recorded
+    if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     tokens = sum(done.new_tokens for done in completions(session, work).values())
     seconds = time.perf_counter() - began
-    memory = f"{torch.cuda.max_memory_allocated() / 2**30:6.2f} GiB" if on_card else "   n/a"
+    memory = f"{torch.cuda.max_memory_allocated() / 2**30:6.2f} GiB" if on_gpu else "   n/a"
     return f"{slots:>4} slots{', recorded' if graphs else '          '} {tokens / seconds:>9.1f} tok/s {memory}"
 
 
@@ -140,8 +140,8 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}")
     for shape in options.shapes:
         print(f"\n{shape}")
-        if shape != "4b":  # in float32 it does not fit smaller cards
-            print(f"  float32 tokens beside others and alone: {tokens_agree(shape, device)}")
+        if shape != "4b":  # in float32 it does not fit on smaller GPUs
+            print(f"  float32 tokens in a batch and alone: {tokens_agree(shape, device)}")
         model = make(shape, torch.bfloat16, device)
         print(f"  bfloat16 sampled ids at 8, 16, 32 slots: {bits_agree(model, shape)}")
         for slots in options.slots:

@@ -1,11 +1,10 @@
-"""Useful tokens a second of our engine and of its peers: same prompts, same output lengths, same sampling, one run.
+"""Measures useful tokens per second of our engine and others, with the same prompts, output lengths and sampling.
 
-Each peer runs in a process (and, where it needs one, an environment) of its own. Peers are interleaved over the rounds,
-the slowest run in the first round alone, and medians are printed. Machines differ and are shared: compare ratios of one
-run.
+Each peer runs in a separate process and, if needed, environment. Peers are interleaved over the rounds; the slowest run
+in the first round only. Prints medians. Machines differ and are shared: compare ratios of one run.
 
     python benchmarks/engines.py                                # everything: about an hour on 2 cores
-    python benchmarks/engines.py --peers ours,vllm,openvino     # "ours" stands for all of ours-...
+    python benchmarks/engines.py --peers ours,vllm,openvino     # "ours" means every ours-...
     python benchmarks/engines.py --model smollm --rounds 1 --rows 16
     python benchmarks/engines.py --model 4b                     # random weights in the 4B shape, at 1, 8 and 16 slots
 
@@ -36,29 +35,29 @@ SYSTEM = (
 )
 SHORTEST, LONGEST = 32, 256  # tokens of an answer
 PEER_SECONDS = 3600
-# For every peer, as gxr-batch's command line sets it: threads that spin while others need the core cost all of them.
+# For every peer, as in gxr-batch's command line: spinning threads slow down all others on the core.
 ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One line of the table: a script, its options, and the environment that it runs in ("" = this one)."""
+    """One line of the table: a script, its options, and its environment ("" = this one)."""
 
     name: str
     script: str
     options: tuple[str, ...] = ()
     environment: str = ""
-    once: bool = False  # too slow, and by too much, to run it in every round
+    once: bool = False  # too slow to run in every round
 
     def python(self) -> Path:
-        """Return its interpreter: GXR_BATCH_PEER_<NAME>, else the one that install.sh made."""
+        """Return its interpreter: GXR_BATCH_PEER_<NAME>, or the one that install.sh made."""
         if not self.environment:
             return Path(sys.executable)
         named = os.environ.get(f"GXR_BATCH_PEER_{self.environment.upper()}")
         return Path(named) if named else cache_home() / "peers" / self.environment / "bin" / "python"
 
     def missing(self) -> str:
-        """Say how to install it."""
+        """Return how to install it."""
         packages = (SCRIPTS / f"{self.environment}.txt").read_text().split()
         return f"missing: benchmarks/peers/install.sh {self.environment} (pip install {' '.join(packages)})"
 
@@ -90,7 +89,7 @@ PEERS = (
     _ours("8-nf4", "--backend", "library", "--slots", "8", "--nf4"),
 )
 ONLY_NAMED = {"ours-1", "ours-8-nf4"}
-PEERS_OF = {"4b": "ours-1,ours-8,ours-16,ours-8-nf4"}  # by default; other models take all that are not ONLY_NAMED
+PEERS_OF = {"4b": "ours-1,ours-8,ours-16,ours-8-nf4"}  # by default; other models run all except ONLY_NAMED
 ROWS_OF = {"4b": 16}
 ANSWERS_OF = {"4b": (16, 48)}
 REFERENCES = ("ours-64", "ours-32", "ours-16", "ours-8")
@@ -98,14 +97,14 @@ REFERENCES = ("ours-64", "ours-32", "ours-16", "ours-8")
 
 @dataclass
 class Outcome:
-    """What a peer's rounds gave; `problem` where one gave nothing."""
+    """The results of a peer's rounds; `problem`: why a round has no result."""
 
     results: list[dict[str, Any]] = field(default_factory=list)
     problem: str = ""
 
     @property
     def rates(self) -> list[float]:
-        """Useful tokens a second of each round."""
+        """Useful tokens per second of each round."""
         return [result["tokens"] / result["seconds"] for result in self.results]
 
     @property
@@ -180,14 +179,14 @@ def write_task(path: Path, model: Path, rows: int, shortest: int, longest: int) 
     prompts = [len(one) for one in ids]
     print(
         f"{rows} prompts of {min(prompts)} to {max(prompts)} tokens, {max(task['shared'])} of them shared; answers of "
-        f"{min(lengths)} to {max(lengths)} tokens, {sum(lengths)} together",
+        f"{min(lengths)} to {max(lengths)} tokens, {sum(lengths)} in total",
         flush=True,
     )
     return sum(lengths)
 
 
 def model_folder(name: str) -> Path:
-    """Return the bfloat16 folder of a model, converting it first where that has not been done yet."""
+    """Return the bfloat16 folder of a model, converting the model if needed."""
     if name == "gemma":
         return ensure_demo_model()
     folders = {"smollm": "smollm2-135m-instruct-bf16-1", "4b": "random-gemma-3-4b-bf16-1"}
@@ -202,7 +201,7 @@ def model_folder(name: str) -> Path:
 
 
 def run_script(peer: Peer, task: Path, model: Path) -> dict[str, Any]:
-    """Run one peer once; return its line, or {"skipped": reason}."""
+    """Run one peer once; return its result, or {"skipped": reason}."""
     if not peer.python().exists():
         return {"skipped": peer.missing()}
     command = [peer.python(), SCRIPTS / peer.script, task, model, *peer.options]
@@ -217,11 +216,11 @@ def run_script(peer: Peer, task: Path, model: Path) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(line)
             return found
     words = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return {"skipped": f"failed ({done.returncode}): {words[-1].strip()[:150] if words else 'without a word'}"}
+    return {"skipped": f"failed ({done.returncode}): {words[-1].strip()[:150] if words else 'no output'}"}
 
 
 def run_rounds(peers: list[Peer], rounds: int, task: Path, model: Path) -> tuple[dict[str, Outcome], Outcome]:
-    """Run every peer once a round, and measure the machine once a round too."""
+    """Run every peer, and measure the machine, once per round."""
     machine, outcomes = Outcome(), {peer.name: Outcome() for peer in peers}
     for number in range(1, rounds + 1):
         for peer in [Peer("machine", "machine.py"), *peers]:
@@ -233,11 +232,11 @@ def run_rounds(peers: list[Peer], rounds: int, task: Path, model: Path) -> tuple
                 outcome.problem = result["skipped"]
             else:
                 outcome.results.append(result)
-            print(f"round {number}: {peer.name}: {_said(outcome)}", file=sys.stderr, flush=True)
+            print(f"round {number}: {peer.name}: {_progress(outcome)}", file=sys.stderr, flush=True)
     return outcomes, machine
 
 
-def _said(outcome: Outcome) -> str:
+def _progress(outcome: Outcome) -> str:
     if outcome.problem:
         return outcome.problem
     last = outcome.results[-1]
@@ -248,7 +247,7 @@ def _said(outcome: Outcome) -> str:
 
 
 def print_table(outcomes: dict[str, Outcome], useful: int) -> None:
-    """Print useful tokens a second and how many times faster ours is."""
+    """Print useful tokens per second and how many times faster ours is."""
     measured = {name: outcome for name, outcome in outcomes.items() if outcome.results}
     candidates = [name for name in REFERENCES if name in measured]
     reference = max(candidates, key=lambda name: measured[name].rate, default="")
@@ -271,7 +270,7 @@ def print_table(outcomes: dict[str, Outcome], useful: int) -> None:
 
 
 def print_parts(outcomes: dict[str, Outcome], machine: Outcome) -> None:
-    """Print where our engine's time goes, and how near decode comes to the machine's limits."""
+    """Print how our engine spends its time, and how close decode comes to the machine's limits."""
     ours = {name: outcome for name, outcome in outcomes.items() if outcome.results and name.startswith("ours")}
     if not ours or not machine.results:
         return
@@ -286,8 +285,8 @@ def print_parts(outcomes: dict[str, Outcome], machine: Outcome) -> None:
         figures += [f"{outcome.median('step_ms'):.1f}", f"{outcome.median('decode_bytes_a_second') / reads:.0%}"]
         figures += [f"{outcome.median('decode_flops_a_second') / products:.0%}"]
         print(f"{name:<26}" + "".join(f"{figure:>12}" for figure in figures))
-    print("prefill, decode, sampler, host: shares of the time; of reads, of products: what decode uses of the machine,")
-    print("each decode step counted as one read of all weights and of the cache that its rows look back at.")
+    print("prefill, decode, sampler, host: shares of the time; of reads, of products: how much of the machine decode")
+    print("uses, counting each decode step as one read of all weights and of the cache that its rows attend to.")
 
 
 def _chosen(names: str, model: str) -> list[Peer]:
@@ -304,10 +303,10 @@ def main() -> None:
     """Run the peers and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["gemma", "smollm", "4b"], default="gemma")
-    parser.add_argument("--peers", default="", help="names, separated by commas; by default all")
+    parser.add_argument("--peers", default="", help="comma-separated names; default: all")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=0, help="0 = 64, or 16 for the random weights in the 4B shape")
-    parser.add_argument("--quick", action="store_true", help="answers of 4 to 16 tokens: does every peer run?")
+    parser.add_argument("--rows", type=int, default=0, help="0 = 64, or 16 for the 4B shape")
+    parser.add_argument("--quick", action="store_true", help="answers of 4 to 16 tokens, to check that every peer runs")
     arguments = parser.parse_args()
     answers = (4, 16) if arguments.quick else ANSWERS_OF.get(arguments.model, (SHORTEST, LONGEST))
     rows = arguments.rows or ROWS_OF.get(arguments.model, 64)

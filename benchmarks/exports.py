@@ -1,9 +1,9 @@
-"""What the workbook costs: writing it, and taking it back with every row reviewed. Each step a process of its own.
+"""Measures writing the workbook and other exports, and importing every row reviewed. Each step is a separate process.
 
     python benchmarks/exports.py                # 100,000 rows
     python benchmarks/exports.py --rows 10000
 
-Rows have about 170 characters of findings and 1,100 of text, as a model with 256 new tokens writes them.
+Rows have about 1,100 characters of text, like those of a model with 256 new tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FILLED = {
 
 
 def write_table(path: Path, rows: int) -> None:
-    """Write a table whose findings the echo engine repeats as texts of about 1,100 characters."""
+    """Write a table from which the echo engine makes texts of about 1,100 characters."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["case_id", "age", "findings"])
@@ -67,7 +67,7 @@ def timed(folder: Path, *arguments: str) -> None:
 
 
 def fill(folder: Path) -> None:
-    """Review every row in the CSV, as a spreadsheet would save it."""
+    """Review every row in the CSV and save it as a spreadsheet does."""
     with (folder / "run/results.csv").open(newline="", encoding="utf-8-sig") as source:
         reader = csv.DictReader(source)
         with (folder / "reviewed.csv").open("w", newline="", encoding="utf-8-sig") as target:
@@ -77,7 +77,7 @@ def fill(folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure."""
+    """Print seconds and memory of each step."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     options = parser.parse_args()
@@ -92,7 +92,7 @@ def main() -> None:
         fill(folder)
         timed(folder, "review", "import", "run", "run/results.xlsx")
         timed(folder, "review", "import", "run", "reviewed.csv")
-        timed(folder, "review", "import", "run", "reviewed.csv")  # all known by now
+        timed(folder, "review", "import", "run", "reviewed.csv")  # all unchanged now
         timed(folder, "export", "run", "--only", "approved")
 
 

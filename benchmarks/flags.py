@@ -1,10 +1,10 @@
-"""How well the flags find seeded errors, and what they cost: a table over the pairs of tests/data, microseconds a row.
+"""Measures how well the flags find seeded errors in the pairs of tests/data, and their microseconds per row.
 
-The rules were tuned on the tuning pairs alone; the held-out pairs were written before the rules. Both were made by the
-same hand, so the figures tell how the rules do on errors of this kind, not on a model's.
+The rules were tuned on the tuning pairs only; the held-out pairs were written before the rules. Both have the same
+author, so the figures apply to errors of this kind, not to those of a model.
 
     python benchmarks/flags.py
-    python benchmarks/flags.py --misses     # names the tuning texts that were flagged otherwise than planted
+    python benchmarks/flags.py --misses     # lists the tuning texts with wrong or missing flags
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ is named, its borders are followed, and what departs from the normal picture is 
 
 
 def rows() -> list[dict[str, str | None]]:
-    """Return the rows of the sample table without their ids, four times over and each different, as in a long run."""
+    """Return the rows of the sample table without ids, four times, each with different findings, as in a long run."""
     with INPUT.open(newline="", encoding="utf-8") as file:
         table = [
             {name: cell or None for name, cell in row.items() if name != "case_id"} for row in csv.DictReader(file)
@@ -57,7 +57,7 @@ def rows() -> list[dict[str, str | None]]:
 
 
 def microseconds(texts: list[Evidence]) -> float:
-    """Return the time for one text, of the processor, the median of several rounds."""
+    """Return the CPU time per text, the median of several rounds."""
     rounds = []
     for _ in range(15):
         began = time.process_time()
@@ -70,7 +70,7 @@ def microseconds(texts: list[Evidence]) -> float:
 def main() -> None:
     """Print the table and the times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--misses", action="store_true", help="name the tuning texts that were flagged otherwise")
+    parser.add_argument("--misses", action="store_true", help="list the tuning texts with wrong or missing flags")
     misses = parser.parse_args().misses
     sets = {name: cases(name) for name in SETS}
     found = {name: scores(texts) for name, texts in sets.items()}
@@ -89,7 +89,7 @@ def main() -> None:
     short = [evidence("Small right effusion. The heart is enlarged, no pneumothorax.", **row) for row in table]
     echoes = [echo._replace(text=f"[echo 123456789] {echo.prompt}") for echo in (evidence("", **row) for row in table)]
     long = statistics.mean(len(lesson.text) for lesson in lessons)
-    print(f"\nmicroseconds a row: {microseconds(lessons):.0f} for {long:,.0f} characters,", end=" ")
+    print(f"\nmicroseconds per row: {microseconds(lessons):.0f} for {long:,.0f} characters,", end=" ")
     print(f"{microseconds(short):.0f} for 10 words, {microseconds(echoes):.0f} for the echo engine's")
 
 

@@ -1,4 +1,4 @@
-"""Plays thousands of cases of strange input against the command and counts what the contract forbids.
+"""Runs the command on thousands of cases of unusual input and counts violations of the contract.
 
 python benchmarks/fuzz.py                            # 2,000 cases
 python benchmarks/fuzz.py --cases 300 --seed 5 --kinds folder,job
@@ -19,11 +19,11 @@ from fuzzing import KINDS, try_case
 
 
 def main() -> None:
-    """Play the cases kind after kind and print the counts; ends with 1 where anything was wrong."""
+    """Run the cases of each kind and print the counts; exit with 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=2000, help="how many cases in all (default 2000)")
+    parser.add_argument("--cases", type=int, default=2000, help="how many cases in total (default 2000)")
     parser.add_argument("--seed", type=int, default=0, help="number of the first case (default 0)")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="kinds to play, with commas (default all)")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="comma-separated kinds (default all)")
     options = parser.parse_args()
     kinds = options.kinds.split(",")
     folder = Path(tempfile.mkdtemp(prefix="gxr-fuzz-"))
@@ -45,7 +45,7 @@ def main() -> None:
         )
     print(f"{'all':10}{found['cases']:7}{found['tracebacks']:12}{found['hangs']:7}{found['lost']:6}")
     if any(folder.iterdir()):
-        print(f"cases with trouble are kept in {folder}")
+        print(f"failed cases are kept in {folder}")
     else:
         folder.rmdir()
     sys.exit(any(found[trouble] for trouble in ("tracebacks", "hangs", "lost")))

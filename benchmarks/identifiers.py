@@ -1,7 +1,7 @@
-"""Identifier screening on its hand-made set: each rule's recall and precision, and what an ordinary cell costs.
+"""Measures identifier screening on its hand-made set: recall and precision of each rule, and microseconds per cell.
 
 python benchmarks/identifiers.py            # the table
-python benchmarks/identifiers.py --mistakes # also the lines in which a rule is wrong
+python benchmarks/identifiers.py --mistakes # also the lines on which a rule is wrong
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def ordinary_cells(characters: int) -> list[str]:
 
 
 def microseconds(cells: list[str], rounds: int) -> float:
-    """Return the processor time that one cell takes, in the fastest of nine measurements."""
+    """Return the CPU time per cell, the fastest of nine measurements."""
     best = float("inf")
     for _ in range(9):
         began = time.process_time()
@@ -43,7 +43,7 @@ def microseconds(cells: list[str], rounds: int) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mistakes", action="store_true", help="name the lines in which a rule is wrong")
+    parser.add_argument("--mistakes", action="store_true", help="list the lines on which a rule is wrong")
     options = parser.parse_args()
     made = lines()
     print(f"{len(made)} texts, {sum(bool(line.rules) for line in made)} of them with identifiers\n")
@@ -52,7 +52,7 @@ def main() -> None:
         print(f"{rule:<12} {one.expected:>8} {one.found:>6} {one.recall:>7.2f} {one.precision:>9.2f}")
     if options.mistakes:
         for line, found in mistakes():
-            print(f"line {line.number}: should be {sorted(line.rules)}, is {sorted(found)}")
+            print(f"line {line.number}: expected {sorted(line.rules)}, found {sorted(found)}")
     print()
     for characters in (300, 1500):
         print(f"ordinary cell of {characters:,} characters: {microseconds(ordinary_cells(characters), 30):.1f} µs")

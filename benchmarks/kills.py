@@ -1,7 +1,7 @@
-"""Kills runs of the echo engine by the hundred and prints what became of them.
+"""Kills hundreds of runs of the echo engine, resumes them, and compares the results with those of an uninterrupted run.
 
-Random moments, every kind of write boundary of a run, of a run that puts its parts together, of `--retry` and of
-`--fresh`; each is resumed and compared with an uninterrupted run. Exit 1 where one try went wrong; its folder is kept.
+Kills at random times and at every kind of write boundary of a run, of a run that compacts parts, of `--retry` and of
+`--fresh`. Exits with 1 if a try failed; its folder is kept.
 
     python benchmarks/kills.py --kills 200
     python benchmarks/kills.py --every        # one kill at every boundary of a run: about an hour
@@ -23,7 +23,7 @@ from faults import Kill, Outcome, attempts, boundaries, can_trace, random_kills,
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Return one line a kind: how many were tried, hit, and survived, and what failed."""
+    """Return one line per kind: how many were tried, killed and survived, and which failed."""
     lines = [f"{'kind':<28} {'tried':>6} {'killed':>7} {'survived':>9}  failed"]
     for kind in dict.fromkeys(outcome.kill.kind for outcome in outcomes):
         some = [outcome for outcome in outcomes if outcome.kill.kind == kind]
@@ -37,15 +37,15 @@ def table(outcomes: list[Outcome]) -> str:
 def main() -> None:
     """Kill, resume, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="tries, over all kinds (default 200)")
-    parser.add_argument("--every", action="store_true", help="kill the first two at every boundary instead of at some")
-    parser.add_argument("--hook", action="store_true", help="do without strace")
-    parser.add_argument("--seed", type=int, default=1, help="chooses moments and boundaries (default 1)")
+    parser.add_argument("--kills", type=int, default=200, help="number of tries, over all kinds (default 200)")
+    parser.add_argument("--every", action="store_true", help="kill runs and compactions at every boundary")
+    parser.add_argument("--hook", action="store_true", help="do not use strace")
+    parser.add_argument("--seed", type=int, default=1, help="seed of times and boundaries (default 1)")
     options = parser.parse_args()
     trace, rng = can_trace() and not options.hook, random.Random(options.seed)
     root, began = Path(tempfile.mkdtemp(prefix="gxr-kills-")), time.perf_counter()
     outcomes: list[Outcome] = []
-    # Of ten tries seven hit a run, four of them one of few parts; `--retry` and `--fresh` share the rest.
+    # Shares of the tries, at random times and at writes: seven in ten for runs, the rest for `--retry` and `--fresh`.
     shares = {"run": (0.2, 0.2), "compact": (0.1, 0.2), "retry": (0.05, 0.1), "fresh": (0.05, 0.1)}
     for name, scenario in scenarios(root / "scenarios").items():
         by_chance, by_write = (round(options.kills * share) for share in shares[name])

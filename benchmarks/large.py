@@ -1,11 +1,11 @@
-"""Whether a run stays linear in time, and flat in memory and files, as its table grows: echo engine, real commands.
+"""Measures how time, memory and files of a run grow with its table, with real commands and the echo engine.
 
-Checkpoints come every 0.1 s, so that parts are small and are put together all the time. Memory is the peak resident
-size of the command's process (with Ray: of the driver's), MiB; "B a row" is what it grew by since the first size,
-for each row more. "files" is the most that the run folder held at any time, looked at twenty times a second. "again" is
-the same command once more: nothing to do. "resume" takes the table in again, finds every row in the parts and joins
-the results, as after a table that was replaced. "time" is seconds a row of the run over those at the first size, and
-"cpu" the same of its processor seconds, which other processes on the machine disturb less.
+Checkpoints every 0.1 s make small parts, which are compacted all the time. "MiB" is the peak resident memory of the
+command's process (with Ray: of the driver), "B/row" its growth per row since the first size. "files" is the highest
+number of files in the run folder, counted twenty times per second. "again" is the same command with nothing left to do.
+"resume" reads the table again, finds every row in the parts and merges the results, as after a replaced table. "time"
+is the seconds per row relative to the first size, and "cpu" the same for CPU seconds, which other processes on the
+machine affect less.
 
     python benchmarks/large.py                          # 100,000 and 1,000,000 rows
     python benchmarks/large.py --rows 100000 1000000 10000000
@@ -50,7 +50,7 @@ HEAD = (
     "cpu s",
     "cpu",
     "MiB",
-    "B a row",
+    "B/row",
     "files",
     "results MiB",
     "again s",
@@ -61,7 +61,7 @@ WIDTHS = (11, 9, 8, 6, 8, 6, 7, 8, 6, 12, 8, 9, 7)
 
 
 class Seen(NamedTuple):
-    """One command: wall and processor seconds, peak resident MiB, most files in the run folder."""
+    """One command: wall and CPU seconds, peak resident MiB, highest number of files in the run folder."""
 
     seconds: float
     cpu_seconds: float
@@ -70,7 +70,7 @@ class Seen(NamedTuple):
 
 
 def watched(folder: Path, *arguments: str) -> Seen:
-    """Run gxr-batch to its end and look at it and its run folder meanwhile."""
+    """Run gxr-batch and count the files in its run folder meanwhile."""
     began, files = time.perf_counter(), 0
     process = subprocess.Popen(
         [sys.executable, "-m", "gxr_batch", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -89,7 +89,7 @@ def watched(folder: Path, *arguments: str) -> Seen:
 
 
 def table_of(rows: int, kind: str, scratch: Path) -> Path:
-    """Write the table; Parquet as one row group, the hardest way to read it in pieces."""
+    """Write the table; as Parquet with one row group, the worst case for reading in pieces."""
     path = scratch / f"{rows}.csv"
     write_table(path, rows)
     if kind == "parquet":
@@ -101,7 +101,7 @@ def table_of(rows: int, kind: str, scratch: Path) -> Path:
 
 
 def measure(rows: int, options: argparse.Namespace, scratch: Path) -> tuple[int, Seen, float, Seen, Seen]:
-    """Run a table of `rows` rows, run it again, and take it in anew beside the parts of the first run."""
+    """Run a table of `rows` rows, run it again, and run it without results.parquet, which reads the table again."""
     output, job = scratch / f"run-{rows}", scratch / f"{rows}.toml"
     table = table_of(rows, options.input, scratch)
     job.write_text(JOB.format(table=table, output=output, engine=options.engine))

@@ -1,6 +1,6 @@
-"""What gxr-batch costs around a model: the main job on the echo engine, each run a process of its own.
+"""Measures the overhead of gxr-batch around a model: `run` with the echo engine, each in a separate process.
 
-Prints rows a second end to end, peak resident memory, how long a finished run takes to say so, and `--help`.
+Prints rows per second end to end, peak resident memory, the time of a second run with nothing to do, and of `--help`.
 
     python benchmarks/overhead.py               # 100, 100,000 and 1,000,000 rows
     python benchmarks/overhead.py --rows 20000
@@ -54,7 +54,7 @@ def timed(*arguments: str) -> tuple[float, float]:
 
 
 def measure(rows: int, folder: Path) -> None:
-    """Print one line of the table: a first run and the same run again."""
+    """Print one line of the table: a run, and the same command again."""
     table, job = folder / f"{rows}.csv", folder / f"{rows}.toml"
     write_table(table, rows)
     job.write_text(JOB.format(table=table, output=folder / f"run-{rows}"))

@@ -1,8 +1,8 @@
-"""How many rows a second one driver hands out and takes back, with echo workers, which take no time for a row.
+"""Measures how many rows per second one Ray driver can hand out and collect, with echo workers, which take no time.
 
-Everything runs on this machine, so the workers take processors from the driver: on hosts of their own they would not,
-and the figures are lower bounds. "alone" is the echo engine in the driver's own process. Only the engine's stream is
-measured; what a run does to every row besides (prompts, flags, checkpoints) is in overhead.py.
+Workers and driver share this machine's CPUs, so the figures are lower bounds for workers on other hosts. "alone" is the
+echo engine in the driver's process. Measures the engine's stream only; overhead.py includes prompts, flags and
+checkpoints.
 
     python benchmarks/ray_driver.py
     python benchmarks/ray_driver.py --rows 20000 --workers 1 2
@@ -23,7 +23,7 @@ WORDS = " ".join(["pleural effusion on the left"] * 30)
 
 
 def prompts(rows: int) -> Iterator[Prompt]:
-    """Yield prompts of 150 words with 200 token ids, as a real engine gets them."""
+    """Yield prompts of 150 words with 200 token ids, like those for a real engine."""
     ids = list(range(1000, 1200))
     for number in range(rows):
         messages = Messages((Turn("user", WORDS),), "t")
@@ -31,7 +31,7 @@ def prompts(rows: int) -> Iterator[Prompt]:
 
 
 def streamed(rows: int, workers: int, slots: int) -> float:
-    """Return rows a second of the engine's stream alone; no workers: of the echo engine in this process."""
+    """Return rows per second of the engine's stream; with 0 workers, of the echo engine in this process."""
     job = Job.model_validate(
         {
             "name": "b",
@@ -52,11 +52,11 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--slots", type=int, default=64, help="slots of each worker")
+    parser.add_argument("--slots", type=int, default=64, help="slots per worker")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     options = parser.parse_args()
-    print(f"{options.rows:,} rows, {options.slots} slots a worker")
-    print(f"{'workers':>8} {'rows/s':>10} {'of alone':>9}")
+    print(f"{options.rows:,} rows, {options.slots} slots per worker")
+    print(f"{'workers':>8} {'rows/s':>10} {'ratio':>9}")
     alone = streamed(options.rows, 0, options.slots)
     print(f"{'alone':>8} {alone:>10,.0f} {1.0:>9.2f}", flush=True)
     for workers in options.workers:

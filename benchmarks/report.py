@@ -1,15 +1,14 @@
-"""What the morning page costs: its bytes, seconds and memory to make, and seconds until Chromium can work with it.
+"""Measures the HTML report: its size, the seconds and memory to make it, and the seconds until Chromium is ready.
 
-The run is made by the echo engine; then its parts get texts, times and flags as a night with a real model leaves them.
+The echo engine makes the run; then its parts get texts, times and flags like those of a real model.
 
-The texts must not flatter the compression. Their words are drawn one by one, independently, from 12,000 made-up words
-with the frequencies of English (Zipf): they have the lengths and the repetitions of words of prose and none of its
-grammar, set phrases or common openings, so nothing but single words repeats. Prose of a model repeats more: the
-measured bits a character of both are printed with `--sample FILE`, a Parquet file with a column gxr_text of real texts.
+The texts must not compress better than real ones. They are drawn from 12,000 made-up words and 6,000 phrases of them,
+with the frequencies of English (Zipf), and have no grammar or common openings. Texts of a model repeat more: `--sample
+FILE`, a Parquet file of real texts in a column gxr_text, prints the bits per character of both.
 
     python benchmarks/report.py                  # 10,000 rows; 200 characters of findings, 1,100 of text
     python benchmarks/report.py --rows 1000000   # figures over a million rows, a table of 10,000
-    python benchmarks/report.py --keep FOLDER    # leave the run and the page there
+    python benchmarks/report.py --keep FOLDER    # keep the run and the report there
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ checkpoint_seconds = 0.5
 """
 FLAGS = ("invented_comparison", "side_flipped", "number_not_in_findings", "token_limit", "negation_flipped")
 WORDS, PHRASES, PHRASE_SHARE = 12_000, 6_000, 0.6
-NIGHT_MS = 8 * 3600 * 1000
+RUN_MS = 8 * 3600 * 1000
 SOUNDS = (
     "a al an ar bi ca car ce co con cu de di do e en er es ex fi ga ge hi i in la le li lo lu ma me mi "
     "mo na ne no nu o or pa pe pi plo po pul ra re ri ro sa se si so ste ta te ter ti to tra tu u va ve vi vo"
@@ -54,7 +53,7 @@ SYLLABLES = SOUNDS.split()
 
 
 class Prose:
-    """Made-up words and set phrases with the frequencies of English (Zipf), drawn independently."""
+    """Made-up words and phrases, drawn independently with the frequencies of English (Zipf)."""
 
     def __init__(self, rng: random.Random) -> None:
         short = [first + second for first in SYLLABLES for second in SYLLABLES][: WORDS // 20]
@@ -70,7 +69,7 @@ class Prose:
         return self._rng.choices(self._words, cum_weights=self._weights, k=count)
 
     def text(self, characters: int) -> str:
-        """Return sentences of about so many characters, in three paragraphs where there is room."""
+        """Return sentences of about this many characters, in up to three paragraphs."""
         out, sentence, written = [], 0, 0
         while written < characters:
             phrase = self._rng.random() < PHRASE_SHARE
@@ -87,7 +86,7 @@ class Prose:
 
 
 def write_run(folder: Path, rows: int, characters: int, seed: int) -> Path:
-    """Make a run of so many rows; `seed` decides the texts alone, so that two runs can be compared."""
+    """Make a run; `seed` decides only the texts, so that two runs can be compared."""
     rng = random.Random(0)
     prose = Prose(rng)
     table, output = folder / "findings.csv", folder / "run"
@@ -102,26 +101,26 @@ def write_run(folder: Path, rows: int, characters: int, seed: int) -> Path:
         [sys.executable, "-m", "gxr_batch", "run", str(job), "--quiet"], check=True, stdout=subprocess.DEVNULL
     )
     rng.seed(seed)
-    began = int(time.time() * 1000) - NIGHT_MS
+    began = int(time.time() * 1000) - RUN_MS
     done = 0
     for path in sorted((output / "parts").glob("part-*.parquet")):
         part = pq.read_table(path)
-        pq.write_table(as_of_a_night(part, prose, rng, (began, done, rows), characters), path, write_page_checksum=True)
+        pq.write_table(like_a_model(part, prose, rng, (began, done, rows), characters), path, write_page_checksum=True)
         done += part.num_rows
     return output
 
 
-def as_of_a_night(
+def like_a_model(
     part: pa.Table, prose: Prose, rng: random.Random, at: tuple[int, int, int], characters: int
 ) -> pa.Table:
-    """Return a part with texts, times and flags as a night with a real model leaves them."""
+    """Return a part with texts, times and flags like those of a real model."""
     began, done, total = at
     columns: dict[str, list[object]] = {name: part[name].to_pylist() for name in part.column_names}
     for line in range(part.num_rows):
         failed = rng.random() < 0.01
         tokens = min(256, max(20, round(rng.gauss(210, 45))))
-        seconds = tokens / 210 * rng.uniform(0.9, 1.1) * 15 * NIGHT_MS / 1000 / total  # 15 of 16 slots are in use
-        finished = began + round((done + line + rng.random()) / total * NIGHT_MS)
+        seconds = tokens / 210 * rng.uniform(0.9, 1.1) * 15 * RUN_MS / 1000 / total  # 15 of 16 slots are in use
+        finished = began + round((done + line + rng.random()) / total * RUN_MS)
         text = None if failed else prose.text(round(characters * tokens / 205))
         cells = {
             "gxr_status": "failed" if failed else "ok",
@@ -143,7 +142,7 @@ def as_of_a_night(
 
 
 def bits_a_character(texts: list[str]) -> float:
-    """Return what gzip -9 makes of the texts, one after the other."""
+    """Return the size of the texts with gzip -9, in bits per character."""
     whole = "\n".join(texts).encode()
     return len(gzip.compress(whole, 9)) * 8 / len(whole)
 
@@ -160,10 +159,10 @@ def timed(*arguments: str) -> tuple[float, float]:
 
 
 def in_chromium(page: Path) -> str:
-    """Say how long Chromium takes from opening the page until the cases can be searched, and a first search."""
+    """Return how long Chromium takes until the cases can be searched, and for a first search, as text."""
     browser_path = shutil.which("chromium")
     if not browser_path:
-        return "no chromium here: not opened"
+        return "not opened: chromium is not installed"
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -188,7 +187,7 @@ def in_chromium(page: Path) -> str:
 
 @contextlib.contextmanager
 def place(keep: Path | None) -> Iterator[Path]:
-    """Yield a folder to work in: one that is kept, or a temporary one."""
+    """Yield a working folder: `keep`, or a temporary one."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         yield keep
@@ -202,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--characters", type=int, default=1_100, help="of a generated text")
-    parser.add_argument("--against", action="store_true", help="compare with a second run whose texts are all others")
+    parser.add_argument("--against", action="store_true", help="compare with a second run with different texts")
     parser.add_argument("--sample", type=Path, help="Parquet with real texts in gxr_text, to compare the compression")
     parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
@@ -211,11 +210,11 @@ def main() -> None:
         run = write_run(folder / "a", options.rows, options.characters, seed=1)
         table = pq.read_table(run / "parts", columns=["gxr_text"])
         texts = [text for text in table["gxr_text"].to_pylist()[:10_000] if text]
-        print(f"{options.rows:,} rows, {sum(map(len, texts)) / len(texts):,.0f} characters a text")
-        print(f"gzip -9 of these texts: {bits_a_character(texts[:2000]):.2f} bits a character")
+        print(f"{options.rows:,} rows, {sum(map(len, texts)) / len(texts):,.0f} characters per text")
+        print(f"gzip -9 of these texts: {bits_a_character(texts[:2000]):.2f} bits per character")
         if options.sample:
             real = [text for text in pq.read_table(options.sample)["gxr_text"].to_pylist() if text]
-            print(f"gzip -9 of {len(real):,} real texts: {bits_a_character(real):.2f} bits a character")
+            print(f"gzip -9 of {len(real):,} real texts: {bits_a_character(real):.2f} bits per character")
         more: list[str] = []
         if options.against:
             (folder / "b").mkdir(exist_ok=True)

@@ -1,6 +1,6 @@
-"""Gemma 3 models of random weights in the shapes that matter, made on the spot: for speed and memory, not for text.
+"""Makes Gemma 3 models with random weights in several sizes, for measurements of speed and memory.
 
-python benchmarks/shapes.py 4b FOLDER      # writes one in bfloat16, with the demo model's tokenizer beside it
+python benchmarks/shapes.py 4b FOLDER      # writes one in bfloat16, with the demo model's tokenizer
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHAPES = {
 
 
 def make(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """Return a random Gemma 3 of that shape."""
+    """Return a random Gemma 3 of this shape."""
     hidden, inner, layers, heads, kv_heads, head_dim, vocabulary = SHAPES[shape]
     torch.manual_seed(0)
     config = Gemma3TextConfig(
@@ -48,7 +48,7 @@ def make(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def write(shape: str, folder: Path) -> None:
-    """Write such a model as a folder that loads like any other."""
+    """Write such a model to a folder that loads like any other model."""
     from gxr_batch.models.demo import ensure_demo_model
 
     partial = folder.with_name(f"{folder.name}.partial")

@@ -1,17 +1,17 @@
-"""What the demo model's adapter is worth: base and adapter on the sample table and on the rows held out of training.
+"""Evaluates the demo model with and without its adapter, on the sample table and on the rows held out of training.
 
-Prints, for each, how many answers end by themselves, name their row's main finding, and turn a side round. Most rows
-name their main finding, so that even an answer that repeats the prompt reads it off: these are counted apart from those
-in which it has to be concluded, such as a line at the apex that is a pneumothorax. Neither says that the rest of a text
-is right: --texts shows some. Run it from the project's folder.
+Counts the answers that end with an end token, name their row's main finding, and swap left and right. Most rows name
+their main finding, so that even an answer that repeats the prompt has it. Rows that only imply it, such as a line at
+the apex that is a pneumothorax, are counted separately. Neither figure covers the rest of a text: --texts prints some.
+Run it from the project's folder.
 
-    python benchmarks/teaching.py                                  # the shipped adapter, sampled as jobs/demo.toml says
+    python benchmarks/teaching.py                                  # the built-in adapter, sampling of jobs/demo.toml
     python benchmarks/teaching.py --set sampling.preset=default    # any setting of a job file
     python benchmarks/teaching.py --adapter outputs/demo_adapter-adapter --texts 2
 
-An answer names the main finding where one of the spellings in main_findings.csv stands in it, before the differential
-and not denied in the same clause. The spellings were written by a reader of the rows who saw no text of any model.
-Sides are judged by the flag `side_flipped`, which misses some; `benchmarks/flags.py` counts its errors.
+An answer names the main finding if it has one of the spellings in main_findings.csv before the differential, not
+negated in the same clause. The spellings were written from the rows, without seeing a model's texts. Swapped sides are
+found by the flag `side_flipped`, which misses some; `benchmarks/flags.py` counts its errors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from gxr_batch.models.local_model import LocalModel
 HERE = Path(__file__).parent
 TRAINING, DEMO = HERE.parent / "jobs/demo_adapter.toml", HERE.parent / "jobs/demo.toml"
 SETS = ("sample", "held-out")
-HEADINGS = ("end by themselves", "read the main finding off", "conclude it", "turn a side round")
+HEADINGS = ("end token", "main finding named in the row", "main finding implied by the row", "swaps left and right")
 JOB = """name = "teaching"
 [input]
 path = "{table}"
@@ -50,21 +50,31 @@ output = "{output}"
 """
 COLUMNS = ["case", "template", "age", "sex", "history", "presentation", "findings", "comparison", "topic"]
 COLUMNS += ["condition_a", "condition_b"]
-_TOLD = ("age", "sex", "history", "presentation", "findings", "comparison", "topic", "condition_a", "condition_b")
+_INPUT_COLUMNS = (
+    "age",
+    "sex",
+    "history",
+    "presentation",
+    "findings",
+    "comparison",
+    "topic",
+    "condition_a",
+    "condition_b",
+)
 _LATER_PARTS = re.compile(r"\b(?:differential|teaching point)s?\b[^:\n]{0,20}:", re.IGNORECASE)
-# Before a finding, in its clause: "No effusion or pneumothorax", and not "No shift, but a pneumothorax".
+# Before a finding, in its clause: "No effusion or pneumothorax", but not "No shift, but a pneumothorax".
 _DENIES = re.compile(
     r"\b(?:no(?! doubt)|not(?! only)|without|never|absent|excludes?|rather than|against|free of|mistaken for)\b"
     r"(?:(?!\b(?:but|with|which|so|indicating|suggesting)\b)[^.;:\n])*$"
 )
-# Behind it: "Pneumothorax is not seen".
+# After it: "Pneumothorax is not seen".
 _DENIED = re.compile(
     r"^[^.,;:\n]{0,30}\b(?:is|are|was|were|been)\s+(?:not|absent|excluded|ruled out|unlikely|less likely)\b"
 )
 
 
 class Case(NamedTuple):
-    """A row's place in main_findings.csv, its set, and the spellings of its main finding."""
+    """A row of main_findings.csv: its set, its name, and the spellings of its main finding."""
 
     set: str
     name: str
@@ -72,7 +82,7 @@ class Case(NamedTuple):
 
 
 class Share(NamedTuple):
-    """How many of how many; printed as in a table."""
+    """A count and its total, printed with the percentage."""
 
     count: int
     of: int
@@ -82,7 +92,7 @@ class Share(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Answers that ended by themselves, named the main finding (read off the row, concluded), turned a side round."""
+    """Answers with an end token, with the main finding (named or only implied by the row), and with swapped sides."""
 
     ended: Share
     read_off: Share
@@ -91,7 +101,7 @@ class Score(NamedTuple):
 
 
 def labels() -> dict[str, Case]:
-    """Return the cases of main_findings.csv by their ids."""
+    """Return the cases of main_findings.csv by id."""
     with (HERE / "main_findings.csv").open(encoding="utf-8", newline="") as file:
         return {
             row["case"]: Case(row["set"], row["case"], tuple(row["main_finding"].split(" | ")))
@@ -100,7 +110,7 @@ def labels() -> dict[str, Case]:
 
 
 def held_out_rows() -> list[dict]:
-    """Return the rows that the training keeps back; `case` is the first 12 hex digits of a prompt's sha256."""
+    """Return the held-out rows of the training; `case` is the first 12 hex digits of the prompt's sha256."""
     job = load_job(TRAINING, table=False).with_values({"model.adapter": "none"})
     examples, files = read_examples(job)
     rows, _ = encode(examples, LocalModel(job, "finetune").encoder(), job.model.max_seq_length)
@@ -141,7 +151,7 @@ def generate(which: str, adapter: str, overrides: list[str], folder: Path) -> li
 
 
 def names(text: str, spellings: tuple[str, ...]) -> bool:
-    """Whether one of the spellings is asserted before the differential."""
+    """Return whether one of the spellings is asserted before the differential."""
     said = _LATER_PARTS.split(text, maxsplit=1)[0].lower()
     for spelling in (spelling.strip().lower() for spelling in spellings):
         negative = spelling.startswith(("no ", "without "))
@@ -153,12 +163,12 @@ def names(text: str, spellings: tuple[str, ...]) -> bool:
 
 
 def named_by_row(row: dict, spellings: tuple[str, ...]) -> bool:
-    """Whether the row itself names its main finding, so that an answer can read it off."""
-    return any(names(str(row[column]), spellings) for column in _TOLD if row.get(column) is not None)
+    """Return whether the row names its main finding."""
+    return any(names(str(row[column]), spellings) for column in _INPUT_COLUMNS if row.get(column) is not None)
 
 
 def score(rows: list[dict], cases: dict[str, Case]) -> Score:
-    """Count over all rows."""
+    """Return the counts over all rows."""
     named: dict[bool, list[bool]] = {True: [], False: []}
     for row in rows:
         spellings = cases[row["gxr_row_id"]].spellings
@@ -178,14 +188,16 @@ def demo_sampling() -> list[str]:
 
 
 def main() -> None:
-    """Print the table, and texts side by side where asked."""
+    """Print the table and the requested texts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapter", default="", help="an adapter folder; default: the one that is shipped")
-    parser.add_argument("--no-base", action="store_true", help="leave the base model out")
-    parser.add_argument("--texts", type=int, default=0, help="print so many rows' texts")
-    parser.add_argument("--misses", action="store_true", help="print what was not named or turned round")
+    parser.add_argument("--adapter", default="", help="an adapter folder; default: the built-in one")
+    parser.add_argument("--no-base", action="store_true", help="skip the base model")
+    parser.add_argument("--texts", type=int, default=0, help="print the texts of this many rows")
     parser.add_argument(
-        "--set", dest="overrides", action="append", help="a setting, instead of the demo job's sampling"
+        "--misses", action="store_true", help="print answers without the main finding or with swapped sides"
+    )
+    parser.add_argument(
+        "--set", dest="overrides", action="append", help="a setting, in place of the demo job's sampling"
     )
     given = parser.parse_args()
     overrides = demo_sampling() if given.overrides is None else given.overrides
@@ -208,7 +220,7 @@ def main() -> None:
 
 
 def missed(row: dict, cases: dict[str, Case]) -> bool:
-    """Whether an answer counts against its model."""
+    """Return whether an answer lacks the main finding or swaps sides."""
     return not names(row["gxr_text"], cases[row["gxr_row_id"]].spellings) or "side_flipped" in row["gxr_flags"]
 
 

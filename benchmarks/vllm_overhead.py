@@ -1,7 +1,7 @@
-"""What our vllm engine costs over vLLM's own offline LLM.generate: the same prompts, seeds, lengths and arguments.
+"""Compares our vllm engine with vLLM's offline LLM.generate, with the same prompts, seeds, lengths and arguments.
 
-Both are open side by side and generate in turn, so that whatever else the machine does meets both; an open vLLM that
-has nothing to do takes no time. Prints rows a minute of both, and the ratio, for each round.
+Both are open at the same time and generate alternately, so that other load on the machine affects both; an idle vLLM
+takes no CPU time. Prints rows per minute of both and their ratio for each round.
 
     .venv-vllm/bin/python -P benchmarks/vllm_overhead.py                 # made by make test-vllm
     .venv-vllm/bin/python -P benchmarks/vllm_overhead.py --rows 16 --slots 8 --rounds 7 --eager
@@ -44,7 +44,7 @@ def the_job(options: argparse.Namespace) -> Job:
 
 
 def the_prompts(job: Job, rows: int) -> list[Prompt]:
-    """Return prompts of about a hundred tokens, longest first as a run orders them, each with its own length."""
+    """Return prompts of about a hundred tokens, longest first as in a run, with random output lengths."""
     encoder = VllmEngine(job).encoder()
     rng = random.Random(1)
     made = []
@@ -57,7 +57,7 @@ def the_prompts(job: Job, rows: int) -> list[Prompt]:
 
 
 def fresh(prompts: list[Prompt], number: int) -> list[Prompt]:
-    """Return the prompts with another beginning, so that no round finds an earlier one's in the prefix cache."""
+    """Return the prompts with a different start, so that no round hits an earlier round's prefix cache."""
     made = []
     for prompt in prompts:
         ids = prompt.encoded.token_ids or []
@@ -67,13 +67,13 @@ def fresh(prompts: list[Prompt], number: int) -> list[Prompt]:
 
 
 def of_full_length(arguments: dict[str, Any], sampling: dict[str, Any], *rest: Any) -> Setup:
-    """Return what a host is opened with, so that no answer ends before its limit."""
+    """Return a host's setup in which no answer ends before its limit."""
     return Setup(arguments, sampling | {"stop_token_ids": [], "ignore_eos": True}, *rest)
 
 
 @contextmanager
 def ours(job: Job) -> Iterator[Callable[[list[Prompt]], int]]:
-    """Open our engine; give what generates and returns the number of tokens made."""
+    """Open our engine; yield a function that generates and returns the number of tokens."""
     with VllmEngine(job).open() as session:
 
         def generate(prompts: list[Prompt]) -> int:
@@ -85,7 +85,7 @@ def ours(job: Job) -> Iterator[Callable[[list[Prompt]], int]]:
 
 @contextmanager
 def offline(job: Job) -> Iterator[Callable[[list[Prompt]], int]]:
-    """Open vLLM's own class in the same way."""
+    """Open vLLM's LLM class in the same way."""
     engine = VllmEngine(job)
     setup = engine_args.prepare_opening(job, engine._local.tokenizer(), MemoryBudget(job.engine)).setup
     unasked = ("skip_tokenizer_init", "disable_log_stats", "enable_log_requests")
@@ -106,17 +106,17 @@ def offline(job: Job) -> Iterator[Callable[[list[Prompt]], int]]:
 
 
 def timed(generate: Callable[[list[Prompt]], int], prompts: list[Prompt]) -> float:
-    """Return the seconds of a batch. Ends the process unless it made the tokens that were asked for."""
+    """Return the seconds of a batch. Exits if it did not generate the requested number of tokens."""
     began = time.perf_counter()
     tokens = generate(prompts)
     seconds = time.perf_counter() - began
     if tokens != sum(prompt.max_new_tokens for prompt in prompts):
-        raise SystemExit(f"{tokens} tokens are not what was asked for")
+        raise SystemExit(f"{tokens} tokens were generated, not the requested number")
     return seconds
 
 
 def main() -> None:
-    """Print a line a round, and the median."""
+    """Print one line per round, and the median."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--slots", type=int, default=16)
@@ -136,7 +136,7 @@ def main() -> None:
         for number in range(options.rounds):
             order = sorted(sides, reverse=number % 2 == 0)
             seconds = {side: timed(sides[side], fresh(prompts, number)) for side in order}
-            rates = {side: 60 * options.rows / taken for side, taken in seconds.items()}
+            rates = {side: 60 * options.rows / spent for side, spent in seconds.items()}
             ratios.append(rates["ours"] / rates["offline"])
             print(f"{number + 1:>5} {rates['ours']:>14.1f} {rates['offline']:>17.1f} {ratios[-1]:>15.3f}", flush=True)
     print(f"median ratio {statistics.median(ratios):.3f}")

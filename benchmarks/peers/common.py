@@ -1,6 +1,6 @@
-"""What the peer scripts share: the task that they read, the clock, and the one line that they print.
+"""Shared by the peer scripts: reading the task, timing, and printing the result line.
 
-Standard library alone, because each peer runs in an environment of its own.
+Uses the standard library only, because each peer runs in a separate environment.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 TEMPERATURE, TOP_P, TOP_K, REPETITION_PENALTY = 0.7, 0.9, 50, 1.1
-CAPACITY = 1024  # tokens of prompt and answer together; every engine that asks gets the same
+CAPACITY = 1024  # tokens of prompt plus answer, the same for every engine
 WARM_UP_ROWS, WARM_UP_TOKENS = 2, 8
 
 
 @dataclass(frozen=True)
 class Task:
-    """The prompts as token ids and as text, how many tokens each must give, its seed, and its shared leading ids."""
+    """The prompts as token ids and texts, with output lengths, seeds and numbers of shared leading ids."""
 
     model: Path
     ids: list[list[int]]
@@ -33,7 +33,7 @@ class Task:
 
     @property
     def tokens(self) -> int:
-        """The useful tokens of the whole task."""
+        """The total of useful tokens."""
         return sum(self.lengths)
 
     def warm_up(self) -> list[list[int]]:
@@ -42,7 +42,7 @@ class Task:
 
 
 def read_task(description: str, add: Callable[[argparse.ArgumentParser], None] | None = None) -> tuple[Task, Any]:
-    """Read `PROMPTS.json MODEL` and a peer's own options from the command line."""
+    """Read `PROMPTS.json MODEL` and the peer's options from the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("prompts", type=Path, help="written by engines.py")
     parser.add_argument("model", type=Path, help="folder of the bfloat16 model")
@@ -54,7 +54,7 @@ def read_task(description: str, add: Callable[[argparse.ArgumentParser], None] |
 
 
 class Clock:
-    """Seconds between entering and leaving its block."""
+    """The seconds of a timed block."""
 
     seconds = 0.0
 
@@ -68,7 +68,7 @@ def timed() -> Iterator[Clock]:
 
 
 def check_lengths(found: Sequence[int], wanted: Sequence[int]) -> None:
-    """End the process unless every row has exactly the tokens that were asked for."""
+    """Exit unless every row has exactly the requested number of tokens."""
     wrong = [row for row, (one, other) in enumerate(zip(found, wanted, strict=True)) if one != other]
     if wrong:
         row = wrong[0]
@@ -76,20 +76,20 @@ def check_lengths(found: Sequence[int], wanted: Sequence[int]) -> None:
 
 
 def report(tokens: int, seconds: float, note: str = "", **details: Any) -> None:
-    """Print the peer's result, the last line of its output."""
+    """Print the peer's result as the last line of output."""
     line = {"tokens": tokens, "seconds": seconds, "peak_mib": peak_mib(), "note": note, **details}
     print(json.dumps(line), flush=True)
 
 
 def skip(reason: str) -> None:
-    """Say why this peer cannot run here."""
+    """Print why this peer cannot run here."""
     print(json.dumps({"skipped": reason}), flush=True)
 
 
 def peak_mib() -> float:
     """Return the peak resident memory of this process and its largest finished child.
 
-    ru_maxrss of the process itself would begin with what its parent had when it started this one.
+    ru_maxrss of the process itself would include the memory of its parent at the fork.
     """
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     try:

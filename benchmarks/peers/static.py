@@ -1,4 +1,4 @@
-"""Static batches: prompts sorted by length, padded, each batch generated to its longest answer."""
+"""Static batches: prompts sorted by length and padded; each batch runs until its longest answer ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vLLM's CPU build: LLM.generate over all prompts, each with its own max_tokens, end ids ignored."""
+"""vLLM's CPU build: LLM.generate over all prompts with separate max_tokens, ignoring end ids."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def _sampling(length: int) -> Any:
         repetition_penalty=REPETITION_PENALTY,
         max_tokens=length,
         ignore_eos=True,
-        # No seeds: a generator for each row would make vLLM draw row by row.
+        # No seeds: with a generator per row, vLLM samples row by row.
     )
 
 
 def run(llm: Any, prompts: list[list[int]], lengths: list[int]) -> list[int]:
-    """Return how many tokens each prompt got."""
+    """Return the number of new tokens of each prompt."""
     from vllm import TokensPrompt
 
     ids = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]

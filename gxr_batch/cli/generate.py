@@ -54,7 +54,7 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--load-in-4bit/--no-load-in-4bit", default=None, help="Load the weights in 4 bits or at full precision."
         ),
-        click.option("--max-seq-length", type=int, help="Most tokens of prompt plus answer.  [default: 2048]"),
+        click.option("--max-seq-length", type=int, help="Maximum tokens of prompt plus answer.  [default: 2048]"),
         click.option("--system-prompt", "--system", help="System text, placed before the first question."),
         click.option("--preset", help="default, deterministic, creative, detailed or concise."),
         click.option("--temperature", type=float, help="0 = greedy.  [default: 0.7]"),
@@ -62,7 +62,9 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--top-p", type=float, help="Nucleus sampling: probability mass kept.  [default: 0.9]"),
         click.option("--top-k", type=int, help="Tokens kept, 0 = off.  [default: 50]"),
         click.option("--repetition-penalty", type=float, help="1.0 = off.  [default: 1.1]"),
-        click.option("--max-new-tokens", "--max-tokens", type=int, help="Most tokens of the answer.  [default: 256]"),
+        click.option(
+            "--max-new-tokens", "--max-tokens", type=int, help="Maximum tokens of the answer.  [default: 256]"
+        ),
         click.option("--seed", type=int, help="Sampling seed.  [default: 0]"),
         click.option("--engine", help="auto, transformers, generate, vllm, api, ray or echo.  [default: auto]"),
         click.option("--batch-size", type=int, hidden=True),

@@ -1,7 +1,7 @@
-"""Reviewed cases as fine-tuning data: the prompt that was generated from, the text that a reviewer approved.
+"""Writes approved cases as fine-tuning data: each row's prompt and its approved text.
 
-Prompts are made anew by the very function that `run` uses and compared with what the run recorded, so that nobody
-trains on a prompt that the model never saw.
+Prompts are rendered again with the functions of `run` and compared with the recorded hashes, so that training uses only
+prompts that the model saw.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MARKS = ("gxr_row_id", "gxr_sample", "gxr_review_status", "gxr_reviewer", "gxr_
 
 
 def write_chat_jsonl(source: Source, path: Path) -> Exported:
-    """Write approved rows as chat messages, one JSON object a line. Raises RunError, TemplateError, StorageError."""
+    """Write approved rows as chat messages, one JSON object per line. Raises RunError, TemplateError, StorageError."""
     prompts = _Prompts(source)
     rows = lost = 0
 
@@ -44,19 +44,19 @@ def write_chat_jsonl(source: Source, path: Path) -> Exported:
 
     write_whole(path, write, unique=True)
     note = (
-        f"{lost:,} rows are left out: their prompts cannot be made again as they were (the template was edited since, "
-        "or the prompt had been cut)"
+        f"{lost:,} rows are left out: their prompts cannot be reproduced (the template was edited since, or the "
+        "prompt was cut)"
     )
     return Exported(path, rows, source.partial, (note,) if lost else ())
 
 
 class _Prompts:
-    """Makes the prompts of a run's rows again, with the run's own template, system text and columns."""
+    """Renders the prompts of a run's rows again, with the run's template, system text and columns."""
 
     def __init__(self, source: Source) -> None:
         try:
             job = Job.model_validate(source.reader.manifest.job)
-        except ValueError:  # pydantic's words may quote the file
+        except ValueError:  # pydantic's message may quote the file
             raise RunError(
                 "The job in the run's manifest cannot be read.", where=str(source.reader.folder / "run.json")
             ) from None
@@ -65,12 +65,12 @@ class _Prompts:
         self._fields = field_map(self._templates, job, own)
 
     def of(self, table: pa.Table) -> Iterator[Messages | None]:
-        """Yield each row's prompt, None where it is not the one that was generated from."""
+        """Yield each row's prompt, or None if it differs from the prompt that the model saw."""
         cells = {name: python_values(table, column) for name, column in self._fields.columns.items()}
         names, recorded = table["gxr_template"].to_pylist(), table["gxr_prompt_sha256"].to_pylist()
         for at, (name, sha256) in enumerate(zip(names, recorded, strict=True)):
             values = {field: column[at] for field, column in cells.items()}
-            if name is None:  # of a version that did not record it
+            if name is None:  # written by a version that did not record it
                 yield None
                 continue
             try:

@@ -1,8 +1,8 @@
-"""CSV: for Excel, so that it opens as it is and runs nothing, and plain, so that a pipeline gets every cell verbatim.
+"""Writes CSV for Excel, with formulas disarmed, and plain CSV for pipelines, with every cell verbatim.
 
-For Excel: UTF-8 with BOM, CRLF, every cell quoted. A cell that a spreadsheet may take for a formula gets an apostrophe
-in front, as OWASP advises; the columns in which that happened are named, so that nobody takes the apostrophe for the
-model's. The verbatim text stays in the Parquet. How dates and lists are spelled is decided in cells.py.
+For Excel: UTF-8 with BOM, CRLF, every cell quoted. A cell that a spreadsheet may read as a formula gets a leading
+apostrophe, as OWASP advises, and a note lists the columns with such cells. The verbatim text stays in results.parquet.
+cells.py formats dates and lists.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def write_csv(source: Source, path: Path) -> Exported:
     """Write CSV for Excel. Raises StorageError."""
     guarded: dict[str, None] = {}
     rows = _write(source, path, guarded, encoding="utf-8-sig", line_end="\r\n", quoting=csv.QUOTE_ALL)
-    note = f"an apostrophe guards cells that look like formulas in: {', '.join(guarded)}"
+    note = f"cells that look like formulas start with an apostrophe, in: {', '.join(guarded)}"
     return Exported(path, rows, source.partial, (note,) if guarded else ())
 
 

@@ -1,6 +1,6 @@
-"""Which rows an export takes: of a finished or unfinished run, with reviews laid over and held rows withheld.
+"""Selects the rows of an export, applies reviews to them, and withholds held rows.
 
-Tables come a few rows at a time, so that every format is written in constant memory. The formats are their modules'.
+Yields small tables, so that every format is written in constant memory. The other modules write the formats.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from gxr_batch.ledger.join import stored_schema, stored_tables
 from gxr_batch.ledger.reviews import with_review_columns
 from gxr_batch.records import APPROVED, REVIEWERS_DISAGREE
 
-# Rows of long texts weigh ten times as much as Python objects, so few of them are objects at a time.
+# As Python objects, rows of long texts take ten times the memory, so few are converted at a time.
 _ROWS_A_BATCH = 2048
 
 
 class Source(NamedTuple):
-    """The rows of an export: their schema, the tables that hold them, its counts, and whether some are missing.
+    """The rows of an export: schema, tables, counts, and whether the run is unfinished (`partial`).
 
-    Cells and text of held rows are null, unless they were asked for.
+    Cells and texts of held rows are null unless they were requested.
 
-    `approved` says that only rows are taken whose text a reviewer approved, with or without edits, and none rejected.
+    `approved`: only rows that a reviewer approved, with or without edits, and on which no other reviewer disagrees.
     """
 
     reader: RunReader
@@ -41,7 +41,7 @@ class Source(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """What was written: the file, its rows, and sentences that the user should read."""
+    """A written export: its file, row count, and notes for the user."""
 
     path: Path
     rows: int
@@ -50,11 +50,11 @@ class Exported(NamedTuple):
 
 
 def open_source(reader: RunReader, *, partial: bool, include_held: bool = False) -> Source:
-    """Return the rows of the last complete state, or with `partial` those that are done now; reviews are laid over.
+    """Return the rows of the last complete state, or with `partial` those finished so far, with reviews applied.
 
-    `include_held` takes the texts of held rows from the parts: results.parquet has none of them.
+    `include_held` reads the texts of held rows from the parts, since results.parquet does not hold them.
 
-    Raises RunError where the run is unfinished and `partial` is not set.
+    Raises RunError if the run is unfinished and `partial` is not set.
     """
     counts = reader.state.counts()
     if partial or (include_held and not counts.left):
@@ -63,9 +63,9 @@ def open_source(reader: RunReader, *, partial: bool, include_held: bool = False)
         return Source(reader, reader.schema, _in_slices(shown), counts, counts.left > 0)
     if reader.results is None or include_held:
         raise RunError(
-            f"This run is unfinished: {counts.left:,} rows are still to do.",
+            f"This run is unfinished: {counts.left:,} rows are left.",
             where=str(reader.folder),
-            next_step="add --partial to export the rows that are done, or let `gxr-batch run` finish it",
+            next_step="add --partial to export the finished rows, or finish the run with `gxr-batch run`",
         )
     with damage(reader.results):
         schema = stored_schema(reader.results)
@@ -82,7 +82,7 @@ def _in_slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _counts_of(schema: pa.Schema) -> Counts | None:
-    """Return the counts of the state that results.parquet holds: the run may have got new rows since."""
+    """Return the counts stored in results.parquet; the run may have more rows now."""
     try:
         return Counts(**json.loads((schema.metadata or {})[b"gxr_counts"]))
     except (KeyError, ValueError, TypeError):
@@ -90,7 +90,7 @@ def _counts_of(schema: pa.Schema) -> Counts | None:
 
 
 def _withheld(table: pa.Table) -> pa.Table:
-    """Return the rows without the user's cells of those that are held: what they were held for may stand there."""
+    """Return the table with the user's cells of held rows set to null: they may hold the identifiers."""
     held = pc.equal(table["gxr_status"], "held")
     if not pc.any(held).as_py():
         return table
@@ -103,19 +103,19 @@ def _withheld(table: pa.Table) -> pa.Table:
 
 
 def final_text(row: Mapping[str, Any]) -> str | None:
-    """Return the text that a row stands for: a reviewer's where it was approved with edits, else the generated one."""
+    """Return a row's final text: the reviewer's if it was approved with edits, else the generated one."""
     edited: str | None = row["gxr_review_text"] if row["gxr_review_status"] == "approved_with_edits" else None
     generated: str | None = row["gxr_text"]
     return edited or generated
 
 
 def only_approved(source: Source) -> Source:
-    """Return the rows of a source that may be published."""
+    """Return the source with its approved rows only."""
     return source._replace(tables=map(_approved, source.tables), approved=True)
 
 
 def _approved(table: pa.Table) -> pa.Table:
-    """Return the rows that may be published: generated, approved, and no reviewer says otherwise."""
+    """Return the rows that are generated and approved, and on which reviewers do not disagree."""
     status = pc.is_in(table["gxr_review_status"], value_set=pa.array(APPROVED))
     agreed = pa.array([REVIEWERS_DISAGREE not in (flags or ()) for flags in table["gxr_flags"].to_pylist()], pa.bool_())
     return table.filter(pc.and_(pc.and_(status, agreed), pc.equal(table["gxr_status"], "ok")))
@@ -128,12 +128,12 @@ def _stored(results: Path, schema: pa.Schema) -> Iterator[pa.Table]:
 
 @contextmanager
 def damage(results: Path) -> Iterator[None]:
-    """Turn what the Parquet reader raises inside the block into a RunError; its text may quote the file."""
+    """Convert errors of the Parquet reader into a RunError; their messages may quote the file."""
     try:
         yield
     except (OSError, pa.ArrowException, ValueError):
         raise RunError(
             "The run's results are damaged.",
             where=str(results.absolute()),
-            next_step=f"rename them to {results.name}.damaged and run the job again: they are put together anew",
+            next_step=f"rename the file to {results.name}.damaged and run the job again to merge the results again",
         ) from None

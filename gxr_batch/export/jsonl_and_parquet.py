@@ -1,6 +1,6 @@
-"""Files for pipelines: JSON lines, Parquet, and the lines that OpenAI's batch interface answers with. All verbatim.
+"""Writes exports for pipelines, every cell verbatim: JSON lines, Parquet, and the output format of OpenAI's batch API.
 
-What JSON lacks (dates, bytes) is spelled by cells.plain; Parquet keeps the columns' own types.
+cells.plain converts what JSON lacks (dates, bytes). Parquet keeps the column types.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from gxr_batch.export.export_rows import Exported, Source, final_text
 
 
 def write_jsonl(source: Source, path: Path) -> Exported:
-    """Write one JSON object a row, with every column. Raises StorageError."""
+    """Write one JSON object per row, with every column. Raises StorageError."""
     return _lines(source, path, lambda row: row)
 
 
 def write_openai_batch(source: Source, path: Path) -> Exported:
-    """Write rows as lines of a batch's output file.
+    """Write rows as lines of a batch output file. Raises StorageError.
 
-    `custom_id` is the row id, or `id/2` where rows have several samples. Raises StorageError.
+    `custom_id` is the row id, or `id/2` if rows have several samples.
     """
     several = int(source.reader.manifest.job["sampling"]["samples_per_row"]) > 1
     return _lines(source, path, lambda row: _batch_line(row, several))
 
 
 def write_parquet(source: Source, path: Path) -> Exported:
-    """Write Parquet with the columns' own types. Raises StorageError."""
+    """Write Parquet with the column types kept. Raises StorageError."""
     rows = 0
 
     def write(temporary: Path) -> None:
@@ -65,7 +65,7 @@ def _lines(source: Source, path: Path, line: Callable[[Mapping[str, Any]], Mappi
 
 
 def _finite(value: Any) -> Any:
-    """Return a value with null for the numbers that JSON does not have."""
+    """Return a value with null in place of NaN and infinities, which JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -74,9 +74,9 @@ def _finite(value: Any) -> Any:
 
 
 def _batch_line(row: Mapping[str, Any], several: bool) -> dict[str, Any]:
-    # Repeated ids get `#2` in the table, so samples need another sign.
+    # Repeated ids get `#2` in the table, so samples need another separator.
     name = f"{row['gxr_row_id']}/{row['gxr_sample']}" if several else row["gxr_row_id"]
-    failed = row["gxr_text"] is None  # a held row has its text only where that was asked for
+    failed = row["gxr_text"] is None  # a held row has its text only if it was requested
     body = {
         "object": "chat.completion",
         "model": row["gxr_model"],

@@ -1,9 +1,9 @@
-"""The workbook that a radiologist reviews: a README sheet, then the cases, one row each, in constant memory.
+"""Writes the workbook for reviewers: a README sheet, then one row per case, in constant memory.
 
-XlsxWriter is used directly, because it checks what it writes and holds one row at a time. Every text is written as
-text: no formulas, no links, no numbers guessed. Cells that Excel cannot hold are shortened with a mark and flagged.
-Dates: the reviewer's are cells with a date (`_rows`, shown by workbook_layout), every other date or time is text as
-cells.as_text writes it, and the README sheet's own are written in workbook_readme.
+Uses XlsxWriter directly, because it checks what it writes and holds one row at a time. Every text is written as text:
+no formulas, links or guessed numbers. Cells longer than Excel allows are cut, marked and flagged. Review dates are date
+cells (`_rows`, formatted by workbook_layout); all other dates and times are text from cells.as_text, and those of the
+README sheet are written by workbook_readme.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gxr_batch.export.workbook_readme import APPROVED_BANNER, state, write_readm
 from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema
 from gxr_batch.text_checks.descriptions import SHORTENED
 
-# Excel's limit is 1,048,576 rows a sheet; a round number below it leaves room for banner and header.
+# Excel's limit is 1,048,576 rows per sheet; banner and header need some of them.
 ROWS_A_SHEET = 1_000_000
 _BANNER_ROW, _CAPTION_ROW, _HEADER_ROW, _FIRST_ROW = 0, 1, 2, 3
 _FROZEN_COLUMNS = 1
@@ -40,7 +40,7 @@ _OPTIONS = {
     "strings_to_urls": False,
     "strings_to_numbers": False,
     "nan_inf_to_errors": True,
-    "use_zip64": True,  # a sheet of more than half a million cases is beyond 2 GiB
+    "use_zip64": True,  # a sheet of more than half a million cases exceeds 2 GiB
 }
 
 
@@ -52,23 +52,23 @@ def write_xlsx(source: Source, path: Path) -> Exported:
     written: list[Exported] = []
 
     def write(temporary: Path) -> None:
-        # Rows wait on disk, beside the workbook: nowhere else do texts of a run belong.
+        # XlsxWriter's temporary rows go next to the workbook: texts of a run must not be written elsewhere.
         with TemporaryDirectory(prefix=f"{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent) as scratch:
             workbook = Workbook(str(temporary), _OPTIONS | {"tmpdir": scratch})
             try:
                 written.append(_Book(workbook, source).fill(path))
                 workbook.close()
-            except FileCreateError as error:  # the disk's own error stands inside
+            except FileCreateError as error:  # it wraps the OSError
                 raise error.args[0] from None
             finally:
-                _let_go(workbook)
+                _abandon(workbook)
 
     write_whole(path, write, unique=True)
     return written[-1]
 
 
-def _let_go(workbook: Any) -> None:
-    """Close what a workbook that was given up leaves open: its destructor would try to write it once more."""
+def _abandon(workbook: Any) -> None:
+    """Close the files of an abandoned workbook; its destructor would try to write it again."""
     workbook.fileclosed = True
     for sheet in workbook.worksheets():
         if sheet.row_data_fh is not None and not sheet.row_data_fh.closed:
@@ -77,7 +77,7 @@ def _let_go(workbook: Any) -> None:
 
 
 class _Book:
-    """One workbook being filled."""
+    """A workbook while it is written."""
 
     def __init__(self, workbook: Any, source: Source) -> None:
         self._workbook, self._source = workbook, source
@@ -115,8 +115,8 @@ class _Book:
             self._open_sheet(columns)
         self._close_sheet(columns)
         note = (
-            f"{self._shortened:,} rows have a cell that Excel cannot hold whole: it is cut with a mark, gxr_flags says "
-            f"{SHORTENED}, and results.parquet has the whole text"
+            f"{self._shortened:,} rows have a cell longer than Excel allows: it is cut and marked, gxr_flags has "
+            f"{SHORTENED}, and results.parquet has the full text"
         )
         return Exported(path, self._rows, self._source.partial, (note,) if self._shortened else ())
 
@@ -125,7 +125,7 @@ class _Book:
         sheet = self._sheet = self._workbook.add_worksheet("Cases" if number == 1 else f"Cases {number}")
         self._at = _FIRST_ROW
         for place, column in enumerate(columns):
-            # Most runs have one answer a row; the number is still there for the way back.
+            # Hidden if each row has one sample; the import still reads it.
             hidden = {"hidden": column.name == "gxr_sample" and self._one_answer}
             sheet.set_column(place, place, column.width, _column_format(column, self._formats), hidden)
         sheet.set_row(_BANNER_ROW, 20, self._formats.strip)
@@ -146,7 +146,7 @@ class _Book:
         sheet.set_footer("&LAI-generated teaching material, not for clinical use&RPage &P of &N")
 
     def _write_header(self, columns: Sequence[Column]) -> None:
-        """Write the captions, then the names. Rows are written in their order: memory is constant."""
+        """Write the captions, then the names. Constant memory requires that rows are written in order."""
         formats = self._formats
         self._sheet.set_row(_CAPTION_ROW, 62)
         for place, column in enumerate(columns):
@@ -158,12 +158,12 @@ class _Book:
             _text(self._sheet, _HEADER_ROW, place, for_workbook(column.name).text, form)
 
     def _close_sheet(self, columns: Sequence[Column]) -> None:
-        """Add what goes by the number of rows: filter, drop-downs, colours."""
+        """Add what depends on the row count: filter, drop-downs, colours."""
         if self._sheet is None:
             return
         sheet, last = self._sheet, max(self._at - 1, _FIRST_ROW)
         sheet.autofilter(_HEADER_ROW, 0, last, len(columns) - 1)
-        # Paper gets the cases; what is filled in, and where they came from, would make them too small to read.
+        # Print the cases only; with the review and provenance columns they would be too small to read.
         sheet.print_area(_BANNER_ROW, 0, last, [column.role for column in columns].index("text"))
         places = {column.name: place for place, column in enumerate(columns)}
         status = places["gxr_review_status"]
@@ -201,7 +201,7 @@ class _Book:
         self._rows += 1
 
     def _number_format(self, column: Column) -> Any:
-        """Return how numbers look: as they are, but two digits of our own seconds and rates say enough."""
+        """Return a number's format: two decimals for our measured seconds and rates, General for the rest."""
         if column.role == "review":
             return _column_format(column, self._formats)
         return self._formats.fraction if column.name in self._measured else self._formats.number
@@ -232,7 +232,7 @@ def _rows(table: pa.Table, columns: Sequence[Column]) -> Iterator[tuple[Any, ...
 
 
 def _longest(table: pa.Table) -> Mapping[str, int]:
-    """Return how long the longest cell of each text column of these rows is."""
+    """Return the length of the longest cell of each text column."""
     lengths = {}
     for field in table.schema:
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
@@ -241,31 +241,41 @@ def _longest(table: pa.Table) -> Mapping[str, int]:
 
 
 def _text(sheet: Any, row: int, place: int, text: str, form: Any) -> None:
-    """Write a text, or a blank that keeps its format."""
+    """Write a text, or a blank cell with the format."""
     _checked(sheet.write_string(row, place, text, form) if text else sheet.write_blank(row, place, None, form))
 
 
 def _checked(code: int) -> None:
-    """XlsxWriter drops what it cannot write and says so in a return code alone."""
+    """Raise StorageError for a nonzero return code, XlsxWriter's only sign that it dropped a cell."""
     if code:
         raise StorageError(
-            "A cell does not fit into the workbook.",
-            where="the cases sheet",
-            next_step="export as csv, and report this",
+            "A cell does not fit in the workbook.",
+            where="the sheet Cases",
+            next_step="export as csv, and report this bug",
         )
 
 
 def _choose(sheet: Any, place: int, last: int, values: Sequence[object], hint: str) -> None:
     rule = {"validate": "list", "source": list(values), "input_message": hint}
     known = ", ".join(map(str, values))
-    sheet.data_validation(_FIRST_ROW, place, last, place, rule | {"error_message": f"One of: {known}"})
+    sheet.data_validation(_FIRST_ROW, place, last, place, rule | {"error_message": f"Choose one of: {known}"})
 
 
 def _day(sheet: Any, place: int, last: int) -> None:
-    rule = {"validate": "date", "criteria": ">=", "value": date(2020, 1, 1), "error_message": "A date: 2026-01-31"}
+    rule = {
+        "validate": "date",
+        "criteria": ">=",
+        "value": date(2020, 1, 1),
+        "error_message": "Enter a date: 2026-01-31",
+    }
     sheet.data_validation(_FIRST_ROW, place, last, place, rule)
 
 
 def _count(sheet: Any, place: int, last: int) -> None:
-    rule = {"validate": "integer", "criteria": ">=", "value": 0, "error_message": "How many of this kind: 0, 1, 2 …"}
+    rule = {
+        "validate": "integer",
+        "criteria": ">=",
+        "value": 0,
+        "error_message": "Enter the number of errors: 0, 1, 2 …",
+    }
     sheet.data_validation(_FIRST_ROW, place, last, place, rule)

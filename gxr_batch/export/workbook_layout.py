@@ -1,9 +1,8 @@
-"""How the cases sheet looks: its columns, their order, widths and captions, and the formats of its cells.
+"""Layout of the sheet Cases: columns, their order, widths and captions, and cell formats.
 
-The order is that of teaching files (RSNA MIRC, IHE TCE): row id, review status, the user's columns, the generated text,
-the reviewer's columns, flags, then where it came from. Each column has a caption for people above its name, by which
-the sheet is read back. Every text cell is text, wrapped, and shielded from being read as anything else; a reviewer's
-date is shown as 2026-01-31 (`review_date`).
+The order follows teaching files (RSNA MIRC, IHE TCE): row id, review status, the user's columns, the generated text,
+the review columns, flags, provenance. Each column has a readable caption above its name; the import finds columns by
+name. Text cells are wrapped and forced to text; review dates are shown as 2026-01-31 (`review_date`).
 """
 
 from __future__ import annotations
@@ -40,18 +39,17 @@ _CAPTIONS = {
         for weight in ERROR_WEIGHTS
     },
 }
-# The user's columns have room for a short cell on one line, and for the longest one on a few; the generated text is
-# to be seen beside them.
+# The user's columns fit a short cell on one line and the longest one on a few; the generated text stays visible.
 _LEAST_INPUT, _SHORT_INPUT, _MOST_INPUT = 8, 24, 42
 _LINES = 4
 _LINE_POINTS, _MOST_LINES = 15, 24
-# A column's width is counted in digits; letters are narrower, and a line loses some of them where it wraps.
+# Column widths are in digits; letters are narrower, and wrapping loses part of each line.
 _LETTERS_A_DIGIT = 1.1
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the results; `review` columns are the reviewer's to fill in."""
+    """One column of the sheet; reviewers fill in the `review` columns."""
 
     name: str
     role: Role
@@ -59,14 +57,14 @@ class Column:
 
     @property
     def caption(self) -> str:
-        """Return what people call the column; the user's columns keep their names."""
+        """Return the readable name of the column; the user's columns keep their names."""
         if not self.name.startswith("gxr_"):
             return self.name
         return _CAPTIONS.get(self.name) or self.name.removeprefix("gxr_").replace("_", " ").capitalize()
 
 
 def layout(names: Sequence[str], longest: Mapping[str, int]) -> list[Column]:
-    """Return the sheet's columns for results of these columns; `longest`: lengths of the user's longest cells."""
+    """Return the sheet's columns for these result columns; `longest`: length of each column's longest cell."""
     own = [name for name in names if not name.startswith("gxr_")]
     first = ("gxr_row_id", "gxr_sample")
     review = review_schema().names
@@ -82,7 +80,7 @@ def layout(names: Sequence[str], longest: Mapping[str, int]) -> list[Column]:
 
 
 def row_height(columns: Sequence[Column], texts: Sequence[str | None]) -> float:
-    """Return how high a row is with these texts in its cells, in points."""
+    """Return the height of a row with these texts, in points."""
     lines = 1
     for column, text in zip(columns, texts, strict=True):
         if text and column.role in {"input", "text", "review"}:
@@ -100,7 +98,7 @@ def _fitting(name: str, longest: int) -> int:
     return max(_LEAST_INPUT, len(name) + 3, min(longest + 2, wrapped, _MOST_INPUT))
 
 
-# Readable in print and to people who do not tell red from green: each status has a shade and is written out too.
+# Each status has a distinct shade and is written out too, for print and for colour-blind readers.
 STATUS_COLOURS = {
     "unreviewed": "#FFF4CE",
     "approved": "#D9EAD3",
@@ -154,7 +152,7 @@ def make_formats(workbook: Any) -> Formats:
         text=add(_TEXT),
         generated=add({**_TEXT, "bg_color": "#F3F6FC"}),
         review=add({**_REVIEW, "num_format": "@"}),
-        # What is typed there becomes a number or a date, whatever the language of the spreadsheet.
+        # Makes a spreadsheet of any language store typed input as a number or a date.
         review_number=add({**_REVIEW, "num_format": "0"}),
         review_date=add({**_REVIEW, "num_format": "yyyy-mm-dd"}),
         key=add({**_TEXT, "bold": True}),

@@ -1,4 +1,4 @@
-"""The first sheet of the workbook, README: what this is, where it came from and when, how to review it."""
+"""Writes the workbook's first sheet, README: what the workbook is, where it came from, how to review it."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES
 from gxr_batch.text_checks.descriptions import LEGEND
 
 APPROVED_BANNER = (
-    "AI-generated teaching material. Each case was approved by the person in gxr_reviewer; gxr_review_text, where "
+    "AI-generated teaching material. Each case was approved by the person in gxr_reviewer; gxr_review_text, if "
     "filled, replaces gxr_text. Research and education only; not for diagnosis, treatment or any clinical use."
 )
 _STATUS_MEANINGS = {
-    "unreviewed": "nobody has judged this text yet",
-    "approved": "good as it is",
-    "approved_with_edits": "good with the text in the column Corrected text",
+    "unreviewed": "not yet reviewed",
+    "approved": "good as generated",
+    "approved_with_edits": "good with the text in Corrected text",
     "rejected": "not to be used",
 }
 _HOW = {
-    "in short": "Each row of the sheet Cases is one case. Fill in the yellow columns and leave the blue ones as they "
-    "are: a row whose generated text was changed is refused when the sheet is read back.",
+    "in short": "Each row of the sheet Cases is one case. Fill in the yellow columns and do not edit the blue ones: a "
+    "row whose generated text was changed is refused on import.",
     "Quality": "1 (unusable) to 5 (ready to teach with)",
-    "error counts": "how many errors of each kind, significant and insignificant: "
+    "error counts": "number of errors of each kind, significant and insignificant: "
     f"{', '.join(ERROR_CATEGORIES.values())}",
-    "Corrected text": "the whole corrected text, for approved_with_edits",
+    "Corrected text": "the full corrected text, for approved_with_edits",
     "Comment": "anything else",
-    "Reviewer": "your name; Reviewed on: the date (empty = the day of the import)",
-    "your own changes": "Rows may be sorted, filtered or deleted, columns moved or added: rows are found by gxr_row_id "
-    "and gxr_sample. Keep the line of small names below the captions: by it the columns are found.",
+    "Reviewer": "your name; Reviewed on: the date (if empty, the day of the import)",
+    "your own changes": "You may sort, filter or delete rows, and move or add columns: rows are matched by gxr_row_id "
+    "and gxr_sample. Keep the row of small column names below the captions: columns are found by it.",
 }
-_FLAGS = "Flags in gxr_flags point at what deserves a closer look. None is a score, and none missing is a proof."
+_FLAGS = "Flags in gxr_flags mark what to check first. A flag is not a score, and a case without flags may have errors."
 _WIDTHS = (30, 110)
 _LINE_POINTS = 15
 
 
 def state(source: Source) -> str:
-    """Return how far these cases are reviewed, in words."""
+    """Return the review state of these cases in words."""
     if source.approved:
         return "approved by a reviewer"
     return "partly reviewed" if len(source.reader.reviews) else "not reviewed"
 
 
 def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
-    """Write the sheet."""
+    """Write the README sheet."""
     sheet = workbook.add_worksheet("README")
     for place, width in enumerate(_WIDTHS):
         sheet.set_column(place, place, width)
@@ -69,7 +69,7 @@ def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
 
 
 class _Line(NamedTuple):
-    """A label and a text; `form` is the format of both, or of the text alone where the label has its own."""
+    """A label and a text. `form` formats both; `label`, if set, formats the label."""
 
     name: str
     text: str
@@ -81,7 +81,7 @@ _BLANK = _Line("", "")
 
 
 def _write(sheet: Any, row: int, line: _Line, formats: Formats) -> None:
-    # A row's height is fixed when it is written: programs that open the file do not all find it out themselves.
+    # Set the row height, because not every program computes it when it opens the file.
     wrapped = max(1, -(-len(line.text) // _WIDTHS[1]))
     sheet.set_row(row, 26 if line.form in (formats.title, formats.heading) else _LINE_POINTS * wrapped + 3)
     if line.name:
@@ -91,15 +91,15 @@ def _write(sheet: Any, row: int, line: _Line, formats: Formats) -> None:
 
 
 def _facts(source: Source) -> dict[str, str]:
-    """Return what a reviewer should know of where the cases came from."""
+    """Return where the cases came from, as label and value."""
     manifest, counts = source.reader.manifest, source.counts
     model, prompt = manifest.model.get("provenance", {}), manifest.job.get("prompt", {})
     last = manifest.invocations[-1] if manifest.invocations else {}
     facts = {
         "job": manifest.name,
         "rows": f"{counts.total:,}: {counts.ok:,} generated, {counts.failed:,} failed, {counts.held:,} held"
-        + (f", {counts.left:,} still to do and not in this file" if source.partial else ""),
-        "in this file": "the approved cases alone" if source.approved else "every row that is done",
+        + (f", {counts.left:,} left and not in this file" if source.partial else ""),
+        "in this file": "approved cases only" if source.approved else "every finished row",
         "model": " ".join(str(part) for part in (model.get("gxr_model"), model.get("gxr_model_revision")) if part),
         "adapter": model.get("gxr_adapter") or "none",
         "template": prompt.get("template_column") or prompt.get("template", ""),
@@ -111,7 +111,7 @@ def _facts(source: Source) -> dict[str, str]:
 
 
 def _moment(written: str) -> str:
-    """Return a moment of the manifest as people read it, with its offset from UTC."""
+    """Return a timestamp of the manifest in readable form, with its UTC offset."""
     try:
         return datetime.fromisoformat(written).strftime("%Y-%m-%d %H:%M (UTC%z)")
     except ValueError:

@@ -1,6 +1,6 @@
-"""LoRA fine-tuning on reviewed rows or on examples; its result is an adapter folder that `model.adapter` takes.
+"""LoRA fine-tuning on reviewed rows or examples. The result is an adapter folder for `model.adapter`.
 
-Prompts are rendered and encoded by what `run` uses. Heavy imports happen when the training starts.
+Prompts are rendered and encoded with the functions of `run`. Heavy imports happen when the training starts.
 """
 
 from gxr_batch.finetune.training_output import TrainingProgress

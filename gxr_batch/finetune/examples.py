@@ -1,10 +1,9 @@
-"""Training data on disk -> examples -> token ids, and which of them are held out.
+"""Reads training data into examples, encodes them, and splits off the held-out rows.
 
-Three kinds of sources: chat lines as `export --format chat-jsonl` writes them, lines of template fields with an answer,
-and run folders, of which the approved rows are taken. A prompt is rendered and encoded by what `run` uses; then come
-the answer and the token that ends it. Wrong lines are named by file and line, never by their text. Rows are held out by
-their prompts' hashes, so that neither the order of the files nor new rows move a row from one side to the other, and no
-prompt is on both sides.
+There are three kinds of sources: chat lines as written by `export --format chat-jsonl`, lines of template fields with
+an answer, and run folders with approved rows. Prompts are rendered and encoded as in `run`, followed by the answer and
+its end token. Errors name the file and line, never the text. Rows are held out by the hashes of their prompts, so that
+file order and new rows move no row to the other side, and no prompt is on both sides.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from gxr_batch.models.tokens import ChatEncoder
 
 
-# Written into the run folder by `export --format chat-jsonl`.
+# Written to the run folder by `export --format chat-jsonl`.
 APPROVED = "approved-chat.jsonl"
 _ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "model"}
 _OWN_KEYS = ("template", "answer", "metadata")
@@ -37,7 +36,7 @@ _LINES_NAMED = 5
 
 
 class Example(NamedTuple):
-    """One prompt with the answer that the model should learn; `where` names its file and line."""
+    """A prompt and the answer to train on; `where` names its file and line."""
 
     messages: Messages
     answer: str
@@ -46,21 +45,21 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DataFile:
-    """One file that was read, by its sha256 (hex) and how many examples it holds."""
+    """A file that was read, with its sha256 (hex) and number of examples."""
 
     path: Path
     sha256: str
     rows: int
 
 
-class _Wrong(Exception):
-    """What is wrong with a line, without its text."""
+class _InvalidLine(Exception):
+    """A line is invalid; the message gives the reason and never quotes the line."""
 
 
 def read_examples(job: Job) -> tuple[list[Example], list[DataFile]]:
-    """Return all examples of `finetune.data`, in order, and the files that they came from.
+    """Return all examples of `finetune.data`, in order, and the files they came from.
 
-    Raises JobFileError, RunError for a source that cannot be used, TableError for wrong lines, TemplateError.
+    Raises JobFileError and RunError for a source that cannot be used, TableError for invalid lines, TemplateError.
     """
     templates = Templates(job.prompt)
     examples: list[Example] = []
@@ -69,7 +68,7 @@ def read_examples(job: Job) -> tuple[list[Example], list[DataFile]]:
     for path in _files(job.finetune.data):
         text, sha256 = _text_of(path)
         before = len(examples)
-        # Not splitlines(): a JSON text may hold the signs that it takes for line ends.
+        # Not splitlines(), which also splits at characters that a JSON text may hold.
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
@@ -77,7 +76,7 @@ def read_examples(job: Job) -> tuple[list[Example], list[DataFile]]:
             try:
                 messages, answer = _example(line, templates, job.prompt.system)
                 examples.append(Example(messages, answer, where))
-            except _Wrong as error:
+            except _InvalidLine as error:
                 wrong.append((where, str(error)))
         files.append(DataFile(path=path, sha256=sha256, rows=len(examples) - before))
     if wrong:
@@ -92,17 +91,17 @@ def _refusal(wrong: Sequence[tuple[str, str]]) -> TableError:
         named = "; ".join(place for place, _ in others[: _LINES_NAMED - 1])
         left = len(others) - (_LINES_NAMED - 1)
         where += f" (also {named}" + (f" and {left:,} more)" if left > 0 else ")")
-    return TableError(f"A line of the training data {first[1]}.", where=where, next_step="mend or remove it")
+    return TableError(f"A line of the training data {first[1]}.", where=where, next_step="fix or remove it")
 
 
 # ---------------------------------------------------------------------- sources
 
 
 def _files(sources: Sequence[str]) -> Iterator[Path]:
-    """Yield the files behind `finetune.data`, each once, in the order in which they are named."""
+    """Yield the files of `finetune.data`, each once, in order."""
     if not sources:
         raise JobFileError(
-            "There is nothing to learn from.",
+            "There is no training data.",
             where="finetune.data",
             next_step='name files or run folders, e.g. [finetune] data = ["outputs/my-run", "more.jsonl"]',
         )
@@ -116,7 +115,7 @@ def _files(sources: Sequence[str]) -> Iterator[Path]:
 
 
 def matches(source: str) -> list[Path]:
-    """Return the files and folders behind one entry of `finetune.data`. Raises JobFileError where there is none."""
+    """Return the files and folders that an entry of `finetune.data` matches. Raises JobFileError if there are none."""
     path = Path(source).expanduser()
     if path.exists():
         return [path]
@@ -125,21 +124,20 @@ def matches(source: str) -> list[Path]:
         if found := sorted(base.glob(str(path.relative_to(base)))):
             return found
     raise JobFileError(
-        "There is no such training data.",
+        "The training data does not exist.",
         where=f"finetune.data: {path.absolute()}",
-        next_step="check the path; relative paths start from the folder that you start from",
+        next_step="check the path; relative paths start at the current directory",
     )
 
 
 def _approved_rows(folder: Path) -> Path:
-    """Return the file of a run folder that holds its approved rows.
+    """Return the file with the approved rows of a run folder. Raises RunError if it is missing or outdated.
 
-    Reviews are laid over results by the export alone, so that one place decides what counts as approved; the command
-    has it write the file first.
+    Only the export decides which rows are approved; the command runs it first.
     """
     if not is_run(folder):
         raise RunError(
-            "The folder holds no run.",
+            "The folder is not a run folder.",
             where=f"finetune.data: {folder.absolute()}",
             next_step="name a run folder such as outputs/demo, or JSONL files, e.g. data/*.jsonl",
         )
@@ -150,7 +148,7 @@ def _approved_rows(folder: Path) -> Path:
     reviews = [path.stat().st_mtime for path in (folder / "reviews").glob("*") if path.is_file()]
     if max(reviews, default=0.0) > file.stat().st_mtime:
         raise RunError(
-            "The run was reviewed again after its approved rows were exported.",
+            "The run was reviewed after its approved rows were exported.",
             where=str(file.absolute()),
             next_step=export,
         )
@@ -158,7 +156,7 @@ def _approved_rows(folder: Path) -> Path:
 
 
 def _text_of(path: Path) -> tuple[str, str]:
-    """Return a file's text and sha256. Raises TableError where it cannot be read."""
+    """Return a file's text and sha256. Raises TableError if it cannot be read."""
     try:
         data = path.read_bytes()
         return data.decode("utf-8-sig").replace("\r\n", "\n"), hashlib.sha256(data).hexdigest()
@@ -173,48 +171,50 @@ def _text_of(path: Path) -> tuple[str, str]:
 
 
 def _example(line: str, templates: Templates, system: str) -> tuple[Messages, str]:
-    """Return prompt and answer of one line. Raises _Wrong."""
+    """Return prompt and answer of one line. Raises _InvalidLine."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
-        raise _Wrong("is not valid JSON") from None
+        raise _InvalidLine("is not valid JSON") from None
     if not isinstance(entry, dict):
-        raise _Wrong("is not a JSON object")
+        raise _InvalidLine("is not a JSON object")
     if "messages" in entry:
         return _from_chat(entry["messages"])
     if "answer" in entry:
         return _from_fields(entry, templates, system)
-    raise _Wrong('has neither "messages" nor "answer"')
+    raise _InvalidLine('has neither "messages" nor "answer"')
 
 
 def _from_chat(messages: Any) -> tuple[Messages, str]:
-    """Return the turns up to the last one, and that one: it has to be the assistant's."""
+    """Return the prompt's turns, and the last turn, which must be the assistant's, as the answer."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise _Wrong('has "messages" that are no list of objects')
+        raise _InvalidLine('has "messages" that are not a list of objects')
     turns = []
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if role not in _ROLES or not isinstance(content, str):
-            raise _Wrong('has a message without a known "role" (system, user, assistant) or without text in "content"')
+            raise _InvalidLine(
+                'has a message without a known "role" (system, user, assistant) or without text in "content"'
+            )
         turns.append(Turn(_ROLES[role], content))
     talk = turns[1:] if turns and turns[0].role == "system" else turns
     asked = [turn.role for turn in talk]
     if not asked or len(asked) % 2 or asked != ["user", "model"] * (len(asked) // 2):
-        raise _Wrong("has messages that are not user and assistant in turn, the last one an answer")
+        raise _InvalidLine("has messages that do not alternate between user and assistant, ending with the assistant")
     return Messages(tuple(turns[:-1]), "chat"), _answer(turns[-1].text)
 
 
 def _from_fields(entry: dict[str, Any], templates: Templates, system: str) -> tuple[Messages, str]:
-    """Return the prompt that a row with these cells would give, and its answer."""
+    """Return the prompt that a row with these cells would have, and its answer."""
     template = _template(entry.get("template"), templates)
     values = {name: value for name, value in entry.items() if name in template.fields and name not in _OWN_KEYS}
     odd = [name for name, value in values.items() if not isinstance(value, str | int | float | None)]
     if odd:
-        raise _Wrong(f"has a field that is neither text nor a number: {odd[0]}")
+        raise _InvalidLine(f"has a field that is neither text nor a number: {odd[0]}")
     try:
         return render(template, values, system=system), _answer(entry["answer"])
     except RowError as error:
-        raise _Wrong(f"gives no prompt: {error.what}") from None
+        raise _InvalidLine(f"cannot be rendered: {error.what}") from None
 
 
 def _template(name: Any, templates: Templates) -> Template:
@@ -223,12 +223,14 @@ def _template(name: Any, templates: Templates) -> Template:
     try:
         return templates.get(str(name))
     except TemplateError:
-        raise _Wrong(f"names a template that does not exist (known: {', '.join(templates.available())})") from None
+        raise _InvalidLine(
+            f"names a template that does not exist (known: {', '.join(templates.available())})"
+        ) from None
 
 
 def _answer(text: Any) -> str:
     if not isinstance(text, str) or not text.strip():
-        raise _Wrong("has an empty answer, or one that is no text")
+        raise _InvalidLine("has an empty answer, or one that is no text")
     return text.strip()
 
 
@@ -236,10 +238,7 @@ def _answer(text: Any) -> str:
 
 
 class TrainingRow(NamedTuple):
-    """One example as the model sees it: `input_ids` begin with `prompt_tokens` ids of the prompt.
-
-    The rest, the answer with its end, is what the loss is about.
-    """
+    """An encoded example. The first `prompt_tokens` of `input_ids` are the prompt; the loss is over the rest."""
 
     messages: Messages
     answer: str
@@ -248,17 +247,17 @@ class TrainingRow(NamedTuple):
 
     @property
     def prompt_ids(self) -> list[int]:
-        """The ids that `run` would begin to generate from."""
+        """The prompt's ids, as `run` would encode them."""
         return self.input_ids[: self.prompt_tokens]
 
     @property
     def labels(self) -> list[int]:
-        """What is to be learnt at each place: the answer's own ids, its end included; -100, nothing, in the prompt."""
+        """The training labels: -100 in the prompt (ignored), the ids of the answer and its end token after it."""
         return [-100] * self.prompt_tokens + self.input_ids[self.prompt_tokens :]
 
 
 class Rows(NamedTuple):
-    """What is trained on and what is held out; `too_long` names the places of examples that are left out."""
+    """Training rows, held-out rows, and the places of examples that are too long and left out."""
 
     training: list[TrainingRow]
     held_out: list[TrainingRow]
@@ -266,7 +265,7 @@ class Rows(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """One sha256 (hex) over everything that the model sees, in order."""
+        """The sha256 (hex) of all rows, in order."""
         digest = hashlib.sha256()
         for part in (self.training, self.held_out):
             for row in part:
@@ -278,7 +277,7 @@ class Rows(NamedTuple):
 def encode(
     examples: Iterable[Example], encoder: ChatEncoder, max_seq_length: int
 ) -> tuple[list[TrainingRow], list[str]]:
-    """Return the rows that fit `max_seq_length` tokens, and where those stand that do not. Raises TableError."""
+    """Return the rows that fit in `max_seq_length` tokens, and the places of those that do not. Raises TableError."""
     rows: list[TrainingRow] = []
     too_long: list[str] = []
     for example in examples:
@@ -289,7 +288,7 @@ def encode(
             raise TableError(
                 f"A line of the training data cannot be encoded: {error.what}.",
                 where=example.where,
-                next_step="mend or remove it",
+                next_step="fix or remove it",
             ) from None
         if len(prompt) + len(answer) > max_seq_length:
             too_long.append(example.where)
@@ -299,7 +298,7 @@ def encode(
 
 
 def steps_of(section: FinetuneSection, rows: int) -> int:
-    """Return how many optimizer steps a training on so many rows takes; the last one of an epoch may be a short one."""
+    """Return the number of optimizer steps for this many rows; the last step of an epoch may be smaller."""
     if section.steps is not None:
         return section.steps
     batches = math.ceil(rows / section.batch_size)
@@ -307,9 +306,9 @@ def steps_of(section: FinetuneSection, rows: int) -> int:
 
 
 def split(rows: Sequence[TrainingRow], share: float, seed: int) -> tuple[list[TrainingRow], list[TrainingRow]]:
-    """Return training rows and held-out rows, each in the given order; rows of one prompt stay together.
+    """Return training and held-out rows, each in the given order; rows with the same prompt stay together.
 
-    Raises JobFileError where one side would be empty.
+    Raises JobFileError if no training row would be left.
     """
     keys = [hashlib.sha256(json.dumps([seed, row.prompt_ids]).encode()).hexdigest() for row in rows]
     wanted = max(1, round(share * len(rows))) if share else 0
@@ -318,7 +317,7 @@ def split(rows: Sequence[TrainingRow], share: float, seed: int) -> tuple[list[Tr
     held_out = [row for row, key in zip(rows, keys, strict=True) if key <= last]
     if not training:
         raise JobFileError(
-            f"There are too few rows to train on: {len(rows)}, of which {len(held_out)} would be held out.",
+            f"There are too few rows for training: {len(rows)}, of which {len(held_out)} would be held out.",
             where="finetune.data, finetune.held_out",
             next_step="add data, or set finetune.held_out = 0",
         )

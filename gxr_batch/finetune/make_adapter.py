@@ -1,8 +1,8 @@
-"""Makes the adapter, with its base model loaded: train what is left, evaluate, write the adapter folder.
+"""Makes the adapter: loads the base model, trains the remaining steps, evaluates, and writes the adapter folder.
 
-The folder is filled here and published by workdir.py. What it says of itself has to survive being copied elsewhere:
-what it was trained on, with which settings and versions, how good it is on rows that it never saw, and that its texts
-are AI-generated teaching material. Needs torch and peft, so it is imported when a training starts.
+Fills the folder that workdir.py publishes. The folder describes itself, so that it can be copied: training data,
+settings, versions, results on held-out rows, and that its texts are AI-generated teaching material. Imported only when
+a training starts, because it needs torch and peft.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import GenerationConfig
 from gxr_batch.errors import JobFileError, ModelUnavailable, StorageError, UserError
 from gxr_batch.finetune.evaluation import Evaluation, Sampler
 from gxr_batch.finetune.examples import Rows
-from gxr_batch.finetune.model_card import card
+from gxr_batch.finetune.model_card import model_card
 from gxr_batch.finetune.train import Training
 from gxr_batch.finetune.training_output import Say, Show
 from gxr_batch.finetune.workdir import PACKAGES, Record, Work, now
@@ -43,23 +43,23 @@ _WEIGHTS = "adapter_model.safetensors"
 
 
 class Tuning:
-    """From a base model to an adapter folder. `loss_after` is the held-out loss once it is known."""
+    """A training from base model to adapter folder. `loss_after`: the final held-out loss, once it is known."""
 
     def __init__(self, job: Job, rows: Rows, local: LocalModel, work: Work, say: Say) -> None:
         self._memory = MemoryBudget(job.engine, say)
         self._job = _on_one_device(job, self._memory)
         self._rows, self._local, self._work, self._say = rows, local, work, say
-        assert work.record is not None, "the training has begun"
+        assert work.record is not None, "set by Work.begin"
         self._record = work.record
         self.step = self.steps = 0
         self.loss_after: float | None = None
 
     def run(self, stopper: Stopper, show: Show) -> None:
-        """Go on from the newest checkpoint to the adapter, or as far as `stopper` lets it. Raises GxrError."""
+        """Resume from the newest checkpoint and finish the adapter, unless `stopper` stops it. Raises GxrError."""
         with _threads(self._job.engine.threads):
             loaded = self._load()
             training = Training(self._job, self._rows, self._work, loaded, self._local.tokenizer())
-            self._work.clear_torn_checkpoints()
+            self._work.remove_incomplete_checkpoints()
             checkpoint = self._work.newest_checkpoint()
             self._begin(loaded, training, checkpoint[1] if checkpoint else 0)
             done = training.train(checkpoint, stopper, show)
@@ -73,39 +73,39 @@ class Tuning:
             self._say(sentence)
         if loaded.placement.device == SPREAD:
             raise ModelUnavailable(
-                "The model does not fit one graphics card, and a model that is spread over several cannot be trained.",
+                "The model does not fit on one GPU, and a model that is split over several GPUs cannot be trained.",
                 where="model.load_in_4bit, model.device_map",
-                next_step="set model.load_in_4bit = true, or take a larger card",
+                next_step="set model.load_in_4bit = true, or use a GPU with more memory",
             )
         return loaded
 
     def _begin(self, loaded: LoadedModel, training: Training, step: int) -> None:
-        """Write down what this start trains with, and how good the base is, before any step.
+        """Record the settings of this invocation, and the base model's loss, before the first step.
 
-        Raises FingerprintError where it is not what the first start had.
+        Raises FingerprintError if an earlier invocation had other settings.
         """
         record, wanted = self._record, self._job.finetune.optimizer
         kind = {"dtype": loaded.placement.dtype, "four_bit": loaded.placement.four_bit, "optimizer": training.optimizer}
         record.settle(kind, self._work.folder)
         if training.optimizer != wanted:
-            self._say(f"finetune.optimizer = {wanted} does not run on {loaded.device}: it is {training.optimizer}.")
+            self._say(f"finetune.optimizer = {wanted} does not run on {loaded.device}; using {training.optimizer}.")
         about = environment()
         packages = about["packages"] | {name: version(name) for name in PACKAGES}
         place = {"device": loaded.device, "python": about["python"], "git_commit": about["git_commit"]}
         start = {"started_at": now(), "from_step": step, "steps": training.steps, "packages": packages}
         record.starts.append(start | kind | place)
         if step:
-            self._say(f"Going on from step {step:,} of {training.steps:,}.")
+            self._say(f"Resuming from step {step:,} of {training.steps:,}.")
         elif record.loss_before is None:
             record.loss_before = training.held_out_loss()
         record.save(self._work.folder)
 
     def _finish(self, loaded: LoadedModel, training: Training, stopper: Stopper) -> None:
-        """Evaluate what was trained, in the number format in which it is saved, and publish it, unless a stop comes."""
+        """Evaluate the adapter in the number format in which it is saved, and publish it unless stopped."""
         dtype: torch.dtype = getattr(torch, loaded.placement.dtype)
         training.round(dtype)
         self.loss_after = training.held_out_loss()
-        _refuse_nonsense(self.loss_after, self._work)
+        _refuse_diverged(self.loss_after, self._work)
         sampler = Sampler(self._job, self._local.identity(), self._local.tokenizer(), loaded, self._memory)
         with training.ready_to_generate() as model:
             samples = sampler.sample(self._rows.held_out, model, stopper.request)
@@ -126,31 +126,31 @@ class Tuning:
             _describe(folder, self._record, evaluation, of_gemma=str(loaded.config.model_type).startswith("gemma"))
 
     def _base(self) -> _Base:
-        """Return what the adapter has of its base."""
+        """Return what the adapter records of its base model."""
         folder = Path(self._job.model.path).expanduser()
-        # The commit stands in a key of its own, as peft reads it.
+        # peft reads the commit from a separate key.
         name = str(folder.absolute()) if folder.is_dir() else id_and_commit(self._job.model.path)[0]
-        # The tokenizer at hand is marked for encoding; this one is as it comes.
+        # The loaded tokenizer was changed for encoding, so load an unchanged one.
         return _Base(name, self._local.identity().revision, load_tokenizer(self._job.model))
 
 
 def _on_one_device(job: Job, memory: MemoryBudget) -> Job:
-    """Return the job with the one device that training uses. Raises JobFileError for another one."""
+    """Return the job with the device that training uses. Raises JobFileError if the job sets another."""
     chosen = job.model.device_map
     if chosen in {"auto", "cuda"} and memory.devices[0].name.startswith("cuda"):
         return job.with_values({"model.device_map": "cuda:0"})
     if chosen.startswith("cuda") and chosen not in {"cuda", "cuda:0"}:
         raise JobFileError(
-            "Training uses the first graphics card that it sees.",
+            "Training uses the first visible GPU.",
             where=f"model.device_map = {chosen}",
-            next_step=f'set model.device_map = "auto" and start with CUDA_VISIBLE_DEVICES={chosen.partition(":")[2]}',
+            next_step=f'set model.device_map = "auto" and run with CUDA_VISIBLE_DEVICES={chosen.partition(":")[2]}',
         )
     return job
 
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads inside the block; 0 leaves it as it is."""
+    """Let torch use `count` threads inside the block; 0 changes nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -159,17 +159,17 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _refuse_nonsense(loss: float | None, work: Work) -> None:
+def _refuse_diverged(loss: float | None, work: Work) -> None:
     if loss is not None and not math.isfinite(loss):
         raise UserError(
-            "The training came apart: the held-out loss is no number any more.",
+            "The training diverged: the held-out loss is not finite.",
             where=str(work.folder.absolute()),
-            next_step="lower finetune.learning_rate and start anew with --fresh",
+            next_step="lower finetune.learning_rate and start from scratch with --fresh",
         )
 
 
 class _Base(NamedTuple):
-    """What an adapter was trained on: the base's name and revision, and its tokenizer as it came."""
+    """An adapter's base model: its name, revision and unchanged tokenizer."""
 
     name: str
     revision: str
@@ -177,9 +177,9 @@ class _Base(NamedTuple):
 
 
 def _fill(folder: Path, model: Any, base: _Base, loaded: LoadedModel) -> None:
-    """Write what loads: weights, adapter_config.json, tokenizer, generation_config.json.
+    """Write the files that load: weights, adapter_config.json, tokenizer, generation_config.json.
 
-    Raises OSError, and StorageError where a library does not say so in its own way.
+    Raises OSError, and StorageError for disk errors that a library reports in another way.
     """
     dtype: torch.dtype = getattr(torch, loaded.placement.dtype)
     tokenizer = base.tokenizer
@@ -189,10 +189,10 @@ def _fill(folder: Path, model: Any, base: _Base, loaded: LoadedModel) -> None:
         save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base.name, base.revision or None
-    config.target_modules = sorted(config.target_modules)  # a set has another order in every process
+    config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    # safetensors makes files that their owner alone can read, whatever the user's umask says.
+    # safetensors makes files readable by their owner only, whatever the umask.
     (folder / _WEIGHTS).chmod((folder / "adapter_config.json").stat().st_mode)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": list(loaded.end_ids)}
     with quiet_transformers(), _disk_errors(folder):
@@ -203,25 +203,25 @@ def _fill(folder: Path, model: Any, base: _Base, loaded: LoadedModel) -> None:
 
 @contextmanager
 def _disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what safetensors and tokenizers raise where a disk takes no more into a StorageError: it is no OSError."""
+    """Convert the disk errors of safetensors and tokenizers, which are not OSError, into StorageError."""
     try:
         yield
     except Exception as error:
         if not isinstance(error, SafetensorError) and type(error) is not Exception:  # tokenizers raises the bare class
             raise
         raise StorageError(
-            "The adapter cannot be saved: the disk is full, or refuses to be written.",
+            "The adapter cannot be saved: the disk is full or cannot be written.",
             where=str(folder.absolute()),
-            next_step="make room or mend the disk, then run the same command again: no step is trained anew",
+            next_step="free disk space or fix the disk, then run the same command again: no step is repeated",
         ) from None
 
 
 def _describe(folder: Path, record: Record, evaluation: Evaluation, *, of_gemma: bool) -> None:
-    """Write what is read by people: README.md, evaluation.json, finetune.json, and Gemma's notice. Raises OSError."""
-    told = evaluation.as_dict()
+    """Write README.md, evaluation.json, finetune.json and, for a Gemma, NOTICE. Raises OSError."""
+    results = evaluation.as_dict()
     texts = {
-        "evaluation.json": json.dumps(told, indent=2, ensure_ascii=False) + "\n",
-        "README.md": card(record, told, of_gemma=of_gemma),
+        "evaluation.json": json.dumps(results, indent=2, ensure_ascii=False) + "\n",
+        "README.md": model_card(record, results, of_gemma=of_gemma),
     }
     if of_gemma:
         texts["NOTICE"] = f"{NOTICE}\n\nA LoRA adapter for a Gemma model, made by gxr-batch finetune.\n"

@@ -1,6 +1,6 @@
-"""The model card of an adapter (its README.md), as text: use, training data, evaluation, settings, licence.
+"""Writes an adapter's model card (README.md): use, training data, evaluation, settings, licence.
 
-It quotes no row; what the folder as a whole gives away of its maker and of the data is said under its last heading.
+It quotes no row. Its last section lists what the folder discloses about its author and the data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gxr_batch.models.demo import DEMO, NOTICE
 from gxr_batch.models.source import id_and_commit
 from gxr_batch.records import DISCLAIMER
 
-# The embedded demo model is this one, whose name plain PEFT understands.
+# The hub id of the demo model, for use with plain PEFT.
 _DEMO_ON_THE_HUB = "google/gemma-3-270m"
 _SETTINGS = (
     "batch_size",
@@ -30,16 +30,16 @@ _SETTINGS = (
 )
 
 
-def card(record: Record, evaluation: Mapping[str, Any], *, of_gemma: bool) -> str:
-    """Return README.md: what the adapter is, what it was made of, how good it is, and what it must not be used for."""
+def model_card(record: Record, evaluation: Mapping[str, Any], *, of_gemma: bool) -> str:
+    """Return README.md: what the adapter is, its training data, its evaluation, and what it must not be used for."""
     model = record.job["model"]["path"]
     base = _DEMO_ON_THE_HUB if model == DEMO else id_and_commit(str(model))[0]
     parts = [
         _front_matter(base, of_gemma=of_gemma),
         f"# {record.name}\n\nA LoRA adapter for `{base}` that turns chest X-ray findings into teaching texts. "
         "Made with `gxr-batch finetune`.",
-        f"**Research and education only, never for clinical use.** {DISCLAIMER} It was trained on texts and never saw "
-        "an image.",
+        f"**Research and education only, never for clinical use.** {DISCLAIMER} It was trained on texts only, without "
+        "images.",
         _use(model, base),
         _data(record),
         _evaluation(evaluation),
@@ -58,12 +58,12 @@ def _front_matter(base: str, *, of_gemma: bool) -> str:
 
 
 def _use(model: str, base: str) -> str:
-    demo = f"\n\n`demo` in adapter_config.json is gxr-batch's embedded `{base}`; plain PEFT takes that name."
+    demo = f"\n\n`demo` in adapter_config.json is the `{base}` that gxr-batch includes; use that name with plain PEFT."
     return (
         "## Use\n\n```toml\n[model]\n"
         f'path = "{model}"\nadapter = "path/of/this/folder"\n```\n\n'
-        "Prompts are laid out as in training, by the templates of gxr-batch. An answer ends with the token 106 "
-        f"(`<end_of_turn>`) where the base is a Gemma.{demo if model == DEMO else ''}"
+        "The templates of gxr-batch lay out prompts as in training. If the base is a Gemma, an answer ends with token "
+        f"106 (`<end_of_turn>`).{demo if model == DEMO else ''}"
     )
 
 
@@ -72,8 +72,8 @@ def _data(record: Record) -> str:
     lines = [
         "## Training data",
         "",
-        f"{data['training_rows']:,} rows to learn from, {data['held_out_rows']:,} held out"
-        + (f", {data['too_long_rows']:,} left out because they are too long" if data["too_long_rows"] else "")
+        f"{data['training_rows']:,} rows for training, {data['held_out_rows']:,} held out"
+        + (f", {data['too_long_rows']:,} left out as too long" if data["too_long_rows"] else "")
         + f". sha256 of all tokens: `{data['sha256']}`.",
         "",
         "| File | Rows | sha256 |",
@@ -85,12 +85,12 @@ def _data(record: Record) -> str:
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:
     if evaluation["loss_after"] is None:
-        return "## Evaluation\n\nNo row was held out, so nothing is known of rows that the model never saw."
+        return "## Evaluation\n\nNo row was held out, so the adapter was not evaluated on unseen rows."
     samples = evaluation["samples"]
     lines = [
         "## Evaluation",
         "",
-        f"On {evaluation['held_out_rows']:,} held-out rows, loss over the answers alone:",
+        f"On {evaluation['held_out_rows']:,} held-out rows, loss over the answers only:",
         "",
         "| | Base | With this adapter |",
         "|---|---|---|",
@@ -99,9 +99,10 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
     if samples:
         ended = [sum(one[kind]["finish_reason"] == "stop" for one in samples) for kind in ("base", "adapter")]
         lines.append(
-            f"| Sample answers that ended by themselves | {ended[0]} of {len(samples)} | {ended[1]} of {len(samples)} |"
+            f"| Sample answers that ended with an end token | {ended[0]} of {len(samples)} "
+            f"| {ended[1]} of {len(samples)} |"
         )
-        lines += ["", "evaluation.json holds the sample texts side by side, and the losses of the whole training."]
+        lines += ["", "evaluation.json has the sample answers of both, and the losses during the training."]
     return "\n".join(lines)
 
 
@@ -121,16 +122,16 @@ def _settings(record: Record) -> str:
 
 
 def _before_publishing(evaluation: Mapping[str, Any]) -> str:
-    """Say what the folder tells of its maker and of the data, beside the weights."""
+    """Return the section about what the folder discloses, besides the weights."""
     count = len(evaluation["samples"])
     rows = f"{count} held-out row{'' if count == 1 else 's'}"
     quotes = f" `evaluation.json` quotes {rows} word for word, prompts and answers." if count else ""
     return (
         "## Before you publish this folder\n\n"
-        "`finetune.json` names the paths of data and templates, and holds the system text. A base model that is a "
-        f"folder is named by its path there, in `adapter_config.json` and in this card.{quotes} The adapter loads "
-        "without `finetune.json` and `evaluation.json`: take out of them what is not for everybody, or leave them out. "
-        "A model may also repeat what it was trained on."
+        "`finetune.json` holds the paths of data and templates, and the system text. If the base model is a folder, "
+        f"its path is there, in `adapter_config.json` and in this model card.{quotes} The adapter loads without "
+        "`finetune.json` and `evaluation.json`: remove private content from them, or delete them. A model may also "
+        "reproduce its training data."
     )
 
 

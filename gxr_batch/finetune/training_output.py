@@ -1,4 +1,4 @@
-"""What a training shows: how far it is and what the user should know, and nothing of the libraries' own chatter."""
+"""The output of a training: progress and notices, without the messages of the libraries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingProgress:
-    """Optimizer steps done, and all. Losses are None before they are known; seconds are of this start alone."""
+    """Optimizer steps done and in total. Losses are None until they are known; seconds are of this invocation."""
 
     step: int
     steps: int
@@ -29,14 +29,14 @@ Show = Callable[[TrainingProgress], None]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' chatter off stderr inside the block: what the user should know we say ourselves."""
+    """Silence messages of the libraries inside the block; our own notices replace them."""
     loggers = [logging.getLogger(name) for name in ("accelerate", "bitsandbytes", "datasets", "peft", "trl")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         with quiet_transformers(), warnings.catch_warnings():
-            # How the libraries use each other's old names is not the user's business.
+            # Deprecated calls between the libraries do not concern the user.
             for kind in (FutureWarning, DeprecationWarning):
                 warnings.simplefilter("ignore", kind)
             yield

@@ -1,7 +1,7 @@
-"""`finetune` from the job file to the adapter folder: read, encode, train, evaluate, write; again, it resumes.
+"""Runs `finetune` from job file to adapter folder: read, encode, train or resume, evaluate, write.
 
-The order is the point: everything that can be refused is refused before the model is loaded, and the adapter folder
-appears when everything in it is written.
+Everything that can be refused is refused before the model is loaded. The adapter folder appears once all of it is
+written.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from gxr_batch.records import Identity
 from gxr_batch.run.stop import Stopper, StopReason
 
 _KIND = "finetune"
-# What changes nothing of the adapter: where things are, how often it is looked at.
+# Settings that do not change the adapter: paths, and how often it logs and evaluates.
 _NOT_DECISIVE = {"data", "output", "logging_steps", "eval_steps", "sample_rows", "max_steps", "epochs"}
 _PLACES_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line adds to the job file."""
+    """Command-line options in addition to the job file."""
 
     fresh: bool = False
     take_over: bool = False
@@ -41,7 +41,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a start of `finetune` ended. `reason` is None where the adapter is there; `seconds` are this start's."""
+    """The result of an invocation. `reason` is None if the adapter is finished; `seconds`: of this invocation."""
 
     adapter: Path
     reason: StopReason | None
@@ -55,23 +55,23 @@ class Outcome:
 
 
 def finetune(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> Outcome:
-    """Train the job's adapter to its end, or as far as `stopper` lets it.
+    """Train the job's adapter until it is finished or `stopper` stops it.
 
-    Raises GxrError; what was trained up to the last checkpoint is safe.
+    Raises GxrError; steps up to the last checkpoint are kept.
     """
     require("finetune", *PACKAGES, purpose="Fine-tuning", where="gxr-batch finetune")
-    examples, files = read_examples(job)  # first: what is wrong here is found without a model
-    job = _on_the_bare_base(job)
+    examples, files = read_examples(job)  # first, to report errors before any model is loaded
+    job = _without_adapter(job)
     local = LocalModel(job, _KIND)
     encoded, too_long = encode(examples, local.encoder(), job.model.max_seq_length)
     rows = Rows(*split(encoded, job.finetune.held_out, job.finetune.seed), too_long)
-    _tell_of_rows(rows, job, say)
+    _notify(rows, job, say)
     adapter = Path(job.finetune.output.replace("{name}", job.name))
     with open_work(adapter, fresh=options.fresh, take_over=options.take_over) as work:
         record = work.begin(_record(job, rows, files, local.identity()))
         if work.finished:
             return _nothing_to_do(work, rows, job)
-        with quiet():  # bitsandbytes warns of a faster kernel that it does not find
+        with quiet():  # bitsandbytes warns that it lacks a faster kernel
             from gxr_batch.finetune.make_adapter import Tuning
 
         began = time.monotonic()
@@ -90,40 +90,40 @@ def finetune(job: Job, options: Options, stopper: Stopper, say: Say, show: Show)
         )
 
 
-def _on_the_bare_base(job: Job) -> Job:
-    """Return the job with the base model alone: a new adapter is trained, not one on top of another."""
+def _without_adapter(job: Job) -> Job:
+    """Return the job without an adapter. Raises JobFileError if it names one."""
     if job.model.adapter not in {"", "none"}:
         raise JobFileError(
-            "Fine-tuning makes a new adapter, and cannot begin on top of another one.",
+            "Fine-tuning makes a new adapter and cannot start from another one.",
             where="model.adapter",
             next_step="remove it, or merge that adapter into its base and name the merged folder as model.path",
         )
     if find(job.model, weights=False).path.is_adapter:
         raise JobFileError(
-            "Fine-tuning makes a new adapter, and model.path is one already.",
+            "Fine-tuning makes a new adapter, but model.path is an adapter.",
             where="model.path",
             next_step="name its base model instead, or merge the two and name the merged folder",
         )
     return job.with_values({"model.adapter": "none"})
 
 
-def _tell_of_rows(rows: Rows, job: Job, say: Say) -> None:
+def _notify(rows: Rows, job: Job, say: Say) -> None:
     if rows.too_long:
         named = "; ".join(rows.too_long[:_PLACES_NAMED])
         more = len(rows.too_long) - _PLACES_NAMED
         named += f" and {more:,} more" if more > 0 else ""
         say(
-            f"{len(rows.too_long):,} rows are left out, because prompt and answer have more than "
+            f"{len(rows.too_long):,} rows are left out, because prompt and answer are longer than "
             f"model.max_seq_length = {job.model.max_seq_length} tokens: {named}."
         )
     steps = steps_of(job.finetune, len(rows.training))
     if job.finetune.warmup_steps >= steps:
         say(
-            f"finetune.warmup_steps = {job.finetune.warmup_steps}, and there are {steps:,} steps: the learning rate "
-            "never gets to what it is set to."
+            f"finetune.warmup_steps = {job.finetune.warmup_steps}, but there are only {steps:,} steps: the learning "
+            "rate never reaches finetune.learning_rate."
         )
     if not rows.held_out:
-        say("finetune.held_out = 0: nothing will be known of how the adapter does on rows that it never saw.")
+        say("finetune.held_out = 0: the adapter will not be evaluated on unseen rows.")
 
 
 def _record(job: Job, rows: Rows, files: list[DataFile], identity: Identity) -> Record:
@@ -142,7 +142,7 @@ def _record(job: Job, rows: Rows, files: list[DataFile], identity: Identity) -> 
         "training_rows": len(rows.training),
         "held_out_rows": len(rows.held_out),
         "too_long_rows": len(rows.too_long),
-        # Names alone: the record goes into the adapter, which may be published.
+        # Names only: the record is part of the adapter, which may be published.
         "files": [{"name": file.path.name, "rows": file.rows, "sha256": file.sha256} for file in files],
     }
     chosen = job.model_dump(mode="json", include={"name", "prompt", "model", "sampling", "finetune"})
@@ -151,15 +151,15 @@ def _record(job: Job, rows: Rows, files: list[DataFile], identity: Identity) -> 
 
 def _nothing_to_do(work: Work, rows: Rows, job: Job) -> Outcome:
     steps = steps_of(job.finetune, len(rows.training))
-    told: Mapping[str, Any] = {}
-    with suppress(OSError, ValueError):  # a file that only informs
-        told = json.loads((work.adapter / "evaluation.json").read_text(encoding="utf-8"))
+    evaluation: Mapping[str, Any] = {}
+    with suppress(OSError, ValueError):  # the file is informative only
+        evaluation = json.loads((work.adapter / "evaluation.json").read_text(encoding="utf-8"))
     return Outcome(
         adapter=work.adapter,
         reason=None,
         step=steps,
         steps=steps,
         rows=rows,
-        loss_before=told.get("loss_before"),
-        loss_after=told.get("loss_after"),
+        loss_before=evaluation.get("loss_before"),
+        loss_after=evaluation.get("loss_after"),
     )

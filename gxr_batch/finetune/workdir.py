@@ -1,10 +1,10 @@
-"""The two folders of a fine-tuning: the adapter, which appears whole and last, and beside it the work in progress.
+"""The two folders of a fine-tuning: the finished adapter, and next to it the training in progress.
 
-    NAME/               the adapter: weights, tokenizer, card, evaluation; exists when the training is finished, or not
-    NAME.training/      finetune.json (settings, data, starts), checkpoints, run.lock; may be deleted once NAME exists
+    NAME/               the adapter: weights, tokenizer, README.md, evaluation; appears once the training is finished
+    NAME.training/      finetune.json (settings, data, starts), checkpoints, run.lock; can be deleted once NAME exists
 
-One process works in them at a time. What decides the adapter stands in the record as a fingerprint, and other settings
-or other data never go on where these stopped.
+One process works in them at a time. The record has a fingerprint of everything that decides the adapter; a training
+with other settings or data never resumes this one.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from gxr_batch.ledger.lock import LOCK_NAME, locked
 RECORD_NAME = "finetune.json"
 FORMAT = 1
 PACKAGES = ("trl", "peft", "datasets")
-_COMPLETE = "complete.json"  # written last into a checkpoint
+_COMPLETE = "complete.json"  # written last in a checkpoint
 _CHECKPOINT = "checkpoint-"
 _PARTIAL = "adapter.partial"
 
 
 @dataclass(kw_only=True)
 class Record:
-    """What finetune.json says: the settings, what decides the adapter, the data, and each start.
+    """The content of finetune.json: settings, fingerprint, data, and each invocation (`starts`).
 
-    `resolved` holds what only the loaded model tells, such as the number format: it decides too.
+    `resolved`: values known once the model is loaded, such as the number format; they are compared like the
+    fingerprint.
     """
 
     name: str
@@ -54,11 +55,11 @@ class Record:
         write_whole(folder / RECORD_NAME, lambda path: _write(path, text))
 
     def compare(self, fingerprint: Mapping[str, Any], where: Path) -> None:
-        """Raise FingerprintError, naming the keys, where a training with this fingerprint is another one."""
+        """Raise FingerprintError, naming the keys, if this fingerprint differs from the stored one."""
         _refuse_changes(self.fingerprint, fingerprint, where)
 
     def settle(self, resolved: Mapping[str, Any], folder: Path) -> None:
-        """Take what the loaded model resolved; raise FingerprintError where an earlier start had something else."""
+        """Store the resolved values. Raises FingerprintError if an earlier invocation had others."""
         if self.resolved:
             _refuse_changes(self.resolved, resolved, folder)
         self.resolved = dict(resolved)
@@ -70,15 +71,15 @@ def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], where: Path)
     ]
     if changed:
         raise FingerprintError(
-            f"This adapter is trained with other settings or data: {', '.join(changed)}.",
+            f"This adapter was started with other settings or data: {', '.join(changed)}.",
             where=str(where.absolute()),
-            next_step="add --fresh to start anew (the old folders are kept under other names), choose another "
-            "--output, or set the old values again",
+            next_step="add --fresh to start from scratch (the old folders are kept under other names), choose another "
+            "--output, or restore the old values",
         )
 
 
 class Work:
-    """The folders of one training, with the lock held. `adapter` is where the result will be."""
+    """The folders of one training, with the lock held. `adapter`: the folder of the result."""
 
     def __init__(self, adapter: Path, took_over: str) -> None:
         self.adapter, self.folder = adapter, training_folder(adapter)
@@ -87,18 +88,18 @@ class Work:
 
     @property
     def finished(self) -> bool:
-        """Whether the adapter is there."""
+        """Whether the adapter exists."""
         return self.adapter.exists()
 
     @property
     def checkpoints(self) -> Path:
-        """Where the trainer saves."""
+        """The folder of the trainer's checkpoints."""
         return self.folder / "checkpoints"
 
     def begin(self, record: Record) -> Record:
-        """Return the record to go on with: the stored one where it is of this very training, else the new one, saved.
+        """Return the stored record, or save and return this one if none is stored.
 
-        Raises FingerprintError where the stored one is of another training, StorageError.
+        Raises FingerprintError if the stored record is of another training, StorageError.
         """
         if self.record is None:
             self.record = record
@@ -108,7 +109,7 @@ class Work:
         return self.record
 
     def newest_checkpoint(self) -> tuple[Path, int] | None:
-        """Return the newest checkpoint that was saved whole and its step, None where there is none."""
+        """Return the newest complete checkpoint and its step, or None."""
         found = []
         for path in self.checkpoints.glob(f"{_CHECKPOINT}*/{_COMPLETE}"):
             number = path.parent.name.removeprefix(_CHECKPOINT)
@@ -119,39 +120,39 @@ class Work:
         step, folder = max(found)
         return folder, step
 
-    def clear_torn_checkpoints(self) -> None:
-        """Remove what a kill left half saved: it must not push a whole one out. Raises StorageError."""
+    def remove_incomplete_checkpoints(self) -> None:
+        """Remove incomplete checkpoints, so that they do not displace complete ones. Raises StorageError."""
         with storage_errors(self.checkpoints):
             for path in self.checkpoints.glob(f"{_CHECKPOINT}*"):
                 if not (path / _COMPLETE).exists():
                     shutil.rmtree(path)
 
     def seal(self, checkpoint: Path) -> None:
-        """Make a checkpoint durable and mark it as whole. Raises StorageError."""
+        """Make a checkpoint durable and mark it as complete. Raises StorageError."""
         with storage_errors(checkpoint):
             _sync_tree(checkpoint)
             write_whole(checkpoint / _COMPLETE, lambda path: _write(path, "{}\n"))
 
     @contextmanager
     def publishing(self) -> Iterator[Path]:
-        """Give an empty folder to fill, and make it the adapter once it is full and durable. Raises StorageError."""
+        """Yield an empty folder, and make it the adapter once it is filled and durable. Raises StorageError."""
         partial = self.folder / _PARTIAL
         with storage_errors(self.adapter):
-            shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed here
+            shutil.rmtree(partial, ignore_errors=True)  # left by an invocation that was killed here
             partial.mkdir()
             try:
                 yield partial
                 _sync_tree(partial)
                 partial.rename(self.adapter)
             except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)  # on a full disk its room is of use
+                shutil.rmtree(partial, ignore_errors=True)  # free its disk space
                 raise
             sync_folder(self.adapter.parent)
             sync_folder(self.folder)
 
 
 def training_folder(adapter: Path) -> Path:
-    """Return where the work in progress of an adapter is kept."""
+    """Return the folder of an adapter's training in progress."""
     return adapter.with_name(f"{adapter.name}.training")
 
 
@@ -159,19 +160,19 @@ def training_folder(adapter: Path) -> Path:
 def open_work(adapter: Path, *, fresh: bool, take_over: bool) -> Iterator[Work]:
     """Open the folders of an adapter and hold their lock for the block.
 
-    `fresh` moves earlier ones aside; `take_over` says that a holder on another host is dead. Raises RunError where
-    something else stands there, RunLocked, StorageError.
+    `fresh` renames earlier folders; `take_over`: the lock's holder on another host is dead. Raises RunError if the
+    output is something else, RunLocked, StorageError.
     """
     folder = training_folder(adapter)
     with storage_errors(adapter):
         _refuse_others(adapter)
-    if not fresh and adapter.exists() and not folder.exists():  # finished, and its working folder was cleared away
+    if not fresh and adapter.exists() and not folder.exists():  # finished, and its training folder was deleted
         yield Work(adapter, "")
         return
     if fresh and folder.exists():
         with locked(folder, take_over=take_over), storage_errors(folder):
             target = _move(folder)
-            (target / LOCK_NAME).write_text("")  # nobody works there any more
+            (target / LOCK_NAME).write_text("")  # the renamed folder is not locked
     if fresh and adapter.exists():
         with storage_errors(adapter):
             _move(adapter)
@@ -189,14 +190,14 @@ def _move(folder: Path) -> Path:
 
 
 def _refuse_others(adapter: Path) -> None:
-    """Refuse an output that is something else. Raises RunError."""
+    """Raise RunError if the output exists and is something else."""
     folder = training_folder(adapter)
     for path in (adapter, folder):
         if path.exists() and not path.is_dir():
             raise RunError("The output is a file, not a folder.", where=str(path.absolute()), next_step=_ELSEWHERE)
     if adapter.exists() and not (adapter / RECORD_NAME).exists():
         raise RunError(
-            "The output folder holds something else than an adapter of gxr-batch finetune.",
+            "The output folder is not an adapter of gxr-batch finetune.",
             where=str(adapter.absolute()),
             next_step=_ELSEWHERE,
         )
@@ -211,14 +212,15 @@ def _load(folder: Path) -> Record | None:
         record = Record(**json.loads(path.read_text(encoding="utf-8")))
         if not isinstance(record.fingerprint, dict) or not isinstance(record.starts, list) or record.format > FORMAT:
             raise ValueError
-        return record  # noqa: TRY300  # nothing to lose: `else` would only hide what is returned
+        return record  # noqa: TRY300  # an `else` would only separate the return from its try
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError):
         raise RunError(
             "The record of this training is damaged, or from a later version of gxr-batch.",
             where=str(path.absolute()),
-            next_step="update gxr-batch, or add --fresh to start anew; the old folder is kept under another name",
+            next_step="update gxr-batch, or add --fresh to start from scratch (the old folder is kept under another "
+            "name)",
         ) from None
 
 
@@ -227,7 +229,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Make every file below a folder durable, then the folders. Raises OSError."""
+    """Sync every file below a folder, then the folders. Raises OSError."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_file():
             with path.open("rb") as file:
@@ -243,5 +245,5 @@ def _brief(value: object) -> str:
 
 
 def now() -> str:
-    """Return this moment in UTC."""
+    """Return the current time in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,7 @@
-"""The HTML report: one self-contained file that shows a run to the people who read its results.
+"""Writes the HTML report of a run: one self-contained file with figures and cases.
 
-It opens from a disk, asks nothing of any network, and stays under 8 MB: figures are over all rows, the table shows up
-to 10,000 cases. Reads a run only through the ledger.
+It opens from disk, makes no network requests and stays under 8 MB: figures count all rows, the table shows up to 10,000
+cases. Reads a run only through the ledger.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REPORT_NAME = "report.html"
 
 
 class Reported(NamedTuple):
-    """What was written: the file, its bytes, the rows that its figures count and the cases that its table shows."""
+    """A written report: its file, size in bytes, rows counted in its figures, cases in its table, and notices."""
 
     path: Path
     size: int
@@ -31,8 +31,8 @@ class Reported(NamedTuple):
 
 
 def report(reader: RunReader, against: RunReader | None, target: Path | None, *, include_held: bool) -> Reported:
-    """Write the page of a run, compared with another run where `against` is given. Raises RunError, StorageError."""
-    state = state_of(reader.folder)  # before anything is read: what comes later makes the page out of date
+    """Write the report of a run, compared with the run `against` if given. Raises RunError, StorageError."""
+    state = state_of(reader.folder)  # before any read: later changes make the report outdated
     name = REPORT_NAME.replace(".", "-with-held.") if include_held else REPORT_NAME
     path = checked_target(reader, target or reader.folder / name)
     surveyed = survey(reader, compared=against is not None, include_held=include_held)
@@ -42,25 +42,25 @@ def report(reader: RunReader, against: RunReader | None, target: Path | None, *,
     cases = case_table(surveyed, comparison, include_held)
     notices = (*_of_the_run(reader), *cases.notices)
     text = page(Content(surveyed, reader.state.counts(), cases, notices, comparison))
-    data = text.encode("utf-8", "backslashreplace")  # a path that is no UTF-8
+    data = text.encode("utf-8", "backslashreplace")  # for paths that are not UTF-8
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(data)
 
     write_whole(path, write, unique=True)
-    if against is None:  # a page that compares is never the one that a job's exports keep up to date
+    if against is None:  # a comparison is never the report that a job's exports keep up to date
         remember(reader.folder, path, state)
     return Reported(path, len(data), surveyed.tally.rows, cases.shown, notices)
 
 
 def _of_the_run(reader: RunReader) -> tuple[str, ...]:
-    """Say what makes these figures less than final."""
+    """Return notices about what makes these figures provisional."""
     found = []
     if reader.holder is not None:
-        found.append("The run was going on when this page was made: make it again for the rows that came since.")
+        found.append("The run was in progress when this report was made; make it again to include newer rows.")
     if damaged := len(reader.state.damaged):
         parts = "1 damaged part is" if damaged == 1 else f"{damaged} damaged parts are"
-        found.append(f"{parts} passed over here; run the job again: it generates their rows anew.")
+        found.append(f"{parts} left out; run the job again to generate their rows again.")
     return tuple(found)
 
 

@@ -1,7 +1,7 @@
-"""Reads the rows of a run once: counts all of them, keeps the cases that the page shows, and makes series of figures.
+"""Reads the rows of a run once: counts them, keeps the cases to show, and computes series of figures.
 
-A few numbers a row and a few sums are all that is kept of the rows that the page does not show, so that a million rows
-fit. Pure arithmetic from there on: nothing here draws, words or writes anything.
+Of rows that are not shown it keeps a few numbers each, so that a million rows fit in memory. charts.py and page.py
+present the results.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from gxr_batch.ledger.parts import STATUS_NAMES
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
-# Rows of which the page's table shows every one; of a longer run it says which it shows and where the others are.
+# Maximum number of cases in the table. For a longer run, the report names which ones it shows.
 MOST_CASES = 10_000
 
 
 class Surveyed(NamedTuple):
-    """A run after one pass over its rows; `digest` only where it is to be compared."""
+    """A run after one pass over its rows; `digest` is set only for a comparison."""
 
     reader: RunReader
     tally: Tally
@@ -39,7 +39,7 @@ class Surveyed(NamedTuple):
 def survey(
     reader: RunReader, *, most_cases: int = MOST_CASES, compared: bool = False, include_held: bool = False
 ) -> Surveyed:
-    """Read all finished rows; held ones come with their text only where asked for. Raises RunError, StorageError."""
+    """Read all finished rows; held ones have texts only with `include_held`. Raises RunError, StorageError."""
     tally, chooser, digest = Tally(), Chooser(most_cases), Digest() if compared else None
     for table in reader.finished(include_held=include_held):
         chooser.add(table, tally.add(table))
@@ -52,12 +52,12 @@ STATUSES: tuple[str, ...] = tuple(STATUS_NAMES.to_pylist())
 _FIGURES = ("gxr_new_tokens", "gxr_seconds_generating", "gxr_rows_in_batch")
 _MOMENTS = ("gxr_started_at", "gxr_finished_at")
 _DIGITS = re.compile(r"\d[\d,.]*(?<=\d)")
-# Kinds of failures that are told apart. A kind more is a sentence that holds something of its row.
+# Maximum number of reasons counted separately. With more of them, reasons probably hold content of their rows.
 _REASONS = 200
 
 
 class Tally:
-    """Counts of the rows that were added, and for each row a few figures as arrays (NaN = not measured)."""
+    """Counts over the added rows, and a few figures of each row as arrays (NaN = not measured)."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -71,7 +71,7 @@ class Tally:
         self._figures: dict[str, list[Floats]] = {name: [] for name in (*_FIGURES, *_MOMENTS)}
 
     def add(self, table: pa.Table) -> Bools:
-        """Take in finished rows; return which of them deserve a look first: failed, held or flagged."""
+        """Add finished rows; return which of them are failed, held or flagged."""
         self.rows += table.num_rows
         status = pc.index_in(table["gxr_status"], value_set=STATUS_NAMES).to_numpy()
         self._status.append(status.astype(np.int8))
@@ -86,10 +86,10 @@ class Tally:
         self.flagged += int(flagged.sum())
         bad: Bools = status != STATUSES.index("ok")
         if bad.any():
-            self._book_reasons(table.filter(pa.array(bad)).select(["gxr_row_id", "gxr_error"]))
+            self._count_reasons(table.filter(pa.array(bad)).select(["gxr_row_id", "gxr_error"]))
         return bad | flagged
 
-    def _book_reasons(self, bad: pa.Table) -> None:
+    def _count_reasons(self, bad: pa.Table) -> None:
         for row_id, error in zip(*(bad[name].to_pylist() for name in bad.column_names), strict=True):
             kind = _DIGITS.sub("…", error or "no reason recorded")
             if kind not in self.reasons and len(self.reasons) >= _REASONS:
@@ -99,32 +99,32 @@ class Tally:
 
     @cached_property
     def status(self) -> npt.NDArray[np.int8]:
-        """The place in STATUSES of every row."""
+        """The index in STATUSES of each row."""
         return np.concatenate([np.zeros(0, np.int8), *self._status])
 
     @cached_property
     def new_tokens(self) -> Floats:
-        """Tokens that each row was given."""
+        """New tokens of each row."""
         return self._all("gxr_new_tokens")
 
     @cached_property
     def seconds(self) -> Floats:
-        """Seconds that each row was worked on beside its neighbours."""
+        """Seconds of generation of each row, with other rows in the batch."""
         return self._all("gxr_seconds_generating")
 
     @cached_property
     def rows_in_batch(self) -> Floats:
-        """How many rows were decoded beside each row on average, itself included."""
+        """Average number of rows in the batch while each row was decoded, itself included."""
         return self._all("gxr_rows_in_batch")
 
     @cached_property
     def started(self) -> Floats:
-        """When each row was begun, in UTC milliseconds since 1970."""
+        """When each row started, in UTC milliseconds since 1970."""
         return self._all("gxr_started_at")
 
     @cached_property
     def finished(self) -> Floats:
-        """When each row ended, in UTC milliseconds since 1970."""
+        """When each row finished, in UTC milliseconds since 1970."""
         return self._all("gxr_finished_at")
 
     def _all(self, name: str) -> Floats:
@@ -142,7 +142,7 @@ def _counts(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 class Cases(NamedTuple):
-    """Rows of a run in input order, with each one's place among all finished rows, counted from 0."""
+    """Rows of a run in input order, with their positions among all finished rows, counted from 0."""
 
     table: pa.Table
     places: Places
@@ -150,7 +150,7 @@ class Cases(NamedTuple):
 
 
 class Chooser:
-    """Keeps the first rows that are marked and the first that are not, and no more of each than the table shows."""
+    """Keeps the first marked and the first unmarked rows, at most as many of each as the table shows."""
 
     def __init__(self, most: int) -> None:
         self._most, self._seen = most, 0
@@ -158,23 +158,23 @@ class Chooser:
         self._counts = {True: 0, False: 0}
 
     def add(self, table: pa.Table, marked: Bools) -> None:
-        """Take in finished rows; `marked` says which are failed, held or flagged."""
+        """Add finished rows; `marked`: which of them are failed, held or flagged."""
         for kind, kept in self._kept.items():
-            room = self._most - sum(cases.table.num_rows for cases in kept)
+            left = self._most - sum(cases.table.num_rows for cases in kept)
             at = np.flatnonzero(marked == kind)
             self._counts[kind] += len(at)
-            if room > 0 and len(at):
-                kept.append(Cases(table.take(pa.array(at[:room])), at[:room] + self._seen))
+            if left > 0 and len(at):
+                kept.append(Cases(table.take(pa.array(at[:left])), at[:left] + self._seen))
         self._seen += table.num_rows
 
     def cases(self, schema: pa.Schema, most: int) -> Cases:
-        """Return at most so many cases: marked ones before others, then in input order."""
+        """Return up to `most` cases in input order, choosing marked ones first."""
         pieces: list[Cases] = []
-        room = most
+        left = most
         for kind in (True, False):
             for cases in self._kept[kind]:
-                pieces.append(Cases(cases.table.slice(0, room), cases.places[:room]))
-                room -= pieces[-1].table.num_rows
+                pieces.append(Cases(cases.table.slice(0, left), cases.places[:left]))
+                left -= pieces[-1].table.num_rows
         table = pa.concat_tables([schema.empty_table(), *(piece.table for piece in pieces)])
         places = np.concatenate([np.zeros(0, np.int64), *(piece.places for piece in pieces)])
         order = np.argsort(places)
@@ -185,13 +185,13 @@ _SEPARATOR = "\x1f"
 
 
 def keys_of(table: pa.Table) -> pa.Array:
-    """Return row id and sample of every row as one text."""
+    """Return row id and sample of each row as one string."""
     joined = pc.binary_join_element_wise(table["gxr_row_id"], table["gxr_sample"].cast(pa.string()), _SEPARATOR)
     return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
 
 
 class Digest:
-    """Key, text and prompt of each row that was added. Hashes hold within this process only; 0 = no text."""
+    """Keys and hashes of the added rows. Hashes are valid within this process only; 0 = no text."""
 
     def __init__(self) -> None:
         self._keys: list[pa.Array] = []
@@ -200,7 +200,7 @@ class Digest:
         self._lengths: list[npt.NDArray[np.float64]] = []
 
     def add(self, table: pa.Table) -> None:
-        """Take in finished rows."""
+        """Add finished rows."""
         self._keys.append(keys_of(table))
         self._texts.append(_hashes(table["gxr_text"]))
         self._prompts.append(_hashes(table["gxr_prompt_sha256"]))
@@ -209,7 +209,7 @@ class Digest:
 
     @cached_property
     def keys(self) -> pa.Array:
-        """The keys, in the order of the rows."""
+        """The keys, in row order."""
         return pa.chunked_array(self._keys, pa.string()).combine_chunks()
 
     @cached_property
@@ -224,7 +224,7 @@ class Digest:
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.float64]:
-        """Characters of each generated text, NaN where there is none."""
+        """Characters of each generated text, NaN if there is none."""
         return np.concatenate([np.zeros(0), *self._lengths])
 
 
@@ -234,16 +234,16 @@ def _hashes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 _STEPS_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21_600)
 _MOST_STEPS = 72
-# A run that stood still for so long goes on in another night; the charts show the newest.
-_NIGHT_GAP_SECONDS = 6 * 3600.0
-_OUTLIERS = 0.995  # share of the rows that a histogram spreads over its steps; the others are counted in its last one
+# A gap of this length between finished rows starts a new period; the charts show the latest one.
+_GAP_SECONDS = 6 * 3600.0
+_OUTLIERS = 0.995  # quantile at which a histogram ends; rows above it are counted in the last bar
 _BARS = 32
 
 
-class Night(NamedTuple):
-    """The newest stretch of work. Moments are UTC milliseconds; every array but `edges` has one entry a step.
+class Period(NamedTuple):
+    """The latest period of work. Times are UTC milliseconds; rates have one entry per step between `edges`.
 
-    `finished` counts the rows by status that were finished at each of the `edges`, those of earlier nights included.
+    `finished`: rows finished by each of the `edges`, by status, including those of earlier periods.
     """
 
     edges: Floats
@@ -256,7 +256,7 @@ class Night(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """Counts between `edges`; `beyond` rows above the last edge are in the last count too."""
+    """Counts between `edges`; the last count includes the `beyond` rows above the last edge."""
 
     edges: Floats
     counts: Floats
@@ -264,44 +264,44 @@ class Histogram(NamedTuple):
     median: float
 
 
-def night_of(tally: Tally) -> Night | None:
-    """Return the newest night of a run, None where no time passed in it."""
-    timed = np.isfinite(tally.started) & np.isfinite(tally.finished)  # an earlier version may not have said when
+def newest_period(tally: Tally) -> Period | None:
+    """Return the latest period of work, or None if no time passed in it."""
+    timed = np.isfinite(tally.started) & np.isfinite(tally.finished)  # earlier versions may lack the times
     if not timed.any():
         return None
     started, finished = tally.started[timed], tally.finished[timed]
     order = np.sort(finished)
-    breaks = np.flatnonzero(np.diff(order) > _NIGHT_GAP_SECONDS * 1000)
+    breaks = np.flatnonzero(np.diff(order) > _GAP_SECONDS * 1000)
     first = order[breaks[-1] + 1] if len(breaks) else order[0]
-    tonight = finished >= first
-    began, ended = float(started[tonight].min()), float(order[-1])
+    in_period = finished >= first
+    began, ended = float(started[in_period].min()), float(order[-1])
     if ended <= began:
         return None
     edges, step = _edges(began, ended)
     spans = np.diff(edges) / 1000
-    start, end, tokens = started[tonight], finished[tonight], np.nan_to_num(tally.new_tokens[timed][tonight])
-    took_part = np.nan_to_num(tally.seconds[timed][tonight]) > 0
+    start, end, tokens = started[in_period], finished[in_period], np.nan_to_num(tally.new_tokens[timed][in_period])
+    took_part = np.nan_to_num(tally.seconds[timed][in_period]) > 0
     done = {name: _by(edges, finished[tally.status[timed] == code]) for code, name in enumerate(STATUSES)}
-    return Night(
+    return Period(
         edges=edges,
         step_seconds=step,
         finished=done,
         rows_a_minute=np.diff(_by(edges, end)) / spans * 60,
         tokens_a_second=np.diff(_spread(edges, start, end, tokens)) / spans,
         rows_in_progress=np.diff(_spread(edges, start, end, np.where(took_part, (end - start) / 1000, 0.0))) / spans,
-        earlier_rows=int((~tonight).sum()),
+        earlier_rows=int((~in_period).sum()),
     )
 
 
 def _edges(began: float, ended: float) -> tuple[Floats, float]:
-    """Return edges a round step apart, but for the last, which is where the night ended, and the step in seconds.
+    """Return edges a round step apart, except the last, which is the end of the period, and the step in seconds.
 
-    What is left over of less than half a step belongs to the step before: over a moment, a rate says nothing.
+    A remainder of less than half a step is added to the step before, because a rate over a short time is misleading.
     """
     seconds = (ended - began) / 1000
     step = next((step for step in _STEPS_SECONDS if seconds / step <= _MOST_STEPS), _STEPS_SECONDS[-1])
     before = began + np.arange(int(seconds / step) + 2) * step * 1000
-    # Compared, not counted: 0.06 / 0.02 rounds to more than 3, and a step of no length would divide by nothing.
+    # Compare instead of counting: 0.06 / 0.02 rounds to more than 3, and an empty step would divide by zero.
     before = before[before < ended]
     if len(before) > 1 and ended - before[-1] < step * 500:
         before = before[:-1]
@@ -309,18 +309,18 @@ def _edges(began: float, ended: float) -> tuple[Floats, float]:
 
 
 def _by(edges: Floats, moments: Floats) -> Floats:
-    """Return how many of the moments lie at or before each edge."""
+    """Return how many of the times are at or before each edge."""
     return np.searchsorted(np.sort(moments), edges, side="right").astype(np.float64)
 
 
 def _spread(edges: Floats, start: Floats, end: Floats, amount: Floats) -> Floats:
-    """Return how much of the amounts, each spread from its start to its end, lies before each edge."""
+    """Return the sum of the amounts before each edge, each amount spread evenly from its start to its end."""
     length = np.maximum(end - start, 1e-6)
     return np.array([float((amount * np.clip((edge - start) / length, 0, 1)).sum()) for edge in edges])
 
 
 def histogram(values: Floats) -> Histogram | None:
-    """Return a histogram with round steps, None where there is nothing to count."""
+    """Return a histogram with round steps, or None if there is nothing to count."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None
@@ -334,7 +334,7 @@ def histogram(values: Floats) -> Histogram | None:
 
 
 def _round_step(step: float, *, whole: bool) -> float:
-    """Return the next 1, 2 or 5 times a power of ten; of whole numbers at least 1."""
+    """Return the next larger 1, 2 or 5 times a power of ten; at least 1 for whole numbers."""
     least = 1.0 if whole else 1e-6
     step = max(step, least)
     power = 10.0 ** np.floor(np.log10(step))

@@ -1,8 +1,7 @@
-"""The cases of the page: which of them it has room for, their columns, and what the page says of both.
+"""Selects the cases of the report, packs their columns, and describes the selection.
 
-They go into the page as JSON, compressed with gzip and spelled in base64, which every browser can undo by itself
-(`unpacked` in web/table.js). Held rows are held because something in them looks like an identifier: unless a person
-asks for it, the page has neither their texts nor the user's cells.
+Cases are embedded as JSON, compressed with gzip and encoded in base64 (`unpacked` in web/table.js decodes them). Held
+rows may contain identifiers: unless the user includes them, the report has neither their texts nor the user's cells.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from gxr_batch.report.compare import SAME, VERDICTS, Comparison
 from gxr_batch.report.invocations import mapping
 from gxr_batch.text_checks.descriptions import EVERY_FLAG
 
-# Of the 8 MB of a page; charts and their tables, style and script take the rest.
+# The report stays under 8 MB; charts and their tables, style and script take the rest.
 MOST_PACKED_BYTES = 7_780_000
-# What is left out of a cell is said behind it; the whole stands in the run's Parquet.
+# Longer cells are cut and end in SHORTENED; the run's Parquet files hold the full text.
 MOST_CHARACTERS = 20_000
-SHORTENED = " … [shortened in this page]"
+SHORTENED = " … [shortened in this report]"
 _HASH_DIGITS = 8
 _HASHES = frozenset({"gxr_prompt_sha256"})
-# Columns that quote a held row's text, besides the user's own.
+# Columns that hold text of a held row, besides the user's columns.
 _QUOTING = frozenset({"gxr_text", "gxr_review_text", "gxr_review_comment"})
-_DIGITS = 4  # of seconds and speeds; the Parquet has them all
-# What the case view shows of the other run; a column that is the same in every row is held once.
+_DIGITS = 4  # significant digits of seconds and rates
+# Columns of the other run in the case view; a column with one value in all rows is stored once.
 _OF_THE_OTHER = (
     "gxr_text", "gxr_status", "gxr_flags", "gxr_error", "gxr_finish_reason", "gxr_new_tokens", "gxr_seconds_generating",
     "gxr_review_status", "gxr_review_text", "gxr_template", "gxr_model", "gxr_adapter",
@@ -42,7 +41,7 @@ _KEY = ("gxr_row_id", "gxr_sample")
 
 
 class CaseTable(NamedTuple):
-    """The packed cases, the user's column that is shown beside the texts, and what the reader should know of them."""
+    """The packed cases, the name of the user's column shown next to the texts, and sentences about the selection."""
 
     packed: str
     findings: str
@@ -52,9 +51,9 @@ class CaseTable(NamedTuple):
 
 
 class Column(NamedTuple):
-    """One column: `own` is the user's, `other` that of the run compared with; `kind` tells the page how to show it.
+    """One column: `own` if it is the user's, `other` if it is of the run compared with.
 
-    kind: text, number, moment (UTC milliseconds), flags (a list).
+    `kind`: text, number, moment (UTC milliseconds) or flags (a list).
     """
 
     name: str
@@ -64,7 +63,7 @@ class Column(NamedTuple):
     other: bool = False
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what the page's script gets; values that are all the same are given once."""
+        """Return the column for JSON; if all values are equal, as one constant."""
         entry: dict[str, Any] = {"name": self.name, "kind": self.kind, "own": self.own, "other": self.other}
         first = self.values[0] if self.values else None
         if all(value == first for value in self.values):
@@ -73,7 +72,7 @@ class Column(NamedTuple):
 
 
 def case_table(surveyed: Surveyed, comparison: Comparison | None, include_held: bool) -> CaseTable:
-    """Return the table with as many cases as the page has room for; no text is cut to make room for another."""
+    """Return the table with as many cases as fit in MOST_PACKED_BYTES."""
     most = MOST_CASES
     while True:
         cases = surveyed.chooser.cases(surveyed.reader.schema, most)
@@ -85,15 +84,15 @@ def case_table(surveyed: Surveyed, comparison: Comparison | None, include_held: 
 
 def _table(surveyed: Surveyed, cases: Cases, comparison: Comparison | None, include_held: bool) -> CaseTable:
     hidden = held(cases.table)
-    beside = _other_rows(comparison, cases) if comparison else None
-    if beside is not None:  # what one of the runs holds back the other must not give away
-        hidden = [here or there for here, there in zip(hidden, held(beside), strict=True)]
+    other_rows = _other_rows(comparison, cases) if comparison else None
+    if other_rows is not None:  # a row held in one run must not be shown by the other
+        hidden = [here or there for here, there in zip(hidden, held(other_rows), strict=True)]
     hidden = [one and not include_held for one in hidden]
     columns, shortened = columns_of(cases.table, hidden)
     mapped = mapping(mapping(surveyed.reader.manifest.job.get("input")).get("columns")).get("findings", "findings")
     findings = _findings_of(columns, mapped)
-    if comparison and beside is not None:
-        more, cut = _other_columns(comparison, cases, beside, hidden)
+    if comparison and other_rows is not None:
+        more, cut = _other_columns(comparison, cases, other_rows, hidden)
         columns, shortened = columns + more, shortened + cut
     packed = _packed(
         {
@@ -111,22 +110,22 @@ def _table(surveyed: Surveyed, cases: Cases, comparison: Comparison | None, incl
 
 
 def _packed(cases: dict[str, Any]) -> str:
-    """Return an object as text that is safe inside a script element."""
+    """Return an object as text that is safe in a script element."""
     text = json.dumps(cases, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), mtime=0)).decode("ascii")
 
 
 def _sentence(surveyed: Surveyed, cases: Cases) -> str:
-    """Say which cases the table shows."""
+    """Return a sentence about which cases the table shows."""
     shown, rows = cases.table.num_rows, surveyed.tally.rows
     if shown == rows:
-        return f"All {rows:,} finished rows, each beside the text that was generated for it."
-    which = "the first that failed, are held or have a flag"
+        return f"All {rows:,} finished rows with their generated texts."
+    which = "the first ones that failed, are held or have a flag"
     if not cases.marked_only:
-        which = "all that failed, are held or have a flag, and the first of the others"
+        which = "all that failed, are held or have a flag, and the first of the rest"
     return (
-        f"{shown:,} of {rows:,} finished rows: {which}. The others stand in the run folder; "
-        "gxr-batch export writes all of them as a workbook."
+        f"{shown:,} of {rows:,} finished rows: {which}. All rows are in the run folder; "
+        "gxr-batch export writes them to a workbook."
     )
 
 
@@ -134,10 +133,10 @@ def _notices(shortened: int, withheld: int) -> tuple[str, ...]:
     found = []
     if withheld:
         rows = "1 held row" if withheld == 1 else f"{withheld:,} held rows"
-        found.append(f"Cells and text of {rows} are withheld here; gxr-batch report --include-held shows them.")
+        found.append(f"Cells and texts of {rows} are withheld; gxr-batch report --include-held shows them.")
     if shortened:
         cells = "1 very long cell is" if shortened == 1 else f"{shortened:,} very long cells are"
-        found.append(f"{cells} shortened in this page; the run's Parquet has the whole.")
+        found.append(f"{cells} shortened in this report; the run's Parquet files have the full text.")
     return tuple(found)
 
 
@@ -147,7 +146,7 @@ def held(table: pa.Table) -> list[bool]:
 
 
 def columns_of(table: pa.Table, hidden: Sequence[bool], *, other: bool = False) -> tuple[list[Column], int]:
-    """Return the columns of some cases, and how many of their cells were shortened; `hidden` ones are withheld."""
+    """Return the columns of these cases, and how many cells were shortened; rows marked `hidden` are withheld."""
     columns, shortened = [], 0
     for field in table.schema:
         own = not field.name.startswith("gxr_")
@@ -164,7 +163,7 @@ def columns_of(table: pa.Table, hidden: Sequence[bool], *, other: bool = False) 
 
 
 def _shown(field: pa.Field) -> tuple[str, Callable[[Any], Any]]:
-    """Return a column's kind, and how one of its values becomes one of JSON."""
+    """Return a column's kind, and the function that converts its values for JSON."""
     kind = field.type
     if field.name in _HASHES:
         return "text", lambda value: f"{value[:_HASH_DIGITS]}…"
@@ -172,7 +171,7 @@ def _shown(field: pa.Field) -> tuple[str, Callable[[Any], Any]]:
         return "flags", list
     if pa.types.is_timestamp(kind) and field.name.startswith("gxr_"):
         return "moment", lambda value: round(value.timestamp() * 1000)
-    if pa.types.is_integer(kind):  # a browser's numbers hold so much without loss
+    if pa.types.is_integer(kind):  # JavaScript numbers are exact up to there
         return "number", lambda value: value if abs(value) < 2**53 else str(value)
     if pa.types.is_floating(kind):
         return "number", _rounded if field.name.startswith("gxr_") else _finite
@@ -192,9 +191,9 @@ def _short(text: str | None) -> str | None:
 
 
 def _findings_of(columns: Sequence[Column], mapped: str) -> str:
-    """Return the name of the user's column that is shown beside the generated text.
+    """Return the name of the user's column to show next to the generated text.
 
-    `mapped` is the one that the job uses as findings; where the table has no such column, the longest.
+    That is `mapped`, the job's findings column, or if it does not exist, the column with the longest texts.
     """
     own = [column for column in columns if column.own and not column.other]
     if any(column.name == mapped for column in own):
@@ -203,13 +202,13 @@ def _findings_of(columns: Sequence[Column], mapped: str) -> str:
 
 
 def _mean_length(values: Iterable[Any]) -> float:
-    """Return the mean number of characters of the texts among the values, 0 where there is none."""
+    """Return the mean length of the texts among the values, 0 if there are none."""
     lengths = [len(value) for value in values if isinstance(value, str)]
     return sum(lengths) / len(lengths) if lengths else 0.0
 
 
 def _other_rows(comparison: Comparison, cases: Cases) -> pa.Table:
-    """Return the other run's rows for these cases, in their order; a row of nulls where it has none."""
+    """Return the other run's rows for these cases, in the same order; all null if it has no such row."""
     keys = keys_of(cases.table)
     pieces = [comparison.other.reader.schema.empty_table()]
     rows = comparison.other.reader.finished(include_held=comparison.other.include_held)
@@ -223,7 +222,7 @@ def _other_columns(
 ) -> tuple[list[Column], int]:
     """Return the columns of `_other_rows`, and how many cells were shortened.
 
-    A text that is the same in both runs is held once: its cell is empty, and the verdict says so.
+    A text that is the same in both runs is stored once: its cell here is null.
     """
     verdicts = comparison.verdicts[cases.places]
     columns, shortened = columns_of(rows, hidden, other=True)

@@ -1,8 +1,8 @@
-"""Charts: Vega-Lite specifications, drawn to SVG when the page is made, so that the page needs no library.
+"""Draws charts from Vega-Lite specifications to SVG, so that the report needs no script library.
 
-The charts of the newest stretch of work (rows by state, rows a minute, tokens a second, slots in use), histograms of
-what a row took, and bars of names. Colours are the page's own CSS variables, so that one drawing serves light, dark and
-paper. Every chart comes with its figures as a table, for those who cannot see it.
+Charts of the latest period of work (rows by state, rows per minute, tokens per second, slots in use), histograms per
+row, and bar charts. Colours are CSS variables of the page, for light mode, dark mode and print. For accessibility, each
+chart has its figures as a table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from gxr_batch.report.aggregate import Floats, Histogram, Night
+from gxr_batch.report.aggregate import Floats, Histogram, Period
 
 Spec = dict[str, Any]
 _WIDTH, _HEIGHT = 560, 170
@@ -24,10 +24,10 @@ _AXIS = {
     "labelColor": MUTED, "titleColor": MUTED, "gridColor": LINE, "domainColor": LINE, "tickColor": LINE,
     "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8, "labelPadding": 4,
 }  # fmt: skip
-# The labels of the axes count as part of the width, so that all charts are drawn at one scale.
+# The width includes the axis labels, so that all charts have the same scale.
 _FIT = {"type": "fit-x", "contains": "padding"}
 _CONFIG = {
-    "aria": False,  # labels on every mark would be a fifth of the page; the table beside the chart says it better
+    "aria": False,  # labels on every mark would be a fifth of the page; the chart's table replaces them
     "background": None,
     "font": _FONT,
     "view": {"stroke": None},
@@ -35,12 +35,12 @@ _CONFIG = {
     "legend": {"labelColor": INK, "labelFontSize": 12, "title": None, "orient": "top", "symbolType": "square"},
 }
 _BARS_MOST = 14
-# Room for the names of bars, and for one letter of the widest usual font: the reader's is not known here.
+# Maximum width of bar names, and of a letter in the widest common font, as the reader's font is unknown.
 _LABEL, _LETTER = 230, 7.5
 
 
 class Chart(NamedTuple):
-    """One chart of the page: its drawing, and the same figures as a table (`header`, then `rows`)."""
+    """One chart: its drawing, and its figures as a table (`header`, then `rows`)."""
 
     title: str
     note: str
@@ -61,11 +61,11 @@ def draw(spec: Spec) -> Markup:
         **spec,
     }
     svg = vl_convert.vegalite_to_svg({**whole, "config": _CONFIG}, vl_version="6.4")
-    return Markup(svg)  # Vega escapes the texts that it draws; tests/integration/test_report.py tries
+    return Markup(svg)  # Vega escapes the texts that it draws, see tests/integration/test_report.py
 
 
 def histogram_chart(title: str, unit: str, found: Histogram) -> Chart:
-    """Return how many rows lie in each step of a figure."""
+    """Return a histogram as a chart."""
     data = [
         {"from": float(low), "to": float(high), "rows": float(count)}
         for low, high, count in zip(found.edges[:-1], found.edges[1:], found.counts, strict=True)
@@ -93,15 +93,15 @@ def histogram_chart(title: str, unit: str, found: Histogram) -> Chart:
             "y2": {"datum": 0},
         },
     }
-    note = f"rows by {unit}; half of them take at most {figure(found.median)}"
+    note = f"rows by {unit}; median {figure(found.median)}"
     if found.beyond:
-        note += f"; the last bar holds {found.beyond:,} still longer ones"
+        note += f"; the last bar includes {found.beyond:,} higher values"
     rows = [(f"{figure(one['from'])} to {figure(one['to'])}", figure(one["rows"])) for one in data if one["rows"]]
     return Chart(title, note, draw(spec), (unit, "rows"), tuple(rows))
 
 
 def whole_ticks(most: float) -> int:
-    """Return how many ticks an axis from 0 to so many rows can have; no row is half."""
+    """Return how many ticks an axis from 0 to `most` rows can have at whole numbers."""
     return int(min(5, max(1, most)))
 
 
@@ -138,18 +138,18 @@ def bar_chart(title: str, note: str, counts: Mapping[str, int], total: int) -> C
 
 
 def figure(value: float) -> str:
-    """Return a number as the tables beside the charts say it."""
+    """Return a number as shown in the tables of the charts."""
     if not np.isfinite(value):
         return ""
     return f"{value:,.0f}" if value == round(value) or abs(value) >= 100 else f"{value:,.3g}"
 
 
-# The layers from the ground up, and their colours.
+# The layers from the bottom up, and their colours.
 _LAYERS = {"generated": "var(--ok)", "failed": "var(--failed)", "held": "var(--held)", "left": "var(--left)"}
 
 
 class _Clock(NamedTuple):
-    """The edges of the night's steps as the axis has them and as the tables say them."""
+    """The edges of the period's steps, for the axis and for the tables."""
 
     moments: list[float]
     labels: list[str]
@@ -157,29 +157,29 @@ class _Clock(NamedTuple):
     steps: str
 
 
-def night_charts(night: Night, left: int, slots: float | None, zone: timezone) -> list[Chart]:
-    """Return the charts; `left` rows are still to do, `slots` is how many rows the engine could take at once."""
-    clock = _clock(night, zone)
+def period_charts(period: Period, left: int, slots: float | None, zone: timezone) -> list[Chart]:
+    """Return the charts of a period; `left`: rows still to do, `slots`: the engine's slots."""
+    clock = _clock(period, zone)
     return [
-        _progress(night, left, clock),
-        _steps("Rows a minute", "rows/min", night.rows_a_minute, clock),
-        _steps("Tokens a second", "tok/s", night.tokens_a_second, clock),
-        _steps("Slots in use", "rows side by side", night.rows_in_progress, clock, most=slots),
+        _progress(period, left, clock),
+        _steps("Rows per minute", "rows/min", period.rows_a_minute, clock),
+        _steps("Tokens per second", "tok/s", period.tokens_a_second, clock),
+        _steps("Slots in use", "rows at the same time", period.rows_in_progress, clock, most=slots),
     ]
 
 
-def _clock(night: Night, zone: timezone) -> _Clock:
-    # A clock that is read in UTC shows the time of the zone.
-    moments = [float(edge) + zone.utcoffset(None).total_seconds() * 1000 for edge in night.edges]
-    form = "%H:%M" if night.step_seconds >= 60 else "%H:%M:%S"
+def _clock(period: Period, zone: timezone) -> _Clock:
+    # Shifted by the zone's offset, because the axis shows UTC.
+    moments = [float(edge) + zone.utcoffset(None).total_seconds() * 1000 for edge in period.edges]
+    form = "%H:%M" if period.step_seconds >= 60 else "%H:%M:%S"
     labels = [datetime.fromtimestamp(moment / 1000, UTC).strftime(f"%d %b {form}") for moment in moments]
     axis: Spec = {"field": "at", "type": "temporal", "title": None, "scale": {"type": "utc"}}
     axis["axis"] = {"format": form, "grid": False, "labelOverlap": True, "tickCount": 6}
-    return _Clock(moments, labels, axis, f"in steps of {_length(night.step_seconds)}")
+    return _Clock(moments, labels, axis, f"in steps of {_length(period.step_seconds)}")
 
 
-def _progress(night: Night, left: int, clock: _Clock) -> Chart:
-    done: dict[str, Any] = {name: night.finished["ok" if name == "generated" else name] for name in list(_LAYERS)[:3]}
+def _progress(period: Period, left: int, clock: _Clock) -> Chart:
+    done: dict[str, Any] = {name: period.finished["ok" if name == "generated" else name] for name in list(_LAYERS)[:3]}
     total = sum(float(values[-1]) for values in done.values()) + left
     done["left"] = total - sum(done.values())
     names = [name for name in _LAYERS if done[name].any()]
@@ -202,14 +202,14 @@ def _progress(night: Night, left: int, clock: _Clock) -> Chart:
         },
     }
     rows = [(label, *(figure(done[name][place]) for name in names)) for place, label in enumerate(clock.labels)]
-    note = f"rows of the table, {total:,.0f} in all"
-    if night.earlier_rows:
-        note += f"; {night.earlier_rows:,} were finished before this night"
-    return Chart("Progress over the night", note, draw(spec), ("time", *names), tuple(rows))
+    note = f"rows of the table, {total:,.0f} in total"
+    if period.earlier_rows:
+        note += f"; {period.earlier_rows:,} were finished in earlier periods"
+    return Chart("Progress", note, draw(spec), ("time", *names), tuple(rows))
 
 
 def _steps(title: str, unit: str, values: Floats, clock: _Clock, most: float | None = None) -> Chart:
-    """Return a figure as one bar a step, with a dashed line where `most` is."""
+    """Return a figure with one bar per step, and a dashed line at `most`."""
     edges = zip(clock.moments[:-1], clock.moments[1:], values, strict=True)
     data = [{"at": at, "to": to, "value": float(value)} for at, to, value in edges]
     y = {"field": "value", "type": "quantitative", "title": None, "axis": {"tickCount": 5}, "scale": {"nice": 5}}
@@ -218,7 +218,7 @@ def _steps(title: str, unit: str, values: Floats, clock: _Clock, most: float | N
     if most:
         line = {"type": "rule", "color": INK, "strokeDash": [4, 3]}
         layers.append({"mark": line, "encoding": {"y": {"datum": most, "type": "quantitative"}}})
-    note = f"{unit}, {clock.steps}" + (f"; the dashed line is all {most:.0f} slots" if most else "")
+    note = f"{unit}, {clock.steps}" + (f"; dashed line: all {most:.0f} slots" if most else "")
     rows = [(label, figure(value)) for label, value in zip(clock.labels, values, strict=False)]
     return Chart(title, note, draw({"data": {"values": data}, "layer": layers}), ("from", unit), tuple(rows))
 

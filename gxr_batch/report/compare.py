@@ -1,7 +1,7 @@
-"""Compares two runs over the same rows, so that an adapter or a template can be judged.
+"""Compares two runs over the same rows, for example to judge an adapter or a template.
 
-Rows are matched by row id and sample, whatever their order. Figures and verdicts only: the other run's texts are read
-in cases.py.
+Rows are matched by row id and sample, in any order. Computes figures and verdicts; cases.py reads the other run's
+texts.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 
 from gxr_batch.report.aggregate import STATUSES, Bools, Digest, Floats, Places, Surveyed
 
-# The verdict on a row of this run: `Comparison.verdicts` holds places in this list.
+# Verdicts on rows of this run; `Comparison.verdicts` holds indices into this tuple.
 VERDICTS = ("same text", "different text", "only in this run", "no text in one")
 SAME, DIFFERENT, ALONE, TEXTLESS = range(4)
 
 
 class Line(NamedTuple):
-    """One line of the comparison: a figure of this run beside the other's; `unit` stands behind both."""
+    """One line of the comparison: a figure of this run and of the other, with their `unit`."""
 
     name: str
     this: float | None
@@ -28,7 +28,7 @@ class Line(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What two runs have in common and where they differ. `verdicts` has one entry for each row of this run."""
+    """Counts and figures of the comparison. `verdicts` has one entry for each row of this run."""
 
     other: Surveyed
     matched: int
@@ -44,12 +44,12 @@ class Comparison(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How the page calls the other run."""
+        """The name of the other run in the report."""
         return self.other.reader.folder.absolute().name
 
 
 def compare(this: Surveyed, other: Surveyed) -> Comparison:
-    """Lay two runs side by side; both were surveyed to be compared."""
+    """Compare two runs; both must be surveyed with `compared`."""
     assert this.digest is not None
     assert other.digest is not None
     place = pc.index_in(this.digest.keys, value_set=other.digest.keys)
@@ -76,16 +76,16 @@ def compare(this: Surveyed, other: Surveyed) -> Comparison:
 
 
 def _lines(this: Surveyed, other: Surveyed, mine: Places, theirs: Places) -> tuple[Line, ...]:
-    """Return the figures over the rows that both runs have."""
+    """Return figures over the rows that are in both runs."""
 
     def both(name: str, unit: str, figure: Any) -> Line:
         return Line(name, figure(this, mine), figure(other, theirs), unit)
 
     lines = (
         both("failed or held", "", lambda run, at: float((run.tally.status[at] != STATUSES.index("ok")).sum())),
-        both("characters a text", "", lambda run, at: _mean(_digest(run).lengths[at])),
-        both("tokens a row", "", lambda run, at: _mean(run.tally.new_tokens[at])),
-        both("seconds a row", "s", lambda run, at: _mean(run.tally.seconds[at])),
+        both("characters per text", "", lambda run, at: _mean(_digest(run).lengths[at])),
+        both("tokens per row", "", lambda run, at: _mean(run.tally.new_tokens[at])),
+        both("seconds per row", "s", lambda run, at: _mean(run.tally.seconds[at])),
     )
     judged = {name for run in (this, other) for name in run.tally.reviews if name != "unreviewed"}
     reviews = [
@@ -96,7 +96,7 @@ def _lines(this: Surveyed, other: Surveyed, mine: Places, theirs: Places) -> tup
 
 
 def _flags(this: Surveyed, other: Surveyed) -> tuple[Line, ...]:
-    """Return how often each flag stands on the rows of either run."""
+    """Return how many rows of each run have each flag."""
     names = sorted({*this.tally.flags, *other.tally.flags})
     found = [Line(name, this.tally.flags[name], other.tally.flags[name]) for name in names]
     return (Line("any flag", this.tally.flagged, other.tally.flagged), *found)

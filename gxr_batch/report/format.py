@@ -1,7 +1,7 @@
-"""How the page writes what it knows: numbers, dates and times, and the tables of facts about a run.
+"""Formats numbers, times and tables of facts for the report.
 
-Times are shown in the time zone in which the run was last invoked. Moments of single rows are written by the page's own
-script (web/elements.js), numbers of charts in charts.py.
+Times are in the time zone of the last invocation. web/elements.js formats the times of single rows, charts.py the
+numbers of charts.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 from gxr_batch.ledger import RunReader
 from gxr_batch.report.aggregate import Surveyed
 from gxr_batch.report.compare import Comparison, Line
-from gxr_batch.report.invocations import Start, mapping, zone_of
+from gxr_batch.report.invocations import Invocation, mapping, zone_of
 
 Pairs = list[tuple[str, str]]
 
 
 def figure(value: float | None, unit: str = "") -> str:
-    """Return a number with about three digits, empty where there is none."""
+    """Return a number with about three digits, or "" for None."""
     if value is None:
         return ""
     text = f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:,.3g}"
@@ -28,14 +28,14 @@ def figure(value: float | None, unit: str = "") -> str:
 
 
 def moment(text: str, zone: timezone) -> str:
-    """Return a recorded moment in the run's time zone, to the second; as it stands where it is none."""
+    """Return a recorded time in the run's time zone, to the second; other text is returned unchanged."""
     with suppress(ValueError):
         return datetime.fromisoformat(text).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
     return text
 
 
 def job_facts(reader: RunReader) -> Pairs:
-    """Return what was asked for."""
+    """Return the facts about the job."""
     job = reader.manifest.job
     prompt, sampling = mapping(job.get("prompt")), mapping(job.get("sampling"))
     limits = {key: value for key, value in sampling.items() if value is not None and key != "preset"}
@@ -43,9 +43,9 @@ def job_facts(reader: RunReader) -> Pairs:
     return [
         ("job", reader.manifest.name),
         ("run folder", str(reader.folder.absolute().name)),
-        ("begun", moment(str(reader.manifest.created_at), zone_of(reader.manifest))),
+        ("started", moment(str(reader.manifest.created_at), zone_of(reader.manifest))),
         ("input", str(mapping(job.get("input")).get("path", ""))),
-        ("template", str(prompt.get("template", "")) + (f", or as column {column} says" if column else "")),
+        ("template", str(prompt.get("template", "")) + (f", or from column {column}" if column else "")),
         (
             "sampling",
             ", ".join([f"preset {sampling.get('preset')}", *(f"{key} {value}" for key, value in limits.items())]),
@@ -53,8 +53,8 @@ def job_facts(reader: RunReader) -> Pairs:
     ]
 
 
-def model_facts(reader: RunReader, newest: Start | None) -> Pairs:
-    """Return what generated."""
+def model_facts(reader: RunReader, newest: Invocation | None) -> Pairs:
+    """Return the facts about the model and engine."""
     facts, resolved = reader.manifest.model.get("provenance", {}), reader.manifest.resolved
     kind = resolved.get("engine.kind") or reader.manifest.fingerprint.get("engine.kind", "")
     worker = resolved.get("ray.worker", "") if kind == "ray" else ""
@@ -74,42 +74,42 @@ def model_facts(reader: RunReader, newest: Start | None) -> Pairs:
     return pairs
 
 
-def starts_table(found: Sequence[Start], zone: timezone) -> dict[str, Any]:
-    """Return the starts of a run as a table, without the columns that are empty in all of them."""
+def invocations_table(found: Sequence[Invocation], zone: timezone) -> dict[str, Any]:
+    """Return the invocations of a run as a table, without empty columns."""
     columns = {
-        "no.": [str(start.number) for start in found],
-        "start": [moment(start.began, zone) for start in found],
-        "end": [moment(start.ended, zone) for start in found],
-        "outcome": [start.outcome for start in found],
-        "resumed": ["yes" if start.resumed else "no" for start in found],
-        "rows": [figure(start.rows) for start in found],
-        "rejected": [figure(start.rejected or None) for start in found],
-        "rows/min": [figure(start.rows_a_minute) for start in found],
-        "tok/s": [figure(start.tokens_a_second) for start in found],
-        "slots": [figure(start.slots) for start in found],
-        "device": [start.device for start in found],
-        "peak memory": [_bytes(start.memory_bytes) for start in found],
-        "batch splits": [figure(start.splits or None) for start in found],
-        "workers lost": [figure(start.workers_lost or None) for start in found],
+        "no.": [str(one.number) for one in found],
+        "start": [moment(one.began, zone) for one in found],
+        "end": [moment(one.ended, zone) for one in found],
+        "outcome": [one.outcome for one in found],
+        "resumed": ["yes" if one.resumed else "no" for one in found],
+        "rows": [figure(one.rows) for one in found],
+        "rejected": [figure(one.rejected or None) for one in found],
+        "rows/min": [figure(one.rows_a_minute) for one in found],
+        "tok/s": [figure(one.tokens_a_second) for one in found],
+        "slots": [figure(one.slots) for one in found],
+        "device": [one.device for one in found],
+        "peak memory": [_bytes(one.memory_bytes) for one in found],
+        "batch splits": [figure(one.splits or None) for one in found],
+        "workers lost": [figure(one.workers_lost or None) for one in found],
     }
     kept = {name: cells for name, cells in columns.items() if any(cells) or name == "no."}
     return {"header": list(kept), "rows": list(zip(*kept.values(), strict=True))}
 
 
-def change(before: Start, now: Start) -> list[tuple[str, str, str, str]]:
-    """Return the figures of two starts side by side, with the change in percent."""
+def change(before: Invocation, now: Invocation) -> list[tuple[str, str, str, str]]:
+    """Return the figures of two invocations and the change in percent."""
     pairs = (
         ("rows generated", before.rows, now.rows, ""),
-        ("rows a minute", before.rows_a_minute, now.rows_a_minute, ""),
-        ("tokens a second", before.tokens_a_second, now.tokens_a_second, ""),
-        ("tokens a row", before.tokens_a_row, now.tokens_a_row, ""),
+        ("rows per minute", before.rows_a_minute, now.rows_a_minute, ""),
+        ("tokens per second", before.tokens_a_second, now.tokens_a_second, ""),
+        ("tokens per row", before.tokens_a_row, now.tokens_a_row, ""),
         ("seconds to load the model", before.load_seconds, now.load_seconds, "s"),
         ("slots", before.slots, now.slots, ""),
         ("peak memory", _gib(before.memory_bytes), _gib(now.memory_bytes), "GiB"),
         ("batch splits", before.splits, now.splits, ""),
         ("prompts cut", before.cut, now.cut, ""),
-        ("failed, in the whole run", before.counts.get("failed"), now.counts.get("failed"), ""),
-        ("held, in the whole run", before.counts.get("held"), now.counts.get("held"), ""),
+        ("failed, in total", before.counts.get("failed"), now.counts.get("failed"), ""),
+        ("held, in total", before.counts.get("held"), now.counts.get("held"), ""),
     )
     return [
         (name, figure(then, unit), figure(today, unit), _percent(then, today))
@@ -119,12 +119,12 @@ def change(before: Start, now: Start) -> list[tuple[str, str, str, str]]:
 
 
 def compared_with(this: Surveyed, comparison: Comparison) -> dict[str, Any]:
-    """Return what the page says of two runs side by side."""
+    """Return the report's section that compares two runs."""
     other, name = comparison.other.reader, comparison.name
     sentence = (
         f"{comparison.matched:,} rows are in both runs: {comparison.same:,} have the same text, "
-        f"{comparison.different:,} another one, {comparison.without_text:,} have no text in one of them. "
-        f"{comparison.other_prompt:,} were asked with another prompt. "
+        f"{comparison.different:,} have different texts, {comparison.without_text:,} have no text in one run. "
+        f"{comparison.other_prompt:,} have different prompts. "
         f"{comparison.only_this:,} rows are only in this run, {comparison.only_other:,} only in {name}."
     )
     return {
@@ -138,7 +138,7 @@ def compared_with(this: Surveyed, comparison: Comparison) -> dict[str, Any]:
 
 
 def _identity(reader: RunReader) -> Pairs:
-    kept = {"job", "begun", "template", "sampling", "model", "revision", "adapter", "engine"}
+    kept = {"job", "started", "template", "sampling", "model", "revision", "adapter", "engine"}
     return [pair for pair in (*job_facts(reader), *model_facts(reader, None)) if pair[0] in kept]
 
 

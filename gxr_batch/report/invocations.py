@@ -1,6 +1,6 @@
-"""The invocations of a run as run.json records them, and the one to compare the newest with, of this run or an earlier.
+"""Reads a run's invocations from run.json, and finds the one to compare the newest with, in this run or an earlier one.
 
-run.json may come from another version or be edited by hand: a value of an unexpected kind is left out.
+run.json may come from another version or be edited by hand: values of an unexpected type are left out.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 from gxr_batch.errors import GxrError
 from gxr_batch.ledger import Manifest, RunReader, is_run
 
-# Where an engine or the runner writes down how much memory it took, in bytes; the first that is there counts.
+# Keys in which an engine or the runner records its memory in bytes; the first one found is used.
 _MEMORY_KEYS = ("peak_memory_bytes", "memory_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
-    """One start of the run. What run.json does not say is None or empty."""
+class Invocation:
+    """One invocation of the run. Values that run.json lacks are None or empty."""
 
     number: int
     began: str
@@ -45,23 +45,23 @@ class Start:
 
 
 class Previous(NamedTuple):
-    """A start to compare the newest with, where it stands, and the settings that were others then."""
+    """The invocation to compare the newest with, where it was found, and the settings that changed since."""
 
-    start: Start
+    invocation: Invocation
     where: str
     changed: tuple[tuple[str, str, str], ...]
 
 
-def starts(manifest: Manifest) -> list[Start]:
-    """Return the starts of a run, oldest first."""
-    return [_start(number, entry) for number, entry in enumerate(manifest.invocations, start=1)]
+def invocations_of(manifest: Manifest) -> list[Invocation]:
+    """Return the invocations of a run, oldest first."""
+    return [_invocation(number, entry) for number, entry in enumerate(manifest.invocations, start=1)]
 
 
-def _start(number: int, entry: Mapping[str, Any]) -> Start:
+def _invocation(number: int, entry: Mapping[str, Any]) -> Invocation:
     engine = mapping(entry.get("engine"))
     rows, tokens, seconds = _rows(entry), _number(entry.get("new_tokens")), _number(entry.get("streaming_seconds"))
     memory = next((value for place in (entry, engine) for name in _MEMORY_KEYS if (value := place.get(name))), None)
-    return Start(
+    return Invocation(
         number=number,
         began=str(entry.get("started_at") or ""),
         ended=str(entry.get("finished_at") or ""),
@@ -77,8 +77,8 @@ def _start(number: int, entry: Mapping[str, Any]) -> Start:
         workers_lost=_number(mapping(entry.get("workers")).get("lost")),
         cut=_number(entry.get("cut")),
         memory_bytes=_number(memory),
-        device=_said(engine.get("device")),
-        dtype=_said(engine.get("quantization") or engine.get("dtype")),
+        device=_text(engine.get("device")),
+        dtype=_text(engine.get("quantization") or engine.get("dtype")),
         resumed=bool(_number(entry.get("done_before"))),
         packages=mapping(entry.get("packages")),
         counts=mapping(entry.get("counts")),
@@ -86,7 +86,7 @@ def _start(number: int, entry: Mapping[str, Any]) -> Start:
 
 
 def _rows(entry: Mapping[str, Any]) -> float | None:
-    """Return the rows of a start: as it counted them, else, where it was broken off, as they lay on the disk."""
+    """Return the rows of an invocation: its own count, or if it was killed, the rows found on disk since."""
     if (rows := _number(entry.get("done"))) is not None:
         return rows
     counts = [_number(mapping(entry.get("counts")).get(name)) for name in ("ok", "failed", "held")]
@@ -96,22 +96,22 @@ def _rows(entry: Mapping[str, Any]) -> float | None:
     return sum(count or 0.0 for count in counts) - before
 
 
-def newest_that_generated(found: list[Start]) -> Start | None:
-    """Return the newest start that generated a row; others are of no use for a comparison."""
-    return next((start for start in reversed(found) if start.rows), None)
+def newest_that_generated(found: list[Invocation]) -> Invocation | None:
+    """Return the newest invocation that generated a row; others cannot be compared."""
+    return next((one for one in reversed(found) if one.rows), None)
 
 
-def previous(reader: RunReader, found: list[Start]) -> Previous | None:
-    """Return the start before the newest that generated: of this run, else of the job's run before this one."""
+def previous(reader: RunReader, found: list[Invocation]) -> Previous | None:
+    """Return the previous invocation that generated rows, of this run or else of the job's previous run."""
     newest = newest_that_generated(found)
     if newest is None:
         return None
-    earlier = newest_that_generated([start for start in found if start.number < newest.number])
+    earlier = newest_that_generated([one for one in found if one.number < newest.number])
     if earlier is not None:
-        where = f"start {earlier.number} of this run"
+        where = f"invocation {earlier.number} of this run"
         return Previous(earlier, where, _changes(_settings(newest, {}), _settings(earlier, {})))
     for folder, manifest in _runs_before(reader):
-        earlier = newest_that_generated(starts(manifest))
+        earlier = newest_that_generated(invocations_of(manifest))
         if earlier is not None:
             changed = _changes(_settings(newest, reader.manifest.job), _settings(earlier, manifest.job))
             return Previous(earlier, f"the run {folder}", changed)
@@ -119,27 +119,27 @@ def previous(reader: RunReader, found: list[Start]) -> Previous | None:
 
 
 def _runs_before(reader: RunReader) -> Iterator[tuple[str, Manifest]]:
-    """Yield the runs of the same job that stand beside this one and began before it, the newest first."""
-    own, beside = reader.manifest, []
-    with suppress(OSError):  # a folder above that may be passed through and not listed
+    """Yield the earlier runs of the same job in the same folder, newest first."""
+    own, found = reader.manifest, []
+    with suppress(OSError):  # the parent folder may not be readable
         for folder in reader.folder.absolute().parent.iterdir():
-            with suppress(GxrError):  # one that cannot be read has nothing to say here
+            with suppress(GxrError):  # skip runs that cannot be read
                 if folder.name != reader.folder.absolute().name and is_run(folder):
                     manifest = RunReader(folder).manifest
                     if manifest.name == own.name and str(manifest.created_at) < str(own.created_at):
-                        beside.append((folder.name, manifest))
-    yield from sorted(beside, key=lambda found: str(found[1].created_at), reverse=True)
+                        found.append((folder.name, manifest))
+    yield from sorted(found, key=lambda run: str(run[1].created_at), reverse=True)
 
 
-def _settings(start: Start, job: Mapping[str, Any]) -> dict[str, str]:
+def _settings(invocation: Invocation, job: Mapping[str, Any]) -> dict[str, str]:
     flat = {
         f"{section}.{key}": _brief(value)
         for section, keys in job.items()
         for key, value in mapping(keys).items()
-        if (section, key) != ("prompt", "system")  # a system text is a prompt, and no setting to print
+        if (section, key) != ("prompt", "system")  # the system text is a prompt, not a setting
     }
-    machine = {"device": start.device, "number format": start.dtype, "slots": _brief(start.slots)}
-    return flat | machine | {name: _brief(version) for name, version in start.packages.items()}
+    machine = {"device": invocation.device, "number format": invocation.dtype, "slots": _brief(invocation.slots)}
+    return flat | machine | {name: _brief(version) for name, version in invocation.packages.items()}
 
 
 def _changes(now: Mapping[str, str], then: Mapping[str, str]) -> tuple[tuple[str, str, str], ...]:
@@ -148,7 +148,7 @@ def _changes(now: Mapping[str, str], then: Mapping[str, str]) -> tuple[tuple[str
 
 
 def zone_of(manifest: Manifest) -> timezone:
-    """Return the time zone in which the run was started last."""
+    """Return the time zone of the last invocation."""
     for entry in reversed(manifest.invocations):
         with suppress(TypeError, ValueError):
             offset = datetime.fromisoformat(str(entry.get("started_at"))).utcoffset()
@@ -158,7 +158,7 @@ def zone_of(manifest: Manifest) -> timezone:
 
 
 def mapping(value: object) -> Mapping[str, Any]:
-    """Return a section of the manifest, empty where it is none."""
+    """Return a section of the manifest, or {} if it is not a table."""
     return value if isinstance(value, dict) else {}
 
 
@@ -166,7 +166,7 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _said(value: object) -> str:
+def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 

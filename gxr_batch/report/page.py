@@ -1,4 +1,4 @@
-"""Puts the page together: one HTML file with its style, its script, its charts and its cases inside."""
+"""Renders the report: one HTML file with its style, script, charts and cases."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from markupsafe import Markup
 
 from gxr_batch.ledger import Counts
 from gxr_batch.records import DISCLAIMER
-from gxr_batch.report.aggregate import Night, Surveyed, Tally, histogram, night_of
+from gxr_batch.report.aggregate import Period, Surveyed, Tally, histogram, newest_period
 from gxr_batch.report.cases import CaseTable
-from gxr_batch.report.charts import Chart, bar_chart, histogram_chart, night_charts
+from gxr_batch.report.charts import Chart, bar_chart, histogram_chart, period_charts
 from gxr_batch.report.compare import Comparison
-from gxr_batch.report.format import change, compared_with, figure, job_facts, model_facts, starts_table
-from gxr_batch.report.invocations import Start, newest_that_generated, previous, starts, zone_of
+from gxr_batch.report.format import change, compared_with, figure, invocations_table, job_facts, model_facts
+from gxr_batch.report.invocations import Invocation, invocations_of, newest_that_generated, previous, zone_of
 from gxr_batch.text_checks.descriptions import EVERY_FLAG
 
 _SCRIPTS = ("theme.js", "elements.js", "table.js", "case.js", "start.js")
-# The words of the disclaimer that a review makes untrue.
+# The part of the disclaimer that is replaced once texts are reviewed.
 _UNREVIEWED = "not reviewed by a radiologist"
 _REVIEWED = ("approved", "approved_with_edits", "rejected")
 _REASONS_SHOWN = 12
 
 
 class Content(NamedTuple):
-    """What the page is made of, besides what run.json says."""
+    """The content of the report, besides run.json."""
 
     surveyed: Surveyed
     counts: Counts
@@ -42,7 +42,7 @@ class Content(NamedTuple):
 
 
 def page(content: Content) -> str:
-    """Return the page as HTML."""
+    """Return the report as HTML."""
     style, script = _web("page.css"), "\n".join(_web(name) for name in _SCRIPTS)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(_web("page.html.j2"))
@@ -67,14 +67,14 @@ def _web(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """Return what a Content-Security-Policy calls an inline script or style by."""
+    """Return the hash of an inline script or style for the Content-Security-Policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _run(content: Content) -> dict[str, Any]:
-    """Return what ran."""
+    """Return the facts about the run."""
     reader, tally = content.surveyed.reader, content.surveyed.tally
-    found = starts(reader.manifest)
+    found = invocations_of(reader.manifest)
     newest = newest_that_generated(found)
     before = previous(reader, found)
     reviewed = sum(tally.reviews[status] for status in _REVIEWED)
@@ -90,11 +90,11 @@ def _run(content: Content) -> dict[str, Any]:
         "tiles": _tiles(content.counts, tally, newest, reviewed),
         "job": job_facts(reader),
         "model": model_facts(reader, newest or (found[-1] if found else None)),
-        "starts": starts_table(found, zone_of(reader.manifest)),
+        "invocations": invocations_table(found, zone_of(reader.manifest)),
         "previous": before
         and {
             "where": before.where,
-            "rows": change(before.start, newest) if newest else (),
+            "rows": change(before.invocation, newest) if newest else (),
             "changed": before.changed,
         },
         "compared": content.comparison and compared_with(content.surveyed, content.comparison),
@@ -102,18 +102,18 @@ def _run(content: Content) -> dict[str, Any]:
 
 
 def disclaimer_for(reviewed: int, rows: int) -> str:
-    """Return the disclaimer as it holds for a page on which some texts may be reviewed."""
+    """Return the disclaimer with the number of reviewed texts."""
     if not reviewed:
         return DISCLAIMER
-    told = (
-        "reviewed: each case says by whom"
+    state = (
+        "reviewed by the reviewer named in each case"
         if reviewed == rows
         else f"{rows - reviewed:,} of {rows:,} texts {_UNREVIEWED}"
     )
-    return DISCLAIMER.replace(_UNREVIEWED, told)
+    return DISCLAIMER.replace(_UNREVIEWED, state)
 
 
-def _tiles(counts: Counts, tally: Tally, newest: Start | None, reviewed: int) -> list[dict[str, str]]:
+def _tiles(counts: Counts, tally: Tally, newest: Invocation | None, reviewed: int) -> list[dict[str, str]]:
     speed = newest.rows_a_minute if newest else None
     tokens = f"{newest.tokens_a_second:,.0f} tok/s" if newest and newest.tokens_a_second else ""
     return [
@@ -123,7 +123,7 @@ def _tiles(counts: Counts, tally: Tally, newest: Start | None, reviewed: int) ->
         _tile("left", f"{counts.left:,}", "still to do", _share(counts.left, counts.total)),
         _tile("flags", f"{tally.flagged:,}", "with a flag", _share(tally.flagged, tally.rows)),
         _tile("reviewed", f"{reviewed:,}", "reviewed", _share(reviewed, tally.rows)),
-        _tile("speed", figure(speed) if speed else "-", "rows a minute", tokens),
+        _tile("speed", figure(speed) if speed else "-", "rows per minute", tokens),
     ]
 
 
@@ -136,17 +136,17 @@ def _share(part: int, whole: int) -> str:
 
 
 def _figures(content: Content) -> dict[str, Any]:
-    """Return the charts and what stands around them."""
+    """Return the charts and the tables around them."""
     tally, reader = content.surveyed.tally, content.surveyed.reader
-    night = night_of(tally)
-    newest = newest_that_generated(starts(reader.manifest))
+    period = newest_period(tally)
+    newest = newest_that_generated(invocations_of(reader.manifest))
     slots = newest.slots if newest else None
-    charts = night_charts(night, content.counts.left, slots, zone_of(reader.manifest)) if night else []
+    charts = period_charts(period, content.counts.left, slots, zone_of(reader.manifest)) if period else []
     common = tally.reasons.most_common(_REASONS_SHOWN)
     return {
         "total": f"{tally.rows:,}",
         "charts": charts + _row_charts(tally),
-        "slot_use": _slot_use(tally, slots, night),
+        "slot_use": _slot_use(tally, slots, period),
         "reasons": [(reason, f"{count:,}", tally.reason_rows[reason]) for reason, count in common],
         "legend": [(flag, EVERY_FLAG[flag]) for flag in sorted(tally.flags) if flag in EVERY_FLAG],
     }
@@ -156,8 +156,8 @@ def _row_charts(tally: Tally) -> list[Chart]:
     generated = tally.seconds > 0
     charts = []
     for title, unit, values in (
-        ("Seconds a row", "seconds beside its neighbours", tally.seconds[generated]),
-        ("Tokens a row", "new tokens", tally.new_tokens[generated]),
+        ("Seconds per row", "seconds, with other rows in the batch", tally.seconds[generated]),
+        ("Tokens per row", "new tokens", tally.new_tokens[generated]),
     ):
         if (found := histogram(values)) is not None:
             charts.append(histogram_chart(title, unit, found))
@@ -169,15 +169,15 @@ def _row_charts(tally: Tally) -> list[Chart]:
     return charts
 
 
-_ENDINGS = {"stop": "at their own end", "length": "at the token limit", "error": "with an error"}
+_ENDINGS = {"stop": "at an end token", "length": "at the token limit", "error": "with an error"}
 
 
-def _slot_use(tally: Tally, slots: float | None, night: Night | None) -> str:
-    """Say how many rows were decoded side by side, as each row saw it."""
+def _slot_use(tally: Tally, slots: float | None, period: Period | None) -> str:
+    """Return a sentence about how many rows were decoded at the same time, weighted by their seconds."""
     measured = (tally.rows_in_batch > 0) & np.isfinite(tally.seconds)
-    weight, beside = tally.seconds[measured], tally.rows_in_batch[measured]
-    if night is None or not len(beside) or not weight.sum():
+    weight, batch = tally.seconds[measured], tally.rows_in_batch[measured]
+    if period is None or not len(batch) or not weight.sum():
         return ""
-    mean = float((beside * weight).sum() / weight.sum())
-    of = f"of {slots:.0f} slots were in use" if slots else "rows were in progress, itself included,"
-    return f"While a row was worked on, {figure(mean)} {of} on average."
+    mean = float((batch * weight).sum() / weight.sum())
+    of = f"of {slots:.0f} slots were in use" if slots else "rows were in the batch, itself included,"
+    return f"While a row was generated, {figure(mean)} {of} on average."

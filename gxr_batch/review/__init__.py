@@ -1,4 +1,4 @@
-"""Takes reviewed sheets back into a run, by row id; reads and writes a run only through the ledger.
+"""Imports reviewed sheets into a run, by row id. Reads and writes a run only through the ledger.
 
-read_sheets finds the rows of a file, parse_row makes a review of one, import_reviews stores what the run does not know.
+read_sheets finds the rows of a file, parse_row converts a row into a review, import_reviews stores new reviews.
 """

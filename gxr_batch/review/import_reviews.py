@@ -1,6 +1,6 @@
 """Matches the rows of reviewed sheets with the run's generated texts, by row id and sample, never by position.
 
-A row is taken whole or not at all, and one that cannot be taken never keeps out the others.
+A row is imported completely or not at all, and a refused row does not affect the others.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from gxr_batch.review.parse_row import (
     COLUMNS_READ,
     Defaults,
     Generated,
+    InvalidRow,
     Judged,
-    Wrong,
+    is_filled_in,
     may_withdraw,
     review_of,
-    says_something,
 )
 from gxr_batch.review.read_sheets import SheetRow, read_sheets
 from gxr_batch.run.invocation_record import user_name
 
 
 class Refused(NamedTuple):
-    """A row of a sheet that was not taken."""
+    """A row of a sheet that was not imported."""
 
     row_id: str
     sample: int
@@ -47,7 +47,7 @@ class Refused(NamedTuple):
 
 
 class Disagreement(NamedTuple):
-    """A text on which reviewers differ: each one's name and verdict."""
+    """A text on which reviewers disagree: the name and verdict of each."""
 
     row_id: str
     sample: int
@@ -56,9 +56,9 @@ class Disagreement(NamedTuple):
 
 @dataclass(kw_only=True)
 class Imported:
-    """What an import did, in rows. `unreviewed` rows say nothing, `unchanged` ones what the run knew already.
+    """The result of an import, in rows. `unreviewed` rows are not filled in; `unchanged` ones are already stored.
 
-    `remarks` of the taken ones have entries but no verdict.
+    `remarks`: how many of the `taken` rows have entries but no verdict.
     """
 
     taken: int = 0
@@ -70,20 +70,20 @@ class Imported:
 
 
 class _Line(NamedTuple):
-    """A row of a sheet in which a reviewer said something."""
+    """A row of a sheet that a reviewer filled in."""
 
     file: str
     row: SheetRow
 
     def refused(self, key: Key, why: str) -> Refused:
-        """Say why it is not taken."""
+        """Return this row as refused, with the reason."""
         return Refused(*key, self.file, self.row.sheet, self.row.number, why)
 
 
 def import_reviews(reader: RunReader, paths: Sequence[Path], reviewer: str = "") -> Imported:
-    """Take the reviews of these sheets into the run. Raises RunError, StorageError.
+    """Import the reviews of these sheets into the run. Raises RunError, StorageError.
 
-    `reviewer` is the name for rows that leave it empty.
+    `reviewer`: name for rows whose gxr_reviewer is empty.
     """
     done = Imported()
     judged: dict[Key, list[_Line]] = {}
@@ -102,7 +102,7 @@ def _take(
     metadata: Mapping[str, str],
     done: Imported,
 ) -> None:
-    """Store what the run does not know yet, and look where reviewers now differ."""
+    """Store new reviews, and find the texts on which reviewers now disagree."""
     known, texts = Reviews.load(reader.folder), dict(_texts(reader, judged))
     new: list[Review] = []
     for key, rows in judged.items():
@@ -112,12 +112,12 @@ def _take(
         earlier = known.history(exact) if said else ()
         for judged_now, line in _reviews(exact, generated, rows, defaults, done):
             what = _news(judged_now, said, earlier, defaults)
-            done.unchanged += what == "nothing new"
-            done.unreviewed += what == "nothing"
+            done.unchanged += what == "unchanged"
+            done.unreviewed += what == "empty"
             done.remarks += what == "new" and judged_now.review.status == "unreviewed"
             if what == "new":
                 new.append(judged_now.review)
-            elif what not in {"nothing new", "nothing"}:
+            elif what not in {"unchanged", "empty"}:
                 done.refused.append(line.refused(exact, what))
     if new:
         add_reviews(reader.folder, new, metadata)
@@ -126,21 +126,21 @@ def _take(
 
 
 def _collect(path: Path, samples: int, judged: dict[Key, list[_Line]], done: Imported) -> None:
-    """Gather the rows of one file that say something, by key."""
+    """Collect the filled-in rows of one file by key."""
     for row in read_sheets(path):
-        row_id, sample = _spelled(row.cells.get("gxr_row_id")), _sample(row.cells.get("gxr_sample"), samples)
-        if not says_something(row.cells) and not may_withdraw(row.cells):
+        row_id, sample = _row_id(row.cells.get("gxr_row_id")), _sample(row.cells.get("gxr_sample"), samples)
+        if not is_filled_in(row.cells) and not may_withdraw(row.cells):
             done.unreviewed += bool(row_id)
         elif not row_id.strip() or sample is None:
-            why = "gxr_row_id is empty" if not row_id.strip() else "gxr_sample is missing or no number"
+            why = "gxr_row_id is empty" if not row_id.strip() else "gxr_sample is missing or not a number"
             done.refused.append(Refused("", 0, path.name, row.sheet, row.number, why))
         else:
             read = {name: cell for name, cell in row.cells.items() if name in COLUMNS_READ}
             judged.setdefault(Key(row_id, sample), []).append(_Line(path.name, row._replace(cells=read)))
 
 
-def _spelled(cell: Any) -> str:
-    """Return a row id as text; a spreadsheet may have made a number of it."""
+def _row_id(cell: Any) -> str:
+    """Return a row id as text; a spreadsheet may have converted it to a number."""
     if cell is None:
         return ""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
@@ -156,7 +156,7 @@ def _sample(cell: Any, samples: int) -> int | None:
 
 
 def _texts(reader: RunReader, wanted: Mapping[Key, Any]) -> Iterator[tuple[Key, Generated]]:
-    """Yield what the run has for the wanted keys."""
+    """Yield the run's text and status of each wanted key."""
     ids = pa.array({name for key in wanted for name in (key.row_id, key.row_id.strip())}, pa.string())
     for table in reader.finished():
         chosen = table.filter(pc.is_in(table["gxr_row_id"], value_set=ids))
@@ -168,49 +168,49 @@ def _texts(reader: RunReader, wanted: Mapping[Key, Any]) -> Iterator[tuple[Key, 
 def _reviews(
     key: Key, generated: Generated, lines: Sequence[_Line], defaults: Defaults, done: Imported
 ) -> list[tuple[Judged, _Line]]:
-    """Return what the rows of the sheets say of one key, one review a reviewer; note those that cannot be taken."""
+    """Return the reviews of one key, one per reviewer; record the rows that are refused."""
     found: dict[str, list[tuple[Judged, _Line]]] = {}
     for line in lines:
         try:
             judged = review_of(key, generated, line.row.cells, defaults)
-        except Wrong as wrong:
-            # An id that the run does not have may be any text of a broken sheet.
-            done.refused.append(line.refused(key if generated.status else Key("", key.sample), str(wrong)))
+        except InvalidRow as invalid:
+            # An unknown id may be any text of a broken sheet, so it is not repeated in the message.
+            done.refused.append(line.refused(key if generated.status else Key("", key.sample), str(invalid)))
         else:
             found.setdefault(same_person(judged.review.reviewer), []).append((judged, line))
     taken = []
     for said in found.values():
         if all(judged == said[0][0] for judged, _ in said):
             taken.append(said[0])
-        else:  # which of them holds nobody knows
+        else:  # it is unknown which of them is valid
             places = "; ".join(f"{line.file}, sheet {line.row.sheet}, row {line.row.number}" for _, line in said)
-            done.refused += [line.refused(key, f"one reviewer says different things: {places}") for _, line in said]
+            done.refused += [line.refused(key, f"conflicting reviews by one reviewer: {places}") for _, line in said]
     return taken
 
 
 def _news(judged: Judged, said: Sequence[Review], earlier: Sequence[Review], defaults: Defaults) -> str:
-    """Return whether a review is new, nothing new, nothing, or why it is refused.
+    """Return "new", "unchanged", "empty", or the reason why a review is refused.
 
-    One without a date of its own is the one that is known, whenever that was. An empty one that bears a name takes back
-    what this reviewer said before, and else says nothing.
+    A review without a date matches a stored one of any date. An empty review with a name withdraws this reviewer's
+    earlier review, if there is one.
     """
     review, name = judged.review, same_person(judged.review.reviewer)
     mine = [one for one in said if same_person(one.reviewer) == name]
     if any(_equal(one, judged) for one in mine):
-        return "nothing new"
+        return "unchanged"
     if review.status == "unreviewed" and not mine and _is_empty(review):
-        return "nothing"
+        return "empty"
     if (review.text or "").endswith(CUT_MARK.strip()):
-        return "gxr_review_text was cut by the workbook, for Excel's limit of a cell; write it anew, shorter"
+        return "gxr_review_text was cut on export at Excel's cell limit; write a shorter text"
     if mine and defaults.reviewer and name != same_person(defaults.reviewer):
-        return "gxr_reviewer bears another name than yours, and that review was changed; put your own name there"
+        return "the review was changed, but gxr_reviewer has another name than --reviewer; enter your name there"
     if any(_equal(one, judged) for one in earlier):
-        return "its reviewer said so before and something else since; to say it again, give it a new gxr_reviewed_at"
+        return "the reviewer has replaced this review since; to restore it, enter a new gxr_reviewed_at"
     return "new"
 
 
 def _equal(known: Review, judged: Judged) -> bool:
-    """Return whether a known review says the same; texts that the workbook had to cut are the known ones."""
+    """Return whether a stored review is the same; a text that the workbook cut equals its full text."""
     review = judged.review
     shown = known._replace(
         reviewer=review.reviewer,
@@ -241,7 +241,7 @@ def _metadata(paths: Sequence[Path]) -> dict[str, str]:
     try:
         files = ", ".join(f"{path.name} {sha256_of(path)}" for path in paths)
     except OSError as error:
-        raise RunError("A sheet vanished while it was read.", where=str(error.filename)) from None
+        raise RunError("A sheet was removed while it was read.", where=str(error.filename)) from None
     return {
         "gxr_imported_at": datetime.now().astimezone().isoformat(timespec="seconds"),
         "gxr_imported_by": user_name(),

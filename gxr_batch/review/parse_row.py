@@ -1,6 +1,6 @@
-"""Makes a review of one row of a sheet, or says why it cannot: status, counts, dates, and whether it shows the text.
+"""Converts a row of a sheet into a review, or raises the reason for refusing it: status, counts, dates, unchanged text.
 
-What a reviewer types differs by program and language; what can be read two ways is refused. Reasons quote no cell.
+Input differs by program and language; ambiguous values are refused. Reasons never quote a cell.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from gxr_batch.ledger.reviews import judged_sha256
 from gxr_batch.records import ERROR_COUNTS, REVIEW_QUALITIES, Key, Review, ReviewStatus
 
 _COUNTS = {f"gxr_review_{name}" for name in ERROR_COUNTS}
-# What a reviewer fills in. A row in which all of this is empty says nothing.
+# The columns that reviewers fill in, except the status.
 REVIEW_COLUMNS = frozenset(
     {"gxr_review_quality", "gxr_review_text", "gxr_review_comment", "gxr_reviewer", "gxr_reviewed_at", *_COUNTS}
 )
-# All that is read of a sheet's row.
+# All columns that are read from a sheet.
 COLUMNS_READ = REVIEW_COLUMNS | {
     "gxr_row_id",
     "gxr_sample",
@@ -31,42 +31,42 @@ COLUMNS_READ = REVIEW_COLUMNS | {
 _ISO = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[T ].*)?")
 _DOTTED = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})")
 _SLASHED = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")
-# What a spreadsheet shows where it took a text for a formula.
+# What a spreadsheet shows if it read a text as a formula.
 _SHEET_ERROR = re.compile(r"#(NAME\?|VALUE!|REF!|N/A|DIV/0!|NUM!|NULL!)|Err:\d+")
 _BLANKS = re.compile(r"\s+")
 
 
-class Wrong(Exception):
-    """A row cannot be taken; the message says why, names columns, and quotes no cell."""
+class InvalidRow(Exception):
+    """A row is refused; the message gives the reason and names columns, and never quotes a cell."""
 
 
 class Judged(NamedTuple):
-    """A review, and whether its cells said when it was made."""
+    """A review, and whether its cells had a date."""
 
     review: Review
     dated: bool
 
 
 class Defaults(NamedTuple):
-    """What stands in for a cell that the reviewer left empty."""
+    """Values for cells that the reviewer left empty."""
 
     reviewer: str
     today: date
 
 
-def says_something(cells: Mapping[str, Any]) -> bool:
-    """Return whether a reviewer filled in anything but name and date."""
+def is_filled_in(cells: Mapping[str, Any]) -> bool:
+    """Return whether a reviewer filled in anything besides name and date."""
     filled = {name for name in REVIEW_COLUMNS - {"gxr_reviewer", "gxr_reviewed_at"} if cells.get(name) is not None}
     return bool(filled) or _status_word(cells) not in {"", "unreviewed"}
 
 
 def may_withdraw(cells: Mapping[str, Any]) -> bool:
-    """Return whether a row that says nothing may take back what its reviewer said before: it still bears the name."""
+    """Return whether a row that is not filled in may withdraw an earlier review: it still has the reviewer's name."""
     return cells.get("gxr_reviewer") is not None and _status_word(cells) == "unreviewed"
 
 
 class Generated(NamedTuple):
-    """What the run has for a key: its status ("" = no such row, or still to do), its text, its prompt, its attempt."""
+    """A key's status ("" = no such row, or not generated yet), text, prompt hash and attempt in the run."""
 
     status: str = ""
     text: str | None = None
@@ -75,21 +75,21 @@ class Generated(NamedTuple):
 
 
 def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults: Defaults) -> Judged:
-    """Return the review in these cells of the text generated for `key`. Raises Wrong."""
+    """Return the review in these cells, of the text generated for `key`. Raises InvalidRow."""
     text = generated.text
     if text is None or generated.status != "ok":
-        raise Wrong(_no_text(generated.status))
+        raise InvalidRow(_no_text(generated.status))
     if "gxr_text" not in cells:
-        raise Wrong("the sheet does not show the generated text (gxr_text)")
-    if _made_anew(generated, cells):
-        raise Wrong("the row was generated anew since the sheet was written; export it again")
+        raise InvalidRow("the sheet does not show the generated text (gxr_text)")
+    if _regenerated(generated, cells):
+        raise InvalidRow("the row was generated again since the sheet was written; export it again")
     if not _same_text(text, cells["gxr_text"]):
-        raise Wrong("the generated text was changed; corrections belong into gxr_review_text")
+        raise InvalidRow("the generated text was changed; corrections go into gxr_review_text")
     status = _status(cells)
     edited = _edited(status, text, cells)
     reviewer = _text(cells, "gxr_reviewer") or defaults.reviewer
     if not reviewer and status != "unreviewed":
-        raise Wrong("gxr_reviewer is empty; fill it in, or add --reviewer NAME")
+        raise InvalidRow("gxr_reviewer is empty; fill it in, or add --reviewer NAME")
     review = Review(
         key=key,
         judged_sha256=judged_sha256(text, generated.prompt_sha256),
@@ -108,12 +108,12 @@ def _no_text(status: str) -> str:
     return {
         "": "this run has no such row, or has not generated it yet",
         "failed": "the row failed and has no text",
-        "held": "the row is held back by identifier screening; release it with run --retry held --row",
+        "held": "the row is held by identifier screening; release it with run --retry held --row",
     }.get(status, "the row has no text")
 
 
-def _made_anew(generated: Generated, cells: Mapping[str, Any]) -> bool:
-    """Return whether the sheet shows another prompt or attempt than the run has now."""
+def _regenerated(generated: Generated, cells: Mapping[str, Any]) -> bool:
+    """Return whether the sheet has another prompt or attempt than the run has now."""
     prompt, attempt = cells.get("gxr_prompt_sha256"), cells.get("gxr_attempt")
     return (prompt is not None and str(prompt).strip() != (generated.prompt_sha256 or "")) or (
         attempt is not None and str(attempt).strip() not in {str(generated.attempt), f"{generated.attempt}.0"}
@@ -121,9 +121,9 @@ def _made_anew(generated: Generated, cells: Mapping[str, Any]) -> bool:
 
 
 def _same_text(text: str, shown: Any) -> bool:
-    """Return whether a cell shows the generated text: whole, or as the workbook had to write it, or guarded as in CSV.
+    """Return whether a cell shows the generated text: in full, as cut for the workbook, or guarded as in CSV.
 
-    Blanks do not count: programs change line ends and trailing blanks on their own.
+    Whitespace is ignored, because programs change line ends and trailing blanks.
     """
     seen = _squeezed(str(shown or ""))
     possible = {text, for_workbook(text).text}
@@ -144,16 +144,16 @@ def _status(cells: Mapping[str, Any]) -> ReviewStatus:
         if word == known:
             status: ReviewStatus = known
             return status
-    raise Wrong(f"gxr_review_status is none of {', '.join(get_args(ReviewStatus))}")
+    raise InvalidRow(f"gxr_review_status must be one of {', '.join(get_args(ReviewStatus))}")
 
 
 def _edited(status: ReviewStatus, text: str, cells: Mapping[str, Any]) -> str | None:
     edited = _text(cells, "gxr_review_text")
     differs = edited is not None and _squeezed(edited) != _squeezed(text)
     if status == "approved_with_edits" and not differs:
-        raise Wrong("approved_with_edits needs the whole corrected text in gxr_review_text")
+        raise InvalidRow("approved_with_edits needs the full corrected text in gxr_review_text")
     if status == "approved" and differs:
-        raise Wrong("approved, but gxr_review_text holds another text; choose approved_with_edits, or empty it")
+        raise InvalidRow("approved, but gxr_review_text has a different text; choose approved_with_edits, or clear it")
     return edited if differs else None
 
 
@@ -163,7 +163,9 @@ def _text(cells: Mapping[str, Any], name: str) -> str | None:
         return None
     text = str(value).replace("\r\n", "\n").strip()
     if _SHEET_ERROR.fullmatch(text):
-        raise Wrong(f"{name} holds a spreadsheet's error; type an apostrophe before a text that begins with = + - or @")
+        raise InvalidRow(
+            f"{name} has a spreadsheet error; type an apostrophe before a text that starts with = + - or @"
+        )
     return text or None
 
 
@@ -176,12 +178,12 @@ def _number(cells: Mapping[str, Any], name: str, allowed: range) -> int | None:
     except ValueError:
         number = -1.0
     if number not in allowed:
-        raise Wrong(f"{name} is no whole number from {allowed.start} to {allowed.stop - 1}")
+        raise InvalidRow(f"{name} must be a whole number from {allowed.start} to {allowed.stop - 1}")
     return int(number)
 
 
 def _date(value: Any, today: date) -> date:
-    """Return a cell as a date. Raises Wrong for a text whose order of day and month cannot be known."""
+    """Return a cell as a date. Raises InvalidRow if the order of day and month is ambiguous."""
     if value is None:
         return today
     if isinstance(value, datetime):
@@ -196,8 +198,8 @@ def _date(value: Any, today: date) -> date:
             return date(int(found[3]), int(found[2]), int(found[1]))
         if found := _SLASHED.fullmatch(text):
             one, other, year = map(int, found.groups())
-            if one != other and max(one, other) > 12:  # else nobody knows which is the month
+            if one != other and max(one, other) > 12:  # otherwise day and month are ambiguous
                 return date(year, min(one, other), max(one, other))
     except ValueError:
         pass
-    raise Wrong("gxr_reviewed_at is no date; write it as 2026-01-31")
+    raise InvalidRow("gxr_reviewed_at is not a date, or an ambiguous one; write it as 2026-01-31")

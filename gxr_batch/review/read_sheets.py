@@ -1,7 +1,7 @@
-"""Reviewed sheets as rows of named cells: workbooks, and the CSV files that a spreadsheet saves.
+"""Reads reviewed sheets as rows of named cells: workbooks, and CSV files saved by a spreadsheet.
 
-The header is found by its column gxr_row_id, not by its place: a banner may stand above it, sheets may have been added,
-columns moved. What the sheet means is not decided here.
+The header is found by its column gxr_row_id, not by position: there may be a banner above it, added sheets and moved
+columns. parse_row interprets the cells.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gxr_batch.errors import RunError
 from gxr_batch.rows.encoding import open_lines, scan, separator_line
 
 KEY, STATUS = "gxr_row_id", "gxr_review_status"
-# What openpyxl and what it stands on make of damaged files.
+# What openpyxl and its dependencies raise for damaged files.
 _NO_WORKBOOK = (
     zipfile.BadZipFile,
     zlib.error,
@@ -34,15 +34,15 @@ _NO_WORKBOOK = (
     NotImplementedError,
     RuntimeError,
 )
-_HEADER_WITHIN = 20  # rows from the top in which a header is looked for
-_MOST_CHARACTERS = 2**24  # of one CSV cell
-_SAMPLED_CHARACTERS = 2**20  # in which the header's delimiter is looked for
+_HEADER_WITHIN = 20  # rows from the top that are searched for a header
+_MOST_CHARACTERS = 2**24  # in one CSV cell
+_SAMPLED_CHARACTERS = 2**20  # read to detect the delimiter
 
 
 class SheetRow(NamedTuple):
-    """One row: the sheet and its row number as a person sees them, and its cells by column name.
+    """One row: its sheet and row number as a spreadsheet shows them, and its cells by column name.
 
-    Cells are text, numbers or dates as the file has them; None where empty. Of a CSV all are text.
+    Cells are text, numbers or dates as in the file, and all text in a CSV. Empty cells are left out.
     """
 
     sheet: str
@@ -51,8 +51,8 @@ class SheetRow(NamedTuple):
 
 
 def read_sheets(path: Path) -> Iterator[SheetRow]:
-    """Yield the rows below every header that names gxr_row_id. Raises RunError where there is none, StorageError."""
-    _refuse_what_is_no_file(path)
+    """Yield the rows below each header with gxr_row_id. Raises RunError if there is none, StorageError."""
+    _refuse_unsupported(path)
     book = path.suffix.lower() in {".xlsx", ".xlsm"}
     sheets = _workbook_rows(path) if book else iter([(path.name, _csv_cells(path, scan(path, "auto").encoding))])
     found = False
@@ -70,9 +70,9 @@ def read_sheets(path: Path) -> Iterator[SheetRow]:
         )
 
 
-def _refuse_what_is_no_file(path: Path) -> None:
+def _refuse_unsupported(path: Path) -> None:
     if not path.is_file():
-        raise RunError("There is no such sheet.", where=str(path.absolute()), next_step="check the path")
+        raise RunError("The sheet does not exist.", where=str(path.absolute()), next_step="check the path")
     if path.suffix.lower() in {".ods", ".xls", ".numbers", ".fods"}:
         raise RunError(
             f"A {path.suffix} file cannot be read.",
@@ -82,18 +82,18 @@ def _refuse_what_is_no_file(path: Path) -> None:
 
 
 def _below_header(name: str, rows: Iterable[tuple[int, Sequence[Any]]]) -> Iterator[SheetRow | None]:
-    """Yield None for a header that was found, then the rows below it that hold anything."""
+    """Yield None for the header if it is found, then the non-empty rows below it."""
     header: list[str] = []
     for number, cells in rows:
         if header:
             pairs = zip(header, cells, strict=False)
-            # The CSV for Excel keeps a text from running by an apostrophe in front.
+            # In the CSV for Excel, an apostrophe guards texts that look like formulas.
             named = {
                 column: unguard(cell) if isinstance(cell, str) else cell
                 for column, cell in pairs
                 if column and cell is not None
             }
-            if named and named.get(KEY) != KEY:  # a header may stand there again
+            if named and named.get(KEY) != KEY:  # skip a repeated header
                 yield SheetRow(name, number, named)
         elif KEY in (names := [str(cell).strip() if cell is not None else "" for cell in cells]):
             header = names
@@ -107,11 +107,11 @@ def _refuse_header(sheet: str, header: Sequence[str]) -> None:
     twice = [name for name in dict.fromkeys(header) if name.startswith("gxr_") and header.count(name) > 1]
     missing = [name for name in (STATUS, "gxr_text") if name not in header]
     if twice or missing:
-        what = f"twice: {', '.join(twice)}" if twice else f"not: {', '.join(missing)}"
+        what = f"repeats a column: {', '.join(twice)}" if twice else f"lacks a column: {', '.join(missing)}"
         raise RunError(
-            f"The sheet's header has a column that is needed {what}.",
+            f"The sheet's header {what}.",
             where=f"sheet {sheet}",
-            next_step="give each column its name back, once",
+            next_step="restore the column names, each once",
         )
 
 
@@ -129,13 +129,13 @@ def _workbook_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequen
 
 def _sheet_rows(path: Path, sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
     with _damage(path):
-        sheet.reset_dimensions()  # a sheet that another program saved may state them wrongly
+        sheet.reset_dimensions()  # other programs may save wrong dimensions
         for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1):
             yield number, [_unescaped(cell) for cell in cells]
 
 
 def _unescaped(cell: Any) -> Any:
-    """Return a workbook's cell as it was typed: `_x000D_` is how its file writes a carriage return."""
+    """Return a workbook's cell as typed: the file format escapes a carriage return as `_x000D_`."""
     from openpyxl.utils.escape import unescape
 
     if isinstance(cell, str):
@@ -146,7 +146,7 @@ def _unescaped(cell: Any) -> Any:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Turn what openpyxl raises for a file that is no workbook into a RunError; its words may quote the file."""
+    """Convert errors of openpyxl into a RunError; their messages may quote the file."""
     from openpyxl.utils.exceptions import InvalidFileException
 
     with storage_errors(path):
@@ -154,9 +154,9 @@ def _damage(path: Path) -> Iterator[None]:
             yield
         except (*_NO_WORKBOOK, InvalidFileException):
             raise RunError(
-                "This file is no workbook that can be read.",
+                "This file is not a readable workbook.",
                 where=str(path.absolute()),
-                next_step="open it in a spreadsheet and save it anew as .xlsx",
+                next_step="open it in a spreadsheet and save it again as .xlsx",
             ) from None
 
 
@@ -168,16 +168,16 @@ def _csv_cells(path: Path, encoding: str) -> Iterator[tuple[int, Sequence[Any]]]
         try:
             for number, cells in enumerate(csv.reader(lines, delimiter=delimiter), start=1):
                 yield number, [cell if cell.strip() else None for cell in cells]
-        except csv.Error:  # its words may quote the file
+        except csv.Error:  # its message may quote the file
             raise RunError(
-                "This CSV file cannot be read, perhaps for a stray quote.",
+                "This CSV file cannot be read; it may have a stray quote.",
                 where=str(path.absolute()),
-                next_step="open it in a spreadsheet and save it anew",
+                next_step="open it in a spreadsheet and save it again",
             ) from None
 
 
 def _delimiter(text: str) -> str:
-    """Return what separates the cells of the header; which it is depends on the spreadsheet's language."""
+    """Return the delimiter of the header; it depends on the spreadsheet's language."""
     for line in text.split("\n", _HEADER_WITHIN)[:_HEADER_WITHIN]:
         if named := separator_line(line):
             return named

@@ -1,4 +1,4 @@
-"""The main job on the real demo model, killed and resumed."""
+"""`run` with the real demo model, killed and resumed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_demo_model_killed_twice_gives_the_texts_of_an_uninterrupted_run(
     tmp_path, demo_model_dir, tmp_path_factory
 ):
     whole = Workplace(tmp_path_factory.mktemp("whole"))
-    # Few tokens: the resumed run computes up to 16 suspects one at a time.
+    # Few tokens: the resumed run generates up to 16 suspects one at a time.
     demo_job(whole, "transformers", "float32", new_tokens=8)
     whole.run()
     work = Workplace(tmp_path)
@@ -77,7 +77,7 @@ def test_every_column_of_a_real_run_is_filled_and_plausible(tmp_path, demo_model
     assert (frame["gxr_seconds_to_first_token"] <= frame["gxr_seconds_generating"]).all()
     assert frame["gxr_rows_in_batch"].between(1, 16).all()
     invocation = work.manifest()["invocations"][-1]
-    # Not closer: a moment in which the machine did something else may count for no row.
+    # Not closer: time that the machine spent on other things may count for no row.
     assert frame["gxr_seconds_share"].sum() == pytest.approx(invocation["generating_seconds"], rel=0.2)
     assert len(invocation["engine"]["identity"]["weights_sha256"]) == 64
     assert invocation["engine"]["identity"]["kind"] == kind
@@ -86,7 +86,7 @@ def test_every_column_of_a_real_run_is_filled_and_plausible(tmp_path, demo_model
 
 
 class TestEchoContract(EngineContract):
-    """The fake obeys the protocol of the real engines."""
+    """The echo engine obeys the protocol of the real engines."""
 
     @pytest.fixture
     def subject(self) -> Subject:
@@ -110,7 +110,7 @@ class TestEchoContract(EngineContract):
         def spoil(prompt: Prompt) -> Prompt:
             return prompt._replace(messages=Messages((Turn("user", f"{CANARY} word"),), "t"))
 
-        engine = faulty({"fail_containing": CANARY})(job, silent)  # nothing that it says itself fails a row
+        engine = faulty({"fail_containing": CANARY})(job, silent)  # no text that echo itself produces fails a row
         return Subject(open=engine.open, prompts=prompts, spoil=spoil)
 
 
@@ -120,7 +120,7 @@ class _Numbers:
 
 
 class TestTransformersContract(EngineContract):
-    """The slot engine on a tiny model, slowed down so that a row lasts a second."""
+    """The slot engine with a tiny model, slowed down so that a row takes a second."""
 
     @pytest.fixture
     def subject(self) -> Subject:

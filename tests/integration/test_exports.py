@@ -1,4 +1,4 @@
-"""Exports for pipelines hold every cell verbatim; none replaces what is not an export."""
+"""Exports for pipelines hold every cell verbatim, and no export replaces another kind of file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_plain_csv_is_verbatim(work):
     assert [row["gxr_text"] or None for row in rows] == [row["gxr_text"] for row in work.results()]
 
 
-def test_json_lines_have_every_column_of_the_results(work):
+def test_json_lines_have_every_result_column(work):
     lines = exported(work, "jsonl", "results.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
     expected = work.results()
@@ -49,7 +49,7 @@ def test_json_lines_have_every_column_of_the_results(work):
     assert rows[0]["gxr_started_at"] == expected[0]["gxr_started_at"].isoformat()
 
 
-def test_parquet_is_the_results_with_their_types_and_marks(work):
+def test_parquet_has_the_results_with_their_types_and_metadata(work):
     path = exported(work, "parquet", "results-export.parquet")
     whole = work.folder / "outputs/j/results.parquet"
     stored = pq.read_table(whole)
@@ -57,7 +57,7 @@ def test_parquet_is_the_results_with_their_types_and_marks(work):
     assert pq.read_schema(path).metadata[b"gxr_disclaimer"].decode() == DISCLAIMER
 
 
-def test_batch_lines_answer_by_row_id(work):
+def test_openai_batch_lines_are_named_by_row_id(work):
     text = exported(work, "openai-batch", "results-openai-batch.jsonl").read_text(encoding="utf-8")
     lines = {line["custom_id"]: line for line in map(json.loads, text.rstrip("\n").split("\n"))}
     assert list(lines) == [f"C{number}" for number in range(len(CELLS))]
@@ -68,10 +68,10 @@ def test_batch_lines_answer_by_row_id(work):
     assert body["metadata"]["disclaimer"] == DISCLAIMER
     assert good["error"] is None
     assert bad["response"] is None
-    assert "asked to fail" in bad["error"]["message"]
+    assert "fail rows like this one" in bad["error"]["message"]
 
 
-def test_further_samples_have_names_of_their_own(work):
+def test_openai_batch_lines_of_several_samples_have_distinct_names(work):
     work.run("--set", "sampling.samples_per_row=2", expect=3)
     text = exported(work, "openai-batch", "results-openai-batch.jsonl").read_text(encoding="utf-8")
     names = [json.loads(line)["custom_id"] for line in text.rstrip("\n").split("\n")]
@@ -80,7 +80,7 @@ def test_further_samples_have_names_of_their_own(work):
 
 
 @pytest.mark.parametrize("form", list(FORMATS))
-def test_no_format_writes_over_the_runs_own_files(work, form, monkeypatch):
+def test_no_format_overwrites_the_runs_own_files(work, form, monkeypatch):
     monkeypatch.chdir(work.folder)
     names = (
         "outputs/j/results.parquet",
@@ -94,5 +94,5 @@ def test_no_format_writes_over_the_runs_own_files(work, form, monkeypatch):
             export(RunReader(Path("outputs/j")), form, Path(name), Choice())
 
 
-def test_the_message_names_what_to_choose_instead(work):
+def test_the_message_names_the_option_to_use_instead(work):
     assert "--to" in work.gxr("export", "outputs/j", "--to", "f.csv", expect=2).stderr

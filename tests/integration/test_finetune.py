@@ -1,4 +1,4 @@
-"""`finetune`: what is learnt is the answer after run's own prompt; no stop, kill or setting mixes two trainings."""
+"""`finetune`: trains on answers to the prompts of `run`; no stop, kill or setting mixes two trainings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FINDINGS = ["a left pleural effusion", "clear lungs", "a right apical pneumothor
 
 @pytest.fixture(scope="module")
 def real_dir(tmp_path_factory, gemma_tokenizer) -> Path:
-    """A tiny random Gemma with the real tokenizer and its whole vocabulary."""
+    """A tiny random Gemma with the real tokenizer and its full vocabulary."""
     folder = tmp_path_factory.mktemp("tiny-262k")
     tiny_gemma(vocab=VOCAB).save_pretrained(folder)
     gemma_tokenizer.save_pretrained(folder)
@@ -41,7 +41,7 @@ def real_dir(tmp_path_factory, gemma_tokenizer) -> Path:
 
 @pytest.fixture
 def real_tokenizer(gemma_tokenizer, monkeypatch):
-    """The real tokenizer, loaded once, wherever one is loaded."""
+    """The real tokenizer, loaded once and used in place of every other."""
     for module in ("models.load_weights", "finetune.make_adapter"):
         monkeypatch.setattr(f"gxr_batch.{module}.load_tokenizer", lambda section: gemma_tokenizer)
     return gemma_tokenizer
@@ -49,7 +49,7 @@ def real_tokenizer(gemma_tokenizer, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tiny_dir(tmp_path_factory) -> Path:
-    """The same with a small vocabulary, whose control tokens have Gemma's names and ids: each step is a moment."""
+    """The same with a small vocabulary, for fast steps; control tokens have Gemma's names and ids."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -87,7 +87,7 @@ def write(path: Path, *entries: object) -> Path:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, tiny_dir):
-    """A folder with eight examples, two for each finding, and the job that trains on them, three steps long."""
+    """A folder with eight examples, two for each finding, and a job that trains on them in three steps."""
     monkeypatch.chdir(tmp_path)
     rows = [row(finding, f"Impression: {finding}.") for finding in FINDINGS]
     write(tmp_path / "data.jsonl", *rows, *(chat(f"Show {finding}.", f"Seen: {finding}.") for finding in FINDINGS))
@@ -113,7 +113,7 @@ def job(*overrides: str) -> Job:
     return load_job(Path("j.toml"), overrides, table=False)
 
 
-def train(*overrides: str, stopper: Stopper | None = None, show=lambda standing: None, fresh: bool = False, said=None):
+def train(*overrides: str, stopper: Stopper | None = None, show=lambda progress: None, fresh: bool = False, said=None):
     say = said.append if said is not None else lambda sentence: None
     return finetune(job(*overrides), Options(fresh=fresh), stopper or Stopper(), say, show)
 
@@ -134,8 +134,8 @@ def encoded(*overrides: str):
 # ---------------------------------------------------------------------- data
 
 
-def test_a_prompt_has_the_ids_that_run_gives_the_same_row(place, real_dir, real_tokenizer):
-    """`run` itself, driven through its own rooms on a table of the same cells."""
+def test_a_prompt_has_the_same_ids_as_in_a_run(place, real_dir, real_tokenizer):
+    """Compared with the modules of `run` on a table of the same cells."""
     from gxr_batch.engines import create
     from gxr_batch.rows.ingest import ingest
     from gxr_batch.rows.table_reader import read_rows
@@ -165,20 +165,20 @@ def test_a_prompt_has_the_ids_that_run_gives_the_same_row(place, real_dir, real_
         assert [one.prompt_ids for one in rows] == of_run
 
 
-def test_chat_lines_and_rows_of_fields_give_the_same_prompt(place):
+def test_chat_lines_and_field_lines_give_the_same_prompt(place):
     text = "You are an expert radiologist. Analyze this chest X-ray showing clear lungs."
     write(place / "data.jsonl", row("clear lungs", "Normal."), chat(text, "Normal."))
     one, other = encoded()[0]
     assert one.input_ids == other.input_ids
 
 
-def test_only_the_answer_and_its_end_are_learnt(place, real_dir, real_tokenizer):
+def test_only_the_answer_and_its_end_token_are_trained_on(place, real_dir, real_tokenizer):
     write(place / "data.jsonl", row("clear lungs", " Normal study. "))
     ((one,), _) = encoded(f"model.path={real_dir}")
-    learnt = [label for label in one.labels if label != -100]
+    trained = [label for label in one.labels if label != -100]
     assert one.labels[one.prompt_tokens :] == one.input_ids[one.prompt_tokens :]
-    assert real_tokenizer.decode(learnt) == "Normal study.<end_of_turn>"
-    assert learnt[-1] == 106
+    assert real_tokenizer.decode(trained) == "Normal study.<end_of_turn>"
+    assert trained[-1] == 106
     assert one.prompt_ids[-1] == real_tokenizer.convert_tokens_to_ids("\n")
 
 
@@ -190,13 +190,13 @@ def test_control_tokens_in_an_answer_stay_text(place, real_dir, real_tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "reason"),
     [
         ("{", "is not valid JSON"),
         ("[1]", "is not a JSON object"),
         ('{"text": "canary"}', 'has neither "messages" nor "answer"'),
-        ('{"messages": "canary"}', "no list of objects"),
-        ('{"messages": [{"role": "user", "content": "canary"}]}', "the last one an answer"),
+        ('{"messages": "canary"}', "not a list of objects"),
+        ('{"messages": [{"role": "user", "content": "canary"}]}', "ending with the assistant"),
         ('{"messages": [{"role": "canary", "content": "canary"}]}', 'without a known "role"'),
         ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "empty answer"),
         ('{"template": "canary", "findings": "x", "answer": "y"}', "names a template that does not exist"),
@@ -205,14 +205,14 @@ def test_control_tokens_in_an_answer_stay_text(place, real_dir, real_tokenizer):
         ('{"template": "basic", "findings": "canary"}', 'has neither "messages" nor "answer"'),
     ],
 )
-def test_a_wrong_line_is_named_and_its_text_is_not_shown(place, line, said):
+def test_an_invalid_line_is_named_and_its_text_is_not_shown(place, line, reason):
     write(place / "data.jsonl", row("clear lungs", "Normal."))
     with (place / "data.jsonl").open("a") as file:
         file.write(f"\n{line}\n{line}\n")
     with pytest.raises(TableError) as caught:
         read_examples(job())
     message = str(caught.value)
-    assert said in message
+    assert reason in message
     assert "data.jsonl, line 3 (also data.jsonl, line 4)" in message
     assert "canary" not in message
     assert caught.value.__cause__ is None
@@ -225,7 +225,7 @@ def test_rows_that_are_too_long_are_counted_and_left_out(place):
     assert too_long == ["data.jsonl, line 5"]
 
 
-def test_what_is_held_out_follows_the_prompt_alone(place):
+def test_only_the_prompt_decides_whether_a_row_is_held_out(place):
     rows = encoded()[0]
     training, held_out = split(rows, 0.3, 0)
     assert len(held_out) == 2
@@ -238,14 +238,14 @@ def test_what_is_held_out_follows_the_prompt_alone(place):
     assert len(training) == 6
 
 
-def test_epochs_are_counted_in_whole_steps():
+def test_epochs_are_converted_to_whole_steps():
     section = Job.model_validate({"name": "j", "input": {"path": "-"}, "finetune": {"epochs": 2}}).finetune
     assert [steps_of(section, rows) for rows in (1, 8, 9, 100)] == [2, 2, 4, 26]
 
 
-def test_a_run_folder_gives_its_exported_approved_rows(place):
+def test_the_exported_approved_rows_of_a_run_folder_are_read(place):
     (place / "run").mkdir()
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match="not a run folder"):
         read_examples(job('finetune.data=["run"]'))
     (place / "run" / "run.json").write_text("{}")
     with pytest.raises(RunError, match="export run --format chat-jsonl"):
@@ -257,14 +257,14 @@ def test_a_run_folder_gives_its_exported_approved_rows(place):
     (place / "run" / "reviews").mkdir()
     time.sleep(0.02)
     (place / "run" / "reviews" / "r.parquet").write_text("")
-    with pytest.raises(RunError, match="reviewed again"):
+    with pytest.raises(RunError, match="was reviewed after its approved rows were exported"):
         read_examples(job('finetune.data=["run"]'))
 
 
-def test_data_that_is_not_there_is_named_with_its_absolute_path(place):
+def test_missing_data_is_reported_with_its_absolute_path(place):
     with pytest.raises(JobFileError, match=str(place / "no.jsonl")):
         read_examples(job('finetune.data=["no.jsonl"]'))
-    with pytest.raises(JobFileError, match="nothing to learn from"):
+    with pytest.raises(JobFileError, match="There is no training data"):
         read_examples(job("finetune.data=[]"))
 
 
@@ -272,7 +272,7 @@ def test_data_that_is_not_there_is_named_with_its_absolute_path(place):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("finetune.fp16=true", "The guide sets both fp16 and bf16, which is a mistake"),
         ("finetune.bf16=true", "model.dtype"),
@@ -283,10 +283,10 @@ def test_data_that_is_not_there_is_named_with_its_absolute_path(place):
         ("finetune.output={date}", "supports the placeholder"),
     ],
 )
-def test_keys_of_the_guide_that_mean_something_else_here_are_explained(place, override, said):
+def test_keys_of_the_guide_with_another_name_or_meaning_are_explained(place, override, message):
     with pytest.raises(JobFileError) as caught:
         job(override)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_defaults_are_the_guides():
@@ -301,7 +301,7 @@ def test_the_defaults_are_the_guides():
 # ---------------------------------------------------------------------- training
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft uses a name of transformers' that will go
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft uses a deprecated name of transformers
 def test_training_lowers_the_held_out_loss_and_writes_an_adapter_that_loads(place, real_dir, real_tokenizer):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -321,25 +321,25 @@ def test_training_lowers_the_held_out_loss_and_writes_an_adapter_that_loads(plac
         assert (adapted(ids).logits - before).abs().max() > 0.1
     assert AutoTokenizer.from_pretrained(folder)("a b").input_ids == real_tokenizer("a b").input_ids
     assert set(GenerationConfig.from_pretrained(folder).eos_token_id) == {1, 106}
-    told = json.loads((folder / "evaluation.json").read_text())
-    assert told["loss_after"] == outcome.loss_after
-    (sample,) = told["samples"]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["loss_after"] == outcome.loss_after
+    (sample,) = evaluation["samples"]
     assert sample["base"]["new_tokens"] >= 1
     assert sample["reference"].startswith(("Impression", "Seen"))
-    assert [entry["step"] for entry in told["curve"] if "loss" in entry] == [1, 2, 3, 4]
-    card = (folder / "README.md").read_text()
+    assert [entry["step"] for entry in evaluation["curve"] if "loss" in entry] == [1, 2, 3, 4]
+    readme = (folder / "README.md").read_text()
     record = json.loads((folder / "finetune.json").read_text())
-    assert record["data"]["sha256"] in card
-    assert f"| Held-out loss | {outcome.loss_before:.4f} | {outcome.loss_after:.4f} |" in card
-    assert all(words in card for words in ("never for clinical use", "AI-generated", "ai.google.dev/gemma/terms"))
-    assert str(place) not in card.replace(str(real_dir), "")
-    assert "`finetune.json` names the paths of data" in card
-    assert "`evaluation.json` quotes 1 held-out row " in card
+    assert record["data"]["sha256"] in readme
+    assert f"| Held-out loss | {outcome.loss_before:.4f} | {outcome.loss_after:.4f} |" in readme
+    assert all(words in readme for words in ("never for clinical use", "AI-generated", "ai.google.dev/gemma/terms"))
+    assert str(place) not in readme.replace(str(real_dir), "")
+    assert "`finetune.json` holds the paths of data" in readme
+    assert "`evaluation.json` quotes 1 held-out row " in readme
     assert (folder / "NOTICE").exists()
 
 
-def test_the_loss_is_about_answers_alone(place, gemma_tokenizer):
-    """Rows that differ in their prompts' masked part only by the model's own view have a loss that we compute anew."""
+def test_the_loss_is_over_the_answers_only(place, gemma_tokenizer):
+    """The held-out loss equals the mean cross-entropy of the answers, computed here without the trainer."""
     from transformers import AutoModelForCausalLM
 
     outcome = train("finetune.max_steps=1", "finetune.batch_size=1")
@@ -355,18 +355,18 @@ def test_the_loss_is_about_answers_alone(place, gemma_tokenizer):
 
 
 class Stopping:
-    """Shows nothing, and asks to stop in a step."""
+    """Shows nothing, and requests a stop at a step."""
 
     def __init__(self, step: int) -> None:
         self.stopper, self._step = Stopper(), step
 
-    def __call__(self, standing) -> None:
-        if standing.step >= self._step:
+    def __call__(self, progress) -> None:
+        if progress.step >= self._step:
             self.stopper.ask("terminate")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "adamw_torch"])
-def test_stopped_and_started_again_it_ends_as_if_nothing_had_been(place, optimizer):
+def test_a_training_that_was_stopped_and_resumed_gives_the_same_adapter(place, optimizer):
     chosen = ("finetune.eval_steps=2", f"finetune.optimizer={optimizer}", "finetune.lora_dropout=0.1")
     whole = train(*chosen, "finetune.output=whole")
     assert whole.trained_now
@@ -385,7 +385,7 @@ def test_stopped_and_started_again_it_ends_as_if_nothing_had_been(place, optimiz
     assert again.loss_after == whole.loss_after
 
 
-def test_a_stop_while_it_evaluates_at_the_end_repeats_no_step(place):
+def test_a_stop_during_the_final_evaluation_repeats_no_step(place):
     stopping = Stopping(3)
     assert train(stopper=stopping.stopper, show=stopping).reason == "terminate"
     steps = []
@@ -394,7 +394,7 @@ def test_a_stop_while_it_evaluates_at_the_end_repeats_no_step(place):
     assert (place / "outputs/j-adapter/evaluation.json").exists()
 
 
-def test_a_torn_checkpoint_is_not_taken(place):
+def test_an_incomplete_checkpoint_is_not_used(place):
     stopping = Stopping(2)
     train(stopper=stopping.stopper, show=stopping)
     newest = place / "outputs/j-adapter.training/checkpoints/checkpoint-2"
@@ -408,7 +408,7 @@ def test_a_torn_checkpoint_is_not_taken(place):
 
 
 def test_a_full_disk_at_the_end_is_one_message_and_no_step_is_lost(place):
-    """A process may write files of so many bytes, then of more: each library fails in its own way."""
+    """With a low limit on file sizes, then a higher one, each library fails in its own way."""
     small = ("finetune.lora_r=2", 'finetune.lora_targets=["q_proj"]')
     stopping = Stopping(3)
     train(*small, stopper=stopping.stopper, show=stopping)
@@ -433,8 +433,8 @@ def test_a_full_disk_at_the_end_is_one_message_and_no_step_is_lost(place):
     assert sizes["tokenizer.json"] > limits["tokenizer.json"]
 
 
-def test_a_pinned_base_of_the_hub_is_named_by_id_and_revision(place, tiny_dir, monkeypatch):
-    """As peft spells it: base_model_name_or_path and revision. Read back, the adapter's base is the same commit."""
+def test_a_pinned_base_from_the_hub_is_recorded_by_id_and_revision(place, tiny_dir, monkeypatch):
+    """In the keys of peft, base_model_name_or_path and revision; reading the adapter gives the same commit."""
     commit, fetched = "0123456789abcdef" * 2 + "01234567", []
     snapshot = place / "hub" / commit
     shutil.copytree(tiny_dir, snapshot)
@@ -448,8 +448,8 @@ def test_a_pinned_base_of_the_hub_is_named_by_id_and_revision(place, tiny_dir, m
     folder = place / "outputs/j-adapter"
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", commit)
-    card = (folder / "README.md").read_text()
-    assert "base_model: owner/name\n" in card
+    readme = (folder / "README.md").read_text()
+    assert "base_model: owner/name\n" in readme
     fetched.clear()
     sources = find(ModelSection(path=str(folder)), weights=False)
     assert fetched == [("owner/name", commit)]
@@ -466,7 +466,7 @@ def test_a_pinned_base_of_the_hub_is_named_by_id_and_revision(place, tiny_dir, m
         ("prompt.format=literal", "prompt.format (chat -> literal)"),
     ],
 )
-def test_other_settings_or_data_never_go_on_where_these_stopped(place, override, named):
+def test_a_training_with_other_settings_or_data_is_not_resumed(place, override, named):
     write(place / "other.jsonl", *(row(finding, "Other.") for finding in FINDINGS))
     stopping = Stopping(1)
     train("finetune.sample_rows=0", stopper=stopping.stopper, show=stopping)
@@ -476,13 +476,13 @@ def test_other_settings_or_data_never_go_on_where_these_stopped(place, override,
     assert "--fresh" in str(caught.value)
 
 
-def test_settings_that_change_nothing_of_the_adapter_may_change(place):
+def test_settings_that_do_not_change_the_adapter_may_change(place):
     stopping = Stopping(1)
     train(stopper=stopping.stopper, show=stopping)
     assert train("finetune.logging_steps=2", "finetune.eval_steps=3").reason is None
 
 
-def test_fresh_keeps_what_was_there_under_another_name(place):
+def test_fresh_keeps_the_old_folders_under_other_names(place):
     train("finetune.max_steps=1")
     before = weights()
     train("finetune.max_steps=2", fresh=True)
@@ -492,20 +492,20 @@ def test_fresh_keeps_what_was_there_under_another_name(place):
     assert len(list((place / "outputs").glob("j-adapter.training.before-*"))) == 1
 
 
-def test_an_output_that_holds_something_else_is_refused(place):
+def test_an_output_that_is_not_an_adapter_is_refused(place):
     (place / "outputs/j-adapter").mkdir(parents=True)
-    with pytest.raises(RunError, match="something else"):
+    with pytest.raises(RunError, match="not an adapter of gxr-batch finetune"):
         train()
 
 
-def test_a_finished_adapter_needs_its_working_folder_no_more(place):
+def test_the_training_folder_of_a_finished_adapter_can_be_deleted(place):
     train()
     shutil.rmtree(place / "outputs/j-adapter.training")
     assert not train().trained_now
     assert not (place / "outputs/j-adapter.training").exists()
 
 
-def test_four_bit_weights_can_be_trained_on_here_too(place):
+def test_training_on_four_bit_weights_lowers_the_loss(place):
     outcome = train("model.load_in_4bit=true", "model.dtype=bfloat16", "finetune.max_steps=4")
     assert outcome.loss_after < outcome.loss_before
     assert json.loads(Path("outputs/j-adapter/finetune.json").read_text())["resolved"]["four_bit"] is True
@@ -517,7 +517,7 @@ def test_bfloat16_trains_and_saves_in_bfloat16(place):
     assert {tensor.dtype for tensor in weights().values()} == {torch.bfloat16}
 
 
-def test_the_loss_in_chunks_is_the_same(place, monkeypatch):
+def test_the_chunked_loss_is_the_same(place, monkeypatch):
     whole = train("finetune.max_steps=2")
     monkeypatch.setattr("gxr_batch.finetune.train._MOST_LOGITS_BYTES", 0)
     chunked = train("finetune.max_steps=2", "finetune.output=chunked")
@@ -525,12 +525,12 @@ def test_the_loss_in_chunks_is_the_same(place, monkeypatch):
     assert chunked.loss_after == pytest.approx(whole.loss_after, rel=1e-3)
 
 
-def test_modules_that_the_model_lacks_are_one_message(place):
+def test_lora_targets_that_match_no_module_are_refused(place):
     with pytest.raises(JobFileError, match="No module of the model"):
         train('finetune.lora_targets=["nonsense"]')
 
 
-def test_an_optimizer_that_does_not_run_here_is_replaced_and_said(place, monkeypatch):
+def test_an_optimizer_that_does_not_run_here_is_replaced_with_a_notice(place, monkeypatch):
     import bitsandbytes.optim
 
     def broken(*arguments, **settings):
@@ -539,10 +539,10 @@ def test_an_optimizer_that_does_not_run_here_is_replaced_and_said(place, monkeyp
     monkeypatch.setattr(bitsandbytes.optim.adamw, "AdamW", broken)
     said = []
     train("finetune.max_steps=1", said=said)
-    assert "finetune.optimizer = adamw_8bit does not run on cpu: it is adamw_torch." in said
+    assert "finetune.optimizer = adamw_8bit does not run on cpu; using adamw_torch." in said
 
 
-def test_missing_packages_are_one_message(place, monkeypatch):
+def test_missing_packages_are_reported(place, monkeypatch):
     monkeypatch.setattr("gxr_batch.extras.find_spec", lambda name: None)
     with pytest.raises(GxrError, match="needs trl, peft, datasets, which are not installed") as caught:
         train()
@@ -559,14 +559,14 @@ def work(place) -> Workplace:
     return workplace
 
 
-def test_the_command_killed_and_stopped_goes_on(work, place):
-    """One run of the real command through everything: SIGKILL, SIGTERM, the end, and nothing left."""
-    # Another number of threads adds in another order; other tests in this process may have set one.
+def test_the_command_resumes_after_a_kill_and_a_stop(work, place):
+    """The real command with SIGKILL, with SIGTERM, to its end, and again with nothing left to do."""
+    # The thread count changes the order of additions; other tests in this process may have set it.
     arguments = ["finetune", "j.toml", "--set", "finetune.max_steps=60", "--set", "engine.threads=1"]
     checkpoints = place / "outputs/j-adapter.training/checkpoints"
 
     def steps_saved() -> int:
-        """The newest whole checkpoint: each stands only until two more do, so none is waited for by its number."""
+        """The newest complete checkpoint; only two are kept, so do not wait for a certain one."""
         return max((int(path.parent.name.split("-")[1]) for path in checkpoints.glob("*/complete.json")), default=0)
 
     for how in (signal.SIGKILL, signal.SIGTERM):
@@ -582,10 +582,10 @@ def test_the_command_killed_and_stopped_goes_on(work, place):
         assert child.returncode == (-9 if how == signal.SIGKILL else 75), stderr
     assert "stopped by a signal" in stdout
     done = work.gxr(*arguments, "--json")
-    told = json.loads(done.stdout)
-    assert told["finished"]
-    assert told["step"] == 60
-    assert "Going on from step" in done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["finished"]
+    assert summary["step"] == 60
+    assert "Resuming from step" in done.stderr
     train("finetune.max_steps=60", "finetune.output=whole", "engine.threads=1")
     assert equal(weights(), weights("whole"))
     for finding in FINDINGS:
@@ -594,12 +594,12 @@ def test_the_command_killed_and_stopped_goes_on(work, place):
     assert "--fresh" in work.gxr(*arguments, "--set", "finetune.seed=9", expect=2).stderr
 
 
-def test_the_command_says_what_is_wrong_without_a_traceback(work, place):
+def test_the_command_reports_errors_without_a_traceback(work, place):
     (place / "data.jsonl").write_text('{"answer": "canary"\n')
     done = work.gxr("finetune", "j.toml", expect=2)
     assert "data.jsonl, line 1" in done.stderr
     assert "canary" not in done.stderr
     assert "Traceback" not in done.stderr
-    # Before any model is asked for.
+    # Reported before the model is looked up.
     done = work.gxr("finetune", "j.toml", "--set", "finetune.data=[]", "--set", "model.path=nowhere/at-all", expect=2)
-    assert "nothing to learn from" in done.stderr
+    assert "There is no training data" in done.stderr

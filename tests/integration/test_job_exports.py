@@ -1,4 +1,4 @@
-"""`[export] formats`: exports that a finished run writes by itself, and how `status` tells which are out of date."""
+"""`[export] formats`: exports that a finished run writes by itself, and how `status` lists outdated ones."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def status(work: Workplace) -> dict:
     return found
 
 
-def test_the_job_file_knows_every_format():
+def test_the_job_file_accepts_every_format():
     assert set(get_args(ExportFormat)) == {*FORMATS, "report"}
 
 
-def test_a_finished_run_writes_what_the_job_asks_for(work):
+def test_a_finished_run_writes_the_exports_of_its_job(work):
     done = work.run()
     assert "results.xlsx: 60 rows" in done.stderr
     assert (work.folder / "outputs/j/results.xlsx").stat().st_size > 0
@@ -38,12 +38,12 @@ def test_a_finished_run_writes_what_the_job_asks_for(work):
     assert "report.html: 60 cases of 60 rows" in done.stderr
 
 
-def test_an_unfinished_run_writes_none(work):
+def test_an_unfinished_run_writes_no_exports(work):
     work.run("--set", "run.max_failed=1", expect=5, faults={"fail_every": 1})
     assert not (work.folder / "outputs/j/results.xlsx").exists()
 
 
-def test_run_again_it_writes_only_what_is_missing_or_out_of_date(work):
+def test_a_second_run_writes_only_missing_or_outdated_exports(work):
     work.run()
     paper, table = (work.folder / "outputs/j" / name for name in ("results.xlsx", "results.csv"))
     paper.unlink()
@@ -56,7 +56,7 @@ def test_run_again_it_writes_only_what_is_missing_or_out_of_date(work):
     assert "C60" in table.read_text(encoding="utf-8-sig")
 
 
-def test_an_export_that_fails_is_reported_and_fails_nothing(work):
+def test_an_export_that_fails_is_reported_and_does_not_fail_the_run(work):
     work.run("--set", "export.formats=[]")
     (work.folder / "outputs/j/results.xlsx").mkdir()
     done = work.run()
@@ -74,7 +74,7 @@ def test_status_names_exports_that_are_older_than_the_results(work):
     assert "outdated   report.html, results.csv" in work.gxr("status", "outputs/j").stdout
 
 
-def test_saving_an_outdated_workbook_does_not_make_it_current_and_it_is_kept(work):
+def test_an_outdated_workbook_that_was_saved_again_stays_outdated_and_is_kept(work):
     work.run()
     paper = work.folder / "outputs/j/results.xlsx"
     work.table(61)
@@ -88,11 +88,11 @@ def test_saving_an_outdated_workbook_does_not_make_it_current_and_it_is_kept(wor
     assert "results.xlsx" not in status(work)["outdated_exports"]
 
 
-def test_in_a_copy_with_new_times_no_export_is_taken_for_current_and_none_is_lost(work):
+def test_in_a_copy_with_new_times_exports_are_outdated_and_none_is_lost(work):
     work.run()
     folder = work.folder / "outputs/j"
     written = (folder / "results.xlsx").read_bytes()
-    for path in folder.rglob("*"):  # as cp -r leaves them
+    for path in folder.rglob("*"):  # as after cp -r
         if path.is_file():
             os.utime(path)
     assert status(work)["outdated_exports"] == ["report.html", "results.csv", "results.xlsx"]
@@ -102,7 +102,7 @@ def test_in_a_copy_with_new_times_no_export_is_taken_for_current_and_none_is_los
     assert status(work)["outdated_exports"] == []
 
 
-def test_a_failed_export_is_reported_to_those_who_want_quiet_too(work):
+def test_a_failed_export_is_reported_with_quiet_too(work):
     work.run("--set", "export.formats=[]")
     (work.folder / "outputs/j/results.xlsx").mkdir()
     done = work.run("--quiet", "--json")

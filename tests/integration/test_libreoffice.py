@@ -1,4 +1,4 @@
-"""The round trip through a real LibreOffice: it opens the workbook, a script fills it in, sorts it, saves it."""
+"""Round trip through a real LibreOffice, in which a script fills in, sorts and saves the workbook."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ EDITS = {
 
 
 def office() -> str:
-    """Return the soffice command, or skip with what is missing."""
+    """Return the soffice command, or skip the test and name what is missing."""
     soffice = shutil.which("soffice")
     if soffice is None:
         pytest.skip("LibreOffice is not installed (apt.txt: libreoffice-calc-nogui)")
@@ -52,7 +52,7 @@ def office() -> str:
 
 
 def edited(soffice: str, workbook: Path, folder: Path) -> None:
-    """Have LibreOffice open the workbook, and fill it in, sort and save it."""
+    """Open the workbook in LibreOffice, fill it in, sort it and save it."""
     pipe = f"gxr{uuid.uuid4().hex}"
     home = (folder / "profile").absolute().as_uri()
     (folder / "edits.json").write_text(json.dumps(EDITS))
@@ -69,7 +69,7 @@ def edited(soffice: str, workbook: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reviewed(tmp_path_factory):
-    """A run, and the folder with what LibreOffice saved of its workbook."""
+    """A workplace with a run, and its workbook as saved by LibreOffice."""
     soffice = office()
     work = Workplace(tmp_path_factory.mktemp("office"))
     work.table(list(CELLS.items()))
@@ -81,10 +81,10 @@ def reviewed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["reviewed.xlsx", "reviewed-Cases.csv"])
-def test_what_libreoffice_saved_comes_back_to_its_rows(reviewed, name):
+def test_reviews_saved_by_libreoffice_are_imported(reviewed, name):
     run = reviewed.folder / "outputs/j"
     for path in (run / "reviews").glob("*.parquet"):
-        path.unlink()  # each kind of file is imported alone
+        path.unlink()  # so that each kind of file is imported alone
     done = import_reviews(RunReader(run), [reviewed.folder / name], "Dr A")
     assert done.refused == []
     assert (done.taken, done.unreviewed) == (4, 2)
@@ -100,5 +100,5 @@ def test_what_libreoffice_saved_comes_back_to_its_rows(reviewed, name):
     assert frame.loc["C2", "gxr_review_status"] == "unreviewed"
 
 
-def test_the_sheet_prints(reviewed):
+def test_the_sheet_can_be_printed(reviewed):
     assert (reviewed.folder / "reviewed.pdf").read_bytes().startswith(b"%PDF")

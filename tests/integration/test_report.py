@@ -1,4 +1,4 @@
-"""The morning page: what it says, what it keeps to itself, and how it works in a real browser."""
+"""The HTML report: its content, what it withholds, and how it works in a real browser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
 from gxr_batch.records import DISCLAIMER
 from gxr_batch.report import aggregate, charts, report
-from gxr_batch.report import cases as case_room
+from gxr_batch.report import cases as case_module
 from gxr_batch.report.aggregate import Chooser, Tally
 from gxr_batch.report.cases import columns_of, held
 from gxr_batch.report.page import disclaimer_for
@@ -42,18 +42,18 @@ max_seq_length = 420
 
 
 def rows() -> list[tuple[str, str, str]]:
-    special = [SCRIPT, IMAGE, RIGHT_TO_LEFT, "told to fail", "word " * 900]
+    special = [SCRIPT, IMAGE, RIGHT_TO_LEFT, "set to fail", "word " * 900]
     usual = [f"small pleural effusion number {number}" for number in range(len(special), ROWS)]
     return [(f"C{number}", cell, f"site {number % 3} </td>") for number, cell in enumerate([*special, *usual])]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Workplace:
-    """A workplace with a run, and its page."""
+    """A workplace with a run and its report."""
     work = Workplace(tmp_path_factory.mktemp("report"))
     work.table(rows(), header=("case_id", "findings", "<i>site</i>"))
     work.job(JOB)
-    work.faults = {"fail_containing": "told to fail"}
+    work.faults = {"fail_containing": "set to fail"}
     work.run(expect=3)
     work.gxr("report", "outputs/j")
     return work
@@ -65,7 +65,7 @@ def html(made) -> str:
 
 
 def page_of(work: Workplace, run: str = "outputs/j", against: str | None = None, **options: bool) -> str:
-    """Make a page in this process, which is faster than to start the command, and return it."""
+    """Write a report in this process, which is faster than running the command, and return it."""
     target = work.folder / "page-of-a-test.html"
     other = RunReader(work.folder / against) if against else None
     report(RunReader(work.folder / run), other, target, include_held=options.get("include_held", False))
@@ -73,14 +73,14 @@ def page_of(work: Workplace, run: str = "outputs/j", against: str | None = None,
 
 
 def packed(html: str) -> dict:
-    """Undo what cases.py does to the cases of a page."""
+    """Decode the cases that cases.py packed into a report."""
     found = re.search(r'id="packed-cases">([^<]*)</script>', html)
     assert found
     return json.loads(gzip.decompress(base64.b64decode(found[1], validate=True)))
 
 
 def unpacked(html: str) -> list[dict[str, object]]:
-    """Return the cases of a page as a script of another language reads them."""
+    """Return the cases of a report as rows."""
     head = packed(html)
     columns = {
         column["name"]: column["values"] if "values" in column else [column["constant"]] * head["rows"]
@@ -89,32 +89,32 @@ def unpacked(html: str) -> list[dict[str, object]]:
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
-def test_the_command_says_where_the_page_is(made):
+def test_the_command_prints_the_path_of_the_report(made):
     done = made.gxr("report", "outputs/j", "--to", "page.html")
     assert "pleural" not in done.stdout + done.stderr
     assert re.match(rf"page.html: {ROWS} rows, {ROWS} to read, 0.\d MB", done.stdout)
     assert (made.folder / "page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-def test_the_page_says_first_what_the_texts_are(html):
+def test_the_report_starts_with_the_disclaimer(html):
     body = html[html.index("<body>") :]
     assert body.index(DISCLAIMER) < body.index("<h1>")
     assert "<strong>AI-generated, unreviewed.</strong>" in body
 
 
 @pytest.mark.parametrize(
-    ("reviewed", "told"),
+    ("reviewed", "text"),
     [
         (0, DISCLAIMER),
         (3, "AI-generated teaching material, 45 of 48 texts not reviewed by a radiologist. Research"),
-        (48, "AI-generated teaching material, reviewed: each case says by whom. Research and education only; not for"),
+        (48, "AI-generated teaching material, reviewed by the reviewer named in each case. Research and education"),
     ],
 )
-def test_the_disclaimer_says_how_much_is_reviewed(reviewed, told):
-    assert disclaimer_for(reviewed, 48).startswith(told)
+def test_the_disclaimer_counts_the_reviewed_texts(reviewed, text):
+    assert disclaimer_for(reviewed, 48).startswith(text)
 
 
-def test_the_page_holds_every_case_whole(made, html):
+def test_the_report_holds_every_case_in_full(made, html):
     cases, results = unpacked(html), made.results()
     assert [case["gxr_row_id"] for case in cases] == [row["gxr_row_id"] for row in results]
     for case, row in zip(cases, results, strict=True):
@@ -125,13 +125,13 @@ def test_the_page_holds_every_case_whole(made, html):
         assert case["gxr_prompt_sha256"] in (None, f"{(row['gxr_prompt_sha256'] or '')[:8]}…")
 
 
-def test_no_text_of_a_row_stands_outside_the_packed_cases(html):
+def test_no_text_of_a_row_is_outside_the_packed_cases(html):
     outside = re.sub(r'<script type="text/plain".*?</script>', "", html, flags=re.DOTALL)
     for text in ("window.broken", "pleural", RIGHT_TO_LEFT, "</td> site"):
         assert text not in outside
 
 
-def test_the_page_may_load_nothing(html):
+def test_the_report_loads_nothing(html):
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
     assert policy
     assert policy[1].startswith("default-src 'none'; script-src 'sha256-")
@@ -142,89 +142,93 @@ def test_the_page_may_load_nothing(html):
     assert not re.search(r"\son\w+=", outside)
 
 
-def test_the_page_says_what_ran(made, html):
+def test_the_report_describes_the_run(made, html):
     manifest = made.manifest()
     for part in (
         "clinical_case",
         ">echo<",
         manifest["invocations"][0]["started_at"][11:19],
         "129</span>",
-        "the echo engine was asked to fail rows like this one",
+        "fail rows like this one",
         "findings_truncated",
-        "Progress over the night",
+        "<strong>Progress</strong>",
         "Slots in use",
         "How texts ended",
-        "There is no earlier start of this job",
+        "There is no earlier invocation of this job",
     ):
         assert part in html, part
     assert html.count("<svg") == 8
     assert html.count("<summary>Figures</summary>") == 8
 
 
-def test_the_start_before_and_what_changed_is_named(made):
+def test_the_previous_invocation_and_changed_settings_are_shown(made):
     made.run("--output", "outputs/later", "--set", "engine.slots=4", expect=3)
     html = page_of(made, "outputs/later")
-    assert "beside the run j." in html
+    assert "compared with the run j." in html
     assert '<th scope="row">engine.slots</th><td dir="auto">8</td><td dir="auto">4</td>' in html
     made.table([*rows(), ("C999", "one more", "x")], header=("case_id", "findings", "<i>site</i>"))
     made.run("--output", "outputs/later", "--set", "engine.slots=4", expect=3)
     html = page_of(made, "outputs/later")
-    assert "beside start 1 of this run." in html
+    assert "compared with invocation 1 of this run." in html
     assert '<th scope="row">rows generated</th><td>130</td><td>1</td><td>-99.2%</td>' in html
     made.table(rows(), header=("case_id", "findings", "<i>site</i>"))
 
 
-def test_two_runs_stand_side_by_side(made):
+def test_two_runs_are_compared(made):
     made.run("--output", "outputs/other", "--set", "prompt.template=basic", "--limit", "100", expect=3)
     made.gxr("report", "outputs/j", "--against", "outputs/other", "--to", "both.html")
     html = (made.folder / "both.html").read_text(encoding="utf-8")
-    assert "100 rows are in both runs: 0 have the same text, 99 another one, 1 have no text in one of them." in html
-    assert "100 were asked with another prompt. 30 rows are only in this run, 0 only in other." in html
+    assert (
+        "100 rows are in both runs: 0 have the same text, 99 have different texts, 1 have no text in one run." in html
+    )
+    assert "100 have different prompts. 30 rows are only in this run, 0 only in other." in html
     assert packed(html)["other"] == "other"
     verdicts = [case["comparison"] for case in unpacked(html)]
     assert verdicts.count("different text") == 99
     assert verdicts.count("only in this run") == 30
 
 
-def test_a_text_that_both_runs_have_is_held_once(made):
+def test_a_text_that_is_the_same_in_both_runs_is_stored_once(made):
     html = page_of(made, against="outputs/j")
-    assert f"{ROWS} rows are in both runs: {ROWS - 1} have the same text, 0 another one, 1 have no text" in html
+    assert (
+        f"{ROWS} rows are in both runs: {ROWS - 1} have the same text, 0 have different texts, 1 have no text" in html
+    )
     assert all(case["gxr_text"] is None for case in unpacked(html)), "the other run's column comes last"
 
 
 @pytest.mark.parametrize("target", ["outputs/j/results.parquet", "outputs/j/parts/x", "f.csv", "no/such/x.html", "."])
-def test_no_page_replaces_what_is_not_one(made, monkeypatch, target):
+def test_a_report_never_replaces_another_kind_of_file(made, monkeypatch, target):
     monkeypatch.chdir(made.folder)
     with pytest.raises(RunError, match="--to"):
         report(RunReader(Path("outputs/j")), None, Path(target), include_held=False)
 
 
-def test_a_run_that_is_none_is_named(made):
+def test_a_folder_without_a_run_is_refused(made):
     assert "There is no run here." in made.gxr("report", "outputs/j", "--against", "outputs/no", expect=2).stderr
 
 
-def test_an_unfinished_run_has_a_page(made):
+def test_an_unfinished_run_has_a_report(made):
     made.run("--output", "outputs/half", expect=4, faults={**made.faults, "crash_after": 50})
     html = page_of(made, "outputs/half")
     assert "All 50 finished rows" in html
     assert '<span class="number">80</span><span class="what">still to do</span>' in html
 
 
-def test_a_damaged_part_is_named(made):
+def test_a_damaged_part_is_reported(made):
     made.run("--output", "outputs/hurt", "--limit", "20", "--set", "run.checkpoint_seconds=0.01", faults={})
     path = made.parts("outputs/hurt")[0]
     path.write_bytes(path.read_bytes()[:100])
-    assert "1 damaged part is passed over here" in page_of(made, "outputs/hurt")
+    assert "1 damaged part is left out" in page_of(made, "outputs/hurt")
 
 
-def test_a_run_without_rows_has_a_page(tmp_path):
+def test_a_run_without_rows_has_a_report(tmp_path):
     work = Workplace(tmp_path)
     work.table([])
     work.run()
     assert "All 0 finished rows" in page_of(work)
 
 
-def test_odd_values_in_the_manifest_do_no_harm(tmp_path):
+def test_unexpected_values_in_the_manifest_are_ignored(tmp_path):
     work = Workplace(tmp_path)
     work.run()
     path = work.folder / "outputs/j/run.json"
@@ -236,7 +240,7 @@ def test_odd_values_in_the_manifest_do_no_harm(tmp_path):
     assert "<td>&lt;b&gt;</td>" in page_of(work)
 
 
-def test_a_pool_is_named_with_what_its_workers_hold_and_how_many_were_lost(tmp_path):
+def test_the_workers_engine_and_lost_workers_of_a_ray_run_are_shown(tmp_path):
     work = Workplace(tmp_path)
     work.run()
     assert "workers lost" not in page_of(work)
@@ -250,19 +254,19 @@ def test_a_pool_is_named_with_what_its_workers_hold_and_how_many_were_lost(tmp_p
     assert "workers lost" in page
 
 
-def test_a_page_that_would_grow_too_large_shows_fewer_cases_and_says_which(made, monkeypatch):
-    monkeypatch.setattr(case_room, "MOST_PACKED_BYTES", 6_000)
+def test_a_report_that_would_be_too_large_shows_fewer_cases_and_names_which(made, monkeypatch):
+    monkeypatch.setattr(case_module, "MOST_PACKED_BYTES", 6_000)
     done = report(RunReader(made.folder / "outputs/j"), None, made.folder / "small.html", include_held=False)
     html = (made.folder / "small.html").read_text(encoding="utf-8")
     assert 2 < done.shown < ROWS
-    # The echo engine's texts copy their prompts, so that nearly every row has a flag.
-    assert f"{done.shown} of {ROWS} finished rows: the first that failed, are held or have a flag" in html
+    # The echo engine copies prompts into texts, so that nearly every row has a flag.
+    assert f"{done.shown} of {ROWS} finished rows: the first ones that failed, are held or have a flag" in html
     ids = [case["gxr_row_id"] for case in unpacked(html)]
-    assert {"C3", "C4"} <= set(ids), "the failed and the flagged one"
+    assert {"C3", "C4"} <= set(ids), "the failed row and the flagged one"
     assert ids == sorted(ids, key=lambda name: int(name[1:]))
 
 
-def test_of_a_huge_run_the_marked_cases_are_chosen_first():
+def test_marked_cases_of_a_large_run_are_chosen_first():
     chooser = Chooser(10)
     for start in range(0, 400, 20):
         numbers = np.arange(start, start + 20)
@@ -275,7 +279,7 @@ def test_of_a_huge_run_the_marked_cases_are_chosen_first():
     assert chooser.cases(pa.schema([("n", pa.int64())]), 4).marked_only
 
 
-def test_what_is_held_is_withheld():
+def test_held_cells_and_texts_are_withheld():
     table = pa.table(
         {
             "name": ["Ann", "Bob"],
@@ -291,24 +295,24 @@ def test_what_is_held_is_withheld():
     assert values["gxr_error"] == ["rule mrn", None]
 
 
-def test_what_one_run_holds_back_the_other_does_not_give_away(made, monkeypatch):
-    # No engine holds rows here: the failed one stands in for a held one.
-    monkeypatch.setattr(case_room, "held", lambda table: [one == "failed" for one in table["gxr_status"].to_pylist()])
+def test_a_row_held_in_one_run_is_withheld_in_the_other(made, monkeypatch):
+    # No row of this run is held, so the failed row takes that role.
+    monkeypatch.setattr(case_module, "held", lambda table: [one == "failed" for one in table["gxr_status"].to_pylist()])
     html = page_of(made, against="outputs/j")
     case = unpacked(html)[3]
     assert [case["findings"], case["<i>site</i>"], case["gxr_text"]] == [None, None, None]
-    assert "Cells and text of 1 held row are withheld here; gxr-batch report --include-held shows them." in html
-    assert unpacked(page_of(made, against="outputs/j", include_held=True))[3]["findings"] == "told to fail"
+    assert "Cells and texts of 1 held row are withheld; gxr-batch report --include-held shows them." in html
+    assert unpacked(page_of(made, against="outputs/j", include_held=True))[3]["findings"] == "set to fail"
 
 
 def test_very_long_cells_are_shortened_and_counted():
     table = pa.table({"x": ["a" * 30_000, "b"], "gxr_status": ["ok", "ok"]})
     made, shortened = columns_of(table, [False, False])
     assert shortened == 1
-    assert made[0].values[0].endswith("[shortened in this page]")
+    assert made[0].values[0].endswith("[shortened in this report]")
 
 
-def test_numbers_that_json_lacks_become_text():
+def test_numbers_that_json_lacks_are_written_as_text():
     table = pa.table({"a": [float("nan"), 1.5], "b": [2**60, 3], "c": [b"\x00", b"x"], "gxr_status": ["ok", "ok"]})
     made, _ = columns_of(table, [False, False])
     json.dumps([column.as_dict() for column in made], allow_nan=False)
@@ -322,11 +326,11 @@ def test_charts_escape_the_names_that_they_draw(name):
     assert "&amp;" in svg or "&lt;" in svg or "quoted" in svg
 
 
-def test_charts_take_their_colours_from_the_page(html):
+def test_charts_use_the_colours_of_the_page(html):
     drawn = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
     assert 'fill="var(--ok)"' in drawn
     assert not re.search(r'(fill|stroke)="#', drawn)
-    assert "style=" not in drawn, "the page's policy allows no style on an element"
+    assert "style=" not in drawn, "the page's policy forbids style attributes"
 
 
 def filled(started: list[float], finished: list[float], tokens: list[float]) -> Tally:
@@ -354,46 +358,46 @@ def filled(started: list[float], finished: list[float], tokens: list[float]) -> 
 
 
 def test_tokens_are_spread_over_the_time_that_a_row_took():
-    night = aggregate.night_of(filled([0, 0], [100_000, 100_000], [1000, 1000]))
-    assert night is not None
-    assert np.allclose(night.tokens_a_second, 20)
-    assert np.allclose(night.rows_in_progress, 2)
-    assert night.rows_a_minute[-1] > 0
-    assert not night.rows_a_minute[:-1].any()
+    period = aggregate.newest_period(filled([0, 0], [100_000, 100_000], [1000, 1000]))
+    assert period is not None
+    assert np.allclose(period.tokens_a_second, 20)
+    assert np.allclose(period.rows_in_progress, 2)
+    assert period.rows_a_minute[-1] > 0
+    assert not period.rows_a_minute[:-1].any()
 
 
-def test_only_the_newest_night_is_drawn_and_the_earlier_rows_are_counted():
+def test_only_the_latest_period_is_drawn_and_earlier_rows_are_counted():
     day = 86_400_000
-    night = aggregate.night_of(filled([0, day, day + 1000], [5000, day + 5000, day + 60_000], [10, 10, 10]))
-    assert night is not None
-    assert night.earlier_rows == 1
-    assert night.edges[0] == day
-    assert night.finished["ok"].tolist()[0] == 1
-    assert night.finished["ok"].tolist()[-1] == 3
+    period = aggregate.newest_period(filled([0, day, day + 1000], [5000, day + 5000, day + 60_000], [10, 10, 10]))
+    assert period is not None
+    assert period.earlier_rows == 1
+    assert period.edges[0] == day
+    assert period.finished["ok"].tolist()[0] == 1
+    assert period.finished["ok"].tolist()[-1] == 3
 
 
 @pytest.mark.parametrize("milliseconds", [1, 20, 140, 150, 280, 560, 1120, 7200])
-def test_a_night_of_any_length_is_cut_into_steps_that_have_one(milliseconds):
-    # 0.14 s in steps of 0.02 s are a little more than seven for a computer, and the eighth would have no length.
-    night = aggregate.night_of(filled([0], [milliseconds], [10]))
-    assert night is not None
-    assert (np.diff(night.edges) > 0).all()
-    assert night.edges[-1] == milliseconds
-    assert np.isfinite(night.tokens_a_second).all()
+def test_no_step_of_a_period_is_empty(milliseconds):
+    # In floating point, 0.14 s has a little more than seven steps of 0.02 s; the eighth would have no length.
+    period = aggregate.newest_period(filled([0], [milliseconds], [10]))
+    assert period is not None
+    assert (np.diff(period.edges) > 0).all()
+    assert period.edges[-1] == milliseconds
+    assert np.isfinite(period.tokens_a_second).all()
 
 
-def test_a_moment_at_the_end_of_a_night_is_no_step_of_its_own():
-    # Of 100.1 s in steps of 2 s, the last tenth would show a row as 600 a minute.
-    night = aggregate.night_of(filled([0, 0], [50_000, 100_100], [10, 10]))
-    assert night is not None
-    assert night.step_seconds == 2
-    assert night.edges[-2:].tolist() == [98_000, 100_100]
-    assert night.rows_a_minute.max() <= 30
-    assert (night.rows_a_minute * np.diff(night.edges) / 60_000).sum() == pytest.approx(2)
+def test_a_short_remainder_of_a_period_is_merged_into_the_last_step():
+    # With 100.1 s in steps of 2 s, a row in the last 0.1 s would count as 600 rows per minute.
+    period = aggregate.newest_period(filled([0, 0], [50_000, 100_100], [10, 10]))
+    assert period is not None
+    assert period.step_seconds == 2
+    assert period.edges[-2:].tolist() == [98_000, 100_100]
+    assert period.rows_a_minute.max() <= 30
+    assert (period.rows_a_minute * np.diff(period.edges) / 60_000).sum() == pytest.approx(2)
 
 
 @pytest.mark.parametrize(("most", "labels"), [(2, ["0", "1", "2"]), (2000, ["0", "500", "1,000", "1,500", "2,000"])])
-def test_rows_are_counted_in_whole_numbers_on_an_axis(most, labels):
+def test_axis_labels_of_row_counts_are_whole_numbers(most, labels):
     drawn = charts.histogram_chart("Rows", "s", aggregate.Histogram(np.array([0.0, 1.0]), np.array([most]), 0, 0.5)).svg
     axis = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", drawn) if text.replace(",", "").isdigit()]
     assert axis[-len(labels) :] == labels
@@ -427,7 +431,7 @@ def browser():
 
 @pytest.fixture
 def opened(browser, made):
-    """The page in a browser; nothing may be said on the console, and nothing asked for but the file."""
+    """The report in a browser; the console must stay empty, and the file must be the only request."""
     return_to = made.folder / "outputs/j/report.html"
     yield from in_browser(browser, return_to)
 
@@ -444,16 +448,16 @@ def in_browser(browser, path: Path):
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.set_default_timeout(60_000)
-    said, asked = [], []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    messages, requests = [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(path.as_uri())
     page.wait_for_selector("html[data-ready]", state="attached")
     yield page
     assert page.evaluate("window.broken") is None
-    assert said == []
-    assert set(asked) == {path.as_uri()}
+    assert messages == []
+    assert set(requests) == {path.as_uri()}
     context.close()
 
 
@@ -466,10 +470,10 @@ def first_ids(page, most: int = 3) -> list[str]:
 
 
 def test_search_finds_words_and_phrases_and_marks_them(opened):
-    assert count(opened).startswith(f"{ROWS} of {ROWS} cases, shown here 1 to 50")
+    assert count(opened).startswith(f"{ROWS} of {ROWS} cases, showing 1 to 50")
     opened.keyboard.press("/")
     opened.keyboard.type('"effusion number 77" small')
-    opened.wait_for_selector("#rows mark:text-is('small')")  # the last word as a whole: all is typed
+    opened.wait_for_selector("#rows mark:text-is('small')")  # the last word is marked once all is typed
     assert count(opened).startswith("1 of")
     assert first_ids(opened) == ["C77"]
     assert opened.locator("#rows mark").all_inner_texts()[:2] == ["small", "effusion number 77"]
@@ -479,7 +483,7 @@ def test_search_finds_words_and_phrases_and_marks_them(opened):
     opened.wait_for_selector(f"#count:has-text('{ROWS} of')")
 
 
-def test_a_text_keeps_its_lines_in_the_table_but_not_the_empty_ones(opened):
+def test_a_text_in_the_table_keeps_its_lines_except_empty_ones(opened):
     assert (
         opened.evaluate("dense('Impression: x.\\n\\n \\nKey findings:\\n- y\\n')")
         == "Impression: x.\nKey findings:\n- y"
@@ -491,15 +495,15 @@ def test_a_text_keeps_its_lines_in_the_table_but_not_the_empty_ones(opened):
 
 
 @pytest.mark.parametrize("width", [390, 800])
-def test_a_narrow_window_cuts_nothing_and_keeps_a_case_readable(opened, width):
+def test_a_case_fits_in_a_narrow_window(opened, width):
     opened.set_viewport_size({"width": width, "height": 800})
     assert opened.evaluate("document.documentElement.scrollWidth") == width
     opened.locator("#rows .open").first.click()
     assert opened.evaluate("document.querySelector('#case').scrollWidth") <= width
-    assert opened.locator("#case-title").bounding_box()["height"] < 40, "the case's name stands on one line"
+    assert opened.locator("#case-title").bounding_box()["height"] < 40, "the case's name is on one line"
 
 
-def test_paper_repeats_the_whole_header(opened):
+def test_print_repeats_the_whole_header(opened):
     assert opened.evaluate("getComputedStyle(document.querySelector('#table thead button')).display") != "contents"
     opened.emulate_media(media="print")
     assert opened.evaluate("getComputedStyle(document.querySelector('#table thead button')).display") == "contents"
@@ -521,7 +525,7 @@ def test_sorting_and_paging(opened):
 def test_filters(opened, made):
     opened.select_option("#filter-status", "failed")
     assert first_ids(opened) == ["C3"]
-    assert "told to fail" in opened.inner_text("#rows tr")
+    assert "set to fail" in opened.inner_text("#rows tr")
     opened.select_option("#filter-status", "")
     opened.select_option("#filter-flag", "findings_truncated")
     assert first_ids(opened) == ["C4"]
@@ -533,7 +537,7 @@ def test_filters(opened, made):
     assert count(opened).startswith(f"{len(plain)} of")
 
 
-def test_a_case_is_opened_and_left_by_keyboard(opened):
+def test_a_case_is_opened_and_closed_by_keyboard(opened):
     opened.keyboard.press("j")
     assert opened.evaluate("document.activeElement.textContent") == "C0"
     opened.keyboard.press("ArrowDown")
@@ -556,7 +560,7 @@ def test_a_case_is_opened_and_left_by_keyboard(opened):
     assert opened.evaluate("document.activeElement.textContent") == "C2"
 
 
-def test_a_link_leads_to_its_case(opened, made):
+def test_a_link_opens_its_case(opened, made):
     opened.goto("about:blank")
     opened.goto((made.folder / "outputs/j/report.html").as_uri() + "#case=C60")
     opened.wait_for_selector("#case[open]")
@@ -596,12 +600,12 @@ def test_light_and_dark(opened):
     opened.click("#theme")
     assert ground() == "rgb(18, 23, 30)"
     opened.emulate_media(media="print")
-    assert ground() == "rgb(255, 255, 255)", "paper is light"
+    assert ground() == "rgb(255, 255, 255)", "print is light"
     opened.emulate_media(media="screen")
     opened.click("#theme")
 
 
-def test_the_systems_choice_of_dark_is_followed(browser, made):
+def test_the_systems_dark_mode_is_followed(browser, made):
     context = browser.new_context(color_scheme="dark")
     page = context.new_page()
     page.goto((made.folder / "outputs/j/report.html").as_uri())
@@ -615,7 +619,7 @@ def test_nothing_is_wider_than_the_window(opened, width):
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_the_page_prints(opened):
+def test_the_report_prints(opened):
     assert opened.pdf(format="A4").startswith(b"%PDF")
 
 

@@ -1,4 +1,4 @@
-"""The check of benchmarks/teaching.py: which answers name their row's main finding, and which only seem to."""
+"""The check of benchmarks/teaching.py: which answers assert the main finding, and which only mention it."""
 
 import importlib.util
 
@@ -47,11 +47,11 @@ def test_an_asserted_finding_counts(teaching, text):
         "",
     ],
 )
-def test_a_finding_that_is_denied_or_weighed_or_absent_does_not(teaching, text):
+def test_a_finding_that_is_denied_or_only_considered_or_absent_does_not_count(teaching, text):
     assert not teaching.names(text, SPELLINGS)
 
 
-def test_what_the_row_says_already_is_counted_apart(teaching):
+def test_findings_already_named_in_the_input_are_counted_separately(teaching):
     cases = {name: teaching.Case("sample", name, SPELLINGS) for name in ("a", "b", "c")}
     given = {"a": "Small left pneumothorax.", "b": "A thin line at the apex. No effusion.", "c": "A line at the apex."}
     texts = {"a": "Small left pneumothorax.", "b": "Impression: pneumothorax.", "c": "A line at the apex."}

@@ -1,4 +1,4 @@
-"""The workbook, read back with openpyxl: every text is text, and what Excel cannot hold is marked."""
+"""The workbook, read with openpyxl: every text is a text cell, and cells longer than Excel allows are marked."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TRAPS = {
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
-    """The workbook of a run over the traps, and the run's folder."""
+    """The export's output, and the path and content of the workbook, of a run over TRAPS."""
     work = Workplace(tmp_path_factory.mktemp("xlsx"))
     table = pa.table(
         {
@@ -75,7 +75,7 @@ def cases(loaded) -> dict[str, dict[str, object]]:
     return {row[0].value: dict(zip(names, row, strict=True)) for row in rows}
 
 
-def test_the_readme_sheet_comes_first_and_says_what_this_is(book):
+def test_the_readme_sheet_comes_first_and_describes_the_workbook(book):
     _, _, loaded = book
     assert loaded.sheetnames == ["README", "Cases"]
     text = " ".join(str(cell.value) for row in loaded["README"].iter_rows() for cell in row if cell.value)
@@ -86,12 +86,12 @@ def test_the_readme_sheet_comes_first_and_says_what_this_is(book):
 
 
 @pytest.mark.parametrize("name", [name for name in TRAPS if name not in {"lines", "long"}])
-def test_every_text_is_text(book, name):
+def test_every_text_is_a_text_cell(book, name):
     cell = cases(book[2])[name]["findings"]
     expected = TRAPS[name].replace("\r\n", "\n").replace("\r", "\n")
     for sign in "\x00\x07\x1b\ufffe\uffff":
         expected = expected.replace(sign, "\ufffd")
-    # Excel reads _x005F_ as an underscore, so that a text with _x000D_ in it stays that text; openpyxl does not.
+    # _x005F_ escapes an underscore, so that a text with _x000D_ stays as it is in Excel; openpyxl does not unescape it.
     assert cell.value.replace("_x005F_", "_") == (f" {expected}" if name == "rich" else expected)
     assert cell.data_type in {"s", "inlineStr"}
     assert cell.number_format == "@"
@@ -99,7 +99,7 @@ def test_every_text_is_text(book, name):
     assert cell.quotePrefix
 
 
-def test_no_formula_and_no_link_stands_in_the_file(book):
+def test_the_file_has_no_formula_and_no_link(book):
     with zipfile.ZipFile(book[1]) as content:
         sheet = content.read("xl/worksheets/sheet2.xml")
     assert b"<f>" not in sheet
@@ -107,21 +107,21 @@ def test_no_formula_and_no_link_stands_in_the_file(book):
 
 
 @pytest.mark.parametrize("name", ["lines", "long"])
-def test_what_excel_cannot_hold_is_marked_and_flagged(book, name):
+def test_cells_longer_than_excel_allows_are_marked_and_flagged(book, name):
     stdout, _, loaded = book
     row = cases(loaded)[name]
     text = row["findings"].value
     assert text.count("\n") <= MOST_LINE_FEEDS
     assert len(text.encode("utf-16-le")) // 2 <= MOST_UNITS
     assert "shortened_for_excel" in row["gxr_flags"].value
-    assert "results.parquet has the whole text" in stdout
+    assert "results.parquet has the full text" in stdout
     if name == "lines":
-        assert "line 399" in text, "nothing of it is lost"
+        assert "line 399" in text, "only line feeds are removed"
     else:
         assert text.endswith("results.parquet]")
 
 
-def test_columns_stand_in_the_order_of_a_teaching_file(book):
+def test_columns_are_in_the_order_of_a_teaching_file(book):
     names = [cell.value for cell in book[2]["Cases"][HEADER]]
     order = [
         "gxr_row_id",
@@ -155,10 +155,10 @@ def test_the_sheet_is_ready_to_review(book):
     assert row["seen"].value == "2026-01-02 00:00:00.000+00:00"
     assert row["gxr_reviewer"].value is None
     assert row["gxr_reviewed_at"].number_format == "yyyy-mm-dd"
-    assert row["gxr_review_quality"].number_format == "0", "a text would not pass the check for whole numbers"
+    assert row["gxr_review_quality"].number_format == "0", "a text cell would fail the validation for whole numbers"
 
 
-def test_every_column_has_a_caption_for_people(book):
+def test_every_column_has_a_readable_caption(book):
     sheet = book[2]["Cases"]
     captions = {name.value: above.value for above, name in zip(sheet[HEADER - 1], sheet[HEADER], strict=True)}
     assert captions["gxr_review_missing_finding_significant"] == "Missing finding, significant"
@@ -168,7 +168,7 @@ def test_every_column_has_a_caption_for_people(book):
     assert len(set(captions.values())) == len(captions)
 
 
-def test_a_column_that_says_one_for_every_row_is_hidden_until_rows_have_several_answers(tmp_path):
+def test_the_sample_column_is_hidden_unless_rows_have_several_samples(tmp_path):
     for samples in (1, 2):
         folder = tmp_path / str(samples)
         folder.mkdir()
@@ -181,13 +181,13 @@ def test_a_column_that_says_one_for_every_row_is_hidden_until_rows_have_several_
         assert sheet.column_dimensions["B"].hidden == (samples == 1)
 
 
-def test_measured_times_show_two_digits_and_numbers_of_the_user_all(book):
+def test_measured_times_show_two_decimals_and_the_users_numbers_all(book):
     row = cases(book[2])["formula"]
     assert row["gxr_seconds_generating"].number_format == "0.00"
     assert row["gxr_new_tokens"].number_format == row["age"].number_format == "General"
 
 
-def test_columns_are_no_wider_than_their_texts_need_on_a_few_lines():
+def test_column_widths_fit_their_texts_on_a_few_lines():
     own = {"history": 60, "findings": 400, "sex": 6}
     found = {column.name: column for column in layout([*own, "gxr_row_id", "gxr_text"], own)}
     assert [found[name].width for name in own] == [24, 42, 8]
@@ -196,18 +196,18 @@ def test_columns_are_no_wider_than_their_texts_need_on_a_few_lines():
     assert row_height(shown, [None, "\n" * 100]) == 360
 
 
-def test_a_lone_half_of_a_pair_would_fail_the_whole_file_and_is_replaced():
+def test_a_lone_surrogate_is_replaced():
     assert for_workbook("a\ud800b").text == "a\ufffdb"
 
 
-def test_a_cut_never_splits_a_sign():
+def test_a_cut_never_splits_a_character():
     text = for_workbook("🫁" * 20_000).text
     assert len(text.encode("utf-16-le")) // 2 <= MOST_UNITS
     assert text.startswith("🫁")
     text.encode("utf-8")
 
 
-def test_more_rows_than_a_sheet_holds_go_on_in_another(monkeypatch, tmp_path):
+def test_rows_beyond_the_limit_of_a_sheet_go_into_further_sheets(monkeypatch, tmp_path):
     monkeypatch.setattr(workbook, "ROWS_A_SHEET", 25)
     work = Workplace(tmp_path)
     work.run()

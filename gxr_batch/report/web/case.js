@@ -1,15 +1,15 @@
-// One case at a time, with all its columns, beside the other run's text where two are compared.
+// The case view: one case with all its columns, next to the other run's text in a comparison.
 
 const opened = { at: -1 };
 
-// Marks what one text has and the other has not, by words. Returns nothing where there is little in common (marks on
-// nearly every word say less than none) or where the texts are very long.
+// Marks the words that only one of two texts has. Returns null if the texts have little in common (marking nearly every
+// word would not help) or are very long.
 function difference(before, after) {
   const [a, b] = [before, after].map((text) => text.match(/\S+\s*|\s+/gu) ?? []);
   if (a.length * b.length > 4e6) return null;
   const word = (piece) => piece.trim();
   const width = b.length + 1;
-  const longest = new Uint16Array((a.length + 1) * width); // of the words that both have from here on, in this order
+  const longest = new Uint16Array((a.length + 1) * width); // length of the longest common subsequence from here
   for (let i = a.length - 1; i >= 0; i--) {
     for (let j = b.length - 1; j >= 0; j--) {
       const at = i * width + j;
@@ -18,7 +18,7 @@ function difference(before, after) {
   }
   if (longest[0] < 0.4 * Math.max(a.length, b.length)) return null;
   const [left, right] = [[], []];
-  const put = (list, kind, piece) => { // neighbours of one kind become one mark
+  const put = (list, kind, piece) => { // merge adjacent pieces of one kind into one mark
     if (list.at(-1)?.kind === kind) list.at(-1).text += piece;
     else list.push({ kind, text: piece });
   };
@@ -39,7 +39,7 @@ function difference(before, after) {
 function side(title, text, pieces = null) {
   const prose = element("div", { class: text === null ? "prose none" : "prose" });
   if (text !== null && pieces) { prose.setAttribute("dir", "auto"); prose.append(...pieces); }
-  else write(prose, text ?? "nothing to show", text === null ? [] : view.words);
+  else write(prose, text ?? "no text", text === null ? [] : view.words);
   return element("section", { class: "side" }, element("h3", {}, title), prose);
 }
 
@@ -64,14 +64,14 @@ function sides(row) {
     const other = cases.otherText(row);
     const marked = text !== null && other !== null && text !== other ? difference(other, text) : null;
     const [left, right] = marked ?? [null, null];
-    const kind = marked || text === other ? "(AI)" : "(AI, too few words in common to mark)";
+    const kind = marked || text === other ? "(AI)" : "(AI, too different to mark)";
     found.push(side(`Generated text, this run ${kind}`, text, right), side(`Generated text, ${cases.head.other} ${kind}`, other, left));
   } else {
     found.push(side("Generated text (AI)", text));
   }
-  if (edited !== null) found.push(side("Corrected by the reviewer", edited, text === null ? null : (difference(text, edited)?.[1] ?? null)));
+  if (edited !== null) found.push(side("Corrected text", edited, text === null ? null : (difference(text, edited)?.[1] ?? null)));
   const comment = cases.of("gxr_review_comment", row);
-  if (comment !== null) found.push(side("The reviewer's comment", comment));
+  if (comment !== null) found.push(side("Reviewer's comment", comment));
   return element("div", { class: "sides" }, ...found);
 }
 
@@ -84,7 +84,7 @@ function show(at) {
   byId("case-on").disabled = at === view.order.length - 1;
   const error = cases.of("gxr_error", row);
   const reviewer = cases.of("gxr_reviewer", row);
-  const by = reviewer && `by ${reviewer} on ${cases.of("gxr_reviewed_at", row) ?? "an unknown day"}`;
+  const by = reviewer && `by ${reviewer} on ${cases.of("gxr_reviewed_at", row) ?? "an unknown date"}`;
   const labels = element("div", { class: "labels" }, state(cases.of("gxr_status", row)), state(cases.of("gxr_review_status", row)),
     by ? write(element("span"), by) : null, cases.other.size ? state(cases.ofOther("comparison", row), "compared") : null, ...cases.flags(row).map(chip));
   const rest = [...cases.own.values()].filter((column) => !column.own && !["gxr_text", "gxr_review_text", "gxr_review_comment"].includes(column.name));
@@ -100,7 +100,7 @@ function show(at) {
 }
 
 function address(hash) {
-  try { history.replaceState(null, "", hash || location.pathname); } catch { /* not where a file may have no history */ }
+  try { history.replaceState(null, "", hash || location.pathname); } catch { /* some browsers refuse for files */ }
 }
 
 function step(by) {
@@ -119,7 +119,7 @@ function decoded(name) {
   try {
     return decodeURIComponent(name);
   } catch {
-    return name; // an address that somebody typed
+    return name; // an address typed by hand
   }
 }
 

@@ -1,4 +1,4 @@
-// Elements and texts. Every text of a case becomes a text node, so that markup in a cell stays text.
+// Elements and texts. Texts of cases become text nodes, so that markup in a cell stays text.
 
 function element(name, options = {}, ...children) {
   const made = document.createElement(name);
@@ -12,11 +12,11 @@ function element(name, options = {}, ...children) {
 
 const whole = new Intl.NumberFormat("en-GB");
 const SPOKEN = {
-  ok: "generated", stop: "its own end", length: "token limit", error: "an error", approved_with_edits: "approved with edits",
+  ok: "generated", stop: "end token", length: "token limit", error: "error", approved_with_edits: "approved with edits",
 };
 const spoken = (value) => SPOKEN[value] ?? String(value);
 const state = (value, kind = value) => element("span", { class: `state ${kind}` }, spoken(value));
-// A narrow column breaks a flag's name between its words.
+// In a narrow column, a flag's name breaks between its words.
 const chip = (flag) => element("span", { class: "flag", title: cases.legend[flag] ?? flag },
   ...flag.split(/(?<=_)/u).flatMap((word, at) => (at ? [element("wbr"), word] : [word])));
 
@@ -27,7 +27,7 @@ function shown(value, kind) {
   return typeof value === "number" ? String(value) : value;
 }
 
-// Puts a text into an element, with the words that are searched for marked.
+// Writes a text into an element and marks the search words.
 function write(target, text, words = []) {
   target.setAttribute("dir", "auto");
   if (words.length === 0) { target.textContent = text; return target; }

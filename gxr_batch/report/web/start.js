@@ -1,4 +1,4 @@
-// What the reader does, by mouse and by keyboard, and how the page begins.
+// Mouse and keyboard input, and initialization.
 
 function keys(event) {
   if (event.ctrlKey || event.altKey || event.metaKey) return;
@@ -36,15 +36,15 @@ function listen() {
   byId("search").addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(choose, 120); });
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   byId("controls").addEventListener("reset", () => {
-    Object.assign(view, { sort: "place", down: false }); // the order of the table that was read
-    setTimeout(choose); // once the fields are empty
+    Object.assign(view, { sort: "place", down: false }); // the order of the input table
+    setTimeout(choose); // after the fields are cleared
   });
   byId("page-back").addEventListener("click", () => turn(-1));
   byId("page-on").addEventListener("click", () => turn(1));
   byId("page-size").addEventListener("change", (event) => { view.size = Number(event.target.value); view.page = 0; draw(); });
   byId("rows").addEventListener("click", (event) => {
     const row = event.target.closest("tr[data-row]");
-    const reading = String(getSelection()) && !event.target.matches(".open"); // text that is being selected
+    const reading = String(getSelection()) && !event.target.matches(".open"); // the user is selecting text
     if (row && !reading) show(view.order.indexOf(Number(row.dataset.row)));
   });
   for (const head of document.querySelectorAll("#table th[data-sort]")) {
@@ -69,7 +69,7 @@ document.addEventListener("DOMContentLoaded", async () => {
     remembered.set(document.documentElement.dataset.theme);
   });
   if (typeof DecompressionStream === "undefined") {
-    byId("trouble").textContent = "This browser is too old to unpack the cases: use Chrome or Edge 80, Firefox 113, Safari 16.4, or later ones.";
+    byId("trouble").textContent = "This browser is too old to show the cases. Use Chrome or Edge 80, Firefox 113, Safari 16.4 or later.";
     byId("trouble").hidden = false;
     return;
   }

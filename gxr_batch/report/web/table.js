@@ -1,16 +1,16 @@
-// The cases, and the table of them: search, sort, filter, pages.
+// The cases and their table: search, sort, filter, paging.
 
-// Returns what cases.py packed: JSON, compressed with gzip, spelled in base64.
+// Returns the cases that cases.py packed: JSON, compressed with gzip, encoded in base64.
 async function unpacked() {
   const block = byId("packed-cases");
   const letters = atob(block.textContent);
-  block.remove(); // its millions of letters are of no use any more
+  block.remove(); // frees its memory
   const bytes = new Uint8Array(letters.length);
   for (let at = 0; at < letters.length; at++) bytes[at] = letters.charCodeAt(at);
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
 }
 
-// Seeds, hashes and timings are left out of the search: a number that somebody looks for would be found in most of them.
+// Seeds, hashes and timings are not searched, because most numbers would be found in them.
 const searched = (column) => column.values && (column.own || (!["number", "moment"].includes(column.kind) && column.name !== "gxr_prompt_sha256"));
 
 const cases = {
@@ -32,7 +32,7 @@ const cases = {
   otherText(row) { return this.ofOther("comparison", row) === "same text" ? this.of("gxr_text", row) : this.ofOther("gxr_text", row); },
   matches(row, words) {
     if (words.length === 0) return true;
-    if (this.haystack[row] === "") { // made when first searched: opening the page does not wait for it
+    if (this.haystack[row] === "") { // made on the first search, so that the page opens faster
       const cells = this.head.columns.filter(searched).map((column) => shown(this.value(column, row), column.kind));
       this.haystack[row] = cells.join("\n").toLowerCase() + "\n";
     }
@@ -59,7 +59,7 @@ const view = { order: [], page: 0, size: 50, sort: "place", down: false, words: 
 const collator = new Intl.Collator("en", { numeric: true });
 
 function compare(a, b) {
-  if (a === null || b === null) return (a === null) - (b === null); // what is missing stands last, whatever the order
+  if (a === null || b === null) return (a === null) - (b === null); // missing values come last in either order
   const by = typeof a === "string" ? collator.compare(a, b) : a - b;
   return view.down ? -by : by;
 }
@@ -78,7 +78,7 @@ function choose() {
   draw();
 }
 
-// Lines stay lines, so that a text's headings can be seen; empty ones would take the place of words.
+// Keeps line breaks, so that headings stay visible, and removes empty lines to save space.
 const dense = (text) => text.trim().replace(/\n\s*\n/gu, "\n");
 
 function clamped(text, note) {
@@ -114,13 +114,13 @@ function draw() {
   byId("rows").replaceChildren(...rows.map(line));
   const start = byId("rows").querySelector(".open");
   if (start) start.tabIndex = 0;
-  const range = rows.length ? `, shown here ${whole.format(first + 1)} to ${whole.format(first + rows.length)}` : "";
+  const range = rows.length ? `, showing ${whole.format(first + 1)} to ${whole.format(first + rows.length)}` : "";
   byId("count").textContent = `${whole.format(order.length)} of ${whole.format(cases.head.rows)} cases${range}`;
   byId("page-at").textContent = `page ${whole.format(view.page + 1)} of ${whole.format(pages)}`;
   byId("page-back").disabled = view.page === 0;
   byId("page-on").disabled = view.page >= pages - 1;
   if (!rows.length) {
-    const empty = element("td", { colspan: "7", class: "none" }, "No case matches. Clear the search and the filters to see all.");
+    const empty = element("td", { colspan: "7", class: "none" }, "No case matches. Clear the search and filters to see all cases.");
     byId("rows").append(element("tr", {}, empty));
   }
   for (const head of document.querySelectorAll("#table th[data-sort]")) {

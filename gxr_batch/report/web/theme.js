@@ -1,13 +1,13 @@
-// The page's own scripts, one after the other in one element: theme, elements, table, case, start. They ask nothing
-// of any network. This one: light or dark, as chosen here before, else as the system says; at once, so that nothing flashes.
+// The page's scripts are joined into one element: theme, elements, table, case, start. They make no network requests.
+// This one sets light or dark, from the saved choice or the system's setting, before the page is drawn.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
 
 const system = matchMedia("(prefers-color-scheme: dark)");
 const remembered = {
-  get() { try { return localStorage.getItem("gxr-theme"); } catch { return null; } }, // some browsers refuse for files
-  set(theme) { try { localStorage.setItem("gxr-theme", theme); } catch { /* then it holds for this visit */ } },
+  get() { try { return localStorage.getItem("gxr-theme"); } catch { return null; } }, // some browsers refuse this for files
+  set(theme) { try { localStorage.setItem("gxr-theme", theme); } catch { /* the choice lasts for this visit */ } },
 };
 function paint(theme) {
   document.documentElement.dataset.theme = theme;

@@ -37,7 +37,7 @@ def gemma_tokenizer(demo_model_dir):
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory, gemma_tokenizer):
-    """The tiny random Gemma 3 with its window of 8 tokens as a model folder, beside the real tokenizer."""
+    """The tiny random Gemma 3 with its window of 8 tokens as a model folder with the real tokenizer."""
     from tiny import tiny_gemma
 
     folder = tmp_path_factory.mktemp("tiny") / "tiny-gemma"

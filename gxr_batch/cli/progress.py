@@ -82,5 +82,7 @@ def describe(progress: Progress) -> str:
         speed = progress.done / progress.seconds
         text += f", {rate(speed * 60)} rows/min, {rate(progress.new_tokens / progress.seconds)} tok/s"
         text += f", {duration((total - done) / speed)} left"
+    elif progress.rows_in_flight:
+        text += f", {progress.rows_in_flight:,} in progress"
     text += f", {progress.failed + progress.rejected:,} failed"
     return f"{text}, {progress.withheld:,} held" if progress.withheld else text

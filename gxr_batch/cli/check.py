@@ -85,7 +85,7 @@ def _text(name: str, found: CheckResult) -> str:
     counted = bool(found.lengths) or not found.usable
     lengths = f"{shortest:,} to {longest:,} tokens, median {median:,}" if counted else "counted only by the server"
     templates = ", ".join(f"{template} {count:,}" for template, count in found.templates.items()) or "none used"
-    state = "holds an earlier run, which `gxr-batch run` resumes" if found.resumes else "new"
+    state = "contains an earlier run, which `gxr-batch run` resumes" if found.resumes else "new"
     entries = [
         ("templates", templates),
         ("prompts", lengths),
@@ -98,7 +98,7 @@ def _text(name: str, found: CheckResult) -> str:
     if found.bytes_needed > found.bytes_free:
         entries.append(("WARNING", "the disk may fill up before the run ends"))
     if found.cut:
-        entries.append(("cut", f"{found.cut:,} prompts lose the end of their longest cell"))
+        entries.append(("cut", f"{found.cut:,} prompts are too long and lose the end of their longest cell"))
     entries += [("unusable", f"{count:,} rows: {reason}") for reason, count in found.reasons.most_common(5)]
     if found.unusable:
         ids = ", ".join(found.unusable[:_NAMED])
@@ -111,15 +111,15 @@ def _text(name: str, found: CheckResult) -> str:
 
 
 def _privacy(found: CheckResult) -> str:
-    """Return what identifier screening hits, by rule and row id, without the texts."""
+    """Return what identifier screening found, by rule and row id, without the texts."""
     if found.screening == "off":
         return "identifier screening is off"
     if not found.identified:
-        return f"identifier screening ({found.screening}) hits no row"
+        return f"identifier screening ({found.screening}) found nothing"
     rules = ", ".join(f"{rule} {count:,}" for rule, count in found.identifiers.most_common())
     ids, rows = ", ".join(found.identified[:_NAMED]), len(found.identified)
     what = "a run holds these rows" if found.screening == "hold" else "a run flags these rows"
-    return f"identifier screening ({found.screening}) hits {rows:,} rows: {rules}; e.g. {ids}; {what}"
+    return f"identifier screening ({found.screening}) found something in {rows:,} rows: {rules}; e.g. {ids}; {what}"
 
 
 def _fits(found: CheckResult) -> str:

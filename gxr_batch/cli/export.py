@@ -24,7 +24,7 @@ def command(
     xlsx is for reviewers: a README sheet, then one row per case with columns to fill in. csv is for Excel: cells that a
     spreadsheet would run as a formula start with an apostrophe, and the columns with such cells are listed. All other
     formats keep every cell verbatim. chat-jsonl is for fine-tuning: the prompts and final texts of the approved rows,
-    with the reviewers' edits. The newest review of each row is shown.
+    with the reviewers' edits. Each row has its newest review.
 
     \b
     Example:

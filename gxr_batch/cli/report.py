@@ -15,8 +15,10 @@ import click
     type=click.Path(path_type=Path),
     help="Show the texts of this run next to those of RUN.",
 )
-@click.option("--include-held", is_flag=True, help="Show held rows too. Default: their cells and texts are left out.")
-@click.option("--to", "target", type=click.Path(path_type=Path), help="Write here. Default: report.html in RUN.")
+@click.option(
+    "--include-held", is_flag=True, help="Include the cells and texts of held rows. Default: they are left out."
+)
+@click.option("--to", "target", type=click.Path(path_type=Path), help="Output file. Default: report.html in RUN.")
 def command(run_folder: Path, against: Path | None, include_held: bool, target: Path | None) -> None:
     """Write an HTML report of a run: what ran, how fast, charts, and the cases to read.
 

@@ -63,8 +63,8 @@ def command(
 ) -> None:
     """Generate a teaching case for every row of the job's table.
 
-    Results go to the run folder as Parquet, with checkpoints during the run. The same command again resumes; a finished
-    run has nothing left to do.
+    Results go to the run folder as Parquet, with checkpoints during the run. Run the same command again to resume; if
+    the run is finished, nothing is left to do.
 
     \b
     Exit codes: 0 all generated, 2 wrong input, 3 some rows failed or are held, 4 the machine cannot do it now,
@@ -84,7 +84,7 @@ def command(
     from gxr_batch.run.stop import Stopper
 
     if rows and not retry:
-        raise click.UsageError("--row goes with --retry.")
+        raise click.UsageError("--row requires --retry.")
     job = read_job(job_file, overrides, output=output, stop_by=stop_by, time_limit=time_limit)
     options = Options(limit=limit, fresh=fresh, retry=retry, retry_rows=rows, take_over=take_over, overrides=overrides)
     stopper = Stopper(job.run.grace_seconds)
@@ -159,9 +159,11 @@ def _text(name: str, outcome: RunResult) -> str:
         speed = f"{rate(progress.done / seconds * 60)} rows/min, {rate(progress.new_tokens / seconds)} tok/s"
         entries.append(("speed", f"{progress.done:,} rows in {duration(progress.seconds)}, {speed}"))
     if progress.cut:
-        entries.append(("cut", f"{progress.cut:,} prompts without the end of their longest cell; see gxr_flags"))
+        entries.append(
+            ("cut", f"{progress.cut:,} prompts were too long and lost the end of their longest cell; see gxr_flags")
+        )
     if outcome.reason not in {None, "api_outage"} and not progress.done:
-        entries.append(("note", "no row was finished in this invocation: rows take longer than it had"))
+        entries.append(("note", "no row was finished in this invocation: rows take longer than the time it had"))
     if not counts.left:
         entries.append(("results", str(folder / "results.parquet")))
     if counts.failed or counts.held:

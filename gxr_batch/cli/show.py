@@ -1,4 +1,4 @@
-"""`gxr-batch show`: one case of a run on the terminal, the row's cells first, then the generated text with its mark."""
+"""`gxr-batch show`: one case of a run in the terminal, the row's cells first, then the generated text with its mark."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LONGEST_LABEL = 20
 def command(run_folder: Path, row_id: str | None, any_row: bool) -> None:
     """Show one case: the row's cells, then the generated text. Default: the first one generated.
 
-    Works during a run. The cells and texts that identifier screening holds back are not shown.
+    Works during a run. Cells and texts of rows held by identifier screening are not shown.
 
     \b
     Examples:

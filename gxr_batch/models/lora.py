@@ -263,7 +263,7 @@ def apply_adapter(model: PreTrainedModel, adapter: Adapter) -> Applied:
     notices = []
     if placed.aside:
         notices.append(
-            f"{len(placed.aside)} parts of the adapter are for images and were set aside: no text passes through them."
+            f"{len(placed.aside)} modules of the adapter are for images and are ignored: no text passes through them."
         )
     return Applied(how=_described(placed.patches, four_bit, model.dtype), notices=tuple(notices))
 

@@ -134,7 +134,7 @@ def _refuse_escapes(template: Template, where: str) -> None:
         template.fill(dict.fromkeys(template.fields, "x"))
     except TooMuchWork as error:
         raise TemplateError(
-            f"The template takes too much work for a prompt: {error.message}.",
+            f"The template is too expensive to render: {error.message}.",
             where=where,
             next_step="use fewer or shorter loops",
         ) from None

@@ -57,7 +57,7 @@ def _of_the_run(reader: RunReader) -> tuple[str, ...]:
     """Return notices about what makes these figures provisional."""
     found = []
     if reader.holder is not None:
-        found.append("The run was in progress when this report was made; make it again to include newer rows.")
+        found.append("The run was in progress when this report was written; write it again to include newer rows.")
     if damaged := len(reader.state.damaged):
         parts = "1 damaged part is" if damaged == 1 else f"{damaged} damaged parts are"
         found.append(f"{parts} left out; run the job again to generate their rows again.")

@@ -1,4 +1,4 @@
-"""A job file for a table nobody has described yet: which column is which, guessed from names and content, with reasons.
+"""Guess the job file for a table: which column is which, from names and content, each guess with its reason.
 
 Every guess is a line of the job file with its reason as a comment. Nothing here writes a file or calls a model.
 """
@@ -27,7 +27,7 @@ from gxr_batch.rows.ingest import ingest
 from gxr_batch.rows.parquet_tables import is_text
 from gxr_batch.rows.survey import Survey, survey
 
-# Template field -> column names that mean it, the most telling first; blanks, case and punctuation do not matter.
+# Template field -> column names for it, the most specific first; spaces, case and punctuation do not matter.
 _NAMES: dict[str, tuple[str, ...]] = {
     "findings": ("findings", "finding", "finding labels", "report findings", "observations", "report", "report text",
                  "radiology report", "impression", "description", "caption", "labels", "text"),
@@ -48,8 +48,8 @@ _ID_NAMES = (
 )  # fmt: skip
 _NULL_WORDS = ("NA", "N/A", "n/a", "nan", "NaN", "None", "null", "NULL", r"\N", ".", "-")
 _LONGEST_ID = 100
-_LEAST_PROSE = 20  # characters on average, below which a column is not taken for findings by its content alone
-_ROWS_LOOKED_AT = 100_000  # for lengths and words; ids are compared over the whole table
+_LEAST_PROSE = 20  # average characters a column needs to be guessed as findings by its content alone
+_ROWS_LOOKED_AT = 100_000  # for text lengths and missing-value words; ids are compared over the whole table
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """What was found in a table. `columns` maps template fields to columns; `unused` are the other columns."""
+    """The guesses for a table. `columns` maps template fields to columns; `unused` are the other columns."""
 
     name: str
     table: str
@@ -81,7 +81,7 @@ class NewJob:
 
 
 def guess_job(table: str, chosen: Mapping[str, str]) -> NewJob:
-    """Look at a table and return the job for it; `chosen` maps fields to columns and overrides the guesses.
+    """Guess the job for a table; `chosen` maps fields to columns and overrides the guesses.
 
     `table` is a path or a glob. Reads the whole table once. Raises TableError if the table cannot be read, UserError if
     no column can be the findings.
@@ -170,7 +170,7 @@ def _column(copy: Path, name: str) -> pa.ChunkedArray:
 
 
 def _id_column(copy: Path, names: Sequence[str], fields: set[str]) -> Guess:
-    """Return the column whose cells name the rows, "" if none does."""
+    """Return the first likely id column with a different value in every row, "" if there is none."""
     plain = {_plain(name): name for name in reversed(names)}
     by_name = [plain[word] for word in _ID_NAMES if word in plain]
     candidates = [name for name in dict.fromkeys([*by_name, names[0]]) if name not in fields]
@@ -184,10 +184,10 @@ def _id_column(copy: Path, names: Sequence[str], fields: set[str]) -> Guess:
         whole = not texts.null_count and longest <= _LONGEST_ID and not pc.any(pc.equal(texts, "")).as_py()
         distinct = pc.count_distinct(texts).as_py()
         if whole and distinct == len(texts):
-            return Guess(name, "every cell is different, so a row is found again after the table was sorted")
+            return Guess(name, "every value is different, so rows keep their ids when the table is sorted")
         if name in by_name and not repeated:
-            repeated = f"{_comment(name)} names {distinct:,} of {len(texts):,} rows; "
-    return Guess("", f"{repeated}no column names every row, so ids come from the row's content")
+            repeated = f"{_comment(name)} has {distinct:,} values for {len(texts):,} rows; "
+    return Guess("", f"{repeated}no column has a different value in every row, so ids come from the row's content")
 
 
 def _null_words(copy: Path, columns: Sequence[str]) -> dict[str, int]:
@@ -217,7 +217,7 @@ def _template(columns: Mapping[str, Guess]) -> tuple[Guess, tuple[str, ...]]:
 def _delimiter(seen: Survey) -> Guess | None:
     found = {file.delimiter for file in seen.files}
     if len(found) > 1:
-        return Guess("auto", "the files have different ones")
+        return Guess("auto", "the files have different delimiters")
     return Guess(found.pop(), "as found in the file") if found != {""} else None
 
 
@@ -225,7 +225,7 @@ def _encoding(seen: Survey) -> Guess | None:
     found = {file.encoding for file in seen.files} - {""}
     if len(found) == 1 and found != {"utf-8"}:
         return Guess(found.pop(), "as found in the file; change it if letters look wrong in the prompts")
-    return Guess("auto", "UTF-8, or a byte order mark says otherwise") if found else None
+    return Guess("auto", "UTF-8, unless a byte order mark names another encoding") if found else None
 
 
 def _job_name(table: str) -> str:
@@ -240,12 +240,12 @@ def _toml(value: str) -> str:
 
 
 def _comment(text: str) -> str:
-    """Return a text that stays within a comment's line."""
+    """Return a text that fits into a one-line comment."""
     return for_terminal(text).replace("\n", " ").replace("\t", " ")
 
 
 def _lines_up(entries: Sequence[tuple[str, str]]) -> list[str]:
-    """Return `key = value   # comment` lines with their comments below each other."""
+    """Return `key = value   # comment` lines with aligned comments."""
     width = min(48, max((len(entry) for entry, _ in entries), default=0))
     return [f"{entry:<{width}}   # {comment}" if comment else entry for entry, comment in entries]
 
@@ -261,11 +261,11 @@ def _input_lines(job: NewJob) -> list[str]:
     if job.null_values:
         words = ", ".join(_toml(word) for word in job.null_values)
         counted = ", ".join(f"{word} {count:,}" for word, count in job.null_values.items())
-        entries.append((f"null_values = [{words}]", f"cells with these words count as missing: {counted}"))
+        entries.append((f"null_values = [{words}]", f"cells with these words count as missing; found: {counted}"))
     columns = [(f"{name} = {_toml(guess.value)}", guess.reason) for name, guess in job.columns.items()]
     unused = ["# Not used in prompts, but kept in the results: " + ", ".join(map(_comment, job.unused))]
     return [
-        "# Written by `gxr-batch init`: every guess has its reason behind it. Change what is wrong, then run",
+        "# Written by `gxr-batch init`; each guess is followed by its reason. Correct wrong guesses, then run",
         "# `gxr-batch check` again. jobs/nightly_teaching_cases.toml lists every key.",
         f"name = {_toml(job.name)}",
         "",

@@ -53,7 +53,7 @@ def test_an_existing_file_is_never_overwritten(tmp_path):
     work = Workplace(tmp_path)
     before = (tmp_path / "j.toml").read_text()
     done = work.gxr("init", "f.csv", "--to", "j.toml", expect=2)
-    assert "This file exists, and init never overwrites one." in done.stderr
+    assert "This file exists already, and init never overwrites a file." in done.stderr
     assert (tmp_path / "j.toml").read_text() == before
 
 

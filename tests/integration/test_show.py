@@ -1,4 +1,4 @@
-"""`gxr-batch show`: one case on the terminal."""
+"""`gxr-batch show`: one case in the terminal."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _PROBE_TOKENS = 16
 # What vLLM's process takes of a GPU before it checks whether its share is still free.
 _CONTEXT_BYTES = 2**30
 _NOT_REPRODUCIBLE = (
-    "vLLM draws with each row's seed, but the last bits of a row's numbers, and now and then its text, depend on other "
+    "vLLM samples with each row's seed, but the last bits of a row's numbers, and sometimes its text, depend on other "
     "rows in the batch: texts are not reproducible."
 )
 

@@ -40,7 +40,7 @@ class Template:
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the prompt text; `values` has every field, None if the row has none. Raises jinja2's errors."""
-        # Like `compiled.render`, without rewriting tracebacks, which nobody sees.
+        # Like `compiled.render`, without rewriting tracebacks, which are never shown.
         return concatenated(self.compiled.root_render_func(self.compiled.new_context(dict(values)))).strip()
 
 

@@ -52,7 +52,7 @@ def of_forward(manifest: Manifest | None, info: EngineInfo) -> list[str]:
 
 
 def _within(entry: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """Return the mapping under these names; an empty one if run.json, which anybody may edit, lacks it."""
+    """Return the mapping under these names; an empty one if run.json, which may have been edited, lacks it."""
     for name in names:
         found = entry.get(name)
         entry = found if isinstance(found, dict) else {}

@@ -51,7 +51,7 @@ def test_a_random_case_is_one_that_was_generated(work):
         assert "Row C2" in (shown := work.gxr("show", "outputs/j", "--random").stdout) or "Row C3" in shown
 
 
-def test_a_row_that_is_not_there_is_one_message_with_the_next_command(work):
+def test_a_missing_row_is_one_message_with_the_next_command(work):
     done = work.gxr("show", "outputs/j", "--row", "nope", expect=2)
     assert done.stderr == (
         "Error: This run has no finished row 'nope'.\n  where: outputs/j\n"

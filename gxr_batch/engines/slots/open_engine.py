@@ -90,7 +90,7 @@ def _why_not_reproducible(cramped: bool) -> list[str]:
 
 
 def _keeps_bits(loaded: LoadedModel) -> bool:
-    """Return whether the library's forward gives a row the same bits in any batch: measured for bfloat16 on the CPU.
+    """Return whether the library's forward pass gives a row the same bits in any batch (measured: bfloat16, CPU).
 
     In float32, products with other row counts round differently, and GPUs have not been measured.
     """

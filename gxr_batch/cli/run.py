@@ -67,8 +67,15 @@ def command(
     run has nothing left to do.
 
     \b
-    Exit codes: 0 all generated, 2 wrong input, 3 some rows failed or are held, 4 the machine cannot do it now,
-    5 too many rows failed, 75 stopped on purpose, 130 Ctrl-C. After 4, 5, 75 and 130 run it again to resume.
+    Exit codes:
+      0    every row generated
+      2    wrong input
+      3    finished; some rows failed or are held
+      4    the machine cannot do it now
+      5    more rows failed than run.max_failed allows
+      75   stopped on purpose
+      130  Ctrl-C
+    After 4, 5, 75 and 130 the same command resumes.
 
     \b
     Example:

@@ -168,7 +168,7 @@ def _text(name: str, outcome: RunResult) -> str:
     if progress.cut:
         entries.append(("cut", f"{progress.cut:,} prompts without the end of their longest cell; see gxr_flags"))
     if outcome.reason not in {None, "api_outage"} and not progress.done:
-        entries.append(("note", "no row was finished in this invocation: rows take longer than it had"))
+        entries.append(("note", "no row was finished: rows take longer than this invocation had"))
     if not counts.left:
         entries.append(("results", str(folder / "results.parquet")))
     if counts.failed or counts.held:

@@ -42,8 +42,13 @@ def command(
     the same command resumes from the last checkpoint.
 
     \b
-    Exit codes: 0 finished, 2 input wrong, 4 the machine cannot do it now, 75 stopped by a signal, 130 Ctrl-C;
-    after 4, 75 and 130 run the same command again to resume.
+    Exit codes:
+      0    finished
+      2    wrong input
+      4    the machine cannot do it now
+      75   stopped by a signal
+      130  Ctrl-C
+    After 4, 75 and 130 the same command resumes.
 
     \b
     Example:

@@ -67,8 +67,15 @@ def command(
     the run is finished, nothing is left to do.
 
     \b
-    Exit codes: 0 all generated, 2 wrong input, 3 some rows failed or are held, 4 the machine cannot do it now,
-    5 too many rows failed, 75 stopped on purpose, 130 Ctrl-C. After 4, 5, 75 and 130 run it again to resume.
+    Exit codes:
+      0    every row generated
+      2    wrong input
+      3    finished; some rows failed or are held
+      4    the machine cannot do it now
+      5    more rows failed than run.max_failed allows
+      75   stopped on purpose
+      130  Ctrl-C
+    After 4, 5, 75 and 130 the same command resumes.
 
     \b
     Example:
@@ -163,7 +170,7 @@ def _text(name: str, outcome: RunResult) -> str:
             ("cut", f"{progress.cut:,} prompts were too long and lost the end of their longest cell; see gxr_flags")
         )
     if outcome.reason not in {None, "api_outage"} and not progress.done:
-        entries.append(("note", "no row was finished in this invocation: rows take longer than the time it had"))
+        entries.append(("note", "no row was finished: rows take longer than this invocation had"))
     if not counts.left:
         entries.append(("results", str(folder / "results.parquet")))
     if counts.failed or counts.held:

@@ -573,7 +573,7 @@ def test_a_stop_is_announced_when_it_begins(work):
 def test_a_stop_before_any_row_finished_reports_that_rows_need_more_time(work):
     work.job("[engine]\nkind = 'echo'\n[echo]\ntokens_per_second = 1\n")
     done = work.run("--time-limit", "2s", expect=75)
-    assert "no row was finished in this invocation" in done.stdout
+    assert "no row was finished" in done.stdout
 
 
 def test_a_folder_that_cannot_be_created_is_not_reported_as_missing(work):

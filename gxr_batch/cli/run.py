@@ -170,7 +170,7 @@ def _text(name: str, outcome: RunResult) -> str:
             ("cut", f"{progress.cut:,} prompts were too long and lost the end of their longest cell; see gxr_flags")
         )
     if outcome.reason not in {None, "api_outage"} and not progress.done:
-        entries.append(("note", "no row was finished: rows take longer than this invocation had"))
+        entries.append(("note", "no row was finished: rows take longer than this invocation lasted"))
     if not counts.left:
         entries.append(("results", str(folder / "results.parquet")))
     if counts.failed or counts.held:

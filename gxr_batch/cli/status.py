@@ -23,8 +23,8 @@ _LEFT_ALIGNED = ("run", "date", "state")
 def command(path: Path, as_json: bool) -> None:
     """Show the progress of a run: rows generated, failed, held and left, speed, time left, disk space.
 
-    PATH is a job file, a run folder, or a folder of runs, which are listed in a table. Works during a run and never
-    disturbs it.
+    PATH is a job file, a run folder, or a folder of runs, which are listed in a table. Works during a run and does not
+    affect it.
 
     \b
     Examples:

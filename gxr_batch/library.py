@@ -119,6 +119,7 @@ def _write_export(reader: RunReader, form: str) -> str:
     from gxr_batch.export import Choice, default_path, export
     from gxr_batch.ledger.exports import is_current
     from gxr_batch.report import REPORT_NAME, report
+    from gxr_batch.rows.columns import counted
 
     path = reader.folder / REPORT_NAME if form == "report" else default_path(reader, form, Choice())
     if is_current(reader.folder, path):
@@ -127,7 +128,7 @@ def _write_export(reader: RunReader, form: str) -> str:
         page = report(reader, None, None, include_held=False)
         return "\n".join([f"Exported {page.path}: {page.shown:,} cases of {page.rows:,} rows", *page.notices])
     done = export(reader, form, None, Choice())
-    return "\n".join([f"Exported {done.path}: {done.rows:,} rows", *done.notes])
+    return "\n".join([f"Exported {done.path}: {counted(done.rows, 'row')}", *done.notes])
 
 
 def _ignore(_: Any) -> None:

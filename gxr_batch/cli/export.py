@@ -30,6 +30,7 @@ def command(
     Example:
       gxr-batch export outputs/demo
     """
+    from gxr_batch.cli.layout import plural
     from gxr_batch.export import APPROVED_ONLY, Choice, export
     from gxr_batch.ledger import RunReader
 
@@ -38,7 +39,7 @@ def command(
     reader = RunReader(run_folder)
     choice = Choice(partial=partial, approved=only == "approved", include_held=include_held)
     done = export(reader, form, target, choice)
-    click.echo(f"{done.path}: {done.rows:,} rows{', of an unfinished run' if done.partial else ''}")
+    click.echo(f"{done.path}: {plural(done.rows, 'row')}{', of an unfinished run' if done.partial else ''}")
     for note in done.notes:
         click.echo(f"  {note}")
     held = reader.state.counts().held

@@ -35,6 +35,7 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bo
       gxr-batch init "exports/*.csv" --to nightly.toml --column findings=report_text
     """
     from gxr_batch.cli.check import print_findings
+    from gxr_batch.cli.layout import plural
     from gxr_batch.job import load_job
     from gxr_batch.run.check import check
     from gxr_batch.run.new_job import guess_job
@@ -50,9 +51,9 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bo
     made = guess_job(table, chosen)
     path = target or Path(f"{made.name}.toml")
     _write(path, made.text())
-    click.echo(f"Wrote {path} for {made.rows:,} rows of {table}. A comment gives the reason for each guess.\n")
+    click.echo(f"Wrote {path} for {plural(made.rows, 'row')} of {table}. A comment gives the reason for each guess.\n")
     print_findings(made.name, check(load_job(path), limit=None, say=say_to_stderr(quiet)))
-    click.echo(f"\nnext: read the three prompts above and {path}, then try a few rows:")
+    click.echo(f"\nnext: read the prompts above and {path}, then try a few rows:")
     click.echo(f"  gxr-batch run {shlex.quote(str(path))} --limit 5")
 
 

@@ -155,7 +155,7 @@ def _title(name: str, outcome: RunResult) -> str:
 
 
 def _text(name: str, outcome: RunResult) -> str:
-    from gxr_batch.cli.layout import duration, labelled, rate, wrapped
+    from gxr_batch.cli.layout import duration, labelled, plural, rate, wrapped
     from gxr_batch.records import DISCLAIMER
 
     counts, progress, folder = outcome.counts, outcome.progress, outcome.folder
@@ -164,10 +164,10 @@ def _text(name: str, outcome: RunResult) -> str:
     if progress.done:
         seconds = max(progress.seconds, 1e-9)
         speed = f"{rate(progress.done / seconds * 60)} rows/min, {rate(progress.new_tokens / seconds)} tok/s"
-        entries.append(("speed", f"{progress.done:,} rows in {duration(progress.seconds)}, {speed}"))
+        entries.append(("speed", f"{plural(progress.done, 'row')} in {duration(progress.seconds)}, {speed}"))
     if progress.cut:
         entries.append(
-            ("cut", f"{progress.cut:,} prompts were too long and lost the end of their longest cell; see gxr_flags")
+            ("cut", f"{plural(progress.cut, 'prompt')} too long: the end of the longest cell was cut; see gxr_flags")
         )
     if outcome.reason not in {None, "api_outage"} and not progress.done:
         entries.append(("note", "no row was finished: rows take longer than this invocation lasted"))

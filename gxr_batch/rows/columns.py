@@ -105,7 +105,7 @@ def _free(name: str, taken: set[str], *, first: bool) -> Iterator[str]:
 
 def counted(number: int, thing: str) -> str:
     """Return "1 row", "2,000 rows"."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def require_column(name: str, names: Sequence[str], *, key: str) -> None:

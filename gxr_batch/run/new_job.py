@@ -22,7 +22,7 @@ from gxr_batch.cells import for_terminal
 from gxr_batch.errors import TableError, UserError
 from gxr_batch.job import InputSection, PromptSection
 from gxr_batch.prompts import Templates
-from gxr_batch.rows.columns import FieldMap, listed, plausible
+from gxr_batch.rows.columns import FieldMap, counted, listed, plausible
 from gxr_batch.rows.ingest import ingest
 from gxr_batch.rows.parquet_tables import is_text
 from gxr_batch.rows.survey import Survey, survey
@@ -186,7 +186,7 @@ def _id_column(copy: Path, names: Sequence[str], fields: set[str]) -> Guess:
         if whole and distinct == len(texts):
             return Guess(name, "every value is different, so rows keep their ids when the table is sorted")
         if name in by_name and not repeated:
-            repeated = f"{_comment(name)} has {distinct:,} values for {len(texts):,} rows; "
+            repeated = f"{_comment(name)} has {counted(distinct, 'value')} for {len(texts):,} rows; "
     return Guess("", f"{repeated}no column has a different value in every row, so ids come from the row's content")
 
 
@@ -196,8 +196,8 @@ def _null_words(copy: Path, columns: Sequence[str]) -> dict[str, int]:
     for name in dict.fromkeys(columns):
         cells = _column(copy, name).slice(0, _ROWS_LOOKED_AT)
         if is_text(cells.type):
-            counted = pc.value_counts(cells.filter(pc.is_in(cells, value_set=pa.array(_NULL_WORDS, cells.type))))
-            found.update({str(one["values"]): one["counts"] for one in counted.to_pylist()})
+            counts = pc.value_counts(cells.filter(pc.is_in(cells, value_set=pa.array(_NULL_WORDS, cells.type))))
+            found.update({str(one["values"]): one["counts"] for one in counts.to_pylist()})
     return {word: found[word] for word in _NULL_WORDS if found[word]}
 
 
@@ -251,7 +251,9 @@ def _lines_up(entries: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _input_lines(job: NewJob) -> list[str]:
-    entries = [(f"path = {_toml(job.table)}", f"{job.rows:,} rows when this file was written; a glob works too")]
+    entries = [
+        (f"path = {_toml(job.table)}", f"{counted(job.rows, 'row')} when this file was written; a glob works too")
+    ]
     entries.append((f"id_column = {_toml(job.id_column.value)}", job.id_column.reason))
     entries += [
         (f"{key} = {_toml(guess.value)}", guess.reason)
@@ -260,8 +262,8 @@ def _input_lines(job: NewJob) -> list[str]:
     ]
     if job.null_values:
         words = ", ".join(_toml(word) for word in job.null_values)
-        counted = ", ".join(f"{word} {count:,}" for word, count in job.null_values.items())
-        entries.append((f"null_values = [{words}]", f"cells with these words count as missing; found: {counted}"))
+        found = ", ".join(f"{word} {count:,}" for word, count in job.null_values.items())
+        entries.append((f"null_values = [{words}]", f"cells with these words count as missing; found: {found}"))
     columns = [(f"{name} = {_toml(guess.value)}", guess.reason) for name, guess in job.columns.items()]
     unused = ["# Not used in prompts, but kept in the results: " + ", ".join(map(_comment, job.unused))]
     return [
@@ -296,7 +298,7 @@ _MODEL_LINES = (
     ),
     "",
     "[run]",
-    *_lines_up([('output = "outputs/{name}"', "the run folder; with {date} in it every day starts a new run")]),
+    *_lines_up([('output = "outputs/{name}"', "the run folder; with {date} in it, each day starts a new run")]),
     "",
     "[export]",
     *_lines_up([('formats = ["xlsx", "report"]', "a workbook for reviewers, an HTML report to read")]),

@@ -200,7 +200,7 @@ def test_truncating_cuts_the_longest_cell_at_a_word_and_reports_it(long_rows):
     assert by_id["giant"]["gxr_status"] == "failed", "its longest cell is one word"
     assert by_id["giant"]["gxr_error"] == "the prompt is too long even with one word of findings"
     assert by_id["long"]["findings"].endswith("w199"), "the input is unchanged"
-    assert "2 prompts were too long and lost the end" in long_rows.run("--fresh", expect=3).stdout
+    assert "2 prompts too long: the end of the longest cell was cut" in long_rows.run("--fresh", expect=3).stdout
     checked = json.loads(long_rows.gxr("check", "j.toml", "--json").stdout)
     assert (checked["cut"], checked["usable"], checked["unusable"]) == (2, 3, 1)
 

@@ -81,7 +81,7 @@ def test_an_id_column_has_no_repeats_and_no_empty_cell(folder):
     (folder / "t.csv").write_text("study_id,findings\n1,clear\n1,clear\n,clear\n")
     made = guess_job("t.csv", {})
     assert made.id_column.value == ""
-    assert "study_id has 1 values for 3 rows" in made.id_column.reason
+    assert "study_id has 1 value for 3 rows" in made.id_column.reason
 
 
 def test_a_chosen_column_overrides_the_guess(folder):

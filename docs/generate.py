@@ -27,7 +27,7 @@ from gxr_batch.text_checks.identifiers import RULES
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS.parent / "jobs" / "nightly_teaching_cases.toml"
-MADE = "<!-- Made by docs/generate.py: change the program or the reference job file, then run it as a script. -->"
+MADE = "<!-- Made by docs/generate.py: change the program, the reference job file or that script, then run it. -->"
 
 JOB_FILE_HEAD = """# Job file
 
@@ -271,7 +271,9 @@ def _with_table(path: Path, head: str, entries: Mapping[str, str]) -> str:
     ]
     table = "\n".join([f"| {head} | meaning |", "|---|---|", *lines])
     between = re.compile(r"(<!-- made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    return between.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", path.read_text())
+    page, tables = between.subn(lambda found: f"{found[1]}\n{table}\n{found[2]}", path.read_text())
+    assert tables == 1, f"{path} has lost the comments around its table"
+    return page
 
 
 PAGES = {

@@ -26,8 +26,11 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     `overrides` are `section.key=value` strings, as after `--set` on the command line. Relative paths in the job are
     relative to the current folder. Raises JobFileError if the file or an override is not valid.
     """
+    from gxr_batch.errors import UserError
     from gxr_batch.job import load_job as load
 
+    if isinstance(overrides, str):
+        raise UserError("overrides takes a list of strings.", where="load_job", next_step=f"overrides=[{overrides!r}]")
     return load(Path(path), tuple(overrides))
 
 
@@ -38,6 +41,7 @@ def check_job(job: Job, *, limit: int | None = None) -> CheckResult:
     """
     from gxr_batch.run.check import check
 
+    _check_limit(limit)
     return check(job, limit=limit, say=_ignore)
 
 
@@ -68,17 +72,25 @@ def run_job(
     from gxr_batch.run.runner import run
     from gxr_batch.run.stop import Stopper
 
+    _check_limit(limit)
+    _check_retry(retry, retry_rows)
     say = on_notice or _ignore
     options = Options(limit=limit, fresh=fresh, retry=retry, retry_rows=tuple(retry_rows), take_over=take_over)
-    result = run(job, options, stopper or Stopper(job.run.grace_seconds), say, on_progress or _ignore)
+
+    def show(progress: Progress) -> None:
+        if on_progress is not None:
+            on_progress(replace(progress))  # a copy, since the run keeps counting in its object
+
+    result = run(job, options, stopper or Stopper(job.run.grace_seconds), say, show)
     bugs: list[Exception] = []
 
     def failed(form: str, error: Exception) -> None:
         from gxr_batch.errors import GxrError
 
-        if not isinstance(error, GxrError):
+        known = isinstance(error, GxrError)
+        if not known:
             bugs.append(error)
-        say(f"The export as {form} failed; the results are safe. {error if not bugs else type(error).__name__}")
+        say(f"The export as {form} failed; the results are safe. {error if known else type(error).__name__}")
 
     exports = {} if result.counts.left else write_exports(result.folder, job.export.formats, say, failed)
     if bugs:
@@ -129,6 +141,22 @@ def _write_export(reader: RunReader, form: str) -> str:
         return "\n".join([f"Exported {page.path}: {page.shown:,} cases of {page.rows:,} rows", *page.notices])
     done = export(reader, form, None, Choice())
     return "\n".join([f"Exported {done.path}: {counted(done.rows, 'row')}", *done.notes])
+
+
+def _check_limit(limit: int | None) -> None:
+    from gxr_batch.errors import UserError
+
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise UserError("limit must be a whole number from 1, or None.", where="limit")
+
+
+def _check_retry(retry: str | None, rows: Sequence[str]) -> None:
+    from gxr_batch.errors import UserError
+
+    if retry not in {None, "failed", "held", "truncated"}:
+        raise UserError("retry must be failed, held, truncated or None.", where="retry")
+    if isinstance(rows, str) or (rows and retry is None):
+        raise UserError("retry_rows takes a list of row ids, together with retry.", where="retry_rows")
 
 
 def _ignore(_: Any) -> None:

@@ -28,8 +28,8 @@ _EXITS = {
 STOPPED = {
     "interrupt": "stopped by Ctrl-C",
     "terminate": "stopped by a signal",
-    "stop_by": "stopped in time for --stop-by",
-    "time_limit": "stopped in time for --time-limit",
+    "stop_by": "stopped at its stop-by time",
+    "time_limit": "stopped at its time limit",
     "max_failed": "stopped: more rows failed than run.max_failed allows",
     "api_outage": "stopped: no answer from the server for api.give_up_after",
 }

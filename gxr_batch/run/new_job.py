@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from gxr_batch.cells import for_terminal
 from gxr_batch.errors import TableError, UserError
@@ -82,37 +83,42 @@ class NewJob:
         return "\n".join([*_input_lines(self), *_prompt_lines(self), *_MODEL_LINES]) + "\n"
 
 
-def guess_job(table: str, chosen: Mapping[str, str]) -> NewJob:
+def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
     """Guess the job for a table; `chosen` maps fields to columns and overrides the guesses.
 
-    `table` is a path or a glob. Reads the whole table once. Raises TableError if the table cannot be read, UserError if
-    no column can be the findings.
+    `table` is a path or a glob, `name` the name of the job, by default that of the table. Reads the whole table once.
+    Raises TableError if the table cannot be read, UserError if no column can be the findings.
     """
-    seen = survey(InputSection(path=table))
+    try:
+        section = InputSection(path=table)
+    except ValidationError:  # empty, too long, or bytes that are not text
+        raise UserError("This cannot be the path of a table.", where="TABLE", next_step="name a file") from None
+    seen = survey(section)
     names = seen.schema.names
-    if not plausible(names):
+    if not plausible(names) and not chosen:
         raise TableError(
             "The table seems to have no header line.",
             where=table,
-            next_step=f"{listed(names)} add a line with the column names",
+            next_step="add a line with the column names, or confirm them: --column findings=COLUMN",
         )
     with tempfile.TemporaryDirectory(prefix="gxr-batch-init-") as scratch:
-        copy = Path(scratch) / "input.parquet"
+        target = Path(scratch) / "input.parquet"
         unmapped = FieldMap(templates={"basic": ()}, default="basic", columns={})
-        rows = ingest(seen, unmapped, copy, id_column="", prior=None, limit=None).rows
-        guessed = _fields(seen, copy, chosen, table)
-        template, fields = _template(guessed)
-        columns = {name: guess for name, guess in guessed.items() if name in fields or name in chosen}
-        id_column = _id_column(copy, names, {guess.value for guess in columns.values()})
-        nulls = _null_words(copy, [guess.value for guess in columns.values()])
+        rows = ingest(seen, unmapped, target, id_column="", prior=None, limit=None).rows
+        with pq.ParquetFile(target) as copy:
+            guessed = _fields(seen, copy, chosen, table)
+            template, fields = _template(guessed, chosen)
+            columns = {field: guess for field, guess in guessed.items() if field in fields}
+            id_column = _id_column(copy, names, {guess.value for guess in columns.values()})
+            nulls = _null_words(copy, [guess.value for guess in columns.values()])
     taken = {id_column.value, *(guess.value for guess in columns.values())}
     return NewJob(
-        name=_job_name(table),
+        name=_job_name(name or _stem(table)),
         table=table,
         rows=rows,
         template=template,
         columns=columns,
-        unused=tuple(name for name in names if name not in taken),
+        unused=tuple(column for column in names if column not in taken),
         id_column=id_column,
         delimiter=_delimiter(seen),
         encoding=_encoding(seen),
@@ -126,7 +132,7 @@ def _plain(name: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", spaced.lower()))
 
 
-def _fields(seen: Survey, copy: Path, chosen: Mapping[str, str], table: str) -> dict[str, Guess]:
+def _fields(seen: Survey, copy: pq.ParquetFile, chosen: Mapping[str, str], table: str) -> dict[str, Guess]:
     names = seen.schema.names
     found = {name: Guess(column, "chosen with --column") for name, column in chosen.items()}
     unknown = [column for column in chosen.values() if column not in names]
@@ -152,7 +158,7 @@ def _fields(seen: Survey, copy: Path, chosen: Mapping[str, str], table: str) -> 
     return {name: _warned(name, found[name], copy) for name in _NAMES if name in found}
 
 
-def _warned(name: str, guess: Guess, copy: Path) -> Guess:
+def _warned(name: str, guess: Guess, copy: pq.ParquetFile) -> Guess:
     """Return the guess with what its cells lack: rows without findings fail, and codes for a sex say nothing."""
     cells = _column(copy, guess.value)
     empty = len(cells) - _filled(copy, guess.value)
@@ -170,7 +176,7 @@ def _sexes() -> pa.Array:
     return pa.array(_KNOWN_SEXES, pa.string())
 
 
-def _longest_text(seen: Survey, copy: Path, taken: set[str], table: str) -> Guess:
+def _longest_text(seen: Survey, copy: pq.ParquetFile, taken: set[str], table: str) -> Guess:
     """Return the free column with the longest texts. Raises UserError if none looks like prose."""
     words: dict[str, float] = {}
     for column in seen.schema:
@@ -187,7 +193,7 @@ def _longest_text(seen: Survey, copy: Path, taken: set[str], table: str) -> Gues
     return Guess(longest, f"the longest texts of the table, {words[longest]:,.0f} words on average")
 
 
-def _filled(copy: Path, name: str) -> int:
+def _filled(copy: pq.ParquetFile, name: str) -> int:
     """Return how many cells of a column hold something."""
     cells = _column(copy, name)
     if not is_text(cells.type):
@@ -204,11 +210,11 @@ def _texts(cells: pa.ChunkedArray) -> pa.ChunkedArray | None:
     return None
 
 
-def _column(copy: Path, name: str) -> pa.ChunkedArray:
-    return pq.read_table(copy, columns=[name], partitioning=None)[name]
+def _column(copy: pq.ParquetFile, name: str) -> pa.ChunkedArray:
+    return copy.read(columns=[name])[name]
 
 
-def _id_column(copy: Path, names: Sequence[str], fields: set[str]) -> Guess:
+def _id_column(copy: pq.ParquetFile, names: Sequence[str], fields: set[str]) -> Guess:
     """Return the first likely id column with a different value in every row, "" if there is none."""
     plain = {_plain(name): name for name in reversed(names)}
     by_name = [plain[word] for word in _ID_NAMES if word in plain]
@@ -227,7 +233,7 @@ def _id_column(copy: Path, names: Sequence[str], fields: set[str]) -> Guess:
     return Guess("", f"{repeated}no column has a different value in every row, so ids come from the row's content")
 
 
-def _null_words(copy: Path, columns: Sequence[str]) -> dict[str, int]:
+def _null_words(copy: pq.ParquetFile, columns: Sequence[str]) -> dict[str, int]:
     """Count the cells that hold only a word for a missing value."""
     found: Counter[str] = Counter()
     for name in dict.fromkeys(columns):
@@ -238,14 +244,27 @@ def _null_words(copy: Path, columns: Sequence[str]) -> dict[str, int]:
     return {word: found[word] for word in _NULL_WORDS if found[word]}
 
 
-def _template(columns: Mapping[str, Guess]) -> tuple[Guess, tuple[str, ...]]:
-    """Return the built-in template that uses most of the columns, and its fields."""
+def _template(columns: Mapping[str, Guess], chosen: Mapping[str, str]) -> tuple[Guess, tuple[str, ...]]:
+    """Return the built-in template that uses the chosen columns and most of the others, and its fields.
+
+    Raises UserError if no template uses all chosen fields.
+    """
     templates = Templates(PromptSection())
     fits = {name: templates.get(name) for name in ("clinical_case", "comparative", "educational", "basic")}
-    usable = [name for name, template in fits.items() if set(template.required) <= columns.keys()]
+    usable = [
+        name
+        for name, template in fits.items()
+        if set(template.required) <= columns.keys() and chosen.keys() <= set(template.fields)
+    ]
+    if not usable:
+        raise UserError(
+            f"No built-in template uses {', '.join(chosen)} and has all the fields that it requires.",
+            where="--column",
+            next_step="gxr-batch templates list",
+        )
     best = max(usable, key=lambda name: len(set(fits[name].fields) & columns.keys()))
     used = [name for name in columns if name in fits[best].fields]
-    if used == ["findings"]:
+    if used == ["findings"] and "basic" in usable:
         best = "basic"
     reason = f"uses {', '.join(used)}; see `gxr-batch templates list`"
     return Guess(best, reason), tuple(fits[best].fields)
@@ -265,9 +284,15 @@ def _encoding(seen: Survey) -> Guess | None:
     return Guess("auto", "UTF-8, unless a byte order mark names another encoding") if found else None
 
 
-def _job_name(table: str) -> str:
+def _stem(table: str) -> str:
+    """Return the name of a table without its endings; of a glob the name of its folder."""
     path = Path(table)
-    stem = path.parent.name if glob.has_magic(path.name) else path.name.split(".")[0]
+    if glob.has_magic(path.name):
+        return path.parent.name
+    return re.sub(r"(\.(csv|tsv|txt|parquet|jsonl|xlsx))?(\.(gz|zst))?$", "", path.name, flags=re.IGNORECASE)
+
+
+def _job_name(stem: str) -> str:
     plain = unicodedata.normalize("NFKD", re.sub(r"\s+", "-", stem))  # letters without their accents
     return re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]", "", plain)[:80] or "job"
 

@@ -81,7 +81,7 @@ def test_an_id_column_has_no_repeats_and_no_empty_cell(folder):
     (folder / "t.csv").write_text("study_id,findings\n1,clear\n1,clear\n,clear\n")
     made = guess_job("t.csv", {})
     assert made.id_column.value == ""
-    assert "study_id has 1 value for 3 rows" in made.id_column.reason
+    assert "study_id repeats: 1 value in 3 rows" in made.id_column.reason
 
 
 def test_a_chosen_column_overrides_the_guess(folder):
@@ -183,3 +183,48 @@ def test_a_table_given_as_a_job_file_is_one_message(tmp_path):
     done = work.gxr("run", "f.csv", expect=2)
     assert "This is a table, not a job file." in done.stderr
     assert "next:  gxr-batch init f.csv" in done.stderr
+
+
+def test_tables_of_one_name_never_share_a_run_folder(tmp_path):
+    work = Workplace(tmp_path)
+    for year in ("2024", "2025"):
+        (tmp_path / f"films.{year}.csv").write_text("id,findings\n1,clear lungs\n")
+    work.gxr("init", "films.2024.csv")
+    assert tomllib.loads((tmp_path / "films.2024.toml").read_text())["name"] == "films.2024"
+    work.gxr("run", "films.2024.toml", "--set", "engine.kind=echo")
+    (tmp_path / "films.2024.toml").unlink()
+    work.gxr("init", "films.2024.csv", "--to", "other.toml")
+    assert tomllib.loads((tmp_path / "other.toml").read_text())["name"] == "other"
+    work.gxr("init", "films.2024.csv")
+    assert tomllib.loads((tmp_path / "films.2024.toml").read_text())["name"] == "films.2024-2"
+
+
+def test_a_link_counts_as_a_file_wherever_it_leads(tmp_path):
+    work = Workplace(tmp_path)
+    (tmp_path / "link.toml").symlink_to("nowhere.toml")
+    assert "never overwrites" in work.gxr("init", "f.csv", "--to", "link.toml", expect=2).stderr
+    assert not (tmp_path / "nowhere.toml").exists()
+
+
+@pytest.mark.parametrize("table", ["", "b\udcffd.csv", "x" * 5000])
+def test_what_cannot_be_a_path_is_one_message(table):
+    with pytest.raises(UserError, match="cannot be the path"):
+        guess_job(table, {})
+
+
+def test_nothing_is_written_for_fields_that_no_template_has_together(tmp_path):
+    work = Workplace(tmp_path)
+    (tmp_path / "t.csv").write_text("id,findings,topic\n1,clear lungs,pneumonia\n")
+    assert (
+        "No built-in template uses"
+        in work.gxr("init", "t.csv", "--column", "topic=topic", "--column", "age=id", expect=2).stderr
+    )
+    assert not (tmp_path / "t.toml").exists()
+
+
+def test_a_table_of_a_thousand_columns_takes_seconds(folder):
+    names = [f"column {number}" for number in range(1000)]
+    table = pa.table({"id": ["1", "2"], **{name: ["a", "b"] for name in names}, "findings": ["clear", "effusion"]})
+    pq.write_table(table, folder / "wide.parquet")
+    assert guess_job("wide.parquet", {}).columns["findings"].value == "findings"
+    assert guess_job("wide.parquet", {}).id_column.value == "id"

@@ -111,3 +111,30 @@ def test_importing_the_package_imports_nothing_heavy_and_names_its_api():
         "assert all(getattr(g, name) is not None for name in g.__all__)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": 0},
+        {"limit": -1},
+        {"limit": True},
+        {"retry": "banana"},
+        {"retry_rows": ["C1"]},
+        {"retry": "failed", "retry_rows": "C1"},
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_touched(work, wrong):
+    job = gxr_batch.load_job("j.toml")
+    with pytest.raises(gxr_batch.UserError):
+        gxr_batch.run_job(job, **wrong)
+    assert not (work.folder / "outputs").exists()
+    with pytest.raises(gxr_batch.UserError, match="list of strings"):
+        gxr_batch.load_job("j.toml", "engine.kind=echo")
+
+
+def test_every_progress_report_is_an_object_of_its_own_time(work):
+    seen = []
+    gxr_batch.run_job(gxr_batch.load_job("j.toml"), on_progress=seen.append)
+    assert seen[0].done == 0
+    assert seen[-1].done == 60

@@ -159,7 +159,7 @@ def test_a_time_limit_stops_in_time(work):
     began = time.monotonic()
     done = work.run("--time-limit", "5s", expect=75)
     assert time.monotonic() - began < 40, "it would take 52 s without the limit"
-    assert "stopped in time for --time-limit" in done.stdout
+    assert "stopped at its time limit" in done.stdout
     entry = work.manifest()["invocations"][-1]
     assert entry["outcome"] == "time_limit"
     assert 0 < entry["counts"]["ok"] < LONG

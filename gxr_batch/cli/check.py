@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gxr_batch.run.check import CheckResult
 
 _NAMED = 5
+_COLUMNS_NAMED = 10
 
 
 @click.command(name="check")
@@ -95,6 +96,9 @@ def _text(name: str, found: CheckResult) -> str:
         entries += [("memory", found.device), ("", _fits(found))]
     entries.append(("disk", f"up to {mib(found.bytes_needed)} needed, {mib(found.bytes_free)} free"))
     entries.append(("privacy", _privacy(found)))
+    if found.unscreened:
+        names = ", ".join(found.unscreened[:_COLUMNS_NAMED]) + (", ..." if found.unscreened[_COLUMNS_NAMED:] else "")
+        entries.append(("", f"not screened, since no prompt uses them: {names}"))
     if found.bytes_needed > found.bytes_free:
         entries.append(("WARNING", "the disk may fill up before the run ends"))
     if found.cut:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from gxr_batch.cli.options import open_run
+
 _FORMATS = ("xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-batch", "chat-jsonl")
 
 
@@ -32,11 +34,10 @@ def command(
     """
     from gxr_batch.cli.layout import plural
     from gxr_batch.export import APPROVED_ONLY, Choice, export
-    from gxr_batch.ledger import RunReader
 
     if include_held and (only or form in APPROVED_ONLY):
         raise click.UsageError("--include-held has no effect on approved rows: a held row is never approved.")
-    reader = RunReader(run_folder)
+    reader = open_run(run_folder)
     choice = Choice(partial=partial, approved=only == "approved", include_held=include_held)
     done = export(reader, form, target, choice)
     click.echo(f"{done.path}: {plural(done.rows, 'row')}{', of an unfinished run' if done.partial else ''}")

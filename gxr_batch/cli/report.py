@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from gxr_batch.cli.options import open_run
+
 
 @click.command(name="report")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
@@ -32,11 +34,10 @@ def command(run_folder: Path, against: Path | None, include_held: bool, target: 
       gxr-batch report outputs/new-adapter --against outputs/demo
     """
     from gxr_batch.cli.layout import plural
-    from gxr_batch.ledger import RunReader
     from gxr_batch.report import report
 
-    other = RunReader(against) if against is not None else None
-    done = report(RunReader(run_folder), other, target, include_held=include_held)
+    other = open_run(against) if against is not None else None
+    done = report(open_run(run_folder), other, target, include_held=include_held)
     click.echo(f"{done.path}: {plural(done.rows, 'row')}, {done.shown:,} to read, {done.size / 1e6:,.1f} MB")
     for notice in done.notices:
         click.echo(f"  {notice}")

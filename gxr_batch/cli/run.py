@@ -25,7 +25,7 @@ _EXITS = {
     "max_failed": Exit.MAX_FAILED,
     "api_outage": Exit.STOPPED,
 }
-_WHY = {
+STOPPED = {
     "interrupt": "stopped by Ctrl-C",
     "terminate": "stopped by a signal",
     "stop_by": "stopped in time for --stop-by",
@@ -107,7 +107,7 @@ def command(
         if not outcome.counts.left:
             exports = write_exports(outcome.folder, job.export.formats, display.say, _export_failed)
             outcome = replace(outcome, exports=exports)
-    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
+    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome, limit))
     click.get_current_context().exit(_exit_code(outcome))
 
 
@@ -148,19 +148,21 @@ def _title(name: str, outcome: RunResult) -> str:
     from gxr_batch.cli.progress import settled
 
     if outcome.reason:
-        return f"{name}: {_WHY[outcome.reason]}"
+        return f"{name}: {STOPPED[outcome.reason]}"
     if outcome.counts.left:
         return f"{name}: the rows you named are done, others are left"
     return f"{name}: finished" if settled(outcome.progress) else f"{name}: nothing left to do"
 
 
-def _text(name: str, outcome: RunResult) -> str:
+def _text(name: str, outcome: RunResult, limit: int | None) -> str:
     from gxr_batch.cli.layout import duration, labelled, plural, rate, wrapped
     from gxr_batch.records import DISCLAIMER
 
     counts, progress, folder = outcome.counts, outcome.progress, outcome.folder
     rows = f"{counts.ok:,} generated, {counts.failed:,} failed, {counts.held:,} held, {counts.left:,} left"
     entries = [("rows", f"{counts.total:,}: {rows}")]
+    if limit:
+        entries.append(("limit", f"only the first {limit:,} rows of the table; without --limit all of them"))
     if progress.done:
         seconds = max(progress.seconds, 1e-9)
         speed = f"{rate(progress.done / seconds * 60)} rows/min, {rate(progress.new_tokens / seconds)} tok/s"

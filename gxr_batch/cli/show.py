@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gxr_batch.cli.options import open_run
+
 if TYPE_CHECKING:
     from gxr_batch.ledger import RunReader
 
@@ -32,11 +34,9 @@ def command(run_folder: Path, row_id: str | None, any_row: bool) -> None:
       gxr-batch show outputs/demo
       gxr-batch show outputs/demo --row TC-0003
     """
-    from gxr_batch.ledger import RunReader
-
     if row_id is not None and any_row:
         raise click.UsageError("Give --row or --random, not both.")
-    reader = RunReader(run_folder)
+    reader = open_run(run_folder)
     cases = _named(reader, row_id) if row_id is not None else [_generated(reader, any_row)]
     width = min(_WIDEST, shutil.get_terminal_size((80, 24)).columns)
     click.echo("\n\n".join("\n".join(_lines(case, width)) for case in cases))
@@ -105,7 +105,8 @@ def _lines(case: dict[str, Any], width: int) -> Iterator[str]:
     yield ""
     shown = final_text(case)
     if shown is None:
-        yield f"No text: {case['gxr_status']}, {for_terminal(case['gxr_error'] or 'no reason given')}"
+        reason = for_terminal(case["gxr_error"] or "no reason given")
+        yield from textwrap.wrap(f"No text: {case['gxr_status']}, {reason}", width, break_on_hyphens=False)
     else:
         yield f"[AI-generated, {_review(case)}]"
         for line in for_terminal(shown).splitlines():

@@ -41,6 +41,8 @@ def report(reader: RunReader, against: RunReader | None, target: Path | None, *,
         comparison = compare(surveyed, survey(against, most_cases=0, compared=True, include_held=include_held))
     cases = case_table(surveyed, comparison, include_held)
     notices = (*_of_the_run(reader), *cases.notices)
+    if comparison is not None and not comparison.matched:
+        notices = ("The two runs have no row id in common, so nothing is compared.", *notices)
     text = page(Content(surveyed, reader.state.counts(), cases, notices, comparison))
     data = text.encode("utf-8", "backslashreplace")  # for paths that are not UTF-8
 

@@ -149,3 +149,37 @@ def test_a_glob_is_one_table(folder):
 def test_another_encoding_is_recorded(folder):
     (folder / "t.csv").write_bytes("id,findings\n1,Erguß\n".encode("cp1252"))
     assert guess_job("t.csv", {}).encoding.value == "cp1252"
+
+
+def test_paths_are_no_findings_however_long_they_are(folder):
+    (folder / "t.csv").write_text(
+        "Path,Sex,No Finding\n" + "CheXpert-v1.0-small/train/patient00001/view1.jpg,F,1.0\n" * 2
+    )
+    with pytest.raises(UserError, match="No column looks like the findings"):
+        guess_job("t.csv", {})
+
+
+def test_every_column_may_name_the_rows(folder):
+    (folder / "t.csv").write_text("report;film no;age\nClear lungs.;A1;40\nClear lungs.;A2;40\n")
+    assert guess_job("t.csv", {}).id_column.value == "film no"
+
+
+def test_what_a_column_lacks_is_part_of_the_reason(folder):
+    (folder / "t.csv").write_text("id,findings,impression,sex,prior\n1,clear lungs,,0,\n2,,normal,1,\n3,,normal,1,\n")
+    made = guess_job("t.csv", {})
+    assert made.columns["findings"].reason == "same name; impression would fit too; 2 empty cells, whose rows will fail"
+    assert made.columns["sex"].reason == "same name; no cell is M, F, male or female, so check the prompts"
+    assert "comparison" not in made.columns, "an empty column"
+    assert made.unused == ("impression", "prior")
+
+
+def test_a_name_keeps_its_letters_without_their_accents(folder):
+    (folder / "Befunde_Übung.csv").write_text("id,findings\n1,clear\n")
+    assert guess_job("Befunde_Übung.csv", {}).name == "Befunde_Ubung"
+
+
+def test_a_table_given_as_a_job_file_is_one_message(tmp_path):
+    work = Workplace(tmp_path)
+    done = work.gxr("run", "f.csv", expect=2)
+    assert "This is a table, not a job file." in done.stderr
+    assert "next:  gxr-batch init f.csv" in done.stderr

@@ -86,3 +86,7 @@ def test_a_reviewed_case_names_its_reviewer_and_shows_the_edited_text(work):
     assert "[AI-generated, approved with edits by R. One on 20" in shown
     assert "A better text." in shown
     assert "reviewed by R. One" in shown
+
+
+def test_a_job_file_names_its_run(work):
+    assert work.gxr("show", "j.toml").stdout == work.gxr("show", "outputs/j").stdout

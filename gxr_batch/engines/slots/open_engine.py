@@ -132,7 +132,8 @@ def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -
     except NativeUnavailable as error:
         if loaded.device == "cpu" and loaded.placement.dtype == "bfloat16" and loaded.quantization is None:
             notices.append(
-                f"The engine uses the slower forward pass of transformers instead of the native kernels: {error}."
+                "Generating is slower on this machine, with the forward pass of transformers instead of the native "
+                f"kernels: {error}."
             )
     else:
         why = native.why_slower

@@ -188,7 +188,7 @@ def _longest_text(seen: Survey, copy: Path, taken: set[str], table: str) -> Gues
 
 
 def _filled(copy: Path, name: str) -> int:
-    """Return how many cells of a column hold something."""
+    """Return how many cells of a column are not blank."""
     cells = _column(copy, name)
     if not is_text(cells.type):
         return int(len(cells) - cells.null_count)

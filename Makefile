@@ -15,7 +15,7 @@ help:
 	@echo '                   then write a job file for your own table'
 	@echo
 	@echo 'For development:'
-	@echo '  make test        install the test tools too, and run lint, types and all tests but the long ones'
+	@echo '  make test        install the test tools too, and run lint, types and all tests except the long ones'
 	@echo '  make test-unit   only the tests without models and commands'
 	@echo '  make test-long   all tests, with every kill and every disk fault'
 	@echo '  make test-vllm   the tests of the vllm engine on a CPU'
@@ -79,7 +79,7 @@ lint: .venv/dev
 vllm-cpu: .venv-vllm/cpu
 vllm-cuda: .venv-vllm/cuda
 
-# The sound and picture packages that vLLM pulls in are built for another torch, and break imports.
+# The audio and image packages that vLLM depends on are built for another torch, and break imports.
 .venv-vllm/cpu: pyproject.toml constraints-vllm.txt
 	rm -f .venv-vllm/cuda
 	$(PYTHON) -m venv .venv-vllm

@@ -162,7 +162,7 @@ def _text(name: str, outcome: RunResult, limit: int | None) -> str:
     rows = f"{counts.ok:,} generated, {counts.failed:,} failed, {counts.held:,} held, {counts.left:,} left"
     entries = [("rows", f"{counts.total:,}: {rows}")]
     if limit:
-        entries.append(("limit", f"only the first {limit:,} rows of the table; without --limit all of them"))
+        entries.append(("limit", f"only the first {plural(limit, 'row')} of the table; omit --limit for all rows"))
     if progress.done:
         seconds = max(progress.seconds, 1e-9)
         speed = f"{rate(progress.done / seconds * 60)} rows/min, {rate(progress.new_tokens / seconds)} tok/s"

@@ -121,7 +121,7 @@ def _read(path: Path) -> str:
         raise JobFileError(
             "This is a folder, not a job file.",
             where=str(path.absolute()),
-            next_step="name the job file, e.g. my.toml; a run is resumed by the job that began it",
+            next_step="name the job file, e.g. my.toml; resume a run with its job file",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror

@@ -11,6 +11,7 @@ from gxr_batch.engines.base import EngineInfo
 from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest
 from gxr_batch.records import Key
+from gxr_batch.rows.columns import counted
 from gxr_batch.run.planning import disk_needed
 from gxr_batch.run.stop import StopReason
 
@@ -76,8 +77,8 @@ def of_suspects(count: int) -> list[str]:
     if not count:
         return []
     return [
-        f"The last time this ran, it ended unexpectedly while {count:,} unfinished rows were in the engine. They are "
-        "generated last and one at a time, to find a row that kills the process."
+        f"The last time this ran, it ended unexpectedly with {counted(count, 'unfinished row')} in the engine. Such "
+        "rows are generated last and one at a time, to find a row that kills the process."
     ]
 
 

@@ -194,7 +194,7 @@ def _longest_text(seen: Survey, copy: pq.ParquetFile, taken: set[str], table: st
 
 
 def _filled(copy: pq.ParquetFile, name: str) -> int:
-    """Return how many cells of a column hold something."""
+    """Return how many cells of a column are not blank."""
     cells = _column(copy, name)
     if not is_text(cells.type):
         return int(len(cells) - cells.null_count)

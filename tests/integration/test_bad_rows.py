@@ -124,7 +124,7 @@ def test_suspects_that_are_no_longer_in_the_table_are_forgotten(work):
     work.run("--limit", "5")
     crashes = [["gone", 1, 1], ["C20", 9, 1], ["C21", 1, 1]]
     (work.folder / "outputs/j/inflight.json").write_text(json.dumps({"crashes": crashes, "in_flight": []}))
-    assert "while 1 of the rows" in work.run().stderr
+    assert "with 1 unfinished row in the engine" in work.run().stderr
 
 
 def test_an_invocation_for_only_some_rows_keeps_the_other_suspects(work):

@@ -34,7 +34,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
 def check_job(job: Job, *, limit: int | None = None) -> CheckResult:
     """Check everything in a job except the model's weights: templates, table, prompt lengths, disk space, memory.
 
-    `limit` takes the first rows of the table only. Writes nothing. Raises GxrError if `run_job` could not start.
+    `limit` is the number of rows of the table to use. Writes nothing. Raises GxrError if `run_job` could not start.
     """
     from gxr_batch.run.check import check
 
@@ -55,10 +55,10 @@ def run_job(
 ) -> RunResult:
     """Run a job, or resume it, until every row is generated, failed or held, or until something stops it.
 
-    The keyword arguments mean what the options of `gxr-batch run` mean; `retry_rows` are the row ids that `retry` is
-    about, all of them if empty. `on_notice` receives sentences for the user, `on_progress` the counts, at least once a
-    second while the engine works; an exception that either raises ends the run, and the next call resumes it.
-    `stopper.ask("terminate")`, from another thread or a signal handler, ends the run in order within
+    The keyword arguments correspond to the options of `gxr-batch run`; `retry_rows` are the row ids to retry, all of
+    them if empty. `on_notice` receives sentences for the user, `on_progress` the counts, at least once a second while
+    the engine works; an exception that either raises ends the run, and the next call resumes it.
+    `stopper.ask("terminate")`, from another thread or a signal handler, stops the run cleanly within
     `run.grace_seconds`. Writes the exports that the job names once every row is finished.
 
     Raises GxrError: UserError for wrong input, MachineError for what the machine cannot do now. Rows that were
@@ -92,9 +92,9 @@ def write_exports(
     say: Callable[[str], None],
     failed: Callable[[str, Exception], None],
 ) -> dict[str, str]:
-    """Write a finished run in these formats, except files that exist and match its present state.
+    """Export a finished run in these formats, except files that exist and are up to date.
 
-    Returns what became of each format: written, current or failed. `failed` receives what went wrong with one.
+    Returns the outcome of each format: written, current or failed. `failed` is called with the error of a format.
     """
     outcome: dict[str, str] = {}
     if not formats:
@@ -119,6 +119,7 @@ def _write_export(reader: RunReader, form: str) -> str:
     from gxr_batch.export import Choice, default_path, export
     from gxr_batch.ledger.exports import is_current
     from gxr_batch.report import REPORT_NAME, report
+    from gxr_batch.rows.columns import counted
 
     path = reader.folder / REPORT_NAME if form == "report" else default_path(reader, form, Choice())
     if is_current(reader.folder, path):
@@ -127,8 +128,8 @@ def _write_export(reader: RunReader, form: str) -> str:
         page = report(reader, None, None, include_held=False)
         return "\n".join([f"Exported {page.path}: {page.shown:,} cases of {page.rows:,} rows", *page.notices])
     done = export(reader, form, None, Choice())
-    return "\n".join([f"Exported {done.path}: {done.rows:,} rows", *done.notes])
+    return "\n".join([f"Exported {done.path}: {counted(done.rows, 'row')}", *done.notes])
 
 
 def _ignore(_: Any) -> None:
-    """Drop a notice or a progress report that nobody asked for."""
+    """Drop a notice or a progress report."""

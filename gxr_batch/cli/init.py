@@ -13,7 +13,7 @@ from gxr_batch.cli.options import say_to_stderr
 @click.command(name="init")
 @click.argument("table", metavar="TABLE")
 @click.option(
-    "--to", "target", metavar="JOB.toml", type=click.Path(path_type=Path), help="Write here. Default: NAME.toml."
+    "--to", "target", metavar="JOB.toml", type=click.Path(path_type=Path), help="Job file to write. Default: NAME.toml."
 )
 @click.option(
     "--column",
@@ -26,8 +26,8 @@ from gxr_batch.cli.options import say_to_stderr
 def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bool) -> None:
     """Write a job file for TABLE, a CSV, TSV or Parquet file or a glob, and check it.
 
-    The file says why each column, the template, the id column, the delimiter and the encoding were chosen. An existing
-    file is never overwritten.
+    Comments in the file give the reason for each column, the template, the id column, the delimiter and the encoding.
+    An existing file is never overwritten.
 
     \b
     Examples:
@@ -35,6 +35,7 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bo
       gxr-batch init "exports/*.csv" --to nightly.toml --column findings=report_text
     """
     from gxr_batch.cli.check import print_findings
+    from gxr_batch.cli.layout import plural
     from gxr_batch.job import load_job
     from gxr_batch.run.check import check
     from gxr_batch.run.new_job import guess_job
@@ -50,9 +51,9 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bo
     made = guess_job(table, chosen)
     path = target or Path(f"{made.name}.toml")
     _write(path, made.text())
-    click.echo(f"Wrote {path} for {made.rows:,} rows of {table}. Every guess in it has its reason as a comment.\n")
+    click.echo(f"Wrote {path} for {plural(made.rows, 'row')} of {table}. A comment gives the reason for each guess.\n")
     print_findings(made.name, check(load_job(path), limit=None, say=say_to_stderr(quiet)))
-    click.echo(f"\nnext: read the three prompts above and {path}, then try a few rows:")
+    click.echo(f"\nnext: read the prompts above and {path}, then try a few rows:")
     click.echo(f"  gxr-batch run {shlex.quote(str(path))} --limit 5")
 
 
@@ -61,9 +62,9 @@ def _refuse_existing(path: Path) -> None:
 
     if path.exists():
         raise JobFileError(
-            "This file exists, and init never overwrites one.",
+            "This file exists already, and init never overwrites a file.",
             where=str(path.absolute()),
-            next_step="choose another name with --to, or delete the file",
+            next_step="choose another path with --to, or delete the file",
         )
 
 
@@ -81,5 +82,5 @@ def _write(path: Path, text: str) -> None:
         raise StorageError(
             f"The job file cannot be written: {error.strerror or type(error).__name__}.",
             where=str(path.absolute()),
-            next_step="choose another place with --to",
+            next_step="choose another path with --to",
         ) from None

@@ -1,4 +1,4 @@
-"""`gxr-batch show`: one case of a run on the terminal, the row's cells first, then the generated text with its mark."""
+"""`gxr-batch show`: one case of a run in the terminal, the row's cells first, then the generated text with its mark."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from gxr_batch.cli.options import open_run
 
 if TYPE_CHECKING:
     from gxr_batch.ledger import RunReader
@@ -25,18 +27,16 @@ _LONGEST_LABEL = 20
 def command(run_folder: Path, row_id: str | None, any_row: bool) -> None:
     """Show one case: the row's cells, then the generated text. Default: the first one generated.
 
-    Works during a run. The cells and texts that identifier screening holds back are not shown.
+    Works during a run. Cells and texts of rows held by identifier screening are not shown.
 
     \b
     Examples:
       gxr-batch show outputs/demo
       gxr-batch show outputs/demo --row TC-0003
     """
-    from gxr_batch.ledger import RunReader
-
     if row_id is not None and any_row:
         raise click.UsageError("Give --row or --random, not both.")
-    reader = RunReader(run_folder)
+    reader = open_run(run_folder)
     cases = _named(reader, row_id) if row_id is not None else [_generated(reader, any_row)]
     width = min(_WIDEST, shutil.get_terminal_size((80, 24)).columns)
     click.echo("\n\n".join("\n".join(_lines(case, width)) for case in cases))
@@ -105,7 +105,8 @@ def _lines(case: dict[str, Any], width: int) -> Iterator[str]:
     yield ""
     shown = final_text(case)
     if shown is None:
-        yield f"No text: {case['gxr_status']}, {for_terminal(case['gxr_error'] or 'no reason given')}"
+        reason = for_terminal(case["gxr_error"] or "no reason given")
+        yield from textwrap.wrap(f"No text: {case['gxr_status']}, {reason}", width, break_on_hyphens=False)
     else:
         yield f"[AI-generated, {_review(case)}]"
         for line in for_terminal(shown).splitlines():

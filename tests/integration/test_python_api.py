@@ -66,7 +66,7 @@ def test_preparing_the_demo_model_prints_nothing_either(work, tmp_path):
     assert list((tmp_path / "cache").rglob("model.safetensors"))
 
 
-def test_a_run_in_a_thread_is_stopped_in_order_and_resumed(work):
+def test_a_run_in_a_thread_is_stopped_cleanly_and_resumed(work):
     job = gxr_batch.load_job("j.toml", ["echo.tokens_per_second=40", "engine.slots=2"])
     stopper = gxr_batch.Stopper(grace_seconds=0)
     results = []

@@ -18,9 +18,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from gxr_batch.errors import GxrError, RunError, StorageError
+from gxr_batch.errors import GxrError, RunError, StorageError, UserError
 
-_DENIED = ("Permission to write was denied.", "fix the folder's permissions, or choose another --output")
+_DENIED = (
+    "Permission denied: this user may not read or write here.",
+    "ask the owner for access (a shared folder needs `umask 002` for all its users), or choose another --output",
+)
 _REASONS = {
     errno.ENOSPC: (
         "The disk is full.",
@@ -49,6 +52,24 @@ _REASONS = {
         "check the disk, then run the same command again",
     ),
 }
+
+
+def expanded(name: str | Path) -> Path:
+    """Return a path with ~ replaced by the home folder. Raises UserError if that folder is unknown."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # no HOME and no passwd entry, or an unknown user
+        raise UserError(
+            "The home folder meant by ~ is unknown.",
+            where=str(name),
+            next_step="write the path without ~, or set HOME",
+        ) from None
+
+
+def denied(path: str | Path) -> StorageError:
+    """Return the error for a missing permission."""
+    what, step = _DENIED
+    return StorageError(what, where=os.path.abspath(path), next_step=step)
 
 
 @contextmanager
@@ -178,6 +199,21 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):
         sync_folder(path.parent)
+
+
+def follow_umask(folder: Path) -> None:
+    """Give the safetensors files in a folder the permissions of a new file. Raises OSError.
+
+    The library makes them readable by their owner only, and a colleague could not use them.
+    """
+    probe = folder / f".mode-{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    probe.touch()
+    try:
+        mode = probe.stat().st_mode
+    finally:
+        probe.unlink()
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def sync_folder(folder: Path) -> None:

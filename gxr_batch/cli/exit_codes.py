@@ -48,6 +48,14 @@ def reported(ctx: click.Context) -> Iterator[None]:
         ctx.exit(Exit.STOPPED)
     except (click.exceptions.Exit, click.ClickException, click.Abort):
         raise
+    except PermissionError as error:
+        if not isinstance(error.filename, str):
+            click.echo(bug_report(error), err=True)
+            ctx.exit(Exit.BUG)
+        from gxr_batch.disk import denied  # imports pyarrow, which takes time
+
+        click.echo(f"Error: {denied(error.filename)}", err=True)
+        ctx.exit(Exit.MACHINE)
     except Exception as error:
         click.echo(bug_report(error), err=True)
         ctx.exit(Exit.BUG)

@@ -140,13 +140,16 @@ def _save(conversation: Conversation, name: str) -> None:
         "adapter": identity.adapter,
         "messages": [*system, *({"role": _ROLES[turn.role], "content": turn.text} for turn in conversation.turns)],
     }
-    path = Path(name).expanduser()
+    path = Path(name)
     try:
+        path = path.expanduser()
         data = (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode("utf-8", "backslashreplace")
         with path.open("xb") as file:
             file.write(data)
     except FileExistsError:
         click.echo(f"{path} already exists; choose another name.", err=True)
+    except RuntimeError:
+        click.echo("The home folder meant by ~ is unknown; write the path without it.", err=True)
     except (OSError, ValueError) as error:
         click.echo(f"{path} cannot be written: {getattr(error, 'strerror', None) or 'invalid name'}.", err=True)
     else:

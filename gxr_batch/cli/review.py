@@ -37,8 +37,8 @@ def import_command(run_folder: Path, sheets: tuple[Path, ...], reviewer: str, as
 
     A SHEET is the workbook that `gxr-batch export` wrote, or its sheet Cases saved as CSV. Rows are matched by
     gxr_row_id and gxr_sample: they may be sorted, filtered or deleted, and columns moved or added. A row whose
-    generated text was changed is refused and listed; all other rows are imported. If two reviewers disagree, both
-    reviews are kept and reported.
+    generated text was changed is refused and listed; all other rows are imported. Ids that a spreadsheet changed are
+    matched by prompt hash and text, with a note. If two reviewers disagree, both reviews are kept and reported.
 
     \b
     Exit codes:
@@ -69,6 +69,7 @@ def _summary(done: Imported) -> dict[str, object]:
         "disagreements": [
             {"row_id": one.row_id, "sample": one.sample, "verdicts": dict(one.verdicts)} for one in done.disagreements
         ],
+        "notices": done.notices,
     }
 
 
@@ -89,6 +90,7 @@ def _text(run_folder: Path, done: Imported) -> str:
         for one in done.disagreements[:_MOST_LISTED]
     ]
     lines += _more(len(done.disagreements))
+    lines += [f"  note      {notice}" for notice in done.notices]
     if done.remarks:
         lines.append(f"  note      {done.remarks:,} of these have entries but no status in gxr_review_status")
     if done.disagreements:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gxr_batch.disk import denied
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import Counts, RunReader
 from gxr_batch.ledger.join import stored_schema, stored_tables
@@ -132,6 +133,8 @@ def damage(results: Path) -> Iterator[None]:
     """Convert errors of the Parquet reader into a RunError; their messages may quote the file."""
     try:
         yield
+    except PermissionError:
+        raise denied(results) from None
     except (OSError, pa.ArrowException, ValueError):
         raise RunError(
             "The run's results are damaged.",

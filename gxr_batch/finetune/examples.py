@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gxr_batch.disk import expanded
 from gxr_batch.errors import JobFileError, RowError, RunError, TableError, TemplateError
 from gxr_batch.job import FinetuneSection, Job
 from gxr_batch.ledger import is_run
@@ -116,7 +117,7 @@ def _files(sources: Sequence[str]) -> Iterator[Path]:
 
 def matches(source: str) -> list[Path]:
     """Return the files and folders that an entry of `finetune.data` matches. Raises JobFileError if there are none."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.exists():
         return [path]
     if _GLOB & set(source):

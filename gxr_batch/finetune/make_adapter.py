@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
+from gxr_batch.disk import expanded, follow_umask
 from gxr_batch.errors import JobFileError, ModelUnavailable, StorageError, UserError
 from gxr_batch.finetune.evaluation import Evaluation, Sampler
 from gxr_batch.finetune.examples import Rows
@@ -127,7 +128,7 @@ class Tuning:
 
     def _base(self) -> _Base:
         """Return what the adapter records of its base model."""
-        folder = Path(self._job.model.path).expanduser()
+        folder = expanded(self._job.model.path)
         # peft reads the commit from a separate key.
         name = str(folder.absolute()) if folder.is_dir() else id_and_commit(self._job.model.path)[0]
         # The loaded tokenizer was changed for encoding, so load an unchanged one.
@@ -192,8 +193,7 @@ def _fill(folder: Path, model: Any, base: _Base, loaded: LoadedModel) -> None:
     config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    # safetensors makes files readable by their owner only, whatever the umask.
-    (folder / _WEIGHTS).chmod((folder / "adapter_config.json").stat().st_mode)
+    follow_umask(folder)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": list(loaded.end_ids)}
     with quiet_transformers(), _disk_errors(folder):
         tokenizer.save_pretrained(folder)

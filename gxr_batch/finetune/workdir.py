@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gxr_batch.disk import aside, make_folder, storage_errors, sync_folder, write_whole
+from gxr_batch.disk import aside, denied, follow_umask, make_folder, storage_errors, sync_folder, write_whole
 from gxr_batch.errors import FingerprintError, RunError
 from gxr_batch.ledger.lock import LOCK_NAME, locked
 
@@ -130,6 +130,7 @@ class Work:
     def seal(self, checkpoint: Path) -> None:
         """Make a checkpoint durable and mark it as complete. Raises StorageError."""
         with storage_errors(checkpoint):
+            follow_umask(checkpoint)
             _sync_tree(checkpoint)
             write_whole(checkpoint / _COMPLETE, lambda path: _write(path, "{}\n"))
 
@@ -215,6 +216,8 @@ def _load(folder: Path) -> Record | None:
         return record  # noqa: TRY300  # an `else` would only separate the return from its try
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise denied(path) from None
     except (OSError, ValueError, TypeError):
         raise RunError(
             "The record of this training is damaged, or from a later version of gxr-batch.",

@@ -1,9 +1,9 @@
 """inflight.json: which keys the engine holds, so that a row that kills the process can be identified.
 
 A hint, not a record: it is written without fsync, may be lost or torn without harm, and does not decide which rows are
-done. A process that ends normally leaves no key behind. Keys found by the next invocation were in the engine when the
-process died; `engines.suspects` decides what follows. Rows that an engine holds in other processes kill those, not this
-one: they are here only if their engine gave up.
+done. If it cannot be written, the run continues without it. A process that ends normally leaves no key behind. Keys
+found by the next invocation were in the engine when the process died; `engines.suspects` decides what follows. Rows
+that an engine holds in other processes kill those, not this one: they are here only if their engine gave up.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import json
 import os
 import time
 from collections.abc import Collection, Mapping
-from functools import cache
 from pathlib import Path
 
-from gxr_batch.disk import storage_errors
+from gxr_batch.ledger.boot import boot_id
 from gxr_batch.records import Key
 
 INFLIGHT_NAME = "inflight.json"
@@ -33,6 +32,7 @@ class InFlight:
         self._descriptor = -1
         self._written = 0
         self._budget, self._looked = _WRITES_AT_ONCE, time.monotonic()
+        self.failure = ""  # why the file could not be written, the first time
 
     @property
     def known(self) -> list[Key]:
@@ -40,10 +40,7 @@ class InFlight:
         return list(self._crashes)
 
     def keep(self, unfinished: Collection[Key]) -> Mapping[Key, int]:
-        """Forget the keys that have finished; return how often the process died on the others.
-
-        Raises StorageError.
-        """
+        """Forget the keys that have finished; return how often the process died on the others."""
         self._crashes = {key: crashes for key, crashes in self._crashes.items() if key in unfinished}
         if self._crashes or self._path.exists():
             self._write()
@@ -80,25 +77,29 @@ class InFlight:
         self._descriptor = -1
 
     def _write(self) -> None:
-        """Replace the content in one system call: spaces overwrite longer earlier content."""
+        """Replace the content in one system call: spaces overwrite longer earlier content. A failure is remembered."""
         crashes = [[*key, times] for key, times in self._crashes.items()]
-        content = {"boot": _boot(), "crashes": crashes, "in_flight": list(self._held)}
+        content = {"boot": boot_id(), "crashes": crashes, "in_flight": list(self._held)}
         text = json.dumps(content).encode()
-        with storage_errors(self._path):
+        try:
             if self._descriptor < 0:
-                self._descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o644)
+                self._descriptor = _opened(self._path)
                 self._written = os.fstat(self._descriptor).st_size
             os.pwrite(self._descriptor, text.ljust(self._written), 0)
-        self._written = max(self._written, len(text))
+        except OSError as error:
+            self.failure = self.failure or error.strerror or type(error).__name__
+        else:
+            self._written = max(self._written, len(text))
 
 
-@cache
-def _boot() -> str:
-    """Return an identifier of this boot of the machine, "" if the system has none."""
+def _opened(path: Path) -> int:
+    """Open the file for writing, with the permissions that the umask allows, so that a colleague can resume the run."""
+    flags = os.O_CREAT | os.O_RDWR
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+        return os.open(path, flags, 0o666)
+    except PermissionError:  # it belongs to a colleague; who may write to the folder may replace it
+        path.unlink(missing_ok=True)
+        return os.open(path, flags, 0o666)
 
 
 def _read(path: Path) -> dict[Key, int]:
@@ -106,7 +107,7 @@ def _read(path: Path) -> dict[Key, int]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         crashes = {Key(str(row_id), int(sample)): int(times) for row_id, sample, times in content["crashes"]}
-        if content.get("boot") != _boot():  # the machine rebooted, which ended the process
+        if content.get("boot") != boot_id():  # the machine rebooted, which ended the process
             return crashes
         for row_id, sample in content["in_flight"]:
             key = Key(str(row_id), int(sample))

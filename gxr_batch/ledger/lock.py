@@ -3,6 +3,10 @@
 On one machine the system's lock decides; it is released when its holder dies, however that happens. Shared file systems
 do not always pass such locks between machines, so the file's content counts too: a record that was not closed and names
 another host keeps others out until a user who knows that the run on that host is dead takes over.
+
+Another host name does not always mean another machine: each container has its own. The record therefore has the boot of
+the machine and the file's device and inode number. If all three are the same, one kernel decides about one file, and
+the lock that it grants proves that the holder is dead.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunLocked
+from gxr_batch.ledger.boot import boot_id
 
 LOCK_NAME = "run.lock"
 # The system rounds process start times; two processes with one number start further apart than this.
@@ -29,12 +34,17 @@ _START_TOLERANCE = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """The last process to take the lock: host, pid, its start time (seconds since 1970), when it took the lock."""
+    """The last process to take the lock: host, pid, its start time (seconds since 1970), when it took the lock.
+
+    `boot` and `file` identify the boot of its machine and the lock file as that machine sees it, "" if unknown.
+    """
 
     host: str
     pid: int
     started: float
     since: str
+    boot: str = ""
+    file: str = ""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -57,23 +67,24 @@ class Holder:
 def locked(folder: Path, *, take_over: bool = False) -> Iterator[Holder | None]:
     """Hold the folder's lock for the block. Raises RunLocked, naming the holder, if another process has it.
 
-    Yields the holder on another host that was taken over, None if there was none.
+    Yields the holder under another host name that was taken over, None if there was none.
 
     `take_over` declares a holder on another host dead; a live holder on this host still keeps the lock.
     """
     path = folder / LOCK_NAME
     lock = FileLock(path, fallback_to_soft=False)
+    granted = True
     with storage_errors(path):
         try:
             lock.acquire(timeout=0)
         except NotImplementedError:  # a file system without locks: rely on the file's content
-            pass
+            granted = False
         except Timeout:  # also an OSError, but about the other process, not the disk
             raise _refusal(folder, holder(folder)) from None
     try:
-        before = _refuse_others(folder, take_over)
+        before = _refuse_others(folder, take_over, granted)
         with storage_errors(path):
-            path.write_text(json.dumps(asdict(_own())))
+            path.write_text(json.dumps(asdict(_own(path))))
         yield before
     finally:
         with suppress(OSError):  # the folder may be gone
@@ -82,19 +93,38 @@ def locked(folder: Path, *, take_over: bool = False) -> Iterator[Holder | None]:
         lock.release()
 
 
-def _own() -> Holder:
+def _own(path: Path) -> Holder:
     return Holder(
         host=socket.gethostname(),
         pid=os.getpid(),
         started=psutil.Process().create_time(),
         since=datetime.now().astimezone().isoformat(timespec="seconds"),
+        boot=boot_id(),
+        file=_file_id(path),
     )
 
 
-def _refuse_others(folder: Path, take_over: bool) -> Holder | None:
+def _file_id(path: Path) -> str:
+    """Return device and inode number: a file that is mounted twice as two file systems has two devices."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return ""
+    return f"{seen.st_dev}:{seen.st_ino}"
+
+
+def _same_lock(folder: Path, last: Holder) -> bool:
+    """Return whether the holder locked this file on this machine since it was booted, under whatever host name."""
+    here = (boot_id(), _file_id(folder / LOCK_NAME))
+    return all(here) and (last.boot, last.file) == here
+
+
+def _refuse_others(folder: Path, take_over: bool, granted: bool) -> Holder | None:
     last = holder(folder)
     if last is None or (last.pid == os.getpid() and not last.elsewhere):
         return None
+    if last.elsewhere and granted and _same_lock(folder, last):
+        return last
     if last.alive or (last.elsewhere and not take_over):
         raise _refusal(folder, last)
     return last if last.elsewhere else None
@@ -102,7 +132,7 @@ def _refuse_others(folder: Path, take_over: bool) -> Holder | None:
 
 def _refusal(folder: Path, last: Holder | None) -> RunLocked:
     step = "wait for it, stop it, or choose another --output"
-    if last is not None and last.elsewhere:
+    if last is not None and last.elsewhere and not _same_lock(folder, last):
         step += "; if that process is dead (its host crashed or no longer exists), add --take-over"
     return RunLocked(
         f"Another process is writing to this run: {last or 'unknown'}.", where=str(folder.absolute()), next_step=step
@@ -119,6 +149,8 @@ def holder(folder: Path) -> Holder | None:
             pid=int(record.get("pid", 0)),
             started=float(record.get("started", 0)),
             since=str(record.get("since", "an unknown time")),
+            boot=str(record.get("boot", "")),
+            file=str(record.get("file", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -127,7 +159,7 @@ def holder(folder: Path) -> Holder | None:
 def writing(folder: Path) -> Holder | None:
     """Return the process that is writing to this run, without touching the lock.
 
-    A holder on another host counts as writing, dead or not: only `--take-over` ends that.
+    A holder on another host counts as writing, dead or not: only the next invocation finds that out.
     """
     last = holder(folder)
     return last if last is not None and (last.elsewhere or last.alive) else None

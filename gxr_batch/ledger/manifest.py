@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gxr_batch.disk import write_whole
+from gxr_batch.disk import denied, write_whole
 from gxr_batch.errors import LaterVersion, RunError
 from gxr_batch.job import recorded_job
 from gxr_batch.ledger.parts import file_metadata, part_numbers, part_path, refuse_later_parts
@@ -161,6 +161,8 @@ def load_manifest(folder: Path) -> Manifest | None:
         return manifest  # noqa: TRY300
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise denied(path) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RunError(
             "The run's manifest is damaged.",

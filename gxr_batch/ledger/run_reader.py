@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gxr_batch.disk import reading
+from gxr_batch.disk import denied, reading
 from gxr_batch.errors import RunError
 from gxr_batch.ledger.input_copy import has_footer, own_fields
 from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, merged, merged_schema, stored_schema
@@ -29,6 +29,7 @@ class RunReader:
 
     def __init__(self, folder: Path) -> None:
         if not is_run(folder):
+            _refuse_unreadable(folder)
             raise RunError(
                 "There is no run here.",
                 where=str(folder.absolute()),
@@ -80,6 +81,15 @@ class RunReader:
         marks = self.manifest.model.get("provenance", {})
         tables = merged(self.folder, self._scan(whole=True), marks, include_held=include_held)
         return map(self.reviews.apply_to, tables)
+
+
+def _refuse_unreadable(folder: Path) -> None:
+    try:
+        (folder / MANIFEST_NAME).stat()
+    except PermissionError:
+        raise denied(folder) from None
+    except OSError:
+        pass
 
 
 def is_run(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from gxr_batch.disk import follow_umask
 from gxr_batch.errors import ModelUnavailable, StorageError
 from gxr_batch.extras import missing_extra
 from gxr_batch.models.library_output import progress_shown, quiet_transformers
@@ -72,10 +73,10 @@ def ensure_demo_model() -> Path:
     StorageError if the cache folder cannot be written.
     """
     folder = demo_folder()
-    if folder.is_dir():
-        return folder
     progress = progress_shown()
     with _storage_errors(folder):
+        if folder.is_dir():
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(folder.with_name(f"{NAME}.lock"), progress):
             if not folder.is_dir():
@@ -176,6 +177,7 @@ def _convert(folder: Path, step: Callable[[str, int], None]) -> None:
         step("saving it", 100)
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
+    follow_umask(folder)
     (folder / "NOTICE").write_text(
         f"{NOTICE}\n\nMade by gxr-batch from the GGUF file of Gemma 3 270M with sha256\n{GGUF_SHA256}:\n"
         "the quantised weights were unpacked to bfloat16 and the vocabulary was written as a fast tokenizer;\n"

@@ -23,8 +23,21 @@ def fetch(name: str, revision: str, patterns: Sequence[str], *, where: str) -> P
     """
     from huggingface_hub import snapshot_download
 
+    _refuse_no_cache(f"{where} = {name}")
     with _hub_errors(name, revision, where):
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(patterns)))
+
+
+def _refuse_no_cache(where: str) -> None:
+    """Raise ModelUnavailable if the hub's cache would be in a folder named "~": this user has no home folder."""
+    from huggingface_hub import constants
+
+    if str(constants.HF_HUB_CACHE).startswith("~"):
+        raise ModelUnavailable(
+            "There is no place for the hub's cache: this user has no home folder.",
+            where=where,
+            next_step="set HF_HOME to a folder that this user may write to",
+        )
 
 
 @contextmanager
@@ -83,6 +96,11 @@ def _not_written(error: OSError) -> tuple[str, str]:
     if error.errno in _FULL:
         step = f"free disk space in {constants.HF_HUB_CACHE}, or set HF_HOME to a folder on a larger disk"
         return "The disk is full: the model could not be downloaded.", step
+    if isinstance(error, PermissionError):
+        return (
+            "Permission denied: this user may not write to the hub's cache.",
+            f"ask the owner of {constants.HF_HUB_CACHE} for access, or set HF_HOME to another folder",
+        )
     reason = error.strerror or type(error).__name__
     return (
         f"The model could not be downloaded: {reason}.",

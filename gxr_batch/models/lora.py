@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.models.lora_config import WEIGHTS, AdapterConfig, read_adapter_config
+from gxr_batch.models.permissions import refuse_unreadable
 from gxr_batch.models.source import Source
 
 if TYPE_CHECKING:
@@ -91,8 +92,10 @@ def read_adapter(source: Source) -> Adapter:
     config = read_adapter_config(source.folder)
     made = Adapter(source=source, config=config, patches={})
     again = "copy the adapter's folder again"
+    files = source.adapter_files()
+    refuse_unreadable(files)
     try:
-        tensors = load_file(source.adapter_files()[1])
+        tensors = load_file(files[1])
     except (SafetensorError, OSError):
         raise made.refuse(
             f"The adapter's weights cannot be loaded: {WEIGHTS} is damaged or truncated.", again

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gxr_batch.errors import ModelUnavailable
+from gxr_batch.models.permissions import refuse_unreadable
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -108,6 +109,7 @@ class AdapterConfig:
 def read_adapter_config(folder: Path) -> AdapterConfig:
     """Read and check a folder's adapter_config.json. Raises ModelUnavailable."""
     path = folder / CONFIG
+    refuse_unreadable([path])
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -16,6 +16,7 @@ from gxr_batch.errors import ModelUnavailable
 from gxr_batch.models.device_memory import MemoryBudget, out_of_memory
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora import Adapter, Applied, apply_adapter
+from gxr_batch.models.permissions import refuse_unreadable
 from gxr_batch.models.placement import SPREAD, Placement
 from gxr_batch.models.source import Source
 
@@ -56,8 +57,9 @@ def read_model(
 
 
 def check_whole(files: Iterable[Path]) -> None:
-    """Raise ModelUnavailable if a safetensors file is damaged or truncated; its header contains its length."""
+    """Raise ModelUnavailable if a safetensors file is unreadable, damaged or truncated; the header has its length."""
     for file in files:
+        refuse_unreadable([file])
         try:
             with safe_open(file, framework="pt"):
                 pass

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from gxr_batch.disk import expanded
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.job import ModelSection
 from gxr_batch.models.demo import DEMO, ensure_demo_model
 from gxr_batch.models.hub import fetch
 from gxr_batch.models.lora_config import CONFIG, WEIGHTS, read_adapter_config
+from gxr_batch.models.permissions import denied, refuse_unreadable_folder
 
 _DEMO_ADAPTER = Path(__file__).with_name("demo_adapter")
 NONE = "none"  # as model.adapter: the base model alone
@@ -212,6 +214,7 @@ def _locate(name: str, revision: str, *, weights: bool, where: str) -> Source:
         plain, commit = id_and_commit(name)
         patterns = _TOKENIZER_FILES + (_WEIGHT_FILES if weights else [])
         folder = fetch(plain, revision or commit, patterns, where=where)
+        refuse_unreadable_folder(folder)
         # A snapshot's folder is named after its commit.
         return Source(name=plain, folder=folder, revision=folder.name)
     if revision:
@@ -221,16 +224,26 @@ def _locate(name: str, revision: str, *, weights: bool, where: str) -> Source:
             next_step="remove model.revision",
         )
     if name == DEMO:
-        return Source(name=name, folder=ensure_demo_model())
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+        source = Source(name=name, folder=ensure_demo_model())
+        refuse_unreadable_folder(source.folder)
+        return source
+    folder = expanded(name)
+    if not _is_folder(folder):
         noun = "adapter" if where == "model.adapter" else "model"
         raise ModelUnavailable(
             f"The {noun} is not a folder." if folder.exists() else f"There is no such {noun} folder.",
             where=str(folder.absolute()),
             next_step=_FOLDER_STEPS.get(where, "put the folder there"),
         )
+    refuse_unreadable_folder(folder.absolute())
     return Source(name=name, folder=folder.absolute())
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except PermissionError:
+        raise denied(path.absolute().parent) from None
 
 
 def id_and_commit(name: str) -> tuple[str, str]:
@@ -240,7 +253,7 @@ def id_and_commit(name: str) -> tuple[str, str]:
 
 
 def _on_hub(name: str) -> bool:
-    folder = Path(name).expanduser()
-    if name == DEMO or folder.is_dir():
+    folder = expanded(name)
+    if name == DEMO or _is_folder(folder):
         return False
     return not (name.startswith((".", "/", "~")) or folder.exists() or not _HUB_ID.fullmatch(name))

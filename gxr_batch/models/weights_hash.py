@@ -9,21 +9,35 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from gxr_batch.errors import ModelUnavailable
+from gxr_batch.disk import write_whole
+from gxr_batch.errors import ModelUnavailable, StorageError
+from gxr_batch.models.permissions import refuse_unreadable
 
 _HASHES = "weights-sha256.json"
 _BLOCK_BYTES = 2**20
 
 
 def cache_home() -> Path:
-    """Return the user's cache folder for gxr-batch, by the XDG rules; it need not exist."""
+    """Return the user's cache folder for gxr-batch, by the XDG rules; it need not exist.
+
+    Raises StorageError if the user has no home folder and XDG_CACHE_HOME is not set.
+    """
     home = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification requires relative values to be ignored.
-    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "gxr-batch"
+    if Path(home).is_absolute():  # the XDG specification requires relative values to be ignored
+        return Path(home) / "gxr-batch"
+    try:
+        return Path.home() / ".cache" / "gxr-batch"
+    except RuntimeError:  # no HOME and no passwd entry, as in a container that runs under any uid
+        raise StorageError(
+            "There is no place for the cache folder: this user has no home folder.",
+            where="HOME and XDG_CACHE_HOME are not set",
+            next_step="set XDG_CACHE_HOME to a folder that this user may write to, e.g. export "
+            'XDG_CACHE_HOME="$PWD/.cache"',
+        ) from None
 
 
 def weights_sha256(files: Iterable[Path]) -> str:
@@ -32,7 +46,9 @@ def weights_sha256(files: Iterable[Path]) -> str:
     Raises ModelUnavailable if a file cannot be read.
     """
     # Sort by the listed name, hash the linked content: hub snapshots are links into a blob store.
-    found = sorted((file.name, file.resolve()) for file in files)
+    listed = list(files)
+    refuse_unreadable(listed)  # even if the hash is known
+    found = sorted((file.name, file.resolve()) for file in listed)
     known = _load()
     fresh: dict[str, str] = {}
     hashes = []
@@ -70,19 +86,19 @@ def _sha256(path: Path) -> str:
 def _load() -> dict[str, str]:
     try:
         known = json.loads((cache_home() / _HASHES).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, StorageError):
         return {}
     return known if isinstance(known, dict) else {}
 
 
 def _remember(fresh: dict[str, str]) -> None:
     """Add entries to the cache. If that fails, the next invocation just reads the weights again."""
-    folder = cache_home()
-    try:
+    text = json.dumps(_load() | fresh, indent=0)
+    with suppress(OSError, StorageError):
+        folder = cache_home()
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=f".{_HASHES}.")
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(_load() | fresh, file, indent=0)
-        Path(name).replace(folder / _HASHES)
-    except OSError:
-        return
+        write_whole(folder / _HASHES, lambda path: _write(path, text), unique=True)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)

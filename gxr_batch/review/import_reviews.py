@@ -1,10 +1,13 @@
-"""Matches the rows of reviewed sheets with the run's generated texts, by row id and sample, never by position.
+"""Stores the reviews of sheets, each for the generated text that it is about, never by position.
+
+A row is found by row id and sample; match_rows finds those whose id was changed by a spreadsheet.
 
 A row is imported completely or not at all, and a refused row does not affect the others.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +24,7 @@ from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.reviews import Reviews, add_reviews, disagree, one_import, same_person
 from gxr_batch.records import Key, Review
+from gxr_batch.review.match_rows import Case, Elsewhere, cases, leads_to_its_text
 from gxr_batch.review.parse_row import (
     COLUMNS_READ,
     Defaults,
@@ -28,11 +32,20 @@ from gxr_batch.review.parse_row import (
     InvalidRow,
     Judged,
     is_filled_in,
+    lost_letters,
     may_withdraw,
     review_of,
+    same_text,
 )
 from gxr_batch.review.read_sheets import SheetRow, read_sheets
 from gxr_batch.run.invocation_record import user_name
+
+# What a reviewer wrote as text.
+_OWN_TEXTS = ("gxr_review_text", "gxr_review_comment", "gxr_reviewer")
+_MAYBE_LOST = (
+    "what the reviewer wrote has a ?, and the file lost letters when it was saved; save it again as CSV UTF-8 (not "
+    "CSV) or as a workbook"
+)
 
 
 class Refused(NamedTuple):
@@ -58,7 +71,7 @@ class Disagreement(NamedTuple):
 class Imported:
     """The result of an import, in rows. `unreviewed` rows are not filled in; `unchanged` ones are already stored.
 
-    `remarks`: how many of the `taken` rows have entries but no verdict.
+    `remarks`: how many of the `taken` rows have entries but no verdict. `notices` are sentences about whole files.
     """
 
     taken: int = 0
@@ -67,6 +80,7 @@ class Imported:
     remarks: int = 0
     refused: list[Refused] = field(default_factory=list)
     disagreements: list[Disagreement] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 class _Line(NamedTuple):
@@ -104,9 +118,10 @@ def _take(
 ) -> None:
     """Store new reviews, and find the texts on which reviewers now disagree."""
     known, texts = Reviews.load(reader.folder), dict(_texts(reader, judged))
+    judged = _without_lost_letters(_placed(reader, judged, texts, done), texts, done)
     new: list[Review] = []
     for key, rows in judged.items():
-        exact = key if key in texts else Key(key.row_id.strip(), key.sample)
+        exact = _exact(key, texts)
         generated = texts.get(exact, Generated())
         said = known.valid(exact, generated.text, generated.prompt_sha256)
         earlier = known.history(exact) if said else ()
@@ -155,14 +170,92 @@ def _sample(cell: Any, samples: int) -> int | None:
     return None
 
 
-def _texts(reader: RunReader, wanted: Mapping[Key, Any]) -> Iterator[tuple[Key, Generated]]:
+def _texts(reader: RunReader, wanted: Mapping[Key, Any]) -> Iterator[Case]:
     """Yield the run's text and status of each wanted key."""
     ids = pa.array({name for key in wanted for name in (key.row_id, key.row_id.strip())}, pa.string())
     for table in reader.finished():
-        chosen = table.filter(pc.is_in(table["gxr_row_id"], value_set=ids))
-        names = ("gxr_row_id", "gxr_sample", "gxr_status", "gxr_text", "gxr_prompt_sha256", "gxr_attempt")
-        for row_id, sample, *rest in zip(*(chosen[name].to_pylist() for name in names), strict=True):
-            yield Key(row_id, sample), Generated(*rest)
+        yield from cases(table.filter(pc.is_in(table["gxr_row_id"], value_set=ids)))
+
+
+def _exact(key: Key, texts: Mapping[Key, Generated]) -> Key:
+    return key if key in texts else Key(key.row_id.strip(), key.sample)
+
+
+def _placed(
+    reader: RunReader, judged: Mapping[Key, list[_Line]], texts: dict[Key, Generated], done: Imported
+) -> Mapping[Key, list[_Line]]:
+    """Return the rows by the key that each is about, and add what the run has for new ones to `texts`.
+
+    Records rows with parts of several cases as refused.
+    """
+    odd = [
+        line.row.cells
+        for key, lines in judged.items()
+        for line in lines
+        if not leads_to_its_text(texts.get(_exact(key, texts)), line.row.cells)
+    ]
+    if not odd:
+        return judged
+    elsewhere = Elsewhere(reader.finished(), odd)
+    placed: dict[Key, list[_Line]] = {}
+    renamed: Counter[str] = Counter()
+    for key, lines in judged.items():
+        generated = texts.get(_exact(key, texts))
+        for line in lines:
+            case = None
+            try:
+                if not leads_to_its_text(generated, line.row.cells):
+                    case = elsewhere.place(key, generated, line.row.cells)
+            except InvalidRow as invalid:
+                exact = _exact(key, texts) if generated else Key("", key.sample)
+                done.refused.append(line.refused(exact, str(invalid)))
+                continue
+            if case is not None:
+                renamed[line.file] += 1
+                texts[case.key] = case.generated
+            placed.setdefault(case.key if case else key, []).append(line)
+    done.notices += [
+        f"{file}: a spreadsheet changed gxr_row_id of {_counted(rows)}, e.g. by removing leading zeros; matched by "
+        "gxr_prompt_sha256 and gxr_text"
+        for file, rows in renamed.items()
+    ]
+    return placed
+
+
+def _without_lost_letters(
+    judged: Mapping[Key, list[_Line]], texts: Mapping[Key, Generated], done: Imported
+) -> Mapping[Key, list[_Line]]:
+    """Refuse reviews that may have lost letters, because generated texts of the same file did.
+
+    Adds a notice for other CSV files that are not Unicode, if reviews have letters outside ASCII.
+    """
+    lossy = {line.file for key, lines in judged.items() for line in lines if _lost_letters(key, line, texts)}
+    kept: dict[Key, list[_Line]] = {}
+    foreign: Counter[str] = Counter()
+    for key, lines in judged.items():
+        for line in lines:
+            own = "".join(str(line.row.cells.get(name) or "") for name in _OWN_TEXTS)
+            if line.file in lossy and "?" in own and not _lost_letters(key, line, texts):
+                done.refused.append(line.refused(_exact(key, texts), _MAYBE_LOST))
+                continue
+            foreign[line.file] += line.file not in lossy and line.row.encoding == "cp1252" and not own.isascii()
+            kept.setdefault(key, []).append(line)
+    done.notices += [
+        f"{file}: not UTF-8, read as Western European Windows; check the letters of {_counted(rows)}, or save it again "
+        "as CSV UTF-8"
+        for file, rows in foreign.items()
+        if rows
+    ]
+    return kept
+
+
+def _lost_letters(key: Key, line: _Line, texts: Mapping[Key, Generated]) -> bool:
+    text, shown = texts.get(_exact(key, texts), Generated()).text, line.row.cells.get("gxr_text")
+    return text is not None and not same_text(text, shown) and lost_letters(text, shown)
+
+
+def _counted(rows: int) -> str:
+    return "1 row" if rows == 1 else f"{rows:,} rows"
 
 
 def _reviews(

@@ -34,6 +34,8 @@ _SLASHED = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")
 # What a spreadsheet shows if it read a text as a formula.
 _SHEET_ERROR = re.compile(r"#(NAME\?|VALUE!|REF!|N/A|DIV/0!|NUM!|NULL!)|Err:\d+")
 _BLANKS = re.compile(r"\s+")
+_ASCII_OR_NOT = re.compile(r"[\x00-\x7f]+|[^\x00-\x7f]+")
+_MOST_FOR_A_LETTER = 4  # UTF-8 read as another encoding shows up to four letters for one
 
 
 class InvalidRow(Exception):
@@ -83,7 +85,12 @@ def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults
         raise InvalidRow("the sheet does not show the generated text (gxr_text)")
     if _regenerated(generated, cells):
         raise InvalidRow("the row was generated again since the sheet was written; export it again")
-    if not _same_text(text, cells["gxr_text"]):
+    if not same_text(text, cells["gxr_text"]):
+        if lost_letters(text, cells["gxr_text"]):
+            raise InvalidRow(
+                "letters of the generated text were lost when the file was saved; save it again as CSV UTF-8 (not CSV) "
+                "or as a workbook"
+            )
         raise InvalidRow("the generated text was changed; corrections go into gxr_review_text")
     status = _status(cells)
     edited = _edited(status, text, cells)
@@ -120,17 +127,44 @@ def _regenerated(generated: Generated, cells: Mapping[str, Any]) -> bool:
     )
 
 
-def _same_text(text: str, shown: Any) -> bool:
+def same_text(text: str, shown: Any) -> bool:
     """Return whether a cell shows the generated text: in full, as cut for the workbook, or guarded as in CSV.
 
     Whitespace is ignored, because programs change line ends and trailing blanks.
     """
-    seen = _squeezed(str(shown or ""))
+    return squeezed(str(shown or "")) in shown_forms(text)
+
+
+def shown_forms(text: str) -> set[str]:
+    """Return how a sheet may show a generated text, with whitespace squeezed."""
     possible = {text, for_workbook(text).text}
-    return seen in {_squeezed(one) for text in possible for one in (text, unguard(text))}
+    return {squeezed(one) for text in possible for one in (text, unguard(text))}
 
 
-def _squeezed(text: str) -> str:
+def lost_letters(text: str, shown: Any) -> bool:
+    """Return whether a cell shows a text whose letters outside ASCII became others, as in a file without UTF-8.
+
+    Excel saves "CSV" in the encoding of its Windows language: ? or a similar letter replaces what that encoding lacks.
+    """
+    seen = squeezed(str(shown or ""))
+    return any(_same_but_for_letters(form, seen) for form in shown_forms(text) if not form.isascii())
+
+
+def _same_but_for_letters(text: str, seen: str) -> bool:
+    at = letters = 0  # letters: outside ASCII, since the last piece of ASCII
+    for piece in _ASCII_OR_NOT.findall(text):
+        if not piece.isascii():
+            letters = len(piece)
+            continue
+        found = seen.find(piece, at + min(letters, 1), at + len(piece) + _MOST_FOR_A_LETTER * letters)
+        if found < 0:
+            return False
+        at, letters = found + len(piece), 0
+    return min(letters, 1) <= len(seen) - at <= _MOST_FOR_A_LETTER * letters
+
+
+def squeezed(text: str) -> str:
+    """Return a text with every whitespace as one blank."""
     return _BLANKS.sub(" ", text).strip()
 
 
@@ -149,7 +183,7 @@ def _status(cells: Mapping[str, Any]) -> ReviewStatus:
 
 def _edited(status: ReviewStatus, text: str, cells: Mapping[str, Any]) -> str | None:
     edited = _text(cells, "gxr_review_text")
-    differs = edited is not None and _squeezed(edited) != _squeezed(text)
+    differs = edited is not None and squeezed(edited) != squeezed(text)
     if status == "approved_with_edits" and not differs:
         raise InvalidRow("approved_with_edits needs the full corrected text in gxr_review_text")
     if status == "approved" and differs:

@@ -7,10 +7,12 @@ columns. parse_row interprets the cells.
 from __future__ import annotations
 
 import csv
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +20,7 @@ from gxr_batch.cells import unguard
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunError
 from gxr_batch.rows.encoding import open_lines, scan, separator_line
+from gxr_batch.rows.workbook_container import is_zip, readable, refuse_other_containers
 
 KEY, STATUS = "gxr_row_id", "gxr_review_status"
 # What openpyxl and its dependencies raise for damaged files.
@@ -37,30 +40,35 @@ _NO_WORKBOOK = (
 _HEADER_WITHIN = 20  # rows from the top that are searched for a header
 _MOST_CHARACTERS = 2**24  # in one CSV cell
 _SAMPLED_CHARACTERS = 2**20  # read to detect the delimiter
+_ROWS_A_READ = 256
 
 
 class SheetRow(NamedTuple):
     """One row: its sheet and row number as a spreadsheet shows them, and its cells by column name.
 
-    Cells are text, numbers or dates as in the file, and all text in a CSV. Empty cells are left out.
+    Cells are text, numbers or dates as in the file, and all text in a CSV. Empty cells are left out. `encoding` is that
+    of a CSV, "" for a workbook.
     """
 
     sheet: str
     number: int
     cells: Mapping[str, Any]
+    encoding: str = ""
 
 
 def read_sheets(path: Path) -> Iterator[SheetRow]:
-    """Yield the rows below each header with gxr_row_id. Raises RunError if there is none, StorageError."""
+    """Yield the rows below each header with gxr_row_id. Raises RunError if there is none, TableError, StorageError."""
     _refuse_unsupported(path)
-    book = path.suffix.lower() in {".xlsx", ".xlsm"}
-    sheets = _workbook_rows(path) if book else iter([(path.name, _csv_cells(path, scan(path, "auto").encoding))])
+    refuse_other_containers(path)
+    book = path.suffix.lower() in {".xlsx", ".xlsm"} or is_zip(path)
+    encoding = "" if book else scan(path, "auto").encoding
+    sheets = _workbook_rows(path) if book else iter([(path.name, _csv_cells(path, encoding))])
     found = False
     for name, rows in sheets:
         for row in _below_header(name, rows):
             found = True
             if row is not None:
-                yield row
+                yield row._replace(encoding=encoding)
     if not found:
         raise RunError(
             f"No sheet of this file has a column {KEY}.",
@@ -73,7 +81,7 @@ def read_sheets(path: Path) -> Iterator[SheetRow]:
 def _refuse_unsupported(path: Path) -> None:
     if not path.is_file():
         raise RunError("The sheet does not exist.", where=str(path.absolute()), next_step="check the path")
-    if path.suffix.lower() in {".ods", ".xls", ".numbers", ".fods"}:
+    if path.suffix.lower() in {".ods", ".xls", ".xlsb", ".numbers", ".fods"}:
         raise RunError(
             f"A {path.suffix} file cannot be read.",
             where=str(path.absolute()),
@@ -118,19 +126,25 @@ def _refuse_header(sheet: str, header: Sequence[str]) -> None:
 def _workbook_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequence[Any]]]]]:
     from openpyxl import load_workbook
 
-    with _damage(path):
-        book = load_workbook(path, read_only=True, data_only=True)
-    try:
+    with ExitStack() as opened:
+        with _damage(path):
+            source = opened.enter_context(readable(path))
+            book = load_workbook(source, read_only=True, data_only=True)
+        opened.callback(book.close)
         for sheet in book.worksheets:
             yield sheet.title, _sheet_rows(path, sheet)
-    finally:
-        book.close()
 
 
 def _sheet_rows(path: Path, sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
     with _damage(path):
         sheet.reset_dimensions()  # other programs may save wrong dimensions
-        for number, cells in enumerate(sheet.iter_rows(values_only=True), start=1):
+        rows = enumerate(sheet.iter_rows(values_only=True), start=1)
+    while True:
+        with _damage(path):  # not around a yield: it changes how warnings are shown
+            some = list(islice(rows, _ROWS_A_READ))
+        if not some:
+            return
+        for number, cells in some:
             yield number, [_unescaped(cell) for cell in cells]
 
 
@@ -146,10 +160,11 @@ def _unescaped(cell: Any) -> Any:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Convert errors of openpyxl into a RunError; their messages may quote the file."""
+    """Convert errors of openpyxl into a RunError, and drop its warnings; both may quote the file."""
     from openpyxl.utils.exceptions import InvalidFileException
 
-    with storage_errors(path):
+    with storage_errors(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
             yield
         except (*_NO_WORKBOOK, InvalidFileException):

@@ -18,6 +18,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from gxr_batch.disk import expanded
 from gxr_batch.errors import StorageError, TableError
 
 Kind = Literal["delimited", "parquet"]
@@ -60,7 +61,7 @@ class SourceFile:
 
 def find(pattern: str) -> list[Path]:
     """Return the files that a path or a glob matches, in name order. Raises TableError if there are none."""
-    path = Path(pattern).expanduser()
+    path = expanded(pattern)
     if path.is_dir():
         raise TableError(
             "The input path is a folder, not a table.",

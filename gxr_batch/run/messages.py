@@ -93,6 +93,12 @@ def of_condemned(keys: Collection[Key]) -> list[str]:
     ]
 
 
+def of_lost_hint(reason: str) -> str:
+    """Warn that the rows in the engine cannot be recorded."""
+    consequence = "if a row kills the process, the next invocation cannot tell which"
+    return f"inflight.json cannot be written ({reason}): {consequence}."
+
+
 def of_release(rows: int, by: str) -> str:
     """Report that held rows are released, and by whom."""
     which = "1 held row is" if rows == 1 else f"{rows:,} held rows are"

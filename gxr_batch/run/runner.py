@@ -20,6 +20,7 @@ from gxr_batch.ledger import Counts, Drift, open_run
 from gxr_batch.ledger.join import INPUT_NAME
 from gxr_batch.records import Completion, Key, Prompt, Result
 from gxr_batch.run.invocation import Invocation, Options, Progress, Say
+from gxr_batch.run.messages import of_lost_hint
 from gxr_batch.run.pipeline import TRUNCATED, Kept, Work
 from gxr_batch.run.planning import longest_first
 from gxr_batch.run.prepare import output_folder, prepare
@@ -150,6 +151,7 @@ class Dispatch:
         self._in_flight: dict[Key, Work] = {}
         self._alone: list[Work] = []
         self._flag_faults: set[str] = set()
+        self._hint_failed = False
         self.seconds = 0.0
 
     @property
@@ -186,10 +188,16 @@ class Dispatch:
                 self._in_flight[work.prompt.key] = work
                 self.invocation.progress.cut += TRUNCATED in work.fitted.flags
                 self._ledger.in_flight.take(work.prompt.key, deadly=self._deadly)
+                self._report_lost_hint()
             self.seconds += time.perf_counter() - began
             if work is None:
                 return
             yield work.prompt
+
+    def _report_lost_hint(self) -> None:
+        if (reason := self._ledger.in_flight.failure) and not self._hint_failed:
+            self._hint_failed = True
+            self.invocation.record.notify(of_lost_hint(reason))
 
     def settle(self, completion: Completion) -> Result:
         """Record a prompt's completion and return its result. Raises StorageError."""

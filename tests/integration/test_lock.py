@@ -97,7 +97,8 @@ def test_an_invalid_lock_file_locks_nobody_out(work, content):
     assert work.run_json()["generated_now"] == 55
 
 
-def test_a_run_that_really_died_on_another_host(work):
+def test_a_run_that_died_in_another_container_of_this_machine_is_resumed(work):
+    """Only the host name differs: boot and file are the same, and the system grants the lock of a dead process."""
     if not shutil.which("unshare") or subprocess.run([*ELSEWHERE, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this system does not permit changing a process's host name (unshare --uts)")
     work.job(SLOW)
@@ -108,12 +109,22 @@ def test_a_run_that_really_died_on_another_host(work):
     while len(work.parts()) == before:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert "on node-7" in work.run(expect=4).stderr, "while it lives"
+    refused = work.run(expect=4).stderr
+    assert "on node-7" in refused, "while it lives"
+    assert "--take-over" not in refused, "this machine's lock is certain, so it would not help"
     work.run("--take-over", expect=4)
     there.send_signal(signal.SIGKILL)
     there.wait()
-    assert "on node-7" in work.run(expect=4).stderr, "dead or not: the state of another host is unknown"
-    work.run("--take-over", "--set", "echo.tokens_per_second=0")
+    lock = work.folder / "outputs/j/run.lock"
+    record = json.loads(lock.read_text())
+    for other in ({"boot": "another boot"}, {"file": "1:2"}, {"boot": "", "file": ""}):
+        lock.write_text(json.dumps(record | other))
+        refused = work.run(expect=4).stderr
+        assert "on node-7" in refused, "dead or not: the state of another machine is unknown"
+        assert "--take-over" in refused
+    lock.write_text(json.dumps(record))
+    done = work.run("--set", "echo.tokens_per_second=0")
+    assert "Taken over from process" in done.stderr
     assert len(work.results()) == 60
 
 

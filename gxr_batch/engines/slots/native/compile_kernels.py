@@ -16,6 +16,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from gxr_batch.errors import StorageError
+from gxr_batch.models.weights_hash import cache_home
+
 _FOLDER = Path(__file__).parent
 # CPU features that all kernels use, as Linux names them.
 FEATURES = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512_bf16"})
@@ -60,6 +63,8 @@ def load_with(product: str) -> Kernels:
         raise NativeUnavailable("there is no C compiler (cc, gcc or clang)")
     try:
         library = ctypes.CDLL(str(_compiled(compiler, product)))
+    except (PermissionError, StorageError) as error:
+        raise NativeUnavailable("the cache folder for the compiled kernels cannot be used") from error
     except (OSError, subprocess.SubprocessError) as error:
         raise NativeUnavailable(f"the kernels do not compile ({type(error).__name__})") from error
     if not library.gxr_ready():
@@ -83,7 +88,7 @@ def _compiled(compiler: str, product: str) -> Path:
     sources = [_FOLDER / f"{name}.c" for name in (f"product_{product}", "forward", "candidates")]
     texts = [path.read_text() for path in (_FOLDER / "kernels.h", *sources)]
     key = "\x1f".join((*texts, version, features, str(runtime), *_FLAGS))
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gxr-batch" / "native"
+    folder = cache_home() / "native"
     target = folder / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if target.exists():
         return target

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora import Adapter, Patch, place
+from gxr_batch.models.lora_vocabulary import has_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,25 +40,41 @@ def apply_adapter(model: PreTrainedModel, adapter: Adapter) -> Applied:
 
     The model is changed in place.
     """
+    placed = place(adapter, model)
     modules = dict(model.named_modules())
-    placed = place(adapter, modules)
     four_bit = {name: patch for name, patch in placed.patches.items() if _is_four_bit(modules[name])}
     _refuse_other_formats(adapter, [modules[name] for name in placed.patches if name not in four_bit])
-    _refuse_in_four_bit(adapter, four_bit)
-    before = _probe(model)
-    _untie(model, placed.patches, modules)
+    refuse_in_four_bit(adapter, four_bit)
+    embedding: Any = model.get_input_embeddings()
+    now = int(embedding.weight.shape[0])
+    usable = min(now, placed.vocabulary or now, model.config.get_text_config().vocab_size)
+    before = _probe(model, usable)
+    if placed.vocabulary is not None:
+        with quiet_transformers():
+            model.resize_token_embeddings(placed.vocabulary, mean_resizing=False)
+    if not placed.tied:
+        _untie(model)
     for name, patch in placed.patches.items():
         if name not in four_bit:
             _merge(modules[name], patch)
     if four_bit:
         _put_beside(model, four_bit, adapter)
-    _compare(adapter, before, _probe(model), model.dtype)
+    _compare(adapter, before, _probe(model, usable), model.dtype)
     notices = []
-    if placed.aside:
+    if adapter.aside:
         notices.append(
-            f"{len(placed.aside)} parts of the adapter are for images and were set aside: no text passes through them."
+            f"{len(adapter.aside)} parts of the adapter are for images and were set aside: no text passes through them."
         )
+    if placed.vocabulary is not None:
+        notices.append(_resized(adapter, now, placed.vocabulary))
     return Applied(how=_described(placed.patches, four_bit, model.dtype), notices=tuple(notices))
+
+
+def _resized(adapter: Adapter, before: int, after: int) -> str:
+    sentence = f"The adapter changes the model's vocabulary from {before} to {after} tokens."
+    if has_tokenizer(adapter.source.folder):
+        return sentence
+    return f"{sentence} Its folder has no tokenizer, so the base's is used, which does not know added tokens."
 
 
 def _merge(module: Any, patch: Patch) -> None:
@@ -64,6 +82,9 @@ def _merge(module: Any, patch: Patch) -> None:
     weight = module.weight
     if patch.weight is not None:
         weight.data.copy_(patch.weight)
+    if patch.rows is not None:
+        index = torch.tensor(patch.tokens, device=weight.device)
+        weight.data.index_copy_(0, index, patch.rows.to(weight.device, weight.dtype))
     if patch.a is None or patch.b is None:
         return
     a, b = (tensor.to(weight.device, torch.float32) for tensor in (patch.a, patch.b))
@@ -76,14 +97,10 @@ def _merge(module: Any, patch: Patch) -> None:
     weight.data.copy_(whole)
 
 
-def _untie(model: Any, patches: Mapping[str, Patch], modules: Mapping[str, Any]) -> None:
-    """Untie the output layer's weight if the adapter changes only it or only the embedding.
-
-    In training peft changes just one of the two, even if the model ties them.
-    """
+def _untie(model: Any) -> None:
+    """Give the output layer a separate copy of the embedding's weight, if it shares that one."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    touched = any(modules[name] in (head, embedding) for name in patches)
-    if not touched or head is None or head.weight is not embedding.weight:
+    if head is None or head.weight is not embedding.weight:
         return
     head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     for config in {id(each): each for each in (model.config, model.config.get_text_config())}.values():
@@ -101,13 +118,10 @@ def _refuse_other_formats(adapter: Adapter, modules: Iterable[Any]) -> None:
     """Refuse to add to weights in other quantised formats: 8 bits, GPTQ, AWQ. Raises ModelUnavailable."""
     odd = sorted({type(module).__name__ for module in modules if not module.weight.is_floating_point()})
     if odd:
-        raise adapter.refuse(
-            f"The adapter cannot be applied to the model's quantised weights ({', '.join(odd)}).",
-            "name a base model with full weights, or one in bitsandbytes' 4 bits",
-        )
+        raise adapter.refuse_format(", ".join(odd))
 
 
-def _refuse_in_four_bit(adapter: Adapter, patches: Mapping[str, Patch]) -> None:
+def refuse_in_four_bit(adapter: Adapter, patches: Mapping[str, Patch]) -> None:
     """Refuse what cannot be applied next to 4-bit weights. Raises ModelUnavailable."""
     step = "set model.load_in_4bit = false (with a base model that is not stored in 4 bits)"
     if any(patch.weight is not None for patch in patches.values()):
@@ -144,12 +158,12 @@ def _put_beside(model: PreTrainedModel, patches: Mapping[str, Patch], adapter: A
 # ---------------------------------------------------------------------- proof
 
 
-def _probe(model: PreTrainedModel) -> torch.Tensor:
-    """Return the logits after a fixed short prompt of token ids, float32 on the CPU."""
+def _probe(model: PreTrainedModel, tokens: int) -> torch.Tensor:
+    """Return the logits of the first `tokens` tokens after a fixed short prompt of them, float32 on the CPU."""
     embedding: Any = model.get_input_embeddings()
-    usable = min(embedding.num_embeddings, model.config.get_text_config().vocab_size) - 3
+    usable = tokens - 3
     ids = torch.tensor([[3 + (131 * step) % usable for step in range(_PROBE_TOKENS)]], device=embedding.weight.device)
-    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, -1]
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0, -1, :tokens]
     return logits.float().cpu()
 
 
@@ -169,13 +183,15 @@ def _compare(adapter: Adapter, before: torch.Tensor, after: torch.Tensor, dtype:
 
 def _described(patches: Mapping[str, Patch], four_bit: Mapping[str, Patch], dtype: torch.dtype) -> str:
     lora = sum(patch.is_lora for patch in patches.values())
-    replaced = sum(not patch.is_lora for patch in patches.values())
+    replaced = sum(not patch.is_lora and patch.weight is not None for patch in patches.values())
+    tokens = len({token for patch in patches.values() if patch.rows is not None for token in patch.tokens})
     if four_bit:
         how = f"beside the 4-bit weights, in {_short(dtype)}: {len(four_bit)} LoRA modules"
         how += f"; merged: {lora - len(four_bit)}" * (lora > len(four_bit))
     else:
         how = f"merged in float32, rounded once to {_short(dtype)}: {lora} LoRA modules"
-    return how + (f"; weights replaced: {replaced}" if replaced else "")
+    how += f"; weights replaced: {replaced}" * bool(replaced)
+    return how + f"; rows of tokens replaced: {tokens}" * bool(tokens)
 
 
 def _short(dtype: torch.dtype) -> str:

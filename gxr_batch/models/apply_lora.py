@@ -1,9 +1,9 @@
 """Applies a LoRA adapter to a loaded model's weights.
 
 Merging adds the product of the matrices in float32 and rounds once to the weights' number format, so the result is a
-plain model that every forward can run. Merging into 4-bit weights would round them again, coarsely; there the matrices
-stay separate (peft's layers), in the format that the 4-bit layers compute in. A probe before and after checks that the
-adapter changes the model's output.
+plain model that every forward pass can run. Merging into 4-bit weights would round them again, coarsely; there the
+matrices stay separate (peft's layers), in the format that the 4-bit layers compute in. A probe before and after checks
+that the adapter changes the model's output.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def apply_adapter(model: PreTrainedModel, adapter: Adapter) -> Applied:
     _compare(adapter, before, _probe(model, usable), model.dtype)
     notices = []
     if adapter.aside:
-        notices.append(
-            f"{len(adapter.aside)} parts of the adapter are for images and were set aside: no text passes through them."
-        )
+        how_many = "1 module" if len(adapter.aside) == 1 else f"{len(adapter.aside)} modules"
+        verb = "is" if len(adapter.aside) == 1 else "are"
+        notices.append(f"{how_many} of the adapter {verb} for images and {verb} ignored: text does not pass through.")
     if placed.vocabulary is not None:
         notices.append(_resized(adapter, now, placed.vocabulary))
     return Applied(how=_described(placed.patches, four_bit, model.dtype), notices=tuple(notices))

@@ -163,12 +163,12 @@ def test_an_adapter_of_either_class_gives_pefts_logits_on_either_class(
     )
 
 
-def test_parts_for_images_are_set_aside_with_a_notice(bases, tmp_path, gemma_tokenizer):
+def test_modules_for_images_are_ignored_with_a_notice(bases, tmp_path, gemma_tokenizer):
     wanted = train(bases["multimodal"], tmp_path / "lora", target_modules=["q_proj", "v_proj"])
     for base in bases.values():
         loaded = load_model(section(base, adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
         torch.testing.assert_close(logits(loaded), wanted, atol=2e-4, rtol=1e-4)
-        assert any("2 parts of the adapter are for images" in notice for notice in loaded.placement.notices)
+        assert any("2 modules of the adapter are for images" in notice for notice in loaded.placement.notices)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_what_peft_can_train_on_the_multimodal_class_gives_pefts_logits(
         torch.testing.assert_close(logits(loaded), wanted, atol=2e-4, rtol=1e-4)
         said = " ".join(loaded.placement.notices)
         assert ("vocabulary from 1024 to 1027 tokens" in said) == ("vocabulary" in settings)
-        assert (f"{aside} parts of the adapter are for images" in said) == bool(aside)
+        assert (f"{aside} modules of the adapter are for images" in said) == bool(aside)
 
 
 def spelled_otherwise(name: str) -> Callable[[dict], dict]:
@@ -261,7 +261,7 @@ def spelled_otherwise(name: str) -> Callable[[dict], dict]:
 def test_parts_for_images_are_set_aside_in_every_spelling(bases, changed, gemma_tokenizer, name):
     lora = changed(spelled_otherwise(name))
     loaded = load_model(section(bases["text"], adapter=str(lora)), gemma_tokenizer, HERE)
-    assert "1 parts of the adapter are for images" in " ".join(loaded.placement.notices)
+    assert "1 module of the adapter is for images" in " ".join(loaded.placement.notices)
 
 
 def wrapped(tensors: dict) -> dict:

@@ -83,11 +83,11 @@ def test_an_impossible_value_names_its_key(job_file, override, part):
         ("engine=fast", "engine: must be a section of keys, written under a [header]."),
         (
             "name=a b",
-            "name: must begin with a letter or digit and hold only letters, digits, dots, hyphens and underscores.",
+            "name: must begin with a letter or digit and contain only letters, digits, dots, hyphens and underscores.",
         ),
         (
             "prompt.templates.a b=x",
-            "prompt.templates.a b: names begin with a letter and hold only letters, digits, hyphens",
+            "prompt.templates.a b: names begin with a letter and contain only letters, digits, hyphens",
         ),
         ("run.output=''", "run.output: must not be empty."),
         ("run.max_failed=inf", "run.max_failed: must be a share above 0"),

@@ -20,6 +20,7 @@ from gxr_batch.records import Completion, Key, Messages, Prompt, Turn
 from gxr_batch.run.fingerprint import follow
 from gxr_batch.run.planning import row_seed
 from gxr_batch.text_checks.identifiers import identifiers_in
+from gxr_batch.text_checks.reasoning import separated, without_reasoning
 from gxr_batch.text_checks.screening import hits_in
 
 # The slot count of reproducible runs: an answer is bit for bit what a run gives the same prompt and seed.
@@ -78,7 +79,7 @@ class Conversation:
             on_text(piece)
 
         completion = self._run(prompt._replace(on_text=show), stop)
-        answer = completion.text if completion is not None else "".join(shown)
+        answer = completion.text if completion is not None else separated("".join(shown)).text
         if (completion is None or completion.error is None) and answer.strip():
             self.turns = [*asked, Turn("model", answer)]
         return completion
@@ -122,7 +123,7 @@ class Conversation:
         completion = None
         for event in self._session.stream(iter([prompt]), stop):
             if not isinstance(event, Pulse):
-                completion = event
+                completion = without_reasoning(event)
         return completion
 
 

@@ -114,6 +114,7 @@ class Completion(NamedTuple):
     step's time divided among the rows active in it. `rows_in_batch` is the mean over the row's steps, itself included.
     `started_at_ms` and `finished_at_ms` are UTC milliseconds since 1970 of prefill and last token. Counts are None if
     the engine cannot know them, and so is `seconds_to_first_token` if it did not see the first token.
+    `reasoning` is what a server sent as reasoning, apart from the text.
     """
 
     key: Key
@@ -129,6 +130,7 @@ class Completion(NamedTuple):
     rows_in_batch: float
     started_at_ms: int
     finished_at_ms: int
+    reasoning: str | None = None
 
 
 class Result(NamedTuple):
@@ -157,6 +159,7 @@ class Result(NamedTuple):
     finished_at: int
     template: str
     prompt_sha256: str | None
+    reasoning: str | None
 
 
 class Review(NamedTuple):
@@ -204,6 +207,8 @@ PROVENANCE_COLUMNS = (
     "gxr_review_status",
     "gxr_disclaimer",
 )
+# What the model wrote, which is withheld in held rows.
+GENERATED_COLUMNS = ("gxr_text", "gxr_reasoning")
 # The content hash stays inside the run folder: it identifies the row, and is not a result.
 PRIVATE_COLUMNS = ("gxr_content_hash",)
 

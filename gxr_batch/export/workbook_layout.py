@@ -22,6 +22,7 @@ _OWN_WIDTHS = {
     "gxr_review_text": 60,
     "gxr_review_comment": 40,
     "gxr_error": 40,
+    "gxr_reasoning": 40,
     "gxr_disclaimer": 40,
 }
 _CAPTIONS = {
@@ -29,6 +30,7 @@ _CAPTIONS = {
     "gxr_review_status": "Review status",
     "gxr_ai_generated": "AI-generated",
     "gxr_text": "Generated text (AI)",
+    "gxr_reasoning": "Reasoning before the text (AI)",
     "gxr_review_quality": "Quality, 1 to 5",
     "gxr_review_text": "Corrected text",
     "gxr_review_comment": "Comment",

@@ -192,7 +192,7 @@ def _from_chat(messages: Any) -> tuple[Messages, str]:
         raise _InvalidLine('has "messages" that are not a list of objects')
     turns = []
     for message in messages:
-        role, content = message.get("role"), message.get("content")
+        role, content = message.get("role"), _content(message.get("content"))
         if role not in _ROLES or not isinstance(content, str):
             raise _InvalidLine(
                 'has a message without a known "role" (system, user, assistant) or without text in "content"'
@@ -203,6 +203,22 @@ def _from_chat(messages: Any) -> tuple[Messages, str]:
     if not asked or len(asked) % 2 or asked != ["user", "model"] * (len(asked) // 2):
         raise _InvalidLine("has messages that do not alternate between user and assistant, ending with the assistant")
     return Messages(tuple(turns[:-1]), "chat"), _answer(turns[-1].text)
+
+
+def _content(value: Any) -> Any:
+    """Return a content that is a list of text parts as one text; anything else stays as it is.
+
+    Raises _InvalidLine for an image or another part that is no text.
+    """
+    if not isinstance(value, list) or not value:
+        return value
+    texts = []
+    for part in value:
+        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        if not isinstance(text, str):
+            raise _InvalidLine("has a message with a part that is no text; only the text side of a model is trained")
+        texts.append(text)
+    return "\n".join(texts)
 
 
 def _from_fields(entry: dict[str, Any], templates: Templates, system: str) -> tuple[Messages, str]:

@@ -23,7 +23,7 @@ from gxr_batch.ledger.input_copy import KEY_COLUMNS_OF_INPUT, batches_of, own_fi
 from gxr_batch.ledger.parts import footer_of, read_group
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
-from gxr_batch.records import part_schema, result_schema
+from gxr_batch.records import GENERATED_COLUMNS, part_schema, result_schema
 
 INPUT_NAME = "input.parquet"
 RESULTS_NAME = "results.parquet"
@@ -122,8 +122,10 @@ def merged_schema(folder: Path) -> pa.Schema:
 
 def _without_held_texts(results: pa.Table) -> pa.Table:
     held = pc.equal(results["gxr_status"], "held")
-    texts = pc.if_else(held, pa.scalar(None, pa.string()), results["gxr_text"])
-    return results.set_column(results.schema.get_field_index("gxr_text"), results.schema.field("gxr_text"), texts)
+    for name in GENERATED_COLUMNS:
+        texts = pc.if_else(held, pa.scalar(None, pa.string()), results[name])
+        results = results.set_column(results.schema.get_field_index(name), results.schema.field(name), texts)
+    return results
 
 
 def _with_provenance(own: pa.Table, results: pa.Table, provenance: Mapping[str, Any]) -> pa.Table:

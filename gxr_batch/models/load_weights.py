@@ -19,6 +19,7 @@ from gxr_batch.job import ModelSection
 from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora_config import read_adapter_config
+from gxr_batch.models.lora_vocabulary import has_tokenizer, refuse_unknown_tokens
 from gxr_batch.models.placement import SPREAD, Placement, place
 from gxr_batch.models.quantization import notices_of_format, refuse_format, stored_in_four_bits
 from gxr_batch.models.source import Source, Sources, find
@@ -115,11 +116,8 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 
 def _tokenizer_of(sources: Sources) -> Source:
     """Return where the tokenizer is: an adapter may come with its own, since training can change the chat template."""
-    files = ("tokenizer.json", "tokenizer.model")
     adapter = sources.adapter
-    if adapter is not None and any((adapter.folder / name).is_file() for name in files):
-        return adapter
-    return sources.base
+    return adapter if adapter is not None and has_tokenizer(adapter.folder) else sources.base
 
 
 def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, memory: MemoryBudget) -> LoadedModel:
@@ -147,6 +145,10 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, memory
     )
     model, applied = read_model(sources.base, config, placement, memory, adapter)
     formats = notices_of_format(section, sources.base, placement, adapter.config if adapter else None)
+    if adapter is not None:
+        embedding: Any = model.get_input_embeddings()
+        rows = int(embedding.weight.shape[0])
+        refuse_unknown_tokens(adapter, tokenizer, sources.base.folder, rows)
     ends = end_ids(model, tokenizer, sources.adapter.folder if sources.adapter else None)
     # Otherwise the model's sampling defaults would fill every setting that a caller leaves out.
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]

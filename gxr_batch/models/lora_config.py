@@ -21,19 +21,25 @@ WEIGHTS = "adapter_model.safetensors"
 _FOLLOWED = frozenset(
     {"peft_type", "base_model_name_or_path", "revision", "r", "lora_alpha", "rank_pattern", "alpha_pattern"}
     | {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"}
-    | {"use_rslora", "use_dora"}
+    | {"use_rslora", "use_dora", "trainable_token_indices", "ensure_weight_tying"}
 )
 _TRAINING_ONLY = frozenset(
     {"auto_mapping", "task_type", "peft_version", "inference_mode", "lora_dropout", "fan_in_fan_out"}
     | {"init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"}
     | {"megatron_core", "qalora_group_size"}
 )
+# The vision side of Gemma 3 and of models that are laid out alike: tower, encoder, projector.
+_VISION = re.compile(
+    r"(^|\.)(vision_tower|vision_model|vision_encoder|vision_embedding|embed_vision|image_encoder|image_newline|visual"
+    r"|multi_modal_projector|multimodal_projector|mm_projector|vision_proj\w*|mm_input_projection\w*|mm_soft_emb_norm"
+    r"|audio_tower|embed_audio)(\.|$)"
+)
 # Values that mean that a setting is not used.
 _UNUSED: tuple[Any, ...] = (None, False, "none", "", [], {})
 # Initialisations that leave the base model's weights unchanged; others change them and do not save the change, so that
 # the adapter alone does not reproduce the trained model.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-_MERGE_FIRST = "merge it into its model with the program that trained it, and set model.path to the result"
+MERGE_FIRST = "merge it into its model with the program that trained it, and set model.path to the result"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,21 @@ class AdapterConfig:
     def highest_rank(self) -> int:
         """The highest rank in the settings, for all modules or for some."""
         return max(int(self.settings.get("r", 8)), *map(int, (self.settings.get("rank_pattern") or {}).values()), 1)
+
+    @property
+    def ties_weights(self) -> bool:
+        """Whether peft trained the output layer together with an embedding that shares its weight."""
+        return bool(self.settings.get("ensure_weight_tying"))
+
+    def tokens(self, module: str) -> list[int] | None:
+        """Return the token ids whose rows of this module's weight were trained, None if there are none."""
+        named: Any = self.settings.get("trainable_token_indices") or {}
+        by_name = named if isinstance(named, dict) else {"embed_tokens": named}
+        return next((ids for name, ids in by_name.items() if self._named([name], module)), None)
+
+    def saves(self, module: str) -> bool:
+        """Return whether training replaced this module's whole weight."""
+        return any(module.endswith(name) for name in self.settings.get("modules_to_save") or ())
 
     def rank(self, module: str) -> int:
         """Return the rank of a module's matrices."""
@@ -130,10 +151,12 @@ def _refusal(settings: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return which unsupported setting an adapter uses, and the next step."""
     kind = settings.get("peft_type")
     if kind != "LORA":
-        return f"The adapter is of the kind {kind!r}, and only LORA is supported.", _MERGE_FIRST
+        return f"The adapter is of the kind {kind!r}, and only LORA is supported.", MERGE_FIRST
     for key, value in settings.items():
+        if key == "target_parameters" and isinstance(value, list) and value and all(map(is_for_images, value)):
+            continue
         if key not in _FOLLOWED | _TRAINING_ONLY and not any(value is one or value == one for one in _UNUSED):
-            return f"The adapter uses {key}, which is not supported.", _MERGE_FIRST
+            return f"The adapter uses {key}, which is not supported.", MERGE_FIRST
     start = settings.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         return (
@@ -148,6 +171,11 @@ def _refusal(settings: Mapping[str, Any]) -> tuple[str, str] | None:
     if not all(isinstance(one, int | float) and not isinstance(one, bool) and one > 0 for one in numbers):
         return "A rank or an alpha of the adapter is not a positive number.", again
     return None
+
+
+def is_for_images(module: str) -> bool:
+    """Return whether a module or a parameter belongs to the vision side of a model, in any library's spelling."""
+    return _VISION.search(module) is not None
 
 
 def _is_pattern(value: Any) -> bool:
@@ -166,6 +194,11 @@ def _is_table(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and all(map(_is_pattern, value)))
 
 
+def _is_tokens(value: Any) -> bool:
+    lists = value.values() if isinstance(value, dict) and all(map(_is_pattern, value)) else [value or []]
+    return all(isinstance(ids, list) and all(type(one) is int and one >= 0 for one in ids) for ids in lists)
+
+
 def _is_layers(value: Any) -> bool:
     return value is None or all(isinstance(one, int) for one in (value if isinstance(value, list) else [value]))
 
@@ -174,4 +207,5 @@ _SHAPES = {
     **dict.fromkeys(("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"), _is_names),
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), _is_table),
     "layers_to_transform": _is_layers,
+    "trainable_token_indices": _is_tokens,
 }

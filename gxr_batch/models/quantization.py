@@ -24,6 +24,15 @@ def stored_in_four_bits(config: Any) -> bool:
     return bool(settings.get("load_in_4bit") or settings.get("_load_in_4bit"))
 
 
+def quantised_otherwise(config: Any) -> str:
+    """Return the quantised format of a checkpoint that is not bitsandbytes' 4 bits, "" if it has none."""
+    settings = getattr(config, "quantization_config", None)
+    if not settings or stored_in_four_bits(config):
+        return ""
+    table = settings if isinstance(settings, dict) else getattr(settings, "__dict__", {})
+    return str(getattr(table.get("quant_method"), "value", table.get("quant_method")) or "unknown")
+
+
 def refuse_format(section: ModelSection, sources: Sources, config: Any) -> None:
     """Raise JobFileError if a job asks for full weights from a checkpoint that has none."""
     if section.load_in_4bit is False and stored_in_four_bits(config):

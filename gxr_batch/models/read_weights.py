@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gxr_batch.errors import ModelUnavailable
+from gxr_batch.models.apply_lora import Applied, apply_adapter
 from gxr_batch.models.device_memory import MemoryBudget, out_of_memory
 from gxr_batch.models.library_output import quiet_transformers
-from gxr_batch.models.lora import Adapter, Applied, apply_adapter
+from gxr_batch.models.lora import Adapter
 from gxr_batch.models.permissions import refuse_unreadable
 from gxr_batch.models.placement import SPREAD, Placement
 from gxr_batch.models.source import Source

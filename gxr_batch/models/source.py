@@ -26,6 +26,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?", re
 _TOKENIZER_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 # What transformers loads; a hub repository may also contain the weights in other formats.
 _WEIGHT_FILES = ["model.safetensors", "model-*.safetensors", WEIGHTS]
+# Files that a user may name instead of their folder.
+_OWN_FILES = (CONFIG, WEIGHTS, "adapter_model.bin", "config.json", "model.safetensors")
+_NAMED = 3
 _INDEX = "model.safetensors.index.json"
 _WHOLE = 'a folder with config.json and safetensors, a hub id, or "demo"'
 _FOLDER_STEPS = {
@@ -134,11 +137,21 @@ def default_adapter(path: str) -> Path | None:
     return _DEMO_ADAPTER if path == DEMO else None
 
 
-def find(section: ModelSection, *, weights: bool) -> Sources:
+def find(section: ModelSection, *, weights: bool, adapter_weights: bool = False) -> Sources:
     """Return where model and adapter are, converting or downloading them first if necessary.
 
-    Without `weights`, a hub repository's weights are not downloaded. Raises ModelUnavailable, JobFileError.
+    Without `weights`, a hub repository's weights are not downloaded, except an adapter's with `adapter_weights`. Raises
+    ModelUnavailable, JobFileError.
     """
+    found = _find(section, weights=weights)
+    adapter = found.adapter
+    if adapter is None or not adapter.revision or weights or not adapter_weights:
+        return found
+    _locate(adapter.name, adapter.revision, weights=[WEIGHTS], where="model.adapter")
+    return found
+
+
+def _find(section: ModelSection, *, weights: bool) -> Sources:
     named = _locate(section.path, section.revision, weights=weights, where="model.path")
     if named.is_adapter:
         if section.adapter not in {"", NONE, section.path}:
@@ -209,14 +222,17 @@ def _base_of(adapter: Source, given: str, *, weights: bool) -> Source:
     return base
 
 
-def _locate(name: str, revision: str, *, weights: bool, where: str) -> Source:
+def _locate(name: str, revision: str, *, weights: bool | list[str], where: str) -> Source:
+    """Return the folder of a name; `weights` are the files to download besides the small ones, True for all."""
     if _on_hub(name):
         plain, commit = id_and_commit(name)
-        patterns = _TOKENIZER_FILES + (_WEIGHT_FILES if weights else [])
+        patterns = _TOKENIZER_FILES + (weights if isinstance(weights, list) else _WEIGHT_FILES if weights else [])
         folder = fetch(plain, revision or commit, patterns, where=where)
         refuse_unreadable_folder(folder)
         # A snapshot's folder is named after its commit.
-        return Source(name=plain, folder=folder, revision=folder.name)
+        found = Source(name=plain, folder=folder, revision=folder.name)
+        _refuse_folder_above(found, where)
+        return found
     if revision:
         raise JobFileError(
             "model.revision is for models on the hub, and this one is on this machine.",
@@ -230,13 +246,64 @@ def _locate(name: str, revision: str, *, weights: bool, where: str) -> Source:
     folder = expanded(name)
     if not _is_folder(folder):
         noun = "adapter" if where == "model.adapter" else "model"
+        step = _FOLDER_STEPS.get(where, "put the folder there")
+        if folder.name in _OWN_FILES and folder.is_file() and where in _FOLDER_STEPS:
+            step = f'set {where} = "{Path(name).parent}", the folder of this file'
         raise ModelUnavailable(
             f"The {noun} is not a folder." if folder.exists() else f"There is no such {noun} folder.",
             where=str(folder.absolute()),
-            next_step=_FOLDER_STEPS.get(where, "put the folder there"),
+            next_step=step,
         )
     refuse_unreadable_folder(folder.absolute())
-    return Source(name=name, folder=folder.absolute())
+    found = Source(name=name, folder=folder.absolute())
+    _refuse_folder_above(found, where)
+    return found
+
+
+def _refuse_folder_above(source: Source, where: str) -> None:
+    """Raise ModelUnavailable for a folder with models or adapters only further down.
+
+    Trainers write one into checkpoint-N for each step, and peft writes an adapter with a name into a folder of it.
+    """
+    if source.has_adapter or (source.folder / "config.json").is_file():
+        return
+    wanted = (CONFIG,) if where == "model.adapter" else (CONFIG, "config.json")
+    folders = [folder for pattern in ("*", "*/*") for folder in source.folder.glob(pattern)]
+    below = sorted((one for one in folders if any((one / name).is_file() for name in wanted)), key=_by_number)
+    if not below:
+        return
+    names = [str(folder.relative_to(source.folder)) for folder in below]
+    noun = "adapter" if all((folder / CONFIG).is_file() for folder in below) else "model"
+    do = "a folder in it does" if len(names) == 1 else f"{len(names)} folders in it do"
+    best = _best_of(below[-1])
+    advised = best if best in names else names[-1]
+    key = where if where in _FOLDER_STEPS else "model.base"
+    why = "" if len(names) == 1 else ", the best by its trainer_state.json" if best in names else ", the last one"
+    if source.revision:
+        step = f"hf download {source.name} --include '{advised}/*' --local-dir FOLDER"
+        step += f', then set {key} = "FOLDER/{advised}"{why}'
+    else:
+        step = f'set {key} = "{Path(source.name) / advised}"{why}'
+    raise ModelUnavailable(
+        f"The folder contains no {noun} itself, but {do}: {', '.join(names[-_NAMED:])}.",
+        where=f"{where} = {source.name}",
+        next_step=step,
+    )
+
+
+def _by_number(folder: Path) -> tuple[int, str]:
+    """Return a sort key for folders that puts checkpoint-1000 after checkpoint-500."""
+    number = re.search(r"(\d+)$", folder.name)
+    return int(number[1]) if number else 0, str(folder)
+
+
+def _best_of(checkpoint: Path) -> str:
+    """Return the name of the best checkpoint by what the trainer wrote into the last one, "" if it did not."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return Path(state["best_model_checkpoint"]).name
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _is_folder(path: Path) -> bool:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gxr_batch.cells import as_text
+from gxr_batch.records import GENERATED_COLUMNS
 from gxr_batch.report.aggregate import MOST_CASES, Cases, Surveyed, keys_of
 from gxr_batch.report.compare import SAME, VERDICTS, Comparison
 from gxr_batch.report.invocations import mapping
@@ -30,7 +31,7 @@ SHORTENED = " … [shortened in this report]"
 _HASH_DIGITS = 8
 _HASHES = frozenset({"gxr_prompt_sha256"})
 # Columns that hold text of a held row, besides the user's columns.
-_QUOTING = frozenset({"gxr_text", "gxr_review_text", "gxr_review_comment"})
+_QUOTING = frozenset({*GENERATED_COLUMNS, "gxr_review_text", "gxr_review_comment"})
 _DIGITS = 4  # significant digits of seconds and rates
 # Columns of the other run in the case view; a column with one value in all rows is stored once.
 _OF_THE_OTHER = (

@@ -1,4 +1,4 @@
-"""Checks everything in a job except the model's weights: job, templates, table, prompt lengths and disk space.
+"""Checks everything in a job without loading the model: job, templates, table, prompt lengths, adapter, disk space.
 
 It uses the same code as `run`, in a temporary folder, so it finds what a run would find.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from gxr_batch.engines import create
+from gxr_batch.engines import create, resolve_worker
 from gxr_batch.engines.ray.cluster import load_ray
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
@@ -104,12 +104,14 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
         found.notices += taken.notices
         _try_rows(found, prepared, Fitter(prepared.templates, prepared.job, encoder), screen, table)
         _measure_disk(found, job, table.stat().st_size)
+    four_bit = job.model.load_in_4bit is True
     if job.engine.kind in _LOCAL_ENGINES:
-        _measure_memory(found, job)
+        four_bit = _measure_memory(found, job)
     elif job.engine.kind == "vllm":
         require_vllm()
     elif job.engine.kind == "ray":
         load_ray()
+    _check_weights(job, four_bit=four_bit)
     for sentence in found.notices:
         say(sentence)
     return found
@@ -157,8 +159,11 @@ def _measure_disk(found: CheckResult, job: Job, table_bytes: int) -> None:
             return
 
 
-def _measure_memory(found: CheckResult, job: Job) -> None:
-    """Report which lengths, and how many rows of each, fit in free memory. Raises ModelUnavailable."""
+def _measure_memory(found: CheckResult, job: Job) -> bool:
+    """Report which lengths, and how many rows of each, fit in free memory; return whether the model is in 4 bits.
+
+    Raises ModelUnavailable.
+    """
     from gxr_batch.models.what_fits import measure
 
     seen = measure(job.model, job.engine)
@@ -176,6 +181,20 @@ def _measure_memory(found: CheckResult, job: Job) -> None:
             found.fits.append(Fit(max_seq_length=length, slots=slots))
             if length == job.model.max_seq_length and job.engine.slots != "auto" and job.engine.slots > slots:
                 found.notices.append(f"engine.slots = {job.engine.slots}, but only {slots} rows fit in free memory.")
+    return placement.four_bit
+
+
+def _check_weights(job: Job, *, four_bit: bool) -> None:
+    """Refuse weights and an adapter that `run` would refuse, without loading the model. Raises ModelUnavailable."""
+    kind = resolve_worker(job) if job.engine.kind == "ray" else job.engine.kind
+    if kind not in {*_LOCAL_ENGINES, "vllm"}:
+        return
+    from gxr_batch.engines.vllm.engine_args import fit_vllm
+    from gxr_batch.models.check_adapter import check_weights
+
+    fitting = check_weights(job.model, four_bit=four_bit and kind != "vllm")
+    if fitting is not None and kind == "vllm":
+        fit_vllm(fitting)
 
 
 def quantiles(lengths: Sequence[int]) -> tuple[int, int, int]:

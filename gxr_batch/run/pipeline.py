@@ -30,6 +30,7 @@ from gxr_batch.run.planning import row_seed
 from gxr_batch.run.prepare import Prepared
 from gxr_batch.text_checks.flags import NOT_COMPUTED, Evidence, flags_of
 from gxr_batch.text_checks.identifiers import identifiers_in
+from gxr_batch.text_checks.reasoning import without_reasoning
 from gxr_batch.text_checks.screening import IN_INPUT, IN_OUTPUT, Screen, flags, reason
 
 TRUNCATED = "findings_truncated"
@@ -206,12 +207,14 @@ class Pipeline:
 
     def result(self, work: Work, completion: Completion) -> tuple[Result, str]:
         """Return the result of a completion, and the kind of error if a flag rule failed."""
+        completion = without_reasoning(completion)
         error = completion.error
         if error is None and not completion.text.strip():
             error = "the model returned empty text"
         if error is not None:
             return _result(work, completion, "failed", error), ""
-        hits = identifiers_in(completion.text) if work.screening != "off" else ()
+        generated = f"{completion.text}\n{completion.reasoning}" if completion.reasoning else completion.text
+        hits = identifiers_in(generated) if work.screening != "off" else ()
         work = work._replace(fitted=work.fitted.flagged(*flags(IN_OUTPUT, hits)))
         if hits and work.screening == "hold":
             return _result(work, completion, "held", reason(IN_OUTPUT, hits)), ""
@@ -259,4 +262,5 @@ def _result(work: Work, completion: Completion, status: Status, error: str | Non
         finished_at=completion.finished_at_ms,
         template=row.template,
         prompt_sha256=work.fitted.sha256 or None,
+        reasoning=completion.reasoning if text is not None else None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import re
@@ -26,6 +27,7 @@ from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.ledger import Manifest
 from gxr_batch.models import hub, load_weights, read_weights, source
+from gxr_batch.models.check_adapter import check_weights
 from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import LoadedModel, identity, load_config, load_model, load_tokenizer
 from gxr_batch.models.lora import read_adapter
@@ -72,11 +74,18 @@ def bases(tmp_path_factory, tiny_model_dir) -> dict[str, Path]:
     return {"text": tiny_model_dir, "multimodal": folder}
 
 
-def train(base: Path, folder: Path, *, untrained: bool = False, size: float = 0.1, **settings: Any) -> torch.Tensor:
-    """Write an adapter with random matrices for a base, as peft saves one; return peft's own logits, unmerged."""
+def train(
+    base: Path, folder: Path, *, untrained: bool = False, size: float = 0.1, vocabulary: int = 0, **settings: Any
+) -> torch.Tensor:
+    """Write an adapter with random matrices for a base, as peft saves one; return peft's own logits, unmerged.
+
+    The base is resized to `vocabulary` tokens first, if that is given.
+    """
     settings = {"r": 4, "lora_alpha": 12, "target_modules": list(TARGETS), "task_type": "CAUSAL_LM"} | settings
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     torch.manual_seed(11)
+    if vocabulary:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's advice on tied embeddings
         made = get_peft_model(model, LoraConfig(**settings)).eval()
@@ -175,13 +184,169 @@ def test_modules_for_images_are_ignored_with_a_notice(bases, tmp_path, gemma_tok
         {"target_modules": ["embed_tokens", "q_proj"]},
         {"target_modules": ["lm_head", "q_proj"]},
         {"init_lora_weights": "gaussian", "lora_dropout": 0.1},
+        {"trainable_token_indices": [9, 700]},
+        {"trainable_token_indices": {"embed_tokens": [9, 700], "lm_head": [9, 700]}},
+        {"trainable_token_indices": {"embed_tokens": [9, 700], "lm_head": [5, 700]}},
+        {"trainable_token_indices": {"lm_head": [9, 700]}},
+        {"trainable_token_indices": [9, 700], "ensure_weight_tying": True},
+        {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
+        {"target_modules": ["lm_head", "q_proj"], "ensure_weight_tying": True},
+        {"target_modules": ["lm_head", "embed_tokens", "q_proj"]},
+        {"vocabulary": 1027},
+        {"vocabulary": 1027, "trainable_token_indices": [9, 1024, 1025, 1026]},
+        {"vocabulary": 1027, "modules_to_save": ["embed_tokens"]},
+        {"vocabulary": 1027, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+        {"vocabulary": 1027, "modules_to_save": ["embed_tokens", "lm_head"]},
+        {"vocabulary": 1027, "target_modules": ["embed_tokens", "q_proj"]},
+        {"vocabulary": 1027, "target_modules": ["lm_head", "q_proj"]},
+        {"vocabulary": 1000},
     ],
-    ids=",".join,
+    ids=str,
 )
 def test_what_peft_can_train_gives_pefts_logits(bases, tmp_path, gemma_tokenizer, settings):
     wanted = train(bases["text"], tmp_path / "lora", **settings)
     loaded = load_model(section(bases["text"], adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
     torch.testing.assert_close(logits(loaded), wanted, atol=2e-4, rtol=1e-4)
+    assert loaded.model.config.get_text_config().vocab_size == wanted.shape[-1]
+
+
+LANGUAGE = r".*language_model.*\.(q_proj|down_proj)"
+
+
+@pytest.mark.parametrize(
+    ("settings", "aside"),
+    [
+        ({"vocabulary": 1027, "trainable_token_indices": [9, 1024, 1025, 1026]}, 0),
+        ({"vocabulary": 1027, "modules_to_save": ["embed_tokens", "lm_head"]}, 0),
+        ({"vocabulary": 1027, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, 0),
+        ({"trainable_token_indices": [9, 700]}, 0),
+        ({"modules_to_save": ["multi_modal_projector"]}, 2),
+        ({"modules_to_save": ["vision_tower", "lm_head"]}, 17),
+    ],
+    ids=str,
+)
+def test_what_peft_can_train_on_the_multimodal_class_gives_pefts_logits(
+    bases, tmp_path, gemma_tokenizer, settings, aside
+):
+    wanted = train(bases["multimodal"], tmp_path / "lora", target_modules=LANGUAGE, **settings)
+    for base in bases.values():
+        loaded = load_model(section(base, adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
+        torch.testing.assert_close(logits(loaded), wanted, atol=2e-4, rtol=1e-4)
+        said = " ".join(loaded.placement.notices)
+        assert ("vocabulary from 1024 to 1027 tokens" in said) == ("vocabulary" in settings)
+        assert (f"{aside} modules of the adapter are for images" in said) == bool(aside)
+
+
+def spelled_otherwise(name: str) -> Callable[[dict], dict]:
+    return lambda tensors: tensors | {name: torch.ones(4, 4)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.multi_modal_projector.mm_input_projection_weight",
+        "base_model.model.multi_modal_projector.mm_soft_emb_norm.weight",
+        "base_model.model.multi_modal_projector.modules_to_save.default.mm_input_projection_weight",
+        "base_model.model.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.bias",
+        "base_model.model.vision_tower.vision_model.embeddings.patch_embedding.weight",
+        "base_model.model.vision_model.encoder.layers.0.mlp.fc1.lora_A.weight",
+        "base_model.model.model.mm_projector.0.weight",
+        "base_model.model.visual.blocks.0.attn.qkv.lora_B.default.weight",
+        "vision_tower.encoder.layers.0.layer_norm1.weight",
+    ],
+)
+def test_parts_for_images_are_set_aside_in_every_spelling(bases, changed, gemma_tokenizer, name):
+    lora = changed(spelled_otherwise(name))
+    loaded = load_model(section(bases["text"], adapter=str(lora)), gemma_tokenizer, HERE)
+    assert "1 module of the adapter is for images" in " ".join(loaded.placement.notices)
+
+
+def wrapped(tensors: dict) -> dict:
+    return {name.replace(".layers.", ".layers._fsdp_wrapped_module."): each for name, each in tensors.items()}
+
+
+def test_wrappers_of_training_libraries_in_names_are_ignored(bases, adapter, changed, gemma_tokenizer):
+    found = [
+        logits(load_model(section(bases["text"], adapter=str(each)), gemma_tokenizer, HERE))
+        for each in (adapter, changed(wrapped))
+    ]
+    assert torch.equal(*found)
+
+
+# ---------------------------------------------------------------------- added tokens
+
+
+def without_embeddings(folder: Path) -> None:
+    """Leave out of an adapter what peft only saves if it can compare the model with its base."""
+    file = folder / "adapter_model.safetensors"
+    save_file(
+        {
+            name: each
+            for name, each in load_file(file).items()
+            if not re.search(r"(tokens|head)\.weight|base", name.removeprefix("base"))
+        },
+        file,
+    )
+
+
+def test_trained_rows_of_added_tokens_are_enough(bases, tmp_path, gemma_tokenizer):
+    tokens = [9, 1024, 1025, 1026]
+    wanted = train(bases["text"], tmp_path / "lora", vocabulary=1027, trainable_token_indices=tokens)
+    without_embeddings(tmp_path / "lora")
+    loaded = load_model(section(bases["text"], adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
+    torch.testing.assert_close(logits(loaded), wanted, atol=2e-4, rtol=1e-4)
+    assert loaded.adapter.endswith("20 LoRA modules; rows of tokens replaced: 4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"trainable_token_indices": [9, 1024, 1026]}, "rows of the embedding and the output layer"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, "rows of the embedding and the output layer"),
+    ],
+    ids=str,
+)
+def test_an_adapter_without_the_rows_of_its_added_tokens_is_refused(bases, tmp_path, settings, said):
+    train(bases["text"], tmp_path / "lora", vocabulary=1027, **settings)
+    without_embeddings(tmp_path / "lora")
+    with pytest.raises(ModelUnavailable, match=f"with 1027 tokens, its base has 1024, .*{said}") as caught:
+        check_weights(section(bases["text"], adapter=str(tmp_path / "lora")), four_bit=False)
+    assert "merge it into its model" in caught.value.next_step
+
+
+def test_an_embedding_that_was_trained_apart_from_the_output_layer_needs_both(bases, tmp_path):
+    train(bases["text"], tmp_path / "lora", vocabulary=1027, modules_to_save=["embed_tokens"])
+    file = tmp_path / "lora/adapter_model.safetensors"
+    save_file({name: each for name, each in load_file(file).items() if "lm_head" not in name}, file)
+    with pytest.raises(ModelUnavailable, match="does not contain the rows of the output layer"):
+        check_weights(section(bases["text"], adapter=str(tmp_path / "lora")), four_bit=False)
+
+
+def test_a_tokenizer_with_tokens_that_the_model_lacks_is_refused(tmp_path, big, gemma_tokenizer):
+    """Peft leaves the rows out if it cannot find the base's configuration, so that only the tokenizer shows them."""
+    shutil.copytree(big / "lora", tmp_path / "lora")
+    tokenizer = copy.deepcopy(gemma_tokenizer)
+    tokenizer.add_tokens(["<finding>", "</finding>"])
+    tokenizer.save_pretrained(tmp_path / "lora")
+    work = Workplace(tmp_path)
+    work.job("[model]\npath = 'lora'\n[sampling]\nmax_new_tokens = 3\n")
+    work.table(1)
+    for verb in ("check", "run"):
+        said = work.gxr(verb, "j.toml", expect=4).stderr
+        assert "2 added tokens for which neither the adapter nor its base has a row, e.g. <finding>" in said
+        assert "merge it into its model" in said
+    shutil.rmtree(tmp_path / "lora")
+    train(big / "base", tmp_path / "lora", vocabulary=len(tokenizer))
+    notices = load_model(section(tmp_path / "lora"), gemma_tokenizer, HERE).placement.notices
+    assert "Its folder has no tokenizer, so the base's is used" in " ".join(notices)
+    tokenizer.save_pretrained(tmp_path / "lora")
+    work.gxr("check", "j.toml")
+    work.run()
+    (row,) = work.results()
+    assert row["gxr_status"] == "ok"
 
 
 def test_merging_rounds_once_in_bfloat16(bases, adapter, gemma_tokenizer):
@@ -314,6 +479,8 @@ def test_what_cannot_be_applied_to_four_bit_weights_is_refused(bases, tmp_path, 
     work = section(bases["text"], adapter=str(tmp_path / "lora"), dtype="bfloat16", load_in_4bit=True)
     with pytest.raises(ModelUnavailable, match=said):
         load_model(work, gemma_tokenizer, HERE)
+    with pytest.raises(ModelUnavailable, match=said):
+        check_weights(work, four_bit=True)
 
 
 # ---------------------------------------------------------------------- refused by name
@@ -352,7 +519,7 @@ def with_a_bias(tensors: dict) -> dict:
     [
         (zero_b, "all its B matrices are zero"),
         (far_too_small, "logits are the same .* in float32"),
-        (without_one, r"lacks the matrices of 1 modules .* model\.layers\.2\.self_attn\.q_proj"),
+        (without_one, r"lacks the tensors of 1 modules .* model\.layers\.2\.self_attn\.q_proj"),
         (without_a_half, r"lacks some of the matrices of model\.layers\.2\.self_attn\.q_proj"),
         (with_nan, r"not finite: .*layers\.1\.mlp\.up_proj\.lora_B"),
         (elsewhere, r"20 of the adapter's 20 modules are missing here, transformer\.h\.0"),
@@ -361,9 +528,13 @@ def with_a_bias(tensors: dict) -> dict:
     ],
 )
 def test_an_adapter_without_effect_is_refused_with_the_reason(bases, changed, gemma_tokenizer, tensors, said):
+    work = section(bases["text"], adapter=str(changed(tensors)))
     with pytest.raises(ModelUnavailable, match=said) as caught:
-        load_model(section(bases["text"], adapter=str(changed(tensors))), gemma_tokenizer, HERE)
+        load_model(work, gemma_tokenizer, HERE)
     assert caught.value.next_step
+    if tensors is not far_too_small:  # only the weights show that
+        with pytest.raises(ModelUnavailable, match=said):
+            check_weights(work, four_bit=False)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +542,9 @@ def test_an_adapter_without_effect_is_refused_with_the_reason(bases, changed, ge
     [
         ({"r": 8}, r"up_proj A is 4 x 64, not 8 x 64"),
         ({"peft_type": "IA3"}, "of the kind 'IA3'"),
-        ({"trainable_token_indices": [1, 2]}, "uses trainable_token_indices"),
+        ({"trainable_token_indices": [1, -2]}, "trainable_token_indices is not in peft's format"),
+        ({"trainable_token_indices": [1, 2]}, r"lacks the tensors of 1 modules .* model\.embed_tokens"),
+        ({"modules_to_save": ["norm"]}, r"lacks the tensors of \d+ modules .*norm"),
         ({"bias": "all"}, "uses bias"),
         ({"lora_bias": True}, "uses lora_bias"),
         ({"alora_invocation_tokens": [5]}, "uses alora_invocation_tokens"),
@@ -385,8 +558,11 @@ def test_an_adapter_without_effect_is_refused_with_the_reason(bases, changed, ge
     ids=str,
 )
 def test_unsupported_settings_are_refused_by_name(bases, changed, gemma_tokenizer, settings, said):
+    work = section(bases["text"], adapter=str(changed(**settings)))
     with pytest.raises(ModelUnavailable, match=said):
-        load_model(section(bases["text"], adapter=str(changed(**settings))), gemma_tokenizer, HERE)
+        load_model(work, gemma_tokenizer, HERE)
+    with pytest.raises(ModelUnavailable, match=said):
+        check_weights(work, four_bit=False)
 
 
 @pytest.mark.parametrize(
@@ -417,8 +593,12 @@ def test_an_adapter_of_another_size_is_refused_with_its_shapes(adapter, tmp_path
     config = tiny_gemma().config
     config.hidden_size = 96
     type(tiny_gemma())(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelUnavailable, match=r"does not fit this model: .*up_proj A is 4 x 64, not 4 x 96"):
-        load_model(section(tmp_path, adapter=str(adapter)), gemma_tokenizer, HERE)
+    work = section(tmp_path, adapter=str(adapter))
+    said = r"does not fit this model: .*up_proj A is 4 x 64, not 4 x 96"
+    with pytest.raises(ModelUnavailable, match=said):
+        load_model(work, gemma_tokenizer, HERE)
+    with pytest.raises(ModelUnavailable, match=said):
+        check_weights(work, four_bit=False)
 
 
 def test_an_untrained_adapter_is_refused(bases, tmp_path, gemma_tokenizer):
@@ -482,6 +662,76 @@ def test_a_missing_adapter_is_named_as_an_adapter(bases):
         load_config(section(bases["text"], adapter="/no/such/adapter"))
     assert "adapter_config.json" in caught.value.next_step
     assert '"none"' in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (["checkpoint-500"], "but a folder in it does: checkpoint-500", 'above/checkpoint-500"'),
+        (
+            ["checkpoint-500", "checkpoint-1000"],
+            "2 folders in it do: checkpoint-500, c",
+            'checkpoint-1000", the last one',
+        ),
+        (["radiology"], "but a folder in it does: radiology", 'above/radiology"'),
+        (["checkpoint-20/default"], "a folder in it does: checkpoint-20/default", 'above/checkpoint-20/default"'),
+    ],
+    ids=str,
+)
+def test_a_folder_above_adapters_says_which_to_name(bases, adapter, tmp_path, case):
+    folders, said, step = case
+    for folder in folders:
+        shutil.copytree(adapter, tmp_path / "above" / folder)
+    (tmp_path / "above/README.md").write_text("trained")
+    above = tmp_path / "above"
+    for key, work in {
+        "model.path": section(above),
+        "model.adapter": section(bases["text"], adapter=str(above)),
+    }.items():
+        with pytest.raises(ModelUnavailable, match=f"contains no adapter itself.*{said}") as caught:
+            load_config(work)
+        assert caught.value.where == f"{key} = {above}"
+        assert caught.value.next_step.startswith(f'set {key} = "')
+        assert step in caught.value.next_step
+
+
+def test_the_best_checkpoint_is_advised_if_the_trainer_recorded_it(adapter, tmp_path):
+    for number in (5, 10, 15):
+        shutil.copytree(adapter, tmp_path / f"checkpoint-{number}")
+    state = {"best_model_checkpoint": "/elsewhere/out/checkpoint-10"}
+    (tmp_path / "checkpoint-15/trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(ModelUnavailable) as caught:
+        load_config(section(tmp_path))
+    assert caught.value.next_step.endswith('checkpoint-10", the best by its trainer_state.json')
+
+
+def test_a_file_of_an_adapter_says_to_name_its_folder(adapter):
+    with pytest.raises(ModelUnavailable, match="not a folder") as caught:
+        load_config(section(adapter / "adapter_model.safetensors"))
+    assert caught.value.next_step == f'set model.path = "{adapter}", the folder of this file'
+
+
+def test_a_folder_in_a_hub_repository_says_how_to_get_it(adapter, tmp_path, monkeypatch):
+    shutil.copytree(adapter, tmp_path / "abc123" / "checkpoint-9")
+    monkeypatch.setattr(source, "fetch", lambda *args, **keys: tmp_path / "abc123")
+    with pytest.raises(ModelUnavailable) as caught:
+        load_config(section("some/adapter"))
+    assert caught.value.next_step == (
+        "hf download some/adapter --include 'checkpoint-9/*' --local-dir FOLDER, "
+        'then set model.path = "FOLDER/checkpoint-9"'
+    )
+
+
+def test_check_downloads_an_adapter_and_no_model(bases, adapter, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(name: str, revision: str, patterns: list[str], *, where: str) -> Path:
+        asked.extend((name, pattern) for pattern in patterns if "safetensors" in pattern)
+        return {"a/base": bases["text"], "a/lora": adapter}[name]
+
+    monkeypatch.setattr(source, "fetch", fetch)
+    assert check_weights(section("a/base", adapter="a/lora"), four_bit=False) is not None
+    assert asked == [("a/lora", "adapter_model.safetensors")]
 
 
 def test_names_that_contradict_each_other_are_refused(bases, adapter, changed):
@@ -681,3 +931,24 @@ def test_check_reports_what_fits_and_refuses_an_adapter_that_run_would_refuse(tm
     config = tmp_path / "lora/adapter_config.json"
     config.write_text(config.read_text().replace('"LORA"', '"VERA"'))
     assert "of the kind 'VERA'" in work.gxr("check", "j.toml", expect=4).stderr
+
+
+@pytest.mark.parametrize("kind", ["transformers", "generate", "ray"])
+def test_check_refuses_tensors_that_run_would_refuse(tmp_path, big, kind):
+    file = shutil.copytree(big / "lora", tmp_path / "lora") / "adapter_model.safetensors"
+    save_file({name: each[:2] for name, each in load_file(file).items()}, file)
+    work = Workplace(tmp_path)
+    work.job(f"[model]\npath = 'lora'\n[engine]\nkind = '{kind}'\n[ray]\nworker = 'transformers'\n")
+    work.table(1)
+    assert "does not fit this model" in work.gxr("check", "j.toml", expect=4).stderr
+
+
+def test_check_refuses_a_model_whose_weights_are_missing_or_truncated(bases, tmp_path):
+    shutil.copytree(bases["text"], tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ModelUnavailable, match="damaged or truncated"):
+        check_weights(section(tmp_path / "model"), four_bit=False)
+    weights.unlink()
+    with pytest.raises(ModelUnavailable, match="no weights in safetensors format"):
+        check_weights(section(tmp_path / "model"), four_bit=False)

@@ -50,6 +50,36 @@ def test_a_run_generates_every_row_with_the_servers_model_named(work, monkeypatc
     assert b"token-of-the-tests" not in everything_written(work)
 
 
+def test_reasoning_has_its_own_column_and_used_up_tokens_are_a_reason(work):
+    answers = {
+        0: completion("<think>Heart first.</think>\nImpression: clear."),
+        1: completion("<think>Heart first, then", reason="length"),
+        2: completion("<think>Seen by Dr. Anna Berger, phone 030 1234567.</think>Impression: clear."),
+    }
+
+    def behave(body: dict, _: int) -> Act | None:
+        asked = body["messages"][-1]["content"]
+        return next((Act(body=made) for at, made in answers.items() if f"finding number {at}" in asked), None)
+
+    with FaultServer(behave) as server:
+        work.table(4)
+        job(work, server, sections="[privacy]\nidentifiers = 'hold'\n")
+        work.run(expect=3)
+        rows = work.results()
+        assert (rows[0]["gxr_text"], rows[0]["gxr_reasoning"]) == ("Impression: clear.", "Heart first.")
+        assert (rows[1]["gxr_status"], rows[1]["gxr_text"], rows[1]["gxr_reasoning"]) == ("failed", None, None)
+        assert "were used up by reasoning" in rows[1]["gxr_error"]
+        assert (rows[2]["gxr_status"], rows[2]["gxr_text"], rows[2]["gxr_reasoning"]) == ("held", None, None)
+        assert rows[3]["gxr_reasoning"] is None
+        work.gxr("export", "outputs/j", "--format", "jsonl")
+        exported = (work.folder / "outputs/j/results.jsonl").read_text()
+        assert "Heart first." in exported
+        assert "Berger" not in exported
+        del answers[1]
+        work.run("--retry", "failed", "--set", "sampling.max_new_tokens=900", expect=3)
+    assert [row["gxr_status"] for row in work.results()][:3] == ["ok", "ok", "held"]
+
+
 def test_the_librarys_log_switch_has_no_effect(work, monkeypatch):
     monkeypatch.setenv("OPENAI_LOG", "debug")
     with FaultServer(lambda body, number: Act(500) if number == 3 else None) as server:

@@ -272,6 +272,50 @@ def test_an_empty_answer_is_passed_to_the_runner():
     assert (made.text, made.error, made.finish_reason) == ("", None, "stop")
 
 
+def message(content: object, **fields: object) -> dict:
+    """Return a completion whose message has this content and more fields."""
+    made = completion(None)
+    made["choices"][0]["message"] |= {"content": content, **fields}
+    return made
+
+
+THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Heart first."}]}
+SAID = {"type": "text", "text": "Clear."}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reasoning"),
+    [
+        (message([SAID]), None),
+        (message(["Cle", {"text": "ar."}]), None),
+        (message([{"type": "output_text", "text": "Clear."}]), None),
+        (message([{"type": "text", "text": {"value": "Clear.", "annotations": []}}]), None),
+        (message([THOUGHT, SAID]), "Heart first."),
+        (message([{"type": "thinking", "thinking": "Heart first."}, SAID]), "Heart first."),
+        (message([{"type": "reasoning", "text": "Heart first."}, SAID]), "Heart first."),
+        (message("Clear.", reasoning_content="Heart first."), "Heart first."),
+        (message("Clear.", reasoning="Heart first.", reasoning_details=[{"text": "Heart first."}]), "Heart first."),
+        (message("Clear.", thinking="Heart first.", reasoning_content=None), "Heart first."),
+        (message("Clear.", reasoning_content=""), None),
+        (message("Clear.", reasoning={"effort": "low"}), None),
+    ],
+    ids=str,
+)
+def test_text_parts_are_text_and_reasoning_is_kept_apart(answer, reasoning):
+    with FaultServer(about(0, Act(body=answer))) as server:
+        made = one(server)
+    assert (made.text, made.reasoning, made.error) == ("Clear.", reasoning, None)
+
+
+@pytest.mark.parametrize(
+    "content", [[{"type": "image_url", "image_url": {"url": "x"}}], [4], {"text": "Clear."}], ids=str
+)
+def test_parts_that_are_no_text_are_no_answer(content):
+    with FaultServer(about(0, Act(body=message(content)))) as server:
+        made = one(server, max_retries=0)
+    assert "sent something that is no chat completion" in made.error
+
+
 @pytest.mark.parametrize(
     "usage",
     [
@@ -555,6 +599,20 @@ def test_a_text_is_shown_as_it_arrives():
     assert shown == ["Left ", "lung ", "clear."]
     assert (made.text, made.finish_reason, made.new_tokens) == ("Left lung clear.", "stop", 3)
     assert 0 < made.seconds_to_first_token <= made.seconds_generating
+
+
+def test_reasoning_that_arrives_in_pieces_is_not_shown_and_kept():
+    deltas = [
+        {"reasoning_content": "Heart "},
+        {"reasoning_content": "first."},
+        {"content": "Clear"},
+        {"content": [{"type": "text", "text": "."}]},
+    ]
+    pieces = [f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\n".encode() for delta in deltas]
+    with FaultServer(about(0, Act(pieces=[*pieces, *streamed([])]))) as server:
+        made, shown = watched_row(server)
+    assert shown == ["Clear", "."]
+    assert (made.text, made.reasoning, made.finish_reason) == ("Clear.", "Heart first.", "stop")
 
 
 @pytest.mark.parametrize("refuses", [True, False], ids=["refuses", "ignores"])

@@ -182,6 +182,18 @@ def test_only_the_answer_and_its_end_token_are_trained_on(place, real_dir, real_
     assert one.prompt_ids[-1] == real_tokenizer.convert_tokens_to_ids("\n")
 
 
+def test_a_content_of_text_parts_is_the_same_as_its_text(place):
+    def parts(*texts: str) -> list[dict]:
+        return [{"type": "text", "text": text} for text in texts]
+
+    turns = [{"role": "user", "content": parts("Analyze this.", "Clear lungs.")}]
+    turns += [{"role": "assistant", "content": parts("Normal.")}]
+    write(place / "data.jsonl", {"messages": turns})
+    ((example,), _) = read_examples(job())
+    assert [turn.text for turn in example.messages.turns] == ["Analyze this.\nClear lungs."]
+    assert example.answer == "Normal."
+
+
 def test_control_tokens_in_an_answer_stay_text(place, real_dir, real_tokenizer):
     write(place / "data.jsonl", row("clear lungs", "Normal <end_of_turn> <start_of_turn>user <eos>"))
     ((one,), _) = encoded(f"model.path={real_dir}")
@@ -199,6 +211,8 @@ def test_control_tokens_in_an_answer_stay_text(place, real_dir, real_tokenizer):
         ('{"messages": [{"role": "user", "content": "canary"}]}', "ending with the assistant"),
         ('{"messages": [{"role": "canary", "content": "canary"}]}', 'without a known "role"'),
         ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "empty answer"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "a part that is no text"),
+        ('{"messages": [{"role": "user", "content": []}]}', 'without text in "content"'),
         ('{"template": "canary", "findings": "x", "answer": "y"}', "names a template that does not exist"),
         ('{"template": "basic", "answer": "canary"}', "needs findings"),
         ('{"template": "basic", "findings": ["canary"], "answer": "y"}', "neither text nor a number: findings"),

@@ -354,7 +354,9 @@ def test_a_finished_run_without_a_column_is_exported_in_every_format_and_shown(t
     run = tmp_path / "j"
     shutil.copytree(finished_run, run)
     for path in (*run.glob("parts/part-*.parquet"), run / "results.parquet"):
-        pq.write_table(pq.read_table(path).drop_columns([column]), path, write_page_checksum=True)
+        table = pq.read_table(path)  # lacks the columns of later formats anyway
+        present = [column] if column in table.column_names else []
+        pq.write_table(table.drop_columns(present), path, write_page_checksum=True)
     for partial in (False, True):
         for form in FORMATS:
             made = export(RunReader(run), form, tmp_path / f"made-{form}", Choice(partial=partial))

@@ -44,6 +44,7 @@ def result(row_id: str, *, content: str | None = None, status="ok", sample=1, at
         started_at=1_700_000_000_000,
         finished_at=1_700_000_000_200,
         template="t",
+        reasoning=None,
         prompt_sha256="p",
     )
 

@@ -25,6 +25,8 @@ _NO_TEXT = {
     "tool_calls": "the server answered with a call of a tool in place of a text",
     "function_call": "the server answered with a call of a tool in place of a text",
 }
+_REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_REASONING_PARTS = ("thinking", "reasoning", "summary")
 _MOST = 2**31 - 1  # the largest value of a result column
 
 
@@ -36,36 +38,44 @@ class Answer(NamedTuple):
     error: str | None
     prompt_tokens: int | None
     new_tokens: int | None
+    reasoning: str | None = None
+
+
+class _Said(NamedTuple):
+    """Text and reasoning of a message, or of a piece of one."""
+
+    text: str
+    reasoning: str
 
 
 def whole_answer(completion: Any, most_tokens: int) -> Answer:
     """Read a chat completion. Raises one of MISREAD if it is not one."""
     choice = completion.choices[0]
-    return _judged(_text(choice.message.content), _reason(choice), completion, most_tokens)
+    return _judged(_said(choice.message), _reason(choice), completion, most_tokens)
 
 
 class StreamedAnswer:
     """An answer that arrives in pieces."""
 
     def __init__(self) -> None:
-        self._texts: list[str] = []
+        self._said: list[_Said] = []
         self._reason = ""
         self._counted: Any = None
 
     def take(self, piece: Any) -> str:
         """Add a piece and return its text. Raises Trouble if it is not a piece of a chat completion."""
         try:
-            text = ""
+            said = _Said("", "")
             if choices := piece.choices:  # the last piece of many servers holds only counts
-                text = _text(choices[0].delta.content) if hasattr(choices[0], "delta") else ""
+                said = _said(choices[0].delta) if hasattr(choices[0], "delta") else said
                 self._reason = _reason(choices[0]) or self._reason
         except MISREAD:
             raise Trouble("sent something that is no piece of a chat completion", nonsense=True) from None
         if getattr(piece, "usage", None):
             self._counted = piece
-        if text:
-            self._texts.append(text)
-        return text
+        if any(said):
+            self._said.append(said)
+        return said.text
 
     def answer(self, most_tokens: int) -> Answer | None:
         """Return the answer that the pieces make; None if none arrived, as from a server that does not stream.
@@ -73,10 +83,48 @@ class StreamedAnswer:
         Raises Trouble if the pieces end in the middle.
         """
         if not self._reason:
-            if self._texts:
+            if self._said:
                 raise Trouble("broke off its answer")
             return None
-        return _judged("".join(self._texts), self._reason, self._counted, most_tokens)
+        whole = _Said(*("".join(pieces) for pieces in zip(*self._said, strict=True))) if self._said else _Said("", "")
+        return _judged(whole, self._reason, self._counted, most_tokens)
+
+
+def _said(message: Any) -> _Said:
+    """Return what a message says. Raises one of MISREAD."""
+    text, thought = _parts(getattr(message, "content", None))
+    # Servers have several names for this field, and some send two of them with the same text.
+    for name in _REASONING_FIELDS:
+        value = getattr(message, name, None)
+        if isinstance(value, str) and value:
+            return _Said(text, _text(value) + thought)
+    return _Said(text, thought)
+
+
+def _parts(content: Any) -> _Said:
+    """Return the text of a content, which may be a list of parts. Raises TypeError for parts that are neither text nor
+    reasoning.
+    """
+    if not isinstance(content, list):
+        return _Said(_text(content), "")
+    texts, thoughts = [], []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(_text(part))
+            continue
+        kind, value = _of(part, "type"), _of(part, "text")
+        if kind in _REASONING_PARTS:
+            inner = value or next((found for name in _REASONING_PARTS if (found := _of(part, name))), None)
+            thoughts.append("".join(_parts(inner)))
+        elif kind in {None, "text", "output_text"} and value is not None:
+            texts.append(_text(_of(value, "value") if isinstance(value, dict) else value))
+        else:
+            raise TypeError
+    return _Said("".join(texts), "".join(thoughts))
+
+
+def _of(part: Any, name: str) -> Any:
+    return part.get(name) if isinstance(part, dict) else getattr(part, name, None)
 
 
 def _text(value: Any) -> str:
@@ -92,12 +140,13 @@ def _reason(choice: Any) -> str:
     return _text(getattr(choice, "finish_reason", None))
 
 
-def _judged(text: str, reason: str, counted: Any, most_tokens: int) -> Answer:
+def _judged(said: _Said, reason: str, counted: Any, most_tokens: int) -> Answer:
+    text, thought = said
     usage = getattr(counted, "usage", None)
     prompt_tokens = _count(usage, "prompt_tokens", _MOST) or None
     # A count above the limit that was sent, or of 0 for a text, is not a count of this answer.
     new_tokens = _count(usage, "completion_tokens", most_tokens)
-    if not new_tokens and text:
+    if not new_tokens and any(said):
         new_tokens = None
     if reason in _NO_TEXT:
         return Answer("", "error", _NO_TEXT[reason], prompt_tokens, new_tokens)
@@ -105,7 +154,7 @@ def _judged(text: str, reason: str, counted: Any, most_tokens: int) -> Answer:
     known = _REASONS.get(reason) if reason else unnamed
     if known is None:  # a reviewer must be able to rely on whether the text is complete
         return Answer("", "error", "the server ended the answer for a reason of its own", prompt_tokens, new_tokens)
-    return Answer(text, known, None, prompt_tokens, new_tokens)
+    return Answer(text, known, None, prompt_tokens, new_tokens, thought or None)
 
 
 def _count(usage: Any, name: str, most: int) -> int | None:

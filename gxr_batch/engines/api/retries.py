@@ -154,7 +154,7 @@ class Calls:
         self._throttle.answered()
         return Completion(
             prompt.key,
-            *answer,
+            *answer[:-1],
             seconds_queued=started_at - taken_at,
             seconds_to_first_token=shown_at[0] - started_at if shown_at else None,
             seconds_generating=seconds,
@@ -162,6 +162,7 @@ class Calls:
             rows_in_batch=in_flight,
             started_at_ms=started_at_ms,
             finished_at_ms=int(time.time() * 1000),
+            reasoning=answer.reasoning,
         )
 
     async def _answer(self, prompt: Prompt, shown_at: list[float]) -> Answer:

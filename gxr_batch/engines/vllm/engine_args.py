@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gxr_batch.engines.vllm.host_messages import Setup
 from gxr_batch.errors import ModelUnavailable
@@ -16,6 +16,9 @@ from gxr_batch.models.memory_estimate import kv_bytes_a_token
 from gxr_batch.models.placement import SPREAD, Placement, place
 from gxr_batch.models.quantization import notices_of_format, stored_in_four_bits
 from gxr_batch.models.source import Source, find
+
+if TYPE_CHECKING:
+    from gxr_batch.models.check_adapter import Fitting
 
 # Rows side by side if the job does not set them; vLLM makes rows wait if its cache holds fewer.
 _MOST_SLOTS = {"cpu": 64, "cuda": 256}
@@ -66,7 +69,8 @@ def prepare_opening(job: Job, tokenizer: Any, memory: MemoryBudget) -> Opening:
     size = sum(file.stat().st_size for file in sources.base.weight_files())
     placement = place(job.model, config, size, memory, stored_in_four_bits=stored_in_four_bits(whole))
     _refuse(placement)
-    adapter = None if sources.adapter is None else _adapter(sources.adapter, whole)
+    own = sources.adapter
+    adapter = None if own is None else _adapter(own, sources.base, whole, tokenizer)
     slots = _MOST_SLOTS["cpu" if _on_cpu(placement) else "cuda"] if job.engine.slots == "auto" else job.engine.slots
     row_bytes = kv_bytes_a_token(config, 4 if placement.dtype == "float32" else 2) * job.model.max_seq_length
     gpu_bytes = 0 if _on_cpu(placement) else _gpu_bytes(placement, memory)
@@ -168,25 +172,18 @@ def _environment(job: Job, placement: Placement) -> dict[str, str]:
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(job.engine.threads)}
 
 
-def _adapter(source: Source, config: Any) -> _Adapter:
-    """Return an adapter that fits the model and vLLM, or None. Raises ModelUnavailable."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from gxr_batch.models.lora import place as fit
-    from gxr_batch.models.lora import read_adapter
-
-    adapter = read_adapter(source)
-    make: Any = AutoModelForCausalLM.from_config
-    with torch.device("meta"):  # names and shapes, without weights
-        model = make(config)
-    placed = fit(adapter, dict(model.named_modules())).patches
+def fit_vllm(fitting: Fitting) -> Fitting:
+    """Return an adapter that vLLM can apply. Raises ModelUnavailable."""
+    adapter, placed = fitting
+    patches = placed.patches
     step = 'merge it into its model and set model.path to the result, or set engine.kind = "transformers"'
     if adapter.config.uses_dora:
         raise adapter.refuse("The adapter uses DoRA, which vLLM does not support.", step)
-    if replaced := [name for name, patch in placed.items() if not patch.is_lora]:
+    if replaced := [name for name, patch in patches.items() if not patch.is_lora]:
         raise adapter.refuse(f"The adapter replaces whole weights ({replaced[0]}), which vLLM does not support.", step)
-    if foreign := [name for name in placed if name not in adapter.patches]:
+    if placed.vocabulary is not None:
+        raise adapter.refuse("The adapter changes the model's vocabulary, which vLLM does not support.", step)
+    if foreign := [name for name in patches if name not in adapter.patches]:
         raise adapter.refuse(
             f"The adapter was trained on another class of this model, whose names vLLM does not accept ({foreign[0]}).",
             step,
@@ -194,4 +191,13 @@ def _adapter(source: Source, config: Any) -> _Adapter:
     rank = adapter.config.highest_rank  # vLLM checks the settings, whether or not a module has that rank
     if rank > _RANKS[-1]:
         raise adapter.refuse(f"The adapter's rank is {rank}, and vLLM supports at most {_RANKS[-1]}.", step)
-    return _Adapter(adapter.config, rank, len(placed))
+    return fitting
+
+
+def _adapter(source: Source, base: Source, config: Any, tokenizer: Any) -> _Adapter:
+    """Return an adapter that fits the model and vLLM. Raises ModelUnavailable."""
+    from gxr_batch.models.check_adapter import fit_adapter
+
+    fitting = fit_adapter(source, base, config, tokenizer)
+    settings = fit_vllm(fitting).adapter.config
+    return _Adapter(settings, settings.highest_rank, len(fitting.placed.patches))

@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.cells import for_terminal
+from gxr_batch.cells import for_terminal, is_bytes
 from gxr_batch.errors import TableError, UserError
-from gxr_batch.job import InputSection, PromptSection
+from gxr_batch.job import COMMON, InputSection, PromptSection
 from gxr_batch.prompts import Templates
 from gxr_batch.rows.columns import FieldMap, listed, plausible
 from gxr_batch.rows.ingest import ingest
+from gxr_batch.rows.null_words import words_in
 from gxr_batch.rows.parquet_tables import is_text
 from gxr_batch.rows.survey import Survey, survey
 
@@ -46,7 +48,6 @@ _ID_NAMES = (
     "study instance uid", "accession", "accession number", "filename", "file name", "path", "key", "number", "no", "nr",
     "patient id", "subject id",
 )  # fmt: skip
-_NULL_WORDS = ("NA", "N/A", "n/a", "nan", "NaN", "None", "null", "NULL", r"\N", ".", "-")
 _LONGEST_ID = 100
 _LEAST_PROSE = 20  # characters on average, below which a column is not taken for findings by its content alone
 _ROWS_LOOKED_AT = 100_000  # for lengths and words; ids are compared over the whole table
@@ -152,8 +153,10 @@ def _longest_text(seen: Survey, copy: Path, taken: set[str], table: str) -> Gues
     """Return the free column with the longest texts. Raises UserError if none looks like prose."""
     lengths: dict[str, float] = {}
     for column in seen.schema:
-        if column.name not in taken and is_text(column.type):
-            cells = _column(copy, column.name).slice(0, _ROWS_LOOKED_AT)
+        if column.name in taken or not (is_text(column.type) or is_bytes(column.type)):
+            continue
+        with suppress(pa.ArrowInvalid):  # bytes that are no text
+            cells = _column(copy, column.name).slice(0, _ROWS_LOOKED_AT).cast(pa.large_string())
             lengths[column.name] = pc.mean(pc.utf8_length(cells)).as_py() or 0.0
     longest = max(lengths, key=lengths.__getitem__, default="")
     if lengths.get(longest, 0) < _LEAST_PROSE:
@@ -179,7 +182,10 @@ def _id_column(copy: Path, names: Sequence[str], fields: set[str]) -> Guess:
         cells = _column(copy, name)
         if pa.types.is_nested(cells.type) or pa.types.is_floating(cells.type) or not len(cells):
             continue
-        texts = cells.cast(pa.string(), safe=False) if not is_text(cells.type) else cells
+        try:
+            texts = cells.cast(pa.string(), safe=False) if not is_text(cells.type) else cells
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # bytes that are no text, and types without a text form
+            continue
         longest = pc.max(pc.utf8_length(texts)).as_py() or 0
         whole = not texts.null_count and longest <= _LONGEST_ID and not pc.any(pc.equal(texts, "")).as_py()
         distinct = pc.count_distinct(texts).as_py()
@@ -194,11 +200,8 @@ def _null_words(copy: Path, columns: Sequence[str]) -> dict[str, int]:
     """Count the cells that hold only a word for a missing value."""
     found: Counter[str] = Counter()
     for name in dict.fromkeys(columns):
-        cells = _column(copy, name).slice(0, _ROWS_LOOKED_AT)
-        if is_text(cells.type):
-            counted = pc.value_counts(cells.filter(pc.is_in(cells, value_set=pa.array(_NULL_WORDS, cells.type))))
-            found.update({str(one["values"]): one["counts"] for one in counted.to_pylist()})
-    return {word: found[word] for word in _NULL_WORDS if found[word]}
+        found.update(words_in(_column(copy, name).slice(0, _ROWS_LOOKED_AT)))
+    return dict(found)
 
 
 def _template(columns: Mapping[str, Guess]) -> tuple[Guess, tuple[str, ...]]:
@@ -259,9 +262,10 @@ def _input_lines(job: NewJob) -> list[str]:
         if guess is not None
     ]
     if job.null_values:
-        words = ", ".join(_toml(word) for word in job.null_values)
         counted = ", ".join(f"{word} {count:,}" for word, count in job.null_values.items())
-        entries.append((f"null_values = [{words}]", f"cells with these words count as missing: {counted}"))
+        entries.append(
+            (f"null_values = {_toml(COMMON)}", f"cells with only a word for a missing value are missing: {counted}")
+        )
     columns = [(f"{name} = {_toml(guess.value)}", guess.reason) for name, guess in job.columns.items()]
     unused = ["# Not used in prompts, but kept in the results: " + ", ".join(map(_comment, job.unused))]
     return [

@@ -27,7 +27,7 @@ from gxr_batch.text_checks.identifiers import RULES
 
 DOCS = Path(__file__).parent
 REFERENCE = DOCS.parent / "jobs" / "nightly_teaching_cases.toml"
-MADE = "<!-- Made by docs/generate.py: change the program or the reference job file, then run it as a script. -->"
+MADE = "<!-- Made by docs/generate.py: change the program, the reference job file or that script, then run it. -->"
 
 JOB_FILE_HEAD = """# Job file
 
@@ -48,8 +48,8 @@ gxr-batch run small.toml --set sampling.temperature=0.4
 ```
 
 - `gxr-batch init TABLE` writes a job file for your table, with a comment on each choice.
-- [`jobs/nightly_teaching_cases.toml`](../jobs/nightly_teaching_cases.toml) has every key with its default. The tables
-  below are the same.
+- [`jobs/nightly_teaching_cases.toml`](../jobs/nightly_teaching_cases.toml) has every key with its default; the tables
+  below list the same keys.
 - `--set section.key=value` overrides a key, is repeatable, and is recorded in `run.json`.
 - A key that does not exist is an error that names the nearest one. A value outside the range that the model's guide
   recommends is a warning.
@@ -196,7 +196,7 @@ def _kinds(annotation: Any, limits: Any = ()) -> Iterator[str]:
 
 
 def _range(limits: Any) -> str:
-    """Return what values a number may have, as far as that says anything to a reader."""
+    """Return what values a number may have, as far as that is useful to a reader."""
     flat = [inner for limit in limits for inner in (limit.metadata if isinstance(limit, FieldInfo) else [limit])]
     bounds = {name: getattr(limit, name) for limit in flat for name in ("ge", "gt", "le", "lt") if hasattr(limit, name)}
     found = [("from {:,}", "ge"), ("above {:,}", "gt"), ("to {:,}", "le"), ("below {:,}", "lt")]
@@ -271,7 +271,9 @@ def _with_table(path: Path, head: str, entries: Mapping[str, str]) -> str:
     ]
     table = "\n".join([f"| {head} | meaning |", "|---|---|", *lines])
     between = re.compile(r"(<!-- made by docs/generate.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
-    return between.sub(lambda found: f"{found[1]}\n{table}\n{found[2]}", path.read_text())
+    page, tables = between.subn(lambda found: f"{found[1]}\n{table}\n{found[2]}", path.read_text())
+    assert tables == 1, f"{path} has lost the comments around its table"
+    return page
 
 
 PAGES = {

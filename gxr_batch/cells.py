@@ -29,7 +29,9 @@ _LINE_MARK = " ⏎ "
 # Characters that XML 1.0 does not allow: control characters, lone surrogates, two non-characters.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 # What could move the cursor, hide text or reverse it: C0 and C1 controls, direction marks, lone surrogates.
-_NOT_TERMINAL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_NOT_TERMINAL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u061c\u2028\u2029\ufeff\u2066-\u2069\U000e0000-\U000e007f\ud800-\udfff]"
+)
 
 _WHOLE = 10**15  # a larger float is a magnitude, not a whole number
 _UNREADABLE = "<value out of range>"

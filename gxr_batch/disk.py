@@ -36,11 +36,11 @@ _REASONS = {
         "was it moved or deleted? restore it, then run the same command again",
     ),
     errno.EEXIST: (
-        "A file is in the place of a folder that the run needs.",
+        "There is a file where the run needs a folder.",
         "move it away, or choose another --output",
     ),
     errno.EISDIR: (
-        "A folder is in the place of a file that the run needs.",
+        "There is a folder where the run needs a file.",
         "move it away, or choose another --output",
     ),
     errno.ENOTDIR: ("A part of this path is a file, not a folder.", "choose another --output"),

@@ -6,6 +6,7 @@ gxr-batch is not on a package index, so an extra is installed from the folder th
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,20 +33,25 @@ def missing_extra(extra: str, *packages: str, purpose: str, where: str) -> Model
 
 def install_command(extra: str) -> str:
     """Return the shell command that adds an extra to this environment, with paths as seen from the current folder."""
+    here = _current_folder()
+    folder = Path() if here == _PROJECT else _PROJECT
     if not (_PROJECT / "pyproject.toml").is_file():
-        return f"{_shown(Path(sys.executable))} -m pip install '.[{extra}]', in the source folder of gxr-batch"
-    folder = "." if Path.cwd() == _PROJECT else str(_PROJECT)
+        folder = Path("FOLDER")  # installed from a wheel: the user knows where the source folder is
     if extra == "vllm":  # vLLM pins a torch build that would replace this environment's
-        return (
-            f"make -C {folder} vllm-cuda (NVIDIA GPU) or make -C {folder} vllm-cpu, "
-            f"then use {Path(folder, '.venv-vllm/bin/gxr-batch')}"
-        )
+        make = f"make -C {shlex.quote(str(folder))}"
+        command = shlex.quote(str(folder / ".venv-vllm/bin/gxr-batch"))
+        return f"{make} vllm-cuda (NVIDIA GPU) or {make} vllm-cpu, then use {command}"
+    python = Path(os.path.abspath(sys.executable))  # not resolved: a venv's python is a link to the system's
+    if here is not None and python.is_relative_to(here):
+        python = python.relative_to(here)
     # The pinned versions, so that an extra does not upgrade the packages that earlier texts were generated with.
-    constraints = Path(folder, "constraints.txt")
-    return f"{_shown(Path(sys.executable))} -m pip install -c {constraints} -e '{folder}[{extra}]'"
+    words = [str(python), "-m", "pip", "install", "-c", str(folder / "constraints.txt"), "-e", f"{folder}[{extra}]"]
+    command = shlex.join(words)
+    return f"{command}, where FOLDER is the source folder of gxr-batch" if folder == Path("FOLDER") else command
 
 
-def _shown(path: Path) -> str:
-    """Return a path relative to the current folder if it is inside it."""
-    here = Path(os.path.abspath(path))  # not resolved: a venv's python is a link to the system's
-    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
+def _current_folder() -> Path | None:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:  # deleted since
+        return None

@@ -26,18 +26,22 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     `overrides` are `section.key=value` strings, as after `--set` on the command line. Relative paths in the job are
     relative to the current folder. Raises JobFileError if the file or an override is not valid.
     """
+    from gxr_batch.errors import UserError
     from gxr_batch.job import load_job as load
 
+    if isinstance(overrides, str):
+        raise UserError("overrides takes a list of strings.", where="load_job", next_step=f"overrides=[{overrides!r}]")
     return load(Path(path), tuple(overrides))
 
 
 def check_job(job: Job, *, limit: int | None = None) -> CheckResult:
     """Check everything in a job except the model's weights: templates, table, prompt lengths, disk space, memory.
 
-    `limit` takes the first rows of the table only. Writes nothing. Raises GxrError if `run_job` could not start.
+    `limit` is the number of rows of the table to use. Writes nothing. Raises GxrError if `run_job` could not start.
     """
     from gxr_batch.run.check import check
 
+    _check_limit(limit)
     return check(job, limit=limit, say=_ignore)
 
 
@@ -55,10 +59,10 @@ def run_job(
 ) -> RunResult:
     """Run a job, or resume it, until every row is generated, failed or held, or until something stops it.
 
-    The keyword arguments mean what the options of `gxr-batch run` mean; `retry_rows` are the row ids that `retry` is
-    about, all of them if empty. `on_notice` receives sentences for the user, `on_progress` the counts, at least once a
-    second while the engine works; an exception that either raises ends the run, and the next call resumes it.
-    `stopper.ask("terminate")`, from another thread or a signal handler, ends the run in order within
+    The keyword arguments correspond to the options of `gxr-batch run`; `retry_rows` are the row ids to retry, all of
+    them if empty. `on_notice` receives sentences for the user, `on_progress` the counts, at least once a second while
+    the engine works; an exception that either raises ends the run, and the next call resumes it.
+    `stopper.ask("terminate")`, from another thread or a signal handler, stops the run cleanly within
     `run.grace_seconds`. Writes the exports that the job names once every row is finished.
 
     Raises GxrError: UserError for wrong input, MachineError for what the machine cannot do now. Rows that were
@@ -68,17 +72,25 @@ def run_job(
     from gxr_batch.run.runner import run
     from gxr_batch.run.stop import Stopper
 
+    _check_limit(limit)
+    _check_retry(retry, retry_rows)
     say = on_notice or _ignore
     options = Options(limit=limit, fresh=fresh, retry=retry, retry_rows=tuple(retry_rows), take_over=take_over)
-    result = run(job, options, stopper or Stopper(job.run.grace_seconds), say, on_progress or _ignore)
+
+    def show(progress: Progress) -> None:
+        if on_progress is not None:
+            on_progress(replace(progress))  # a copy, since the run keeps counting in its object
+
+    result = run(job, options, stopper or Stopper(job.run.grace_seconds), say, show)
     bugs: list[Exception] = []
 
     def failed(form: str, error: Exception) -> None:
         from gxr_batch.errors import GxrError
 
-        if not isinstance(error, GxrError):
+        known = isinstance(error, GxrError)
+        if not known:
             bugs.append(error)
-        say(f"The export as {form} failed; the results are safe. {error if not bugs else type(error).__name__}")
+        say(f"The export as {form} failed; the results are safe. {error if known else type(error).__name__}")
 
     exports = {} if result.counts.left else write_exports(result.folder, job.export.formats, say, failed)
     if bugs:
@@ -92,9 +104,9 @@ def write_exports(
     say: Callable[[str], None],
     failed: Callable[[str, Exception], None],
 ) -> dict[str, str]:
-    """Write a finished run in these formats, except files that exist and match its present state.
+    """Export a finished run in these formats, except files that exist and are up to date.
 
-    Returns what became of each format: written, current or failed. `failed` receives what went wrong with one.
+    Returns the outcome of each format: written, current or failed. `failed` is called with the error of a format.
     """
     outcome: dict[str, str] = {}
     if not formats:
@@ -119,6 +131,7 @@ def _write_export(reader: RunReader, form: str) -> str:
     from gxr_batch.export import Choice, default_path, export
     from gxr_batch.ledger.exports import is_current
     from gxr_batch.report import REPORT_NAME, report
+    from gxr_batch.rows.columns import counted
 
     path = reader.folder / REPORT_NAME if form == "report" else default_path(reader, form, Choice())
     if is_current(reader.folder, path):
@@ -127,8 +140,24 @@ def _write_export(reader: RunReader, form: str) -> str:
         page = report(reader, None, None, include_held=False)
         return "\n".join([f"Exported {page.path}: {page.shown:,} cases of {page.rows:,} rows", *page.notices])
     done = export(reader, form, None, Choice())
-    return "\n".join([f"Exported {done.path}: {done.rows:,} rows", *done.notes])
+    return "\n".join([f"Exported {done.path}: {counted(done.rows, 'row')}", *done.notes])
+
+
+def _check_limit(limit: int | None) -> None:
+    from gxr_batch.errors import UserError
+
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise UserError("limit must be a whole number from 1, or None.", where="limit")
+
+
+def _check_retry(retry: str | None, rows: Sequence[str]) -> None:
+    from gxr_batch.errors import UserError
+
+    if retry not in {None, "failed", "held", "truncated"}:
+        raise UserError("retry must be failed, held, truncated or None.", where="retry")
+    if isinstance(rows, str) or (rows and retry is None):
+        raise UserError("retry_rows takes a list of row ids, together with retry.", where="retry_rows")
 
 
 def _ignore(_: Any) -> None:
-    """Drop a notice or a progress report that nobody asked for."""
+    """Drop a notice or a progress report."""

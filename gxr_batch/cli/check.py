@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gxr_batch.run.check import CheckResult
 
 _NAMED = 5
+_COLUMNS_NAMED = 10
 
 
 @click.command(name="check")
@@ -79,14 +80,14 @@ def print_findings(name: str, found: CheckResult) -> None:
 
 def _text(name: str, found: CheckResult) -> str:
     from gxr_batch.cells import for_terminal
-    from gxr_batch.cli.layout import labelled, mib
+    from gxr_batch.cli.layout import labelled, mib, plural
     from gxr_batch.run.check import quantiles
 
     shortest, median, longest = quantiles(found.lengths)
     counted = bool(found.lengths) or not found.usable
     lengths = f"{shortest:,} to {longest:,} tokens, median {median:,}" if counted else "counted only by the server"
     templates = ", ".join(f"{template} {count:,}" for template, count in found.templates.items()) or "none used"
-    state = "holds an earlier run, which `gxr-batch run` resumes" if found.resumes else "new"
+    state = "contains an earlier run, which `gxr-batch run` resumes" if found.resumes else "new"
     entries = [
         ("templates", templates),
         ("prompts", lengths),
@@ -96,15 +97,21 @@ def _text(name: str, found: CheckResult) -> str:
         entries += [("memory", found.device), ("", _fits(found))]
     entries.append(("disk", f"up to {mib(found.bytes_needed)} needed, {mib(found.bytes_free)} free"))
     entries.append(("privacy", _privacy(found)))
+    if found.unscreened:
+        names = ", ".join(found.unscreened[:_COLUMNS_NAMED]) + (", ..." if found.unscreened[_COLUMNS_NAMED:] else "")
+        entries.append(("", f"not screened, since no prompt uses them: {names}"))
     if found.bytes_needed > found.bytes_free:
         entries.append(("WARNING", "the disk may fill up before the run ends"))
     if found.cut:
-        entries.append(("cut", f"{found.cut:,} prompts lose the end of their longest cell"))
-    entries += [("unusable", f"{count:,} rows: {reason}") for reason, count in found.reasons.most_common(5)]
+        entries.append(("cut", f"{plural(found.cut, 'prompt')} too long: the end of the longest cell is cut"))
+    entries += [("unusable", f"{plural(count, 'row')}: {reason}") for reason, count in found.reasons.most_common(5)]
     if found.unusable:
         ids = ", ".join(found.unusable[:_NAMED])
         entries.append(("", f"e.g. {ids}; a run marks these rows as failed and continues"))
-    lines = [f"{name}: {found.rows:,} rows, {found.usable:,} usable, {len(found.unusable):,} not", *labelled(entries)]
+    lines = [
+        f"{name}: {plural(found.rows, 'row')}, {found.usable:,} usable, {len(found.unusable):,} not",
+        *labelled(entries),
+    ]
     for row_id, messages in found.shown:
         lines.append(f"\n--- prompt of row {row_id} ({messages.template})")
         lines += [f"[{turn.role}]\n{turn.text}" for turn in messages.turns]
@@ -112,15 +119,17 @@ def _text(name: str, found: CheckResult) -> str:
 
 
 def _privacy(found: CheckResult) -> str:
-    """Return what identifier screening hits, by rule and row id, without the texts."""
+    """Return what identifier screening found, by rule and row id, without the texts."""
+    from gxr_batch.cli.layout import plural
+
     if found.screening == "off":
         return "identifier screening is off"
     if not found.identified:
-        return f"identifier screening ({found.screening}) hits no row"
+        return f"identifier screening ({found.screening}) found nothing"
     rules = ", ".join(f"{rule} {count:,}" for rule, count in found.identifiers.most_common())
-    ids, rows = ", ".join(found.identified[:_NAMED]), len(found.identified)
+    ids, rows = ", ".join(found.identified[:_NAMED]), plural(len(found.identified), "row")
     what = "a run holds these rows" if found.screening == "hold" else "a run flags these rows"
-    return f"identifier screening ({found.screening}) hits {rows:,} rows: {rules}; e.g. {ids}; {what}"
+    return f"identifier screening ({found.screening}) found something in {rows}: {rules}; e.g. {ids}; {what}"
 
 
 def _fits(found: CheckResult) -> str:

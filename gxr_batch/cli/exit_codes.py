@@ -42,7 +42,7 @@ def reported(ctx: click.Context) -> Iterator[None]:
         click.echo(safe(f"Error: {error}"), err=True)
         ctx.exit(Exit.MACHINE if isinstance(error, MachineError) else Exit.INPUT)
     except KeyboardInterrupt:
-        click.echo("Stopped by Ctrl-C. Run the same command again to resume.", err=True)
+        click.echo("Stopped by Ctrl-C. Run the same command again to continue.", err=True)
         ctx.exit(Exit.INTERRUPTED)
     except Terminated:
         click.echo("Stopped before any row was generated. Run the same command again to resume.", err=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from gxr_batch.cli.options import open_run
+
 _FORMATS = ("xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-batch", "chat-jsonl")
 
 
@@ -24,21 +26,21 @@ def command(
     xlsx is for reviewers: a README sheet, then one row per case with columns to fill in. csv is for Excel: cells that a
     spreadsheet would run as a formula start with an apostrophe, and the columns with such cells are listed. All other
     formats keep every cell verbatim. chat-jsonl is for fine-tuning: the prompts and final texts of the approved rows,
-    with the reviewers' edits. The newest review of each row is shown.
+    with the reviewers' edits. Each row has its newest review.
 
     \b
     Example:
       gxr-batch export outputs/demo
     """
+    from gxr_batch.cli.layout import plural
     from gxr_batch.export import APPROVED_ONLY, Choice, export
-    from gxr_batch.ledger import RunReader
 
     if include_held and (only or form in APPROVED_ONLY):
         raise click.UsageError("--include-held has no effect on approved rows: a held row is never approved.")
-    reader = RunReader(run_folder)
+    reader = open_run(run_folder)
     choice = Choice(partial=partial, approved=only == "approved", include_held=include_held)
     done = export(reader, form, target, choice)
-    click.echo(f"{done.path}: {done.rows:,} rows{', of an unfinished run' if done.partial else ''}")
+    click.echo(f"{done.path}: {plural(done.rows, 'row')}{', of an unfinished run' if done.partial else ''}")
     for note in done.notes:
         click.echo(f"  {note}")
     held = reader.state.counts().held

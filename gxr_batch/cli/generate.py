@@ -80,7 +80,7 @@ def _settings(function: Callable[..., None]) -> Callable[..., None]:
 @click.command(name="generate")
 @click.option("--prompt", help="Answer this one prompt.")
 @click.option("--interactive", is_flag=True, help="Hold a conversation; /help lists the commands.")
-@click.option("--template", metavar="NAME", help="Fill this template with the --field values, in place of --prompt.")
+@click.option("--template", metavar="NAME", help="Fill this template with the --field values, instead of --prompt.")
 @click.option("--field", "fields", metavar="NAME=VALUE", multiple=True, help="A field of the template; repeatable.")
 @click.option("--job", "job_file", type=click.Path(path_type=Path), help="Read model and settings from a job file.")
 @_settings
@@ -141,7 +141,7 @@ def _check_usage(
     if prompt is None and not template and not interactive:
         raise click.UsageError("Give --prompt, --template with --field, or --interactive.")
     if fields and not template:
-        raise click.UsageError("--field needs --template.")
+        raise click.UsageError("--field requires --template.")
     if as_json and interactive:
         raise click.UsageError("--json cannot be combined with --interactive.")
     if prompt is not None and not prompt.strip():

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shlex
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gxr_batch.cli.options import say_to_stderr
+from gxr_batch.errors import JobFileError, MachineError, StorageError
+
+if TYPE_CHECKING:
+    from gxr_batch.run.check import CheckResult
 
 
 @click.command(name="init")
 @click.argument("table", metavar="TABLE")
 @click.option(
-    "--to", "target", metavar="JOB.toml", type=click.Path(path_type=Path), help="Write here. Default: NAME.toml."
+    "--to", "target", metavar="JOB.toml", type=click.Path(path_type=Path), help="Job file to write. Default: NAME.toml."
 )
 @click.option(
     "--column",
@@ -26,8 +36,8 @@ from gxr_batch.cli.options import say_to_stderr
 def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bool) -> None:
     """Write a job file for TABLE, a CSV, TSV or Parquet file or a glob, and check it.
 
-    The file says why each column, the template, the id column, the delimiter and the encoding were chosen. An existing
-    file is never overwritten.
+    Comments in the file give the reason for each column, the template, the id column, the delimiter and the encoding.
+    An existing file is never overwritten.
 
     \b
     Examples:
@@ -35,8 +45,7 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bo
       gxr-batch init "exports/*.csv" --to nightly.toml --column findings=report_text
     """
     from gxr_batch.cli.check import print_findings
-    from gxr_batch.job import load_job
-    from gxr_batch.run.check import check
+    from gxr_batch.cli.layout import plural
     from gxr_batch.run.new_job import guess_job
 
     chosen = {}
@@ -47,19 +56,50 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bo
         chosen[name.strip()] = value
     if target is not None:
         _refuse_existing(target)
-    made = guess_job(table, chosen)
+    made = guess_job(table, chosen, target.stem if target is not None else "")
     path = target or Path(f"{made.name}.toml")
+    _refuse_existing(path)
+    made = replace(made, name=_unused(made.name))
+    found, trouble = _checked(made.text(), say_to_stderr(quiet))
     _write(path, made.text())
-    click.echo(f"Wrote {path} for {made.rows:,} rows of {table}. Every guess in it has its reason as a comment.\n")
-    print_findings(made.name, check(load_job(path), limit=None, say=say_to_stderr(quiet)))
-    click.echo(f"\nnext: read the three prompts above and {path}, then try a few rows:")
-    click.echo(f"  gxr-batch run {shlex.quote(str(path))} --limit 5")
+    click.echo(f"Wrote {path} for {plural(made.rows, 'row')} of {table}. A comment gives the reason for each guess.\n")
+    if trouble is not None:
+        raise trouble
+    print_findings(made.name, found)
+    if found.usable:
+        click.echo(f"\nnext: read the prompts above and {path}, then try a few rows:")
+        click.echo(f"  gxr-batch run {shlex.quote(str(path))} --limit 5")
+    else:
+        click.echo(f"\nnext: no row of {table} can be used; change the table or {path}, then")
+        click.echo(f"  gxr-batch check {shlex.quote(str(path))}")
+
+
+def _unused(name: str) -> str:
+    """Return the name, numbered if its run folder holds something already: two tables never share one by accident."""
+    numbered = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(free for free in numbered if not (Path("outputs") / free).exists())
+
+
+def _checked(text: str, say: Callable[[str], None]) -> tuple[CheckResult, MachineError | None]:
+    """Check a job before it is written. Raises UserError, so that no file is left that cannot be used.
+
+    Returns what was found, and an error of the machine, such as a model that is not installed: the job is sound then.
+    """
+    from gxr_batch.job import load_job
+    from gxr_batch.run.check import CheckResult, check
+
+    with tempfile.TemporaryDirectory(prefix="gxr-batch-init-") as scratch:
+        draft = Path(scratch) / "job.toml"
+        draft.write_text(text, encoding="utf-8")
+        job = load_job(draft)
+        try:
+            return check(job, limit=None, say=say), None
+        except MachineError as error:
+            return CheckResult(folder=Path()), error
 
 
 def _refuse_existing(path: Path) -> None:
-    from gxr_batch.errors import JobFileError
-
-    if path.exists():
+    if os.path.lexists(path):  # a link counts, wherever it leads
         raise JobFileError(
             "This file exists, and init never overwrites one.",
             where=str(path.absolute()),
@@ -69,14 +109,12 @@ def _refuse_existing(path: Path) -> None:
 
 def _write(path: Path, text: str) -> None:
     """Write a new file. Raises JobFileError if it exists, StorageError if the folder cannot be written."""
-    from gxr_batch.errors import StorageError
-
-    _refuse_existing(path)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:  # made since, by another process
         _refuse_existing(path)
+        raise
     except OSError as error:
         raise StorageError(
             f"The job file cannot be written: {error.strerror or type(error).__name__}.",

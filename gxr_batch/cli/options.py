@@ -12,6 +12,7 @@ from gxr_batch.cli.streams import safe
 
 if TYPE_CHECKING:
     from gxr_batch.job import Job
+    from gxr_batch.ledger import RunReader
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -58,3 +59,17 @@ def say_to_stderr(quiet: bool) -> Callable[[str], None]:
             click.echo(safe(sentence), err=True)
 
     return say
+
+
+def open_run(path: Path) -> RunReader:
+    """Return the run in a folder, or the run of a job file. Raises RunError if there is none, JobFileError."""
+    from gxr_batch.ledger import RunReader
+
+    if path.suffix == ".toml" and path.is_file():
+        from datetime import date
+
+        from gxr_batch.job import load_job
+        from gxr_batch.run.prepare import output_folder
+
+        path = output_folder(load_job(path), date.today())
+    return RunReader(path)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from gxr_batch.cli.options import open_run
+
 
 @click.command(name="report")
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
@@ -15,8 +17,10 @@ import click
     type=click.Path(path_type=Path),
     help="Show the texts of this run next to those of RUN.",
 )
-@click.option("--include-held", is_flag=True, help="Show held rows too. Default: their cells and texts are left out.")
-@click.option("--to", "target", type=click.Path(path_type=Path), help="Write here. Default: report.html in RUN.")
+@click.option(
+    "--include-held", is_flag=True, help="Include the cells and texts of held rows. Default: they are left out."
+)
+@click.option("--to", "target", type=click.Path(path_type=Path), help="Output file. Default: report.html in RUN.")
 def command(run_folder: Path, against: Path | None, include_held: bool, target: Path | None) -> None:
     """Write an HTML report of a run: what ran, how fast, charts, and the cases to read.
 
@@ -29,11 +33,11 @@ def command(run_folder: Path, against: Path | None, include_held: bool, target: 
       gxr-batch report outputs/demo
       gxr-batch report outputs/new-adapter --against outputs/demo
     """
-    from gxr_batch.ledger import RunReader
+    from gxr_batch.cli.layout import plural
     from gxr_batch.report import report
 
-    other = RunReader(against) if against is not None else None
-    done = report(RunReader(run_folder), other, target, include_held=include_held)
-    click.echo(f"{done.path}: {done.rows:,} rows, {done.shown:,} to read, {done.size / 1e6:,.1f} MB")
+    other = open_run(against) if against is not None else None
+    done = report(open_run(run_folder), other, target, include_held=include_held)
+    click.echo(f"{done.path}: {plural(done.rows, 'row')}, {done.shown:,} to read, {done.size / 1e6:,.1f} MB")
     for notice in done.notices:
         click.echo(f"  {notice}")

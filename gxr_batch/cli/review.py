@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gxr_batch.cli.exit_codes import Exit
+from gxr_batch.cli.options import open_run
 
 if TYPE_CHECKING:
     from gxr_batch.review.import_reviews import Imported
@@ -40,16 +41,19 @@ def import_command(run_folder: Path, sheets: tuple[Path, ...], reviewer: str, as
     reviews are kept and reported.
 
     \b
-    Exit codes: 0 all imported, 2 a file cannot be used, 3 some rows were refused, 4 disk or lock.
+    Exit codes:
+      0    every filled-in row was imported
+      2    a file cannot be used
+      3    some rows were refused
+      4    disk full or run locked
 
     \b
     Example:
       gxr-batch review import outputs/demo reviewed.xlsx
     """
-    from gxr_batch.ledger import RunReader
     from gxr_batch.review.import_reviews import import_reviews
 
-    done = import_reviews(RunReader(run_folder), sheets, reviewer)
+    done = import_reviews(open_run(run_folder), sheets, reviewer)
     click.echo(json.dumps(_summary(done), indent=2) if as_json else _text(run_folder, done))
     if done.refused:
         click.get_current_context().exit(Exit.SOME_FAILED)

@@ -25,11 +25,11 @@ _EXITS = {
     "max_failed": Exit.MAX_FAILED,
     "api_outage": Exit.STOPPED,
 }
-_WHY = {
+STOPPED = {
     "interrupt": "stopped by Ctrl-C",
     "terminate": "stopped by a signal",
-    "stop_by": "stopped in time for --stop-by",
-    "time_limit": "stopped in time for --time-limit",
+    "stop_by": "stopped at its stop-by time",
+    "time_limit": "stopped at its time limit",
     "max_failed": "stopped: more rows failed than run.max_failed allows",
     "api_outage": "stopped: no answer from the server for api.give_up_after",
 }
@@ -63,8 +63,8 @@ def command(
 ) -> None:
     """Generate a teaching case for every row of the job's table.
 
-    Results go to the run folder as Parquet, with checkpoints during the run. The same command again resumes; a finished
-    run has nothing left to do.
+    Results go to the run folder as Parquet, with checkpoints during the run. Run the same command again to resume; if
+    the run is finished, nothing is left to do.
 
     \b
     Exit codes:
@@ -91,7 +91,7 @@ def command(
     from gxr_batch.run.stop import Stopper
 
     if rows and not retry:
-        raise click.UsageError("--row goes with --retry.")
+        raise click.UsageError("--row requires --retry.")
     job = read_job(job_file, overrides, output=output, stop_by=stop_by, time_limit=time_limit)
     options = Options(limit=limit, fresh=fresh, retry=retry, retry_rows=rows, take_over=take_over, overrides=overrides)
     stopper = Stopper(job.run.grace_seconds)
@@ -107,7 +107,7 @@ def command(
         if not outcome.counts.left:
             exports = write_exports(outcome.folder, job.export.formats, display.say, _export_failed)
             outcome = replace(outcome, exports=exports)
-    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
+    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome, limit))
     click.get_current_context().exit(_exit_code(outcome))
 
 
@@ -148,27 +148,31 @@ def _title(name: str, outcome: RunResult) -> str:
     from gxr_batch.cli.progress import settled
 
     if outcome.reason:
-        return f"{name}: {_WHY[outcome.reason]}"
+        return f"{name}: {STOPPED[outcome.reason]}"
     if outcome.counts.left:
         return f"{name}: the rows you named are done, others are left"
     return f"{name}: finished" if settled(outcome.progress) else f"{name}: nothing left to do"
 
 
-def _text(name: str, outcome: RunResult) -> str:
-    from gxr_batch.cli.layout import duration, labelled, rate, wrapped
+def _text(name: str, outcome: RunResult, limit: int | None) -> str:
+    from gxr_batch.cli.layout import duration, labelled, plural, rate, wrapped
     from gxr_batch.records import DISCLAIMER
 
     counts, progress, folder = outcome.counts, outcome.progress, outcome.folder
     rows = f"{counts.ok:,} generated, {counts.failed:,} failed, {counts.held:,} held, {counts.left:,} left"
     entries = [("rows", f"{counts.total:,}: {rows}")]
+    if limit:
+        entries.append(("limit", f"only the first {plural(limit, 'row')} of the table; omit --limit for all rows"))
     if progress.done:
         seconds = max(progress.seconds, 1e-9)
         speed = f"{rate(progress.done / seconds * 60)} rows/min, {rate(progress.new_tokens / seconds)} tok/s"
-        entries.append(("speed", f"{progress.done:,} rows in {duration(progress.seconds)}, {speed}"))
+        entries.append(("speed", f"{plural(progress.done, 'row')} in {duration(progress.seconds)}, {speed}"))
     if progress.cut:
-        entries.append(("cut", f"{progress.cut:,} prompts without the end of their longest cell; see gxr_flags"))
+        entries.append(
+            ("cut", f"{plural(progress.cut, 'prompt')} too long: the end of the longest cell was cut; see gxr_flags")
+        )
     if outcome.reason not in {None, "api_outage"} and not progress.done:
-        entries.append(("note", "no row was finished: rows take longer than this invocation had"))
+        entries.append(("note", "no row was finished: rows take longer than this invocation lasted"))
     if not counts.left:
         entries.append(("results", str(folder / "results.parquet")))
     if counts.failed or counts.held:

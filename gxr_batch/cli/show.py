@@ -1,4 +1,4 @@
-"""`gxr-batch show`: one case of a run on the terminal, the row's cells first, then the generated text with its mark."""
+"""`gxr-batch show`: one case of a run in the terminal, the row's cells first, then the generated text with its mark."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gxr_batch.cli.options import open_run
+
 if TYPE_CHECKING:
     from gxr_batch.ledger import RunReader
 
-_WIDEST = 100
+_NARROWEST, _WIDEST = 60, 100
 _LONGEST_LABEL = 20
 
 
@@ -25,20 +27,18 @@ _LONGEST_LABEL = 20
 def command(run_folder: Path, row_id: str | None, any_row: bool) -> None:
     """Show one case: the row's cells, then the generated text. Default: the first one generated.
 
-    Works during a run. The cells and texts that identifier screening holds back are not shown.
+    Works during a run. Cells and texts of rows held by identifier screening are not shown.
 
     \b
     Examples:
       gxr-batch show outputs/demo
       gxr-batch show outputs/demo --row TC-0003
     """
-    from gxr_batch.ledger import RunReader
-
     if row_id is not None and any_row:
         raise click.UsageError("Give --row or --random, not both.")
-    reader = RunReader(run_folder)
+    reader = open_run(run_folder)
     cases = _named(reader, row_id) if row_id is not None else [_generated(reader, any_row)]
-    width = min(_WIDEST, shutil.get_terminal_size((80, 24)).columns)
+    width = min(_WIDEST, max(_NARROWEST, shutil.get_terminal_size((80, 24)).columns))
     click.echo("\n\n".join("\n".join(_lines(case, width)) for case in cases))
 
 
@@ -98,24 +98,29 @@ def _lines(case: dict[str, Any], width: int) -> Iterator[str]:
     cells = {name: as_text(value) for name, value in case.items() if not name.startswith("gxr_")}
     cells = {for_terminal(name): for_terminal(text) for name, text in cells.items() if text}
     label = min(_LONGEST_LABEL, max(map(len, cells), default=0))
-    yield f"Row {for_terminal(case['gxr_row_id'])}, sample {case['gxr_sample']}"
+    row_id = for_terminal(case["gxr_row_id"]).replace("\n", r"\n")
+    yield f"Row {row_id}, sample {case['gxr_sample']}"
     for name, text in cells.items():
-        yield from textwrap.wrap(
-            f"  {name:<{label}}  {text}", width, subsequent_indent=" " * (label + 4), break_on_hyphens=False
-        )
+        for place, line in enumerate(text.splitlines()):
+            yield from _wrapped(f"  {name if place == 0 else '':<{label}}  {line}", width, " " * (label + 4))
     yield ""
     shown = final_text(case)
     if shown is None:
-        yield f"No text: {case['gxr_status']}, {for_terminal(case['gxr_error'] or 'no reason given')}"
+        reason = for_terminal(case["gxr_error"] or "no reason given")
+        yield from _wrapped(f"No text: {case['gxr_status']}, {reason}", width)
     else:
         yield f"[AI-generated, {_review(case)}]"
         for line in for_terminal(shown).splitlines():
-            yield from textwrap.wrap(line, width, break_on_hyphens=False) or [""]
+            yield from _wrapped(line, width)
     if case["gxr_flags"]:
         yield ""
-        yield from textwrap.wrap(f"Flags: {', '.join(case['gxr_flags'])}", width, break_on_hyphens=False)
+        yield from _wrapped(f"Flags: {', '.join(case['gxr_flags'])}", width)
     yield ""
-    yield from textwrap.wrap(case["gxr_disclaimer"], width)
+    yield from _wrapped(case["gxr_disclaimer"], width)
+
+
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
 
 
 def _review(case: dict[str, Any]) -> str:

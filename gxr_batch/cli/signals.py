@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def catch_early() -> None:
-    """Exit in order on a signal that arrives while the program is still loading."""
+    """Exit cleanly on a signal that arrives while the program is still loading."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Terminated

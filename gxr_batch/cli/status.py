@@ -23,8 +23,8 @@ _LEFT_ALIGNED = ("run", "date", "state")
 def command(path: Path, as_json: bool) -> None:
     """Show the progress of a run: rows generated, failed, held and left, speed, time left, disk space.
 
-    PATH is a job file, a run folder, or a folder of runs, which are listed in a table. Works during a run and never
-    disturbs it.
+    PATH is a job file, a run folder, or a folder of runs, which are listed in a table. Works during a run and does not
+    affect it.
 
     \b
     Examples:
@@ -51,13 +51,13 @@ def _table(found: Sequence[RunStatus]) -> list[str]:
 
 
 def _cells(status: RunStatus) -> dict[str, str]:
-    from gxr_batch.cli.layout import mib
+    from gxr_batch.cli.layout import mib, plural
 
     def count(number: int | None) -> str:
         return "-" if number is None else f"{number:,}"
 
     damaged = f"; {status.damaged_parts} damaged parts" if status.damaged_parts else ""
-    old = f"; outdated: {', '.join(status.outdated_exports)}" if status.outdated_exports else ""
+    old = f"; {plural(len(status.outdated_exports), 'outdated export')}" if status.outdated_exports else ""
     return {
         "run": status.run,
         "date": status.started_at[:10] or "-",
@@ -73,6 +73,7 @@ def _cells(status: RunStatus) -> dict[str, str]:
 
 def _one(status: RunStatus) -> Iterator[str]:
     from gxr_batch.cli.layout import labelled, mib, plural
+    from gxr_batch.cli.run import STOPPED
 
     if status.ok is None or status.left is None:
         yield f"{status.run}: {status.state}"
@@ -82,11 +83,13 @@ def _one(status: RunStatus) -> Iterator[str]:
         f"{status.left:,} left"
     )
     entries = [("speed", speed) for speed in _speed(status)]
+    if status.state == "running" and status.holder:
+        entries.append(("written by", status.holder))
     entries += [("workers", workers) for workers in _workers(status)]
     if status.state == "held elsewhere":
         entries.append(("held by", f"{status.holder}, alive or dead; last checkpoint {status.last_part_at or 'never'}"))
     elif status.state == "unfinished" and status.last_outcome:
-        entries.append(("last time", status.last_outcome.replace("_", " ")))
+        entries.append(("last time", STOPPED.get(status.last_outcome, status.last_outcome.replace("_", " "))))
     if status.reviewed:
         entries.append(("reviewed", plural(status.reviewed, "row")))
     if status.outdated_exports:

@@ -74,13 +74,13 @@ class _Stream:
 
 @contextmanager
 def careful_streams() -> Iterator[None]:
-    """Replace stdout and stderr by careful streams inside the block; a closed one leads to /dev/null."""
+    """Replace stdout and stderr with careful streams inside the block; a closed one leads to /dev/null."""
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:
         for name, stream in zip(("stdout", "stderr"), before, strict=True):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")  # a file name that is no UTF-8, an ASCII terminal
-            # Typed as never None, and None where the process was started with the stream closed.
+                stream.reconfigure(errors="backslashreplace")  # a file name that is not UTF-8, an ASCII terminal
+            # Typed as never None, and None if the process was started with the stream closed.
             setattr(sys, name, cast(TextIO, _Stream(stream or nowhere, must_arrive=name == "stdout")))
         try:
             yield

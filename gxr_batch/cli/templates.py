@@ -27,6 +27,7 @@ def list_() -> None:
     Example:
       gxr-batch templates list
     """
+    from gxr_batch.cli.layout import wrapped
     from gxr_batch.job import PromptSection
     from gxr_batch.prompts import Templates
 
@@ -34,10 +35,10 @@ def list_() -> None:
     for name, description in templates.available().items():
         template = templates.get(name)
         optional = [field for field in template.fields if field not in template.required]
-        click.echo(f"{name}: {description}")
-        click.echo(
-            f"  requires {', '.join(template.required)}{'; optional: ' + ', '.join(optional) if optional else ''}"
-        )
+        click.echo("\n".join(wrapped(f"{name}: {description}", "  ")))
+        click.echo(f"  requires {', '.join(template.required)}")
+        if optional:
+            click.echo(f"  optional {', '.join(optional)}")
 
 
 @command.command()

@@ -1,4 +1,4 @@
-"""Rows that a process died over: how often, and what follows. One rule for every engine and for `run`.
+"""Rows on which a process died: how often, and what follows. One rule for every engine and for `run`.
 
 The row that killed a process cannot be identified, so the death counts against every row in it. A row with enough
 deaths is a suspect: from then on it runs alone, so that no other row is blamed. A row with more is condemned and fails.

@@ -52,7 +52,8 @@ def export(reader: RunReader, form: str, target: Path | None, choice: Choice) ->
     done = write(only_approved(source) if approved else source, path)
     remember(reader.folder, path, state)
     kept = (f"the earlier file was changed since its export and is kept as {aside.name}",) if aside else ()
-    return done._replace(notes=(*done.notes, *kept))
+    none = ("no row of this run is approved yet",) if approved and not done.rows else ()
+    return done._replace(notes=(*none, *done.notes, *kept))
 
 
 def default_path(reader: RunReader, form: str, choice: Choice) -> Path:

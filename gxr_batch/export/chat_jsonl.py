@@ -20,7 +20,7 @@ from gxr_batch.job import Job
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.render import field_map, messages_sha256, render, row_template
 from gxr_batch.records import Messages
-from gxr_batch.rows.columns import prompt_values
+from gxr_batch.rows.columns import counted, prompt_values
 
 _ROLES = {"system": "system", "user": "user", "model": "assistant"}
 _MARKS = ("gxr_row_id", "gxr_sample", "gxr_review_status", "gxr_reviewer", "gxr_ai_generated", "gxr_disclaimer")
@@ -44,7 +44,7 @@ def write_chat_jsonl(source: Source, path: Path) -> Exported:
 
     write_whole(path, write, unique=True)
     note = (
-        f"{lost:,} rows are left out: their prompts cannot be reproduced (the template was edited since, or the "
+        f"{counted(lost, 'row')} left out: the prompt cannot be reproduced (the template was edited since, or the "
         "prompt was cut)"
     )
     return Exported(path, rows, source.partial, (note,) if lost else ())

@@ -19,6 +19,7 @@ from gxr_batch.ledger import Counts, RunReader
 from gxr_batch.ledger.join import stored_schema, stored_tables
 from gxr_batch.ledger.reviews import with_review_columns
 from gxr_batch.records import APPROVED, REVIEWERS_DISAGREE
+from gxr_batch.rows.columns import counted
 
 # As Python objects, rows of long texts take ten times the memory, so few are converted at a time.
 _ROWS_A_BATCH = 2048
@@ -63,7 +64,7 @@ def open_source(reader: RunReader, *, partial: bool, include_held: bool = False)
         return Source(reader, reader.schema, _in_slices(shown), counts, counts.left > 0)
     if reader.results is None or include_held:
         raise RunError(
-            f"This run is unfinished: {counts.left:,} rows are left.",
+            f"This run is unfinished: {counted(counts.left, 'row')} left.",
             where=str(reader.folder),
             next_step="add --partial to export the finished rows, or finish the run with `gxr-batch run`",
         )

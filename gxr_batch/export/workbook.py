@@ -26,6 +26,7 @@ from gxr_batch.export.export_rows import Exported, Source
 from gxr_batch.export.workbook_layout import Column, Formats, layout, make_formats, row_height
 from gxr_batch.export.workbook_readme import APPROVED_BANNER, state, write_readme
 from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema
+from gxr_batch.rows.columns import counted
 from gxr_batch.text_checks.descriptions import SHORTENED
 
 # Excel's limit is 1,048,576 rows per sheet; banner and header need some of them.
@@ -115,8 +116,8 @@ class _Book:
             self._open_sheet(columns)
         self._close_sheet(columns)
         note = (
-            f"{self._shortened:,} rows have a cell longer than Excel allows: it is cut and marked, gxr_flags has "
-            f"{SHORTENED}, and results.parquet has the full text"
+            f"{counted(self._shortened, 'row')} with a cell longer than Excel allows: it is cut and marked, gxr_flags "
+            f"has {SHORTENED}, and results.parquet has the full text"
         )
         return Exported(path, self._rows, self._source.partial, (note,) if self._shortened else ())
 

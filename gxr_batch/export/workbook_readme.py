@@ -31,7 +31,7 @@ _HOW = {
     "Comment": "anything else",
     "Reviewer": "your name; Reviewed on: the date (if empty, the day of the import)",
     "your own changes": "You may sort, filter or delete rows, and move or add columns: rows are matched by gxr_row_id "
-    "and gxr_sample. Keep the row of small column names below the captions: columns are found by it.",
+    "and gxr_sample. Keep the row of small column names below the captions: the import finds the columns by them.",
 }
 _FLAGS = "Flags in gxr_flags mark what to check first. A flag is not a score, and a case without flags may have errors."
 _WIDTHS = (30, 110)

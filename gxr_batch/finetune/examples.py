@@ -230,7 +230,7 @@ def _template(name: Any, templates: Templates) -> Template:
 
 def _answer(text: Any) -> str:
     if not isinstance(text, str) or not text.strip():
-        raise _InvalidLine("has an empty answer, or one that is no text")
+        raise _InvalidLine("has an empty answer, or one that is not text")
     return text.strip()
 
 

@@ -58,7 +58,7 @@ def _front_matter(base: str, *, of_gemma: bool) -> str:
 
 
 def _use(model: str, base: str) -> str:
-    demo = f"\n\n`demo` in adapter_config.json is the `{base}` that gxr-batch includes; use that name with plain PEFT."
+    demo = f"\n\nadapter_config.json calls the base `demo`: it is `{base}`, the name to use with plain PEFT."
     return (
         "## Use\n\n```toml\n[model]\n"
         f'path = "{model}"\nadapter = "path/of/this/folder"\n```\n\n'

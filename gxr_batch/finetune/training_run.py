@@ -23,6 +23,7 @@ from gxr_batch.job import Job
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.source import find
 from gxr_batch.records import Identity
+from gxr_batch.rows.columns import counted
 from gxr_batch.run.stop import Stopper, StopReason
 
 _KIND = "finetune"
@@ -113,7 +114,7 @@ def _notify(rows: Rows, job: Job, say: Say) -> None:
         more = len(rows.too_long) - _PLACES_NAMED
         named += f" and {more:,} more" if more > 0 else ""
         say(
-            f"{len(rows.too_long):,} rows are left out, because prompt and answer are longer than "
+            f"{counted(len(rows.too_long), 'row')} left out, because prompt and answer are longer than "
             f"model.max_seq_length = {job.model.max_seq_length} tokens: {named}."
         )
     steps = steps_of(job.finetune, len(rows.training))

@@ -176,7 +176,7 @@ def open_work(adapter: Path, *, fresh: bool, take_over: bool) -> Iterator[Work]:
     if fresh and adapter.exists():
         with storage_errors(adapter):
             _move(adapter)
-    with storage_errors(folder, gone="The adapter cannot be made there."):
+    with storage_errors(folder, gone="The adapter folder cannot be created there."):
         make_folder(folder / "checkpoints")
     with locked(folder, take_over=take_over) as before:
         yield Work(adapter, str(before) if before else "")

@@ -17,6 +17,7 @@ from gxr_batch.job.schema import Job, Section
 from gxr_batch.job.validation_errors import explain
 
 _NO_TABLE = {"path": "-"}
+_TABLES = {".csv", ".tsv", ".parquet", ".xlsx", ".jsonl", ".gz", ".zst"}
 # Keys of earlier versions, which run.json may hold. In a job file they are refused like any unknown key.
 RETIRED_KEYS = frozenset(
     {"echo.fail_every", "echo.fail_containing", "echo.crash_after", "echo.kill_containing", "echo.hang_containing"}
@@ -106,6 +107,10 @@ def _validated(data: dict[str, Any], overrides: Sequence[str], given: Mapping[st
 
 
 def _read(path: Path) -> str:
+    if path.suffix.lower() in _TABLES and path.is_file():
+        raise JobFileError(
+            "This is a table, not a job file.", where=str(path.absolute()), next_step=f"gxr-batch init {path}"
+        )
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -113,7 +118,11 @@ def _read(path: Path) -> str:
             "There is no such job file.", where=str(path.absolute()), next_step="check the path"
         ) from None
     except IsADirectoryError:
-        raise JobFileError("This is a folder, not a job file.", where=str(path.absolute())) from None
+        raise JobFileError(
+            "This is a folder, not a job file.",
+            where=str(path.absolute()),
+            next_step="name the job file, e.g. my.toml; resume a run with its job file",
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise JobFileError(f"The job file cannot be read: {reason}.", where=str(path.absolute())) from None

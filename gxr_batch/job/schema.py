@@ -159,8 +159,8 @@ class RaySection(Section):
 
     Each of `workers` processes runs an engine of kind `worker` with the job's settings, on a GPU if the cluster has
     any, else on `cpus_per_worker` CPUs. Without an `address` Ray is started on this machine for the run. A lost worker
-    is replaced up to `max_restarts` times, as is one that has rows and shows no sign of life for `hung_after`; without
-    any live worker for `give_up_after` the run ends and can be resumed.
+    is replaced up to `max_restarts` times, as is one that has rows and does not respond for `hung_after`; without any
+    live worker for `give_up_after` the run ends and can be resumed.
     """
 
     worker: WorkerKind = "auto"

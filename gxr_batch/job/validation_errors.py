@@ -42,8 +42,8 @@ _KINDS = {
     "list": 'must be a list, such as ["-"]',
 }
 _PATTERNS = {
-    "name": "must begin with a letter or digit and hold only letters, digits, dots, hyphens and underscores",
-    "prompt.templates": "names begin with a letter and hold only letters, digits, hyphens and underscores",
+    "name": "must begin with a letter or digit and contain only letters, digits, dots, hyphens and underscores",
+    "prompt.templates": "names begin with a letter and contain only letters, digits, hyphens and underscores",
 }
 # Names in the guide and its trainer for keys that have another name here.
 _SPELLED_HERE = {
@@ -59,17 +59,17 @@ _SPELLED_HERE = {
 _LEFT_OUT = {
     "finetune.fp16": (
         "Fine-tuning never uses float16: Gemma 3 overflows in it. The guide sets both fp16 and bf16, which is a "
-        "mistake: a trainer takes only one",
+        "mistake: a trainer accepts only one",
         "remove it: bfloat16 is used if the hardware supports it, else float32 (set model.dtype to choose)",
     ),
     "finetune.bf16": (
         "Fine-tuning uses the model's number format. The guide sets both fp16 and bf16, which is a mistake: a trainer "
-        "takes only one",
+        "accepts only one",
         'remove it: bfloat16 is used if the hardware supports it, else float32; set model.dtype = "float32" to choose',
     ),
 }
 # Parts of pydantic's path to an error that are not keys.
-_NO_KEY = re.compile(r"(literal|constrained|function|lax|nullable)\b.*|int|float|bool|str|\[key\]")
+_NO_KEY = re.compile(r"(literal|constrained|function|lax|nullable|tuple)\b.*|int|float|bool|str|\[key\]")
 
 
 def explain(error: ValidationError, path: Path, text: str, options: Mapping[str, str]) -> JobFileError:

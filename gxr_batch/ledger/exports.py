@@ -1,7 +1,7 @@
 """Records what was exported from which state of a run, to detect outdated exports and keep edited ones.
 
 exports.json lists every export in the run folder with the state that it was made from and the file's size and time. A
-file that changed since then is somebody's work, such as a reviewer's: it is set aside, never replaced. No export
+file that changed since then contains a person's work, such as a reviewer's: it is set aside, never replaced. No export
 replaces a file that a run depends on, or its input.
 
 Modification times alone are not enough: a reviewer who saves an outdated workbook makes it newer than the results, an

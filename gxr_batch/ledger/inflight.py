@@ -1,7 +1,7 @@
 """inflight.json: which keys the engine holds, so that a row that kills the process can be identified.
 
 A hint, not a record: it is written without fsync, may be lost or torn without harm, and does not decide which rows are
-done. A process that ends in order leaves no key behind. Keys found by the next invocation were in the engine when the
+done. A process that ends normally leaves no key behind. Keys found by the next invocation were in the engine when the
 process died; `engines.suspects` decides what follows. Rows that an engine holds in other processes kill those, not this
 one: they are here only if their engine gave up.
 """
@@ -24,7 +24,7 @@ _WRITES_A_SECOND, _WRITES_AT_ONCE = 500.0, 200.0
 
 
 class InFlight:
-    """The keys in the engine now, and how often the process died over a key before."""
+    """The keys in the engine now, and how often the process died on a key before."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / INFLIGHT_NAME
@@ -40,7 +40,7 @@ class InFlight:
         return list(self._crashes)
 
     def keep(self, unfinished: Collection[Key]) -> Mapping[Key, int]:
-        """Forget the keys that have finished; return how often the process died over the others.
+        """Forget the keys that have finished; return how often the process died on the others.
 
         Raises StorageError.
         """
@@ -67,7 +67,7 @@ class InFlight:
         self._crashes.pop(key, None)
 
     def close(self, *, in_order: bool) -> None:
-        """Leave no key behind after an orderly end, else the keys that the engine held. Never raises."""
+        """Leave no key behind after a normal end, else the keys that the engine held. Never raises."""
         if in_order:
             self._held = {}
         try:
@@ -102,7 +102,7 @@ def _boot() -> str:
 
 
 def _read(path: Path) -> dict[Key, int]:
-    """Return how often the process died over each key; {} if unknown."""
+    """Return how often the process died on each key; {} if unknown."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         crashes = {Key(str(row_id), int(sample)): int(times) for row_id, sample, times in content["crashes"]}

@@ -2,7 +2,7 @@
 
 On one machine the system's lock decides; it is released when its holder dies, however that happens. Shared file systems
 do not always pass such locks between machines, so the file's content counts too: a record that was not closed and names
-another host keeps others out until somebody who knows that host's run to be dead takes over.
+another host keeps others out until a user who knows that the run on that host is dead takes over.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Holder:
 
 @contextmanager
 def locked(folder: Path, *, take_over: bool = False) -> Iterator[Holder | None]:
-    """Hold the folder's lock for the block. Raises RunLocked, naming the holder, where another process has it.
+    """Hold the folder's lock for the block. Raises RunLocked, naming the holder, if another process has it.
 
     Yields the holder on another host that was taken over, None if there was none.
 
@@ -110,7 +110,7 @@ def _refusal(folder: Path, last: Holder | None) -> RunLocked:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return the last holder if it did not release the lock in order, None if there is none or it is unreadable."""
+    """Return the last holder if it did not release the lock, None if there is none or it is unreadable."""
     try:
         record = json.loads((folder / LOCK_NAME).read_text())
         # The host alone is enough to keep another one out.

@@ -1,7 +1,7 @@
 """log.jsonl: what a run did and when, one JSON object per line, for people and monitoring. Nothing depends on it.
 
-Every line has `at` (UTC), `start` (the number of the invocation, as in run.json) and `event`; the README lists the
-events and their fields. It holds row ids, reasons, counts and settings, never the text of a cell, a prompt or an
+Every line has `at` (UTC), `start` (the number of the invocation, as in run.json) and `event`; docs/run-folder.md lists
+the events and their fields. It holds row ids, reasons, counts and settings, never the text of a cell, a prompt or an
 answer.
 """
 

@@ -5,9 +5,9 @@ and multimodal of older libraries. Every tensor must match a module and every ta
 otherwise the adapter is refused by name: a base model without its adapter would look like a bad fine-tune.
 
 Merging adds the product of the matrices in float32 and rounds once to the weights' number format, so the result is a
-plain model that every forward can run. Merging into 4-bit weights would round them again, coarsely; there the matrices
-stay separate (peft's layers), in the format that the 4-bit layers compute in. A probe before and after checks that the
-adapter changes the model's output.
+plain model that every forward pass can run. Merging into 4-bit weights would round them again, coarsely; there the
+matrices stay separate (peft's layers), in the format that the 4-bit layers compute in. A probe before and after checks
+that the adapter changes the model's output.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Adapter:
 
 
 class Placed(NamedTuple):
-    """Patches by the loaded model's module names, and names of the modules that are set aside."""
+    """Patches by the loaded model's module names, and names of the modules that are ignored."""
 
     patches: dict[str, Patch]
     aside: list[str]
@@ -133,7 +133,7 @@ def place(adapter: Adapter, modules: Mapping[str, Any]) -> Placed:
     """Find the module of the model for every patch. Raises ModelUnavailable with the names of those that do not fit.
 
     `modules` are the loaded model's, by name. An adapter trained with images may contain parts for the vision tower;
-    text does not pass through it, so they are set aside, whether or not this model has one.
+    text does not pass through it, so they are ignored, whether or not this model has one.
     """
     prefix = "model.language_model." if "model.language_model" in modules else "model."
     placed: dict[str, Patch] = {}
@@ -263,7 +263,7 @@ def apply_adapter(model: PreTrainedModel, adapter: Adapter) -> Applied:
     notices = []
     if placed.aside:
         notices.append(
-            f"{len(placed.aside)} parts of the adapter are for images and were set aside: no text passes through them."
+            f"{len(placed.aside)} modules of the adapter are for images and are ignored: no text passes through them."
         )
     return Applied(how=_described(placed.patches, four_bit, model.dtype), notices=tuple(notices))
 

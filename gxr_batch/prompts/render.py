@@ -120,13 +120,26 @@ def _mismatch(
         sentences.append(f"The job names columns that are not in the table: {_near(named, columns)}.")
     if unused:
         sentences.append(f"No template uses these fields of [input.columns]: {_near(unused, template.fields)}.")
-    example = missing[0] if missing else "findings"
     return TemplateError(
         " ".join(sentences),
         where="; ".join(wrong) or "[input.columns]",
-        next_step=f'map the field to a column with another name: [input.columns] {example} = "its column"; '
-        f"the table: {listed(columns)}",
+        next_step=_way_out(columns, wrong, missing),
     )
+
+
+def _way_out(columns: Sequence[str], wrong: list[str], missing: list[str]) -> str:
+    """Return the line to write in [input.columns], as precisely as the names allow."""
+    if not wrong and not missing:
+        return "delete these lines from [input.columns], or choose a template that uses these fields"
+    fields = {text.partition(" = ")[0].removeprefix("input.columns."): text.rpartition(" = ")[2] for text in wrong}
+    fields |= {name: name for name in missing}
+    near = {field: found[0] for field, name in fields.items() if (found := nearest(name, columns))}
+    if near.keys() == fields.keys() and "prompt.template_column" not in fields:
+        lines = ", ".join(f'{field} = "{column}"' for field, column in near.items())
+        return f"did you mean [input.columns] {lines}? The table: {listed(columns)}"
+    example = missing[0] if missing else "findings"
+    line = f'[input.columns] {example} = "its column"'
+    return f"map the field to a column with another name: {line}; the table: {listed(columns)}"
 
 
 def _near(names: Sequence[str], known: Sequence[str]) -> str:

@@ -47,7 +47,7 @@ class Template:
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the prompt text; `values` has every field, None if the row has none. Raises jinja2's errors."""
-        # Like `compiled.render`, without rewriting tracebacks, which nobody sees.
+        # Like `compiled.render`, without rewriting tracebacks, which are never shown.
         return concatenated(self.compiled.root_render_func(self.compiled.new_context(dict(values)))).strip()
 
 
@@ -135,7 +135,7 @@ def _refuse_escapes(template: Template, where: str) -> None:
         template.fill(dict.fromkeys(template.fields, "x"))
     except TooMuchWork as error:
         raise TemplateError(
-            f"The template takes too much work for a prompt: {error.message}.",
+            f"The template is too expensive to render: {error.message}.",
             where=where,
             next_step="use fewer or shorter loops",
         ) from None

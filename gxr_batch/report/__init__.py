@@ -41,6 +41,8 @@ def report(reader: RunReader, against: RunReader | None, target: Path | None, *,
         comparison = compare(surveyed, survey(against, most_cases=0, compared=True, include_held=include_held))
     cases = case_table(surveyed, comparison, include_held)
     notices = (*_of_the_run(reader), *cases.notices)
+    if comparison is not None and not comparison.matched:
+        notices = ("The two runs have no row id in common, so nothing is compared.", *notices)
     text = page(Content(surveyed, reader.state.counts(), cases, notices, comparison))
     data = text.encode("utf-8", "backslashreplace")  # for paths that are not UTF-8
 
@@ -57,7 +59,7 @@ def _of_the_run(reader: RunReader) -> tuple[str, ...]:
     """Return notices about what makes these figures provisional."""
     found = []
     if reader.holder is not None:
-        found.append("The run was in progress when this report was made; make it again to include newer rows.")
+        found.append("The run was in progress when this report was written; write it again to include newer rows.")
     if damaged := len(reader.state.damaged):
         parts = "1 damaged part is" if damaged == 1 else f"{damaged} damaged parts are"
         found.append(f"{parts} left out; run the job again to generate their rows again.")

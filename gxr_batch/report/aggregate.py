@@ -22,7 +22,7 @@ from gxr_batch.ledger.parts import STATUS_NAMES
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
-# Maximum number of cases in the table. For a longer run, the report names which ones it shows.
+# Maximum number of cases in the table. For a longer run, the report states which ones it shows.
 MOST_CASES = 10_000
 
 

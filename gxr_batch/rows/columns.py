@@ -50,7 +50,7 @@ def label(place: int, names: Sequence[str]) -> str:
 def listed(names: Sequence[str]) -> str:
     """Return the names for a message, or only their number if they look like the cells of a row."""
     if not plausible(names):
-        return f"its first line has {counted(len(names), 'cell')} that look like a row: is the header line missing?"
+        return f"its first line has {counted(len(names), 'cell')} that look like data: is the header line missing?"
     return f"its columns: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
 
 
@@ -106,7 +106,7 @@ def _free(name: str, taken: set[str], *, first: bool) -> Iterator[str]:
 
 def counted(number: int, thing: str) -> str:
     """Return "1 row", "2,000 rows"."""
-    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
+    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def require_column(name: str, names: Sequence[str], *, key: str) -> None:

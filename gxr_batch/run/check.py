@@ -69,6 +69,7 @@ class CheckResult:
     screening: Screening = "off"
     identifiers: Counter[str] = field(default_factory=Counter)
     identified: list[str] = field(default_factory=list)
+    unscreened: list[str] = field(default_factory=list)
     shown: list[tuple[str, Messages]] = field(default_factory=list)
     bytes_needed: int = 0
     bytes_free: int = 0
@@ -92,6 +93,9 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
     screen = Screen(prepared.templates, prepared.fields.templates, job)
     notices = [*job.warnings(), *notices_of(prepared, manifest), *screen.notices()]
     found = CheckResult(folder=folder, resumes=is_run(folder), notices=notices, screening=screen.mode)
+    if screen.mode != "off":
+        used = {job.input.id_column, *prepared.fields.needed_columns()}
+        found.unscreened = [name for name in prepared.survey.schema.names if name not in used]
     encoder = create(job).encoder()
     with tempfile.TemporaryDirectory(prefix="gxr-batch-check-") as scratch:
         table = Path(scratch) / "input.parquet"

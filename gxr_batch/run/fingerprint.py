@@ -163,8 +163,8 @@ def refuse_other_texts(
         raise FingerprintError(
             f"This run was made with other settings: {', '.join(changed)}.",
             where=where,
-            next_step="add --fresh to start from scratch (the old folder is kept under another name), "
-            "choose another --output, or restore the old value",
+            next_step="restore the old values (repeat --set for those that were given with it), choose another "
+            "--output, or add --fresh to start from scratch; the old folder is kept under another name",
         )
 
 

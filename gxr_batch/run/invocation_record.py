@@ -92,7 +92,7 @@ def now() -> str:
 
 
 def user_name() -> str:
-    """Return the user of this process, not from the environment, which anybody can set."""
+    """Return the user of this process, not from the environment, which the user can set."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # as in containers: a uid without a name

@@ -11,6 +11,7 @@ from gxr_batch.engines.base import EngineInfo
 from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest
 from gxr_batch.records import Key
+from gxr_batch.rows.columns import counted
 from gxr_batch.run.planning import disk_needed
 from gxr_batch.run.stop import StopReason
 
@@ -52,7 +53,7 @@ def of_forward(manifest: Manifest | None, info: EngineInfo) -> list[str]:
 
 
 def _within(entry: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """Return the mapping under these names; an empty one if run.json, which anybody may edit, lacks it."""
+    """Return the mapping under these names; an empty one if run.json, which may have been edited, lacks it."""
     for name in names:
         found = entry.get(name)
         entry = found if isinstance(found, dict) else {}
@@ -67,7 +68,7 @@ def of_disk_space(folder: Path, max_new_tokens: int, keys: int) -> list[str]:
         return []
     return [
         f"The disk may fill up: {free / 2**20:,.0f} MiB are free, and this run may need up to "
-        f"{needed / 2**20:,.0f} MiB. If it does, the run stops and every sealed row is kept."
+        f"{needed / 2**20:,.0f} MiB. If it does, the run stops, and rows that were saved at a checkpoint are kept."
     ]
 
 
@@ -76,8 +77,8 @@ def of_suspects(count: int) -> list[str]:
     if not count:
         return []
     return [
-        f"This run ended unexpectedly before, while {count:,} of the rows still to do were in the engine. They are "
-        "generated last and one at a time, to find a row that kills the process."
+        f"The last time this ran, it ended unexpectedly with {counted(count, 'unfinished row')} in the engine. Such "
+        "rows are generated last and one at a time, to find a row that kills the process."
     ]
 
 
@@ -87,13 +88,15 @@ def of_condemned(keys: Collection[Key]) -> list[str]:
         return []
     names = sorted({key.row_id for key in keys})
     more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return [f"The process died over {', '.join(names[:5])}{more} twice: marked as failed (crashed the process)."]
+    return [
+        f"The process died twice while generating {', '.join(names[:5])}{more}: marked as failed (crashed the process)."
+    ]
 
 
 def of_release(rows: int, by: str) -> str:
     """Report that held rows are released, and by whom."""
     which = "1 held row is" if rows == 1 else f"{rows:,} held rows are"
-    return f"{which} released by {by}, as run.json records: identifier screening only flags what it finds in them."
+    return f"{which} released by {by}, as run.json records: identifier screening only flags them."
 
 
 def of_stop(reason: StopReason, in_flight: int, grace_seconds: float) -> str:

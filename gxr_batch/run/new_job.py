@@ -1,4 +1,4 @@
-"""A job file for a table nobody has described yet: which column is which, guessed from names and content, with reasons.
+"""Guess the job file for a table: which column is which, from names and content, each guess with its reason.
 
 Every guess is a line of the job file with its reason as a comment. Nothing here writes a file or calls a model.
 """
@@ -9,6 +9,7 @@ import glob
 import json
 import re
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,18 +19,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
-from gxr_batch.cells import for_terminal, is_bytes
+from gxr_batch.cells import NotText, for_terminal, is_bytes, prompt_values_of
 from gxr_batch.errors import TableError, UserError
 from gxr_batch.job import COMMON, InputSection, PromptSection
 from gxr_batch.prompts import Templates
-from gxr_batch.rows.columns import FieldMap, listed, plausible
+from gxr_batch.rows.columns import FieldMap, counted, listed, plausible
 from gxr_batch.rows.ingest import ingest
 from gxr_batch.rows.null_words import words_in
 from gxr_batch.rows.parquet_tables import is_text
 from gxr_batch.rows.survey import Survey, survey
 
-# Template field -> column names that mean it, the most telling first; blanks, case and punctuation do not matter.
+# Template field -> column names for it, the most specific first; spaces, case and punctuation do not matter.
 _NAMES: dict[str, tuple[str, ...]] = {
     "findings": ("findings", "finding", "finding labels", "report findings", "observations", "report", "report text",
                  "radiology report", "impression", "description", "caption", "labels", "text"),
@@ -46,11 +48,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
 _ID_NAMES = (
     "case id", "id", "row id", "study id", "study", "exam id", "report id", "image id", "image index", "uid", "uuid",
     "study instance uid", "accession", "accession number", "filename", "file name", "path", "key", "number", "no", "nr",
-    "patient id", "subject id",
+    "case", "film", "film id", "film no", "case no", "study no", "patient id", "subject id",
 )  # fmt: skip
 _LONGEST_ID = 100
-_LEAST_PROSE = 20  # characters on average, below which a column is not taken for findings by its content alone
-_ROWS_LOOKED_AT = 100_000  # for lengths and words; ids are compared over the whole table
+_LEAST_WORDS = 3  # on average; a column with fewer is not taken for findings by its content alone
+_KNOWN_SEXES = ("m", "male", "man", "boy", "f", "female", "woman", "girl")
+_ROWS_LOOKED_AT = 100_000  # for text lengths and missing-value words; ids are compared over the whole table
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """What was found in a table. `columns` maps template fields to columns; `unused` are the other columns."""
+    """The guesses for a table. `columns` maps template fields to columns; `unused` are the other columns."""
 
     name: str
     table: str
@@ -81,37 +84,42 @@ class NewJob:
         return "\n".join([*_input_lines(self), *_prompt_lines(self), *_MODEL_LINES]) + "\n"
 
 
-def guess_job(table: str, chosen: Mapping[str, str]) -> NewJob:
-    """Look at a table and return the job for it; `chosen` maps fields to columns and overrides the guesses.
+def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
+    """Guess the job for a table; `chosen` maps fields to columns and overrides the guesses.
 
-    `table` is a path or a glob. Reads the whole table once. Raises TableError if the table cannot be read, UserError if
-    no column can be the findings.
+    `table` is a path or a glob, `name` the name of the job, by default that of the table. Reads the whole table once.
+    Raises TableError if the table cannot be read, UserError if no column can be the findings.
     """
-    seen = survey(InputSection(path=table))
+    try:
+        section = InputSection(path=table)
+    except ValidationError:  # empty, too long, or bytes that are not text
+        raise UserError("This cannot be the path of a table.", where="TABLE", next_step="name a file") from None
+    seen = survey(section)
     names = seen.schema.names
-    if not plausible(names):
+    if not plausible(names) and not chosen:
         raise TableError(
             "The table seems to have no header line.",
             where=table,
-            next_step=f"{listed(names)} add a line with the column names",
+            next_step="add a line with the column names, or confirm them: --column findings=COLUMN",
         )
     with tempfile.TemporaryDirectory(prefix="gxr-batch-init-") as scratch:
-        copy = Path(scratch) / "input.parquet"
+        target = Path(scratch) / "input.parquet"
         unmapped = FieldMap(templates={"basic": ()}, default="basic", columns={})
-        rows = ingest(seen, unmapped, copy, id_column="", prior=None, limit=None).rows
-        guessed = _fields(seen, copy, chosen, table)
-        template, fields = _template(guessed)
-        columns = {name: guess for name, guess in guessed.items() if name in fields or name in chosen}
-        id_column = _id_column(copy, names, {guess.value for guess in columns.values()})
-        nulls = _null_words(copy, [guess.value for guess in columns.values()])
+        rows = ingest(seen, unmapped, target, id_column="", prior=None, limit=None).rows
+        with pq.ParquetFile(target) as copy:
+            guessed = _fields(seen, copy, chosen, table)
+            template, fields = _template(guessed, chosen)
+            columns = {field: guess for field, guess in guessed.items() if field in fields}
+            id_column = _id_column(copy, names, {guess.value for guess in columns.values()})
+            nulls = _null_words(copy, [guess.value for guess in columns.values()])
     taken = {id_column.value, *(guess.value for guess in columns.values())}
     return NewJob(
-        name=_job_name(table),
+        name=_job_name(name or _stem(table)),
         table=table,
         rows=rows,
         template=template,
         columns=columns,
-        unused=tuple(name for name in names if name not in taken),
+        unused=tuple(column for column in names if column not in taken),
         id_column=id_column,
         delimiter=_delimiter(seen),
         encoding=_encoding(seen),
@@ -125,7 +133,7 @@ def _plain(name: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", spaced.lower()))
 
 
-def _fields(seen: Survey, copy: Path, chosen: Mapping[str, str], table: str) -> dict[str, Guess]:
+def _fields(seen: Survey, copy: pq.ParquetFile, chosen: Mapping[str, str], table: str) -> dict[str, Guess]:
     names = seen.schema.names
     found = {name: Guess(column, "chosen with --column") for name, column in chosen.items()}
     unknown = [column for column in chosen.values() if column not in names]
@@ -141,62 +149,99 @@ def _fields(seen: Survey, copy: Path, chosen: Mapping[str, str], table: str) -> 
     plain = {_plain(name): name for name in reversed(names)}
     for name, meanings in _NAMES.items():
         taken = {guess.value for guess in found.values()}
-        match = next((plain[word] for word in meanings if word in plain and plain[word] not in taken), None)
-        if name not in found and match is not None:
-            found[name] = Guess(match, "same name" if match == name else "by its name")
+        named = [plain[word] for word in meanings if word in plain and plain[word] not in taken]
+        filled = [column for column in named if _filled(copy, column)]
+        if name not in found and filled:
+            others = f"; {', '.join(map(_comment, filled[1:]))} would fit too" if filled[1:] else ""
+            found[name] = Guess(filled[0], ("same name" if filled[0] == name else "by its name") + others)
     if not {"findings", "topic"} & found.keys() and not {"condition_a", "condition_b"} <= found.keys():
         found["findings"] = _longest_text(seen, copy, {guess.value for guess in found.values()}, table)
-    return {name: found[name] for name in _NAMES if name in found}
+    return {name: _warned(name, found[name], copy) for name in _NAMES if name in found}
 
 
-def _longest_text(seen: Survey, copy: Path, taken: set[str], table: str) -> Guess:
+def _warned(name: str, guess: Guess, copy: pq.ParquetFile) -> Guess:
+    """Return the guess with what its cells lack: rows without findings fail, and codes for a sex say nothing."""
+    cells = _column(copy, guess.value)
+    empty = len(cells) - _filled(copy, guess.value)
+    if name == "findings" and empty:
+        return Guess(guess.value, f"{guess.reason}; {counted(empty, 'empty cell')}, whose rows will fail")
+    if name == "sex":
+        texts = _texts(cells)
+        known = None if texts is None else pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(texts)), value_set=_sexes())
+        if known is None or not pc.any(known).as_py():
+            return Guess(guess.value, f"{guess.reason}; no cell is M, F, male or female, so check the prompts")
+    return guess
+
+
+def _sexes() -> pa.Array:
+    return pa.array(_KNOWN_SEXES, pa.string())
+
+
+def _longest_text(seen: Survey, copy: pq.ParquetFile, taken: set[str], table: str) -> Guess:
     """Return the free column with the longest texts. Raises UserError if none looks like prose."""
-    lengths: dict[str, float] = {}
+    words: dict[str, float] = {}
     for column in seen.schema:
-        if column.name in taken or not (is_text(column.type) or is_bytes(column.type)):
-            continue
-        with suppress(pa.ArrowInvalid):  # bytes that are no text
-            cells = _column(copy, column.name).slice(0, _ROWS_LOOKED_AT).cast(pa.large_string())
-            lengths[column.name] = pc.mean(pc.utf8_length(cells)).as_py() or 0.0
-    longest = max(lengths, key=lengths.__getitem__, default="")
-    if lengths.get(longest, 0) < _LEAST_PROSE:
+        cells = _column(copy, column.name).slice(0, _ROWS_LOOKED_AT)
+        if column.name not in taken and is_text(cells.type):
+            words[column.name] = (pc.mean(pc.count_substring_regex(cells, r"\S\s+\S")).as_py() or 0.0) + 1
+    longest = max(words, key=words.__getitem__, default="")
+    if words.get(longest, 0) < _LEAST_WORDS:
         raise UserError(
             "No column looks like the findings.",
             where=table,
             next_step=f"name it: --column findings=COLUMN; {listed(seen.schema.names)}",
         )
-    return Guess(longest, f"the longest texts of the table, {lengths[longest]:,.0f} characters on average")
+    return Guess(longest, f"the longest texts of the table, {words[longest]:,.0f} words on average")
 
 
-def _column(copy: Path, name: str) -> pa.ChunkedArray:
-    return pq.read_table(copy, columns=[name], partitioning=None)[name]
+def _filled(copy: pq.ParquetFile, name: str) -> int:
+    """Return how many cells of a column are not blank."""
+    cells = _column(copy, name)
+    if not is_text(cells.type):
+        return int(len(cells) - cells.null_count)
+    return int(pc.sum(pc.not_equal(pc.utf8_trim_whitespace(cells), "")).as_py() or 0)
 
 
-def _id_column(copy: Path, names: Sequence[str], fields: set[str]) -> Guess:
-    """Return the column whose cells name the rows, "" if none does."""
+def _texts(cells: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Return cells as text, None if their type has none that could name a row."""
+    if is_text(cells.type):
+        return cells.cast(pa.string())
+    if pa.types.is_integer(cells.type):
+        return cells.cast(pa.string(), safe=False)
+    return None
+
+
+def _column(copy: pq.ParquetFile, name: str) -> pa.ChunkedArray:
+    """Return a column; categories as their values, and bytes as text if they are text."""
+    cells = copy.read(columns=[name])[name]
+    if pa.types.is_dictionary(cells.type):
+        cells = cells.cast(cells.type.value_type)
+    if is_bytes(cells.type):
+        with suppress(NotText):
+            return pa.chunked_array([pa.array(prompt_values_of(cells), pa.string())])
+    return cells
+
+
+def _id_column(copy: pq.ParquetFile, names: Sequence[str], fields: set[str]) -> Guess:
+    """Return the first likely id column with a different value in every row, "" if there is none."""
     plain = {_plain(name): name for name in reversed(names)}
     by_name = [plain[word] for word in _ID_NAMES if word in plain]
-    candidates = [name for name in dict.fromkeys([*by_name, names[0]]) if name not in fields]
     repeated = ""
-    for name in candidates:
-        cells = _column(copy, name)
-        if pa.types.is_nested(cells.type) or pa.types.is_floating(cells.type) or not len(cells):
-            continue
-        try:
-            texts = cells.cast(pa.string(), safe=False) if not is_text(cells.type) else cells
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # bytes that are no text, and types without a text form
+    for name in dict.fromkeys([*by_name, *names]):
+        texts = None if name in fields else _texts(_column(copy, name))
+        if texts is None or not len(texts):
             continue
         longest = pc.max(pc.utf8_length(texts)).as_py() or 0
         whole = not texts.null_count and longest <= _LONGEST_ID and not pc.any(pc.equal(texts, "")).as_py()
         distinct = pc.count_distinct(texts).as_py()
         if whole and distinct == len(texts):
-            return Guess(name, "every cell is different, so a row is found again after the table was sorted")
+            return Guess(name, "every value is different, so rows keep their ids when the table is sorted")
         if name in by_name and not repeated:
-            repeated = f"{_comment(name)} names {distinct:,} of {len(texts):,} rows; "
-    return Guess("", f"{repeated}no column names every row, so ids come from the row's content")
+            repeated = f"{_comment(name)} repeats: {counted(distinct, 'value')} in {len(texts):,} rows; "
+    return Guess("", f"{repeated}no column has a different value in every row, so ids come from the row's content")
 
 
-def _null_words(copy: Path, columns: Sequence[str]) -> dict[str, int]:
+def _null_words(copy: pq.ParquetFile, columns: Sequence[str]) -> dict[str, int]:
     """Count the cells that hold only a word for a missing value."""
     found: Counter[str] = Counter()
     for name in dict.fromkeys(columns):
@@ -204,14 +249,27 @@ def _null_words(copy: Path, columns: Sequence[str]) -> dict[str, int]:
     return dict(found)
 
 
-def _template(columns: Mapping[str, Guess]) -> tuple[Guess, tuple[str, ...]]:
-    """Return the built-in template that uses most of the columns, and its fields."""
+def _template(columns: Mapping[str, Guess], chosen: Mapping[str, str]) -> tuple[Guess, tuple[str, ...]]:
+    """Return the built-in template that uses the chosen columns and most of the others, and its fields.
+
+    Raises UserError if no template uses all chosen fields.
+    """
     templates = Templates(PromptSection())
     fits = {name: templates.get(name) for name in ("clinical_case", "comparative", "educational", "basic")}
-    usable = [name for name, template in fits.items() if set(template.required) <= columns.keys()]
+    usable = [
+        name
+        for name, template in fits.items()
+        if set(template.required) <= columns.keys() and chosen.keys() <= set(template.fields)
+    ]
+    if not usable:
+        raise UserError(
+            f"No built-in template uses {', '.join(chosen)} and has all the fields that it requires.",
+            where="--column",
+            next_step="gxr-batch templates list",
+        )
     best = max(usable, key=lambda name: len(set(fits[name].fields) & columns.keys()))
     used = [name for name in columns if name in fits[best].fields]
-    if used == ["findings"]:
+    if used == ["findings"] and "basic" in usable:
         best = "basic"
     reason = f"uses {', '.join(used)}; see `gxr-batch templates list`"
     return Guess(best, reason), tuple(fits[best].fields)
@@ -220,7 +278,7 @@ def _template(columns: Mapping[str, Guess]) -> tuple[Guess, tuple[str, ...]]:
 def _delimiter(seen: Survey) -> Guess | None:
     found = {file.delimiter for file in seen.files}
     if len(found) > 1:
-        return Guess("auto", "the files have different ones")
+        return Guess("auto", "the files have different delimiters")
     return Guess(found.pop(), "as found in the file") if found != {""} else None
 
 
@@ -228,13 +286,20 @@ def _encoding(seen: Survey) -> Guess | None:
     found = {file.encoding for file in seen.files} - {""}
     if len(found) == 1 and found != {"utf-8"}:
         return Guess(found.pop(), "as found in the file; change it if letters look wrong in the prompts")
-    return Guess("auto", "UTF-8, or a byte order mark says otherwise") if found else None
+    return Guess("auto", "UTF-8, unless a byte order mark names another encoding") if found else None
 
 
-def _job_name(table: str) -> str:
+def _stem(table: str) -> str:
+    """Return the name of a table without its endings; of a glob the name of its folder."""
     path = Path(table)
-    stem = path.parent.name if glob.has_magic(path.name) else path.name.split(".")[0]
-    return re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]", "", re.sub(r"\s+", "-", stem))[:80] or "job"
+    if glob.has_magic(path.name):
+        return path.parent.name
+    return re.sub(r"(\.(csv|tsv|txt|parquet|jsonl|xlsx))?(\.(gz|zst))?$", "", path.name, flags=re.IGNORECASE)
+
+
+def _job_name(stem: str) -> str:
+    plain = unicodedata.normalize("NFKD", re.sub(r"\s+", "-", stem))  # letters without their accents
+    return re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._-]", "", plain)[:80] or "job"
 
 
 def _toml(value: str) -> str:
@@ -243,18 +308,20 @@ def _toml(value: str) -> str:
 
 
 def _comment(text: str) -> str:
-    """Return a text that stays within a comment's line."""
+    """Return a text that fits into a one-line comment."""
     return for_terminal(text).replace("\n", " ").replace("\t", " ")
 
 
 def _lines_up(entries: Sequence[tuple[str, str]]) -> list[str]:
-    """Return `key = value   # comment` lines with their comments below each other."""
+    """Return `key = value   # comment` lines with aligned comments."""
     width = min(48, max((len(entry) for entry, _ in entries), default=0))
     return [f"{entry:<{width}}   # {comment}" if comment else entry for entry, comment in entries]
 
 
 def _input_lines(job: NewJob) -> list[str]:
-    entries = [(f"path = {_toml(job.table)}", f"{job.rows:,} rows when this file was written; a glob works too")]
+    entries = [
+        (f"path = {_toml(job.table)}", f"{counted(job.rows, 'row')} when this file was written; a glob works too")
+    ]
     entries.append((f"id_column = {_toml(job.id_column.value)}", job.id_column.reason))
     entries += [
         (f"{key} = {_toml(guess.value)}", guess.reason)
@@ -262,15 +329,14 @@ def _input_lines(job: NewJob) -> list[str]:
         if guess is not None
     ]
     if job.null_values:
-        counted = ", ".join(f"{word} {count:,}" for word, count in job.null_values.items())
-        entries.append(
-            (f"null_values = {_toml(COMMON)}", f"cells with only a word for a missing value are missing: {counted}")
-        )
+        found = ", ".join(f"{word} {count:,}" for word, count in job.null_values.items())
+        reason = f"cells with only a word for a missing value count as missing; found: {found}"
+        entries.append((f"null_values = {_toml(COMMON)}", reason))
     columns = [(f"{name} = {_toml(guess.value)}", guess.reason) for name, guess in job.columns.items()]
     unused = ["# Not used in prompts, but kept in the results: " + ", ".join(map(_comment, job.unused))]
     return [
-        "# Written by `gxr-batch init`: every guess has its reason behind it. Change what is wrong, then run",
-        "# `gxr-batch check` again. jobs/nightly_teaching_cases.toml lists every key.",
+        "# Written by `gxr-batch init`; each guess is followed by its reason. Correct wrong guesses, then run",
+        "# `gxr-batch check` again. docs/job-file.md of gxr-batch lists every key.",
         f"name = {_toml(job.name)}",
         "",
         "[input]",
@@ -300,7 +366,7 @@ _MODEL_LINES = (
     ),
     "",
     "[run]",
-    *_lines_up([('output = "outputs/{name}"', "the run folder; with {date} in it every day starts a new run")]),
+    *_lines_up([('output = "outputs/{name}"', "the run folder; with {date} in it, each day starts a new run")]),
     "",
     "[export]",
     *_lines_up([('formats = ["xlsx", "report"]', "a workbook for reviewers, an HTML report to read")]),

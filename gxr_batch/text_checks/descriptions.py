@@ -11,7 +11,7 @@ SHORTENED = "shortened_for_excel"
 
 LEGEND = {
     **{flag: text for flag, text in FLAGS.items() if flag != "possible_identifier"},
-    f"{IN_INPUT}:RULE": f"Identifier screening hits a cell or the prompt. Rules: {', '.join(RULES)}.",
+    f"{IN_INPUT}:RULE": f"A cell or the prompt seems to contain an identifier. Rules: {', '.join(RULES)}.",
     f"{IN_OUTPUT}:RULE": FLAGS["possible_identifier"],
     STALE_REVIEW: "The text was generated again after a reviewer judged an earlier one.",
     REVIEWERS_DISAGREE: "Reviewers disagree in their verdict or corrected text; the newest review is shown.",

@@ -34,14 +34,14 @@ class Screen:
         texts = {f"the template {name}": sorted(rules) for name, rules in self._own.items()}
         texts["prompt.system"] = list(self._system)
         return [
-            f"Identifier screening hits the text of {what} itself: {', '.join(rules)}. It is in every prompt; "
-            "no row is flagged or held for it, unless the model repeats it."
+            f"Identifier screening found something in the text of {what} itself: {', '.join(rules)}. It is in every "
+            "prompt; rows are flagged or held for it only if the model repeats it."
             for what, rules in texts.items()
             if rules
         ]
 
     def of_row(self, row: Row, messages: Messages) -> tuple[str, ...]:
-        """Return the rules that hit the row's cells or its prompt, except for hits of the template itself."""
+        """Return the rules that hit the row's cells or its prompt, except for hits in the template itself."""
         cells = [str(value) for value in row.values.values() if value is not None]
         prompt = "\n".join(turn.text for turn in messages.turns if turn.role != "system")
         return hits_in(cells, prompt, self._own[row.template])

@@ -154,12 +154,12 @@ def test_an_adapter_of_either_class_gives_pefts_logits_on_either_class(
     )
 
 
-def test_parts_for_images_are_set_aside_with_a_notice(bases, tmp_path, gemma_tokenizer):
+def test_modules_for_images_are_ignored_with_a_notice(bases, tmp_path, gemma_tokenizer):
     wanted = train(bases["multimodal"], tmp_path / "lora", target_modules=["q_proj", "v_proj"])
     for base in bases.values():
         loaded = load_model(section(base, adapter=str(tmp_path / "lora")), gemma_tokenizer, HERE)
         torch.testing.assert_close(logits(loaded), wanted, atol=2e-4, rtol=1e-4)
-        assert any("2 parts of the adapter are for images" in notice for notice in loaded.placement.notices)
+        assert any("2 modules of the adapter are for images" in notice for notice in loaded.placement.notices)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_row_that_kills_the_process_twice_is_marked_as_failed_in_the_third_inv
     assert "one at a time" in second.stderr
     assert hint(work)["in_flight"] == [["C7", 1]], "the suspects run alone, so only one can be blamed"
     third = work.run(expect=3)
-    assert "died over C7 twice" in third.stderr
+    assert "died twice while generating C7" in third.stderr
     assert "39 generated, 1 failed" in third.stdout
     bad = [row for row in work.results() if row["gxr_status"] != "ok"]
     assert [(row["case_id"], row["gxr_error"]) for row in bad] == [("C7", "crashed the process")]
@@ -124,7 +124,7 @@ def test_suspects_that_are_no_longer_in_the_table_are_forgotten(work):
     work.run("--limit", "5")
     crashes = [["gone", 1, 1], ["C20", 9, 1], ["C21", 1, 1]]
     (work.folder / "outputs/j/inflight.json").write_text(json.dumps({"crashes": crashes, "in_flight": []}))
-    assert "while 1 of the rows" in work.run().stderr
+    assert "with 1 unfinished row in the engine" in work.run().stderr
 
 
 def test_an_invocation_for_only_some_rows_keeps_the_other_suspects(work):
@@ -200,7 +200,7 @@ def test_truncating_cuts_the_longest_cell_at_a_word_and_reports_it(long_rows):
     assert by_id["giant"]["gxr_status"] == "failed", "its longest cell is one word"
     assert by_id["giant"]["gxr_error"] == "the prompt is too long even with one word of findings"
     assert by_id["long"]["findings"].endswith("w199"), "the input is unchanged"
-    assert "2 prompts without the end" in long_rows.run("--fresh", expect=3).stdout
+    assert "2 prompts too long: the end of the longest cell was cut" in long_rows.run("--fresh", expect=3).stdout
     checked = json.loads(long_rows.gxr("check", "j.toml", "--json").stdout)
     assert (checked["cut"], checked["usable"], checked["unusable"]) == (2, 3, 1)
 

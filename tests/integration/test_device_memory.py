@@ -169,7 +169,7 @@ def test_on_the_cpu_the_limit_decides_how_many_rows_decode_side_by_side(tiny_mod
         assert opened.info.slots == slots
         assert opened.info.reproducible is reproducible
         assert opened._backend.slots == max(slots, 4)
-        assert any("too small for the 8 rows" in notice for notice in opened.info.notices) is (slots < 8)
+        assert any("not enough memory for the 8 rows" in notice for notice in opened.info.notices) is (slots < 8)
 
 
 def test_a_limit_too_small_for_the_slots_names_what_to_change(tiny_model_dir):

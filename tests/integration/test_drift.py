@@ -87,7 +87,7 @@ def test_rows_with_the_same_prompt_are_separate_rows(work):
 def test_check_refuses_what_run_would_refuse(work):
     done = work.gxr("check", "j.toml", "--set", "sampling.top_k=20", expect=2)
     assert "sampling.top_k (50 -> 20)" in done.stderr
-    assert "holds an earlier run, which `gxr-batch run` resumes" in work.gxr("check", "j.toml").stdout
+    assert "contains an earlier run, which `gxr-batch run` resumes" in work.gxr("check", "j.toml").stdout
 
 
 def test_a_run_that_may_fill_the_disk_warns_before_it_starts(work):

@@ -503,7 +503,7 @@ def test_a_wait_of_hours_is_an_outage_even_if_other_rows_are_answered(status):
         with session(server, concurrency=2, give_up_after="4s") as opened, pytest.raises(ApiOutage) as caught:
             seen.watch(opened, prompts(2))
     assert [completion.key.row_id for completion in seen.completions] == ["C1"]
-    assert f"answered HTTP {status} and asked for no requests for 120 min" in caught.value.what
+    assert f"answered HTTP {status} and asked to wait 120 min" in caught.value.what
 
 
 def test_a_server_that_never_comes_up_is_an_outage_while_opening():

@@ -71,7 +71,7 @@ def test_json_has_counts_and_times(work):
         ((), "Give --prompt"),
         (("--prompt", " "), "--prompt is empty"),
         (("--prompt", "x", "--template", "basic"), "give one of them"),
-        (("--prompt", "x", "--field", "findings=y"), "--field needs --template"),
+        (("--prompt", "x", "--field", "findings=y"), "--field requires --template"),
         (("--template", "basic", "--field", "foo=y"), "the fields of template basic are findings"),
         (("--template", "basic"), "needs findings"),
         (("--prompt", "x", "--temperature", "-1"), "sampling.temperature: must be at least 0"),

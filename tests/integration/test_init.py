@@ -1,4 +1,4 @@
-"""`gxr-batch init`: from a table that nobody has described to a job file that `check` and `run` accept."""
+"""`gxr-batch init`: from a table to a job file that `check` and `run` accept."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_existing_file_is_never_overwritten(tmp_path):
     work = Workplace(tmp_path)
     before = (tmp_path / "j.toml").read_text()
     done = work.gxr("init", "f.csv", "--to", "j.toml", expect=2)
-    assert "This file exists, and init never overwrites one." in done.stderr
+    assert "This file exists already, and init never overwrites a file." in done.stderr
     assert (tmp_path / "j.toml").read_text() == before
 
 
@@ -65,7 +65,7 @@ def test_a_table_with_findings_alone_gets_the_basic_template(folder):
     assert made.id_column.value == ""
 
 
-def test_without_a_telling_name_the_column_with_the_longest_texts_is_the_findings(folder):
+def test_without_a_known_name_the_column_with_the_longest_texts_is_the_findings(folder):
     (folder / "t.csv").write_text(
         "nr,a,befund\n1,x,Kleiner Pleuraerguss links ohne Pneumothorax\n2,x,Unauffällige Lunge beidseits\n"
     )
@@ -81,7 +81,7 @@ def test_an_id_column_has_no_repeats_and_no_empty_cell(folder):
     (folder / "t.csv").write_text("study_id,findings\n1,clear\n1,clear\n,clear\n")
     made = guess_job("t.csv", {})
     assert made.id_column.value == ""
-    assert "study_id names 1 of 3 rows" in made.id_column.reason
+    assert "study_id repeats: 1 value in 3 rows" in made.id_column.reason
 
 
 def test_a_chosen_column_overrides_the_guess(folder):
@@ -96,7 +96,7 @@ def test_a_chosen_column_overrides_the_guess(folder):
         ({"finding": "findings"}, "No built-in template has a field finding."),
     ],
 )
-def test_a_choice_that_cannot_be_is_one_message(folder, chosen, said):
+def test_an_invalid_choice_is_one_message(folder, chosen, said):
     (folder / "t.csv").write_text("id,findings\n1,a\n")
     with pytest.raises(UserError, match=said):
         guess_job("t.csv", chosen)
@@ -128,7 +128,7 @@ def test_topics_and_pairs_of_conditions_get_their_templates(folder):
 @pytest.mark.parametrize(
     "name", ['a "quoted" name', "back\\slash", "tab\tname", "ümlaut", "hash # name", "del\x7fname"]
 )
-def test_any_column_name_survives_the_way_into_the_job_file(folder, name):
+def test_any_column_name_is_written_correctly_to_the_job_file(folder, name):
     table = pa.table({name: ["a", "b"], "findings": ["clear lungs", "effusion"]})
     pq.write_table(table, folder / "my table.parquet")
     made = guess_job("my table.parquet", {"history": name})
@@ -146,6 +146,85 @@ def test_a_glob_is_one_table(folder):
     assert (made.rows, made.id_column.value, made.delimiter.value) == (2, "case_id", "\t")
 
 
-def test_another_encoding_is_written_down(folder):
+def test_another_encoding_is_recorded(folder):
     (folder / "t.csv").write_bytes("id,findings\n1,Erguß\n".encode("cp1252"))
     assert guess_job("t.csv", {}).encoding.value == "cp1252"
+
+
+def test_paths_are_no_findings_however_long_they_are(folder):
+    (folder / "t.csv").write_text(
+        "Path,Sex,No Finding\n" + "CheXpert-v1.0-small/train/patient00001/view1.jpg,F,1.0\n" * 2
+    )
+    with pytest.raises(UserError, match="No column looks like the findings"):
+        guess_job("t.csv", {})
+
+
+def test_every_column_may_name_the_rows(folder):
+    (folder / "t.csv").write_text("report;film no;age\nClear lungs.;A1;40\nClear lungs.;A2;40\n")
+    assert guess_job("t.csv", {}).id_column.value == "film no"
+
+
+def test_what_a_column_lacks_is_part_of_the_reason(folder):
+    (folder / "t.csv").write_text("id,findings,impression,sex,prior\n1,clear lungs,,0,\n2,,normal,1,\n3,,normal,1,\n")
+    made = guess_job("t.csv", {})
+    assert made.columns["findings"].reason == "same name; impression would fit too; 2 empty cells, whose rows will fail"
+    assert made.columns["sex"].reason == "same name; no cell is M, F, male or female, so check the prompts"
+    assert "comparison" not in made.columns, "an empty column"
+    assert made.unused == ("impression", "prior")
+
+
+def test_a_name_keeps_its_letters_without_their_accents(folder):
+    (folder / "Befunde_Übung.csv").write_text("id,findings\n1,clear\n")
+    assert guess_job("Befunde_Übung.csv", {}).name == "Befunde_Ubung"
+
+
+def test_a_table_given_as_a_job_file_is_one_message(tmp_path):
+    work = Workplace(tmp_path)
+    done = work.gxr("run", "f.csv", expect=2)
+    assert "This is a table, not a job file." in done.stderr
+    assert "next:  gxr-batch init f.csv" in done.stderr
+
+
+def test_tables_of_one_name_never_share_a_run_folder(tmp_path):
+    work = Workplace(tmp_path)
+    for year in ("2024", "2025"):
+        (tmp_path / f"films.{year}.csv").write_text("id,findings\n1,clear lungs\n")
+    work.gxr("init", "films.2024.csv")
+    assert tomllib.loads((tmp_path / "films.2024.toml").read_text())["name"] == "films.2024"
+    work.gxr("run", "films.2024.toml", "--set", "engine.kind=echo")
+    (tmp_path / "films.2024.toml").unlink()
+    work.gxr("init", "films.2024.csv", "--to", "other.toml")
+    assert tomllib.loads((tmp_path / "other.toml").read_text())["name"] == "other"
+    work.gxr("init", "films.2024.csv")
+    assert tomllib.loads((tmp_path / "films.2024.toml").read_text())["name"] == "films.2024-2"
+
+
+def test_a_link_counts_as_a_file_wherever_it_leads(tmp_path):
+    work = Workplace(tmp_path)
+    (tmp_path / "link.toml").symlink_to("nowhere.toml")
+    assert "never overwrites" in work.gxr("init", "f.csv", "--to", "link.toml", expect=2).stderr
+    assert not (tmp_path / "nowhere.toml").exists()
+
+
+@pytest.mark.parametrize("table", ["", "b\udcffd.csv", "x" * 5000])
+def test_what_cannot_be_a_path_is_one_message(table):
+    with pytest.raises(UserError, match="cannot be the path"):
+        guess_job(table, {})
+
+
+def test_nothing_is_written_for_fields_that_no_template_has_together(tmp_path):
+    work = Workplace(tmp_path)
+    (tmp_path / "t.csv").write_text("id,findings,topic\n1,clear lungs,pneumonia\n")
+    assert (
+        "No built-in template uses"
+        in work.gxr("init", "t.csv", "--column", "topic=topic", "--column", "age=id", expect=2).stderr
+    )
+    assert not (tmp_path / "t.toml").exists()
+
+
+def test_a_table_of_a_thousand_columns_takes_seconds(folder):
+    names = [f"column {number}" for number in range(1000)]
+    table = pa.table({"id": ["1", "2"], **{name: ["a", "b"] for name in names}, "findings": ["clear", "effusion"]})
+    pq.write_table(table, folder / "wide.parquet")
+    assert guess_job("wide.parquet", {}).columns["findings"].value == "findings"
+    assert guess_job("wide.parquet", {}).id_column.value == "id"

@@ -74,7 +74,7 @@ def test_a_slurm_job_passes_on_the_exit_code(tmp_path, code):
 
 
 @pytest.mark.parametrize("code", [75, 0, 3])
-def test_a_slurm_job_that_is_warned_stops_in_order_and_is_requeued_only_if_unfinished(tmp_path, code):
+def test_a_slurm_job_that_is_warned_stops_cleanly_and_is_requeued_only_if_unfinished(tmp_path, code):
     child = f"trap 'touch warned; sleep 0.5; exit {code}' USR1; touch ready; while :; do sleep 0.05; done"
     job = slurm(tmp_path, child)
     deadline = time.monotonic() + 60

@@ -84,7 +84,7 @@ def slurm(folder: Path, child: str, **more: str) -> subprocess.Popen[bytes]:
     return job
 
 
-def test_a_slurm_job_that_is_cancelled_stops_in_order_and_stays_cancelled(tmp_path):
+def test_a_slurm_job_that_is_cancelled_stops_cleanly_and_stays_cancelled(tmp_path):
     stops = "trap 'touch stopped; sleep 0.3; exit 75' TERM; touch ready; while :; do sleep 0.05; done"
     job = slurm(tmp_path, f"#!/usr/bin/env bash\n{stops}")
     os.killpg(job.pid, signal.SIGTERM)  # Slurm signals every process of the job: the run gets TERM twice

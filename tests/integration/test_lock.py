@@ -43,7 +43,7 @@ def dead_pid() -> int:
     return process.pid
 
 
-def test_a_run_that_ended_in_order_leaves_no_holder_in_the_lock(work):
+def test_a_run_that_ended_cleanly_leaves_no_holder_in_the_lock(work):
     lock = work.folder / "outputs/j/run.lock"
     assert not lock.exists() or lock.read_text() == ""
 

@@ -66,7 +66,7 @@ def test_preparing_the_demo_model_prints_nothing_either(work, tmp_path):
     assert list((tmp_path / "cache").rglob("model.safetensors"))
 
 
-def test_a_run_in_a_thread_is_stopped_in_order_and_resumed(work):
+def test_a_run_in_a_thread_is_stopped_cleanly_and_resumed(work):
     job = gxr_batch.load_job("j.toml", ["echo.tokens_per_second=40", "engine.slots=2"])
     stopper = gxr_batch.Stopper(grace_seconds=0)
     results = []
@@ -111,3 +111,30 @@ def test_importing_the_package_imports_nothing_heavy_and_names_its_api():
         "assert all(getattr(g, name) is not None for name in g.__all__)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": 0},
+        {"limit": -1},
+        {"limit": True},
+        {"retry": "banana"},
+        {"retry_rows": ["C1"]},
+        {"retry": "failed", "retry_rows": "C1"},
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_touched(work, wrong):
+    job = gxr_batch.load_job("j.toml")
+    with pytest.raises(gxr_batch.UserError):
+        gxr_batch.run_job(job, **wrong)
+    assert not (work.folder / "outputs").exists()
+    with pytest.raises(gxr_batch.UserError, match="list of strings"):
+        gxr_batch.load_job("j.toml", "engine.kind=echo")
+
+
+def test_every_progress_report_is_an_object_of_its_own_time(work):
+    seen = []
+    gxr_batch.run_job(gxr_batch.load_job("j.toml"), on_progress=seen.append)
+    assert seen[0].done == 0
+    assert seen[-1].done == 60

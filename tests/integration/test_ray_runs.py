@@ -175,7 +175,7 @@ def test_a_second_ctrl_c_ends_a_run_and_its_ray_at_once(work):
     assert all_end(family)
 
 
-def test_ctrl_c_ends_a_run_and_its_ray_in_order(work):
+def test_ctrl_c_ends_a_run_and_its_ray_cleanly(work):
     work.job(RAY + SLOW)
     child = in_foreground(work, "--set", "run.grace_seconds=1")
     wait_until(work.parts, child)

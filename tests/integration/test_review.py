@@ -344,7 +344,7 @@ def test_a_prompt_that_cannot_be_reproduced_is_left_out_and_counted(desk, monkey
     monkeypatch.chdir(work.folder)
     done = export(RunReader(desk.run), "chat-jsonl", None, Choice())
     assert done.rows == 0
-    assert "1 rows are left out" in done.notes[0]
+    assert "1 row left out" in done.notes[0]
 
 
 def test_a_file_that_is_not_a_sheet_of_a_run_is_refused(desk):

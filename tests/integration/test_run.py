@@ -119,7 +119,7 @@ def test_a_run_killed_at_random_moments_loses_and_repeats_no_row(work, tmp_path_
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=str
 )
-def test_a_signal_stops_the_run_in_order_and_a_rerun_resumes(work, number, code):
+def test_a_signal_stops_the_run_cleanly_and_a_rerun_resumes(work, number, code):
     work.table(LONG)
     work.job(SLOW)
     child = work.start("run", "j.toml")
@@ -159,7 +159,7 @@ def test_a_time_limit_stops_in_time(work):
     began = time.monotonic()
     done = work.run("--time-limit", "5s", expect=75)
     assert time.monotonic() - began < 40, "it would take 52 s without the limit"
-    assert "stopped in time for --time-limit" in done.stdout
+    assert "stopped at its time limit" in done.stdout
     entry = work.manifest()["invocations"][-1]
     assert entry["outcome"] == "time_limit"
     assert 0 < entry["counts"]["ok"] < LONG
@@ -587,7 +587,7 @@ def test_a_key_in_the_wrong_section_names_the_right_one(work):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
-def test_a_signal_while_the_program_loads_stops_it_in_order(work, number):
+def test_a_signal_while_the_program_loads_stops_it_cleanly(work, number):
     process = work.start("run", "j.toml")
     time.sleep(0.35)
     process.send_signal(number)

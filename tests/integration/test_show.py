@@ -1,4 +1,4 @@
-"""`gxr-batch show`: one case on the terminal."""
+"""`gxr-batch show`: one case in the terminal."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_random_case_is_one_that_was_generated(work):
         assert "Row C2" in (shown := work.gxr("show", "outputs/j", "--random").stdout) or "Row C3" in shown
 
 
-def test_a_row_that_is_not_there_is_one_message_with_the_next_command(work):
+def test_a_missing_row_is_one_message_with_the_next_command(work):
     done = work.gxr("show", "outputs/j", "--row", "nope", expect=2)
     assert done.stderr == (
         "Error: This run has no finished row 'nope'.\n  where: outputs/j\n"
@@ -86,3 +86,7 @@ def test_a_reviewed_case_names_its_reviewer_and_shows_the_edited_text(work):
     assert "[AI-generated, approved with edits by R. One on 20" in shown
     assert "A better text." in shown
     assert "reviewed by R. One" in shown
+
+
+def test_a_job_file_names_its_run(work):
+    assert work.gxr("show", "j.toml").stdout == work.gxr("show", "outputs/j").stdout

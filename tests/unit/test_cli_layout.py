@@ -13,7 +13,7 @@ from gxr_batch.ledger import Counts
 from gxr_batch.run.invocation import Progress
 
 
-def test_without_arguments_it_says_where_to_start():
+def test_without_arguments_it_shows_where_to_start():
     shown = CliRunner().invoke(main, [])
     assert shown.exit_code == 0
     assert "Start here:" in shown.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -30,7 +31,25 @@ def test_elsewhere_the_command_names_the_project_folder(monkeypatch, tmp_path):
 
 def test_without_a_project_folder_the_command_says_where_to_type_it(monkeypatch, tmp_path):
     monkeypatch.setattr(extras, "_PROJECT", tmp_path)
-    assert extras.install_command("ray").endswith("-m pip install '.[ray]', in the source folder of gxr-batch")
+    command = extras.install_command("ray")
+    assert command.endswith("-e 'FOLDER[ray]', where FOLDER is the source folder of gxr-batch")
+
+
+def test_paths_with_blanks_and_quotes_are_quoted(monkeypatch, tmp_path):
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    (folder / "pyproject.toml").touch()
+    monkeypatch.setattr(extras, "_PROJECT", folder)
+    words = shlex.split(extras.install_command("ray"))
+    assert words[-4:] == ["-c", f"{folder}/constraints.txt", "-e", f"{folder}[ray]"]
+
+
+def test_a_deleted_current_folder_changes_nothing(monkeypatch, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert extras.install_command("ray").endswith(f"-e '{ROOT}[ray]'")
 
 
 def test_vllm_gets_a_separate_environment_by_a_target_of_the_makefile(monkeypatch):

@@ -36,7 +36,23 @@ STORED = (
     "beside the 4-bit weights",
     "beside the weights, by vLLM",
 )
-SUFFIXES = {".py", ".md", ".toml", ".txt", ".c", ".h", ".js", ".html", ".css", ".service", ".timer", ".sh", ""}
+SUFFIXES = {
+    ".py",
+    ".md",
+    ".toml",
+    ".txt",
+    ".c",
+    ".h",
+    ".js",
+    ".html",
+    ".css",
+    ".service",
+    ".timer",
+    ".slurm",
+    ".sh",
+    ".j2",
+    "",
+}
 
 
 def texts(names: Sequence[str]) -> Iterator[Path]:

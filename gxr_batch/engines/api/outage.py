@@ -31,7 +31,7 @@ class Outage:
         since = self._trouble[0] if self._trouble else now
         wait, what = fault.retry_after or 0.0, fault.what
         self._waits_until = max(self._waits_until, now + wait)
-        self._trouble = (since, f"{what} and asked for no requests for {spelled(wait)}" if wait >= 1 else what)
+        self._trouble = (since, f"{what} and asked to wait {spelled(wait)}" if wait >= 1 else what)
 
     def alive(self) -> None:
         """Record an answer, or a refusal, which also shows that the server works."""
@@ -61,8 +61,8 @@ class Outage:
         if not self._said and lasts >= min(_SAID_AFTER_SECONDS, self._give_up_seconds / 2):
             self._said = True
             self._say(
-                f"The server {what}, and has answered nothing for {spelled(lasts)} ({self.place}). Retrying; without "
-                f"an answer the run stops after {spelled(self._give_up_seconds)}, and can be resumed."
+                f"The server {what} (no answer for {spelled(lasts)}, {self.place}). Retrying; the run stops after "
+                f"{spelled(self._give_up_seconds)} without an answer and can be resumed."
             )
 
 

@@ -78,7 +78,7 @@ class Batch:
         return [row for row in self.rows if row.end is None]
 
     def run(self, loaded: LoadedModel, sampling: Sampling) -> None:
-        """Generate until every row has ended, the stop request says so, or an error occurs."""
+        """Generate until every row has ended, a stop is due, or an error occurs."""
         self._clock = time.monotonic()
         now_ms = int(time.time() * 1000)
         for row in self.rows:

@@ -50,6 +50,6 @@ def _at_home(process: psutil.Process, folder: str) -> bool:
 
 
 if __name__ == "__main__":
-    parent = os.getppid()  # a driver that is alive at the end has more to do than Ray
+    parent = os.getppid()  # a driver that is still alive has more to do than run Ray
     sys.stdin.buffer.read()
     clean(sys.argv[1], parent)

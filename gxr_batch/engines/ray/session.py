@@ -112,7 +112,7 @@ class RaySession:
 
     def _tell(self, member: Member, lost: Lost) -> None:
         if lost.final:  # also the last of several attempts to open it
-            self._say(f"{member.name.capitalize()} was lost too often and is not replaced.")
+            self._say(f"{member.name.capitalize()} was lost too often and will not be replaced.")
         elif lost.open:
             self._say(f"{member.name.capitalize()} was lost; it will be replaced, and its rows run again at the end.")
 
@@ -127,7 +127,7 @@ class RaySession:
             self._say(f"{error.what} {member.name.capitalize()} will be replaced, and its rows run again at the end.")
         else:
             self._pool.give_up(member)
-            self._say(f"{error.what} {member.name.capitalize()} is not replaced.")
+            self._say(f"{error.what} {member.name.capitalize()} will not be replaced.")
 
     def _opened(self, member: Member, info: EngineInfo) -> None:
         """Admit a replaced worker, if it holds the same model as the others."""

@@ -2,7 +2,8 @@
 
 Each step is: admit, prefill, decode, sample, retire (`decode_loop`). `slot_schedule` decides who is admitted,
 `token_sampling` draws, `oom_retry` handles memory errors; the model call is a `backend`: the C kernels (`native`) if
-they can run the model, else the library's forward (`library_backend`). Heavy imports happen when the model is opened.
+they can run the model, else the library's forward pass (`library_backend`). Heavy imports happen when the model is
+opened.
 """
 
 from __future__ import annotations

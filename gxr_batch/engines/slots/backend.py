@@ -1,7 +1,7 @@
 """What the loop needs from a model: prefill rows, decode one token of many rows, copy a shared prefix, find candidates.
 
-There are two backends: `native` (our own forward, on CPUs with AVX-512 BF16) and `library_backend` (any causal model's
-own).
+There are two backends: `native` (our forward pass, on CPUs with AVX-512 BF16) and `library_backend` (that of any causal
+model).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The slotted KV cache for a library model's own forward: one slot per row, column = position; no step moves data.
+"""The slotted KV cache for a library model's forward pass: one slot per row, column = position; no step moves data.
 
 Layers write in place and return views, so a step neither concatenates nor compacts. The mask alone decides what a row
 attends to; stale columns beyond a row's position are masked out.
@@ -71,7 +71,7 @@ class SlotCache(Cache):
         super().__init__(layers=list(self._slot_layers))
 
     def aim(self, rows: torch.Tensor, columns: torch.Tensor, view: tuple[int, int, int]) -> None:
-        """Set where the next forward writes ([rows, 1] and [rows, tokens]) and which (first, last, length) it reads."""
+        """Set where the next pass writes ([rows, 1] and [rows, tokens]) and which (first, last, length) it reads."""
         self._rows, self._columns, self.view = rows, columns, view
 
     def place(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Runs any Hugging Face causal model's own forward over the slotted cache, on any device.
+"""Runs any Hugging Face causal model's forward pass over the slotted cache, on any device.
 
 A row is prefilled alone and decoding runs with at least eight rows, because only then do its bits not depend on the
 other rows (measured: bfloat16 products of fewer rows, and prefills of several rows, change them). The masks are

@@ -85,12 +85,12 @@ def _no_memory(slots: int, tokens: int) -> ModelUnavailable:
 
 
 def _why_not_reproducible(cramped: bool) -> list[str]:
-    memory = [f"The memory is too small for the {LEAST_ROWS} rows that reproducible texts need."] if cramped else []
+    memory = [f"There is not enough memory for the {LEAST_ROWS} rows that reproducible texts need."] if cramped else []
     return [*memory, "The last bits of a row's numbers, and rarely its text, may depend on other rows in the batch."]
 
 
 def _keeps_bits(loaded: LoadedModel) -> bool:
-    """Return whether the library's forward gives a row the same bits in any batch: measured for bfloat16 on the CPU.
+    """Return whether the library's forward pass gives a row the same bits in any batch (measured: bfloat16, CPU).
 
     In float32, products with other row counts round differently, and GPUs have not been measured.
     """
@@ -131,10 +131,13 @@ def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -
         native = NativeModel(loaded.model, slots=slots, capacity=capacity)
     except NativeUnavailable as error:
         if loaded.device == "cpu" and loaded.placement.dtype == "bfloat16" and loaded.quantization is None:
-            notices.append(f"The engine uses the library's slower forward instead of our kernels: {error}.")
+            notices.append(
+                "Generating is slower on this machine, with the forward pass of transformers instead of the native "
+                f"kernels: {error}."
+            )
     else:
         why = native.why_slower
-        return native, [f"The engine's kernels do not use the CPU's tile registers (AMX): {why}."] if why else []
+        return native, [f"The native kernels do not use the CPU's tile registers (AMX): {why}."] if why else []
     reason = why_not_drivable(loaded.config)
     if reason:
         raise ModelUnavailable(

@@ -17,7 +17,7 @@ from gxr_batch.models.placement import SPREAD, Placement, place
 from gxr_batch.models.quantization import notices_of_format, stored_in_four_bits
 from gxr_batch.models.source import Source, find
 
-# Rows side by side if the job does not say; vLLM makes rows wait if its cache holds fewer.
+# Rows side by side if the job does not set them; vLLM makes rows wait if its cache holds fewer.
 _MOST_SLOTS = {"cpu": 64, "cuda": 256}
 # The LoRA ranks that vLLM supports; an adapter gets the smallest that holds it.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -25,7 +25,7 @@ _PROBE_TOKENS = 16
 # What vLLM's process takes of a GPU before it checks whether its share is still free.
 _CONTEXT_BYTES = 2**30
 _NOT_REPRODUCIBLE = (
-    "vLLM draws with each row's seed, but the last bits of a row's numbers, and now and then its text, depend on other "
+    "vLLM samples with each row's seed, but the last bits of a row's numbers, and sometimes its text, depend on other "
     "rows in the batch: texts are not reproducible."
 )
 
@@ -56,7 +56,7 @@ class _Adapter(NamedTuple):
 
 
 def prepare_opening(job: Job, tokenizer: Any, memory: MemoryBudget) -> Opening:
-    """Decide on which device and with how much memory the model is opened; wait for memory if the job says so.
+    """Decide on which device and with how much memory the model is opened; wait for memory if the job asks for it.
 
     Raises ModelUnavailable, JobFileError.
     """

@@ -1,4 +1,4 @@
-"""Flags for the reviewer: hints from plain rules about a generated text and its row.
+"""Flags for the reviewer: hints from fixed rules about a generated text and its row.
 
 A flag marks where to look more closely. It is never a score, and its absence proves nothing. All functions are pure.
 """

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from gxr_batch.text_checks.identifiers import date_rules, name_rules, number_rules, place_rules
 
 RULES = {
-    "mrn": "A record, accession or account number after such a word, or seven or more digits in one piece.",
+    "mrn": "A number after a word such as MRN, accession or account, or any number of seven or more digits.",
     "name": "A person's name after a title or a word such as Patient:, or before letters such as MD.",
     "date": "A full date: day, month and year, in figures or with the month's name.",
     "age_over_89": "An age of 90 years or more.",

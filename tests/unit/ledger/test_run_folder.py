@@ -345,7 +345,7 @@ def test_a_table_deleted_before_the_results_are_written_is_a_machine_error(tmp_p
                 write()
 
 
-def test_reading_a_folder_without_a_run_says_what_to_name(tmp_path):
+def test_reading_a_folder_without_a_run_asks_for_a_run_folder(tmp_path):
     with pytest.raises(RunError, match="no run here"):
         RunReader(tmp_path)
 

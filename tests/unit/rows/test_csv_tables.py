@@ -323,7 +323,7 @@ def test_the_first_row_of_a_table_without_a_header_stays_out_of_every_message(pa
         said = " ".join(look(path, **keys).notices)
     except TableError as error:
         said = str(error)
-        assert "its first line has 6 cells that look like a row: is the header line missing?" in said
+        assert "its first line has 6 cells that look like data: is the header line missing?" in said
     assert not any(cell in said for cell in ("C1", "55", "cough", "Canary"))
 
 

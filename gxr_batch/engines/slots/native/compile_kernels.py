@@ -25,7 +25,7 @@ _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=gnu17", "-Werror=im
 
 
 class NativeUnavailable(Exception):
-    """The kernels cannot be used here; the message gives the reason. The library's forward is used instead."""
+    """The kernels cannot be used here; the message gives the reason. The library's forward pass is used instead."""
 
 
 class Kernels(NamedTuple):

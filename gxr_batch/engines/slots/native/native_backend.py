@@ -1,4 +1,4 @@
-"""Runs a Gemma 3 or Llama model of transformers with the C kernels. Tests check it against the library's forward."""
+"""Runs a Gemma 3 or Llama model of transformers with the C kernels. Tests compare it with the library."""
 
 from __future__ import annotations
 

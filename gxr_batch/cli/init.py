@@ -101,7 +101,7 @@ def _checked(text: str, say: Callable[[str], None]) -> tuple[CheckResult, Machin
 def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):  # a link counts, wherever it leads
         raise JobFileError(
-            "This file exists, and init never overwrites one.",
+            "This file exists already, and init never overwrites a file.",
             where=str(path.absolute()),
             next_step="choose another name with --to, or delete the file",
         )

@@ -202,7 +202,7 @@ def test_tables_of_one_name_never_share_a_run_folder(tmp_path):
 def test_a_link_counts_as_a_file_wherever_it_leads(tmp_path):
     work = Workplace(tmp_path)
     (tmp_path / "link.toml").symlink_to("nowhere.toml")
-    assert "never overwrites" in work.gxr("init", "f.csv", "--to", "link.toml", expect=2).stderr
+    assert "init never overwrites a file" in work.gxr("init", "f.csv", "--to", "link.toml", expect=2).stderr
     assert not (tmp_path / "nowhere.toml").exists()
 
 

@@ -133,7 +133,7 @@ def test_wrong_arguments_are_refused_before_anything_is_touched(work, wrong):
         gxr_batch.load_job("j.toml", "engine.kind=echo")
 
 
-def test_every_progress_report_is_an_object_of_its_own_time(work):
+def test_every_progress_report_is_a_separate_object(work):
     seen = []
     gxr_batch.run_job(gxr_batch.load_job("j.toml"), on_progress=seen.append)
     assert seen[0].done == 0

@@ -235,7 +235,7 @@ class InputSection(Section):
     id_column: str = ""
     delimiter: str = "auto"
     encoding: str = "auto"
-    null_values: Literal["common"] | tuple[str, ...] = ()
+    null_values: tuple[str, ...] | Literal["common"] = ()
     columns: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("delimiter")

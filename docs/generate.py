@@ -63,8 +63,8 @@ After the run has begun, keys that decide a row's text cannot change: see
 [Change a job](run-folder.md#change-a-job).
 """
 SEE_ALSO = {
-    "input": "[Tutorial](tutorial.md)",
-    "prompt": "[Templates](tutorial.md#choose-a-template)",
+    "input": "[Tutorial](tutorial.md), [words for missing values](templates.md#words-for-missing-values)",
+    "prompt": "[Templates](templates.md)",
     "model": "[Models and adapters](models.md)",
     "sampling": "[The model's guide](guide.md#generating)",
     "engine": "[Engines](engines.md), [Sharing a GPU](sharing-a-gpu.md)",

@@ -79,6 +79,7 @@ def print_findings(name: str, found: CheckResult) -> None:
 
 
 def _text(name: str, found: CheckResult) -> str:
+    from gxr_batch.cells import for_terminal
     from gxr_batch.cli.layout import labelled, mib, plural
     from gxr_batch.run.check import quantiles
 
@@ -114,7 +115,7 @@ def _text(name: str, found: CheckResult) -> str:
     for row_id, messages in found.shown:
         lines.append(f"\n--- prompt of row {row_id} ({messages.template})")
         lines += [f"[{turn.role}]\n{turn.text}" for turn in messages.turns]
-    return "\n".join(lines)
+    return for_terminal("\n".join(lines))
 
 
 def _privacy(found: CheckResult) -> str:

@@ -9,6 +9,7 @@ from enum import IntEnum
 
 import click
 
+from gxr_batch.cli.streams import safe
 from gxr_batch.errors import ApiOutage, GxrError, MachineError
 
 
@@ -35,10 +36,10 @@ def reported(ctx: click.Context) -> Iterator[None]:
     try:
         yield
     except ApiOutage as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(safe(f"Error: {error}"), err=True)
         ctx.exit(Exit.STOPPED)
     except GxrError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(safe(f"Error: {error}"), err=True)
         ctx.exit(Exit.MACHINE if isinstance(error, MachineError) else Exit.INPUT)
     except KeyboardInterrupt:
         click.echo("Stopped by Ctrl-C. Run the same command again to continue.", err=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gxr_batch.cli.streams import safe
+
 if TYPE_CHECKING:
     from gxr_batch.job import Job
     from gxr_batch.ledger import RunReader
@@ -54,7 +56,7 @@ def say_to_stderr(quiet: bool) -> Callable[[str], None]:
 
     def say(sentence: str) -> None:
         if not quiet:
-            click.echo(sentence, err=True)
+            click.echo(safe(sentence), err=True)
 
     return say
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from gxr_batch.cli.streams import safe
+
 if TYPE_CHECKING:
     from gxr_batch.run.invocation import Progress
 
@@ -39,9 +41,9 @@ class ProgressDisplay:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.write(sentence, file=sys.stderr)
+            self._bar.write(safe(sentence), file=sys.stderr)
         else:
-            print(sentence, file=sys.stderr)
+            print(safe(sentence), file=sys.stderr)
 
     def show(self, progress: Progress) -> None:
         """Draw the progress if it is due. Called for every row, so it returns at once if it is not."""

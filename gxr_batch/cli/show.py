@@ -46,11 +46,12 @@ def _named(reader: RunReader, row_id: str) -> list[dict[str, Any]]:
     """Return the finished samples of a row. Raises RunError if there are none."""
     import pyarrow.compute as pc
 
+    from gxr_batch.cells import rows_of
     from gxr_batch.errors import RunError
 
     found: list[dict[str, Any]] = []
     for table in _tables(reader):
-        here = table.filter(pc.equal(table["gxr_row_id"], row_id)).to_pylist()
+        here = list(rows_of(table.filter(pc.equal(table["gxr_row_id"], row_id))))
         if found and not here:
             break
         found += here
@@ -67,6 +68,7 @@ def _generated(reader: RunReader, any_row: bool) -> dict[str, Any]:
     """Return the first generated case, or one drawn at random. Raises RunError if there is none."""
     import pyarrow.compute as pc
 
+    from gxr_batch.cells import rows_of
     from gxr_batch.errors import RunError
 
     generated = reader.state.counts().ok
@@ -74,8 +76,7 @@ def _generated(reader: RunReader, any_row: bool) -> dict[str, Any]:
     for table in _tables(reader):
         ok = table.filter(pc.equal(table["gxr_status"], "ok"))
         if left < ok.num_rows:
-            case: dict[str, Any] = ok.slice(left, 1).to_pylist()[0]
-            return case
+            return next(rows_of(ok.slice(left, 1)))
         left -= ok.num_rows
     raise RunError(
         "This run has no generated text yet.",

@@ -3,6 +3,8 @@
 If the reader of stdout has gone away (`| head`), the verb ends as usual; if the disk behind stdout is full, that is an
 error. Nothing on stderr may end a run: rows matter more than notices.
 
+On a terminal, control characters on stdout show as escapes such as \\x1b.
+
 Click covers less: at a broken pipe its main() ends the verb with exit code 1, its echo() raises every other write
 error, and it replaces letters on ASCII streams alone. echo() skips a stream that is None, but print() then writes to
 stdout what was meant for stderr.
@@ -21,11 +23,22 @@ from typing import Any, TextIO, cast
 from gxr_batch.errors import StorageError
 
 
+def safe(text: str) -> str:
+    """Return a text with its control characters as escapes: a cell or an answer must not control the terminal."""
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    from gxr_batch.cells import for_terminal
+
+    return for_terminal(text)
+
+
 class _Stream:
     """A text stream that handles write errors; everything else is passed through."""
 
     def __init__(self, stream: TextIO, *, must_arrive: bool) -> None:
         self._stream, self._must_arrive = stream, must_arrive
+        # Nothing on stdout moves the cursor; the progress bar on stderr does, so notices are made safe where they are.
+        self._shows_escapes = must_arrive and stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -34,7 +47,7 @@ class _Stream:
         """Write. Raises StorageError if the text must arrive and cannot."""
         if text != "":  # click tries streams out with empty texts, and swallows what these raise
             with self._errors():
-                self._stream.write(text)
+                self._stream.write(safe(text) if self._shows_escapes else text)
         return len(text)
 
     def flush(self) -> None:

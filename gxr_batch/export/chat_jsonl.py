@@ -20,7 +20,7 @@ from gxr_batch.job import Job
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.render import field_map, messages_sha256, render, row_template
 from gxr_batch.records import Messages
-from gxr_batch.rows.columns import counted, python_values
+from gxr_batch.rows.columns import counted, prompt_values
 
 _ROLES = {"system": "system", "user": "user", "model": "assistant"}
 _MARKS = ("gxr_row_id", "gxr_sample", "gxr_review_status", "gxr_reviewer", "gxr_ai_generated", "gxr_disclaimer")
@@ -66,7 +66,7 @@ class _Prompts:
 
     def of(self, table: pa.Table) -> Iterator[Messages | None]:
         """Yield each row's prompt, or None if it differs from the prompt that the model saw."""
-        cells = {name: python_values(table, column) for name, column in self._fields.columns.items()}
+        cells = {name: prompt_values(table, column) for name, column in self._fields.columns.items()}
         names, recorded = table["gxr_template"].to_pylist(), table["gxr_prompt_sha256"].to_pylist()
         for at, (name, sha256) in enumerate(zip(names, recorded, strict=True)):
             values = {field: column[at] for field, column in cells.items()}

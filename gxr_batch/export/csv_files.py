@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from gxr_batch.cells import as_text, guard, is_number
+from gxr_batch.cells import as_text, guard, is_number, values_of
 from gxr_batch.disk import write_whole
 from gxr_batch.export.export_rows import Exported, Source
 
@@ -52,7 +52,7 @@ def _write(
 
 
 def _column(table: pa.Table, name: str, guarded: dict[str, None] | None) -> list[str]:
-    cells = [as_text(value) for value in table[name].to_pylist()]
+    cells = [as_text(value) for value in values_of(table[name])]
     if guarded is None or is_number(table.schema.field(name).type):
         return cells
     safe = [guard(cell) for cell in cells]

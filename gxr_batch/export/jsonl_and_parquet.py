@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from gxr_batch.cells import plain
+from gxr_batch.cells import plain, rows_of
 from gxr_batch.disk import write_whole
 from gxr_batch.export.export_rows import Exported, Source, final_text
 
@@ -55,7 +55,7 @@ def _lines(source: Source, path: Path, line: Callable[[Mapping[str, Any]], Mappi
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
             for table in source.tables:
                 rows += table.num_rows
-                for row in table.to_pylist():
+                for row in rows_of(table):
                     file.write(
                         json.dumps(_finite(line(row)), ensure_ascii=False, allow_nan=False, default=plain) + "\n"
                     )

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.cells import as_text, for_workbook, is_number
+from gxr_batch.cells import as_text, exact_number, for_workbook, is_number, values_of
 from gxr_batch.disk import TEMPORARY_SUFFIX, write_whole
 from gxr_batch.errors import StorageError
 from gxr_batch.export.export_rows import Exported, Source
@@ -217,12 +217,15 @@ def _column_format(column: Column, formats: Formats) -> Any:
 
 
 def _rows(table: pa.Table, columns: Sequence[Column]) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows in the sheet's order: numbers as numbers, review dates as dates, everything else as text."""
+    """Yield the rows in the sheet's order: numbers as numbers, review dates as dates, everything else as text.
+
+    Numbers with more digits than a spreadsheet keeps are text.
+    """
     cells: list[Sequence[Any]] = []
     for column in columns:
-        values = table[column.name].to_pylist()
+        values = values_of(table[column.name])
         if is_number(table.schema.field(column.name).type):
-            cells.append([None if value is None else float(value) for value in values])
+            cells.append([exact_number(value) for value in values])
         elif column.name == "gxr_reviewed_at":
             cells.append(values)
         elif column.name == "gxr_flags":

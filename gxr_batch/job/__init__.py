@@ -2,6 +2,7 @@
 
 from gxr_batch.job.job_file import load_job, make_job, recorded_job
 from gxr_batch.job.schema import (
+    COMMON,
     ApiSection,
     EchoSection,
     EngineSection,
@@ -17,6 +18,7 @@ from gxr_batch.job.schema import (
 )
 
 __all__ = [
+    "COMMON",
     "ApiSection",
     "EchoSection",
     "EngineSection",

@@ -224,6 +224,10 @@ Screening = Literal["off", "flag", "hold"]
 _NEEDED_FOR_A_SERVER = {"kind", "window", "max_seq_length"}
 
 
+# The value of input.null_values for the usual words.
+COMMON = "common"
+
+
 class InputSection(Section):
     """Where the findings table is and how to read it."""
 
@@ -231,7 +235,7 @@ class InputSection(Section):
     id_column: str = ""
     delimiter: str = "auto"
     encoding: str = "auto"
-    null_values: tuple[str, ...] = ()
+    null_values: tuple[str, ...] | Literal["common"] = ()
     columns: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("delimiter")

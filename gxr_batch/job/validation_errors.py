@@ -69,7 +69,7 @@ _LEFT_OUT = {
     ),
 }
 # Parts of pydantic's path to an error that are not keys.
-_NO_KEY = re.compile(r"(literal|constrained|function|lax|nullable)\b.*|int|float|bool|str|\[key\]")
+_NO_KEY = re.compile(r"(literal|constrained|function|lax|nullable|tuple)\b.*|int|float|bool|str|\[key\]")
 
 
 def explain(error: ValidationError, path: Path, text: str, options: Mapping[str, str]) -> JobFileError:

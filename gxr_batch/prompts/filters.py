@@ -7,7 +7,13 @@ import re
 from decimal import Decimal
 from typing import Any
 
+from gxr_batch.cells import Pairs, Record
+from gxr_batch.cells import printed as as_printed
+from gxr_batch.rows.null_words import is_null_word
+
 _UNKNOWN = frozenset({"", "-", "?", "n", "na", "n/a", "nan", "none", "not known", "not stated", "u", "unk", "unknown"})
+_DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_LONGEST_NUMBER = 100
 _UNKNOWN_SEXES = _UNKNOWN | {"o", "other", "x"}
 _SEXES = {"m": "male", "male": "male", "man": "man", "boy": "boy"}
 _SEXES |= {"f": "female", "female": "female", "woman": "woman", "girl": "girl"}
@@ -18,8 +24,6 @@ _AGE = re.compile(
     re.IGNORECASE,
 )
 _UNITS = {"y": "year", "m": "month", "w": "week", "d": "day", "h": "hour"}
-_WHOLE = 10**15  # a larger float is a magnitude, not a whole number
-_FRACTIONAL = (float, Decimal)
 _SENTENCE = re.compile(r"[A-Z][a-z]|An? ")
 _CODE = re.compile(r"[\d.]+")
 _AGE_WORD = re.compile(r"[A-Za-z]+(-[A-Za-z]+)*")
@@ -28,13 +32,65 @@ _VOWEL = re.compile(r"(?!one\b|uni)[aeiou]", re.IGNORECASE)
 _SEVERAL = re.compile(r"\b(from|versus|vs|between)\b", re.IGNORECASE)
 
 
-def printed(value: Any) -> Any:
-    """Return a value as the prompt shows it: whole floats without ".0", nothing for a missing one."""
-    if value is None:
+class NotANumber(ValueError):
+    """A cell to which a template applies `number` has text that is no number."""
+
+
+class _NoNumber:
+    """What `number` makes of a missing cell: false, equal to nothing, in no order to any number, printed as nothing."""
+
+    def _never(self, _: object) -> bool:
+        return False
+
+    __eq__ = __lt__ = __le__ = __gt__ = __ge__ = _never
+
+    def __ne__(self, _: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
         return ""
-    if isinstance(value, _FRACTIONAL) and math.isfinite(value) and -_WHOLE < value < _WHOLE and value == int(value):
-        return str(int(value))
-    return value
+
+    def _itself(self, _: object) -> _NoNumber:
+        return self
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _itself
+
+
+NO_NUMBER = _NoNumber()
+
+
+def number(value: Any) -> Any:
+    """Return a cell's text as a number: "65" as 65, "1.0" as 1.0; a missing cell is neither true nor equal to anything.
+
+    Raises NotANumber for other text, and for one that can be read in two ways, such as "1,234".
+    """
+    if isinstance(value, bool):
+        return int(value)
+    if value is None or value is NO_NUMBER or (isinstance(value, float) and math.isnan(value)):
+        return NO_NUMBER
+    if not isinstance(value, str):
+        if isinstance(value, int | float | Decimal):
+            return value
+        raise NotANumber
+    text = value.strip().replace("\N{MINUS SIGN}", "-")
+    if not text or is_null_word(text):
+        return NO_NUMBER
+    if len(text) > _LONGEST_NUMBER or not _DECIMAL.fullmatch(text):
+        raise NotANumber
+    return int(text) if text.lstrip("+-").isdecimal() else float(text)
+
+
+def printed(value: Any) -> Any:
+    """Return a value as the prompt shows it. Raises TypeError for a struct or a map, whose members can be shown."""
+    if isinstance(value, Record | Pairs):
+        raise TypeError
+    return as_printed(value)
 
 
 def as_text(value: Any) -> str:

@@ -23,6 +23,11 @@ class Templates:
         chosen = section.template
         self.default = _read(Path(chosen).name, Path(chosen)) if chosen.endswith(".j2") else self.get(chosen)
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The names in [prompt.templates]."""
+        return tuple(self._own)
+
     def get(self, name: str) -> Template:
         """Return a template by name. Raises TemplateError, with the closest name, if there is none."""
         if name in self._own:

@@ -10,8 +10,9 @@ from typing import Any
 
 from gxr_batch.errors import RowError, TemplateError
 from gxr_batch.job import Job
-from gxr_batch.prompts.library import Templates
-from gxr_batch.prompts.sandbox import TooMuchWork
+from gxr_batch.prompts.filters import NotANumber
+from gxr_batch.prompts.library import Templates, builtin_names
+from gxr_batch.prompts.sandbox import MissingValue, TooMuchWork
 from gxr_batch.prompts.template import Template
 from gxr_batch.records import Messages, Turn
 from gxr_batch.rows.columns import FieldMap, listed, nearest
@@ -31,6 +32,10 @@ def render(template: Template, values: Mapping[str, Any], *, system: str) -> Mes
         raise RowError(f"the template {template.name} needs {', '.join(empty)}, which this row does not have")
     try:
         text = template.fill(cells)
+    except MissingValue as error:
+        raise RowError(f"the template {template.name} needs {error}, which this row does not have") from None
+    except NotANumber:
+        raise RowError(f"the template {template.name} needs a number where this row has other text") from None
     except TooMuchWork as error:
         raise RowError(f"the template {template.name} is more work than a prompt should be: {error.message}") from None
     except Exception as error:  # any error of a template with this cell fails only this row
@@ -91,7 +96,15 @@ def field_map(templates: Templates, job: Job, columns: Sequence[str]) -> FieldMa
     if wrong or missing or unused:
         raise _mismatch(default, columns, wrong, missing, unused)
     present = {name: column for name, column in mapped.items() if column in columns}
-    return FieldMap(templates=fields_of, default=default.name, template_column=chosen, columns=present)
+    own = [templates.get(name) for name in (default.name, *templates.own) if name not in builtin_names()]
+    return FieldMap(
+        templates=fields_of,
+        default=default.name,
+        template_column=chosen,
+        columns=present,
+        required=frozenset(default.required),
+        tested=frozenset(field for template in own for field in template.uses.tested),
+    )
 
 
 def _mismatch(

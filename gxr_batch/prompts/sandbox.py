@@ -14,14 +14,15 @@ from functools import wraps
 from types import BuiltinMethodType, MethodType
 from typing import Any
 
-from jinja2 import StrictUndefined, nodes, pass_context
+from jinja2 import StrictUndefined, Undefined, nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
 from markupsafe import Markup
 
-from gxr_batch.prompts.filters import clause, of_each, patient, printed, stop
+from gxr_batch.prompts.field_uses import DEFAULT, NEEDED, TEXT_FILTERS
+from gxr_batch.prompts.filters import NO_NUMBER, clause, number, of_each, patient, printed, stop
 
 # All far above what a prompt needs.
 MAX_STEPS, MAX_CHARS = 100_000, 4_000_000
@@ -48,6 +49,10 @@ _LIMITED, _FITTED = "limited loop", "fitted value"
 
 class TooMuchWork(SecurityError):
     """A prompt takes more steps or characters than allowed."""
+
+
+class MissingValue(ValueError):
+    """A prompt needs a value that the row lacks; the message names its fields."""
 
 
 class _Counting(Context):
@@ -84,12 +89,23 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(undefined=StrictUndefined, finalize=printed)
         self.globals = {"patient": patient}
         self.filters |= {name: _guarded(name, self.filters[name]) for name in _GROWING}
+        self.filters |= {name: _of_a_cell(self.filters[name]) for name in TEXT_FILTERS}
+        self.filters |= dict.fromkeys(DEFAULT, _default) | {"number": number, NEEDED: _needed_value}
+        self.tests |= {"defined": _is_there, "undefined": lambda value: not _is_there(value)}
         self.filters |= {"clause": clause, "of_each": of_each, "stop": stop, _LIMITED: _limited, _FITTED: _fits}
 
     def limit_work(self, tree: nodes.Template) -> None:
         """Make every `for` of a parsed template count its iterations, and check the size of every text it builds."""
         _Limiting().visit(tree)
         tree.set_environment(self)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return an attribute or a key; a missing cell has none, and every member of it is missing."""
+        return None if obj is None else super().getattr(obj, attribute)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Return an item or an attribute; see `getattr`."""
+        return None if obj is None else super().getitem(obj, argument)
 
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call something from a template: one step, so that recursive macros end."""
@@ -162,8 +178,8 @@ def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
 
 
 @pass_context
-def _limited(context: _Counting, items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
+def _limited(context: _Counting, items: Iterable[Any] | None) -> Iterator[Any]:
+    for item in () if items is None else items:
         context.step()
         yield item
 
@@ -179,6 +195,32 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return _fits(function(*passed, subject, *rest, **kwargs))
 
     return checked
+
+
+def _of_a_cell(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a text filter that leaves a missing cell missing."""
+    place = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+    @wraps(function)
+    def of_a_cell(*args: Any, **kwargs: Any) -> Any:
+        return None if len(args) > place and args[place] is None else function(*args, **kwargs)
+
+    return of_a_cell
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None and value is not NO_NUMBER and not isinstance(value, Undefined)
+
+
+def _default(value: Any, default_value: Any = "", boolean: bool = False) -> Any:
+    """Return `default_value` for a missing cell; with `boolean` also for everything else that is false."""
+    return value if _is_there(value) and (value or not boolean) else default_value
+
+
+def _needed_value(value: Any, names: str) -> Any:
+    if value is None or value is NO_NUMBER:
+        raise MissingValue(names)
+    return value
 
 
 def _check(name: str, subject: Any, args: Sequence[Any]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from jinja2 import TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import SecurityError
 
 from gxr_batch.errors import TemplateError
+from gxr_batch.prompts.field_uses import Uses, read_uses
 from gxr_batch.prompts.sandbox import Sandbox, TooMuchWork, concatenated
 
 _FILE_NODES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
@@ -25,8 +26,8 @@ _FILE_NODES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 class Template:
     """A template that compiles. `fields` are in order of appearance, `required` are those that it needs.
 
-    A field tested by an `if` is optional, any other is required. `literal_prefix` is the text before the first
-    field or condition. `sha256` is over the source with LF line ends.
+    `uses` says which fields are optional (field_uses); any other is required. `literal_prefix` is the text before the
+    first field or condition. `sha256` is over the source with LF line ends.
     """
 
     name: str
@@ -35,8 +36,14 @@ class Template:
     sha256: str
     fields: tuple[str, ...]
     required: tuple[str, ...]
+    uses: Uses
     literal_prefix: str
     compiled: Compiled = field(repr=False, compare=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """The template in a run's fingerprint: `sha256`, marked if earlier versions made other prompts with it."""
+        return f"missing cells by newer rules: {self.sha256}" if self.uses.by_new_rules else self.sha256
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the prompt text; `values` has every field, None if the row has none. Raises jinja2's errors."""
@@ -52,6 +59,9 @@ def compile_template(name: str, source: str, where: str) -> Template:
         tree = environment.parse(source)
         undeclared = meta.find_undeclared_variables(tree)
         prefix = _literal_prefix(tree)
+        fields = tuple(dict.fromkeys(name.name for name in tree.find_all(nodes.Name) if name.name in undeclared))
+        _refuse_words_as_fields(tree, environment.globals.keys(), where)
+        uses = read_uses(tree, fields)
         environment.limit_work(tree)
         compiled = environment.from_string(tree)
         compiled.globals = dict(compiled.globals)  # each prompt would copy jinja2's chain of mappings to a dict, slowly
@@ -73,28 +83,19 @@ def compile_template(name: str, source: str, where: str) -> Template:
             where=f"{where}, line {reader.lineno}",
             next_step="copy the text into the template",
         )
-    _refuse_words_as_fields(tree, environment.globals.keys(), where)
-    fields = tuple(dict.fromkeys(name.name for name in tree.find_all(nodes.Name) if name.name in undeclared))
-    optional = set(_asked_about(tree))
     template = Template(
         name=name,
         description=_description(source),
         source=source,
         sha256=hashlib.sha256(source.encode()).hexdigest(),
         fields=fields,
-        required=tuple(name for name in fields if name not in optional),
+        required=tuple(name for name in fields if name not in uses.optional),
+        uses=uses,
         literal_prefix=prefix,
         compiled=compiled,
     )
     _refuse_escapes(template, where)
     return template
-
-
-def _asked_about(tree: nodes.Template) -> Iterator[str]:
-    """Yield the names in the test of an `if` statement or expression."""
-    asking: list[nodes.If | nodes.CondExpr] = [*tree.find_all(nodes.If), *tree.find_all(nodes.CondExpr)]
-    for test in (node.test for node in asking):
-        yield from (name.name for name in ([test] if isinstance(test, nodes.Name) else test.find_all(nodes.Name)))
 
 
 def _literal_prefix(tree: nodes.Template) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.cells import as_text
+from gxr_batch.cells import as_text, values_of
 from gxr_batch.records import GENERATED_COLUMNS
 from gxr_batch.report.aggregate import MOST_CASES, Cases, Surveyed, keys_of
 from gxr_batch.report.compare import SAME, VERDICTS, Comparison
@@ -152,7 +152,7 @@ def columns_of(table: pa.Table, hidden: Sequence[bool], *, other: bool = False) 
     for field in table.schema:
         own = not field.name.startswith("gxr_")
         kind, show = _shown(field)
-        values = [None if value is None else show(value) for value in table[field.name].to_pylist()]
+        values = [None if value is None else show(value) for value in values_of(table[field.name])]
         if own or field.name in _QUOTING:
             values = [None if veil else value for veil, value in zip(hidden, values, strict=True)]
         if kind == "text":

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from gxr_batch.cells import NotText, prompt_values_of
 from gxr_batch.errors import TableError
 
 RESERVED_PREFIX = "gxr_"
@@ -126,17 +127,25 @@ class FieldMap:
 
     `templates` maps a template's name to its fields, `columns` a field to the column that fills it (only fields that
     have one). A row's template is named in its cell of `template_column`; it is `default` if there is no such column or
-    the cell is blank. `columns` never maps to a column that the table lacks.
+    the cell is blank. `columns` never maps to a column that the table lacks. `required` are the fields that the default
+    template needs, `tested` those that a template of the user tests for truth; both are for notices only.
     """
 
     templates: Mapping[str, tuple[str, ...]]
     default: str
     template_column: str = ""
     columns: Mapping[str, str]
+    required: frozenset[str] = frozenset()
+    tested: frozenset[str] = frozenset()
 
     def used(self) -> tuple[str, ...]:
         """Return the fields of any template that have a column, sorted."""
         fields = {field for names in self.templates.values() for field in names}
+        return tuple(sorted(fields & self.columns.keys()))
+
+    def used_by(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the fields of these templates that have a column, sorted."""
+        fields = {field for name in names for field in self.templates.get(name, ())}
         return tuple(sorted(fields & self.columns.keys()))
 
     def needed_columns(self) -> list[str]:
@@ -152,48 +161,38 @@ class FieldMap:
         return [str(cell).strip() or self.default if cell is not None else self.default for cell in cells]
 
 
-def python_values(table: pa.Table, column: str) -> list[Any]:
-    """Return a column as Python values. Times are truncated to microseconds.
+def prompt_values(table: pa.Table, column: str) -> list[Any]:
+    """Return a column as templates get it (see `cells.prompt_values_of`). Times are truncated to microseconds.
 
-    Raises TableError for times that Python cannot represent, and for text that is not UTF-8.
+    Raises TableError for bytes that are not text, and for times that Python cannot represent.
+    """
+    try:
+        return prompt_values_of(table[column])
+    except NotText:
+        raise TableError(
+            f"The column {column} holds bytes that are not UTF-8 text, which no prompt can show.",
+            where=f"column {column}",
+            next_step="map the field to another column, or save this one as text",
+        ) from None
+    except (ValueError, OverflowError, LookupError, pa.ArrowException):
+        raise _unusable(column) from None
+
+
+def python_values(table: pa.Table, column: str) -> list[Any]:
+    """Return a column as Python values, from which row ids are made. Times are truncated to microseconds.
+
+    Raises TableError for bytes that are not text, and for times that Python cannot represent.
     """
     cells = table[column]
-    plain = _plain(cells.type)
-    try:
-        if plain != cells.type:
-            cells = cells.cast(plain, safe=False)
-        values: list[Any] = cells.to_pylist()
-    except (ValueError, OverflowError, LookupError, pa.ArrowException):
-        raise TableError(
-            f"The column {column} has a value that cannot be used in a prompt, such as a time after the year 9999.",
-            where=f"column {column}",
-            next_step="save the column as text",
-        ) from None
+    if not pa.types.is_float32(cells.type) and not pa.types.is_float16(cells.type):
+        return prompt_values(table, column)
+    values: list[Any] = cells.to_pylist()  # earlier versions made ids of all digits: other ids would be other rows
     return values
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type without dictionaries, and with nanoseconds as microseconds, the resolution of Python's times."""
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if pa.types.is_nested(kind):
-        return _plain_nested(kind)
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        return pa.timestamp("us", kind.tz)
-    if pa.types.is_duration(kind) and kind.unit == "ns":
-        return pa.duration("us")
-    return pa.time64("us") if pa.types.is_time64(kind) else kind
-
-
-def _plain_nested(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(_plain(kind.key_type), kind.item_field.with_type(_plain(kind.item_type)))
-    if pa.types.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)), kind.list_size)
-    return kind
+def _unusable(column: str) -> TableError:
+    return TableError(
+        f"The column {column} has a value that cannot be used in a prompt, such as a time after the year 9999.",
+        where=f"column {column}",
+        next_step="save the column as text",
+    )

@@ -1,7 +1,8 @@
 """Row ids and content hashes. An id is the cell's text or the content's hash, made unique if it repeats, and kept.
 
-The content hash is the sha256 of canonical JSON: sorted keys, no spaces, no escapes beyond what JSON needs. Values that
-JSON lacks are written as text: times in ISO form, bytes in base64, anything else as Python prints it.
+The content hash is the sha256 of canonical JSON: sorted keys, no spaces, no escapes beyond what JSON needs. It covers
+what a prompt shows: values that JSON lacks are written as text, times in ISO form, anything else as in a prompt. What a
+prompt shows as it did in earlier versions has the hash that it had, and anything else has another one.
 Rows with the same id form a family: A, A#2, A#3. Content decides which row gets which id: first the previous table,
 then the order of the content hashes, never the position. A generated id never equals an id in a cell.
 Only the ids of such families are held as text. Of every other id, memory holds 64 bits, enough to find ids that may
@@ -29,11 +30,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gxr_batch.cells import Items, printed
 from gxr_batch.disk import table_copy
 from gxr_batch.errors import TableError
-from gxr_batch.rows.columns import FieldMap, python_values
+from gxr_batch.rows.columns import FieldMap, prompt_values, python_values
 
 DERIVED_DIGITS = 16
+_WHOLE = 10**15
 # Numbers have at most this many digits; longer ones are ids.
 _SUFFIX = r"#([2-9]|[1-9][0-9]{1,8})$"
 _ROWS_A_BATCH = 65_536
@@ -52,8 +55,9 @@ class ContentHasher:
 
     def hashes(self, table: pa.Table) -> list[str]:
         """Return each row's content hash, 64 hex digits."""
-        columns = {field: _json_texts(python_values(table, self._fields.columns[field])) for field in self._used}
         names = self._fields.template_names(table)
+        used = self._fields.used_by(dict.fromkeys(names))
+        columns = {field: _json_texts(prompt_values(table, self._fields.columns[field])) for field in used}
         rows = {name: self._rows(name, columns, table.num_rows) for name in dict.fromkeys(names)}
         sha256 = hashlib.sha256
         return [sha256(rows[name][number].encode()).hexdigest() for number, name in enumerate(names)]
@@ -84,7 +88,18 @@ def _json_texts(values: list[Any]) -> list[str]:
 
 def canonical_json(value: Any) -> str:
     """Return the canonical JSON of a value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_as_text)
+    marked = _marked(value) if isinstance(value, list | dict) else value
+    return json.dumps(marked, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_as_text)
+
+
+def _marked(value: Any) -> Any:
+    """Return a nested value with its lists marked: earlier versions showed them in another form."""
+    if isinstance(value, dict):
+        return {name: _marked(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_marked(one) for one in value]
+        return {"; ": items} if isinstance(value, Items) else items
+    return value
 
 
 def _as_text(value: Any) -> str:
@@ -92,7 +107,11 @@ def _as_text(value: Any) -> str:
         return base64.b64encode(value).decode()
     if isinstance(value, dt.date | dt.time):
         return value.isoformat()
-    return str(value)
+    if isinstance(value, Decimal):
+        # Earlier versions showed a decimal as Python does, except whole ones of up to 15 digits.
+        whole = value == value.to_integral_value() and abs(value) < _WHOLE
+        return str(value) if whole else str(printed(value))
+    return str(printed(value))
 
 
 class Known(NamedTuple):
@@ -111,8 +130,7 @@ class Known(NamedTuple):
 def require_usable(kind: pa.DataType, column: str) -> None:
     """Raise TableError if a column's type cannot be used for ids."""
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
-    if pa.types.is_nested(plain) or any(is_kind(plain) for is_kind in binary):
+    if pa.types.is_nested(plain):
         raise TableError(
             f"The column {column} holds {kind} values, which cannot be row ids.",
             where="input.id_column",

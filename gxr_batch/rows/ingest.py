@@ -34,6 +34,7 @@ from gxr_batch.rows.ids import (
     marks,
     require_usable,
 )
+from gxr_batch.rows.null_words import WordCount
 from gxr_batch.rows.source_files import SourceFile, changed, changed_error
 from gxr_batch.rows.survey import Survey
 
@@ -81,6 +82,8 @@ class _Intake:
     def __init__(self, survey: Survey, fields: FieldMap, id_column: str) -> None:
         self._survey, self._id_column = survey, id_column
         self._hasher = ContentHasher(fields)
+        self._words = WordCount(fields, clears=survey.common_nulls)
+        self._path: Path | None = None
         self._derived = 0
         self.notices: list[str] = []
 
@@ -89,17 +92,28 @@ class _Intake:
         seen = [np.empty(0, np.int64)]
         schema = pa.schema([*self._survey.schema, *_KEY_FIELDS])
         with _Groups(target, schema) as groups:
-            for table in _first_rows(self._tables(), limit):
-                contents = self._hasher.hashes(table)
-                bases = self._bases(table, contents)
+            for read in _first_rows(self._tables(), limit):
+                table = self._words.look(read)
+                with self._named_file():
+                    contents = self._hasher.hashes(table)
+                    bases = self._bases(table, contents)
                 seen.append(marks(bases))
                 keys = [pa.array(bases, pa.string()), pa.array(contents, pa.string())]
                 groups.write(pa.Table.from_arrays([*table.columns, *keys], schema=schema))
         if self._derived:
             self.notices.append(f"{counted(self._derived, 'row')} without {self._id_column}: ids come from the content")
+        self.notices += self._words.notices()
         if not sum(map(len, seen)):
             self.notices.append("the table has a header but no rows")
         return np.concatenate(seen)
+
+    @contextmanager
+    def _named_file(self) -> Iterator[None]:
+        """Add the file being read to an error about a column's cells."""
+        try:
+            yield
+        except TableError as error:
+            raise TableError(error.what, where=f"{self._path}, {error.where}", next_step=error.next_step) from None
 
     def _bases(self, table: pa.Table, contents: Sequence[str]) -> list[str]:
         derived = [content[:DERIVED_DIGITS] for content in contents]
@@ -112,6 +126,7 @@ class _Intake:
     def _tables(self) -> Iterator[pa.Table]:
         """Yield the rows of all files with all columns of the table."""
         for file in self._survey.files:
+            self._path = file.path
             try:
                 for table in self._batches(file):
                     yield _widened(table, self._survey.schema)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from gxr_batch.cells import is_bytes
 from gxr_batch.errors import TableError
 from gxr_batch.rows.columns import label
 from gxr_batch.rows.source_files import SourceFile, changed_error, reading, sha256_of
@@ -46,7 +47,7 @@ def batches(file: SourceFile, nulls: Collection[str]) -> Iterator[pa.Table]:
         for batch in parquet.iter_batches(rows_a_batch(parquet.metadata)):
             columns = [_checked(file, batch, place, start) for place in file.places]
             if nulls:
-                columns = [_without(column, words) for column in columns]
+                columns = [without(column, words) for column in columns]
             yield pa.Table.from_arrays(columns, schema=file.schema)
             start += batch.num_rows
     if sha256_of(file.path) != file.sha256:
@@ -84,19 +85,26 @@ def _valid(column: pa.Array) -> bool:
     return True
 
 
-def _without(column: pa.Array, words: pa.Array) -> pa.Array:
+def without(column: pa.Array, words: pa.Array) -> pa.Array:
     """Return the column with cells that are one of `words` as null if it holds text, else unchanged."""
     kind = column.type
     if pa.types.is_dictionary(kind):
-        if not is_text(kind.value_type):
+        if not (is_text(kind.value_type) or is_bytes(kind.value_type)):
             return column
-        gone = pc.is_in(column.dictionary_decode().cast(pa.string()), value_set=words)
+        gone = pc.is_in(_binary(column.dictionary_decode()), value_set=words.cast(pa.binary()))
         indices = pc.if_else(gone, None, column.indices)
         return pa.DictionaryArray.from_arrays(indices, column.dictionary, ordered=kind.ordered)
-    if not is_text(kind):
+    if not (is_text(kind) or is_bytes(kind)):
         return column
-    gone = pc.is_in(column.cast(pa.string()), value_set=words)
-    return pc.if_else(gone, None, column.cast(pa.string())).cast(kind)
+    gone = pc.is_in(_binary(column), value_set=words.cast(pa.binary()))
+    return pc.if_else(gone, pa.scalar(None, kind), column)
+
+
+def _binary(column: pa.Array) -> pa.Array:
+    """Return text or bytes as bytes without the zeros that fill a fixed width."""
+    if not pa.types.is_fixed_size_binary(column.type):
+        return column.cast(pa.binary())
+    return pa.array([None if cell is None else cell.rstrip(b"\0") for cell in column.to_pylist()], pa.binary())
 
 
 def without_views(kind: pa.DataType) -> pa.DataType:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from gxr_batch.errors import TableError
-from gxr_batch.job import InputSection
+from gxr_batch.job import COMMON, InputSection
 from gxr_batch.rows import csv_tables, parquet_tables
 from gxr_batch.rows.columns import Cleaned, clean, label, require_column
 from gxr_batch.rows.encoding import scan
@@ -21,7 +21,8 @@ class Survey:
     """The files of the input path, in order, and the columns of the table that they form.
 
     `schema` has the user's columns in order of first appearance, under their final names. `sha256` covers the contents
-    of all files in order and how they are read, not their names. `notices` are sentences for the user.
+    of all files in order and how they are read, not their names. `notices` are sentences for the user. `common_nulls`:
+    cells that hold a usual word for a missing value are null, besides those that hold one of `null_values`.
     """
 
     files: tuple[SourceFile, ...]
@@ -29,6 +30,7 @@ class Survey:
     sha256: str
     notices: tuple[str, ...]
     null_values: tuple[str, ...] = ()
+    common_nulls: bool = False
 
 
 def survey(section: InputSection) -> Survey:
@@ -43,7 +45,8 @@ def survey(section: InputSection) -> Survey:
         schema=schema,
         sha256=hashlib.sha256(marks.encode()).hexdigest(),
         notices=tuple(_notice(text, paths) for text, paths in notices.items()),
-        null_values=section.null_values,
+        null_values=section.null_values if isinstance(section.null_values, tuple) else (),
+        common_nulls=section.null_values == COMMON,
     )
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from gxr_batch.disk import reading
 from gxr_batch.errors import RunError
 from gxr_batch.records import Row
-from gxr_batch.rows.columns import FieldMap, python_values
+from gxr_batch.rows.columns import FieldMap, prompt_values
 from gxr_batch.rows.ingest import CONTENT, ID
 from gxr_batch.rows.parquet_tables import rows_a_batch
 
@@ -61,9 +61,10 @@ def _wanted(path: Path, fields: FieldMap, wanted: npt.NDArray[np.bool_] | None) 
 
 def _rows(table: pa.Table, positions: Positions, fields: FieldMap) -> Iterator[Row]:
     size = table.num_rows
-    columns = {field: python_values(table, fields.columns[field]) for field in fields.used()}
     nothing = [None] * size
     names = fields.template_names(table)
+    used = fields.used_by(dict.fromkeys(names))
+    columns = {field: prompt_values(table, fields.columns[field]) for field in used}
     keys = zip(table[ID].to_pylist(), table[CONTENT].to_pylist(), positions.tolist(), names, strict=True)
     cells = {}
     for name in dict.fromkeys(names):

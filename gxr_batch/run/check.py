@@ -30,7 +30,7 @@ from gxr_batch.rows.table_reader import read_rows
 from gxr_batch.run.fingerprint import fingerprint, follow, refuse_other_texts
 from gxr_batch.run.pipeline import TRUNCATED, Fitter
 from gxr_batch.run.planning import disk_needed
-from gxr_batch.run.prepare import Prepared, output_folder, prepare
+from gxr_batch.run.prepare import Prepared, notices_of, output_folder, prepare
 from gxr_batch.text_checks.screening import Screen
 
 _SHOWN = 3
@@ -91,7 +91,7 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
     job = follow(job, manifest)
     _compare(prepared, job, manifest, folder)
     screen = Screen(prepared.templates, prepared.fields.templates, job)
-    notices = [*job.warnings(), *prepared.survey.notices, *screen.notices()]
+    notices = [*job.warnings(), *notices_of(prepared, manifest), *screen.notices()]
     found = CheckResult(folder=folder, resumes=is_run(folder), notices=notices, screening=screen.mode)
     if screen.mode != "off":
         used = {job.input.id_column, *prepared.fields.needed_columns()}

@@ -107,9 +107,9 @@ def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, A
     prompt = job.prompt
     if prompt.template_column:
         names = prepared.fields.templates
-        templates: dict[str, Any] = {"templates": {name: prepared.templates.get(name).sha256 for name in names}}
+        templates: dict[str, Any] = {"templates": {name: prepared.templates.get(name).fingerprint for name in names}}
     else:
-        templates = {"template": prepared.templates.default.sha256}
+        templates = {"template": prepared.templates.default.fingerprint}
     return templates | {
         "prompt.system": hashlib.sha256(prompt.system.encode()).hexdigest(),
         "prompt.format": prompt.format,

@@ -30,7 +30,7 @@ from gxr_batch.run.fingerprint import (
 )
 from gxr_batch.run.invocation_record import InvocationRecord, now, user_name
 from gxr_batch.run.pipeline import Pipeline
-from gxr_batch.run.prepare import Prepared
+from gxr_batch.run.prepare import Prepared, notices_of
 from gxr_batch.run.stop import StopReason
 from gxr_batch.text_checks.screening import Screen
 
@@ -106,7 +106,7 @@ class Invocation:
         self.progress = Progress(counts=ledger.counts())
         asked = {"set": list(options.overrides), "limit": options.limit}
         self.record = InvocationRecord(ledger, say, self.job, asked)
-        self.record.notify(*prepared.job.warnings(), *prepared.survey.notices)
+        self.record.notify(*prepared.job.warnings(), *notices_of(prepared, ledger.manifest))
         self.record.notify(*messages.of_kind(prepared.job, self.job))
         self.record.notify(*self.screen.notices())
         self.record.notify(*messages.of_versions(ledger.manifest, self.record.entry["packages"]))

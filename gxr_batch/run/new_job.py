@@ -12,6 +12,7 @@ import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +21,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from gxr_batch.cells import for_terminal
+from gxr_batch.cells import NotText, for_terminal, is_bytes, prompt_values_of
 from gxr_batch.errors import TableError, UserError
-from gxr_batch.job import InputSection, PromptSection
+from gxr_batch.job import COMMON, InputSection, PromptSection
 from gxr_batch.prompts import Templates
 from gxr_batch.rows.columns import FieldMap, counted, listed, plausible
 from gxr_batch.rows.ingest import ingest
+from gxr_batch.rows.null_words import words_in
 from gxr_batch.rows.parquet_tables import is_text
 from gxr_batch.rows.survey import Survey, survey
 
@@ -48,7 +50,6 @@ _ID_NAMES = (
     "study instance uid", "accession", "accession number", "filename", "file name", "path", "key", "number", "no", "nr",
     "case", "film", "film id", "film no", "case no", "study no", "patient id", "subject id",
 )  # fmt: skip
-_NULL_WORDS = ("NA", "N/A", "n/a", "nan", "NaN", "None", "null", "NULL", r"\N", ".", "-")
 _LONGEST_ID = 100
 _LEAST_WORDS = 3  # on average; a column with fewer is not taken for findings by its content alone
 _KNOWN_SEXES = ("m", "male", "man", "boy", "f", "female", "woman", "girl")
@@ -180,8 +181,8 @@ def _longest_text(seen: Survey, copy: pq.ParquetFile, taken: set[str], table: st
     """Return the free column with the longest texts. Raises UserError if none looks like prose."""
     words: dict[str, float] = {}
     for column in seen.schema:
-        if column.name not in taken and is_text(column.type):
-            cells = _column(copy, column.name).slice(0, _ROWS_LOOKED_AT)
+        cells = _column(copy, column.name).slice(0, _ROWS_LOOKED_AT)
+        if column.name not in taken and is_text(cells.type):
             words[column.name] = (pc.mean(pc.count_substring_regex(cells, r"\S\s+\S")).as_py() or 0.0) + 1
     longest = max(words, key=words.__getitem__, default="")
     if words.get(longest, 0) < _LEAST_WORDS:
@@ -211,7 +212,14 @@ def _texts(cells: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def _column(copy: pq.ParquetFile, name: str) -> pa.ChunkedArray:
-    return copy.read(columns=[name])[name]
+    """Return a column; categories as their values, and bytes as text if they are text."""
+    cells = copy.read(columns=[name])[name]
+    if pa.types.is_dictionary(cells.type):
+        cells = cells.cast(cells.type.value_type)
+    if is_bytes(cells.type):
+        with suppress(NotText):
+            return pa.chunked_array([pa.array(prompt_values_of(cells), pa.string())])
+    return cells
 
 
 def _id_column(copy: pq.ParquetFile, names: Sequence[str], fields: set[str]) -> Guess:
@@ -237,11 +245,8 @@ def _null_words(copy: pq.ParquetFile, columns: Sequence[str]) -> dict[str, int]:
     """Count the cells that hold only a word for a missing value."""
     found: Counter[str] = Counter()
     for name in dict.fromkeys(columns):
-        cells = _column(copy, name).slice(0, _ROWS_LOOKED_AT)
-        if is_text(cells.type):
-            counts = pc.value_counts(cells.filter(pc.is_in(cells, value_set=pa.array(_NULL_WORDS, cells.type))))
-            found.update({str(one["values"]): one["counts"] for one in counts.to_pylist()})
-    return {word: found[word] for word in _NULL_WORDS if found[word]}
+        found.update(words_in(_column(copy, name).slice(0, _ROWS_LOOKED_AT)))
+    return dict(found)
 
 
 def _template(columns: Mapping[str, Guess], chosen: Mapping[str, str]) -> tuple[Guess, tuple[str, ...]]:
@@ -324,9 +329,9 @@ def _input_lines(job: NewJob) -> list[str]:
         if guess is not None
     ]
     if job.null_values:
-        words = ", ".join(_toml(word) for word in job.null_values)
         found = ", ".join(f"{word} {count:,}" for word, count in job.null_values.items())
-        entries.append((f"null_values = [{words}]", f"cells with these words count as missing; found: {found}"))
+        reason = f"cells with only a word for a missing value count as missing; found: {found}"
+        entries.append((f"null_values = {_toml(COMMON)}", reason))
     columns = [(f"{name} = {_toml(guess.value)}", guess.reason) for name, guess in job.columns.items()]
     unused = ["# Not used in prompts, but kept in the results: " + ", ".join(map(_comment, job.unused))]
     return [

@@ -7,34 +7,44 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from gxr_batch.errors import LaterVersion
+from gxr_batch.errors import LaterVersion, TemplateError
 from gxr_batch.job import Job
-from gxr_batch.ledger import is_run
+from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import load_manifest, name_and_outcome
 from gxr_batch.prompts import Templates
+from gxr_batch.prompts.column_types import mismatch, refuse_nested
 from gxr_batch.prompts.render import field_map
 from gxr_batch.rows.columns import FieldMap
 from gxr_batch.rows.survey import Survey, survey
 
+# How cells are read for prompts. Another value makes finished runs read their tables again and find the rows whose
+# prompts are different.
+CELL_FORMS = "2"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A job whose templates compile and whose table can be read."""
+    """A job whose templates compile and whose table can be read.
+
+    `mismatch` is what a new run is refused for: a template that compares a column with a value of another type.
+    """
 
     job: Job
     templates: Templates
     survey: Survey
     fields: FieldMap
+    mismatch: TemplateError | None = None
 
     def source_key(self, limit: int | None) -> str:
         """Return one sha256 over everything that decides which keys the table has."""
         job = self.job
         parts = (
             self.survey.sha256,
+            CELL_FORMS,
             job.input.model_dump_json(exclude={"path"}),
             job.prompt.template_column,
             self.templates.default.name,
-            *(self.templates.get(name).sha256 for name in sorted(self.fields.templates)),
+            *(self.templates.get(name).fingerprint for name in sorted(self.fields.templates)),
             str(limit),
             str(job.sampling.samples_per_row),
         )
@@ -46,7 +56,19 @@ def prepare(job: Job) -> Prepared:
     templates = Templates(job.prompt)
     table = survey(job.input)
     fields = field_map(templates, job, table.schema.names)
-    return Prepared(job=job, templates=templates, survey=table, fields=fields)
+    refuse_nested(templates, fields, table.schema)
+    wrong = mismatch(templates, fields, table.schema)
+    return Prepared(job=job, templates=templates, survey=table, fields=fields, mismatch=wrong)
+
+
+def notices_of(prepared: Prepared, manifest: Manifest | None) -> list[str]:
+    """Return notices about the templates and the table. Raises TemplateError for a new run with a mismatch.
+
+    A run that has begun is resumed as it began, so that its rows are of one kind.
+    """
+    if prepared.mismatch is not None and manifest is None:
+        raise prepared.mismatch
+    return [*prepared.survey.notices, *([prepared.mismatch.what] if prepared.mismatch else [])]
 
 
 def output_folder(job: Job, today: date) -> Path:

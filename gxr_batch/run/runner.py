@@ -18,6 +18,7 @@ from gxr_batch.errors import ApiOutage
 from gxr_batch.job import Job
 from gxr_batch.ledger import Counts, Drift, open_run
 from gxr_batch.ledger.join import INPUT_NAME
+from gxr_batch.ledger.manifest import known_manifest
 from gxr_batch.records import Completion, Key, Prompt, Result
 from gxr_batch.run.invocation import Invocation, Options, Progress, Say
 from gxr_batch.run.messages import of_lost_hint
@@ -69,6 +70,8 @@ def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> R
     watch = Watch(job.run, stopper, time.monotonic())  # first, so that the time to read a long table counts too
     prepared = prepare(job)
     folder = output_folder(job, datetime.now().astimezone().date())
+    if prepared.mismatch is not None and (options.fresh or known_manifest(folder) is None):
+        raise prepared.mismatch  # before an earlier run is renamed
     with open_run(folder, fresh=options.fresh, take_over=options.take_over) as ledger:
         invocation = Invocation(prepared, options, ledger, say)
         drift = None

@@ -38,7 +38,7 @@ def test_a_table_that_another_tool_exported_becomes_a_job_that_runs(tmp_path, de
         "id_column": "uid",
         "delimiter": ";",
         "encoding": "auto",
-        "null_values": ["NA", "N/A"],
+        "null_values": "common",
         "columns": {"findings": "FINDINGS", "age": "Patient Age", "presentation": "Indication"},
     }
     assert job["prompt"] == {"template": "clinical_case"}

@@ -84,7 +84,7 @@ def test_view_types_become_plain_types_whose_rows_can_be_selected(path):
     assert table["gxr_row_id"].to_pylist()[::2] == ["a", "a#2"]
 
 
-@pytest.mark.parametrize("name", COLUMNS)
+@pytest.mark.parametrize("name", [name for name in COLUMNS if name != "bytes"])
 def test_every_type_can_fill_a_field(path, name):
     pq.write_table(pa.table(COLUMNS), path)
     fields = FieldMap(templates={"t": ("f",)}, default="t", columns={"f": name})
@@ -93,6 +93,21 @@ def test_every_type_can_fill_a_field(path, name):
     assert [row.content_hash for row in rows] == table["gxr_content_hash"].to_pylist()
     assert rows[1].values == {"f": None}
     assert not any(type(row.values["f"]).__module__.startswith("pandas") for row in rows)
+
+
+def test_bytes_that_are_no_text_fill_no_field_and_the_error_names_file_and_column(path):
+    pq.write_table(pa.table(COLUMNS), path)
+    fields = FieldMap(templates={"t": ("f",), "u": ()}, default="t", columns={"f": "bytes"})
+    error = refused(path, fields=fields)
+    assert error.what == "The column bytes holds bytes that are not UTF-8 text, which no prompt can show."
+    assert error.where == f"{path}, column bytes"
+
+
+def test_a_column_that_only_templates_of_no_row_use_may_hold_anything(path):
+    pq.write_table(pa.table({"kind": ["u", "u"], "bytes": [b"\xff", b"\x00"]}), path)
+    fields = FieldMap(templates={"t": ("f",), "u": ()}, default="t", template_column="kind", columns={"f": "bytes"})
+    assert take(path, fields=fields)[1].rows == 2
+    assert len(list(read_rows(path.with_name("taken.parquet"), fields, None))) == 2
 
 
 def test_times_finer_than_microseconds_are_truncated_in_the_prompt_only(path):
@@ -110,7 +125,7 @@ def test_a_time_that_python_cannot_hold_names_its_column_only_if_a_template_uses
     assert take(path)[1].rows == 1
     fields = FieldMap(templates={"t": ("f",)}, default="t", columns={"f": "when"})
     error = refused(path, fields=fields)
-    assert error.where == "column when"
+    assert error.where == f"{path}, column when"
     assert "the year 9999" in error.what
 
 
@@ -162,7 +177,8 @@ def test_null_values_reach_text_columns_of_every_kind_and_no_others(path):
     for name in ("plain", "large", "category"):
         assert table[name].to_pylist() == [None, "x", None]
         assert table.schema.field(name).type == before.schema.field(name).type
-    assert table["bytes"].to_pylist() == [b"NA", b"x", None]
+    assert table["bytes"].to_pylist() == [None, b"x", None]
+    assert table.schema.field("bytes").type == pa.binary()
     assert table["list"].to_pylist() == [["NA"], [], None]
 
 

@@ -1,0 +1,91 @@
+"""Words for a missing value: counted by column, or null with input.null_values = "common"."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tables import CANARY, take
+
+from gxr_batch.rows.columns import FieldMap
+from gxr_batch.rows.null_words import is_null_word
+
+FIELDS = FieldMap(
+    templates={"t": ("findings", "history")},
+    default="t",
+    columns={"findings": "report", "history": "history"},
+    required=frozenset({"findings"}),
+    tested=frozenset({"history"}),
+)
+WORDS = ["NA", " n/a ", ".", "\\N", "-", "nan", "None", "NULL", "Unknown", "<NA>", "?", "#N/A"]
+NO_WORDS = ["clear", "none of them", "no", "n", "a.", "--x", "unknown mass", "normal", f"NA {CANARY}", "N.A.D."]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_usual_word_alone_in_a_cell_means_nothing(word):
+    assert is_null_word(word)
+
+
+@pytest.mark.parametrize("text", NO_WORDS)
+def test_other_texts_are_texts(text):
+    assert not is_null_word(text)
+
+
+def written(folder, rows):
+    path = folder / "cases.csv"
+    path.write_text("report,history,other\n" + "".join(f'"{report}","{history}",NA\n' for report, history in rows))
+    return path
+
+
+def test_the_words_stay_text_and_are_counted_by_column_with_the_setting(tmp_path):
+    rows = [("clear", "NA"), ("N/A", "n/a"), ("-", "asthma"), ("small effusion", "na")]
+    table, taken = take(written(tmp_path, rows), fields=FIELDS)
+    assert table["report"].to_pylist() == ["clear", "N/A", "-", "small effusion"]
+    assert taken.notices == (
+        "cells that hold only a word for a missing value are text in prompts: history 3 (NA 2, N/A 1); "
+        'report 2 (N/A 1, - 1); input.null_values = "common" makes them missing',
+        "WARNING: findings is required, and in 2 rows it is only such a word (N/A 1, - 1), which the model would get; "
+        'with input.null_values = "common" these rows fail',
+    )
+
+
+def test_a_table_without_such_words_has_no_notice(tmp_path):
+    assert take(written(tmp_path, [(text, text) for text in NO_WORDS if text != "no"]), fields=FIELDS)[1].notices == ()
+
+
+def test_with_common_the_words_are_null_in_every_text_column_and_in_no_longer_text(tmp_path):
+    rows = [(word, f"x{number}") for number, word in enumerate([*WORDS, *NO_WORDS])]
+    table, taken = take(written(tmp_path, rows), fields=FIELDS, null_values="common")
+    assert table["report"].to_pylist() == [None] * len(WORDS) + NO_WORDS
+    assert table["other"].null_count == len(rows)
+    assert taken.notices == ()
+
+
+def test_common_words_are_null_in_parquet_columns_of_every_kind_of_text(tmp_path):
+    path, words = tmp_path / "cases.parquet", ["NA", "x", None, " unknown"]
+    kinds = {
+        "plain": pa.array(words),
+        "large": pa.array(words, pa.large_string()),
+        "view": pa.array(words, pa.string_view()),
+        "category": pa.array(words).dictionary_encode(),
+        "bytes": pa.array(words).cast(pa.binary()),
+        "fixed": pa.array([b"NA\0\0", b"x\0\0\0", None, b"-\0\0\0"], pa.binary(4)),
+        "number": pa.array([1, 2, None, 4]),
+        "list": pa.array([["NA"], [], None, ["x"]]),
+    }
+    pq.write_table(pa.table(kinds), path)
+    table, _ = take(path, null_values="common")
+    for name in ("plain", "large", "view", "category", "bytes"):
+        shown = [one.decode() if isinstance(one, bytes) else one for one in table[name].to_pylist()]
+        assert shown == [None, "x", None, None], name
+    assert table["fixed"].null_count == 3
+    assert table["number"].to_pylist() == [1, 2, None, 4]
+    assert table["list"].to_pylist() == [["NA"], [], None, ["x"]]
+
+
+def test_zeros_that_a_condition_would_take_for_true_are_counted(tmp_path):
+    _, taken = take(written(tmp_path, [("a", "0.0"), ("b", "1.0"), ("c", "False"), ("d", "")]), fields=FIELDS)
+    assert taken.notices == (
+        "column history is text, and 2 cells of it mean zero or false, which counts as true in a condition of the "
+        "template; write history | number",
+    )

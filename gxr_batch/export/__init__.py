@@ -53,7 +53,7 @@ def export(reader: RunReader, form: str, target: Path | None, choice: Choice) ->
     remember(reader.folder, path, state)
     kept = (f"the earlier file was changed since its export and is kept as {aside.name}",) if aside else ()
     none = ("no row of this run is approved yet",) if approved and not done.rows else ()
-    return done._replace(notes=(*none, *done.notes, *kept))
+    return done._replace(notes=(*done.notes, *none, *kept))
 
 
 def default_path(reader: RunReader, form: str, choice: Choice) -> Path:

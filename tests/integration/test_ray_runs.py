@@ -20,7 +20,7 @@ import pytest
 from places import ROOT, SUPPORT
 from running import Workplace, without_times
 
-from gxr_batch.cli.status import _line
+from gxr_batch.cli.status import _one
 from gxr_batch.run.status import RunStatus
 
 RAY = "[engine]\nkind = 'ray'\n[ray]\nworker = 'echo'\nworkers = 2\n"
@@ -224,9 +224,9 @@ def test_an_existing_cluster_is_used_and_may_lose_a_host(work, monkeypatch):
 def test_status_shows_how_many_workers_are_alive_and_how_many_were_lost():
     known = {"run": "outputs/j", "name": "j", "ok": 5, "failed": 0, "held": 0, "left": 3}
     running = RunStatus(state="running", workers={"alive": 1, "lost": 2, "rows": [3, 2]}, **known)
-    assert ", 1 worker, 2 workers lost" in _line(running)
+    assert "  workers    1 alive, 2 lost" in list(_one(running))
     finished = RunStatus(state="finished", workers={"alive": 2, "lost": 0, "rows": [3, 2]}, **known)
-    assert "worker" not in _line(finished)
+    assert "worker" not in "".join(_one(finished))
 
 
 def test_a_cluster_that_is_not_there_is_exit_4(work):

@@ -15,7 +15,8 @@ import pyarrow as pa
 from gxr_batch.errors import LaterVersion
 
 # 1: up to commit 2d832e8, only run.json carries it. 2: parts carry it too.
-FORMAT = 2
+# 3: gxr_reasoning; cells of more types, input.null_values = "common", run.lock with boot and file.
+FORMAT = 3
 FORMAT_MARK = "gxr_format"
 # Columns that earlier versions wrote and this one no longer reads. None so far.
 RETIRED_COLUMNS: frozenset[str] = frozenset()

@@ -63,7 +63,7 @@ After the run has begun, keys that decide a row's text cannot change: see
 [Change a job](run-folder.md#change-a-job).
 """
 SEE_ALSO = {
-    "input": "[Tutorial](tutorial.md)",
+    "input": "[Tables](tables.md), [Tutorial](tutorial.md)",
     "prompt": "[Templates](tutorial.md#choose-a-template)",
     "model": "[Models and adapters](models.md)",
     "sampling": "[The model's guide](guide.md#generating)",

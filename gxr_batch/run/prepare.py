@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 
 from gxr_batch.errors import LaterVersion
-from gxr_batch.job import Job
+from gxr_batch.job import InputSection, Job
 from gxr_batch.ledger import is_run
 from gxr_batch.ledger.manifest import load_manifest, name_and_outcome
 from gxr_batch.prompts import Templates
@@ -31,7 +31,7 @@ class Prepared:
         job = self.job
         parts = (
             self.survey.sha256,
-            job.input.model_dump_json(exclude={"path"}),
+            job.input.model_dump_json(exclude={"path", *_unset(job.input)}),
             job.prompt.template_column,
             self.templates.default.name,
             *(self.templates.get(name).sha256 for name in sorted(self.fields.templates)),
@@ -39,6 +39,12 @@ class Prepared:
             str(job.sampling.samples_per_row),
         )
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def _unset(section: InputSection) -> set[str]:
+    """Return the keys added in format 3 that have their default: without them a finished run's key stays the same."""
+    added = ("escape", "skip_lines", "column_names", "sheet")
+    return {key for key in added if getattr(section, key) == InputSection.model_fields[key].default}
 
 
 def prepare(job: Job) -> Prepared:

@@ -63,7 +63,7 @@ After the run has begun, keys that decide a row's text cannot change: see
 [Change a job](run-folder.md#change-a-job).
 """
 SEE_ALSO = {
-    "input": "[Tutorial](tutorial.md), [words for missing values](templates.md#words-for-missing-values)",
+    "input": "[Tables](tables.md), [words for missing values](templates.md#words-for-missing-values)",
     "prompt": "[Templates](templates.md)",
     "model": "[Models and adapters](models.md)",
     "sampling": "[The model's guide](guide.md#generating)",

@@ -53,6 +53,7 @@ def run_job(
     retry: Literal["failed", "held", "truncated"] | None = None,
     retry_rows: Sequence[str] = (),
     take_over: bool = False,
+    allow_empty: bool = False,
     stopper: Stopper | None = None,
     on_notice: Callable[[str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -75,7 +76,14 @@ def run_job(
     _check_limit(limit)
     _check_retry(retry, retry_rows)
     say = on_notice or _ignore
-    options = Options(limit=limit, fresh=fresh, retry=retry, retry_rows=tuple(retry_rows), take_over=take_over)
+    options = Options(
+        limit=limit,
+        fresh=fresh,
+        retry=retry,
+        retry_rows=tuple(retry_rows),
+        take_over=take_over,
+        allow_empty=allow_empty,
+    )
 
     def show(progress: Progress) -> None:
         if on_progress is not None:

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 )
 @click.option("--quiet", is_flag=True, help="Show no notices.")
 def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bool) -> None:
-    """Write a job file for TABLE, a CSV, TSV or Parquet file or a glob, and check it.
+    """Write a job file for TABLE, a file, a folder or a glob, and check it.
 
-    Comments in the file give the reason for each column, the template, the id column, the delimiter and the encoding.
-    An existing file is never overwritten.
+    A table is CSV, TSV, JSON Lines (each perhaps compressed), Parquet or an Excel workbook. Comments in the job file
+    give the reason for each column, the template, the id column, the delimiter and the encoding. An existing file is
+    never overwritten.
 
     \b
     Examples:

@@ -46,6 +46,7 @@ STOPPED = {
 @click.option("--row", "rows", metavar="ID", multiple=True, help="With --retry: only this row id; repeatable.")
 @click.option("--stop-by", metavar="HH:MM", help="Stop before the next HH:MM, local time, and exit with 75.")
 @click.option("--time-limit", metavar="DURATION", help='Stop within this time, e.g. "7h" or "30m", and exit with 75.')
+@click.option("--allow-empty", is_flag=True, help="Accept a table without rows, although the run had some.")
 @click.option("--take-over", is_flag=True, help="Resume a run that died on another host. Make sure that it is dead.")
 def command(
     job_file: Path,
@@ -59,6 +60,7 @@ def command(
     rows: tuple[str, ...],
     stop_by: str | None,
     time_limit: str | None,
+    allow_empty: bool,
     take_over: bool,
 ) -> None:
     """Generate a teaching case for every row of the job's table.
@@ -93,7 +95,15 @@ def command(
     if rows and not retry:
         raise click.UsageError("--row requires --retry.")
     job = read_job(job_file, overrides, output=output, stop_by=stop_by, time_limit=time_limit)
-    options = Options(limit=limit, fresh=fresh, retry=retry, retry_rows=rows, take_over=take_over, overrides=overrides)
+    options = Options(
+        limit=limit,
+        fresh=fresh,
+        retry=retry,
+        retry_rows=rows,
+        take_over=take_over,
+        allow_empty=allow_empty,
+        overrides=overrides,
+    )
     stopper = Stopper(job.run.grace_seconds)
     signals = Signals(stopper)
     with signals.handled(), ProgressDisplay(quiet) as display:

@@ -235,6 +235,10 @@ class InputSection(Section):
     id_column: str = ""
     delimiter: str = "auto"
     encoding: str = "auto"
+    escape: str = "auto"
+    skip_lines: Literal["auto"] | Annotated[int, Field(ge=0, le=MOST)] = "auto"
+    column_names: tuple[str, ...] = ()
+    sheet: str = ""
     null_values: tuple[str, ...] | Literal["common"] = ()
     columns: dict[str, str] = Field(default_factory=dict)
 
@@ -244,6 +248,19 @@ class InputSection(Section):
         if value != "auto" and (len(value) != 1 or value in '"\r\n'):
             raise ValueError('must be "auto" or one character other than a quote or a line end')
         return value
+
+    @field_validator("escape")
+    @classmethod
+    def _no_character_or_one(cls, value: str) -> str:
+        if value not in {"auto", ""} and (len(value) != 1 or value in '"\r\n'):
+            raise ValueError('must be "auto", "" or one character other than a quote or a line end')
+        return value
+
+    @model_validator(mode="after")
+    def _two_characters(self) -> InputSection:
+        if self.escape == self.delimiter != "auto":
+            raise ValueError("delimiter and escape must be different characters")
+        return self
 
 
 class PromptSection(Section):

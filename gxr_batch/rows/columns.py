@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from gxr_batch.errors import TableError
 RESERVED_PREFIX = "gxr_"
 _SHOWN = 20
 _LONGEST, _MOST_WORDS = 48, 5
+# Characters that join letters of some scripts; everything else of Unicode's category Cf is invisible.
+_JOINERS = "\u200c\u200d"
 _SENTENCE = re.compile(r"[.!?;](\s|$)|,\s|\n|\r")
 
 
@@ -62,9 +65,31 @@ def nearest(name: str, names: Sequence[str], most: int = 1, cutoff: float = 0.6)
     return [other for other in names if other.lower() in near]
 
 
-def clean(raw: Sequence[str]) -> Cleaned:
-    """Trim names, name unnamed columns after their position, number repeated names, drop the reserved ones."""
-    trimmed = [name.strip() for name in raw]
+def visible(name: str) -> str:
+    """Return a name as a reader sees it: composed letters, plain spaces, no invisible characters, trimmed.
+
+    Invisible are byte order marks, zero-width characters, soft hyphens and direction marks.
+    """
+    if name.isascii() and name.isprintable():
+        return name.strip()
+    joined = any(unicodedata.category(sign)[0] == "L" and ord(sign) >= 0x590 for sign in name)
+    kept = []
+    for sign in unicodedata.normalize("NFC", name):
+        category = unicodedata.category(sign)
+        if category in {"Zs", "Zl", "Zp"}:
+            kept.append(" ")
+        elif category != "Cf" or (joined and sign in _JOINERS):
+            kept.append(sign)
+    return "".join(kept).strip()
+
+
+def clean(raw: Sequence[str], asked: Collection[str] = ()) -> Cleaned:
+    """Trim names, name unnamed columns after their position, number repeated names, drop the reserved ones.
+
+    Invisible characters are removed, except from names in `asked`, which the job names with them.
+    """
+    plain = [name.strip() for name in raw]
+    trimmed = [name if name in asked else visible(name) for name in plain]
     # A name that occurs in the file is never given to another column.
     taken = set(trimmed)
     seen: set[str] = set()
@@ -84,6 +109,8 @@ def clean(raw: Sequence[str]) -> Cleaned:
             final = next(_free(name, taken, first=False))
             called = f" is called {final}" if plausible(trimmed) else " gets a number after its name"
             notices.append(f"the column name {label(place, trimmed)} is repeated: column {place + 1}{called}")
+        elif name != plain[place]:
+            notices.append(f"the column name {label(place, trimmed)} is read without its invisible characters")
         elif name != before:
             notices.append(f"spaces around the column name {label(place, trimmed)} are removed")
         seen.add(name)

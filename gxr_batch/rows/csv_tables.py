@@ -1,105 +1,149 @@
-"""Delimited text (CSV, TSV, ...) as Arrow tables of text columns: delimiter, header, and the rows in batches.
+"""Delimited text (CSV, TSV, ...) as Arrow tables of text columns: header, and the rows in batches.
 
-The csv module parses, in strict mode. This module counts lines, so that every error names one, and checks cells that
-span lines: a stray quote can swallow rows and still be valid CSV. Decoding is left to `encoding`.
+The csv module parses, in strict mode. This module counts lines, so that every error names one, checks cells that span
+lines (a stray quote can swallow rows and still be valid CSV), and leaves out rows that repeat the header, as in
+concatenated files. Decoding is left to `encoding`, the delimiter and odd layouts to `csv_layout`.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from io import StringIO
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from gxr_batch.errors import TableError
+from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import counted
-from gxr_batch.rows.encoding import Lines, open_lines, separator_line
-from gxr_batch.rows.source_files import SourceFile, changed_error
+from gxr_batch.rows.compression import EXTENSIONS, compression_of
+from gxr_batch.rows.csv_layout import (
+    BACKSLASH,
+    CHARACTERS_A_CELL,
+    LINE_END,
+    Layout,
+    find_layout,
+    fits,
+    kept_backslashes,
+    notices_of,
+    take_sample,
+    with_row_names,
+)
+from gxr_batch.rows.encoding import BYTE_ORDER_MARK, Lines, open_lines, scan
+from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error, reading
 
 ROWS_A_BATCH, _BYTES_A_BATCH = 16_384, 2**23
-# The most a single cell may hold: a longer one is an unclosed quote, and must not be read into memory to the end.
-CHARACTERS_A_CELL = 2**24
-_LINE_END = re.compile(r"\r\n|\r|\n")
-_DELIMITERS = ",;\t|"
-_SAMPLE_CHARACTERS = 2**16
-_SAMPLE_RECORDS = 20
+_MISREAD_MARK = "\u00ef\u00bb\u00bf"  # a byte order mark in the middle of a file that is read as cp1252
+_LINES_NAMED = 5
+_UPPER_LINES = 25  # rows that do not fit here may be below a title
 
 
-def find_delimiter(path: Path, encoding: str) -> str:
-    """Return a file's delimiter: the one that gives most of the first rows as many columns as the header.
+@dataclass(frozen=True, kw_only=True)
+class DelimitedFile(SourceFile):
+    """A file of delimited text. `header` has the names as written, `named` is True if the job names the columns."""
 
-    A .tsv file whose header contains a tab is always tab-separated.
-    """
-    with open_lines(path, encoding) as lines:
-        sample = lines.sample(_SAMPLE_CHARACTERS)
-    header, *_ = _LINE_END.split(sample, maxsplit=1)
-    if named := separator_line(header):
-        return named
-    if path.suffix.lower() == ".tsv" and "\t" in header:
-        return "\t"
-    if len(sample) == _SAMPLE_CHARACTERS and "\n" in sample:
-        sample = sample[: sample.rindex("\n") + 1]
-    # On a tie the first one wins, so the comma comes first.
-    return max(_DELIMITERS, key=lambda delimiter: _score(sample, delimiter))
+    header: tuple[str, ...]
+    layout: Layout
+    compression: str = ""
+    named: bool = False
 
+    @property
+    def reading(self) -> str:
+        """Everything that decides how the file is read, except encoding and delimiter."""
+        layout = self.layout
+        plain = not (layout.escape or layout.skip_lines or layout.extra or self.named)
+        return "" if plain else f" {layout[1:]!r} {self.header!r}"
 
-def _score(sample: str, delimiter: str) -> tuple[int, int]:
-    """Return how many of the first records are as wide as the header, and that width; zeros for a single column."""
-    widths: list[int] = []
-    try:
-        for record in csv.reader(StringIO(sample, newline=""), delimiter=delimiter):
-            if record:
-                widths.append(len(record))
-            if len(widths) > _SAMPLE_RECORDS:
-                break
-    except csv.Error:
-        pass  # a cell over the csv module's limit: score the records before it
-    if not widths or widths[0] == 1:
-        return 0, 0
-    return widths.count(widths[0]), widths[0]
+    def own_batches(self, nulls: Collection[str], say: Say) -> Iterator[pa.Table]:
+        """Yield the rows as tables of `own_schema`."""
+        return batches(self, nulls, say)
 
 
-def read_header(path: Path, encoding: str, delimiter: str) -> list[str]:
+def look(path: Path, section: InputSection) -> Look:
+    """Return the names, encoding and layout of a file. Raises TableError."""
+    compression, notices = stored_as(path)
+    encoding, sha256, note, escapes = scan(path, section.encoding, compression)
+    with open_lines(path, encoding, compression) as lines:
+        sample = take_sample(lines)
+    named = len(section.column_names)
+    layout = find_layout(path, sample, section, "" if section.escape == "auto" else section.escape)
+    if section.escape == "auto" and escapes and not fits(path, encoding, compression, layout, named):
+        other = find_layout(path, sample, section, BACKSLASH)
+        layout = other if fits(path, encoding, compression, other, named) else layout
+    names = list(section.column_names) or _read_header(path, encoding, compression, layout)
+    if section.column_names and not any(line.strip() for line in sample.lines[layout.skip_lines :]):
+        raise NothingInside("The file is empty.", where=str(path), next_step="it needs at least one row")
+    header = tuple(names)
+    if layout.extra == "row names":
+        names = with_row_names(names)
+    fields = {
+        "encoding": encoding,
+        "delimiter": layout.delimiter,
+        "header": header,
+        "layout": layout,
+        "compression": compression,
+        "named": bool(section.column_names),
+    }
+    notices += [note] * bool(note) + list(notices_of(layout, section))
+    return Look(names, [pa.string()] * len(names), sha256, DelimitedFile, fields, tuple(notices))
+
+
+def stored_as(path: Path) -> tuple[str, list[str]]:
+    """Return the compression of a file that is named as compressed, and a notice if its bytes show another one."""
+    ending = path.suffix.lower()
+    if ending not in EXTENSIONS:
+        return "", []
+    with reading(path), path.open("rb") as file:
+        compression = compression_of(file.read(8))
+    if compression == EXTENSIONS[ending]:
+        return compression, []
+    return compression, [f"the file ends in {ending}, but is {compression or 'not compressed'}; read as it is"]
+
+
+def _read_header(path: Path, encoding: str, compression: str, layout: Layout) -> list[str]:
     """Return the column names as written in the file. Raises TableError if there are none."""
-    with open_lines(path, encoding) as lines:
-        records, _ = _Records(path, lines, delimiter).take(1, None)
+    with open_lines(path, encoding, compression) as lines:
+        records, _ = _Records(path, lines, layout, ()).take(1, None)
     if not records:
-        raise TableError(
+        raise NothingInside(
             "The file has no header line.", where=str(path), next_step="add a first line that names the columns"
         )
+    line = layout.skip_lines + 1
     if any("\0" in name for name in records[0]):
         raise TableError(
             "The header contains NUL characters.",
-            where=f"{path}, line 1",
+            where=f"{path}, line {line}",
             next_step='the file may be UTF-16 without a byte order mark: try input.encoding = "utf-16-le"',
         )
     try:
         "".join(records[0]).encode()
     except UnicodeEncodeError:
-        raise _not_a_character(path, 1) from None
+        raise _not_a_character(path, line) from None
     return records[0]
 
 
-def batches(file: SourceFile, nulls: Collection[str], say: Callable[[str], None]) -> Iterator[pa.Table]:
-    """Yield the rows as tables of `file.schema`. Cells that are empty or one of `nulls` are null.
+def batches(file: DelimitedFile, nulls: Collection[str], say: Say) -> Iterator[pa.Table]:
+    """Yield the rows as tables of `file.own_schema`. Cells that are empty or one of `nulls` are null.
 
     Raises TableError for a row that cannot be read, and if the file changed since the survey.
     """
     missing = frozenset(nulls) | {""}
-    with open_lines(file.path, file.encoding) as lines:
-        records = _Records(file.path, lines, file.delimiter)
-        records.take(1, None)
+    schema = file.own_schema
+    width = file.width + (file.layout.extra == "trailing delimiter")
+    with open_lines(file.path, file.encoding, file.compression) as lines:
+        records = _Records(file.path, lines, file.layout, file.header, named=file.named)
+        if not file.named:
+            records.take(1, None)
         while True:
-            rows, starts = records.take(ROWS_A_BATCH, file.width)
+            rows, starts = records.take(ROWS_A_BATCH, width)
             if not rows:
                 break
-            columns = list(zip(*rows, strict=True))
+            columns = records.checked(list(zip(*rows, strict=True)), rows, starts)
             yield pa.Table.from_arrays(
-                [_text_column(file, columns[place], missing, starts) for place in file.places], schema=file.schema
+                [_text_column(file, columns[place], missing, starts) for place in file.places], schema=schema
             )
         if lines.sha256() != file.sha256:
             raise changed_error(file)
@@ -107,7 +151,9 @@ def batches(file: SourceFile, nulls: Collection[str], say: Callable[[str], None]
         say(f"{file.path}: {notice}")
 
 
-def _text_column(file: SourceFile, cells: Sequence[str], missing: Collection[str], starts: Sequence[int]) -> pa.Array:
+def _text_column(
+    file: DelimitedFile, cells: Sequence[str], missing: Collection[str], starts: Sequence[int]
+) -> pa.Array:
     values = [None if cell in missing else cell for cell in cells]
     try:
         return pa.array(values, pa.string())
@@ -137,18 +183,33 @@ def _not_a_character(path: Path, line: int) -> TableError:
 class _Records:
     """The records of one file, with the line on which each starts (from 1)."""
 
-    def __init__(self, path: Path, lines: Lines, delimiter: str) -> None:
-        self._path, self._lines, self._delimiter = path, lines, delimiter
+    def __init__(self, path: Path, lines: Lines, layout: Layout, header: Sequence[str], *, named: bool = False) -> None:
+        self._path, self._lines, self._layout, self._named = path, lines, layout, named
+        self._header = [name.strip() for name in header]
+        # How the first name may be written in a header line that is repeated further down.
+        self._first_names = {
+            mark + quote + name + quote
+            for name in {*header[:1], *self._header[:1]}
+            for mark in ("", BYTE_ORDER_MARK, _MISREAD_MARK)
+            for quote in ("", '"')
+        }
         try:
-            self._reader = csv.reader(iter(lines), delimiter=delimiter, strict=True)
+            lines.skip(layout.skip_lines)
+            self._reader = csv.reader(
+                kept_backslashes(lines, layout),
+                delimiter=layout.delimiter,
+                escapechar=layout.escape or None,
+                strict=True,
+            )
         except (TypeError, ValueError):
             raise TableError(
                 "This character cannot be a delimiter.", where="input.delimiter", next_step='e.g. ";" or "auto"'
             ) from None
         except UnicodeError:
             raise self._undecodable() from None
-        self._width = 0
+        self._width = len(header) if named else 0
         self._blank = 0
+        self._repeated: list[int] = []
         self._doubtful = 0
         self._first_doubtful = 0
 
@@ -157,12 +218,13 @@ class _Records:
         rows: list[list[str]] = []
         starts: list[int] = []
         reader = self._reader
-        line = reader.line_num
+        above = self._layout.skip_lines
+        line = reader.line_num + above
         bytes_before = self._lines.bytes_taken
         with _long_cells():
             try:
                 for row in reader:
-                    start, line = line + 1, reader.line_num
+                    start, line = line + 1, reader.line_num + above
                     if len(row) != width and not self._fits(row, width, start):
                         continue
                     if line != start:
@@ -177,8 +239,36 @@ class _Records:
                 raise self._undecodable() from None
         return rows, starts
 
+    def checked(
+        self, columns: list[tuple[str, ...]], rows: list[list[str]], starts: list[int]
+    ) -> list[tuple[str, ...]]:
+        """Return a batch's columns without rows that repeat the header, which also leave `rows` and `starts`."""
+        if self._layout.extra == "trailing delimiter" and any(columns[-1]):
+            at = next(place for place, cell in enumerate(columns[-1]) if cell)
+            raise self._misfit(rows[at], starts[at], len(columns) - 1)
+        if self._first_names.isdisjoint(columns[0]):
+            return columns
+        again = [place for place, row in enumerate(rows) if row[0] in self._first_names and self._is_header(row)]
+        for place in reversed(again):
+            self._repeated.append(starts[place])
+            del rows[place], starts[place]
+        return list(zip(*rows, strict=True)) if rows else [()] * len(columns)
+
+    def _is_header(self, row: Sequence[str]) -> bool:
+        """Return whether a row repeats the header, perhaps after a byte order mark."""
+        if not row or row[0] not in self._first_names:
+            return False
+        cells = [cell.strip() for cell in row]
+        return cells[1:] == self._header[1:] or (cells[1:-1] == self._header[1:] and not cells[-1])
+
     def notices(self) -> Iterator[str]:
         """Yield notices about the lines read so far."""
+        if self._repeated:
+            lines = sorted(self._repeated)
+            named = ", ".join(f"{line:,}" for line in lines[:_LINES_NAMED])
+            named += ", ..." if len(lines) > _LINES_NAMED else ""
+            one = len(lines) == 1
+            yield f"{'line' if one else 'lines'} {named} {'repeats' if one else 'repeat'} the header: left out"
         if self._blank and self._width == 1:
             yield f'{counted(self._blank, "blank line")} skipped; write a row with one empty cell as ""'
         if self._doubtful:
@@ -195,18 +285,31 @@ class _Records:
         if width is None:
             self._width = len(row)
             return True
-        raise TableError(
-            f"A row has {counted(len(row), 'cell')}; the header has {width}.",
+        if self._layout.extra and self._is_header(row):
+            self._repeated.append(start)
+            return False
+        # A delimiter at the end of the header alone.
+        if len(row) == width - 1 and len(self._header) == width and not self._header[-1]:
+            row.append("")
+            return True
+        raise self._misfit(row, start, width - bool(self._layout.extra))
+
+    def _misfit(self, row: Sequence[str], start: int, width: int) -> TableError:
+        delimiter = {"\t": "a tab", " ": "a space"}.get(self._layout.delimiter, self._layout.delimiter)
+        title = "; if the header is below other lines, set input.skip_lines" if start <= _UPPER_LINES else ""
+        names = "input.column_names" if self._named else "the header"
+        return TableError(
+            f"A row has {counted(len(row), 'cell')}; {names} has {width}.",
             where=f"{self._path}, line {start}",
             next_step=(
                 "fix that line: put quotes around cells that contain the delimiter or a line break "
-                f"(the delimiter is {'a tab' if self._delimiter == chr(9) else self._delimiter})"
+                f"(the delimiter is {delimiter}){title}"
             ),
         )
 
     def _look_twice(self, row: list[str], start: int, end: int) -> None:
         """Raise if a multi-line record is almost certainly rows swallowed by a stray quote; count doubtful ones."""
-        doubt = swallowed(row, self._delimiter)
+        doubt = swallowed(row, self._layout.delimiter)
         if doubt == "sure":
             raise TableError(
                 f"A quote opened on line {start} is closed only on line {end}; the lines between look like rows.",
@@ -220,14 +323,15 @@ class _Records:
     def _unbalanced(self, start: int) -> TableError:
         return TableError(
             f"The row that starts on line {start} has unbalanced quotes.",
-            where=f"{self._path}, line {start} (noticed on line {self._reader.line_num})",
-            next_step="double every quote inside a quoted cell, and put a delimiter after its closing quote",
+            where=f"{self._path}, line {start} (noticed on line {self._reader.line_num + self._layout.skip_lines})",
+            next_step="double every quote inside a quoted cell, and put a delimiter after its closing quote; if quotes "
+            "are escaped with another character, set input.escape",
         )
 
     def _undecodable(self) -> TableError:
         return TableError(
             "The file cannot be decoded in its detected encoding.",
-            where=f"{self._path}, near line {self._reader.line_num + 1}",
+            where=f"{self._path}, near line {self._reader.line_num + self._layout.skip_lines + 1}",
             next_step="set input.encoding to the encoding of the file",
         )
 
@@ -242,7 +346,7 @@ def swallowed(row: Sequence[str], delimiter: str) -> str:
     if len(held) != 1 or len(row) == 1:
         return ""
     place, cell = held[0]
-    first, *middle, last = _LINE_END.split(cell)
+    first, *middle, last = LINE_END.split(cell)
     full = len(row) - 1
     counts = [place + first.count(delimiter), *(line.count(delimiter) for line in middle)]
     if any(count != full for count in counts) or last.count(delimiter) != place:

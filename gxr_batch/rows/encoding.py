@@ -1,5 +1,7 @@
 """Text files as streams: detecting a file's encoding, and reading it line by line while hashing its bytes.
 
+A compressed file is read as the text inside; its hash is that of the compressed bytes.
+
 An encoding is accepted only if the whole file decodes in it, so that no row can fail to decode later.
 """
 
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gxr_batch.errors import TableError
+from gxr_batch.rows.compression import decompressed
 from gxr_batch.rows.source_files import CHUNK_BYTES, reading, refuse_disguise
 
 if TYPE_CHECKING:
@@ -32,31 +35,35 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 class Scanned(NamedTuple):
-    """The result of one pass over a text file. `notice` names the encoding unless it is plain UTF-8."""
+    """The result of one pass over a text file. `notice` names the encoding unless it is plain UTF-8.
+
+    `escapes` tells whether a quote follows a backslash somewhere.
+    """
 
     encoding: str
     sha256: str
     notice: str
+    escapes: bool = False
 
 
-def scan(path: Path, wanted: str) -> Scanned:
+def scan(path: Path, wanted: str, compression: str = "") -> Scanned:
     """Hash a text file and determine its encoding ("auto" = detect it). Raises TableError if it does not decode."""
-    with reading(path), path.open("rb") as file:
-        head = file.read(4)
+    with reading(path), _HashedFile(io.FileIO(path)) as source:
+        head = decompressed(source, compression, path).read(4) or b""
     refuse_disguise(path, head)
     if wanted != "auto":
-        return Scanned(wanted, _decodes_or_raise(path, _known(wanted)), "")
+        return _decodes_or_raise(path, _known(wanted), compression)
     for mark, encoding, label in _MARKS:
         if head.startswith(mark):
-            return Scanned(encoding, _decodes_or_raise(path, encoding), f"read as {label}")
-    sha256, decodes = _pass(path, "utf-8")
+            return _decodes_or_raise(path, encoding, compression)._replace(notice=f"read as {label}")
+    found, decodes = _pass(path, "utf-8", compression)
     if decodes:
-        return Scanned("utf-8", sha256, "")
-    sha256 = _decodes_or_raise(path, "cp1252", "neither UTF-8 nor cp1252")
+        return found
+    found = _decodes_or_raise(path, "cp1252", compression, "neither UTF-8 nor cp1252")
     notice = (
         "read as cp1252 (Western European Windows) because it is not UTF-8; set input.encoding if letters look wrong"
     )
-    return Scanned("cp1252", sha256, notice)
+    return found._replace(notice=notice)
 
 
 def _known(encoding: str) -> str:
@@ -72,43 +79,46 @@ def _known(encoding: str) -> str:
     return encoding
 
 
-def _pass(path: Path, encoding: str) -> tuple[str, bool]:
-    """Return the file's sha256 and whether all of it decodes."""
-    digest, decodes = hashlib.sha256(), True
+def _pass(path: Path, encoding: str, compression: str) -> tuple[Scanned, bool]:
+    """Read all of the file; return what is known of it, and whether it decodes."""
+    decodes, escapes = True, False
     decoder = codecs.getincrementaldecoder(encoding)()
-    with reading(path), path.open("rb", buffering=0) as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+    with reading(path), _HashedFile(io.FileIO(path)) as source:
+        content = decompressed(source, compression, path)
+        while chunk := content.read(CHUNK_BYTES):
             if decodes:
-                decodes = _decodes(decoder, chunk)
-    return digest.hexdigest(), decodes and _decodes(decoder, b"", final=True)
+                try:
+                    text = decoder.decode(chunk)
+                except UnicodeError:
+                    decodes = False
+                else:
+                    escapes = escapes or '\\"' in text
+        if decodes:
+            try:
+                decoder.decode(b"", True)
+            except UnicodeError:
+                decodes = False
+        return Scanned(encoding, source.rest_sha256(), "", escapes), decodes
 
 
-def _decodes(decoder: codecs.IncrementalDecoder, chunk: bytes, *, final: bool = False) -> bool:
-    try:
-        decoder.decode(chunk, final)
-    except UnicodeError:
-        return False
-    return True
-
-
-def _decodes_or_raise(path: Path, encoding: str, complaint: str = "") -> str:
-    sha256, decodes = _pass(path, encoding)
+def _decodes_or_raise(path: Path, encoding: str, compression: str, complaint: str = "") -> Scanned:
+    found, decodes = _pass(path, encoding, compression)
     if not decodes:
         raise TableError(
             f"The file is {complaint or f'not {encoding}'} text.",
-            where=f"{path}, line {_undecodable_line(path, encoding)}",
+            where=f"{path}, line {_undecodable_line(path, encoding, compression)}",
             next_step='set input.encoding, e.g. to "utf-8", "cp1252", "latin-1", "utf-16"',
         )
-    return sha256
+    return found
 
 
-def _undecodable_line(path: Path, encoding: str) -> int:
+def _undecodable_line(path: Path, encoding: str, compression: str) -> int:
     """Return the line (from 1) of the first bytes that do not decode."""
     decoder = codecs.getincrementaldecoder(encoding)()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     line = 1
-    with reading(path), path.open("rb") as file:
+    with reading(path), _HashedFile(io.FileIO(path)) as source:
+        file = io.BufferedReader(decompressed(source, compression, path))
         while chunk := file.read(4096):
             state = decoder.getstate()
             try:
@@ -141,7 +151,10 @@ class _HashedFile(io.RawIOBase):
         self.taken += size
         return size
 
-    def sha256(self) -> str:
+    def rest_sha256(self) -> str:
+        """Read the rest of the file and return the sha256 of all of it."""
+        while self.read(CHUNK_BYTES):
+            pass
         return self._digest.hexdigest()
 
     def close(self) -> None:
@@ -149,16 +162,41 @@ class _HashedFile(io.RawIOBase):
         super().close()
 
 
+class _Counted(io.RawIOBase):
+    """A stream that counts what is read from it."""
+
+    def __init__(self, stream: io.RawIOBase) -> None:
+        self._stream = stream
+        self.taken = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        size = self._stream.readinto(buffer) or 0
+        self.taken += size
+        return size
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
 class Lines:
     """The lines of a text file with their line ends and without a byte order mark, hashed while they are read."""
 
-    def __init__(self, source: _HashedFile, text: io.TextIOWrapper) -> None:
-        self._source, self._text = source, text
+    def __init__(self, source: _HashedFile, content: _Counted | _HashedFile, text: io.TextIOWrapper) -> None:
+        self._source, self._content, self._text = source, content, text
 
     @property
     def bytes_taken(self) -> int:
-        """Bytes of the file read so far, up to a buffer ahead."""
-        return self._source.taken
+        """Bytes of the content read so far, up to a buffer ahead."""
+        return self._content.taken
+
+    def skip(self, lines: int) -> None:
+        """Pass over lines at the beginning, before any other is read."""
+        for _ in range(lines):
+            self._text.readline()
 
     def sample(self, characters: int) -> str:
         """Return the beginning of the text; the stream cannot be read as lines afterwards."""
@@ -166,9 +204,7 @@ class Lines:
 
     def sha256(self) -> str:
         """Read the rest of the file and return the sha256 of all of it."""
-        while self._source.read(CHUNK_BYTES):
-            pass
-        return self._source.sha256()
+        return self._source.rest_sha256()
 
     def __iter__(self) -> Iterator[str]:
         first = self._text.readline().removeprefix(BYTE_ORDER_MARK)
@@ -184,10 +220,11 @@ def separator_line(line: str) -> str:
 
 
 @contextmanager
-def open_lines(path: Path, encoding: str) -> Iterator[Lines]:
+def open_lines(path: Path, encoding: str, compression: str = "") -> Iterator[Lines]:
     """Open a text file to be read line by line. Raises TableError, StorageError."""
     with reading(path):
         source = _HashedFile(io.FileIO(path))
+        content = _Counted(decompressed(source, compression, path)) if compression else source
         # Line ends are kept: the csv module needs them.
-        with source, io.TextIOWrapper(io.BufferedReader(source, CHUNK_BYTES), encoding=encoding, newline="") as text:
-            yield Lines(source, text)
+        with source, io.TextIOWrapper(io.BufferedReader(content, CHUNK_BYTES), encoding=encoding, newline="") as text:
+            yield Lines(source, content, text)

@@ -18,8 +18,7 @@ import pyarrow.parquet as pq
 
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import TableError
-from gxr_batch.rows import csv_tables, parquet_tables
-from gxr_batch.rows.columns import FieldMap, counted, require_column
+from gxr_batch.rows.columns import FieldMap, counted, label, require_column
 from gxr_batch.rows.ids import (
     DERIVED_DIGITS,
     Bases,
@@ -35,8 +34,10 @@ from gxr_batch.rows.ids import (
     require_usable,
 )
 from gxr_batch.rows.null_words import WordCount
-from gxr_batch.rows.source_files import SourceFile, changed, changed_error
+from gxr_batch.rows.parquet_tables import rows_a_batch
+from gxr_batch.rows.source_files import Source, changed_error
 from gxr_batch.rows.survey import Survey
+from gxr_batch.rows.type_unions import converted
 
 ID, CONTENT = "gxr_row_id", "gxr_content_hash"
 _KEY_FIELDS = (pa.field(ID, pa.string()), pa.field(CONTENT, pa.string()))
@@ -71,7 +72,7 @@ def ingest(
         if made.ids:
             _replace_ids(target, made)
         for file in survey.files:
-            if changed(file):
+            if file.changed():
                 raise changed_error(file)
     return Ingested(len(bases), tuple(intake.notices + _repeats(made.repeats, id_column)))
 
@@ -128,18 +129,41 @@ class _Intake:
         for file in self._survey.files:
             self._path = file.path
             try:
-                for table in self._batches(file):
-                    yield _widened(table, self._survey.schema)
+                for table in file.batches(self._survey.null_values, self.notices.append):
+                    yield self._widened(table, file)
             except TableError:
-                if changed(file):  # a truncated row is then not the user's mistake
+                if file.changed():  # a truncated row is then not the user's mistake
                     raise changed_error(file) from None
                 raise
 
-    def _batches(self, file: SourceFile) -> Iterator[pa.Table]:
-        nulls = self._survey.null_values
-        if file.kind == "parquet":
-            return parquet_tables.batches(file, nulls)
-        return csv_tables.batches(file, nulls, self.notices.append)
+    def _widened(self, table: pa.Table, file: Source) -> pa.Table:
+        """Return a file's rows with the types of the whole table, and nulls for columns that only other files have."""
+        schema = self._survey.schema
+        if table.schema.equals(schema):
+            return table
+        own = set(table.column_names)
+        columns = []
+        for field in schema:
+            if field.name not in own or pa.types.is_null(table.schema.field(field.name).type):
+                columns.append(pa.nulls(table.num_rows, field.type))
+                continue
+            try:
+                columns.append(converted(table[field.name], field.type))
+            except (pa.ArrowException, ValueError, OverflowError):
+                raise self._without_union(field, file) from None
+        return pa.Table.from_arrays(columns, schema=schema)
+
+    def _without_union(self, field: pa.Field, file: Source) -> TableError:
+        """Return the error for a value that the common type of a column cannot hold."""
+        others = [other for other in self._survey.files if field.name in other.schema.names and other.path != file.path]
+        own = file.schema.field(field.name).type
+        other = next((one for one in others if one.schema.field(field.name).type != own), file)
+        called = label(file.schema.get_field_index(field.name), file.schema.names)
+        return TableError(
+            f"The column {called} has two types, and a value that only one of them can hold: {own} in {file.path}, "
+            f"{other.schema.field(field.name).type} in {other.path}.",
+            next_step="save the files with one type, such as text, or run them as separate jobs",
+        )
 
 
 def _first_rows(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Table]:
@@ -152,18 +176,6 @@ def _first_rows(tables: Iterator[pa.Table], limit: int | None) -> Iterator[pa.Ta
         left -= min(left, table.num_rows)
         if not left:
             return
-
-
-def _widened(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return a file's rows with nulls for the columns that only other files have."""
-    own = set(table.column_names)
-    columns = [
-        pa.nulls(table.num_rows, field.type)
-        if field.name not in own or pa.types.is_null(table.schema.field(field.name).type)
-        else table[field.name]
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
 
 
 class _Groups:
@@ -211,7 +223,7 @@ def _replace_ids(path: Path, made: Distinct) -> None:
     start = done = 0
     with pq.ParquetFile(path) as file, _Groups(other, file.schema_arrow) as groups:
         place = file.schema_arrow.get_field_index(ID)
-        for batch in file.iter_batches(parquet_tables.rows_a_batch(file.metadata)):
+        for batch in file.iter_batches(rows_a_batch(file.metadata)):
             mask = made.mask[start : start + batch.num_rows]
             ids = pa.array(made.ids[done : done + int(mask.sum())], pa.string())
             start, done = start + batch.num_rows, done + len(ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,13 +13,33 @@ import pyarrow.parquet as pq
 
 from gxr_batch.cells import is_bytes
 from gxr_batch.errors import TableError
-from gxr_batch.rows.columns import label
-from gxr_batch.rows.source_files import SourceFile, changed_error, reading, sha256_of
+from gxr_batch.job import InputSection
+from gxr_batch.rows.columns import counted, label
+from gxr_batch.rows.source_files import Look, Say, SourceFile, changed_error, reading, sha256_of
 
 _ROWS_A_BATCH = 16_384
 _BYTES_A_BATCH = 2**23
 # Columns are read through a buffer of this size, so that a file with one huge row group is streamed too.
 _BUFFER_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetTable(SourceFile):
+    """A Parquet file. `header` has the names as written."""
+
+    header: tuple[str, ...]
+
+    def own_batches(self, nulls: Collection[str], say: Say) -> Iterator[pa.Table]:
+        """Yield the rows as tables of `own_schema`."""
+        for table in batches(self, nulls):
+            yield _without_headers(self, table, say)
+
+
+def look(path: Path, _: InputSection) -> Look:
+    """Return the names and types of a file. Raises TableError."""
+    sha256 = sha256_of(path)
+    found = read_schema(path)
+    return Look(found.names, found.types, sha256, ParquetTable, {"header": tuple(found.names)})
 
 
 def read_schema(path: Path) -> pa.Schema:
@@ -34,13 +55,14 @@ def read_schema(path: Path) -> pa.Schema:
     return schema
 
 
-def batches(file: SourceFile, nulls: Collection[str]) -> Iterator[pa.Table]:
-    """Yield the rows as tables of `file.schema`; text cells that are one of `nulls` are null.
+def batches(file: ParquetTable, nulls: Collection[str]) -> Iterator[pa.Table]:
+    """Yield the rows as tables of `file.own_schema`; text cells that are one of `nulls` are null.
 
     Raises TableError if a page is damaged, a text is not UTF-8, or the file is no longer the one surveyed.
     """
     words = pa.array(list(nulls), pa.string())
     start = 0
+    schema = file.own_schema
     with _damage(file.path), pq.ParquetFile(file.path, buffer_size=_BUFFER_BYTES) as parquet:
         if parquet.schema_arrow.names and len(parquet.schema_arrow) != file.width:
             raise changed_error(file)
@@ -48,10 +70,26 @@ def batches(file: SourceFile, nulls: Collection[str]) -> Iterator[pa.Table]:
             columns = [_checked(file, batch, place, start) for place in file.places]
             if nulls:
                 columns = [without(column, words) for column in columns]
-            yield pa.Table.from_arrays(columns, schema=file.schema)
+            yield pa.Table.from_arrays(columns, schema=schema)
             start += batch.num_rows
     if sha256_of(file.path) != file.sha256:
         raise changed_error(file)
+
+
+def _without_headers(file: ParquetTable, table: pa.Table, say: Say) -> pa.Table:
+    """Return the table without rows whose cells are the column names, as in concatenated CSV files converted later."""
+    if not all(is_text(kind) for kind in table.schema.types):
+        return table
+    same = pc.equal(table.column(0), file.header[file.places[0]].strip())
+    if not pc.any(same).as_py():
+        return table
+    for place, column in zip(file.places[1:], table.columns[1:], strict=True):
+        same = pc.and_(same, pc.equal(column, file.header[place].strip()))
+    same = pc.fill_null(same, False)
+    if again := pc.sum(same).as_py():
+        say(f"{file.path}: {counted(again, 'row')} with the column names as cells: left out")
+        return table.filter(pc.invert(same))
+    return table
 
 
 def rows_a_batch(metadata: pq.FileMetaData) -> int:

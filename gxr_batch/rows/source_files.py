@@ -1,4 +1,4 @@
-"""Which files a path names, the kind of each, and whether a file has changed since the survey.
+"""What a table is read from: the protocol of a source, files as sources, and whether a file changed since the survey.
 
 A file is identified by the sha256 of its bytes. File system errors become TableError if the user can fix the path,
 StorageError if the disk is at fault.
@@ -6,26 +6,38 @@ StorageError if the disk is at fault.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from gxr_batch.disk import expanded
 from gxr_batch.errors import StorageError, TableError
+from gxr_batch.rows.compression import EXTENSIONS
 
-Kind = Literal["delimited", "parquet"]
+Kind = Literal["delimited", "jsonl", "parquet", "workbook"]
+Say = Callable[[str], None]
 
 CHUNK_BYTES = 2**20
-_KINDS: dict[str, Kind] = {".csv": "delimited", ".tsv": "delimited", ".txt": "delimited", ".parquet": "parquet"}
-_WORKBOOKS = {".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"}
+TABLES: dict[str, Kind] = {
+    ".csv": "delimited",
+    ".tsv": "delimited",
+    ".txt": "delimited",
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".xlsx": "workbook",
+    ".xlsm": "workbook",
+}
+_COMPRESSED: tuple[Kind, ...] = ("delimited", "jsonl")
+_OTHER_WORKBOOKS = {".xlsb", ".xls", ".ods", ".numbers"}
 # First bytes of other kinds of files that are sometimes named like a text file.
 _DISGUISES = {
     b"PK\x03\x04": "an Excel workbook or a zip archive",
@@ -33,18 +45,60 @@ _DISGUISES = {
     b"PAR1": "Parquet",
     b"\x1f\x8b": "compressed with gzip",
 }
-_SAVE_AS_CSV = (
-    'open it in Excel, choose File > Save As and the type "CSV UTF-8 (Comma delimited) (*.csv)", '
-    "then set input.path to that file"
+_SAVE_AGAIN = (
+    'open it in Excel, choose File > Save As and the type "Excel Workbook (*.xlsx)" or '
+    '"CSV UTF-8 (Comma delimited) (*.csv)", then set input.path to that file'
 )
 
 
+class NothingInside(TableError):
+    """A file has no header and no row. Among other files it is passed over."""
+
+
+class Source(Protocol):
+    """One table of the input: a file, or what the caller of `survey` reads instead.
+
+    A source with the same mark yields the same rows.
+    """
+
+    @property
+    def path(self) -> Path:
+        """What messages and run.json name."""
+        ...
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns, under their final names."""
+        ...
+
+    @property
+    def mark(self) -> str:
+        """What identifies the content and how it is read."""
+        ...
+
+    def batches(self, nulls: Collection[str], say: Say) -> Iterator[pa.Table]:
+        """Yield the rows as tables of `schema`, text cells that are one of `nulls` as null. Raises TableError."""
+        ...
+
+    def changed(self) -> bool:
+        """Return whether the content changed since the survey."""
+        ...
+
+
+class Constant(NamedTuple):
+    """A text column with one value for every row of a file."""
+
+    name: str
+    value: str | None
+
+
 @dataclass(frozen=True, kw_only=True)
-class SourceFile:
+class SourceFile(ABC):
     """One file of the table as of the survey.
 
-    `schema` has the columns that are read, under their final names; `places` has the position of each in the file
-    (from 0), and `width` counts all columns of the file. `encoding` and `delimiter` are empty for Parquet.
+    `schema` has the columns that are read, under their final names, and then the `constants`; `places` has the position
+    of each column in the file (from 0), and `width` counts all columns of the file. `encoding` and `delimiter` are
+    empty for files that have none.
     """
 
     path: Path
@@ -57,43 +111,69 @@ class SourceFile:
     width: int
     encoding: str = ""
     delimiter: str = ""
+    constants: tuple[Constant, ...] = ()
+
+    @property
+    def own_schema(self) -> pa.Schema:
+        """The columns that the file itself has."""
+        return pa.schema(list(self.schema)[: len(self.places)])
+
+    @property
+    def reading(self) -> str:
+        """Everything that decides how the file is read, except encoding and delimiter; "" if it is read plainly."""
+        return ""
+
+    @property
+    def mark(self) -> str:
+        """The content of the file and how it is read."""
+        folders = "".join(f" {name!r}={value!r}" for name, value in self.constants)
+        return f"{self.kind} {self.encoding} {self.delimiter!r} {self.sha256}{self.reading}{folders}"
+
+    def batches(self, nulls: Collection[str], say: Say) -> Iterator[pa.Table]:
+        """Yield the rows as tables of `schema`. Raises TableError if a row cannot be read or the file changed."""
+        values = [pa.scalar(None if value in nulls else value, pa.string()) for _, value in self.constants]
+        for table in self.own_batches(nulls, say):
+            more = [pa.repeat(value, table.num_rows) for value in values]
+            yield pa.Table.from_arrays([*table.columns, *more], schema=self.schema) if more else table
+
+    @abstractmethod
+    def own_batches(self, nulls: Collection[str], say: Say) -> Iterator[pa.Table]:
+        """Yield the rows as tables of `own_schema`."""
+
+    def changed(self) -> bool:
+        """Return whether the file's bytes changed since the survey."""
+        return changed(self)
 
 
-def find(pattern: str) -> list[Path]:
-    """Return the files that a path or a glob matches, in name order. Raises TableError if there are none."""
-    path = expanded(pattern)
-    if path.is_dir():
-        raise TableError(
-            "The input path is a folder, not a table.",
-            where=str(path.absolute()),
-            next_step=f'name a file in it, or use a glob: input.path = "{pattern.rstrip("/")}/*.csv"',
-        )
-    if os.path.lexists(path):  # a name that contains [ or * is taken literally first
-        return [path]
-    found = sorted(glob.glob(str(path), recursive=True))
-    files = [Path(name) for name in found if not Path(name).is_dir()]
-    if not files:
-        what = "No file matches the input path." if glob.has_magic(pattern) else "There is no such input file."
-        raise TableError(
-            what,
-            where=str(path.absolute()),
-            next_step="check input.path; relative paths start at the current directory",
-        )
-    return files
+class Look(NamedTuple):
+    """What the survey finds in a file: the names as written, their types, and the class and fields to read it with."""
+
+    names: list[str]
+    types: list[pa.DataType]
+    sha256: str
+    file: type[SourceFile]
+    fields: Mapping[str, object]
+    notices: tuple[str, ...] = ()
 
 
 def kind_of(path: Path) -> Kind:
     """Return a file's kind by its extension. Raises TableError for an unsupported one."""
     ending = path.suffix.lower()
-    if ending in _WORKBOOKS:
-        raise TableError("A workbook cannot be read as a table.", where=str(path), next_step=_SAVE_AS_CSV)
-    if ending not in _KINDS:
+    inner = path.with_suffix("").suffix.lower() if ending in EXTENSIONS else ending
+    if inner in _OTHER_WORKBOOKS:
+        raise TableError(f"A workbook in {inner} format cannot be read.", where=str(path), next_step=_SAVE_AGAIN)
+    kind = TABLES.get(inner)
+    if kind is None:
         raise TableError(
             f"Files that end in {ending} cannot be read." if ending else "A file without an extension cannot be read.",
             where=str(path),
-            next_step=f"the table must be one of {', '.join(_KINDS)}, uncompressed",
+            next_step=f"the table must be one of {', '.join(TABLES)}, as text perhaps compressed, as in .csv.gz",
         )
-    return _KINDS[ending]
+    if ending in EXTENSIONS and kind not in _COMPRESSED:
+        raise TableError(
+            f"A {inner} file inside a {ending} file cannot be read.", where=str(path), next_step="decompress it"
+        )
+    return kind
 
 
 def stat_file(path: Path) -> os.stat_result:
@@ -107,7 +187,7 @@ def stat_file(path: Path) -> os.stat_result:
             next_step="write it to a file first",
         )
     if seen.st_size == 0:
-        raise TableError("The file is empty.", where=str(path), next_step="it needs at least a header line")
+        raise NothingInside("The file is empty.", where=str(path), next_step="it needs at least a header line")
     return seen
 
 
@@ -116,7 +196,7 @@ def refuse_disguise(path: Path, head: bytes) -> None:
     for mark, truth in _DISGUISES.items():
         if head.startswith(mark):
             step = (
-                _SAVE_AS_CSV
+                _SAVE_AGAIN
                 if "Excel" in truth
                 else "give it the right extension"
                 if truth == "Parquet"
@@ -142,7 +222,7 @@ def changed(file: SourceFile) -> bool:
     return seen.st_size != file.size or sha256_of(file.path) != file.sha256
 
 
-def changed_error(file: SourceFile) -> TableError:
+def changed_error(file: Source) -> TableError:
     """Return the error for a file that changed after the survey."""
     return TableError(
         "The file changed while it was being read.",

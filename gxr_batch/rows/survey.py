@@ -1,8 +1,9 @@
-"""Inspects the table before anything is copied: files, encodings, headers, types. It keeps no row."""
+"""Inspects the table before anything is copied: sources, headers, types. It keeps no row."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,22 +11,38 @@ import pyarrow as pa
 
 from gxr_batch.errors import TableError
 from gxr_batch.job import COMMON, InputSection
-from gxr_batch.rows import csv_tables, parquet_tables
-from gxr_batch.rows.columns import Cleaned, clean, label, require_column
-from gxr_batch.rows.encoding import scan
-from gxr_batch.rows.source_files import SourceFile, find, kind_of, sha256_of, stat_file
+from gxr_batch.rows import csv_tables, jsonl_tables, parquet_tables, workbook_tables
+from gxr_batch.rows.columns import clean, counted, label, require_column, visible
+from gxr_batch.rows.input_files import find, folder_columns
+from gxr_batch.rows.source_files import Constant, Kind, NothingInside, Source, SourceFile, kind_of, stat_file
+from gxr_batch.rows.type_unions import union
+
+_LOOKS = {
+    "delimited": csv_tables.look,
+    "jsonl": jsonl_tables.look,
+    "parquet": parquet_tables.look,
+    "workbook": workbook_tables.look,
+}
+# Keys of [input] that only some kinds of files obey.
+_KEYS_OF: dict[str, tuple[Kind, ...]] = {
+    "column_names": ("delimited", "workbook"),
+    "skip_lines": ("delimited", "workbook"),
+    "escape": ("delimited",),
+    "sheet": ("workbook",),
+}
+_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """The files of the input path, in order, and the columns of the table that they form.
+    """The sources of the input, in order, and the columns of the table that they form.
 
     `schema` has the user's columns in order of first appearance, under their final names. `sha256` covers the contents
     of all files in order and how they are read, not their names. `notices` are sentences for the user. `common_nulls`:
     cells that hold a usual word for a missing value are null, besides those that hold one of `null_values`.
     """
 
-    files: tuple[SourceFile, ...]
+    files: tuple[Source, ...]
     schema: pa.Schema
     sha256: str
     notices: tuple[str, ...]
@@ -33,82 +50,143 @@ class Survey:
     common_nulls: bool = False
 
 
-def survey(section: InputSection) -> Survey:
-    """Inspect every file of the input. Raises TableError if one cannot be used, StorageError if the disk fails."""
+def survey(section: InputSection, sources: Sequence[Source] = ()) -> Survey:
+    """Inspect the files of the input path, or the `sources` that the caller reads instead.
+
+    Raises TableError if one cannot be used, StorageError if the disk fails.
+    """
     notices: dict[str, list[Path]] = {}
-    files = tuple(_look(path, section, notices) for path in find(section.path))
+    said: list[str] = []
+    files = tuple(sources) or _files(section, notices, said)
     schema = _union(files)
     require_column(section.id_column, schema.names, key="input.id_column")
-    marks = "\n".join(f"{file.kind} {file.encoding} {file.delimiter!r} {file.sha256}" for file in files)
+    marks = "\n".join(file.mark for file in files)
+    said += [_notice(text, paths) for text, paths in notices.items()]
     return Survey(
         files=files,
         schema=schema,
         sha256=hashlib.sha256(marks.encode()).hexdigest(),
-        notices=tuple(_notice(text, paths) for text, paths in notices.items()),
+        notices=(*said, *_gaps(files, schema), *_copies(files)),
         null_values=section.null_values if isinstance(section.null_values, tuple) else (),
         common_nulls=section.null_values == COMMON,
     )
 
 
+def _files(section: InputSection, notices: dict[str, list[Path]], said: list[str]) -> tuple[SourceFile, ...]:
+    """Inspect every file of the input path; files with nothing in them are passed over if others have something."""
+    found = find(section.path)
+    said += found.notices
+    files: list[SourceFile] = []
+    empty: dict[Path, NothingInside] = {}
+    for path in found.paths:
+        try:
+            files.append(_look(path, section, notices))
+        except NothingInside as error:
+            empty[path] = error
+    if not files:
+        raise next(iter(empty.values())) from None
+    if empty:
+        names = ", ".join(map(str, list(empty)[:_NAMED])) + (", ..." if len(empty) > _NAMED else "")
+        said.append(f"{counted(len(empty), 'empty file')} passed over: {names}")
+    _refuse_keys_without_effect(section, files)
+    return tuple(files)
+
+
 def _look(path: Path, section: InputSection, notices: dict[str, list[Path]]) -> SourceFile:
     kind = kind_of(path)
     seen = stat_file(path)
-    encoding = delimiter = ""
-    if kind == "parquet":
-        sha256 = sha256_of(path)
-        found = parquet_tables.read_schema(path)
-        cleaned = clean(found.names)
-        types = [found.field(place).type for place in cleaned.places]
-        width = len(found)
-    else:
-        encoding, sha256, notice = scan(path, section.encoding)
-        delimiter = section.delimiter
-        if delimiter == "auto":
-            delimiter = csv_tables.find_delimiter(path, encoding)
-        raw = csv_tables.read_header(path, encoding, delimiter)
-        cleaned = clean(raw)
-        types = [pa.string()] * len(cleaned.names)
-        width = len(raw)
-        if notice:
-            notices.setdefault(notice, []).append(path)
-    for notice in cleaned.notices:
+    found = _LOOKS[kind](path, section)
+    own = {visible(name) for name in found.names}
+    folders = folder_columns(path)
+    added = [name for name in folders if visible(name) not in own]
+    cleaned = clean([*found.names, *added], {section.id_column, *section.columns.values()})
+    of_folders = [place >= len(found.names) for place in cleaned.places]
+    fields = [
+        pa.field(name, pa.string() if of_folder else found.types[place])
+        for name, place, of_folder in zip(cleaned.names, cleaned.places, of_folders, strict=True)
+    ]
+    if not fields:
+        raise TableError("This file has no usable column.", where=str(path), next_step="; ".join(cleaned.notices))
+    constants = [
+        Constant(name, folders[added[place - len(found.names)]])
+        for name, place, of_folder in zip(cleaned.names, cleaned.places, of_folders, strict=True)
+        if of_folder
+    ]
+    extra = []
+    if constants:
+        names = ", ".join(constant.name for constant in constants)
+        extra = [f"{'columns' if len(constants) > 1 else 'column'} {names} from the names of folders"]
+    both = [name for name in folders if name not in added]
+    extra += [f"the column {name} is the file's, not the one in the name of its folder" for name in both]
+    for notice in (*found.notices, *cleaned.notices, *extra):
         notices.setdefault(notice, []).append(path)
-    return SourceFile(
+    return found.file(
         path=path,
         kind=kind,
-        sha256=sha256,
+        sha256=found.sha256,
         size=seen.st_size,
         mtime_ns=seen.st_mtime_ns,
-        schema=_schema(path, cleaned, types),
-        places=cleaned.places,
-        width=width,
-        encoding=encoding,
-        delimiter=delimiter,
+        schema=pa.schema(fields),
+        places=tuple(place for place in cleaned.places if place < len(found.names)),
+        width=len(found.names),
+        constants=tuple(constants),
+        **found.fields,  # type: ignore[arg-type]  # the fields of `found.file`
     )
 
 
-def _schema(path: Path, cleaned: Cleaned, types: list[pa.DataType]) -> pa.Schema:
-    if not cleaned.names:
-        raise TableError("This file has no usable column.", where=str(path), next_step="; ".join(cleaned.notices))
-    return pa.schema([pa.field(name, kind) for name, kind in zip(cleaned.names, types, strict=True)])
+def _refuse_keys_without_effect(section: InputSection, files: Sequence[SourceFile]) -> None:
+    given = {
+        "column_names": bool(section.column_names),
+        "skip_lines": section.skip_lines not in {"auto", 0},
+        "escape": section.escape not in {"auto", ""},
+        "sheet": bool(section.sheet),
+    }
+    for key, kinds in _KEYS_OF.items():
+        other = next((file for file in files if file.kind not in kinds), None)
+        if given[key] and other is not None:
+            raise TableError(
+                f"input.{key} has no effect on this file.",
+                where=f"{other.path}, input.{key}",
+                next_step=f"remove input.{key}, or read this file with a job that does not set it",
+            )
 
 
-def _union(files: tuple[SourceFile, ...]) -> pa.Schema:
-    """Return all columns in order of first appearance. Raises TableError if one has two types in different files."""
-    first: dict[str, tuple[pa.DataType, Path]] = {}
+def _union(files: Sequence[Source]) -> pa.Schema:
+    """Return all columns in order of first appearance, each with a type that holds the values of all files.
+
+    Raises TableError if there is no such type.
+    """
+    known: dict[str, tuple[pa.DataType, Source]] = {}
     for file in files:
         for field in file.schema:
-            kind, path = first.setdefault(field.name, (field.type, file.path))
-            if kind == field.type or pa.types.is_null(field.type):
-                continue
-            if not pa.types.is_null(kind):
+            kind, first = known.setdefault(field.name, (field.type, file))
+            both = union(kind, field.type)
+            if both is None:
                 called = label(file.schema.get_field_index(field.name), file.schema.names)
                 raise TableError(
-                    f"The column {called} has two types: {kind} in {path}, {field.type} in {file.path}.",
+                    f"The column {called} has two types: {kind} in {first.path}, {field.type} in {file.path}.",
                     next_step="save the files with one type, or run them as separate jobs",
                 )
-            first[field.name] = (field.type, file.path)  # an all-null column takes the type of the others
-    return pa.schema([pa.field(name, kind) for name, (kind, _) in first.items()])
+            known[field.name] = (both, file if both == field.type and both != kind else first)
+    return pa.schema([pa.field(name, kind) for name, (kind, _) in known.items()])
+
+
+def _gaps(files: Sequence[Source], schema: pa.Schema) -> list[str]:
+    """Return a notice about columns that only some of the files have."""
+    notices = []
+    for name in schema.names:
+        without = [file.path for file in files if name not in file.schema.names]
+        if without:
+            called = label(schema.names.index(name), schema.names)
+            notices.append(_notice(f"no column {called}; its cells are empty there", without))
+    return notices
+
+
+def _copies(files: Sequence[Source]) -> list[str]:
+    """Return a notice about files with the same content."""
+    first: dict[str, Path] = {}
+    twice = [(file.path, first[file.mark]) for file in files if first.setdefault(file.mark, file.path) != file.path]
+    return [f"{path}: the same content as {other}; its rows are read again" for path, other in twice[:1]]
 
 
 def _notice(text: str, paths: list[Path]) -> str:

@@ -30,7 +30,7 @@ from gxr_batch.rows.table_reader import read_rows
 from gxr_batch.run.fingerprint import fingerprint, follow, refuse_other_texts
 from gxr_batch.run.pipeline import TRUNCATED, Fitter
 from gxr_batch.run.planning import disk_needed
-from gxr_batch.run.prepare import Prepared, notices_of, output_folder, prepare
+from gxr_batch.run.prepare import Prepared, notices_of, output_folder, prepare, refuse_emptied
 from gxr_batch.text_checks.screening import Screen
 
 _SHOWN = 3
@@ -101,6 +101,7 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
         table = Path(scratch) / "input.parquet"
         taken = ingest(prepared.survey, prepared.fields, table, id_column=job.input.id_column, prior=None, limit=limit)
         found.rows = taken.rows
+        refuse_emptied(taken.rows, manifest, job)
         found.notices += taken.notices
         _try_rows(found, prepared, Fitter(prepared.templates, prepared.job, encoder), screen, table)
         _measure_disk(found, job, table.stat().st_size)

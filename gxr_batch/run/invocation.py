@@ -14,6 +14,7 @@ import numpy as np
 from gxr_batch.engines import create
 from gxr_batch.engines.base import Encoder, EngineInfo, Pulse, Workers
 from gxr_batch.engines.suspects import Suspects
+from gxr_batch.errors import TableError
 from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, RunWriter, encode_metadata
 from gxr_batch.ledger.state import Bools
 from gxr_batch.records import Result
@@ -30,7 +31,7 @@ from gxr_batch.run.fingerprint import (
 )
 from gxr_batch.run.invocation_record import InvocationRecord, now, user_name
 from gxr_batch.run.pipeline import Pipeline
-from gxr_batch.run.prepare import Prepared, notices_of
+from gxr_batch.run.prepare import Prepared, notices_of, refuse_emptied
 from gxr_batch.run.stop import StopReason
 from gxr_batch.text_checks.screening import Screen
 
@@ -47,6 +48,7 @@ class Options:
     retry: str | None = None
     retry_rows: tuple[str, ...] = ()
     take_over: bool = False
+    allow_empty: bool = False
     overrides: tuple[str, ...] = ()
 
 
@@ -152,6 +154,12 @@ class Invocation:
             prior=ledger.previous_input,
             limit=self.options.limit,
         )
+        if not self.options.allow_empty:
+            try:
+                refuse_emptied(taken.rows, ledger.manifest, job)
+            except TableError:
+                ledger.incoming_input.unlink(missing_ok=True)
+                raise
         drift = ledger.adopt_input(job.sampling.samples_per_row)
         self.record.notify(*taken.notices, *ledger.damage())
         self.todo = self._todo()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 import tempfile
 import unicodedata
@@ -26,10 +27,15 @@ from gxr_batch.errors import TableError, UserError
 from gxr_batch.job import COMMON, InputSection, PromptSection
 from gxr_batch.prompts import Templates
 from gxr_batch.rows.columns import FieldMap, counted, listed, plausible
+from gxr_batch.rows.compression import EXTENSIONS
+from gxr_batch.rows.csv_layout import ROW_NAMES
+from gxr_batch.rows.csv_tables import DelimitedFile
 from gxr_batch.rows.ingest import ingest
 from gxr_batch.rows.null_words import words_in
 from gxr_batch.rows.parquet_tables import is_text
+from gxr_batch.rows.source_files import TABLES, SourceFile
 from gxr_batch.rows.survey import Survey, survey
+from gxr_batch.rows.workbook_tables import WorkbookSheet
 
 # Template field -> column names for it, the most specific first; spaces, case and punctuation do not matter.
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -77,6 +83,7 @@ class NewJob:
     id_column: Guess
     delimiter: Guess | None
     encoding: Guess | None
+    layout: Mapping[str, Guess] = field(default_factory=dict)
     null_values: Mapping[str, int] = field(default_factory=dict)
 
     def text(self) -> str:
@@ -87,11 +94,11 @@ class NewJob:
 def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
     """Guess the job for a table; `chosen` maps fields to columns and overrides the guesses.
 
-    `table` is a path or a glob, `name` the name of the job, by default that of the table. Reads the whole table once.
-    Raises TableError if the table cannot be read, UserError if no column can be the findings.
+    `table` is a file, a folder or a glob, `name` the name of the job, by default that of the table. Reads the whole
+    table once. Raises TableError if the table cannot be read, UserError if no column can be the findings.
     """
     try:
-        section = InputSection(path=table)
+        section = InputSection(path=table, columns=dict(chosen))
     except ValidationError:  # empty, too long, or bytes that are not text
         raise UserError("This cannot be the path of a table.", where="TABLE", next_step="name a file") from None
     seen = survey(section)
@@ -100,7 +107,8 @@ def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
         raise TableError(
             "The table seems to have no header line.",
             where=table,
-            next_step="add a line with the column names, or confirm them: --column findings=COLUMN",
+            next_step="add a line with the column names, or set input.column_names in a job file; "
+            "--column findings=COLUMN confirms the names",
         )
     with tempfile.TemporaryDirectory(prefix="gxr-batch-init-") as scratch:
         target = Path(scratch) / "input.parquet"
@@ -123,6 +131,7 @@ def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
         id_column=id_column,
         delimiter=_delimiter(seen),
         encoding=_encoding(seen),
+        layout=_layout(seen),
         null_values=nulls,
     )
 
@@ -228,7 +237,7 @@ def _id_column(copy: pq.ParquetFile, names: Sequence[str], fields: set[str]) -> 
     by_name = [plain[word] for word in _ID_NAMES if word in plain]
     repeated = ""
     for name in dict.fromkeys([*by_name, *names]):
-        texts = None if name in fields else _texts(_column(copy, name))
+        texts = None if name in {*fields, ROW_NAMES} else _texts(_column(copy, name))
         if texts is None or not len(texts):
             continue
         longest = pc.max(pc.utf8_length(texts)).as_py() or 0
@@ -275,26 +284,49 @@ def _template(columns: Mapping[str, Guess], chosen: Mapping[str, str]) -> tuple[
     return Guess(best, reason), tuple(fits[best].fields)
 
 
+def _files(seen: Survey) -> list[SourceFile]:
+    return [file for file in seen.files if isinstance(file, SourceFile)]
+
+
 def _delimiter(seen: Survey) -> Guess | None:
-    found = {file.delimiter for file in seen.files}
+    found = {file.delimiter for file in _files(seen)}
     if len(found) > 1:
         return Guess("auto", "the files have different delimiters")
     return Guess(found.pop(), "as found in the file") if found != {""} else None
 
 
 def _encoding(seen: Survey) -> Guess | None:
-    found = {file.encoding for file in seen.files} - {""}
+    found = {file.encoding for file in _files(seen)} - {""}
     if len(found) == 1 and found != {"utf-8"}:
         return Guess(found.pop(), "as found in the file; change it if letters look wrong in the prompts")
     return Guess("auto", "UTF-8, unless a byte order mark names another encoding") if found else None
 
 
+def _layout(seen: Survey) -> dict[str, Guess]:
+    """Return the other keys that say how the files are read, if all files are read in the same way."""
+    files = _files(seen)
+    sheets = {file.sheet if isinstance(file, WorkbookSheet) else "" for file in files}
+    layouts = {file.layout[1:3] if isinstance(file, DelimitedFile) else ("", 0) for file in files}
+    found: dict[str, Guess] = {}
+    if len(sheets) == 1 and (sheet := sheets.pop()):
+        found["sheet"] = Guess(sheet, "the first sheet of the workbook")
+    if len(layouts) == 1:
+        escape, skip = layouts.pop()
+        if escape:
+            found["escape"] = Guess(escape, "the character before quotes inside cells")
+        if skip:
+            found["skip_lines"] = Guess(str(skip), "lines above the header")
+    return found
+
+
 def _stem(table: str) -> str:
-    """Return the name of a table without its endings; of a glob the name of its folder."""
-    path = Path(table)
-    if glob.has_magic(path.name):
-        return path.parent.name
-    return re.sub(r"(\.(csv|tsv|txt|parquet|jsonl|xlsx))?(\.(gz|zst))?$", "", path.name, flags=re.IGNORECASE)
+    """Return the name of a table without its endings; of a glob the name of its folder, except `key=value` folders."""
+    if not glob.has_magic(table) and not Path(table).is_dir():
+        endings = "|".join(map(re.escape, TABLES))
+        packed = "|".join(map(re.escape, EXTENSIONS))
+        return re.sub(rf"({endings})?({packed})?$", "", Path(table).name, flags=re.IGNORECASE)
+    named = [part for part in Path(os.path.abspath(table)).parts if not glob.has_magic(part) and "=" not in part]
+    return named[-1]
 
 
 def _job_name(stem: str) -> str:
@@ -320,13 +352,20 @@ def _lines_up(entries: Sequence[tuple[str, str]]) -> list[str]:
 
 def _input_lines(job: NewJob) -> list[str]:
     entries = [
-        (f"path = {_toml(job.table)}", f"{counted(job.rows, 'row')} when this file was written; a glob works too")
+        (
+            f"path = {_toml(job.table)}",
+            f"{counted(job.rows, 'row')} when this file was written; a folder or a glob works too",
+        )
     ]
     entries.append((f"id_column = {_toml(job.id_column.value)}", job.id_column.reason))
     entries += [
         (f"{key} = {_toml(guess.value)}", guess.reason)
         for key, guess in (("delimiter", job.delimiter), ("encoding", job.encoding))
         if guess is not None
+    ]
+    entries += [
+        (f"{key} = {guess.value if key == 'skip_lines' else _toml(guess.value)}", guess.reason)
+        for key, guess in job.layout.items()
     ]
     if job.null_values:
         found = ", ".join(f"{word} {count:,}" for word, count in job.null_values.items())

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from gxr_batch.errors import LaterVersion, TemplateError
-from gxr_batch.job import Job
+from gxr_batch.errors import LaterVersion, TableError, TemplateError
+from gxr_batch.job import InputSection, Job
 from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import load_manifest, name_and_outcome
 from gxr_batch.prompts import Templates
@@ -41,7 +41,7 @@ class Prepared:
         parts = (
             self.survey.sha256,
             CELL_FORMS,
-            job.input.model_dump_json(exclude={"path"}),
+            job.input.model_dump_json(exclude={"path", *_unset(job.input)}),
             job.prompt.template_column,
             self.templates.default.name,
             *(self.templates.get(name).fingerprint for name in sorted(self.fields.templates)),
@@ -49,6 +49,24 @@ class Prepared:
             str(job.sampling.samples_per_row),
         )
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def _unset(section: InputSection) -> set[str]:
+    """Return the keys added in format 3 that have their default: without them a finished run's key stays the same."""
+    added = ("escape", "skip_lines", "column_names", "sheet")
+    return {key for key in added if getattr(section, key) == InputSection.model_fields[key].default}
+
+
+def refuse_emptied(rows: int, manifest: Manifest | None, job: Job) -> None:
+    """Raise TableError if the table has no rows but had some the last time the run read it."""
+    entries = manifest.invocations if manifest else []
+    before = next((entry["rows"] for entry in reversed(entries) if isinstance(entry.get("rows"), int)), 0)
+    if before and not rows:
+        raise TableError(
+            f"The table has no rows; the last time this ran it had {before:,}.",
+            where=job.input.path,
+            next_step="check the export that wrote the table; if it is right, `gxr-batch run --allow-empty` accepts it",
+        )
 
 
 def prepare(job: Job) -> Prepared:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import tomllib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from openpyxl import Workbook
 from running import Workplace
 
 from gxr_batch.errors import TableError, UserError
@@ -149,6 +151,44 @@ def test_a_glob_is_one_table(folder):
 def test_another_encoding_is_recorded(folder):
     (folder / "t.csv").write_bytes("id,findings\n1,Erguß\n".encode("cp1252"))
     assert guess_job("t.csv", {}).encoding.value == "cp1252"
+
+
+def test_a_folder_is_one_table_and_names_the_job(folder):
+    for number in (1, 2):
+        (folder / "exports" / f"sex={'FM'[number - 1]}").mkdir(parents=True)
+        (folder / "exports" / f"sex={'FM'[number - 1]}" / "part.csv.gz").write_bytes(
+            gzip.compress(f"case_id,findings\n{number},clear\n".encode())
+        )
+    made = guess_job("exports/", {})
+    assert (made.name, made.rows, made.id_column.value, made.columns["sex"].value) == ("exports", 2, "case_id", "sex")
+
+
+def test_how_a_file_is_laid_out_is_recorded(folder):
+    (folder / "t.csv").write_text('A title of 2024\n\nid,findings\n1,"the \\"left\\" lung"\n2,clear\n')
+    (folder / "j.toml").write_text(guess_job("t.csv", {}).text())
+    section = load_job(folder / "j.toml").input
+    assert (section.skip_lines, section.escape) == (2, "\\")
+    assert prepare(load_job(folder / "j.toml")).survey.schema.names == ["id", "findings"]
+
+
+def test_the_sheet_of_a_workbook_is_recorded(folder):
+    book = Workbook()
+    book.active.title = "Cases"
+    for row in (["id", "findings"], ["A", "clear"]):
+        book.active.append(row)
+    book.save(folder / "t.xlsx")
+    made = guess_job("t.xlsx", {})
+    assert (made.layout["sheet"].value, made.delimiter, made.encoding) == ("Cases", None, None)
+    (folder / "j.toml").write_text(made.text())
+    assert load_job(folder / "j.toml").input.sheet == "Cases"
+
+
+def test_json_lines_and_the_row_names_of_r_are_tables_too(folder):
+    (folder / "t.jsonl").write_text('{"id": "A", "findings": "clear"}\n{"id": "B", "findings": "effusion"}\n')
+    assert guess_job("t.jsonl", {}).id_column.value == "id"
+    (folder / "t.txt").write_text('"findings"\t"age"\n"1"\t"clear"\t45\n"2"\t"clear"\t45\n')
+    made = guess_job("t.txt", {})
+    assert (made.id_column.value, made.columns["age"].value) == ("", "age")
 
 
 def test_paths_are_no_findings_however_long_they_are(folder):

@@ -247,7 +247,7 @@ def test_an_unnamed_column_never_takes_a_name_from_the_file(path):
 
 def test_a_notice_about_many_files_is_reported_once(tmp_path):
     for number in range(4):
-        (tmp_path / f"{number}.csv").write_text("a,\n1,2\n")
+        (tmp_path / f"{number}.csv").write_text(f"a,\n{number},2\n")
     (notice,) = look(tmp_path / "*.csv").notices
     assert notice == f"{tmp_path}/0.csv and 3 more files: column 2 has no name and is called column_2"
 

@@ -27,12 +27,6 @@ def test_a_path_that_matches_nothing_is_named_in_full(tmp_path, monkeypatch):
     assert error.where == str(tmp_path / "inputs" / "*.csv")
 
 
-def test_a_folder_is_refused_with_the_glob_to_use_instead(tmp_path):
-    error = refused(f"{tmp_path}/")
-    assert error.what == "The input path is a folder, not a table."
-    assert f'input.path = "{tmp_path}/*.csv"' in error.next_step
-
-
 def test_a_glob_is_read_in_name_order_and_skips_folders(tmp_path):
     for name in ("b", "a", "c"):
         (tmp_path / f"{name}.csv").write_text(f"x\n{name}\n")
@@ -52,13 +46,13 @@ def test_a_name_with_brackets_is_taken_literally(tmp_path):
     assert look(tmp_path / "cases[1].csv").files[0].path.name == "cases[1].csv"
 
 
-@pytest.mark.parametrize("ending", ["xlsx", "XLS", "ods"])
-def test_a_workbook_is_refused_and_saving_it_as_csv_is_suggested(tmp_path, ending):
+@pytest.mark.parametrize("ending", ["XLS", "ods", "xlsb"])
+def test_a_workbook_in_another_format_is_refused_with_how_to_save_it(tmp_path, ending):
     path = tmp_path / f"cases.{ending}"
     path.write_bytes(b"PK\x03\x04")
     error = refused(path)
-    assert error.what == "A workbook cannot be read as a table."
-    assert 'File > Save As and the type "CSV UTF-8 (Comma delimited) (*.csv)"' in error.next_step
+    assert error.what == f"A workbook in .{ending.lower()} format cannot be read."
+    assert '"Excel Workbook (*.xlsx)" or "CSV UTF-8 (Comma delimited) (*.csv)"' in error.next_step
 
 
 @pytest.mark.parametrize(
@@ -77,10 +71,13 @@ def test_a_file_with_the_wrong_extension_is_recognised(tmp_path, head, what):
 
 
 def test_other_extensions_are_refused_with_the_supported_ones(tmp_path):
-    (tmp_path / "cases.csv.gz").write_text("x")
-    error = refused(tmp_path / "cases.csv.gz")
-    assert error.what == "Files that end in .gz cannot be read."
-    assert ".csv, .tsv, .txt, .parquet" in error.next_step
+    for name, ending in (("cases.orc", ".orc"), ("cases.gz", ".gz"), ("cases.zip", ".zip")):
+        (tmp_path / name).write_text("x")
+        error = refused(tmp_path / name)
+        assert error.what == f"Files that end in {ending} cannot be read."
+        assert ".csv, .tsv, .txt, .parquet" in error.next_step
+    (tmp_path / "cases.parquet.gz").write_text("x")
+    assert refused(tmp_path / "cases.parquet.gz").next_step == "decompress it"
     (tmp_path / "cases").write_text("x")
     assert refused(tmp_path / "cases").what == "A file without an extension cannot be read."
 

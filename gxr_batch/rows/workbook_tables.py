@@ -1,0 +1,297 @@
+"""A sheet of an Excel workbook as Arrow tables of text columns, each cell as Excel shows it.
+
+openpyxl reads row by row; it holds a workbook's table of texts in memory. The header is the first row that is not a
+title. Rows without any cell are passed over.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from gxr_batch.errors import TableError
+from gxr_batch.job import InputSection
+from gxr_batch.rows.columns import counted
+from gxr_batch.rows.csv_layout import is_header_below
+from gxr_batch.rows.number_formats import general, shown_number, shown_time
+from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error, reading, sha256_of
+
+_ROWS_A_BATCH, _CHARACTERS_A_BATCH = 4_096, 2**23
+_ROWS_A_READ = 256
+_SAMPLE_RECORDS = 20
+_MOST_TITLE_ROWS = 20
+_SHEETS_NAMED = 10
+# What openpyxl and its dependencies raise for damaged files.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, LookupError, ValueError, TypeError, AttributeError, SyntaxError, EOFError,
+    ArithmeticError, NotImplementedError, RuntimeError,
+)  # fmt: skip
+_FORMULA = re.compile(rb"<c\b([^>]*)>\s*<f\b[^>]*(?:/>|>[^<]*</f>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>")
+_HIDDEN_ROW = re.compile(rb'<row\b[^>]*\bhidden="(?:1|true)"')
+_MERGED = re.compile(rb"<mergeCell\b")
+_CHUNK, _OVERLAP = 2**20, 2**14
+_ENCRYPTED_OR_OLD = b"\xd0\xcf\x11\xe0"
+_ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkbookSheet(SourceFile):
+    """One sheet. `first_row` is the first below the header, `header` has the names as shown."""
+
+    sheet: str
+    first_row: int
+    header: tuple[str, ...]
+    named: bool = False
+
+    @property
+    def reading(self) -> str:
+        """Which rows of which sheet are read."""
+        return f" {self.sheet!r} {self.first_row} {self.header!r}"
+
+    def own_batches(self, nulls: Collection[str], say: Say) -> Iterator[pa.Table]:
+        """Yield the rows as tables of `own_schema`."""
+        return batches(self, nulls, say)
+
+
+class _Row(NamedTuple):
+    number: int
+    cells: list[str]
+    errors: int = 0
+
+
+def look(path: Path, section: InputSection) -> Look:
+    """Return the header of the sheet. Raises TableError."""
+    sha256 = sha256_of(path)
+    with _opened(path) as book:
+        sheet, notices = _sheet(path, book, section.sheet)
+        skip = section.skip_lines if section.skip_lines != "auto" else 0
+        rows = list(islice(_rows(path, sheet, skip), _MOST_TITLE_ROWS + _SAMPLE_RECORDS))
+        notices += list(_inspected(path, book, sheet))
+    if not rows:
+        raise NothingInside(
+            f"The sheet {sheet.title} is empty.", where=str(path), next_step=f"set input.sheet; {_listed(book)}"
+        )
+    head = 0
+    if section.skip_lines == "auto" and not section.column_names:
+        head = _title_rows([row.cells for row in rows])
+        if head:
+            notices.append(
+                f"the rows above row {rows[head].number} are skipped as a title; input.skip_lines = 0 reads the header "
+                "from the first row"
+            )
+    names = list(section.column_names) or rows[head].cells
+    fields = {
+        "sheet": sheet.title,
+        "header": tuple(names),
+        "first_row": rows[head].number + (not section.column_names),
+        "named": bool(section.column_names),
+    }
+    return Look(names, [pa.string()] * len(names), sha256, WorkbookSheet, fields, tuple(notices))
+
+
+def batches(file: WorkbookSheet, nulls: Collection[str], say: Say) -> Iterator[pa.Table]:
+    """Yield the rows as tables of `file.own_schema`. Cells that are empty or one of `nulls` are null.
+
+    Raises TableError for a row with more cells than the header, and if the file changed since the survey.
+    """
+    missing = frozenset(nulls) | {""}
+    header = [name.strip() for name in file.header]
+    schema = file.own_schema
+    repeated: list[int] = []
+    errors = 0
+    with _opened(file.path) as book:
+        sheet, _ = _sheet(file.path, book, file.sheet)
+        kept: list[list[str]] = []
+        size = 0
+        for number, cells, wrong in _rows(file.path, sheet, file.first_row - 1):
+            if len(cells) > file.width:
+                raise _too_wide(file, number, len(cells))
+            if [cell.strip() for cell in cells] == header:
+                repeated.append(number)
+                continue
+            errors += wrong
+            kept.append(cells + [""] * (file.width - len(cells)))
+            size += sum(map(len, cells))
+            if len(kept) == _ROWS_A_BATCH or size > _CHARACTERS_A_BATCH:
+                yield _table(kept, file, missing, schema)
+                kept, size = [], 0
+        if kept:
+            yield _table(kept, file, missing, schema)
+    if sha256_of(file.path) != file.sha256:
+        raise changed_error(file)
+    if repeated:
+        rows = "row" if len(repeated) == 1 else "rows"
+        say(f"{file.path}: {rows} {', '.join(map(str, repeated[:5]))} with the names of the header: left out")
+    if errors:
+        say(f"{file.path}: {counted(errors, 'cell')} with an Excel error such as #N/A: read as missing")
+
+
+def _table(rows: list[list[str]], file: WorkbookSheet, missing: Collection[str], schema: pa.Schema) -> pa.Table:
+    columns = list(zip(*rows, strict=True))
+    values = [[None if cell in missing else cell for cell in columns[place]] for place in file.places]
+    return pa.Table.from_arrays([pa.array(cells, pa.string()) for cells in values], schema=schema)
+
+
+def _too_wide(file: WorkbookSheet, number: int, width: int) -> TableError:
+    from openpyxl.utils import get_column_letter
+
+    return TableError(
+        f"A row has a cell in column {get_column_letter(width)}; "
+        f"{'input.column_names' if file.named else 'the header'} ends in column {get_column_letter(file.width)}.",
+        where=f"{file.path}, sheet {file.sheet}, row {number}",
+        next_step="name that column in the header, or clear the cell; if the header is below other rows, set "
+        "input.skip_lines",
+    )
+
+
+def _title_rows(rows: Sequence[Sequence[str]]) -> int:
+    """Return how many of the first rows are a title above the header."""
+    for head in range(1, min(_MOST_TITLE_ROWS, len(rows) - 1)):
+        below = rows[head : head + 1 + _SAMPLE_RECORDS]
+        width = len(below[0])
+        # Cells at the end of a row may be empty.
+        if all(len(row) <= width for row in below):
+            padded = [[*row, *[""] * (width - len(row))] for row in below]
+            if _may_be_a_title(rows[0], width) and is_header_below(rows[:head], padded):
+                return head
+    return 0
+
+
+def _may_be_a_title(first: Sequence[str], width: int) -> bool:
+    return len(first) < width and sum(bool(cell) for cell in first) == 1
+
+
+def _sheet(path: Path, book: Any, wanted: str) -> tuple[Any, list[str]]:
+    """Return the sheet that the job names, or else the first one, with a notice about the others."""
+    sheets = {sheet.title: sheet for sheet in book.worksheets}
+    if not sheets:
+        raise TableError(
+            "The workbook has no sheet that can be read; it may be a Strict Open XML workbook.",
+            where=str(path),
+            next_step='open it in Excel and save it with the type "Excel Workbook (*.xlsx)", or as CSV',
+        )
+    if wanted and wanted not in sheets:
+        raise TableError(f"The workbook has no sheet {wanted}.", where=f"{path}, input.sheet", next_step=_listed(book))
+    title = wanted or next(iter(sheets))
+    if wanted or len(sheets) == 1:
+        return sheets[title], []
+    return sheets[title], [f"the first of {len(sheets)} sheets is read, {title}; input.sheet names another one"]
+
+
+def _listed(book: Any) -> str:
+    titles = [sheet.title for sheet in book.worksheets]
+    return f"its sheets: {', '.join(titles[:_SHEETS_NAMED])}{', ...' if len(titles) > _SHEETS_NAMED else ''}"
+
+
+def _rows(path: Path, sheet: Any, skip: int) -> Iterator[_Row]:
+    """Yield the rows below the first `skip` ones, without empty cells at their end and without empty rows."""
+    with _damage(path):
+        sheet.reset_dimensions()  # other programs may save wrong dimensions
+        rows = enumerate(sheet.iter_rows(), start=1)
+    while True:
+        with _damage(path):
+            some = [_Row(number, *_texts(cells)) for number, cells in islice(rows, _ROWS_A_READ)]
+        if not some:
+            return
+        yield from (row for row in some if row.cells and row.number > skip)
+
+
+def _texts(cells: Sequence[Any]) -> tuple[list[str], int]:
+    """Return the texts of a row's cells, and how many of them are errors."""
+    errors = 0
+    texts = []
+    for cell in cells:
+        value = cell.value
+        if isinstance(value, str) and cell.data_type == "e":
+            errors, value = errors + 1, None
+        texts.append(_text(value, cell))
+    while texts and not texts[-1].strip():
+        texts.pop()
+    return texts, errors
+
+
+def _text(value: Any, cell: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return _ESCAPED.sub(lambda code: chr(int(code[1], 16)), value) if "_x" in value else value
+    if isinstance(value, bool):
+        return "TRUE" if value else "FALSE"
+    if isinstance(value, int | float):
+        return general(value) if cell.number_format == "General" else shown_number(value, cell.number_format)
+    if isinstance(value, dt.datetime | dt.date | dt.time | dt.timedelta):
+        return shown_time(value)
+    return str(value)
+
+
+def _inspected(path: Path, book: Any, sheet: Any) -> Iterator[str]:
+    """Yield notices about what the cells alone do not show. Raises TableError for formulas without stored values."""
+    formulas = hidden = merged = 0
+    with _damage(path), sheet._get_source() as source:
+        rest = b""
+        while chunk := source.read(_CHUNK):
+            text = rest + chunk
+            # A match that reaches into the overlap is counted with the next chunk.
+            limit = len(text) - _OVERLAP if len(chunk) == _CHUNK else len(text)
+            formulas += sum(b't="str"' not in hit[1] for hit in _FORMULA.finditer(text) if hit.start() < limit)
+            hidden += sum(hit.start() < limit for hit in _HIDDEN_ROW.finditer(text))
+            merged += sum(hit.start() < limit for hit in _MERGED.finditer(text))
+            rest = text[max(limit, 0) :]
+    if formulas:
+        raise TableError(
+            f"{counted(formulas, 'cell')} of the sheet {sheet.title} with a formula but without its value.",
+            where=str(path),
+            next_step="open the workbook in Excel or LibreOffice and save it: that stores the values",
+        )
+    if hidden:
+        yield f"{counted(hidden, 'row')} of the sheet {sheet.title} hidden in Excel: read like the others"
+    if merged:
+        yield f"the sheet {sheet.title} has merged cells: only the first cell of each has its text"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from openpyxl import load_workbook
+
+    with reading(path), path.open("rb") as file:
+        head = file.read(4)
+    if head == _ENCRYPTED_OR_OLD:
+        raise TableError(
+            "The workbook is encrypted, or in the format of Excel 97.",
+            where=str(path),
+            next_step='save it without a password or sensitivity label, with the type "Excel Workbook (*.xlsx)"',
+        )
+    with _damage(path):
+        book = load_workbook(path, read_only=True, data_only=True)
+    try:
+        yield book
+    finally:
+        book.close()
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn errors of openpyxl into a TableError, and drop its warnings; both may quote the file."""
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (*_DAMAGE, InvalidFileException):
+            raise TableError(
+                "The file is not a readable workbook.",
+                where=str(path.absolute()),
+                next_step="open it in a spreadsheet and save it again as .xlsx",
+            ) from None

@@ -92,6 +92,8 @@ class StreamedAnswer:
 
 def _said(message: Any) -> _Said:
     """Return what a message says. Raises one of MISREAD."""
+    if message is None or isinstance(message, str | int | float | list):
+        raise TypeError  # not an object at all, so it cannot lack its content either
     text, thought = _parts(getattr(message, "content", None))
     # Servers have several names for this field, and some send two of them with the same text.
     for name in _REASONING_FIELDS:

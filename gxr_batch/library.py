@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from gxr_batch.job import Job
@@ -39,10 +39,11 @@ def check_job(job: Job, *, limit: int | None = None) -> CheckResult:
 
     `limit` is the number of rows of the table to use. Writes nothing. Raises GxrError if `run_job` could not start.
     """
+    from gxr_batch.engines.base import silent
     from gxr_batch.run.check import check
 
     _check_limit(limit)
-    return check(job, limit=limit, say=_ignore)
+    return check(job, limit=limit, say=silent)
 
 
 def run_job(
@@ -69,13 +70,14 @@ def run_job(
     Raises GxrError: UserError for wrong input, MachineError for what the machine cannot do now. Rows that were
     generated before are safe in either case.
     """
+    from gxr_batch.engines.base import silent
     from gxr_batch.run.invocation import Options
     from gxr_batch.run.runner import run
     from gxr_batch.run.stop import Stopper
 
     _check_limit(limit)
     _check_retry(retry, retry_rows)
-    say = on_notice or _ignore
+    say = on_notice or silent
     options = Options(
         limit=limit,
         fresh=fresh,
@@ -165,7 +167,3 @@ def _check_retry(retry: str | None, rows: Sequence[str]) -> None:
         raise UserError("retry must be failed, held, truncated or None.", where="retry")
     if isinstance(rows, str) or (rows and retry is None):
         raise UserError("retry_rows takes a list of row ids, together with retry.", where="retry_rows")
-
-
-def _ignore(_: Any) -> None:
-    """Drop a notice or a progress report."""

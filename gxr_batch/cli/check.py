@@ -80,12 +80,13 @@ def print_findings(name: str, found: CheckResult) -> None:
 
 def _text(name: str, found: CheckResult) -> str:
     from gxr_batch.cells import for_terminal
-    from gxr_batch.cli.layout import labelled, mib, plural
+    from gxr_batch.cli.layout import labelled, mib
+    from gxr_batch.rows.columns import counted
     from gxr_batch.run.check import quantiles
 
     shortest, median, longest = quantiles(found.lengths)
-    counted = bool(found.lengths) or not found.usable
-    lengths = f"{shortest:,} to {longest:,} tokens, median {median:,}" if counted else "counted only by the server"
+    known = bool(found.lengths) or not found.usable
+    lengths = f"{shortest:,} to {longest:,} tokens, median {median:,}" if known else "counted only by the server"
     templates = ", ".join(f"{template} {count:,}" for template, count in found.templates.items()) or "none used"
     state = "contains an earlier run, which `gxr-batch run` resumes" if found.resumes else "new"
     entries = [
@@ -103,13 +104,13 @@ def _text(name: str, found: CheckResult) -> str:
     if found.bytes_needed > found.bytes_free:
         entries.append(("WARNING", "the disk may fill up before the run ends"))
     if found.cut:
-        entries.append(("cut", f"{plural(found.cut, 'prompt')} too long: the end of the longest cell is cut"))
-    entries += [("unusable", f"{plural(count, 'row')}: {reason}") for reason, count in found.reasons.most_common(5)]
+        entries.append(("cut", f"{counted(found.cut, 'prompt')} too long: the end of the longest cell is cut"))
+    entries += [("unusable", f"{counted(count, 'row')}: {reason}") for reason, count in found.reasons.most_common(5)]
     if found.unusable:
         ids = ", ".join(found.unusable[:_NAMED])
         entries.append(("", f"e.g. {ids}; a run marks these rows as failed and continues"))
     lines = [
-        f"{name}: {plural(found.rows, 'row')}, {found.usable:,} usable, {len(found.unusable):,} not",
+        f"{name}: {counted(found.rows, 'row')}, {found.usable:,} usable, {len(found.unusable):,} not",
         *labelled(entries),
     ]
     for row_id, messages in found.shown:
@@ -120,14 +121,14 @@ def _text(name: str, found: CheckResult) -> str:
 
 def _privacy(found: CheckResult) -> str:
     """Return what identifier screening found, by rule and row id, without the texts."""
-    from gxr_batch.cli.layout import plural
+    from gxr_batch.rows.columns import counted
 
     if found.screening == "off":
         return "identifier screening is off"
     if not found.identified:
         return f"identifier screening ({found.screening}) found nothing"
     rules = ", ".join(f"{rule} {count:,}" for rule, count in found.identifiers.most_common())
-    ids, rows = ", ".join(found.identified[:_NAMED]), plural(len(found.identified), "row")
+    ids, rows = ", ".join(found.identified[:_NAMED]), counted(len(found.identified), "row")
     what = "a run holds these rows" if found.screening == "hold" else "a run flags these rows"
     return f"identifier screening ({found.screening}) found something in {rows}: {rules}; e.g. {ids}; {what}"
 

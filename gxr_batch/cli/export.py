@@ -32,15 +32,15 @@ def command(
     Example:
       gxr-batch export outputs/demo
     """
-    from gxr_batch.cli.layout import plural
     from gxr_batch.export import APPROVED_ONLY, Choice, export
+    from gxr_batch.rows.columns import counted
 
     if include_held and (only or form in APPROVED_ONLY):
         raise click.UsageError("--include-held has no effect on approved rows: a held row is never approved.")
     reader = open_run(run_folder)
     choice = Choice(partial=partial, approved=only == "approved", include_held=include_held)
     done = export(reader, form, target, choice)
-    click.echo(f"{done.path}: {plural(done.rows, 'row')}{', of an unfinished run' if done.partial else ''}")
+    click.echo(f"{done.path}: {counted(done.rows, 'row')}{', of an unfinished run' if done.partial else ''}")
     for note in done.notes:
         click.echo(f"  {note}")
     held = reader.state.counts().held

@@ -46,7 +46,7 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bo
       gxr-batch init "exports/*.csv" --to nightly.toml --column findings=report_text
     """
     from gxr_batch.cli.check import print_findings
-    from gxr_batch.cli.layout import plural
+    from gxr_batch.rows.columns import counted
     from gxr_batch.run.new_job import guess_job
 
     chosen = {}
@@ -63,7 +63,7 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bo
     made = replace(made, name=_unused(made.name))
     found, trouble = _checked(made.text(), say_to_stderr(quiet))
     _write(path, made.text())
-    click.echo(f"Wrote {path} for {plural(made.rows, 'row')} of {table}. A comment gives the reason for each guess.\n")
+    click.echo(f"Wrote {path} for {counted(made.rows, 'row')} of {table}. A comment gives the reason for each guess.\n")
     if trouble is not None:
         raise trouble
     print_findings(made.name, found)

@@ -11,9 +11,7 @@ _LABEL = 11
 
 def wrapped(text: str, indent: str = "", *, width: int = WIDTH) -> list[str]:
     """Return a text as lines of at most `width` columns. Paths and other long words are never broken."""
-    return textwrap.wrap(
-        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
-    ) or [""]
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def labelled(entries: Iterable[tuple[str, str]]) -> list[str]:
@@ -32,11 +30,6 @@ def columns(lines: Sequence[Sequence[str]], texts: Collection[int]) -> list[str]
         ).rstrip()
         for cells in lines
     ]
-
-
-def plural(number: int, thing: str) -> str:
-    """Return "1 row", "2,000 rows"."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def duration(seconds: float) -> str:

@@ -64,12 +64,6 @@ def say_to_stderr(quiet: bool) -> Callable[[str], None]:
 def open_run(path: Path) -> RunReader:
     """Return the run in a folder, or the run of a job file. Raises RunError if there is none, JobFileError."""
     from gxr_batch.ledger import RunReader
+    from gxr_batch.run.prepare import run_folder_of
 
-    if path.suffix == ".toml" and path.is_file():
-        from datetime import date
-
-        from gxr_batch.job import load_job
-        from gxr_batch.run.prepare import output_folder
-
-        path = output_folder(load_job(path), date.today())
-    return RunReader(path)
+    return RunReader(run_folder_of(path))

@@ -14,6 +14,8 @@ from gxr_batch.cli.options import job_options, read_job
 from gxr_batch.errors import GxrError
 
 if TYPE_CHECKING:
+    from gxr_batch.job import Job
+    from gxr_batch.run.invocation import Options, Progress
     from gxr_batch.run.runner import RunResult
 
 
@@ -83,14 +85,10 @@ def command(
     Example:
       gxr-batch run jobs/demo.toml --limit 4
     """
-    from gxr_batch.cli.signals import Signals, catch_early
+    from gxr_batch.cli.signals import catch_early
 
     catch_early()  # the imports below take a moment
-    from gxr_batch.cli.progress import ProgressDisplay
-    from gxr_batch.library import write_exports
-    from gxr_batch.run.invocation import Options, Progress
-    from gxr_batch.run.runner import run
-    from gxr_batch.run.stop import Stopper
+    from gxr_batch.run.invocation import Options
 
     if rows and not retry:
         raise click.UsageError("--row requires --retry.")
@@ -104,6 +102,19 @@ def command(
         allow_empty=allow_empty,
         overrides=overrides,
     )
+    outcome = _run(job, options, quiet)
+    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome, limit))
+    click.get_current_context().exit(_exit_code(outcome))
+
+
+def _run(job: Job, options: Options, quiet: bool) -> RunResult:
+    """Run the job with progress, signals and its exports."""
+    from gxr_batch.cli.progress import ProgressDisplay
+    from gxr_batch.cli.signals import Signals
+    from gxr_batch.library import write_exports
+    from gxr_batch.run.runner import run
+    from gxr_batch.run.stop import Stopper
+
     stopper = Stopper(job.run.grace_seconds)
     signals = Signals(stopper)
     with signals.handled(), ProgressDisplay(quiet) as display:
@@ -117,8 +128,7 @@ def command(
         if not outcome.counts.left:
             exports = write_exports(outcome.folder, job.export.formats, display.say, _export_failed)
             outcome = replace(outcome, exports=exports)
-    click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome, limit))
-    click.get_current_context().exit(_exit_code(outcome))
+    return outcome
 
 
 def _export_failed(form: str, error: Exception) -> None:
@@ -165,21 +175,22 @@ def _title(name: str, outcome: RunResult) -> str:
 
 
 def _text(name: str, outcome: RunResult, limit: int | None) -> str:
-    from gxr_batch.cli.layout import duration, labelled, plural, rate, wrapped
+    from gxr_batch.cli.layout import duration, labelled, rate, wrapped
     from gxr_batch.records import DISCLAIMER
+    from gxr_batch.rows.columns import counted
 
     counts, progress, folder = outcome.counts, outcome.progress, outcome.folder
     rows = f"{counts.ok:,} generated, {counts.failed:,} failed, {counts.held:,} held, {counts.left:,} left"
     entries = [("rows", f"{counts.total:,}: {rows}")]
     if limit:
-        entries.append(("limit", f"only the first {plural(limit, 'row')} of the table; omit --limit for all rows"))
+        entries.append(("limit", f"only the first {counted(limit, 'row')} of the table; omit --limit for all rows"))
     if progress.done:
         seconds = max(progress.seconds, 1e-9)
         speed = f"{rate(progress.done / seconds * 60)} rows/min, {rate(progress.new_tokens / seconds)} tok/s"
-        entries.append(("speed", f"{plural(progress.done, 'row')} in {duration(progress.seconds)}, {speed}"))
+        entries.append(("speed", f"{counted(progress.done, 'row')} in {duration(progress.seconds)}, {speed}"))
     if progress.cut:
         entries.append(
-            ("cut", f"{plural(progress.cut, 'prompt')} too long: the end of the longest cell was cut; see gxr_flags")
+            ("cut", f"{counted(progress.cut, 'prompt')} too long: the end of the longest cell was cut; see gxr_flags")
         )
     if outcome.reason not in {None, "api_outage"} and not progress.done:
         entries.append(("note", "no row was finished: rows take longer than this invocation lasted"))

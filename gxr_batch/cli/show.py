@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +92,7 @@ def _tables(reader: RunReader) -> Iterator[Any]:
 
 def _lines(case: dict[str, Any], width: int) -> Iterator[str]:
     from gxr_batch.cells import as_text, for_terminal
+    from gxr_batch.cli.layout import wrapped
     from gxr_batch.export.export_rows import final_text
 
     cells = {name: as_text(value) for name, value in case.items() if not name.startswith("gxr_")}
@@ -102,25 +102,21 @@ def _lines(case: dict[str, Any], width: int) -> Iterator[str]:
     yield f"Row {row_id}, sample {case['gxr_sample']}"
     for name, text in cells.items():
         for place, line in enumerate(text.splitlines()):
-            yield from _wrapped(f"  {name if place == 0 else '':<{label}}  {line}", width, " " * (label + 4))
+            yield from wrapped(f"  {name if place == 0 else '':<{label}}  {line}", " " * (label + 4), width=width)
     yield ""
     shown = final_text(case)
     if shown is None:
         reason = for_terminal(case["gxr_error"] or "no reason given")
-        yield from _wrapped(f"No text: {case['gxr_status']}, {reason}", width)
+        yield from wrapped(f"No text: {case['gxr_status']}, {reason}", width=width)
     else:
         yield f"[AI-generated, {_review(case)}]"
         for line in for_terminal(shown).splitlines():
-            yield from _wrapped(line, width)
+            yield from wrapped(line, width=width)
     if case["gxr_flags"]:
         yield ""
-        yield from _wrapped(f"Flags: {', '.join(case['gxr_flags'])}", width)
+        yield from wrapped(f"Flags: {', '.join(case['gxr_flags'])}", width=width)
     yield ""
-    yield from _wrapped(case["gxr_disclaimer"], width)
-
-
-def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
+    yield from wrapped(case["gxr_disclaimer"], width=width)
 
 
 def _review(case: dict[str, Any]) -> str:

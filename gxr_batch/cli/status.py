@@ -51,13 +51,14 @@ def _table(found: Sequence[RunStatus]) -> list[str]:
 
 
 def _cells(status: RunStatus) -> dict[str, str]:
-    from gxr_batch.cli.layout import mib, plural
+    from gxr_batch.cli.layout import mib
+    from gxr_batch.rows.columns import counted
 
     def count(number: int | None) -> str:
         return "-" if number is None else f"{number:,}"
 
     damaged = f"; {status.damaged_parts} damaged parts" if status.damaged_parts else ""
-    old = f"; {plural(len(status.outdated_exports), 'outdated export')}" if status.outdated_exports else ""
+    old = f"; {counted(len(status.outdated_exports), 'outdated export')}" if status.outdated_exports else ""
     return {
         "run": status.run,
         "date": status.started_at[:10] or "-",
@@ -72,8 +73,9 @@ def _cells(status: RunStatus) -> dict[str, str]:
 
 
 def _one(status: RunStatus) -> Iterator[str]:
-    from gxr_batch.cli.layout import labelled, mib, plural
+    from gxr_batch.cli.layout import labelled, mib
     from gxr_batch.cli.run import STOPPED
+    from gxr_batch.rows.columns import counted
 
     if status.ok is None or status.left is None:
         yield f"{status.run}: {status.state}"
@@ -91,14 +93,14 @@ def _one(status: RunStatus) -> Iterator[str]:
     elif status.state == "unfinished" and status.last_outcome:
         entries.append(("last time", STOPPED.get(status.last_outcome, status.last_outcome.replace("_", " "))))
     if status.reviewed:
-        entries.append(("reviewed", plural(status.reviewed, "row")))
+        entries.append(("reviewed", counted(status.reviewed, "row")))
     if status.outdated_exports:
         entries.append(("outdated", f"{', '.join(status.outdated_exports)}: older than the results or reviews"))
     if status.damaged_parts:
         entries.append(
-            ("damaged", f"{plural(status.damaged_parts, 'part')}; `gxr-batch run` generates their rows again")
+            ("damaged", f"{counted(status.damaged_parts, 'part')}; `gxr-batch run` generates their rows again")
         )
-    entries.append(("size", f"{mib(status.bytes or 0)}, {plural(status.invocations, 'invocation')}"))
+    entries.append(("size", f"{mib(status.bytes or 0)}, {counted(status.invocations, 'invocation')}"))
     yield from labelled(entries)
 
 

@@ -7,12 +7,8 @@ columns. parse_row interprets the cells.
 from __future__ import annotations
 
 import csv
-import warnings
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,27 +16,12 @@ from gxr_batch.cells import unguard
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunError
 from gxr_batch.rows.encoding import open_lines, scan, separator_line
-from gxr_batch.rows.workbook_container import is_zip, readable, refuse_other_containers
+from gxr_batch.rows.workbook_container import damage_as, is_zip, numbered_rows, readable, refuse_other_containers
 
 KEY, STATUS = "gxr_row_id", "gxr_review_status"
-# What openpyxl and its dependencies raise for damaged files.
-_NO_WORKBOOK = (
-    zipfile.BadZipFile,
-    zlib.error,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    SyntaxError,
-    EOFError,
-    ArithmeticError,
-    NotImplementedError,
-    RuntimeError,
-)
 _HEADER_WITHIN = 20  # rows from the top that are searched for a header
 _MOST_CHARACTERS = 2**24  # in one CSV cell
 _SAMPLED_CHARACTERS = 2**20  # read to detect the delimiter
-_ROWS_A_READ = 256
 
 
 class SheetRow(NamedTuple):
@@ -136,16 +117,7 @@ def _workbook_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequen
 
 
 def _sheet_rows(path: Path, sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
-    with _damage(path):
-        sheet.reset_dimensions()  # other programs may save wrong dimensions
-        rows = enumerate(sheet.iter_rows(values_only=True), start=1)
-    while True:
-        with _damage(path):  # not around a yield: it changes how warnings are shown
-            some = list(islice(rows, _ROWS_A_READ))
-        if not some:
-            return
-        for number, cells in some:
-            yield number, [_unescaped(cell) for cell in cells]
+    return numbered_rows(sheet, lambda: _damage(path), lambda cells: list(map(_unescaped, cells)), values_only=True)
 
 
 def _unescaped(cell: Any) -> Any:
@@ -160,19 +132,8 @@ def _unescaped(cell: Any) -> Any:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Convert errors of openpyxl into a RunError, and drop its warnings; both may quote the file."""
-    from openpyxl.utils.exceptions import InvalidFileException
-
-    with storage_errors(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except (*_NO_WORKBOOK, InvalidFileException):
-            raise RunError(
-                "This file is not a readable workbook.",
-                where=str(path.absolute()),
-                next_step="open it in a spreadsheet and save it again as .xlsx",
-            ) from None
+    with storage_errors(path), damage_as(RunError, path):
+        yield
 
 
 def _csv_cells(path: Path, encoding: str) -> Iterator[tuple[int, Sequence[Any]]]:

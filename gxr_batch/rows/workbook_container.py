@@ -9,21 +9,32 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
-from gxr_batch.errors import TableError
+from gxr_batch.errors import GxrError, TableError
 from gxr_batch.rows.source_files import CHUNK_BYTES, reading
 
+_T = TypeVar("_T")
 _ZIP, _OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
 _STRICT = b"http://purl.oclc.org/ooxml/"
 _STRICT_NAME = re.compile(rb"""(["'])http://purl\.oclc\.org/ooxml/(\w+)/""")
 _USUAL_NAME = rb"\1http://schemas.openxmlformats.org/\2/2006/"
 # Of members with cells only the root element is changed, which declares the names: a cell may have any text.
 _WITH_CELLS = re.compile(rb"<(\w+:)?(worksheet|sst)\b[^>]*>")
+# What openpyxl and its dependencies raise for damaged files: zipfile's NotImplementedError is an unknown compression
+# method, its RuntimeError an encrypted member.
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, LookupError, ValueError, TypeError, AttributeError, SyntaxError, EOFError,
+    ArithmeticError, NotImplementedError, RuntimeError,
+)  # fmt: skip
+_ROWS_A_READ = 256
 _ENCRYPTED, _BY_LABEL = (name.encode("utf-16-le") for name in ("EncryptedPackage", "DRMEncrypted"))
 
 
@@ -87,6 +98,41 @@ def readable(path: Path) -> Iterator[IO[bytes]]:
             yield file
         else:
             yield source
+
+
+@contextmanager
+def damage_as(error: type[GxrError], path: Path) -> Iterator[None]:
+    """Convert what openpyxl raises for a damaged file into `error`, and drop its warnings; both may quote the file."""
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (*_DAMAGE, InvalidFileException):
+            raise error(
+                "The file is not a readable workbook.",
+                where=str(path.absolute()),
+                next_step="open it in a spreadsheet and save it again as .xlsx",
+            ) from None
+
+
+def numbered_rows(
+    sheet: Any, guard: Callable[[], AbstractContextManager[None]], convert: Callable[[Any], _T], *, values_only: bool
+) -> Iterator[tuple[int, _T]]:
+    """Yield the rows of a sheet with their numbers from 1, each converted.
+
+    openpyxl works only inside `guard`, which is never around a yield: it changes how the process shows warnings.
+    """
+    with guard():
+        sheet.reset_dimensions()  # other programs may save wrong dimensions
+        rows = enumerate(sheet.iter_rows(values_only=values_only), start=1)
+    while True:
+        with guard():
+            some = [(number, convert(cells)) for number, cells in islice(rows, _ROWS_A_READ)]
+        if not some:
+            return
+        yield from some
 
 
 def _with_usual_names(archive: zipfile.ZipFile) -> io.BytesIO:

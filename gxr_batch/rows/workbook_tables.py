@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import warnings
-import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,23 +23,16 @@ from gxr_batch.rows.columns import counted
 from gxr_batch.rows.csv_layout import is_header_below
 from gxr_batch.rows.number_formats import general, shown_number, shown_time
 from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error, reading, sha256_of
+from gxr_batch.rows.workbook_container import damage_as, numbered_rows, readable, refuse_other_containers
 
 _ROWS_A_BATCH, _CHARACTERS_A_BATCH = 4_096, 2**23
-_ROWS_A_READ = 256
 _SAMPLE_RECORDS = 20
 _MOST_TITLE_ROWS = 20
 _SHEETS_NAMED = 10
-# What openpyxl and its dependencies raise for damaged files.
-_DAMAGE = (
-    zipfile.BadZipFile, zlib.error, LookupError, ValueError, TypeError, AttributeError, SyntaxError, EOFError,
-    ArithmeticError, NotImplementedError, RuntimeError,
-)  # fmt: skip
 _FORMULA = re.compile(rb"<c\b([^>]*)>\s*<f\b[^>]*(?:/>|>[^<]*</f>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>")
 _HIDDEN_ROW = re.compile(rb'<row\b[^>]*\bhidden="(?:1|true)"')
 _MERGED = re.compile(rb"<mergeCell\b")
 _CHUNK, _OVERLAP = 2**20, 2**14
-_ENCRYPTED_OR_OLD = b"\xd0\xcf\x11\xe0"
-_ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +167,9 @@ def _sheet(path: Path, book: Any, wanted: str) -> tuple[Any, list[str]]:
     sheets = {sheet.title: sheet for sheet in book.worksheets}
     if not sheets:
         raise TableError(
-            "The workbook has no sheet that can be read; it may be a Strict Open XML workbook.",
+            "The workbook has no sheet with cells.",
             where=str(path),
-            next_step='open it in Excel and save it with the type "Excel Workbook (*.xlsx)", or as CSV',
+            next_step="save the table in a sheet or as CSV",
         )
     if wanted and wanted not in sheets:
         raise TableError(f"The workbook has no sheet {wanted}.", where=f"{path}, input.sheet", next_step=_listed(book))
@@ -196,15 +186,9 @@ def _listed(book: Any) -> str:
 
 def _rows(path: Path, sheet: Any, skip: int) -> Iterator[_Row]:
     """Yield the rows below the first `skip` ones, without empty cells at their end and without empty rows."""
-    with _damage(path):
-        sheet.reset_dimensions()  # other programs may save wrong dimensions
-        rows = enumerate(sheet.iter_rows(), start=1)
-    while True:
-        with _damage(path):
-            some = [_Row(number, *_texts(cells)) for number, cells in islice(rows, _ROWS_A_READ)]
-        if not some:
-            return
-        yield from (row for row in some if row.cells and row.number > skip)
+    for number, (cells, errors) in numbered_rows(sheet, lambda: _damage(path), _texts, values_only=False):
+        if cells and number > skip:
+            yield _Row(number, cells, errors)
 
 
 def _texts(cells: Sequence[Any]) -> tuple[list[str], int]:
@@ -222,10 +206,12 @@ def _texts(cells: Sequence[Any]) -> tuple[list[str], int]:
 
 
 def _text(value: Any, cell: Any) -> str:
+    from openpyxl.utils.escape import unescape
+
     if value is None:
         return ""
     if isinstance(value, str):
-        return _ESCAPED.sub(lambda code: chr(int(code[1], 16)), value) if "_x" in value else value
+        return unescape(value) if "_x" in value else value
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
     if isinstance(value, int | float):
@@ -264,34 +250,16 @@ def _inspected(path: Path, book: Any, sheet: Any) -> Iterator[str]:
 def _opened(path: Path) -> Iterator[Any]:
     from openpyxl import load_workbook
 
-    with reading(path), path.open("rb") as file:
-        head = file.read(4)
-    if head == _ENCRYPTED_OR_OLD:
-        raise TableError(
-            "The workbook is encrypted, or in the format of Excel 97.",
-            where=str(path),
-            next_step='save it without a password or sensitivity label, with the type "Excel Workbook (*.xlsx)"',
-        )
-    with _damage(path):
-        book = load_workbook(path, read_only=True, data_only=True)
-    try:
+    refuse_other_containers(path)
+    with ExitStack() as opened:
+        with _damage(path):
+            source = opened.enter_context(readable(path))
+            book = load_workbook(source, read_only=True, data_only=True)
+        opened.callback(book.close)
         yield book
-    finally:
-        book.close()
 
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Turn errors of openpyxl into a TableError, and drop its warnings; both may quote the file."""
-    from openpyxl.utils.exceptions import InvalidFileException
-
-    with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        except (*_DAMAGE, InvalidFileException):
-            raise TableError(
-                "The file is not a readable workbook.",
-                where=str(path.absolute()),
-                next_step="open it in a spreadsheet and save it again as .xlsx",
-            ) from None
+    with reading(path), damage_as(TableError, path):
+        yield

@@ -159,7 +159,7 @@ def _fields(seen: Survey, copy: pq.ParquetFile, chosen: Mapping[str, str], table
     for name, meanings in _NAMES.items():
         taken = {guess.value for guess in found.values()}
         named = [plain[word] for word in meanings if word in plain and plain[word] not in taken]
-        filled = [column for column in named if _filled(copy, column)]
+        filled = [column for column in named if _filled(_column(copy, column))]
         if name not in found and filled:
             others = f"; {', '.join(map(_comment, filled[1:]))} would fit too" if filled[1:] else ""
             found[name] = Guess(filled[0], ("same name" if filled[0] == name else "by its name") + others)
@@ -171,7 +171,7 @@ def _fields(seen: Survey, copy: pq.ParquetFile, chosen: Mapping[str, str], table
 def _warned(name: str, guess: Guess, copy: pq.ParquetFile) -> Guess:
     """Return the guess with what its cells lack: rows without findings fail, and codes for a sex say nothing."""
     cells = _column(copy, guess.value)
-    empty = len(cells) - _filled(copy, guess.value)
+    empty = len(cells) - _filled(cells)
     if name == "findings" and empty:
         return Guess(guess.value, f"{guess.reason}; {counted(empty, 'empty cell')}, whose rows will fail")
     if name == "sex":
@@ -190,8 +190,10 @@ def _longest_text(seen: Survey, copy: pq.ParquetFile, taken: set[str], table: st
     """Return the free column with the longest texts. Raises UserError if none looks like prose."""
     words: dict[str, float] = {}
     for column in seen.schema:
+        if column.name in taken:
+            continue
         cells = _column(copy, column.name).slice(0, _ROWS_LOOKED_AT)
-        if column.name not in taken and is_text(cells.type):
+        if is_text(cells.type):
             words[column.name] = (pc.mean(pc.count_substring_regex(cells, r"\S\s+\S")).as_py() or 0.0) + 1
     longest = max(words, key=words.__getitem__, default="")
     if words.get(longest, 0) < _LEAST_WORDS:
@@ -203,9 +205,8 @@ def _longest_text(seen: Survey, copy: pq.ParquetFile, taken: set[str], table: st
     return Guess(longest, f"the longest texts of the table, {words[longest]:,.0f} words on average")
 
 
-def _filled(copy: pq.ParquetFile, name: str) -> int:
-    """Return how many cells of a column are not blank."""
-    cells = _column(copy, name)
+def _filled(cells: pa.ChunkedArray) -> int:
+    """Return how many cells are not blank."""
     if not is_text(cells.type):
         return int(len(cells) - cells.null_count)
     return int(pc.sum(pc.not_equal(pc.utf8_trim_whitespace(cells), "")).as_py() or 0)

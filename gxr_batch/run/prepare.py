@@ -8,7 +8,7 @@ from datetime import date
 from pathlib import Path
 
 from gxr_batch.errors import LaterVersion, TableError, TemplateError
-from gxr_batch.job import InputSection, Job
+from gxr_batch.job import InputSection, Job, load_job
 from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import load_manifest, name_and_outcome
 from gxr_batch.prompts import Templates
@@ -101,6 +101,11 @@ def output_folder(job: Job, today: date) -> Path:
         if is_run(folder) and _unfinished(folder, job):
             return folder
     return Path(str(pattern).replace("{date}", today.isoformat()))
+
+
+def run_folder_of(path: Path) -> Path:
+    """Return the run folder of a job file, and any other path as it is. Raises JobFileError."""
+    return output_folder(load_job(path), date.today()) if path.suffix == ".toml" and path.is_file() else path
 
 
 def _unfinished(folder: Path, job: Job) -> bool:

@@ -6,16 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import MachineError, RunError
-from gxr_batch.job import load_job
 from gxr_batch.ledger import Counts, RunReader, is_run
 from gxr_batch.ledger.exports import outdated
-from gxr_batch.run.prepare import output_folder
+from gxr_batch.run.prepare import run_folder_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ def statuses(path: Path) -> list[RunStatus]:
     Raises RunError if there is no run, JobFileError if the job file cannot be read.
     """
     if path.suffix == ".toml":
-        return [_status(output_folder(load_job(path), date.today()))]
+        return [_status(run_folder_of(path))]
     with storage_errors(path):
         return _statuses_of_folder(path)
 

@@ -314,3 +314,19 @@ def test_the_mark_of_an_open_workbook_is_named(desk):
     path.write_bytes(b"\x06Dr A")
     with pytest.raises(TableError, match="marks a workbook as open"):
         desk.take(path)
+
+
+def test_a_strict_open_xml_workbook_is_a_table_too(tmp_path):
+    import openpyxl
+
+    from gxr_batch.job import InputSection
+    from gxr_batch.rows.survey import survey
+
+    book = openpyxl.Workbook()
+    book.active.append(["case_id", "findings"])
+    book.active.append(["C1", "clear lungs"])
+    book.save(tmp_path / "usual.xlsx")
+    strict = rewritten(tmp_path / "usual.xlsx", tmp_path / "strict.xlsx", as_strict)
+    seen = survey(InputSection(path=str(strict)))
+    (table,) = seen.files[0].batches((), print)
+    assert table.to_pylist() == [{"case_id": "C1", "findings": "clear lungs"}]

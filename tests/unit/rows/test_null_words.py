@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from tables import CANARY, take
 
+from gxr_batch.prompts.sandbox import Sandbox
 from gxr_batch.rows.columns import FieldMap
 from gxr_batch.rows.null_words import is_null_word
 
@@ -89,3 +90,28 @@ def test_zeros_that_a_condition_would_take_for_true_are_counted(tmp_path):
         "column history is text, and 2 cells of it mean zero or false, which counts as true in a condition of the "
         "template; write history | number",
     )
+
+
+@pytest.mark.parametrize(
+    ("cell", "without"),
+    [
+        ("['effusion', 'cardiomegaly']", """{{ findings[2:-2] | replace("', '", "; ") }}"""),
+        ('["effusion", "cardiomegaly"]', """{{ findings[2:-2] | replace('", "', "; ") }}"""),
+    ],
+)
+def test_lists_written_as_text_are_counted_with_the_template_that_reads_them(tmp_path, cell, without):
+    cells = [cell, cell.replace("effusion", f"{CANARY}\nx"), "[1, 2]", "[sic] 'clear'", "['open", "clear", None]
+    path = tmp_path / "cases.parquet"
+    pq.write_table(pa.table({"report": cells, "history": ["x"] * 7, "other": cells}), path)
+    assert take(path, fields=FIELDS)[1].notices == (
+        "column report is text, and 2 cells of it hold a list with brackets and quotes, which stand in prompts; a "
+        f"template of yours can leave them out: {without}",
+    )
+    assert Sandbox().from_string(without).render(findings=cell) == "effusion; cardiomegaly"
+
+
+def test_lists_in_every_kind_of_text_column_are_counted(tmp_path):
+    path = tmp_path / "cases.parquet"
+    for kind in (pa.string(), pa.large_string(), pa.string_view()):
+        pq.write_table(pa.table({"report": pa.array(["['a']"], kind), "history": ["x"]}), path)
+        assert "1 cell of it hold a list" in take(path, fields=FIELDS)[1].notices[0]

@@ -57,7 +57,9 @@ _ID_NAMES = (
     "case", "film", "film id", "film no", "case no", "study no", "patient id", "subject id",
 )  # fmt: skip
 _LONGEST_ID = 100
+_EXAMPLE_NAMES = ("findings", "age", "sex")
 _LEAST_WORDS = 3  # on average; a column with fewer is not taken for findings by its content alone
+_NOT_TEXT = ("skip_lines", "column_names")
 _KNOWN_SEXES = ("m", "male", "man", "boy", "f", "female", "woman", "girl")
 _ROWS_LOOKED_AT = 100_000  # for text lengths and missing-value words; ids are compared over the whole table
 
@@ -91,14 +93,15 @@ class NewJob:
         return "\n".join([*_input_lines(self), *_prompt_lines(self), *_MODEL_LINES]) + "\n"
 
 
-def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
+def guess_job(table: str, chosen: Mapping[str, str], name: str = "", column_names: Sequence[str] = ()) -> NewJob:
     """Guess the job for a table; `chosen` maps fields to columns and overrides the guesses.
 
-    `table` is a file, a folder or a glob, `name` the name of the job, by default that of the table. Reads the whole
-    table once. Raises TableError if the table cannot be read, UserError if no column can be the findings.
+    `table` is a file, a folder or a glob, `name` the name of the job, by default that of the table, `column_names` the
+    names of a table without a header line. Reads the whole table once. Raises TableError if the table cannot be read,
+    UserError if no column can be the findings.
     """
     try:
-        section = InputSection(path=table, columns=dict(chosen))
+        section = InputSection(path=table, columns=dict(chosen), column_names=tuple(column_names))
     except ValidationError:  # empty, too long, or bytes that are not text
         raise UserError("This cannot be the path of a table.", where="TABLE", next_step="name a file") from None
     seen = survey(section)
@@ -107,8 +110,9 @@ def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
         raise TableError(
             "The table seems to have no header line.",
             where=table,
-            next_step="add a line with the column names, or set input.column_names in a job file; "
-            "--column findings=COLUMN confirms the names",
+            next_step=f"name its {counted(len(names), 'column')} with --names {','.join(_EXAMPLE_NAMES[: len(names)])}"
+            f"{',...' if len(names) > len(_EXAMPLE_NAMES) else ''}; if the first line is the header, confirm it with "
+            "--column findings=COLUMN",
         )
     with tempfile.TemporaryDirectory(prefix="gxr-batch-init-") as scratch:
         target = Path(scratch) / "input.parquet"
@@ -131,7 +135,7 @@ def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
         id_column=id_column,
         delimiter=_delimiter(seen),
         encoding=_encoding(seen),
-        layout=_layout(seen),
+        layout=_layout(seen, column_names),
         null_values=nulls,
     )
 
@@ -193,7 +197,10 @@ def _longest_text(seen: Survey, copy: pq.ParquetFile, taken: set[str], table: st
         if column.name in taken:
             continue
         cells = _column(copy, column.name).slice(0, _ROWS_LOOKED_AT)
-        if is_text(cells.type):
+        if (
+            is_text(cells.type)
+            and (pc.mean(pc.count_substring_regex(cells, r"\pL{2,}")).as_py() or 0.0) >= _LEAST_WORDS
+        ):
             words[column.name] = (pc.mean(pc.count_substring_regex(cells, r"\S\s+\S")).as_py() or 0.0) + 1
     longest = max(words, key=words.__getitem__, default="")
     if words.get(longest, 0) < _LEAST_WORDS:
@@ -303,7 +310,7 @@ def _encoding(seen: Survey) -> Guess | None:
     return Guess("auto", "UTF-8, unless a byte order mark names another encoding") if found else None
 
 
-def _layout(seen: Survey) -> dict[str, Guess]:
+def _layout(seen: Survey, column_names: Sequence[str]) -> dict[str, Guess]:
     """Return the other keys that say how the files are read, if all files are read in the same way."""
     files = _files(seen)
     sheets = {file.sheet if isinstance(file, WorkbookSheet) else "" for file in files}
@@ -317,6 +324,8 @@ def _layout(seen: Survey) -> dict[str, Guess]:
             found["escape"] = Guess(escape, "the character before quotes inside cells")
         if skip:
             found["skip_lines"] = Guess(str(skip), "lines above the header")
+    if column_names:
+        found["column_names"] = Guess(f"[{', '.join(map(_toml, column_names))}]", "the table has no header line")
     return found
 
 
@@ -365,7 +374,7 @@ def _input_lines(job: NewJob) -> list[str]:
         if guess is not None
     ]
     entries += [
-        (f"{key} = {guess.value if key == 'skip_lines' else _toml(guess.value)}", guess.reason)
+        (f"{key} = {guess.value if key in _NOT_TEXT else _toml(guess.value)}", guess.reason)
         for key, guess in job.layout.items()
     ]
     if job.null_values:

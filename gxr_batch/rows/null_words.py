@@ -1,8 +1,8 @@
 """Words that tables hold for a missing value (NA, -, unknown): counted in the columns of prompts, or made missing.
 
-A word counts only if it is the whole cell; blanks around it and capitals do not matter. These words are the only text
-of a cell that a message may show. The same pass counts zeros in columns that a template tests for truth, and
-lists that are written as text.
+A word counts only if it is the whole cell; blanks around it, a full stop and capitals do not matter. These words are
+the only text of a cell that a message may show. The same pass counts zeros in columns that a template tests for truth,
+and lists that are written as text.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _SHOWN = (
     "---", "?", "unknown", "unk",
 )  # fmt: skip
 NULL_WORDS = {word.lower(): word for word in _SHOWN}
+# "None." is how reports end a field; templates take the full stop off anyway.
+NULL_WORDS |= {f"{word.lower()}.": word for word in _SHOWN if word[-1].isalpha()}
 _FALSE_WORDS = frozenset({"0", "0.0", "0.00", "false", "no"})
 _LONGEST = 16  # bytes, blanks included; longer cells are not looked at
 _NAMED = 3  # words that a notice names for each column

@@ -18,8 +18,22 @@ FIELDS = FieldMap(
     required=frozenset({"findings"}),
     tested=frozenset({"history"}),
 )
-WORDS = ["NA", " n/a ", ".", "\\N", "-", "nan", "None", "NULL", "Unknown", "<NA>", "?", "#N/A"]
-NO_WORDS = ["clear", "none of them", "no", "n", "a.", "--x", "unknown mass", "normal", f"NA {CANARY}", "N.A.D."]
+WORDS = ["NA", " n/a ", ".", "\\N", "-", "nan", "None", "NULL", "Unknown", "<NA>", "?", "#N/A", "None.", "unknown. "]
+NO_WORDS = [
+    "None available.",
+    "?.",
+    "-.",
+    "clear",
+    "none of them",
+    "no",
+    "n",
+    "a.",
+    "--x",
+    "unknown mass",
+    "normal",
+    f"NA {CANARY}",
+    "N.A.D.",
+]
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -39,9 +53,10 @@ def written(folder, rows):
 
 
 def test_the_words_stay_text_and_are_counted_by_column_with_the_setting(tmp_path):
-    rows = [("clear", "NA"), ("N/A", "n/a"), ("-", "asthma"), ("small effusion", "na")]
+    rows = [("clear", "NA"), ("N/A", "n/a"), ("-", "asthma"), ("small effusion", "na.")]
     table, taken = take(written(tmp_path, rows), fields=FIELDS)
     assert table["report"].to_pylist() == ["clear", "N/A", "-", "small effusion"]
+    assert table["history"].to_pylist()[-1] == "na."
     assert taken.notices == (
         "cells that hold only a word for a missing value are text in prompts: history 3 (NA 2, N/A 1); "
         'report 2 (N/A 1, - 1); input.null_values = "common" makes them missing',

@@ -58,6 +58,7 @@ _ID_NAMES = (
 )  # fmt: skip
 _LONGEST_ID = 100
 _EXAMPLE_NAMES = ("findings", "age", "sex")
+_MOST = 0.5
 _LEAST_WORDS = 3  # on average; a column with fewer is not taken for findings by its content alone
 _NOT_TEXT = ("skip_lines", "column_names")
 _KNOWN_SEXES = ("m", "male", "man", "boy", "f", "female", "woman", "girl")
@@ -164,6 +165,8 @@ def _fields(seen: Survey, copy: pq.ParquetFile, chosen: Mapping[str, str], table
         taken = {guess.value for guess in found.values()}
         named = [plain[word] for word in meanings if word in plain and plain[word] not in taken]
         filled = [column for column in named if _filled(_column(copy, column))]
+        if name == "topic":
+            filled = [column for column in filled if not _asks(_column(copy, column))]
         if name not in found and filled:
             others = f"; {', '.join(map(_comment, filled[1:]))} would fit too" if filled[1:] else ""
             found[name] = Guess(filled[0], ("same name" if filled[0] == name else "by its name") + others)
@@ -197,11 +200,8 @@ def _longest_text(seen: Survey, copy: pq.ParquetFile, taken: set[str], table: st
         if column.name in taken:
             continue
         cells = _column(copy, column.name).slice(0, _ROWS_LOOKED_AT)
-        if (
-            is_text(cells.type)
-            and (pc.mean(pc.count_substring_regex(cells, r"\pL{2,}")).as_py() or 0.0) >= _LEAST_WORDS
-        ):
-            words[column.name] = (pc.mean(pc.count_substring_regex(cells, r"\S\s+\S")).as_py() or 0.0) + 1
+        if is_text(cells.type) and not _asks(cells) and _mean_count(cells, r"\pL{2,}") >= _LEAST_WORDS:
+            words[column.name] = _mean_count(cells, r"\S\s+\S") + 1
     longest = max(words, key=words.__getitem__, default="")
     if words.get(longest, 0) < _LEAST_WORDS:
         raise UserError(
@@ -210,6 +210,15 @@ def _longest_text(seen: Survey, copy: pq.ParquetFile, taken: set[str], table: st
             next_step=f"name it: --column findings=COLUMN; {listed(seen.schema.names)}",
         )
     return Guess(longest, f"the longest texts of the table, {words[longest]:,.0f} words on average")
+
+
+def _mean_count(cells: pa.ChunkedArray, pattern: str) -> float:
+    return float(pc.mean(pc.count_substring_regex(cells, pattern)).as_py() or 0.0)
+
+
+def _asks(cells: pa.ChunkedArray) -> bool:
+    """Return whether most texts are questions, which are neither findings nor the topic of a sentence."""
+    return is_text(cells.type) and _mean_count(cells, r"[?\x{ff1f}]\s*$") > _MOST
 
 
 def _filled(cells: pa.ChunkedArray) -> int:

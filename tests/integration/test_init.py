@@ -151,6 +151,17 @@ def test_topics_and_pairs_of_conditions_get_their_templates(folder):
     assert made.columns["condition_b"].value == "condition_2"
 
 
+def test_questions_are_neither_findings_nor_topics(folder):
+    path = folder / "t.csv"
+    path.write_text("qid,question,answer\n1,Is there an effusion here?,yes\n2,Which side is it on?,left\n")
+    with pytest.raises(UserError, match="No column looks like the findings"):
+        guess_job("t.csv", {})
+    path.write_text("qid,question,answer\n1,Is there an effusion here?,There is a small left effusion\n")
+    assert guess_job("t.csv", {}).columns["findings"].value == "answer"
+    path.write_text("id,question\n1,Pneumothorax\n")
+    assert guess_job("t.csv", {}).columns["topic"].value == "question"
+
+
 @pytest.mark.parametrize(
     "name", ['a "quoted" name', "back\\slash", "tab\tname", "ümlaut", "hash # name", "del\x7fname"]
 )

@@ -59,6 +59,7 @@ _ID_NAMES = (
 _LONGEST_ID = 100
 _EXAMPLE_NAMES = ("findings", "age", "sex")
 _MOST = 0.5
+_LEAST_FILLED = 0.1
 _LEAST_WORDS = 3  # on average; a column with fewer is not taken for findings by its content alone
 _NOT_TEXT = ("skip_lines", "column_names")
 _KNOWN_SEXES = ("m", "male", "man", "boy", "f", "female", "woman", "girl")
@@ -194,22 +195,26 @@ def _sexes() -> pa.Array:
 
 
 def _longest_text(seen: Survey, copy: pq.ParquetFile, taken: set[str], table: str) -> Guess:
-    """Return the free column with the longest texts. Raises UserError if none looks like prose."""
-    words: dict[str, float] = {}
+    """Return the free column with most text. Raises UserError if none looks like prose."""
+    found: dict[str, tuple[float, float]] = {}  # words in all rows, words of a filled cell
     for column in seen.schema:
         if column.name in taken:
             continue
         cells = _column(copy, column.name).slice(0, _ROWS_LOOKED_AT)
         if is_text(cells.type) and not _asks(cells) and _mean_count(cells, r"\pL{2,}") >= _LEAST_WORDS:
-            words[column.name] = _mean_count(cells, r"\S\s+\S") + 1
-    longest = max(words, key=words.__getitem__, default="")
-    if words.get(longest, 0) < _LEAST_WORDS:
+            words = _mean_count(cells, r"\S\s+\S") + 1
+            filled = _filled(cells) / len(cells)
+            if words >= _LEAST_WORDS and filled >= _LEAST_FILLED:
+                found[column.name] = (words * filled, words)
+    if not found:
         raise UserError(
             "No column looks like the findings.",
             where=table,
-            next_step=f"name it: --column findings=COLUMN; {listed(seen.schema.names)}",
+            next_step=f"name it: --column findings=COLUMN; {listed(seen.schema.names)}; if several columns hold them, "
+            "name one, and change the template in the job file (docs/templates.md)",
         )
-    return Guess(longest, f"the longest texts of the table, {words[longest]:,.0f} words on average")
+    longest = max(found, key=found.__getitem__)
+    return Guess(longest, f"the longest texts of the table, {found[longest][1]:,.0f} words on average")
 
 
 def _mean_count(cells: pa.ChunkedArray, pattern: str) -> float:

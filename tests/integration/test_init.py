@@ -151,6 +151,13 @@ def test_topics_and_pairs_of_conditions_get_their_templates(folder):
     assert made.columns["condition_b"].value == "condition_2"
 
 
+def test_a_column_with_hardly_a_filled_cell_is_never_taken_for_findings(folder):
+    rare = ["The one comment of this export is long as comments are.\n", *"\n" * 19]
+    lines = [f"{number},left lung base,{cell}" for number, cell in enumerate(rare)]
+    (folder / "t.csv").write_text("nr,place,remark\n" + "".join(lines))
+    assert guess_job("t.csv", {}).columns["findings"].value == "place"
+
+
 def test_questions_are_neither_findings_nor_topics(folder):
     path = folder / "t.csv"
     path.write_text("qid,question,answer\n1,Is there an effusion here?,yes\n2,Which side is it on?,left\n")

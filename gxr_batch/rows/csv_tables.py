@@ -319,7 +319,7 @@ class _Records:
         )
 
     def _next_widths(self) -> set[int]:
-        """Return the widths of the next rows. Reading goes on behind them, so an error must follow."""
+        """Return the widths of the next rows, which are then consumed: an error must follow."""
         with suppress(csv.Error, UnicodeError):
             return {len(row) for row in islice(self._reader, _ROWS_COMPARED) if row}
         return set()

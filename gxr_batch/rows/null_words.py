@@ -90,7 +90,7 @@ class WordCount:
                 field = next(field for field in self._fields.used() if self._fields.columns[field] == name)
                 yield (
                     f"column {name} is text, and {counted(quotes.total(), 'cell')} of it hold a list with brackets and "
-                    "quotes, which stand in prompts; a template of yours can leave them out: "
+                    "quotes, which appear in prompts; your own template can leave them out: "
                     + _without_marks(field, max(quotes, key=quotes.__getitem__))
                 )
         for field in sorted(self._fields.required):

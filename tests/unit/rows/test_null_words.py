@@ -119,8 +119,8 @@ def test_lists_written_as_text_are_counted_with_the_template_that_reads_them(tmp
     path = tmp_path / "cases.parquet"
     pq.write_table(pa.table({"report": cells, "history": ["x"] * 7, "other": cells}), path)
     assert take(path, fields=FIELDS)[1].notices == (
-        "column report is text, and 2 cells of it hold a list with brackets and quotes, which stand in prompts; a "
-        f"template of yours can leave them out: {without}",
+        "column report is text, and 2 cells of it hold a list with brackets and quotes, which appear in prompts; your "
+        f"own template can leave them out: {without}",
     )
     assert Sandbox().from_string(without).render(findings=cell) == "effusion; cardiomegaly"
 

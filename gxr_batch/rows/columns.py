@@ -41,7 +41,7 @@ def plausible(names: Iterable[str]) -> bool:
 
 
 def _plausible(name: str) -> bool:
-    longest = _LONGEST_IDENTIFIER if name.isidentifier() else _LONGEST
+    longest = _LONGEST_IDENTIFIER if "_" in name and name.isidentifier() else _LONGEST
     short = len(name) <= longest and len(name.split()) <= _MOST_WORDS
     return not name.strip() or (short and not _SENTENCE.search(name) and any(map(str.isalpha, name)))
 

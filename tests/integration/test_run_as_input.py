@@ -246,14 +246,14 @@ def test_check_and_render_show_the_prompts(jobs):
 def test_a_results_file_and_its_folder_say_how_to_read_the_run(jobs):
     jobs.run()
     jobs.second_job("[input.columns]\nsource_text = 'gxr_text'", path=f"{FIRST}/results.parquet")
-    told = jobs.second(expect=2).stderr
-    assert "set input.path to the folder of a run" in told
-    assert "source_text" in told
+    message = jobs.second(expect=2).stderr
+    assert "set input.path to the folder of a run" in message
+    assert "source_text" in message
     jobs.second_job(path="outputs")
     assert f'a job reads one run: input.path = "{FIRST}"' in jobs.second(expect=2).stderr
-    told = jobs.gxr("init", FIRST, expect=2).stderr
-    assert "This is the folder of a run" in told
-    assert f'input.path = "{FIRST}"' in told
+    message = jobs.gxr("init", FIRST, expect=2).stderr
+    assert "This is the folder of a run" in message
+    assert f'input.path = "{FIRST}"' in message
 
 
 def test_the_workbook_shows_the_source_text_and_keeps_the_other_results_at_the_end(jobs):

@@ -20,8 +20,8 @@ from gxr_batch.cells import NotText, prompt_values_of
 from gxr_batch.errors import TableError
 
 RESERVED_PREFIX = "gxr_"
-_SHOWN = 20
-_LONGEST, _MOST_WORDS = 48, 5
+_SHOWN, _RESERVED_SHOWN = 20, 3
+_LONGEST, _LONGEST_IDENTIFIER, _MOST_WORDS = 48, 96, 5
 # Among many short names, as in exports of DICOM headers, a tenth may be longer.
 _MANY, _LONGEST_OF_MANY, _MOST_WORDS_OF_MANY, _SHORT_SHARE = 20, 80, 10, 0.9
 # Characters that join letters of some scripts; everything else of Unicode's category Cf is invisible.
@@ -51,6 +51,8 @@ def plausible(names: Iterable[str]) -> bool:
 
 
 def _plausible(name: str, longest: int, most_words: int) -> bool:
+    if "_" in name and name.isidentifier():
+        longest = _LONGEST_IDENTIFIER
     short = len(name) <= longest and len(name.split()) <= most_words
     return short and not _SENTENCE.search(name) and any(map(str.isalpha, name))
 
@@ -104,12 +106,10 @@ def clean(raw: Sequence[str], asked: Collection[str] = ()) -> Cleaned:
     taken = set(trimmed)
     seen: set[str] = set()
     names, places, notices = [], [], []
+    reserved: list[str] = []
     for place, (before, name) in enumerate(zip(raw, trimmed, strict=True)):
         if name.startswith(RESERVED_PREFIX):
-            called = label(place, trimmed)
-            notices.append(
-                f"column {called} is left out: names that begin with {RESERVED_PREFIX} are reserved for results"
-            )
+            reserved.append(label(place, trimmed))
             continue
         final = name
         if not name:
@@ -127,6 +127,12 @@ def clean(raw: Sequence[str], asked: Collection[str] = ()) -> Cleaned:
         taken.add(final)
         names.append(final)
         places.append(place)
+    if reserved:
+        called = ", ".join(reserved[:_RESERVED_SHOWN]) + (", ..." if len(reserved) > _RESERVED_SHOWN else "")
+        notices.append(
+            f"{counted(len(reserved), 'column')} left out: {called}; names that begin with {RESERVED_PREFIX} are "
+            "reserved for results. To read the results of a run, set input.path to the run folder"
+        )
     return Cleaned(tuple(names), tuple(places), tuple(notices))
 
 

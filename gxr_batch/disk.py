@@ -189,7 +189,11 @@ def parquet_file(path: Path, **options: Any) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file of a run for the block. Raises NotPlain, OSError, and pyarrow's errors for damage."""
     import pyarrow.parquet as pq
 
-    with open_plain(path) as file, pq.ParquetFile(file, **options) as parquet:
+    with open_plain(path) as file:
+        # Arrow's threads may outlive a read, and one that holds a Python file aborts the process at its end.
+        same = f"/dev/fd/{file.fileno()}"
+        parquet = pq.ParquetFile(same if os.path.exists(same) else path, **options)
+    with parquet:
         yield parquet
 
 

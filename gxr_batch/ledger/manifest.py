@@ -132,6 +132,9 @@ def _validate(manifest: Manifest) -> None:
     entries = [(name, value) for entry in manifest.invocations for name, value in entry.items()]
     wrong = [name for name, value in entries if not isinstance(value, _KINDS.get(name, object))]
     wrong += [name for name, value in entries if name == "counts" and set(value) != set(Counts._fields)]
+    wrong += [
+        name for name, value in entries if name == "input_files" and not all(isinstance(one, str) for one in value)
+    ]
     released = [value["rows"] for name, value in entries if name == "released"]
     wrong += [name for rows in released for name, value in rows.items() if not isinstance(value, str)]
     wrong += [name for name, value in marks.items() if not isinstance(value, bool if name == _AI else str | None)]

@@ -6,6 +6,7 @@ id.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,7 +69,8 @@ def ingest(
         require_usable(survey.schema.field(id_column).type, id_column)
     intake = _Intake(survey, fields, id_column)
     with _target_errors(target):
-        target.unlink(missing_ok=True)  # an earlier copy, or a link
+        if os.path.lexists(target):  # an earlier copy, or a link
+            target.unlink()
         bases = Bases(target, ID, intake.copy(target, limit))
         made = distinct(bases, lambda mask: _contents(target, mask), PriorTable(prior, id_column) if prior else None)
         if made.ids:

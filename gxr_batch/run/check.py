@@ -22,7 +22,7 @@ from gxr_batch.errors import RowError
 from gxr_batch.files import scratch_folder
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
-from gxr_batch.ledger.manifest import known_manifest, refuse_later_files
+from gxr_batch.ledger.manifest import known_manifest, refuse_later_files, refuse_links
 from gxr_batch.models.device_memory import gib
 from gxr_batch.records import Identity, Messages
 from gxr_batch.rows.ingest import ingest
@@ -87,6 +87,7 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
     prepared = prepare(job)
     job = prepared.job
     folder = output_folder(job, date.today())
+    refuse_links(folder)
     manifest = known_manifest(folder)
     refuse_later_files(folder)
     job = follow(job, manifest)

@@ -118,7 +118,7 @@ def test_a_folder_of_a_run_that_is_a_link_is_refused(place, name):
         path.rename(place / "old")
     path.symlink_to(place / "elsewhere")
     more_rows(place)
-    for verb in (*READERS, ("run", "j.toml")):
+    for verb in (*READERS, ("check", "j.toml"), ("run", "j.toml")):
         refused(command(*verb), 4, "it is a link, not a folder", str(path))
     assert not list((place / "elsewhere").iterdir())
 

@@ -117,6 +117,33 @@ def damage_as(error: type[GxrError], path: Path) -> Iterator[None]:
             ) from None
 
 
+def load_book(source: IO[bytes]) -> Any:
+    """Open a workbook to be read row by row. Its texts are escaped (`_x000D_`); callers resolve that once, at the end.
+
+    openpyxl itself resolves a part of it in shared texts alone: whether `_x0041_` was escaped is lost then.
+    """
+    from openpyxl.cell.text import Text
+    from openpyxl.reader.excel import ExcelReader
+    from openpyxl.xml.constants import SHARED_STRINGS, SHEET_MAIN_NS
+    from openpyxl.xml.functions import iterparse
+
+    class Reader(ExcelReader):
+        def read_strings(self) -> None:
+            part: Any = self.package.find(SHARED_STRINGS)  # type: ignore[no-untyped-call]
+            if part is None:
+                return
+            with self.archive.open(part.PartName[1:]) as file:
+                for _, node in iterparse(file):
+                    if node.tag == f"{{{SHEET_MAIN_NS}}}si":
+                        text: Any = Text.from_tree(node)
+                        self.shared_strings.append(text.content)
+                        node.clear()
+
+    reader = Reader(source, read_only=True, data_only=True)
+    reader.read()
+    return reader.wb
+
+
 def numbered_rows(
     sheet: Any, guard: Callable[[], AbstractContextManager[None]], convert: Callable[[Any], _T], *, values_only: bool
 ) -> Iterator[tuple[int, _T]]:

@@ -57,6 +57,12 @@ def test_cells_are_text_as_excel_shows_them(path):
     ]
 
 
+def test_a_text_that_looks_like_an_escape_stays_as_it_is(path):
+    with xlsxwriter.Workbook(path) as book:
+        book.add_worksheet().write_column(0, 0, ["text", "a_x0041_b", "a\rb", "x005F_"])
+    assert rows(path) == [("a_x0041_b",), ("a\rb",), ("x005F_",)]
+
+
 @pytest.mark.parametrize(
     ("value", "number_format", "shown"),
     [

@@ -218,26 +218,26 @@ class _Records:
         rows: list[list[str]] = []
         starts: list[int] = []
         reader = self._reader
-        above = self._layout.skip_lines
-        line = reader.line_num + above
+        above = self._layout.skip_lines  # lines are counted from below them, for speed
+        line = reader.line_num
         bytes_before = self._lines.bytes_taken
         with _long_cells():
             try:
                 for row in reader:
-                    start, line = line + 1, reader.line_num + above
-                    if len(row) != width and not self._fits(row, width, start):
+                    start, line = line + 1, reader.line_num
+                    if len(row) != width and not self._fits(row, width, start + above):
                         continue
                     if line != start:
-                        self._look_twice(row, start, line)
+                        self._look_twice(row, start + above, line + above)
                     rows.append(row)
                     starts.append(start)
                     if len(rows) == most or self._lines.bytes_taken - bytes_before > _BYTES_A_BATCH:
                         break
             except csv.Error:
-                raise self._unbalanced(line + 1) from None
+                raise self._unbalanced(line + 1 + above) from None
             except UnicodeError:
                 raise self._undecodable() from None
-        return rows, starts
+        return rows, [start + above for start in starts] if above else starts
 
     def checked(
         self, columns: list[tuple[str, ...]], rows: list[list[str]], starts: list[int]

@@ -19,7 +19,7 @@ import pyarrow as pa
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import counted
-from gxr_batch.rows.compression import EXTENSIONS, compression_of
+from gxr_batch.rows.compression import EXTENSIONS, compression_of, damaged_error, is_stub
 from gxr_batch.rows.csv_layout import (
     BACKSLASH,
     CHARACTERS_A_CELL,
@@ -97,7 +97,10 @@ def stored_as(path: Path) -> tuple[str, list[str]]:
     if ending not in EXTENSIONS:
         return "", []
     with reading(path), path.open("rb") as file:
-        compression = compression_of(file.read(8))
+        head = file.read(8)
+    compression = compression_of(head)
+    if is_stub(head, EXTENSIONS[ending]):
+        raise damaged_error(path)
     if compression == EXTENSIONS[ending]:
         return compression, []
     return compression, [f"the file ends in {ending}, but is {compression or 'not compressed'}; read as it is"]

@@ -90,10 +90,12 @@ class Case:
 
     def lost_rows(self, said: str, limit: int | None) -> list[str]:
         """Return what the run with this summary lost, nothing if only chosen rows were generated."""
-        found = re.search(r"^  results +(.*)/results\.parquet$", said, re.MULTILINE)
+        found = re.search(r"^  results\s+(.*?)/results\.parquet$", said, re.MULTILINE | re.DOTALL)
         ids = self.ids[:limit] if self.ids is not None else None
         rows = min(self.rows, limit or self.rows) if self.rows is not None else None
-        return lost_rows(Path(found[1]), ids, rows) if found else [f"no results are named: {said[:300]}"]
+        if found is None:
+            return [f"no results are named: {said[:300]}"]
+        return lost_rows(Path(re.sub(r"\n +", " ", found[1])), ids, rows)  # a long path is wrapped
 
 
 @contextmanager

@@ -232,6 +232,8 @@ def test_compressed_text_is_read_and_damage_is_named(tmp_path, ending, compress)
     assert look(path).files[0].delimiter == ","
     if content[:2] == b"ca":
         assert "read as it is" in look(path).notices[0]
+        path.write_bytes(b"\x96")
+        assert refused(path).what == "The compressed file is damaged or truncated."
         return
     for left in (content[:-9], content[:1]):
         path.write_bytes(left)

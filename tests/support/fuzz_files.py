@@ -111,6 +111,8 @@ def text_case(rng: random.Random) -> Wanted:
     wanted = write_job(rng, path.name, table, nulls, **keys)
     if nasty or form not in _PLAIN_FORMS or len(table[0].cells) < 3 or (compression and not named):
         wanted.codes = MAY_REFUSE
+    if form == "header again":
+        wanted.named = ("the header: left out",)
     return damaged(rng, path, wanted, compression)
 
 

@@ -209,6 +209,8 @@ PROVENANCE_COLUMNS = (
 )
 # What the model wrote, which is withheld in held rows.
 GENERATED_COLUMNS = ("gxr_text", "gxr_reasoning")
+# What result columns are called in a job that reads a run: source_text for gxr_text.
+SOURCE_PREFIX = "source_"
 # The content hash stays inside the run folder: it identifies the row, and is not a result.
 PRIVATE_COLUMNS = ("gxr_content_hash",)
 

@@ -80,7 +80,7 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
     prepared = prepare(job)
     with tempfile.TemporaryDirectory(prefix="gxr-batch-") as scratch:
         table = Path(scratch) / "input.parquet"
-        ingest(prepared.survey, prepared.fields, table, id_column=job.input.id_column, prior=None, limit=rows)
+        ingest(prepared.survey, prepared.fields, table, id_column=prepared.job.input.id_column, prior=None, limit=rows)
         for row in islice(read_rows(table, prepared.fields, None), rows):
             click.echo(for_terminal(f"--- row {row.row_id} ({row.template})"))
             try:

@@ -18,8 +18,7 @@ from gxr_batch.disk import denied
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import Counts, RunReader
 from gxr_batch.ledger.join import stored_schema, stored_tables
-from gxr_batch.ledger.reviews import with_review_columns
-from gxr_batch.records import APPROVED, REVIEWERS_DISAGREE
+from gxr_batch.ledger.reviews import approved, with_review_columns
 from gxr_batch.rows.columns import counted
 
 # As Python objects, rows of long texts take ten times the memory, so few are converted at a time.
@@ -113,14 +112,7 @@ def final_text(row: Mapping[str, Any]) -> str | None:
 
 def only_approved(source: Source) -> Source:
     """Return the source with its approved rows only."""
-    return source._replace(tables=map(_approved, source.tables), approved=True)
-
-
-def _approved(table: pa.Table) -> pa.Table:
-    """Return the rows that are generated and approved, and on which reviewers do not disagree."""
-    status = pc.is_in(table["gxr_review_status"], value_set=pa.array(APPROVED))
-    agreed = pa.array([REVIEWERS_DISAGREE not in (flags or ()) for flags in table["gxr_flags"].to_pylist()], pa.bool_())
-    return table.filter(pc.and_(pc.and_(status, agreed), pc.equal(table["gxr_status"], "ok")))
+    return source._replace(tables=map(approved, source.tables), approved=True)
 
 
 def _stored(results: Path, schema: pa.Schema) -> Iterator[pa.Table]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from gxr_batch.records import ERROR_CATEGORIES, ERROR_WEIGHTS, review_schema
+from gxr_batch.records import ERROR_CATEGORIES, ERROR_WEIGHTS, SOURCE_PREFIX, result_schema, review_schema
 
 Role = Literal["key", "mark", "input", "text", "review", "flags", "provenance"]
 
@@ -41,6 +41,8 @@ _CAPTIONS = {
         for weight in ERROR_WEIGHTS
     },
 }
+# Of a run that was the input of this one, shown with the user's columns; the others are at the end.
+_AT_HAND = ("gxr_text", "gxr_flags", "gxr_review_status", "gxr_review_text")
 # The user's columns fit a short cell on one line and the longest one on a few; the generated text stays visible.
 _LEAST_INPUT, _SHORT_INPUT, _MOST_INPUT = 8, 24, 42
 _LINES = 4
@@ -68,6 +70,8 @@ class Column:
 def layout(names: Sequence[str], longest: Mapping[str, int]) -> list[Column]:
     """Return the sheet's columns for these result columns; `longest`: length of each column's longest cell."""
     own = [name for name in names if not name.startswith("gxr_")]
+    minor = [name for name in own if _is_minor(name)]
+    own = [name for name in own if name not in minor]
     first = ("gxr_row_id", "gxr_sample")
     review = review_schema().names
     placed = {*first, *review, "gxr_review_status", "gxr_text", "gxr_flags", "gxr_ai_generated"}
@@ -77,8 +81,15 @@ def layout(names: Sequence[str], longest: Mapping[str, int]) -> list[Column]:
     columns += [Column(name, "input", _fitting(name, longest.get(name, _WIDTHS["input"]))) for name in own]
     columns += [_column("gxr_text", "text")]
     columns += [_column(name, "review") for name in review]
-    columns += [_column("gxr_flags", "flags"), *(_column(name, "provenance") for name in rest)]
+    columns += [_column("gxr_flags", "flags"), *(_column(name, "provenance") for name in [*rest, *minor])]
     return columns
+
+
+def _is_minor(name: str) -> bool:
+    """Return whether a column is a result of the run that this one read, and none that a reviewer needs at hand."""
+    result = "gxr_" + name.removeprefix(SOURCE_PREFIX)
+    known = result_schema().names + review_schema().names
+    return name.startswith(SOURCE_PREFIX) and result in known and result not in _AT_HAND
 
 
 def row_height(columns: Sequence[Column], texts: Sequence[str | None]) -> float:

@@ -239,6 +239,7 @@ class InputSection(Section):
     column_names: tuple[str, ...] = ()
     sheet: str = ""
     null_values: tuple[str, ...] | Literal["common"] = ()
+    only: Literal["", "ok", "approved"] = ""
     columns: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("delimiter")

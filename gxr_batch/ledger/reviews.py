@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
@@ -23,6 +24,7 @@ from gxr_batch.disk import make_folder, reading, storage_errors, write_whole
 from gxr_batch.errors import RunError, RunLocked
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
 from gxr_batch.records import (
+    APPROVED,
     ERROR_COUNTS,
     REVIEW_STATUSES,
     REVIEWED_DISCLAIMER,
@@ -128,6 +130,13 @@ def disagree(reviews: Sequence[Review]) -> bool:
     """Return whether reviewers of one text differ in their verdicts or in their corrected texts."""
     judged = [review for review in reviews if review.status != UNREVIEWED]
     return len({(review.status, review.text) for review in judged}) > 1
+
+
+def approved(table: pa.Table) -> pa.Table:
+    """Return the rows that are generated and approved, and on which reviewers do not disagree."""
+    status = pc.is_in(table["gxr_review_status"], value_set=pa.array(APPROVED))
+    agreed = pa.array([REVIEWERS_DISAGREE not in (flags or ()) for flags in table["gxr_flags"].to_pylist()], pa.bool_())
+    return table.filter(pc.and_(pc.and_(status, agreed), pc.equal(table["gxr_status"], "ok")))
 
 
 def with_review_columns(schema: pa.Schema) -> pa.Schema:

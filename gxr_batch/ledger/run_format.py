@@ -16,7 +16,8 @@ from gxr_batch.errors import LaterVersion
 
 # 1: up to commit 2d832e8, only run.json carries it. 2: parts carry it too.
 # 3: gxr_reasoning; cells of more types, input.null_values = "common", run.lock with boot and file.
-FORMAT = 3
+# 4: input.only, and a run folder as input.path.
+FORMAT = 4
 FORMAT_MARK = "gxr_format"
 # Columns that earlier versions wrote and this one no longer reads. None so far.
 RETIRED_COLUMNS: frozenset[str] = frozenset()

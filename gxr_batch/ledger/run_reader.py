@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gxr_batch.disk import denied, reading
+from gxr_batch.disk import denied, reading, table_copy
 from gxr_batch.errors import RunError
 from gxr_batch.ledger.input_copy import has_footer, own_fields
 from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, merged, merged_schema, stored_schema
@@ -78,9 +79,22 @@ class RunReader:
 
         The text of a held row is null unless `include_held` is set.
         """
+        return self.finished_in(self.sound_state(), include_held=include_held)
+
+    def finished_in(self, state: State, *, include_held: bool = False) -> Iterator[pa.Table]:
+        """Like `finished`, for the rows that were finished in an earlier `sound_state`."""
         marks = self.manifest.model.get("provenance", {})
-        tables = merged(self.folder, self._scan(whole=True), marks, include_held=include_held)
-        return map(self.reviews.apply_to, tables)
+        return map(self.reviews.apply_to, merged(self.folder, state, marks, include_held=include_held))
+
+    def sound_state(self) -> State:
+        """Return the current state, after reading every column of the parts; damaged parts are ignored."""
+        return self._scan(whole=True)
+
+    def table_sha256(self) -> str:
+        """Return the sha256 of the run's copy of its table. Raises RunError, StorageError."""
+        path = self.folder / INPUT_NAME
+        with table_copy(path), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_unreadable(folder: Path) -> None:

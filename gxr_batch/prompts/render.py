@@ -14,8 +14,8 @@ from gxr_batch.prompts.filters import NotANumber
 from gxr_batch.prompts.library import Templates, builtin_names
 from gxr_batch.prompts.sandbox import MissingValue, TooMuchWork
 from gxr_batch.prompts.template import Template
-from gxr_batch.records import Messages, Turn
-from gxr_batch.rows.columns import FieldMap, listed, nearest
+from gxr_batch.records import SOURCE_PREFIX, Messages, Turn
+from gxr_batch.rows.columns import RESERVED_PREFIX, FieldMap, listed, nearest
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
@@ -133,6 +133,12 @@ def _way_out(columns: Sequence[str], wrong: list[str], missing: list[str]) -> st
         return "delete these lines from [input.columns], or choose a template that uses these fields"
     fields = {text.partition(" = ")[0].removeprefix("input.columns."): text.rpartition(" = ")[2] for text in wrong}
     fields |= {name: name for name in missing}
+    results = [name for name in fields.values() if name.startswith(RESERVED_PREFIX)]
+    if results:
+        return (
+            "set input.path to the folder of a run to read its results; there "
+            f"{results[0]} is called {SOURCE_PREFIX}{results[0].removeprefix(RESERVED_PREFIX)}"
+        )
     near = {field: found[0] for field, name in fields.items() if (found := nearest(name, columns))}
     if near.keys() == fields.keys() and "prompt.template_column" not in fields:
         lines = ", ".join(f'{field} = "{column}"' for field, column in near.items())

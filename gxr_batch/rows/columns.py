@@ -20,8 +20,8 @@ from gxr_batch.cells import NotText, prompt_values_of
 from gxr_batch.errors import TableError
 
 RESERVED_PREFIX = "gxr_"
-_SHOWN = 20
-_LONGEST, _MOST_WORDS = 48, 5
+_SHOWN, _RESERVED_SHOWN = 20, 3
+_LONGEST, _LONGEST_IDENTIFIER, _MOST_WORDS = 48, 96, 5
 # Characters that join letters of some scripts; everything else of Unicode's category Cf is invisible.
 _JOINERS = "\u200c\u200d"
 _SENTENCE = re.compile(r"[.!?;](\s|$)|,\s|\n|\r")
@@ -41,7 +41,8 @@ def plausible(names: Iterable[str]) -> bool:
 
 
 def _plausible(name: str) -> bool:
-    short = len(name) <= _LONGEST and len(name.split()) <= _MOST_WORDS
+    longest = _LONGEST_IDENTIFIER if "_" in name and name.isidentifier() else _LONGEST
+    short = len(name) <= longest and len(name.split()) <= _MOST_WORDS
     return not name.strip() or (short and not _SENTENCE.search(name) and any(map(str.isalpha, name)))
 
 
@@ -94,12 +95,10 @@ def clean(raw: Sequence[str], asked: Collection[str] = ()) -> Cleaned:
     taken = set(trimmed)
     seen: set[str] = set()
     names, places, notices = [], [], []
+    reserved: list[str] = []
     for place, (before, name) in enumerate(zip(raw, trimmed, strict=True)):
         if name.startswith(RESERVED_PREFIX):
-            called = label(place, trimmed)
-            notices.append(
-                f"column {called} is left out: names that begin with {RESERVED_PREFIX} are reserved for results"
-            )
+            reserved.append(label(place, trimmed))
             continue
         final = name
         if not name:
@@ -117,6 +116,12 @@ def clean(raw: Sequence[str], asked: Collection[str] = ()) -> Cleaned:
         taken.add(final)
         names.append(final)
         places.append(place)
+    if reserved:
+        called = ", ".join(reserved[:_RESERVED_SHOWN]) + (", ..." if len(reserved) > _RESERVED_SHOWN else "")
+        notices.append(
+            f"{counted(len(reserved), 'column')} left out: {called}; names that begin with {RESERVED_PREFIX} are "
+            "reserved for results. To read the results of a run, set input.path to the run folder"
+        )
     return Cleaned(tuple(names), tuple(places), tuple(notices))
 
 

@@ -153,9 +153,9 @@ def _in_glob(pattern: str, path: Path) -> Found:
 def _refuse_run(folder: Path, entries: Iterable[Path]) -> None:
     if {"run.json", "parts"} <= {entry.name for entry in entries}:
         raise TableError(
-            "This is the folder of a run, not a table.",
+            "The input path names the folder of a run among others.",
             where=str(folder.absolute()),
-            next_step=f'name its results: input.path = "{folder}/results.parquet"',
+            next_step=f'a job reads one run: input.path = "{folder}"',
         )
 
 

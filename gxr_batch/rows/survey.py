@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
@@ -23,12 +24,13 @@ _LOOKS = {
     "parquet": parquet_tables.look,
     "workbook": workbook_tables.look,
 }
-# Keys of [input] that only some kinds of files obey.
-_KEYS_OF: dict[str, tuple[Kind, ...]] = {
+# Keys of [input] that only some kinds of files, or only runs, obey.
+_KEYS_OF: dict[str, tuple[Kind | Literal["run"], ...]] = {
     "column_names": ("delimited", "workbook"),
     "skip_lines": ("delimited", "workbook"),
     "escape": ("delimited",),
     "sheet": ("workbook",),
+    "only": ("run",),
 }
 _NAMED = 3
 
@@ -88,7 +90,7 @@ def _files(section: InputSection, notices: dict[str, list[Path]], said: list[str
     if empty:
         names = ", ".join(map(str, list(empty)[:_NAMED])) + (", ..." if len(empty) > _NAMED else "")
         said.append(f"{counted(len(empty), 'empty file')} passed over: {names}")
-    _refuse_keys_without_effect(section, files)
+    refuse_keys_without_effect(section, {file.path: file.kind for file in files})
     return tuple(files)
 
 
@@ -134,20 +136,23 @@ def _look(path: Path, section: InputSection, notices: dict[str, list[Path]]) -> 
     )
 
 
-def _refuse_keys_without_effect(section: InputSection, files: Sequence[SourceFile]) -> None:
+def refuse_keys_without_effect(section: InputSection, kinds: Mapping[Path, Kind | Literal["run"]]) -> None:
+    """Raise TableError if a key of [input] has no effect on one of these sources."""
     given = {
         "column_names": bool(section.column_names),
         "skip_lines": section.skip_lines not in {"auto", 0},
         "escape": section.escape not in {"auto", ""},
         "sheet": bool(section.sheet),
+        "only": bool(section.only),
     }
-    for key, kinds in _KEYS_OF.items():
-        other = next((file for file in files if file.kind not in kinds), None)
+    for key, obeying in _KEYS_OF.items():
+        other = next((path for path, kind in kinds.items() if kind not in obeying), None)
         if given[key] and other is not None:
             raise TableError(
-                f"input.{key} has no effect on this file.",
-                where=f"{other.path}, input.{key}",
-                next_step=f"remove input.{key}, or read this file with a job that does not set it",
+                f"input.{key} has no effect on this {'run' if kinds[other] == 'run' else 'file'}.",
+                where=f"{other}, input.{key}",
+                next_step=f"remove input.{key}, or read this {'run' if kinds[other] == 'run' else 'file'} with a job "
+                "that does not set it",
             )
 
 

@@ -85,6 +85,7 @@ class CheckResult:
 def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckResult:
     """Go through a job like `run`, except for loading the model's weights. Raises GxrError if `run` could not start."""
     prepared = prepare(job)
+    job = prepared.job
     folder = output_folder(job, date.today())
     manifest = known_manifest(folder)
     refuse_later_files(folder)

@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from gxr_batch.cells import NotText, for_terminal, is_bytes, prompt_values_of
+from gxr_batch.disk import expanded
 from gxr_batch.errors import TableError, UserError
 from gxr_batch.job import COMMON, InputSection, PromptSection
+from gxr_batch.ledger import is_run
 from gxr_batch.prompts import Templates
 from gxr_batch.rows.columns import FieldMap, counted, listed, plausible
 from gxr_batch.rows.compression import EXTENSIONS
@@ -101,6 +103,13 @@ def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
         section = InputSection(path=table, columns=dict(chosen))
     except ValidationError:  # empty, too long, or bytes that are not text
         raise UserError("This cannot be the path of a table.", where="TABLE", next_step="name a file") from None
+    if is_run(expanded(table)):
+        raise UserError(
+            "This is the folder of a run; init writes jobs for tables.",
+            where=table,
+            next_step=f"copy the job file of that run and set input.path = {_toml(table)}; docs/second-jobs.md shows a "
+            "job that reads a run",
+        )
     seen = survey(section)
     names = seen.schema.names
     if not plausible(names) and not chosen:

@@ -16,6 +16,7 @@ from gxr_batch.prompts.column_types import mismatch, refuse_nested
 from gxr_batch.prompts.render import field_map
 from gxr_batch.rows.columns import FieldMap
 from gxr_batch.rows.survey import Survey, survey
+from gxr_batch.run.run_source import id_column_of, refuse_own_folder, run_source
 
 # How cells are read for prompts. Another value makes finished runs read their tables again and find the rows whose
 # prompts are different.
@@ -53,7 +54,7 @@ class Prepared:
 
 def _unset(section: InputSection) -> set[str]:
     """Return the keys added in format 3 that have their default: without them a finished run's key stays the same."""
-    added = ("escape", "skip_lines", "column_names", "sheet")
+    added = ("escape", "skip_lines", "column_names", "sheet", "only")
     return {key for key in added if getattr(section, key) == InputSection.model_fields[key].default}
 
 
@@ -72,11 +73,24 @@ def refuse_emptied(rows: int, manifest: Manifest | None, job: Job) -> None:
 def prepare(job: Job) -> Prepared:
     """Compile the templates, survey the table, match the two. Raises TemplateError, TableError."""
     templates = Templates(job.prompt)
-    table = survey(job.input)
+    job, table = survey_of(job)
     fields = field_map(templates, job, table.schema.names)
     refuse_nested(templates, fields, table.schema)
     wrong = mismatch(templates, fields, table.schema)
     return Prepared(job=job, templates=templates, survey=table, fields=fields, mismatch=wrong)
+
+
+def survey_of(job: Job) -> tuple[Job, Survey]:
+    """Survey the table; return it with the job, which for a run as input takes the row ids of that run.
+
+    Raises TableError, RunError, StorageError.
+    """
+    source = run_source(job.input)
+    if source is None:
+        return job, survey(job.input)
+    refuse_own_folder(job.input, output_folder(job, date.today()))
+    job = job.with_values({"input.id_column": id_column_of(job.input, source)})
+    return job, survey(job.input, [source])
 
 
 def notices_of(prepared: Prepared, manifest: Manifest | None) -> list[str]:

@@ -233,9 +233,10 @@ def test_names_are_cleaned_each_with_a_notice(path):
             "spaces around the column name a are removed",
             "the column name a is repeated: column 2 is called a (3)",
             "column 3 has no name and is called column_3",
-            "column gxr_text is left out: names that begin with gxr_ are reserved for results",
             "the column name a is repeated: column 7 is called a (4)",
             "column 8 has no name and is called column_8",
+            "1 column left out: gxr_text; names that begin with gxr_ are reserved for results. "
+            "To read the results of a run, set input.path to the run folder",
         )
     )
     assert cells(path, path.read_bytes()) == [("1", "2", "3", "5", "6", "7", "8")]

@@ -7,6 +7,7 @@ Excel 97; the names of their streams tell them apart.
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import warnings
@@ -89,7 +90,7 @@ def readable(path: Path) -> Iterator[IO[bytes]]:
 
     Raises TableError, and BadZipFile and zlib.error for a damaged file.
     """
-    with reading(path), path.open("rb") as file:
+    with reading(path), _places(), path.open("rb") as file:
         with zipfile.ZipFile(file) as archive:
             strict = _STRICT in archive.read("_rels/.rels")
             source = _with_usual_names(archive) if strict else None
@@ -101,6 +102,17 @@ def readable(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
+def _places() -> Iterator[None]:
+    """Turn the error for a place before the beginning of a file into BadZipFile: the disk is not at fault."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise zipfile.BadZipFile from None
+
+
+@contextmanager
 def damage_as(error: type[GxrError], path: Path) -> Iterator[None]:
     """Convert what openpyxl raises for a damaged file into `error`, and drop its warnings; both may quote the file."""
     from openpyxl.utils.exceptions import InvalidFileException
@@ -108,7 +120,8 @@ def damage_as(error: type[GxrError], path: Path) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            yield
+            with _places():
+                yield
         except (*_DAMAGE, InvalidFileException):
             raise error(
                 "The file is not a readable workbook.",

@@ -72,7 +72,7 @@ class Wanted:
     def troubles(self, code: int, output: str, run: Path) -> list[str]:
         """Return what is wrong with the exit code, the output and the results of a run."""
         if code not in self.codes:
-            return [f"ended {code}, not {sorted(self.codes)}: {output[-600:]}"] if code in {0, 2, 3} else []
+            return [f"ended {code}, not {sorted(self.codes)}: {output[-600:]}"]
         if code == 2 and 0 in self.codes:  # doubtful input may be refused
             return []
         troubles = [f"{name} is not named: {output[-600:]}" for name in self.named if name not in output]

@@ -136,7 +136,7 @@ def _lines(rng: random.Random, table: Table, form: str) -> tuple[list[list[str]]
 
 
 def _above(rng: random.Random, form: str, delimiter: str, end: str, keys: dict[str, Any]) -> str:
-    """Return what stands above the header."""
+    """Return the lines above the header."""
     if form == "title":
         return f"Export of 2024-05-31{end}{end * rng.randint(0, 1)}"
     if form == "lines":

@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,6 +39,7 @@ from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, ch
 ROWS_A_BATCH, _BYTES_A_BATCH = 16_384, 2**23
 _MISREAD_MARK = "\u00ef\u00bb\u00bf"  # a byte order mark in the middle of a file that is read as cp1252
 _LINES_NAMED = 5
+_ROWS_COMPARED = 20  # with a first row that does not fit the header
 _UPPER_LINES = 25  # rows that do not fit here may be below a title
 
 
@@ -211,6 +213,7 @@ class _Records:
         except UnicodeError:
             raise self._undecodable() from None
         self._width = len(header) if named else 0
+        self._begun = False
         self._blank = 0
         self._repeated: list[int] = []
         self._doubtful = 0
@@ -228,7 +231,7 @@ class _Records:
             try:
                 for row in reader:
                     start, line = line + 1, reader.line_num
-                    if len(row) != width and not self._fits(row, width, start + above):
+                    if len(row) != width and not self._fits(row, width, start + above, first=not rows):
                         continue
                     if line != start:
                         self._look_twice(row, start + above, line + above)
@@ -240,6 +243,7 @@ class _Records:
                 raise self._unbalanced(line + 1 + above) from None
             except UnicodeError:
                 raise self._undecodable() from None
+        self._begun = self._begun or (width is not None and bool(rows))
         return rows, [start + above for start in starts] if above else starts
 
     def checked(
@@ -280,7 +284,7 @@ class _Records:
                 f"line {self._first_doubtful}: if rows are missing, look for a stray quote there"
             )
 
-    def _fits(self, row: list[str], width: int | None, start: int) -> bool:
+    def _fits(self, row: list[str], width: int | None, start: int, *, first: bool) -> bool:
         """Return whether a record of unexpected width is kept (a header is, a blank line is not), or raise."""
         if not row or (len(row) == 1 and width != 1 and not row[0].strip()):
             self._blank += 1
@@ -295,10 +299,17 @@ class _Records:
         if len(row) == width - 1 and len(self._header) == width and not self._header[-1]:
             row.append("")
             return True
-        raise self._misfit(row, start, width - bool(self._layout.extra))
+        named = width - bool(self._layout.extra)
+        odd_names = self._named or len(row) < named
+        if first and not self._begun and odd_names and self._next_widths() == {len(row)}:
+            raise self._odd_names(row, start, named)
+        raise self._misfit(row, start, named)
+
+    @property
+    def _delimiter(self) -> str:
+        return {"\t": "a tab", " ": "a space"}.get(self._layout.delimiter, self._layout.delimiter)
 
     def _misfit(self, row: Sequence[str], start: int, width: int) -> TableError:
-        delimiter = {"\t": "a tab", " ": "a space"}.get(self._layout.delimiter, self._layout.delimiter)
         title = "; if the header is below other lines, set input.skip_lines" if start <= _UPPER_LINES else ""
         names = "input.column_names" if self._named else "the header"
         return TableError(
@@ -306,8 +317,30 @@ class _Records:
             where=f"{self._path}, line {start}",
             next_step=(
                 "fix that line: put quotes around cells that contain the delimiter or a line break "
-                f"(the delimiter is {delimiter}){title}"
+                f"(the delimiter is {self._delimiter}){title}"
             ),
+        )
+
+    def _next_widths(self) -> set[int]:
+        """Return the widths of the next rows, which are then consumed: an error must follow."""
+        with suppress(csv.Error, UnicodeError):
+            return {len(row) for row in islice(self._reader, _ROWS_COMPARED) if row}
+        return set()
+
+    def _odd_names(self, row: Sequence[str], start: int, width: int) -> TableError:
+        """Return the error for rows that agree with each other, but not with their names."""
+        cells = counted(len(row), "cell")
+        if self._named:
+            return TableError(
+                f"The rows have {cells}; input.column_names has {width}.",
+                where=f"{self._path}, line {start}",
+                next_step=f"name every column, from the first to the last one (the delimiter is {self._delimiter})",
+            )
+        return TableError(
+            f"The rows have {cells}; the header has {width}.",
+            where=f"{self._path}, line {self._layout.skip_lines + 1}",
+            next_step=f"put quotes around names that contain the delimiter (it is {self._delimiter}), or give the "
+            f"{len(row)} names in input.column_names and set input.skip_lines = {start - 1}",
         )
 
     def _look_twice(self, row: list[str], start: int, end: int) -> None:

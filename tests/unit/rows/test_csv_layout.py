@@ -181,7 +181,7 @@ def test_a_table_without_a_header_gets_its_names_from_the_job(path):
     assert rows(path, "title\n" + ROWS, column_names=names, skip_lines=1) == EXPECTED
     assert rows(path, ROWS.replace("\n", ",\n"), column_names=names) == EXPECTED
     path.write_text(ROWS)
-    assert refused(path, column_names=("a", "b")).what == "A row has 3 cells; input.column_names has 2."
+    assert refused(path, column_names=("a", "b")).what == "The rows have 3 cells; input.column_names has 2."
     path.write_text("")
     assert refused(path, column_names=names).what == "The file is empty."
 

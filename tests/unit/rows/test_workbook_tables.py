@@ -136,6 +136,13 @@ def test_a_title_above_the_header_is_skipped_with_a_notice(path, title):
     assert "skipped as a title" in notices(path)[0]
 
 
+def test_a_title_above_a_wide_header_with_a_few_long_names_is_skipped(path):
+    header = [f"Name {letter}" for letter in "ABCDEFGHIJKLMNOPQRS"] + ["Image and Fluoroscopy Area Dose Product"]
+    write(path, ["Export of 2024"], header, ["A"] * 20, ["B"])
+    assert look(path).schema.names == header
+    assert "skipped as a title" in notices(path)[0]
+
+
 def test_names_and_lines_to_skip_can_be_given(path):
     write(path, ["A", 1, "x"], ["B", 2, "y"])
     assert rows(path, column_names=tuple(HEADER)) == [("A", "1", "x"), ("B", "2", "y")]

@@ -75,8 +75,11 @@ def damaged(rng: random.Random, path: Path, wanted: Wanted, compression: str | N
         few = rng.randint(1, 8)  # never where one of two compressed streams ends
         path.write_bytes(rng.choice([content[:few], content[:-few]]))
         return Wanted(None, MUST_REFUSE)
-    path.write_bytes(mutated(content, rng))
-    return Wanted(wanted.prompts if stored_as in CHECKED else None, MAY_REFUSE)
+    changed = mutated(content, rng)
+    path.write_bytes(changed)
+    # Without the mark in its first bytes, what is left of a file may be plain text.
+    known = stored_as in CHECKED and changed[:6] == content[:6]
+    return Wanted(wanted.prompts if known else None, MAY_REFUSE)
 
 
 _FORMS = ["", "", "", "header again", "row names", "trailing", "title", "lines", "no header", "escape", "sep"]

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from gxr_batch.disk import denied, parquet_file, reading, sha256_of, table_copy
+from gxr_batch.disk import denied, parquet_file, reading
 from gxr_batch.errors import RunError
-from gxr_batch.ledger.input_copy import has_footer, own_fields
+from gxr_batch.ledger.input_copy import has_footer, own_fields, sha256_of_copy
 from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, merged, merged_schema, stored_schema
 from gxr_batch.ledger.lock import Holder, writing
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest, refuse_later_files, refuse_links
@@ -92,9 +92,7 @@ class RunReader:
 
     def table_sha256(self) -> str:
         """Return the sha256 of the run's copy of its table. Raises RunError, StorageError."""
-        path = self.folder / INPUT_NAME
-        with table_copy(path):
-            return sha256_of(path)
+        return sha256_of_copy(self.folder / INPUT_NAME)
 
 
 def _refuse_unreadable(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from gxr_batch.prompts.library import Templates, builtin_names
 from gxr_batch.prompts.sandbox import MissingValue, TooMuchWork
 from gxr_batch.prompts.template import Template
 from gxr_batch.records import SOURCE_PREFIX, Messages, Turn
-from gxr_batch.rows.columns import RESERVED_PREFIX, FieldMap, listed, nearest
+from gxr_batch.rows.columns import RESERVED_PREFIX, FieldMap, listed, nearest, plausible
 
+# What separates the names of a table that was read as one column.
+_UNUSUAL_DELIMITER = re.compile(r"\s{2,}|[~^:\xa6\x01\x1f]")
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -138,6 +141,14 @@ def _way_out(columns: Sequence[str], wrong: list[str], missing: list[str]) -> st
         return (
             "set input.path to the folder of a run to read its results; there "
             f"{results[0]} is called {SOURCE_PREFIX}{results[0].removeprefix(RESERVED_PREFIX)}"
+        )
+    if not plausible(columns):
+        return f"the table: {listed(columns)}"
+    parts = _UNUSUAL_DELIMITER.split(columns[0].lower()) if len(columns) == 1 else []
+    if len(parts) > 1 and any(name.lower() in parts for name in fields.values()):
+        return (
+            "the table was read as one column: set input.delimiter to the character between its names, "
+            "or save it as CSV"
         )
     near = {field: found[0] for field, name in fields.items() if (found := nearest(name, columns))}
     if near.keys() == fields.keys() and "prompt.template_column" not in fields:

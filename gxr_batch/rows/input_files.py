@@ -151,7 +151,7 @@ def _in_glob(pattern: str, path: Path) -> Found:
 
 
 def _refuse_run(folder: Path, entries: Iterable[Path]) -> None:
-    if _RUN <= {entry.name for entry in entries}:
+    if {entry.name for entry in entries} >= _RUN:
         raise TableError(
             "The input path names the folder of a run among others.",
             where=str(folder.absolute()),

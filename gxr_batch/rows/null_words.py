@@ -99,8 +99,8 @@ class WordCount:
         for name, number in sorted(self._objects.items()):
             if number:
                 yield (
-                    f"column {name} is text, and {counted(number, 'cell')} of it hold an object with braces and quotes, "
-                    "which appear in prompts; save its parts as columns and map the field to one of them"
+                    f"column {name} is text, and {counted(number, 'cell')} of it hold an object with braces and "
+                    "quotes, which appear in prompts; save its parts as columns and map the field to one of them"
                 )
         for field in sorted(self._fields.required):
             words = seen.get(self._fields.columns.get(field, ""))

@@ -191,3 +191,14 @@ def test_a_template_column_may_name_any_template_but_not_a_path():
     with pytest.raises(RowError) as caught:
         row_template(templates, "../canary.j2")
     assert caught.value.what == "column kind names a template that does not exist"
+
+
+@pytest.mark.parametrize("column", ["id   findings", "id^findings", "id~Findings"])
+def test_a_table_that_was_read_as_one_column_gets_a_hint_about_its_delimiter(column):
+    job = Job.model_validate({"name": "x", "input": {"path": "x.csv"}, "prompt": {"template": "basic"}})
+    with pytest.raises(TemplateError) as caught:
+        field_map(Templates(job.prompt), job, [column])
+    assert caught.value.next_step.startswith("the table was read as one column: set input.delimiter")
+    with pytest.raises(TemplateError) as caught:
+        field_map(Templates(job.prompt), job, ["Report findings"])
+    assert 'findings = "Report findings"' in caught.value.next_step

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gxr_batch.errors import RowError, TemplateError
@@ -20,6 +20,7 @@ from gxr_batch.rows.columns import RESERVED_PREFIX, FieldMap, listed, nearest, p
 
 # What separates the names of a table that was read as one column.
 _UNUSUAL_DELIMITER = re.compile(r"\s{2,}|[~^:\xa6\x01\x1f]")
+_SURELY_MEANT = 0.8  # likeness of two names
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -108,6 +109,28 @@ def field_map(templates: Templates, job: Job, columns: Sequence[str]) -> FieldMa
         required=frozenset(default.required),
         tested=frozenset(field for template in own for field in template.uses.tested),
     )
+
+
+def unfilled(templates: Templates, fields: FieldMap, columns: Sequence[str]) -> Iterator[str]:
+    """Yield notices about optional fields of the user's templates that no column fills, but probably should.
+
+    These are fields with nearly the name of a column that no other field uses, and columns of a run.
+    """
+    unused = [name for name in columns if name not in fields.columns.values()]
+    for name in dict.fromkeys((fields.default, *(templates.own if fields.template_column else ()))):
+        if name in builtin_names():
+            continue
+        for field in templates.get(name).fields:
+            if field in fields.columns:
+                continue
+            near = nearest(field, unused, cutoff=_SURELY_MEANT)
+            if near:
+                yield f"no column fills the field {field} of the template {name}; did you mean {near[0]}?"
+            elif field.startswith(SOURCE_PREFIX) and not any(column.startswith(SOURCE_PREFIX) for column in columns):
+                yield (
+                    f"no column fills the field {field} of the template {name}; columns that begin with "
+                    f"{SOURCE_PREFIX} come from a run folder as input.path"
+                )
 
 
 def _mismatch(

@@ -20,7 +20,7 @@ import pyarrow as pa
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import counted
-from gxr_batch.rows.compression import EXTENSIONS, compression_of
+from gxr_batch.rows.compression import EXTENSIONS, compression_of, damaged_error, is_stub
 from gxr_batch.rows.csv_layout import (
     BACKSLASH,
     CHARACTERS_A_CELL,
@@ -106,7 +106,10 @@ def stored_as(path: Path) -> tuple[str, list[str]]:
     if ending not in EXTENSIONS:
         return "", []
     with reading(path), path.open("rb") as file:
-        compression = compression_of(file.read(8))
+        head = file.read(8)
+    compression = compression_of(head)
+    if is_stub(head, EXTENSIONS[ending]):
+        raise damaged_error(path)
     if compression == EXTENSIONS[ending]:
         return compression, []
     return compression, [f"the file ends in {ending}, but is {compression or 'not compressed'}; read as it is"]
@@ -228,27 +231,27 @@ class _Records:
         rows: list[list[str]] = []
         starts: list[int] = []
         reader = self._reader
-        above = self._layout.skip_lines
-        line = reader.line_num + above
+        above = self._layout.skip_lines  # lines are counted from below them, for speed
+        line = reader.line_num
         bytes_before = self._lines.bytes_taken
         with _long_cells():
             try:
                 for row in reader:
-                    start, line = line + 1, reader.line_num + above
-                    if len(row) != width and not self._fits(row, width, start, first=not rows):
+                    start, line = line + 1, reader.line_num
+                    if len(row) != width and not self._fits(row, width, start + above, first=not rows):
                         continue
                     if line != start:
-                        self._look_twice(row, start, line)
+                        self._look_twice(row, start + above, line + above)
                     rows.append(row)
                     starts.append(start)
                     if len(rows) == most or self._lines.bytes_taken - bytes_before > _BYTES_A_BATCH:
                         break
             except csv.Error:
-                raise self._unbalanced(line + 1) from None
+                raise self._unbalanced(line + 1 + above) from None
             except UnicodeError:
                 raise self._undecodable() from None
         self._begun = self._begun or (width is not None and bool(rows))
-        return rows, starts
+        return rows, [start + above for start in starts] if above else starts
 
     def checked(
         self, columns: list[tuple[str, ...]], rows: list[list[str]], starts: list[int]

@@ -57,6 +57,21 @@ def test_cells_are_text_as_excel_shows_them(path):
     ]
 
 
+def test_an_archive_that_points_before_its_beginning_is_damage_and_no_fault_of_the_disk(path):
+    write(path, HEADER, ["1", "45", "Clear"])
+    content = bytearray(path.read_bytes())
+    directory = content.rindex(b"PK\x05\x06") + 16
+    content[directory : directory + 4] = (2**32 - 2).to_bytes(4, "little")  # where the list of members begins
+    path.write_bytes(content)
+    assert refused(path).what == "The file is not a readable workbook."
+
+
+def test_a_text_that_looks_like_an_escape_stays_as_it_is(path):
+    with xlsxwriter.Workbook(path) as book:
+        book.add_worksheet().write_column(0, 0, ["text", "a_x0041_b", "a\rb", "x005F_"])
+    assert rows(path) == [("a_x0041_b",), ("a\rb",), ("x005F_",)]
+
+
 @pytest.mark.parametrize(
     ("value", "number_format", "shown"),
     [

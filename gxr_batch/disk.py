@@ -116,6 +116,8 @@ def reading(path: Path, damaged: GxrError) -> Iterator[None]:
         with storage_errors(path):
             try:
                 yield
+            except IsADirectoryError:
+                raise damaged from None
             except OSError as error:
                 if type(error) is OSError and error.errno is None:  # pyarrow could read it but not decode it
                     raise damaged from None

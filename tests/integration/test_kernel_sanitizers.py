@@ -1,6 +1,6 @@
 """The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer, with hostile numbers in a model's configuration.
 
-The products run on any CPU, since plain C stands in for their intrinsics; `kernel_fuzz` has the cases.
+The products run on any CPU, with plain C in place of their intrinsics; `kernel_fuzz` has the cases.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ CONSOLE = str(Path(sys.executable).with_name("gxr-batch"))
 
 
 @pytest.mark.parametrize("command", [[CONSOLE], [sys.executable, "-m", "gxr_batch"]], ids=["script", "module"])
-def test_nothing_is_imported_from_the_folder_in_which_the_user_stands(work, command):
+def test_nothing_is_imported_from_the_current_folder(work, command):
     work.job(RAY)
     # `python -m gxr_batch` runs the module of that name in the current folder first: Python decides that.
     plant(work.folder, "pyarrow", "click", "ray", *(["gxr_batch"] if len(command) == 1 else []))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from places import SUPPORT
@@ -14,7 +17,8 @@ from gxr_batch.engines.slots.native import compile_kernels
 
 SOURCES = Path(compile_kernels.__file__).parent
 SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
-_FLAGS = ("-std=gnu17", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi", f"-I{SUPPORT / 'scalar_intrinsics'}")
+STAND_IN = ("-std=gnu17", "-Wno-psabi", f"-I{SUPPORT / 'scalar_intrinsics'}")
+_FLAGS = ("-fopenmp", "-fPIC", "-shared", *STAND_IN)
 
 
 def products() -> list[str]:
@@ -31,6 +35,18 @@ def build(product: str, folder: Path, *flags: str) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return target
+
+
+@cache
+def load_anywhere(product: str) -> compile_kernels.Kernels:
+    """Return the real kernels if this CPU can run them, else the ones in plain C. Raises NativeUnavailable."""
+    try:
+        return compile_kernels.load_with(product)
+    except compile_kernels.NativeUnavailable as error:
+        if "do not compile" in str(error) or not shutil.which("gcc") or product not in products():
+            raise
+    with tempfile.TemporaryDirectory() as folder:
+        return compile_kernels.Kernels(ctypes.CDLL(str(build(product, Path(folder), "-O3", "-march=native"))), product)
 
 
 def why_no_sanitizers() -> str:

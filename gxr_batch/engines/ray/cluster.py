@@ -4,7 +4,7 @@ Ray is silenced: no usage statistics, no dashboard, no worker output on this ter
 worker would appear in the middle of our output.
 
 Other users of the machine cannot reach a Ray that was started here: it listens on the loopback interface only, its
-sockets are in a folder of this user, and its workers import nothing from the folder in which the user stands.
+sockets are in a folder of this user, and its workers import nothing from the current folder.
 
 The number of workers and the resources that each requests are computed here as well, without Ray.
 """

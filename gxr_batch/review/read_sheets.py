@@ -16,7 +16,14 @@ from gxr_batch.cells import unguard
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunError
 from gxr_batch.rows.encoding import open_lines, scan, separator_line
-from gxr_batch.rows.workbook_container import damage_as, is_zip, numbered_rows, readable, refuse_other_containers
+from gxr_batch.rows.workbook_container import (
+    damage_as,
+    is_zip,
+    load_book,
+    numbered_rows,
+    readable,
+    refuse_other_containers,
+)
 
 KEY, STATUS = "gxr_row_id", "gxr_review_status"
 _HEADER_WITHIN = 20  # rows from the top that are searched for a header
@@ -105,12 +112,10 @@ def _refuse_header(sheet: str, header: Sequence[str]) -> None:
 
 
 def _workbook_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequence[Any]]]]]:
-    from openpyxl import load_workbook
-
     with ExitStack() as opened:
         with _damage(path):
             source = opened.enter_context(readable(path))
-            book = load_workbook(source, read_only=True, data_only=True)
+            book = load_book(source)
         opened.callback(book.close)
         for sheet in book.worksheets:
             yield sheet.title, _sheet_rows(path, sheet)

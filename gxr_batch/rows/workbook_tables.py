@@ -23,7 +23,7 @@ from gxr_batch.rows.columns import counted
 from gxr_batch.rows.csv_layout import is_header_below
 from gxr_batch.rows.number_formats import general, shown_number, shown_time
 from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error, reading, sha256_of
-from gxr_batch.rows.workbook_container import damage_as, numbered_rows, readable, refuse_other_containers
+from gxr_batch.rows.workbook_container import damage_as, load_book, numbered_rows, readable, refuse_other_containers
 
 _ROWS_A_BATCH, _CHARACTERS_A_BATCH = 4_096, 2**23
 _SAMPLE_RECORDS = 20
@@ -248,13 +248,11 @@ def _inspected(path: Path, book: Any, sheet: Any) -> Iterator[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    from openpyxl import load_workbook
-
     refuse_other_containers(path)
     with ExitStack() as opened:
         with _damage(path):
             source = opened.enter_context(readable(path))
-            book = load_workbook(source, read_only=True, data_only=True)
+            book = load_book(source)
         opened.callback(book.close)
         yield book
 

@@ -112,9 +112,9 @@ class RunSource:
             more = f", and {len(renamed) - 1:,} more alike" if len(renamed) > 1 else ""
             yield f"{self.path}: its column {renamed[0][0]} is called {renamed[0][1]} here{more}"
         if self.only:
-            others = counts.ok + counts.failed - read
-            kind = "not generated" if self.only == "ok" else "not approved"
-            yield f"{self.path}: {counted(read, 'row')} read, {others:,} {kind} and left out"
+            if others := counts.ok + counts.failed - read:
+                kind = "not generated" if self.only == "ok" else "not approved"
+                yield f"{self.path}: {counted(read, 'row')} read, {others:,} {kind} and left out"
         elif counts.failed:
             yield (
                 f"{self.path}: {counted(counts.failed, 'row')} failed and {'has' if counts.failed == 1 else 'have'} no "

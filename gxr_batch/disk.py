@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import secrets
 import stat
@@ -16,10 +17,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pyarrow as pa
 
 from gxr_batch.errors import GxrError, RunError, StorageError, UserError
+from gxr_batch.files import TEMPORARY_SUFFIX, NotPlain, new_file, open_plain, temporary_path
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 _DENIED = (
     "Permission denied: this user may not read or write here.",
@@ -73,11 +79,22 @@ def denied(path: str | Path) -> StorageError:
     return StorageError(what, where=os.path.abspath(path), next_step=step)
 
 
+def not_plain(path: Path, error: NotPlain) -> StorageError:
+    """Return the error for a file of a run that is a pipe, a device, a link, or far too large."""
+    return StorageError(
+        f"A file of the run cannot be used: {error.strerror}.",
+        where=str(path.absolute()),
+        next_step="find out who put it there, move it away, then run the same command again",
+    )
+
+
 @contextmanager
 def storage_errors(path: Path, *, gone: str = "") -> Iterator[None]:
     """Turn an OSError inside the block into a StorageError that names `path`; if it is missing, with `gone`."""
     try:
         yield
+    except NotPlain as error:
+        raise not_plain(path, error) from None
     except OSError as error:
         # pyarrow's FileNotFoundError has no errno.
         number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or 0
@@ -100,6 +117,8 @@ def reading(path: Path, damaged: GxrError) -> Iterator[None]:
         with storage_errors(path):
             try:
                 yield
+            except IsADirectoryError:
+                raise damaged from None
             except OSError as error:
                 if type(error) is OSError and error.errno is None:  # pyarrow could read it but not decode it
                     raise damaged from None
@@ -125,41 +144,65 @@ def table_copy(path: Path) -> Iterator[None]:
             raise damaged from None
 
 
-# Under run.lock there is one writer, so a fixed temporary name is safe, and a killed run leaves at most one.
-TEMPORARY_SUFFIX = ".tmp"
+def write_whole(target: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call `write` with a new file, then make that durable under the name `target`. Raises StorageError.
 
-
-def write_whole(target: Path, write: Callable[[Path], None], *, unique: bool = False) -> None:
-    """Call `write` with a temporary path, then make the file durable under its final name. Raises StorageError.
-
-    Without run.lock two processes may write the same target: `unique` gives each its own temporary name.
+    It has a temporary name in the same folder until then. A link under the name `target` is replaced, not followed.
     """
-    mark = f".{os.getpid()}-{secrets.token_hex(4)}" if unique else ""
-    temporary = target.with_name(f"{target.name}{mark}{TEMPORARY_SUFFIX}")
+    temporary = temporary_path(target)
     with storage_errors(target):
         try:
-            write(temporary)
-            publish(temporary, target)
+            with new_file(temporary) as file:
+                write(file)
+                file.flush()
+                publish(temporary, target)  # before the file is closed, and so no longer locked
         except BaseException:
             with suppress(OSError):  # on a full disk, half a file only takes up space
                 temporary.unlink()
             raise
 
 
+def write_text(target: Path, text: str) -> None:
+    """Make a whole file of a text, as UTF-8. Raises StorageError."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    write_whole(target, write)
+
+
+@contextmanager
+def lines_into(file: BinaryIO, *, encoding: str = "utf-8", newline: str) -> Iterator[io.TextIOWrapper]:
+    """Let the block write text into a file that `write_whole` opened."""
+    text = io.TextIOWrapper(file, encoding=encoding, newline=newline)
+    yield text
+    text.detach()  # also flushes; the file stays open
+
+
 def publish(temporary: Path, target: Path) -> None:
     """Make a finished temporary file durable and give it its final name. Raises OSError."""
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with open_plain(temporary) as file:
+        os.fsync(file.fileno())
     temporary.replace(target)
     sync_folder(target.parent)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, hex. Raises OSError."""
-    with path.open("rb") as file:
+@contextmanager
+def parquet_file(path: Path, **options: Any) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of a run for the block. Raises NotPlain, OSError, and pyarrow's errors for damage."""
+    import pyarrow.parquet as pq
+
+    with open_plain(path) as file:
+        # Arrow's threads may outlive a read, and one that holds a Python file aborts the process at its end.
+        same = f"/dev/fd/{file.fileno()}"
+        parquet = pq.ParquetFile(same if os.path.exists(same) else path, **options)
+    with parquet:
+        yield parquet
+
+
+def sha256_of(path: Path, *, links: bool = False) -> str:
+    """Return the sha256 of a plain file, hex; `links` follows a link. Raises OSError."""
+    with open_plain(path, links=links) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from gxr_batch.cli.exit_codes import Exit, reported
+from gxr_batch.cli.signals import ended_cleanly
 from gxr_batch.cli.streams import careful_streams
 from gxr_batch.errors import StorageError
 from gxr_batch.models.library_output import progress_on_stderr
@@ -68,7 +69,7 @@ class Verbs(click.Group):
         # Waiting threads yield the CPU after a moment instead of spinning: several times faster if other work shares
         # the machine, and little slower if not. Read when torch loads its OpenMP runtime.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        with reported(ctx), progress_on_stderr():
+        with reported(ctx), ended_cleanly(), progress_on_stderr():
             return super().invoke(ctx)
 
 

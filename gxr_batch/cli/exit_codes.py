@@ -27,7 +27,7 @@ class Exit(IntEnum):
 
 
 class Terminated(BaseException):
-    """Raised by SIGTERM or SIGUSR1 before any row is generated: there is nothing to finish."""
+    """Raised by SIGTERM, SIGUSR1 or SIGHUP, in `run` before any row is generated: there is nothing to finish."""
 
 
 @contextmanager
@@ -45,7 +45,8 @@ def reported(ctx: click.Context) -> Iterator[None]:
         click.echo("Stopped by Ctrl-C. Run the same command again to continue.", err=True)
         ctx.exit(Exit.INTERRUPTED)
     except Terminated:
-        click.echo("Stopped before any row was generated. Run the same command again to resume.", err=True)
+        before = "before any row was generated" if ctx.invoked_subcommand == "run" else "by a signal"
+        click.echo(f"Stopped {before}. Run the same command again to resume.", err=True)
         ctx.exit(Exit.STOPPED)
     except (click.exceptions.Exit, click.ClickException, click.Abort):
         raise

@@ -54,10 +54,8 @@ def command(
     Example:
       gxr-batch finetune my.toml --set 'finetune.data=["data/examples.jsonl"]'
     """
-    from gxr_batch.cli.signals import Signals, catch_early
-
-    catch_early()  # the imports below take a moment
     from gxr_batch.cli.progress import ProgressDisplay
+    from gxr_batch.cli.signals import Signals
     from gxr_batch.finetune import Options, finetune
     from gxr_batch.job import load_job
     from gxr_batch.run.stop import Stopper

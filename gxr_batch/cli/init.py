@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,11 +94,12 @@ def _checked(text: str, say: Callable[[str], None]) -> tuple[CheckResult, Machin
 
     Returns what was found, and an error of the machine, such as a model that is not installed: the job is sound then.
     """
+    from gxr_batch.files import scratch_folder
     from gxr_batch.job import load_job
     from gxr_batch.run.check import CheckResult, check
 
-    with tempfile.TemporaryDirectory(prefix="gxr-batch-init-") as scratch:
-        draft = Path(scratch) / "job.toml"
+    with scratch_folder("gxr-batch-init") as scratch:
+        draft = scratch / "job.toml"
         draft.write_text(text, encoding="utf-8")
         job = load_job(draft)
         try:

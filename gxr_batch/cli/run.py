@@ -85,9 +85,6 @@ def command(
     Example:
       gxr-batch run jobs/demo.toml --limit 4
     """
-    from gxr_batch.cli.signals import catch_early
-
-    catch_early()  # the imports below take a moment
     from gxr_batch.run.invocation import Options
 
     if rows and not retry:

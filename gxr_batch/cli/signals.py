@@ -1,8 +1,9 @@
-"""Signals during `run`: the first asks for an orderly stop, a second Ctrl-C stops at once. Saved rows survive both."""
+"""Signals: every verb that one ends cleans up. During `run` the first asks for an orderly stop; saved rows survive."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,14 +15,24 @@ if TYPE_CHECKING:
     from gxr_batch.run.stop import Stopper
 
 
-def catch_early() -> None:
-    """Exit cleanly on a signal that arrives while the program is still loading."""
+@contextmanager
+def ended_cleanly() -> Iterator[None]:
+    """Let a signal end the block as an exception, so that no temporary file stays behind."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Terminated
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, end)
+    if threading.current_thread() is not threading.main_thread():  # as in tests: only the main thread may do this
+        yield
+        return
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # by nohup
+    numbers = (signal.SIGTERM, signal.SIGUSR1, *(() if ignored else (signal.SIGHUP,)))
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Signals:

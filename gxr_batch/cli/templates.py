@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from itertools import islice
 from pathlib import Path
 
@@ -69,6 +68,7 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
     """
     from gxr_batch.cells import for_terminal
     from gxr_batch.errors import RowError
+    from gxr_batch.files import scratch_folder
     from gxr_batch.job import load_job
     from gxr_batch.prompts.render import render as fill
     from gxr_batch.prompts.render import row_template
@@ -78,8 +78,8 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
 
     job = load_job(job_file, given={"prompt.template": template} if template else None)
     prepared = prepare(job)
-    with tempfile.TemporaryDirectory(prefix="gxr-batch-") as scratch:
-        table = Path(scratch) / "input.parquet"
+    with scratch_folder("gxr-batch-templates") as scratch:
+        table = scratch / "input.parquet"
         ingest(prepared.survey, prepared.fields, table, id_column=prepared.job.input.id_column, prior=None, limit=rows)
         for row in islice(read_rows(table, prepared.fields, None), rows):
             click.echo(for_terminal(f"--- row {row.row_id} ({row.template})"))

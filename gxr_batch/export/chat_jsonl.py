@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from gxr_batch.disk import write_whole
+from gxr_batch.disk import lines_into, write_whole
 from gxr_batch.errors import RowError, RunError
 from gxr_batch.export.export_rows import Exported, Source, final_text
 from gxr_batch.job import Job
@@ -31,9 +31,9 @@ def write_chat_jsonl(source: Source, path: Path) -> Exported:
     prompts = _Prompts(source)
     rows = lost = 0
 
-    def write(temporary: Path) -> None:
+    def write(target: BinaryIO) -> None:
         nonlocal rows, lost
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with lines_into(target, newline="\n") as file:
             for table in source.tables:
                 for row, messages in zip(table.to_pylist(), prompts.of(table), strict=True):
                     if messages is None:
@@ -42,7 +42,7 @@ def write_chat_jsonl(source: Source, path: Path) -> Exported:
                         rows += 1
                         file.write(json.dumps(_line(row, messages), ensure_ascii=False) + "\n")
 
-    write_whole(path, write, unique=True)
+    write_whole(path, write)
     note = (
         f"{counted(lost, 'row')} left out: the prompt cannot be reproduced (the template was edited since, or the "
         "prompt was cut)"

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 
 from gxr_batch.cells import as_text, guard, is_number, values_of
-from gxr_batch.disk import write_whole
+from gxr_batch.disk import lines_into, write_whole
 from gxr_batch.export.export_rows import Exported, Source
 
 
@@ -36,10 +37,10 @@ def _write(
 ) -> int:
     rows = 0
 
-    def write(temporary: Path) -> None:
+    def write(target: BinaryIO) -> None:
         nonlocal rows
         names = source.schema.names
-        with temporary.open("w", encoding=encoding, newline="") as file:
+        with lines_into(target, encoding=encoding, newline="") as file:
             writer = csv.writer(file, quoting=quoting, lineterminator=line_end)  # type: ignore[arg-type]
             writer.writerow(names if guarded is None else [guard(name) for name in names])
             for table in source.tables:
@@ -47,7 +48,7 @@ def _write(
                 columns = [_column(table, name, guarded) for name in names]
                 writer.writerows(zip(*columns, strict=True))
 
-    write_whole(path, write, unique=True)
+    write_whole(path, write)
     return rows
 
 

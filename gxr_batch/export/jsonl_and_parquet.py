@@ -9,12 +9,12 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
 from gxr_batch.cells import plain, rows_of
-from gxr_batch.disk import write_whole
+from gxr_batch.disk import lines_into, write_whole
 from gxr_batch.export.export_rows import Exported, Source, final_text
 
 
@@ -36,23 +36,23 @@ def write_parquet(source: Source, path: Path) -> Exported:
     """Write Parquet with the column types kept. Raises StorageError."""
     rows = 0
 
-    def write(temporary: Path) -> None:
+    def write(target: BinaryIO) -> None:
         nonlocal rows
-        with pq.ParquetWriter(temporary, source.schema, compression="zstd") as writer:
+        with pq.ParquetWriter(target, source.schema, compression="zstd") as writer:
             for table in source.tables:
                 rows += table.num_rows
                 writer.write_table(table.cast(source.schema))
 
-    write_whole(path, write, unique=True)
+    write_whole(path, write)
     return Exported(path, rows, source.partial)
 
 
 def _lines(source: Source, path: Path, line: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Exported:
     rows = 0
 
-    def write(temporary: Path) -> None:
+    def write(target: BinaryIO) -> None:
         nonlocal rows
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        with lines_into(target, newline="\n") as file:
             for table in source.tables:
                 rows += table.num_rows
                 for row in rows_of(table):
@@ -60,7 +60,7 @@ def _lines(source: Source, path: Path, line: Callable[[Mapping[str, Any]], Mappi
                         json.dumps(_finite(line(row)), ensure_ascii=False, allow_nan=False, default=plain) + "\n"
                     )
 
-    write_whole(path, write, unique=True)
+    write_whole(path, write)
     return Exported(path, rows, source.partial)
 
 

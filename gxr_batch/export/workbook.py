@@ -13,18 +13,18 @@ from contextlib import suppress
 from datetime import date
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gxr_batch.cells import as_text, exact_number, for_workbook, is_number, values_of
-from gxr_batch.disk import TEMPORARY_SUFFIX, write_whole
+from gxr_batch.disk import write_whole
 from gxr_batch.errors import StorageError
 from gxr_batch.export.export_rows import Exported, Source
 from gxr_batch.export.workbook_layout import Column, Formats, layout, make_formats, row_height
 from gxr_batch.export.workbook_readme import APPROVED_BANNER, state, write_readme
+from gxr_batch.files import scratch_folder
 from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema
 from gxr_batch.rows.columns import counted
 from gxr_batch.text_checks.descriptions import SHORTENED
@@ -52,10 +52,10 @@ def write_xlsx(source: Source, path: Path) -> Exported:
 
     written: list[Exported] = []
 
-    def write(temporary: Path) -> None:
+    def write(file: BinaryIO) -> None:
         # XlsxWriter's temporary rows go next to the workbook: texts of a run must not be written elsewhere.
-        with TemporaryDirectory(prefix=f"{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent) as scratch:
-            workbook = Workbook(str(temporary), _OPTIONS | {"tmpdir": scratch})
+        with scratch_folder(path.name, path.parent) as scratch:
+            workbook = Workbook(file, _OPTIONS | {"tmpdir": str(scratch)})
             try:
                 written.append(_Book(workbook, source).fill(path))
                 workbook.close()
@@ -64,7 +64,7 @@ def write_xlsx(source: Source, path: Path) -> Exported:
             finally:
                 _abandon(workbook)
 
-    write_whole(path, write, unique=True)
+    write_whole(path, write)
     return written[-1]
 
 

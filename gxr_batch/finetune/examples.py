@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gxr_batch.disk import expanded
 from gxr_batch.errors import JobFileError, RowError, RunError, TableError, TemplateError
+from gxr_batch.files import open_plain
 from gxr_batch.job import FinetuneSection, Job
 from gxr_batch.ledger import is_run
 from gxr_batch.prompts import Template, Templates
@@ -159,7 +160,8 @@ def _approved_rows(folder: Path) -> Path:
 def _text_of(path: Path) -> tuple[str, str]:
     """Return a file's text and sha256. Raises TableError if it cannot be read."""
     try:
-        data = path.read_bytes()
+        with open_plain(path, links=True) as file:
+            data = file.read()
         return data.decode("utf-8-sig").replace("\r\n", "\n"), hashlib.sha256(data).hexdigest()
     except UnicodeDecodeError:
         reason = "it is not UTF-8 text"

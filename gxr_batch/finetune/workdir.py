@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gxr_batch.disk import aside, denied, follow_umask, make_folder, storage_errors, sync_folder, write_whole
+from gxr_batch.disk import aside, denied, follow_umask, make_folder, storage_errors, sync_folder, write_text
 from gxr_batch.errors import FingerprintError, RunError
-from gxr_batch.ledger.lock import LOCK_NAME, locked
+from gxr_batch.ledger.lock import locked
 
 RECORD_NAME = "finetune.json"
 FORMAT = 1
@@ -52,7 +52,7 @@ class Record:
     def save(self, folder: Path) -> None:
         """Replace the folder's record. Raises StorageError."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-        write_whole(folder / RECORD_NAME, lambda path: _write(path, text))
+        write_text(folder / RECORD_NAME, text)
 
     def compare(self, fingerprint: Mapping[str, Any], where: Path) -> None:
         """Raise FingerprintError, naming the keys, if this fingerprint differs from the stored one."""
@@ -132,7 +132,7 @@ class Work:
         with storage_errors(checkpoint):
             follow_umask(checkpoint)
             _sync_tree(checkpoint)
-            write_whole(checkpoint / _COMPLETE, lambda path: _write(path, "{}\n"))
+            write_text(checkpoint / _COMPLETE, "{}\n")
 
     @contextmanager
     def publishing(self) -> Iterator[Path]:
@@ -172,15 +172,14 @@ def open_work(adapter: Path, *, fresh: bool, take_over: bool) -> Iterator[Work]:
         return
     if fresh and folder.exists():
         with locked(folder, take_over=take_over), storage_errors(folder):
-            target = _move(folder)
-            (target / LOCK_NAME).write_text("")  # the renamed folder is not locked
+            _move(folder)
     if fresh and adapter.exists():
         with storage_errors(adapter):
             _move(adapter)
     with storage_errors(folder, gone="The adapter folder cannot be created there."):
         make_folder(folder / "checkpoints")
-    with locked(folder, take_over=take_over) as before:
-        yield Work(adapter, str(before) if before else "")
+    with locked(folder, take_over=take_over) as lock:
+        yield Work(adapter, str(lock.before) if lock.before else "")
 
 
 def _move(folder: Path) -> Path:
@@ -225,10 +224,6 @@ def _load(folder: Path) -> Record | None:
             next_step="update gxr-batch, or add --fresh to start from scratch (the old folder is kept under another "
             "name)",
         ) from None
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _sync_tree(folder: Path) -> None:

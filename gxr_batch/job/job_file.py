@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gxr_batch.errors import JobFileError
+from gxr_batch.files import read_text
 from gxr_batch.job.schema import Job, Section
 from gxr_batch.job.validation_errors import explain
 
@@ -112,7 +113,7 @@ def _read(path: Path) -> str:
             "This is a table, not a job file.", where=str(path.absolute()), next_step=f"gxr-batch init {path}"
         )
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except FileNotFoundError:
         raise JobFileError(
             "There is no such job file.", where=str(path.absolute()), next_step="check the path"

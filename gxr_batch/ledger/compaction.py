@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -121,8 +121,8 @@ def compact(folder: Path, sources: Sequence[PartInfo], number: int) -> PartInfo:
     marks.pop(b"ARROW:schema", None)
     schema = part_schema().with_metadata(marks)
 
-    def write(path: Path) -> None:
-        with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+    def write(file: BinaryIO) -> None:
+        with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
             for table in _grouped(chain.from_iterable(groups_of(folder, source.number) for source in sources)):
                 writer.write_table(table, row_group_size=table.num_rows)
 

@@ -18,8 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gxr_batch.disk import aside, storage_errors, sync_folder, write_whole
+from gxr_batch.disk import aside, storage_errors, sync_folder, write_text
 from gxr_batch.errors import RunError
+from gxr_batch.files import read_json, remove_leftovers
 from gxr_batch.ledger.inflight import INFLIGHT_NAME
 from gxr_batch.ledger.join import FAILED_NAME, INPUT_NAME, RESULTS_NAME
 from gxr_batch.ledger.lock import LOCK_NAME
@@ -54,8 +55,7 @@ def remember(folder: Path, path: Path, state: str) -> None:
     with storage_errors(path):
         made = path.stat()
     known[path.name] = {"state": state, "size": made.st_size, "mtime_ns": made.st_mtime_ns}
-    text = json.dumps(known, indent=1) + "\n"
-    write_whole(folder / EXPORTS_NAME, lambda target: _write(target, text), unique=True)
+    write_text(folder / EXPORTS_NAME, json.dumps(known, indent=1) + "\n")
 
 
 def is_current(folder: Path, path: Path) -> bool:
@@ -87,14 +87,9 @@ def keep_changed(folder: Path, path: Path) -> Path | None:
 def _known(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the content of exports.json, {} if it cannot be read: it is only a convenience."""
     with suppress(OSError, ValueError):
-        known = json.loads((folder / EXPORTS_NAME).read_text(encoding="utf-8"))
-        if isinstance(known, dict):
-            return {str(name): entry for name, entry in known.items() if isinstance(entry, dict)}
+        known = read_json(folder / EXPORTS_NAME)
+        return {name: entry for name, entry in known.items() if isinstance(entry, dict)}
     return {}
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def checked_target(reader: RunReader, path: Path) -> Path:
@@ -104,6 +99,7 @@ def checked_target(reader: RunReader, path: Path) -> Path:
     """
     with storage_errors(path):
         _refuse(reader, path)
+    remove_leftovers(path.parent, path.name)  # of exports that were killed
     return path
 
 

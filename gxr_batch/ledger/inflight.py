@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from gxr_batch.files import open_to_change, read_json
 from gxr_batch.ledger.boot import boot_id
 from gxr_batch.records import Key
 
@@ -94,24 +95,23 @@ class InFlight:
 
 def _opened(path: Path) -> int:
     """Open the file for writing, with the permissions that the umask allows, so that a colleague can resume the run."""
-    flags = os.O_CREAT | os.O_RDWR
     try:
-        return os.open(path, flags, 0o666)
+        return open_to_change(path)
     except PermissionError:  # it belongs to a colleague; who may write to the folder may replace it
         path.unlink(missing_ok=True)
-        return os.open(path, flags, 0o666)
+        return open_to_change(path)
 
 
 def _read(path: Path) -> dict[Key, int]:
     """Return how often the process died on each key; {} if unknown."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         crashes = {Key(str(row_id), int(sample)): int(times) for row_id, sample, times in content["crashes"]}
         if content.get("boot") != boot_id():  # the machine rebooted, which ended the process
             return crashes
         for row_id, sample in content["in_flight"]:
             key = Key(str(row_id), int(sample))
             crashes[key] = crashes.get(key, 0) + 1
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return {}
     return crashes

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gxr_batch.disk import reading, sha256_of, table_copy
+from gxr_batch.disk import parquet_file, reading, sha256_of, table_copy
 from gxr_batch.errors import RunError
 
 KEY_COLUMNS_OF_INPUT = ("gxr_row_id", "gxr_content_hash")
@@ -32,8 +32,8 @@ def sha256_of_copy(path: Path) -> str:
 
 def rows_of(path: Path) -> int:
     """Return how many rows the table has."""
-    with table_copy(path):
-        return int(pq.read_metadata(path).num_rows)
+    with table_copy(path), parquet_file(path) as file:
+        return int(file.metadata.num_rows)
 
 
 def key_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -45,7 +45,7 @@ def key_batches(path: Path) -> Iterator[pa.RecordBatch]:
 @contextmanager
 def opened(path: Path) -> Iterator[pq.ParquetFile]:
     """Open the table; everything read inside is from one table, even if it is replaced meanwhile."""
-    with table_copy(path), pq.ParquetFile(path) as file:
+    with table_copy(path), parquet_file(path) as file:
         yield file
 
 
@@ -62,7 +62,9 @@ def keys_in(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
 def own_fields(path: Path) -> list[pa.Field]:
     """Return the user's columns."""
     with table_copy(path):
-        own = [field for field in pq.read_schema(path) if field.name not in KEY_COLUMNS_OF_INPUT]
+        with parquet_file(path) as file:
+            schema = file.schema_arrow
+        own = [field for field in schema if field.name not in KEY_COLUMNS_OF_INPUT]
         names = {field.name for field in own}
         if len(names) < len(own) or any(name.startswith("gxr_") for name in names):  # as in a results file
             raise ValueError
@@ -71,7 +73,7 @@ def own_fields(path: Path) -> list[pa.Field]:
 
 def batches_of(path: Path) -> Iterator[pa.RecordBatch]:
     """Yield the rows with all columns."""
-    with table_copy(path), pq.ParquetFile(path) as file:
+    with table_copy(path), parquet_file(path) as file:
         yield from file.iter_batches(_ROWS_A_BATCH)
 
 
@@ -89,8 +91,8 @@ def is_sound(path: Path) -> bool:
 def has_footer(path: Path) -> bool:
     """Return whether a Parquet file was written completely. Raises StorageError if the disk is at fault."""
     try:
-        with reading(path, RunError("")):
-            pq.read_metadata(path)
+        with reading(path, RunError("")), parquet_file(path):
+            pass
     except RunError:
         return False
     return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.disk import write_whole
+from gxr_batch.disk import parquet_file, write_whole
 from gxr_batch.errors import RunError, StorageError
 from gxr_batch.ledger.compaction import locations, part_infos
 from gxr_batch.ledger.input_copy import KEY_COLUMNS_OF_INPUT, batches_of, own_fields
@@ -142,8 +142,8 @@ def write_results(folder: Path, state: State, provenance: Mapping[str, Any], met
     """Replace results.parquet with the current merge. Raises StorageError."""
     schema = merged_schema(folder).with_metadata({**metadata, FORMAT_MARK: str(FORMAT)})
 
-    def write(path: Path) -> None:
-        with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+    def write(file: BinaryIO) -> None:
+        with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
             for table in merged(folder, state, provenance):
                 writer.write_table(table)
 
@@ -155,7 +155,8 @@ def stored_schema(results: Path) -> pa.Schema:
 
     The table's columns may have changed since. Raises LaterVersion, and pyarrow's errors for damage.
     """
-    stored = pq.read_schema(results)
+    with parquet_file(results) as file:
+        stored = file.schema_arrow
     own = [field for field in stored if not field.name.startswith("gxr_")]
     refuse_later_file(results, stored, [field.name for field in own] + result_schema().names)
     return pa.schema([*own, *result_schema()], metadata=stored.metadata)
@@ -163,7 +164,7 @@ def stored_schema(results: Path) -> pa.Schema:
 
 def stored_tables(results: Path, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
     """Yield the rows of results.parquet in the columns of `stored_schema`, `rows` at a time."""
-    with pq.ParquetFile(results) as file:
+    with parquet_file(results) as file:
         for batch in file.iter_batches(rows):
             table = pa.Table.from_batches([batch])
             table.validate(full=True)
@@ -182,9 +183,9 @@ def write_failed(folder: Path, state: State) -> bool:
     own = own_fields(folder / INPUT_NAME)
     schema = pa.schema([*own, pa.field("gxr_error", pa.string())])
 
-    def write(path: Path) -> None:
+    def write(file: BinaryIO) -> None:
         parts, start = _Parts(folder), 0
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for batch in batches_of(folder / INPUT_NAME):
                 rows = slice(start, start + batch.num_rows)
                 start += batch.num_rows

@@ -21,10 +21,10 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 
 from gxr_batch.disk import storage_errors
-from gxr_batch.errors import RunLocked
+from gxr_batch.errors import RunLocked, StorageError
+from gxr_batch.files import is_same_file, open_to_change, read_json, try_lock
 from gxr_batch.ledger.boot import boot_id
 
 LOCK_NAME = "run.lock"
@@ -63,34 +63,71 @@ class Holder:
             return False
 
 
-@contextmanager
-def locked(folder: Path, *, take_over: bool = False) -> Iterator[Holder | None]:
-    """Hold the folder's lock for the block. Raises RunLocked, naming the holder, if another process has it.
+class Lock:
+    """A folder's lock while this process holds it. `before` is the holder under another host name, if it took over."""
 
-    Yields the holder under another host name that was taken over, None if there was none.
+    def __init__(self, path: Path, descriptor: int, before: Holder | None) -> None:
+        self._path, self._descriptor, self.before = path, descriptor, before
+
+    def require(self) -> None:
+        """Raise StorageError if the lock file was deleted or replaced, or the folder moved: others may write there."""
+        if not is_same_file(self._descriptor, self._path):
+            raise StorageError(
+                "This process lost its lock: the lock file was deleted or replaced, or the folder was moved.",
+                where=str(self._path.absolute()),
+                next_step="saved rows are safe; make sure that no other process writes there, then run the same "
+                "command again to resume",
+            )
+
+
+@contextmanager
+def locked(folder: Path, *, take_over: bool = False) -> Iterator[Lock]:
+    """Hold the folder's lock for the block. Raises RunLocked, naming the holder, if another process has it.
 
     `take_over` declares a holder on another host dead; a live holder on this host still keeps the lock.
     """
     path = folder / LOCK_NAME
-    lock = FileLock(path, fallback_to_soft=False)
-    granted = True
     with storage_errors(path):
-        try:
-            lock.acquire(timeout=0)
-        except NotImplementedError:  # a file system without locks: rely on the file's content
-            granted = False
-        except Timeout:  # also an OSError, but about the other process, not the disk
-            raise _refusal(folder, holder(folder)) from None
+        descriptor, granted = _opened(path)
     try:
-        before = _refuse_others(folder, take_over, granted)
+        if granted is False:
+            raise _refusal(folder, holder(folder))
+        before = _refuse_others(folder, take_over, granted is True)
+        record = json.dumps(asdict(_own(path))).encode()
         with storage_errors(path):
-            path.write_text(json.dumps(asdict(_own(path))))
-        yield before
+            _write(descriptor, record)
+        try:
+            yield Lock(path, descriptor, before)
+        finally:
+            with suppress(OSError):  # unless somebody else took over
+                if os.pread(descriptor, len(record) + 1, 0) == record:
+                    _write(descriptor, b"")
     finally:
-        with suppress(OSError):  # the folder may be gone
-            if (mine := holder(folder)) and not mine.elsewhere and mine.pid == os.getpid():
-                path.write_text("")
-        lock.release()
+        os.close(descriptor)
+
+
+def _opened(path: Path) -> tuple[int, bool | None]:
+    """Open the lock file; return it and whether the system grants its lock.
+
+    Without locks in the file system that is None, and the file's content decides alone.
+    """
+    while True:
+        descriptor = open_to_change(path)
+        try:
+            granted = try_lock(descriptor)
+        except NotImplementedError:
+            return descriptor, None
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if is_same_file(descriptor, path):
+            return descriptor, granted
+        os.close(descriptor)  # deleted or replaced in between
+
+
+def _write(descriptor: int, record: bytes) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, record, 0)
 
 
 def _own(path: Path) -> Holder:
@@ -142,7 +179,7 @@ def _refusal(folder: Path, last: Holder | None) -> RunLocked:
 def holder(folder: Path) -> Holder | None:
     """Return the last holder if it did not release the lock, None if there is none or it is unreadable."""
     try:
-        record = json.loads((folder / LOCK_NAME).read_text())
+        record = read_json(folder / LOCK_NAME)
         # The host alone is enough to keep another one out.
         return Holder(
             host=str(record["host"]),
@@ -152,7 +189,7 @@ def holder(folder: Path) -> Holder | None:
             boot=str(record.get("boot", "")),
             file=str(record.get("file", "")),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

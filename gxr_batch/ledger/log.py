@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import GxrError
+from gxr_batch.files import open_to_change
 
 LOG_NAME = "log.jsonl"
 _ENDS = frozenset({"ended", "broke_off", "nothing_to_do"})
@@ -53,15 +54,12 @@ class RunLog:
             self.event("broke_off", error=type(error).__name__, **fields)
 
     def _append(self) -> TextIO:
-        file = self.path.open("a", encoding="utf-8", errors="backslashreplace")
-        if file.tell() and not self._ends_a_line():  # a power failure cut a line
+        descriptor = open_to_change(self.path, os.O_APPEND)
+        file = os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":  # a power failure cut a line
             file.write("\n")
         return file
-
-    def _ends_a_line(self) -> bool:
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
 
     def row_failed(self, row_id: str, sample: int, attempt: int, error: str) -> None:
         """Log a failed row, up to a limit. Raises StorageError."""

@@ -13,11 +13,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gxr_batch.disk import denied, write_whole
+from gxr_batch.disk import denied, not_plain, storage_errors, write_text
 from gxr_batch.errors import LaterVersion, RunError
+from gxr_batch.files import NotPlain, read_json, require_folder
 from gxr_batch.job import recorded_job
-from gxr_batch.ledger.parts import file_metadata, part_numbers, part_path, refuse_later_parts
-from gxr_batch.ledger.reviews import refuse_later_reviews
+from gxr_batch.ledger.parts import PARTS_NAME, file_metadata, part_numbers, part_path, refuse_later_parts
+from gxr_batch.ledger.reviews import REVIEWS_NAME, refuse_later_reviews
 from gxr_batch.ledger.run_format import FORMAT, later_version, refuse_later_format
 from gxr_batch.ledger.state import Counts
 
@@ -62,7 +63,8 @@ class Manifest:
         """Replace run.json, in this version's format. Raises StorageError."""
         self.format = FORMAT
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-        write_whole(folder / MANIFEST_NAME, lambda path: _write_text(path, text))
+        # A file name that is not UTF-8 has lone surrogates, which JSON's escapes preserve.
+        write_text(folder / MANIFEST_NAME, _SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
     def released(self) -> frozenset[tuple[str, str]]:
         """Return row id and content hash of the rows released by a person; identifier screening only flags them."""
@@ -90,10 +92,17 @@ def _remembered(folder: Path) -> Manifest | None:
 
 def name_and_outcome(folder: Path) -> tuple[object, object]:
     """Return a run's name and the outcome of its newest invocation, whichever version wrote it; None if missing."""
-    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        data = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        data = read_json(folder / MANIFEST_NAME)
         return data["name"], data["invocations"][-1].get("outcome")
     return None, None
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise StorageError if a folder inside a run folder is a link: a run neither reads nor writes through one."""
+    for name in (PARTS_NAME, REVIEWS_NAME):
+        with storage_errors(folder / name):
+            require_folder(folder / name)
 
 
 def refuse_later_run(folder: Path) -> None:
@@ -123,6 +132,9 @@ def _validate(manifest: Manifest) -> None:
     entries = [(name, value) for entry in manifest.invocations for name, value in entry.items()]
     wrong = [name for name, value in entries if not isinstance(value, _KINDS.get(name, object))]
     wrong += [name for name, value in entries if name == "counts" and set(value) != set(Counts._fields)]
+    wrong += [
+        name for name, value in entries if name == "input_files" and not all(isinstance(one, str) for one in value)
+    ]
     released = [value["rows"] for name, value in entries if name == "released"]
     wrong += [name for rows in released for name, value in rows.items() if not isinstance(value, str)]
     wrong += [name for name, value in marks.items() if not isinstance(value, bool if name == _AI else str | None)]
@@ -135,16 +147,11 @@ def _validate(manifest: Manifest) -> None:
         raise ValueError
 
 
-def _write_text(path: Path, text: str) -> None:
-    # A file name that is not UTF-8 has lone surrogates, which JSON's escapes preserve.
-    path.write_text(_SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text), encoding="utf-8")
-
-
 def load_manifest(folder: Path) -> Manifest | None:
     """Read run.json; None if there is none. Raises RunError if it is damaged, LaterVersion."""
     path = folder / MANIFEST_NAME
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         refuse_later_format(path, data["format"])
         data["job"]["sampling"]["samples_per_row"]  # every version recorded it, so every manifest has it
         job, unknown = recorded_job(data["job"])
@@ -163,7 +170,9 @@ def load_manifest(folder: Path) -> Manifest | None:
         return None
     except PermissionError:
         raise denied(path) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except NotPlain as error:
+        raise not_plain(path, error) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise RunError(
             "The run's manifest is damaged.",
             where=str(path.absolute()),

@@ -11,12 +11,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.disk import reading, write_whole
+from gxr_batch.disk import parquet_file, reading, write_whole
 from gxr_batch.errors import StorageError
 from gxr_batch.ledger.run_format import (
     FORMAT,
@@ -82,8 +83,8 @@ def write_part(folder: Path, number: int, results: Sequence[Result], metadata: M
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=schema)
 
-    def write(path: Path) -> None:
-        pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    def write(file: BinaryIO) -> None:
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
     write_whole(part_path(folder, number), write)
 
@@ -129,7 +130,7 @@ def _opened(folder: Path, number: int) -> Iterator[pq.ParquetFile]:
     damaged = DamagedPart(path)
     with reading(path, damaged):
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with parquet_file(path, page_checksum_verification=True) as file:
                 refuse_later_mark(path, file.schema_arrow)
                 if not set(KEY_COLUMNS) <= set(file.schema_arrow.names):  # not a part of any version
                     raise ValueError
@@ -161,7 +162,8 @@ def _validate(table: pa.Table, schema: pa.Schema) -> None:
 def file_metadata(path: Path) -> dict[str, str]:
     """Return a Parquet file's key-value metadata as text, {} if it cannot be read."""
     try:
-        pairs = pq.read_schema(path).metadata or {}
+        with parquet_file(path) as file:
+            pairs = file.schema_arrow.metadata or {}
         return {key.decode(): value.decode() for key, value in pairs.items() if key.startswith(b"gxr_")}
     except (OSError, pa.ArrowException, ValueError):
         return {}

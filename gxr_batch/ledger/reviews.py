@@ -8,20 +8,22 @@ The newest review of each reviewer of a text counts; if two reviewers disagree, 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
-from gxr_batch.disk import make_folder, reading, storage_errors, write_whole
+from gxr_batch.disk import make_folder, parquet_file, reading, storage_errors, write_whole
 from gxr_batch.errors import RunError, RunLocked
+from gxr_batch.files import open_to_change, remove_leftovers, require_folder, try_lock
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
 from gxr_batch.records import (
     APPROVED,
@@ -39,7 +41,7 @@ REVIEWS_NAME = "reviews"
 UNREVIEWED = "unreviewed"
 _NAME = re.compile(r"review-(\d{8})\.parquet")
 _KEY_COLUMNS = ("gxr_row_id", "gxr_sample", "gxr_judged_sha256", "gxr_review_status")
-_LOCK_NAME, _LOCK_SECONDS = "import.lock", 30
+_LOCK_NAME, _LOCK_SECONDS, _LOOK_SECONDS = "import.lock", 30, 0.05
 
 
 def judged_sha256(text: str, prompt_sha256: str | None) -> str:
@@ -150,19 +152,24 @@ def one_import(folder: Path) -> Iterator[None]:
     home = folder / REVIEWS_NAME
     with storage_errors(home):
         make_folder(home)
-    lock = FileLock(home / _LOCK_NAME, fallback_to_soft=False, timeout=_LOCK_SECONDS)
+        require_folder(home)
+    remove_leftovers(home)
+    deadline = time.monotonic() + _LOCK_SECONDS
     with storage_errors(home / _LOCK_NAME):
-        try:
-            with suppress(NotImplementedError):  # a file system without locks
-                lock.acquire()
-        except Timeout:
-            raise RunLocked(
-                "Another import into this run is in progress.", where=str(home.absolute()), next_step="try again"
-            ) from None
+        descriptor = open_to_change(home / _LOCK_NAME)
     try:
+        with storage_errors(home / _LOCK_NAME), suppress(NotImplementedError):  # a file system without locks
+            while not try_lock(descriptor):
+                if time.monotonic() > deadline:
+                    raise RunLocked(
+                        "Another import into this run is in progress.",
+                        where=str(home.absolute()),
+                        next_step="try again",
+                    )
+                time.sleep(_LOOK_SECONDS)
         yield
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
 def add_reviews(folder: Path, reviews: Sequence[Review], metadata: Mapping[str, str]) -> Path:
@@ -180,7 +187,11 @@ def add_reviews(folder: Path, reviews: Sequence[Review], metadata: Mapping[str, 
         for review in reviews
     ]
     table = pa.Table.from_pylist(rows, schema=schema)
-    write_whole(target, lambda path: pq.write_table(table, path, compression="zstd", write_page_checksum=True))
+
+    def write(file: BinaryIO) -> None:
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+
+    write_whole(target, write)
     return target
 
 
@@ -213,7 +224,8 @@ def refuse_later_reviews(folder: Path) -> None:
     """Raise LaterVersion if a later version wrote a review file."""
     for path in review_files(folder):
         try:
-            stored = pq.read_schema(path)
+            with parquet_file(path) as file:
+                stored = file.schema_arrow
         except (OSError, pa.ArrowException, ValueError):  # `Reviews.load` reports damage
             continue
         refuse_later_file(path, stored, _file_schema().names)
@@ -227,7 +239,7 @@ def _read(path: Path) -> list[Review]:
     )
     with reading(path, damaged):
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with parquet_file(path, page_checksum_verification=True) as file:
                 refuse_later_file(path, file.schema_arrow, _file_schema().names)
                 table = file.read()
             table.validate(full=True)

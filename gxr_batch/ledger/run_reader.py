@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gxr_batch.disk import denied, reading
+from gxr_batch.disk import denied, parquet_file, reading
 from gxr_batch.errors import RunError
 from gxr_batch.ledger.input_copy import has_footer, own_fields, sha256_of_copy
 from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, merged, merged_schema, stored_schema
 from gxr_batch.ledger.lock import Holder, writing
-from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest, refuse_later_files
+from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest, refuse_later_files, refuse_links
 from gxr_batch.ledger.reviews import Reviews, with_review_columns
 from gxr_batch.ledger.state import State
 
@@ -36,6 +36,7 @@ class RunReader:
                 next_step="name a run folder, e.g. outputs/demo; `gxr-batch run JOB.toml` creates one",
             )
         self.folder = folder
+        refuse_links(folder)
         manifest = load_manifest(folder)
         refuse_later_files(folder)
         if manifest is None or not (folder / INPUT_NAME).exists():
@@ -106,7 +107,7 @@ def _refuse_unreadable(folder: Path) -> None:
 def is_run(folder: Path) -> bool:
     """Return whether a folder holds a run."""
     try:
-        return (folder / MANIFEST_NAME).exists()
+        return not stat.S_ISDIR((folder / MANIFEST_NAME).lstat().st_mode)  # a run may have that name
     except OSError:  # a name too long, a folder that this user may not enter
         return False
 
@@ -135,8 +136,11 @@ def _whole(reader: RunReader) -> pa.Table | None:
     if reader.results is None or reader.state.counts().left or reader.holder:
         return None
     try:
-        with reading(reader.results, RunError("")):
-            stored = pq.read_table(reader.results, partitioning=None, page_checksum_verification=True)
+        with (
+            reading(reader.results, RunError("")),
+            parquet_file(reader.results, page_checksum_verification=True) as file,
+        ):
+            stored = file.read()
     except RunError:
         return None
     if (

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gxr_batch.disk import (
-    TEMPORARY_SUFFIX,
     aside,
     make_folder,
     publish,
@@ -28,6 +27,7 @@ from gxr_batch.disk import (
     sync_folder,
 )
 from gxr_batch.errors import EngineFailed, GxrError, RunError
+from gxr_batch.files import remove_leftovers, temporary_path
 from gxr_batch.ledger.compaction import (
     FULL_BYTES,
     FULL_ROWS,
@@ -41,9 +41,9 @@ from gxr_batch.ledger.compaction import (
 from gxr_batch.ledger.inflight import InFlight
 from gxr_batch.ledger.input_copy import Index, has_footer, is_sound, key_batches, rows_of, sha256_of_copy
 from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, write_failed, write_results
-from gxr_batch.ledger.lock import LOCK_NAME, locked
+from gxr_batch.ledger.lock import LOCK_NAME, Lock, locked
 from gxr_batch.ledger.log import RunLog
-from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, known_manifest, refuse_later_run
+from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, known_manifest, refuse_later_run, refuse_links
 from gxr_batch.ledger.parts import (
     PARTS_NAME,
     DamagedPart,
@@ -72,15 +72,19 @@ class Drift(NamedTuple):
 class RunWriter:
     """The one writer of a run folder. `set_aside` are the new names of damaged files."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, lock: Lock) -> None:
+        self.folder, self._lock = folder, lock
+        for home in (folder, folder / PARTS_NAME):
+            remove_leftovers(home)
+        self.incoming_input = temporary_path(folder / INPUT_NAME)  # where to write the table, for `adopt_input`
+        self.kept: Path | None = None  # the earlier run, under the name that `fresh` gave it
         self.state = State(0, 1)
         self.part_metadata: dict[str, str] = {}
         self._open: list[Result] = []
         self._characters = 0
         self._sealed_at = time.monotonic()
         self.set_aside: list[str] = []
-        self.took_over = ""  # the holder on another host that was taken over
+        self.took_over = str(lock.before) if lock.before else ""  # the holder on another host that was taken over
         self._next_part = next_part_number(folder)
         self._parts: list[PartInfo] = []
         self.manifest: Manifest | None = known_manifest(folder)
@@ -89,10 +93,10 @@ class RunWriter:
         if self.previous_input and not is_sound(self.previous_input):
             self.set_aside.append(put_aside(self.previous_input))
 
-    @property
-    def incoming_input(self) -> Path:
-        """The path to write the table to, for `adopt_input`."""
-        return self.folder / (INPUT_NAME + TEMPORARY_SUFFIX)
+    def require_lock(self) -> None:
+        """Raise StorageError if another process may be writing this run, before anything is written."""
+        self._lock.require()
+        refuse_links(self.folder)
 
     @property
     def previous_input(self) -> Path | None:
@@ -105,6 +109,7 @@ class RunWriter:
 
         Returns the difference from the previous one, None in a run's first invocation. Raises StorageError, RunError.
         """
+        self.require_lock()
         previous = self.previous_input
         drift = _drift(previous, self.incoming_input) if previous else None
         with storage_errors(self.folder / INPUT_NAME):
@@ -142,6 +147,7 @@ class RunWriter:
     def seal(self) -> None:
         """Write the results added since the last part as a new part. Raises StorageError."""
         if self._open:
+            self.require_lock()
             number, results = self._next_part, self._open
             write_part(self.folder, number, results, self.part_metadata)
             # First: whatever fails from here on, these rows are safe and the number is not reused.
@@ -175,8 +181,14 @@ class RunWriter:
     def drop_unsealed(self) -> None:
         """Forget the results that could not be sealed, so that the state is what the next invocation will find."""
         if self._open:
+            self.require_lock()
             self._open, self._characters = [], 0
             self.rescan(self.state.samples)
+
+    def save_manifest(self, manifest: Manifest) -> None:
+        """Replace run.json. Raises StorageError."""
+        self.require_lock()
+        manifest.save(self.folder)
 
     def counts(self) -> Counts:
         """Count the keys of the table by state."""
@@ -187,8 +199,9 @@ class RunWriter:
 
         Raises StorageError.
         """
+        self.require_lock()
         write_results(self.folder, self.state, provenance, metadata)
-        write_failed(self.folder, self.state)
+        self.write_failed()
         with storage_errors(self.folder / RESULTS_NAME):
             return sha256_of(self.folder / RESULTS_NAME)
 
@@ -226,6 +239,7 @@ class RunWriter:
 
     def write_failed(self) -> None:
         """Replace only failed.parquet, for a run that ends before all its rows are done. Raises StorageError."""
+        self.require_lock()
         write_failed(self.folder, self.state)
 
     def table_sha256(self) -> str:
@@ -267,21 +281,24 @@ def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> I
     `fresh` renames an earlier run to NAME.before-<timestamp>; `take_over` declares the lock's holder on
     another host dead. Raises RunLocked, StorageError, RunError.
     """
+    kept = None
     with storage_errors(folder):
         _refuse_other_folders(folder)
+        if fresh and folder.is_symlink():
+            folder = folder.resolve()  # the run is renamed, not the link, which leads to the new run then
     if fresh and folder.exists() and any(folder.iterdir()):
         with locked(folder, take_over=take_over), storage_errors(folder):
-            target = aside(folder)
-            folder.rename(target)
+            kept = aside(folder)
+            folder.rename(kept)
             sync_folder(folder.parent)
-            (target / LOCK_NAME).write_text("")  # no process writes there any more
+    refuse_links(folder)
     refuse_later_run(folder)  # before anything is written here, the lock included
     with storage_errors(folder, gone="The run folder cannot be created there."):
         make_folder(folder / PARTS_NAME)
-    with locked(folder, take_over=take_over) as before:
+    with locked(folder, take_over=take_over) as lock:
         refuse_later_run(folder)  # again: it may have appeared in between
-        writer = RunWriter(folder)
-        writer.took_over = str(before) if before else ""
+        writer = RunWriter(folder, lock)
+        writer.kept = kept
         in_order = False
         try:
             yield writer
@@ -312,7 +329,8 @@ def _refuse_other_folders(folder: Path) -> None:
         # Names such as "parts" occur in many folders; files that only a run has decide. A run that was killed right at
         # the beginning leaves an empty parts folder behind.
     names = {path.name for path in folder.iterdir()}
-    ours = names & {MANIFEST_NAME, LOCK_NAME} or part_numbers(folder)
+    marks = names & {MANIFEST_NAME, LOCK_NAME}
+    ours = any(not (folder / name).is_dir() for name in marks) or part_numbers(folder)
     started = names == {PARTS_NAME} and not any((folder / PARTS_NAME).iterdir())
     if names and not ours and not started:
         raise RunError(

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from gxr_batch.disk import sha256_of, write_whole
 from gxr_batch.errors import StorageError
@@ -64,7 +66,7 @@ def _matches(folder: Path, state: str) -> bool:
     if len(names) != len(state.splitlines()) or names - _NOT_LOADED != _SHA256.keys() | _VALUES_SHA256.keys():
         return False
     values = all(_values_sha256(folder / name) == digest for name, digest in _VALUES_SHA256.items())
-    return values and all(sha256_of(folder / name) == digest for name, digest in _SHA256.items())
+    return values and all(sha256_of(folder / name, links=True) == digest for name, digest in _SHA256.items())
 
 
 def _values_sha256(path: Path) -> str:
@@ -87,9 +89,9 @@ def _recorded() -> str:
 def _record(state: str) -> None:
     """Keep a state. If that fails, the next invocation just reads the files again."""
 
-    def write(path: Path) -> None:
-        path.write_text(state)
-        path.chmod(0o600)
+    def write(file: BinaryIO) -> None:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(state.encode())
 
     with suppress(OSError, StorageError), private_folder() as folder:
-        write_whole(folder / _RECORD, write, unique=True)
+        write_whole(folder / _RECORD, write)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from gxr_batch.disk import write_whole
+from gxr_batch.disk import write_text
 from gxr_batch.errors import ModelUnavailable, StorageError
 from gxr_batch.models.permissions import refuse_unreadable
 
@@ -97,8 +97,4 @@ def _remember(fresh: dict[str, str]) -> None:
     with suppress(OSError, StorageError):
         folder = cache_home()
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _HASHES, lambda path: _write(path, text), unique=True)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+        write_text(folder / _HASHES, text)

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from gxr_batch.errors import TemplateError
+from gxr_batch.files import read_text
 from gxr_batch.job import PromptSection
 from gxr_batch.prompts.template import Template, compile_template
 
@@ -67,7 +68,7 @@ def _builtin(name: str) -> Template:
 
 def _read(name: str, path: Path) -> Template:
     try:
-        source = path.read_text(encoding="utf-8-sig")
+        source = read_text(path)
     except FileNotFoundError:
         raise TemplateError(
             "There is no such template file.",

@@ -7,7 +7,7 @@ cases. Reads a run only through the ledger.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from gxr_batch.disk import write_whole
 from gxr_batch.ledger import RunReader
@@ -46,10 +46,10 @@ def report(reader: RunReader, against: RunReader | None, target: Path | None, *,
     text = page(Content(surveyed, reader.state.counts(), cases, notices, comparison))
     data = text.encode("utf-8", "backslashreplace")  # for paths that are not UTF-8
 
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
+    def write(file: BinaryIO) -> None:
+        file.write(data)
 
-    write_whole(path, write, unique=True)
+    write_whole(path, write)
     if against is None:  # a comparison is never the report that a job's exports keep up to date
         remember(reader.folder, path, state)
     return Reported(path, len(data), surveyed.tally.rows, cases.shown, notices)

@@ -332,7 +332,7 @@ def _disagreements(reviews: Reviews, texts: Mapping[Key, Generated]) -> Iterator
 
 def _metadata(paths: Sequence[Path]) -> dict[str, str]:
     try:
-        files = ", ".join(f"{path.name} {sha256_of(path)}" for path in paths)
+        files = ", ".join(f"{path.name} {sha256_of(path, links=True)}" for path in paths)
     except OSError as error:
         raise RunError("A sheet was removed while it was read.", where=str(error.filename)) from None
     return {

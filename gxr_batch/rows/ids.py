@@ -28,10 +28,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from gxr_batch.cells import Items, printed
-from gxr_batch.disk import table_copy
+from gxr_batch.disk import parquet_file, table_copy
 from gxr_batch.errors import TableError
 from gxr_batch.rows.columns import FieldMap, prompt_values, python_values
 
@@ -189,7 +188,7 @@ class Bases:
         return self._sorted[at] == asked if len(self) else np.zeros(len(asked), np.bool_)
 
     def _texts(self) -> Iterator[pa.Array]:
-        with pq.ParquetFile(self._path) as file:
+        with parquet_file(self._path) as file:
             for batch in file.iter_batches(_ROWS_A_BATCH, columns=[self._column]):
                 yield batch.column(0)
 
@@ -292,8 +291,8 @@ class PriorTable:
     def known(self, families: pa.Array) -> Iterator[Known]:
         """Yield the ids of these families, except ids that a cell of the previous table held."""
         columns = ["gxr_row_id", "gxr_content_hash"]
-        with table_copy(self._path):
-            names = pq.read_schema(self._path).names
+        with table_copy(self._path), parquet_file(self._path) as file:
+            names = file.schema_arrow.names
         literal = self._id_column in names
         for table in self._tables([*columns, self._id_column] if literal else columns):
             own = pc.is_in(table["gxr_row_id"], value_set=families)
@@ -307,6 +306,6 @@ class PriorTable:
                     yield Known(row_id if head else stem, row_id, content)
 
     def _tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        with table_copy(self._path), pq.ParquetFile(self._path) as file:
+        with table_copy(self._path), parquet_file(self._path) as file:
             for batch in file.iter_batches(_ROWS_A_BATCH, columns=columns):
                 yield pa.Table.from_batches([batch])

@@ -6,6 +6,7 @@ id.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.disk import storage_errors
+from gxr_batch.disk import parquet_file, storage_errors
 from gxr_batch.errors import TableError
+from gxr_batch.files import new_file
 from gxr_batch.rows.columns import FieldMap, counted, label, require_column
 from gxr_batch.rows.ids import (
     DERIVED_DIGITS,
@@ -67,6 +69,8 @@ def ingest(
         require_usable(survey.schema.field(id_column).type, id_column)
     intake = _Intake(survey, fields, id_column)
     with _target_errors(target):
+        if os.path.lexists(target):  # an earlier copy, or a link
+            target.unlink()
         bases = Bases(target, ID, intake.copy(target, limit))
         made = distinct(bases, lambda mask: _contents(target, mask), PriorTable(prior, id_column) if prior else None)
         if made.ids:
@@ -186,7 +190,8 @@ class _Groups:
         # then a separate group with its own dictionary.
         self._at_once = any("dictionary<" in str(kind) for kind in schema.types)
         # Otherwise no dictionaries: the group size in the file's footer is then its size in memory.
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=self._at_once)
+        self._file = new_file(path)
+        self._writer = pq.ParquetWriter(self._file, schema, compression="zstd", use_dictionary=self._at_once)
         self._tables: list[pa.Table] = []
         self._rows = self._bytes = 0
 
@@ -206,14 +211,15 @@ class _Groups:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._flush()
-        self._writer.close()
+        with self._file:
+            if kind is None:
+                self._flush()
+            self._writer.close()
 
 
 def _contents(path: Path, mask: Mask) -> list[str]:
     """Return the content hashes of the rows in a mask."""
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         return in_mask((batch.column(0) for batch in file.iter_batches(_ROWS_A_GROUP, columns=[CONTENT])), mask)
 
 
@@ -221,7 +227,7 @@ def _replace_ids(path: Path, made: Distinct) -> None:
     """Rewrite the file with new row ids."""
     other = path.with_name(path.name + ".ids")
     start = done = 0
-    with pq.ParquetFile(path) as file, _Groups(other, file.schema_arrow) as groups:
+    with parquet_file(path) as file, _Groups(other, file.schema_arrow) as groups:
         place = file.schema_arrow.get_field_index(ID)
         for batch in file.iter_batches(rows_a_batch(file.metadata)):
             mask = made.mask[start : start + batch.num_rows]

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gxr_batch.disk import reading
+from gxr_batch.disk import parquet_file, reading
 from gxr_batch.errors import RunError
 from gxr_batch.records import Row
 from gxr_batch.rows.columns import FieldMap, prompt_values
@@ -41,7 +40,7 @@ def _wanted(path: Path, fields: FieldMap, wanted: npt.NDArray[np.bool_] | None) 
     """Yield the wanted rows batch by batch, with their positions; row groups without wanted rows are skipped."""
     columns = list(dict.fromkeys([ID, CONTENT, *fields.needed_columns()]))
     start = 0
-    with pq.ParquetFile(path) as file:
+    with parquet_file(path) as file:
         size = rows_a_batch(file.metadata)
         for number in range(file.metadata.num_row_groups):
             rows = file.metadata.row_group(number).num_rows

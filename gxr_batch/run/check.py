@@ -6,7 +6,6 @@ It uses the same code as `run`, in a temporary folder, so it finds what a run wo
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,9 +20,10 @@ from gxr_batch.engines.slots.backend import PREFIX_SLOTS
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.engines.vllm import require_vllm
 from gxr_batch.errors import RowError, StorageError
+from gxr_batch.files import scratch_folder
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
-from gxr_batch.ledger.manifest import known_manifest, refuse_later_files
+from gxr_batch.ledger.manifest import known_manifest, refuse_later_files, refuse_links
 from gxr_batch.models.device_memory import gib
 from gxr_batch.models.weights_hash import cache_home
 from gxr_batch.records import Identity, Messages
@@ -89,6 +89,7 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
     prepared = prepare(job)
     job = prepared.job
     folder = output_folder(job, date.today())
+    refuse_links(folder)
     manifest = known_manifest(folder)
     refuse_later_files(folder)
     job = follow(job, manifest)
@@ -100,8 +101,8 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
         used = {job.input.id_column, *prepared.fields.needed_columns()}
         found.unscreened = [name for name in prepared.survey.schema.names if name not in used]
     encoder = create(job).encoder()
-    with tempfile.TemporaryDirectory(prefix="gxr-batch-check-") as scratch:
-        table = Path(scratch) / "input.parquet"
+    with scratch_folder("gxr-batch-check") as scratch:
+        table = scratch / "input.parquet"
         taken = ingest(prepared.survey, prepared.fields, table, id_column=job.input.id_column, prior=None, limit=limit)
         found.rows = taken.rows
         refuse_emptied(taken.rows, manifest, job)

@@ -39,6 +39,8 @@ class InvocationRecord:
 
     def _look_back(self) -> None:
         """Record the outcome of the previous invocation if it could not do so itself."""
+        if self._ledger.kept is not None:
+            self.notify(f"The earlier run is kept as {self._ledger.kept}.")
         if self._ledger.took_over:
             self.entry["took_over"] = self._ledger.took_over
             self.notify(f"Taken over from {self._ledger.took_over}.")
@@ -65,7 +67,7 @@ class InvocationRecord:
             self.entry["engine"] = _described(info)
         self.entry["notices"] = self._notices
         self.register()
-        manifest.save(self._ledger.folder)
+        self._ledger.save_manifest(manifest)
 
     def register(self) -> int:
         """Add this invocation to the manifest, once, and return its number."""

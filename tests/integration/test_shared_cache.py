@@ -187,7 +187,7 @@ def read(monkeypatch) -> list[Path]:
     """The files whose digests were computed."""
     read = []
     real = verify_demo.sha256_of
-    monkeypatch.setattr(verify_demo, "sha256_of", lambda path: (read.append(path), real(path))[1])
+    monkeypatch.setattr(verify_demo, "sha256_of", lambda path, **more: (read.append(path), real(path, **more))[1])
     return read
 
 

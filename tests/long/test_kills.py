@@ -91,7 +91,8 @@ def test_the_boundaries_cover_the_ledgers_writes(crossed, trace):
     assert {"input.parquet.tmp", "run.json.tmp", "part.parquet.tmp", "results.parquet.tmp", "parts", "j"} <= files
     synced = [boundary.file for boundary in crossed["run"] if "fsync" in boundary.call]
     assert "outputs" in synced, "the name of a new run folder is not durable"
-    assert len(crossed["run"]) > (400 if trace else 80)
+    # Files are written through a buffer, so that a small part is four writes.
+    assert len(crossed["run"]) > (60 if trace else 80)
     renames = [boundary for boundary in crossed["fresh"] if boundary.file == "j" and "rename" in boundary.call]
     assert len(renames) >= 1
 

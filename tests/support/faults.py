@@ -39,6 +39,8 @@ CHECKPOINTS = "[run]\ncheckpoint_seconds = 0.05\n"
 COMPACTING_ROWS = 40
 COMPACTING_JOB = "[engine]\nkind = 'echo'\nslots = 4\n[run]\ncheckpoint_seconds = 1e-9\n"
 PARTS = COMPACTING_ROWS + 8
+# strace must know the names of files: `killer/` puts this mark into temporary ones, which are random otherwise.
+MARK = "0123456789abcdef"
 _LINE = re.compile(r'(\d+) +(\w+)\((?:AT_FDCWD[^"]*, )?(?:\d+<([^>]*)>|"([^"]*)")')
 
 
@@ -100,13 +102,19 @@ def traced(
     names = ["input.parquet", "run.json", "results.parquet", "failed.parquet", "run.lock"]
     files = [folders[1] / name for name in names]
     files += [folders[0] / f"part-{number:08d}.parquet" for number in range(1, PARTS)]
-    paths = [*folders, *files, *(path.with_name(path.name + ".tmp") for path in files)]
+    paths = [*folders, *files, *(path.with_name(f"{path.name}.{MARK}.tmp") for path in files)]
     names = [*only] or [name for path in paths for name in (str(path), str(work.folder / path))]
     flags = [flag for name in names for flag in ("-P", name)]
     command = ["strace", "--quiet=all", "-f", "-y", "-o", log, "-e", f"trace={READS if only else CALLS}", *flags]
     command += [f"--inject={inject}"] if inject else []
+    path = os.pathsep.join([str(SUPPORT / "killer"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [*command, *COMMAND, *arguments], cwd=work.folder, text=True, capture_output=True, check=False
+        [*command, *COMMAND, *arguments],
+        cwd=work.folder,
+        env=os.environ | {"PYTHONPATH": path, "GXR_TEST_MARK": MARK},
+        text=True,
+        capture_output=True,
+        check=False,
     )
 
 
@@ -143,7 +151,8 @@ def boundaries(work: Workplace, command: Sequence[str], *, trace: bool) -> list[
 
 
 def _kind(path: str) -> str:
-    return re.sub(r"part-\d+", "part", Path(path).name)
+    name = re.sub(r"part-\d+", "part", Path(path).name)
+    return re.sub(r"\.[0-9a-f]{16}\.tmp$", ".tmp", name)
 
 
 def spread(found: Sequence[Boundary], count: int, rng: random.Random) -> list[Boundary]:
@@ -204,12 +213,18 @@ def attempt(scenario: Scenario, kill: Kill, folder: Path, *, trace: bool) -> Out
         twice = kill.again is not None
         if done.returncode not in ({0, 3} if twice else {0}):
             outcome.trouble = outcome.trouble or f"resume: exit {done.returncode}: {done.stderr[-400:]}"
-        outcome.trouble = outcome.trouble or compare(work, scenario, sealed, twice=twice)
+        outcome.trouble = outcome.trouble or compare(work, scenario, sealed, twice=twice) or left_behind(work)
     except Exception as error:  # a try that raises is also an outcome and must not stop the others
         outcome.trouble = f"{type(error).__name__}: {error}"
     if not outcome.trouble:
         shutil.rmtree(folder)
     return outcome
+
+
+def left_behind(work: Workplace) -> str:
+    """Return which temporary files of the killed command still exist, "" if none does."""
+    names = [str(path.relative_to(work.folder)) for path in (work.folder / "outputs/j").rglob("*.tmp*")]
+    return f"left behind: {', '.join(names)}" if names else ""
 
 
 def _kill(work: Workplace, command: Sequence[str], at: Boundary | float, *, trace: bool) -> bool:

@@ -26,7 +26,7 @@ LEVELS = (
     {"rows"},
     {"job"},
     {"records", "cells", "disk", "extras"},
-    {"errors"},
+    {"errors", "files"},
 )
 LEVEL = {package: level for level, packages in enumerate(LEVELS) for package in packages}
 HEAVY = {

@@ -2,13 +2,16 @@
 
 GXR_KILL_FOLDER names the folder, GXR_KILL_AT the moment (0 = never), GXR_KILL_LOG a file that gets one line per moment.
 It is used if strace is missing, and sees less: pyarrow's writes are one call, not one per buffer.
+GXR_TEST_MARK replaces the random part of the names of temporary files, which strace has to know.
 """
 
 import os
+import secrets
 import signal
 import sys
 
 FOLDER = os.environ.get("GXR_KILL_FOLDER")
+MARK = os.environ.get("GXR_TEST_MARK")
 WRITING = os.O_WRONLY | os.O_RDWR
 seen = {"moments": 0}
 
@@ -44,13 +47,17 @@ def wrap(module, name, path_of=lambda arguments: arguments[0]):
     setattr(module, name, wrapped)
 
 
+def path_of(file):
+    return os.readlink(f"/proc/self/fd/{file.fileno()}") if hasattr(file, "fileno") else file
+
+
 def wrap_arrow():
     parquet = sys.modules.get("pyarrow.parquet")
     if parquet is not None and "arrow" not in seen:
         seen["arrow"] = 1
-        wrap(parquet, "write_table", lambda arguments: arguments[1])
+        wrap(parquet, "write_table", lambda arguments: path_of(arguments[1]))
         for name in ("write_table", "close"):
-            wrap(parquet.ParquetWriter, name, lambda arguments: arguments[0].where)
+            wrap(parquet.ParquetWriter, name, lambda arguments: path_of(arguments[0].where))
 
 
 def opened(event, arguments):
@@ -58,6 +65,8 @@ def opened(event, arguments):
         moment("before", "open", arguments[0])
 
 
+if MARK:
+    secrets.token_hex = lambda size=32: MARK[: 2 * size]
 if FOLDER:
     for name in ("mkdir", "rename", "replace", "unlink"):
         wrap(os, name)

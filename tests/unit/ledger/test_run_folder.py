@@ -257,8 +257,8 @@ def test_a_failed_write_names_the_file_and_keeps_the_old_one(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
 
-    def fail(path):
-        path.write_text("half")
+    def fail(file):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(StorageError, match="disk is full") as caught:

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from gxr_batch.disk import write_whole
 from gxr_batch.errors import StorageError
@@ -97,7 +97,7 @@ def _kernels(compiler: str, product: str, scratch: Path) -> Kernels:
             kept = folder / build.name
             if not _whole(own_bytes(kept)):
                 made = build.compile_in(scratch)
-                write_whole(kept, lambda path: _write_sealed(path, made), unique=True)
+                write_whole(kept, lambda file: _write_sealed(file, made))
             return Kernels(ctypes.CDLL(str(kept)), product)
     except (OSError, StorageError) as error:
         why = getattr(error, "what", None) or getattr(error, "strerror", None) or type(error).__name__
@@ -142,10 +142,10 @@ def _whole(content: bytes) -> bool:
     return content[-_SEAL_BYTES:] == hashlib.sha256(content[:-_SEAL_BYTES]).digest()
 
 
-def _write_sealed(path: Path, library: Path) -> None:
+def _write_sealed(file: BinaryIO, library: Path) -> None:
     content = library.read_bytes()
-    path.write_bytes(content + hashlib.sha256(content).digest())
-    path.chmod(0o700)
+    os.fchmod(file.fileno(), 0o700)
+    file.write(content + hashlib.sha256(content).digest())
 
 
 def _run(*command: str) -> None:

@@ -42,6 +42,10 @@ from gxr_batch.run.invocation_record import user_name
 
 # What a reviewer wrote as text.
 _OWN_TEXTS = ("gxr_review_text", "gxr_review_comment", "gxr_reviewer")
+_OUT_OF_SIGHT = (
+    "the sheet is very hidden: Excel does not list it, so no reviewer can have seen it; make it visible, or copy the "
+    "row to the sheet Cases"
+)
 _MAYBE_LOST = (
     "what the reviewer wrote has a ?, and the file lost letters when it was saved; save it again as CSV UTF-8 (not "
     "CSV) or as a workbook"
@@ -149,6 +153,8 @@ def _collect(path: Path, samples: int, judged: dict[Key, list[_Line]], done: Imp
         elif not row_id.strip() or sample is None:
             why = "gxr_row_id is empty" if not row_id.strip() else "gxr_sample is missing or not a number"
             done.refused.append(Refused("", 0, path.name, row.sheet, row.number, why))
+        elif row.out_of_sight:
+            done.refused.append(Refused(row_id, sample, path.name, row.sheet, row.number, _OUT_OF_SIGHT))
         else:
             read = {name: cell for name, cell in row.cells.items() if name in COLUMNS_READ}
             judged.setdefault(Key(row_id, sample), []).append(_Line(path.name, row._replace(cells=read)))
@@ -297,7 +303,7 @@ def _news(judged: Judged, said: Sequence[Review], earlier: Sequence[Review], def
         return "gxr_review_text was cut on export at Excel's cell limit; write a shorter text"
     if mine and defaults.reviewer and name != same_person(defaults.reviewer):
         return "the review was changed, but gxr_reviewer has another name than --reviewer; enter your name there"
-    if any(_equal(one, judged) for one in earlier):
+    if any(_equal(one, judged) for one in earlier if same_person(one.reviewer) == name):
         return "the reviewer has replaced this review since; to restore it, enter a new gxr_reviewed_at"
     return "new"
 

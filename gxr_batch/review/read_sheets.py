@@ -28,13 +28,14 @@ class SheetRow(NamedTuple):
     """One row: its sheet and row number as a spreadsheet shows them, and its cells by column name.
 
     Cells are text, numbers or dates as in the file, and all text in a CSV. Empty cells are left out. `encoding` is that
-    of a CSV, "" for a workbook.
+    of a CSV, "" for a workbook. `out_of_sight`: Excel does not even list the sheet among the hidden ones.
     """
 
     sheet: str
     number: int
     cells: Mapping[str, Any]
     encoding: str = ""
+    out_of_sight: bool = False
 
 
 def read_sheets(path: Path) -> Iterator[SheetRow]:
@@ -43,13 +44,13 @@ def read_sheets(path: Path) -> Iterator[SheetRow]:
     refuse_other_containers(path)
     book = path.suffix.lower() in {".xlsx", ".xlsm"} or is_zip(path)
     encoding = "" if book else scan(path, "auto").encoding
-    sheets = _workbook_rows(path) if book else iter([(path.name, _csv_cells(path, encoding))])
+    sheets = _workbook_rows(path) if book else iter([_Sheet(path.name, "", _csv_cells(path, encoding))])
     found = False
-    for name, rows in sheets:
-        for row in _below_header(name, rows):
+    for sheet in sheets:
+        for row in _below_header(sheet.name, sheet.rows):
             found = True
             if row is not None:
-                yield row._replace(encoding=encoding)
+                yield row._replace(encoding=encoding, out_of_sight=sheet.visibility == "veryHidden")
     if not found:
         raise RunError(
             f"No sheet of this file has a column {KEY}.",
@@ -104,7 +105,15 @@ def _refuse_header(sheet: str, header: Sequence[str]) -> None:
         )
 
 
-def _workbook_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequence[Any]]]]]:
+class _Sheet(NamedTuple):
+    """A sheet's name, its `state` in a workbook, and its numbered rows."""
+
+    name: str
+    visibility: str
+    rows: Iterator[tuple[int, Sequence[Any]]]
+
+
+def _workbook_rows(path: Path) -> Iterator[_Sheet]:
     from openpyxl import load_workbook
 
     with ExitStack() as opened:
@@ -113,7 +122,7 @@ def _workbook_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequen
             book = load_workbook(source, read_only=True, data_only=True)
         opened.callback(book.close)
         for sheet in book.worksheets:
-            yield sheet.title, _sheet_rows(path, sheet)
+            yield _Sheet(sheet.title, sheet.sheet_state, _sheet_rows(path, sheet))
 
 
 def _sheet_rows(path: Path, sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:

@@ -38,6 +38,7 @@ from gxr_batch.review.parse_row import (
     same_text,
 )
 from gxr_batch.review.read_sheets import SheetRow, read_sheets
+from gxr_batch.rows.workbook_container import half_character
 from gxr_batch.run.invocation_record import user_name
 
 # What a reviewer wrote as text.
@@ -155,9 +156,18 @@ def _collect(path: Path, samples: int, judged: dict[Key, list[_Line]], done: Imp
             done.refused.append(Refused("", 0, path.name, row.sheet, row.number, why))
         elif row.out_of_sight:
             done.refused.append(Refused(row_id, sample, path.name, row.sheet, row.number, _OUT_OF_SIGHT))
+        elif half := _half_character(row.cells):
+            why = f"{half} has half a character, such as _xD800_; type it again"
+            done.refused.append(Refused("", sample, path.name, row.sheet, row.number, why))
         else:
             read = {name: cell for name, cell in row.cells.items() if name in COLUMNS_READ}
             judged.setdefault(Key(row_id, sample), []).append(_Line(path.name, row._replace(cells=read)))
+
+
+def _half_character(cells: Mapping[str, Any]) -> str:
+    """Return the first column that is read whose cell has half a character, "" if none has."""
+    texts = ((name, cell) for name, cell in cells.items() if name in COLUMNS_READ and isinstance(cell, str))
+    return next((name for name, text in texts if half_character(text)), "")
 
 
 def _row_id(cell: Any) -> str:

@@ -16,7 +16,14 @@ from gxr_batch.cells import unguard
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunError
 from gxr_batch.rows.encoding import open_lines, scan, separator_line
-from gxr_batch.rows.workbook_container import damage_as, is_zip, numbered_rows, readable, refuse_other_containers
+from gxr_batch.rows.workbook_container import (
+    damage_as,
+    is_zip,
+    numbered_rows,
+    readable,
+    refuse_other_containers,
+    unescaped,
+)
 
 KEY, STATUS = "gxr_row_id", "gxr_review_status"
 _HEADER_WITHIN = 20  # rows from the top that are searched for a header
@@ -126,17 +133,15 @@ def _workbook_rows(path: Path) -> Iterator[_Sheet]:
 
 
 def _sheet_rows(path: Path, sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
-    return numbered_rows(sheet, lambda: _damage(path), lambda cells: list(map(_unescaped, cells)), values_only=True)
+    return numbered_rows(path, sheet, lambda: _damage(path), _typed, None)
 
 
-def _unescaped(cell: Any) -> Any:
-    """Return a workbook's cell as typed: the file format escapes a carriage return as `_x000D_`."""
-    from openpyxl.utils.escape import unescape
-
-    if isinstance(cell, str):
-        text = unescape(cell) if "_x" in cell else cell
+def _typed(cell: Any) -> Any:
+    """Return a workbook's cell as typed, None for a blank one."""
+    if isinstance(cell.value, str):
+        text = unescaped(cell.value)
         return text if text.strip() else None
-    return cell
+    return cell.value
 
 
 @contextmanager

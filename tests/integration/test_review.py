@@ -275,6 +275,15 @@ def test_what_is_on_a_very_hidden_sheet_is_refused_and_listed(desk):
     assert desk.frame().loc["C00", "gxr_review_status"] == "unreviewed"
 
 
+def test_half_a_character_loses_only_its_own_row(desk):
+    half = {**EDITED, "review_comment": "see _xD800_"}
+    done = desk.take(desk.fill({"C00": half, "C01": {**APPROVED, "review_comment": "_xD83E__xDEC1_"}}))
+    assert [(one.row, one.why) for one in done.refused] == [
+        (FIRST, "gxr_review_comment has half a character, such as _xD800_; type it again")
+    ]
+    assert desk.frame().loc["C01", "gxr_review_comment"] == "🫁"
+
+
 @pytest.mark.parametrize("mode", [0o000, 0o444])
 def test_reviews_that_cannot_be_read_are_never_taken_for_none(desk, mode):
     desk.take(desk.fill({"C00": APPROVED}))

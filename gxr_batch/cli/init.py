@@ -32,8 +32,13 @@ if TYPE_CHECKING:
     multiple=True,
     help="Use this column for a field of the template; repeatable. Default: guessed from names and content.",
 )
+@click.option(
+    "--names",
+    metavar="NAME,NAME,...",
+    help="Name the columns of a table without a header line, from the first to the last one.",
+)
 @click.option("--quiet", is_flag=True, help="Show no notices.")
-def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bool) -> None:
+def command(table: str, target: Path | None, columns: tuple[str, ...], names: str | None, quiet: bool) -> None:
     """Write a job file for TABLE, a file, a folder or a glob, and check it.
 
     A table is CSV, TSV, JSON Lines (each perhaps compressed), Parquet or an Excel workbook. Comments in the job file
@@ -44,6 +49,7 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bo
     Examples:
       gxr-batch init inputs/findings.csv
       gxr-batch init "exports/*.csv" --to nightly.toml --column findings=report_text
+      gxr-batch init captions.txt --names id,findings
     """
     from gxr_batch.cli.check import print_findings
     from gxr_batch.rows.columns import counted
@@ -57,7 +63,10 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], quiet: bo
         chosen[name.strip()] = value
     if target is not None:
         _refuse_existing(target)
-    made = guess_job(table, chosen, target.stem if target is not None else "")
+    column_names = [name.strip() for name in names.split(",")] if names is not None else []
+    if not all(column_names) or len(set(column_names)) < len(column_names):
+        raise click.UsageError("--names takes a different name for each column, e.g. --names id,findings.")
+    made = guess_job(table, chosen, target.stem if target is not None else "", column_names)
     path = target or Path(f"{made.name}.toml")
     _refuse_existing(path)
     made = replace(made, name=_unused(made.name))

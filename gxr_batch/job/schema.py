@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from math import isfinite
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -340,7 +339,7 @@ class RunSection(Section):
     @field_validator("max_failed")
     @classmethod
     def _share_or_count(cls, value: Literal["off"] | int | float) -> Literal["off"] | int | float:
-        number = value if value != "off" and not isinstance(value, bool) and isfinite(value) else None
+        number = value if value != "off" and not isinstance(value, bool) and abs(value) < 2**63 else None
         if value != "off" and (number is None or number <= 0 or (number >= 1 and number != int(number))):
             raise ValueError('must be a share above 0 and below 1, a whole number of rows, or "off"')
         return value

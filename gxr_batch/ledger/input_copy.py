@@ -17,11 +17,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gxr_batch.disk import reading, table_copy
+from gxr_batch.disk import reading, sha256_of, table_copy
 from gxr_batch.errors import RunError
 
 KEY_COLUMNS_OF_INPUT = ("gxr_row_id", "gxr_content_hash")
 _ROWS_A_BATCH = 16_384
+
+
+def sha256_of_copy(path: Path) -> str:
+    """Return the sha256 of the copy's bytes, hex. Raises RunError, StorageError."""
+    with table_copy(path):
+        return sha256_of(path)
 
 
 def rows_of(path: Path) -> int:

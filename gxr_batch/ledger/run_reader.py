@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gxr_batch.disk import denied, reading, table_copy
+from gxr_batch.disk import denied, reading
 from gxr_batch.errors import RunError
-from gxr_batch.ledger.input_copy import has_footer, own_fields
+from gxr_batch.ledger.input_copy import has_footer, own_fields, sha256_of_copy
 from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, merged, merged_schema, stored_schema
 from gxr_batch.ledger.lock import Holder, writing
 from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest, refuse_later_files
@@ -92,9 +91,7 @@ class RunReader:
 
     def table_sha256(self) -> str:
         """Return the sha256 of the run's copy of its table. Raises RunError, StorageError."""
-        path = self.folder / INPUT_NAME
-        with table_copy(path), path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of_copy(self.folder / INPUT_NAME)
 
 
 def _refuse_unreadable(folder: Path) -> None:

@@ -39,7 +39,7 @@ from gxr_batch.ledger.compaction import (
     part_infos,
 )
 from gxr_batch.ledger.inflight import InFlight
-from gxr_batch.ledger.input_copy import Index, has_footer, is_sound, key_batches, rows_of
+from gxr_batch.ledger.input_copy import Index, has_footer, is_sound, key_batches, rows_of, sha256_of_copy
 from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, write_failed, write_results
 from gxr_batch.ledger.lock import LOCK_NAME, locked
 from gxr_batch.ledger.log import RunLog
@@ -227,6 +227,10 @@ class RunWriter:
     def write_failed(self) -> None:
         """Replace only failed.parquet, for a run that ends before all its rows are done. Raises StorageError."""
         write_failed(self.folder, self.state)
+
+    def table_sha256(self) -> str:
+        """Return the sha256 of the run's copy of its table, hex. Raises RunError, StorageError."""
+        return sha256_of_copy(self.folder / INPUT_NAME)
 
     def results_metadata(self, sha256: str | None) -> dict[str, str]:
         """Return the metadata of results.parquet if it has this sha256 and every part is sound, else {}."""

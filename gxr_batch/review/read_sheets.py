@@ -19,6 +19,7 @@ from gxr_batch.rows.encoding import open_lines, scan, separator_line
 from gxr_batch.rows.workbook_container import (
     damage_as,
     is_zip,
+    load_book,
     numbered_rows,
     readable,
     refuse_other_containers,
@@ -121,12 +122,10 @@ class _Sheet(NamedTuple):
 
 
 def _workbook_rows(path: Path) -> Iterator[_Sheet]:
-    from openpyxl import load_workbook
-
     with ExitStack() as opened:
         with _damage(path):
             source = opened.enter_context(readable(path))
-            book = load_workbook(source, read_only=True, data_only=True)
+            book = load_book(source)
         opened.callback(book.close)
         for sheet in book.worksheets:
             yield _Sheet(sheet.title, sheet.sheet_state, _sheet_rows(path, sheet))

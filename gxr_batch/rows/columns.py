@@ -22,6 +22,8 @@ from gxr_batch.errors import TableError
 RESERVED_PREFIX = "gxr_"
 _SHOWN, _RESERVED_SHOWN = 20, 3
 _LONGEST, _LONGEST_IDENTIFIER, _MOST_WORDS = 48, 96, 5
+# Among many short names, as in exports of DICOM headers, a tenth may be longer.
+_MANY, _LONGEST_OF_MANY, _MOST_WORDS_OF_MANY, _SHORT_SHARE = 20, 80, 10, 0.9
 # Characters that join letters of some scripts; everything else of Unicode's category Cf is invisible.
 _JOINERS = "\u200c\u200d"
 _SENTENCE = re.compile(r"[.!?;](\s|$)|,\s|\n|\r")
@@ -36,14 +38,23 @@ class Cleaned(NamedTuple):
 
 
 def plausible(names: Iterable[str]) -> bool:
-    """Return whether all names look like column names: short, with a letter, not a sentence, number or date."""
-    return all(_plausible(name) for name in names)
+    """Return whether all names look like column names: short, with a letter, not a sentence, number or date.
+
+    A few of many different names may be longer.
+    """
+    named = [name for name in names if name.strip()]
+    short = sum(_plausible(name, _LONGEST, _MOST_WORDS) for name in named)
+    if short == len(named):
+        return True
+    many = len(named) >= _MANY and len(set(named)) == len(named) and short >= _SHORT_SHARE * len(named)
+    return many and all(_plausible(name, _LONGEST_OF_MANY, _MOST_WORDS_OF_MANY) for name in named)
 
 
-def _plausible(name: str) -> bool:
-    longest = _LONGEST_IDENTIFIER if "_" in name and name.isidentifier() else _LONGEST
-    short = len(name) <= longest and len(name.split()) <= _MOST_WORDS
-    return not name.strip() or (short and not _SENTENCE.search(name) and any(map(str.isalpha, name)))
+def _plausible(name: str, longest: int, most_words: int) -> bool:
+    if "_" in name and name.isidentifier():
+        longest = _LONGEST_IDENTIFIER
+    short = len(name) <= longest and len(name.split()) <= most_words
+    return short and not _SENTENCE.search(name) and any(map(str.isalpha, name))
 
 
 def label(place: int, names: Sequence[str]) -> str:

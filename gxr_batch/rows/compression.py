@@ -41,6 +41,11 @@ def compression_of(head: bytes) -> str:
     return next((name for name, mark in _FIRST_BYTES.items() if head.startswith(mark)), "")
 
 
+def is_stub(head: bytes, compression: str) -> bool:
+    """Return whether the first bytes of a file are less than the mark of a compression: nothing else of it is left."""
+    return len(head) < len(_FIRST_BYTES[compression]) and _FIRST_BYTES[compression].startswith(head)
+
+
 def decompressed(source: io.RawIOBase, compression: str, path: Path) -> io.RawIOBase:
     """Return a stream of the content of `source`, which is `source` itself without a compression.
 
@@ -82,8 +87,13 @@ def _damage(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise TableError(
-            "The compressed file is damaged or truncated.",
-            where=str(path.absolute()),
-            next_step="copy or download it again",
-        ) from None
+        raise damaged_error(path) from None
+
+
+def damaged_error(path: Path) -> TableError:
+    """Return the error for a compressed file that is not whole."""
+    return TableError(
+        "The compressed file is damaged or truncated.",
+        where=str(path.absolute()),
+        next_step="copy or download it again",
+    )

@@ -9,6 +9,7 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,6 +29,7 @@ _SAMPLE_CHARACTERS = 2**16
 _SAMPLE_RECORDS = 20
 _MOST_TITLE_LINES = 20
 _FEW_COLUMNS, _SHORT_NAME = 3, 2  # columns, words
+_MOST_DIGITS = 19  # of the number of a row
 ROW_NAMES = "row_names"
 # R's write.table: every name in quotes, a space between them.
 _SPACED = re.compile(r'"[^"]*"( "[^"]*")+\s*')
@@ -245,14 +247,25 @@ def _extra(records: Sequence[Sequence[str]], delimiter: str, header_line: str, n
     # "1,Small, left effusion": a sentence with a delimiter in it, not a layout.
     if any(cell.startswith(" ") for row in rows for cell in row[1:]):
         return ""
-    if not any(row[-1] for row in rows):
-        return "trailing delimiter"
     first = [row[0] for row in rows]
+    if not any(row[-1] for row in rows):
+        # R's row names before a column without any value look the same; a guess could shift all cells.
+        return "" if not named and header_line.startswith('"') and _ascending(first) else "trailing delimiter"
     if named or len(set(first)) != len(first) or not all(first):
         return ""
-    if width < 2 or not all(cell.isdecimal() for cell in first):
+    if width < 2 or not all(map(_is_count, first)):
         return "row names" if header_line.startswith('"') and width > 1 else ""
     numbers = list(map(int, first))
     # "1,5,20" may be a number with a decimal comma; R counts its rows from 1.
     counts = numbers == (list(range(1, len(numbers) + 1)) if delimiter == "," else sorted(numbers))
     return "row names" if header_line.startswith('"') or (counts and len(rows) > 1) else ""
+
+
+def _ascending(cells: Sequence[str]) -> bool:
+    """Return whether the cells are whole numbers that grow, as R's row names do."""
+    return all(map(_is_count, cells)) and all(int(one) < int(other) for one, other in pairwise(cells))
+
+
+def _is_count(cell: str) -> bool:
+    """Return whether a cell may number a row. Python does not convert thousands of digits."""
+    return cell.isdecimal() and len(cell) < _MOST_DIGITS

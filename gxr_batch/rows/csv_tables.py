@@ -10,8 +10,9 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +20,7 @@ import pyarrow as pa
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import counted
-from gxr_batch.rows.compression import EXTENSIONS, compression_of
+from gxr_batch.rows.compression import EXTENSIONS, compression_of, damaged_error, is_stub
 from gxr_batch.rows.csv_layout import (
     BACKSLASH,
     CHARACTERS_A_CELL,
@@ -38,6 +39,7 @@ from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, ch
 ROWS_A_BATCH, _BYTES_A_BATCH = 16_384, 2**23
 _MISREAD_MARK = "\u00ef\u00bb\u00bf"  # a byte order mark in the middle of a file that is read as cp1252
 _LINES_NAMED = 5
+_ROWS_COMPARED = 20  # with a first row that does not fit the header
 _UPPER_LINES = 25  # rows that do not fit here may be below a title
 
 
@@ -97,7 +99,10 @@ def stored_as(path: Path) -> tuple[str, list[str]]:
     if ending not in EXTENSIONS:
         return "", []
     with reading(path), path.open("rb") as file:
-        compression = compression_of(file.read(8))
+        head = file.read(8)
+    compression = compression_of(head)
+    if is_stub(head, EXTENSIONS[ending]):
+        raise damaged_error(path)
     if compression == EXTENSIONS[ending]:
         return compression, []
     return compression, [f"the file ends in {ending}, but is {compression or 'not compressed'}; read as it is"]
@@ -208,6 +213,7 @@ class _Records:
         except UnicodeError:
             raise self._undecodable() from None
         self._width = len(header) if named else 0
+        self._begun = False
         self._blank = 0
         self._repeated: list[int] = []
         self._doubtful = 0
@@ -218,26 +224,27 @@ class _Records:
         rows: list[list[str]] = []
         starts: list[int] = []
         reader = self._reader
-        above = self._layout.skip_lines
-        line = reader.line_num + above
+        above = self._layout.skip_lines  # lines are counted from below them, for speed
+        line = reader.line_num
         bytes_before = self._lines.bytes_taken
         with _long_cells():
             try:
                 for row in reader:
-                    start, line = line + 1, reader.line_num + above
-                    if len(row) != width and not self._fits(row, width, start):
+                    start, line = line + 1, reader.line_num
+                    if len(row) != width and not self._fits(row, width, start + above, first=not rows):
                         continue
                     if line != start:
-                        self._look_twice(row, start, line)
+                        self._look_twice(row, start + above, line + above)
                     rows.append(row)
                     starts.append(start)
                     if len(rows) == most or self._lines.bytes_taken - bytes_before > _BYTES_A_BATCH:
                         break
             except csv.Error:
-                raise self._unbalanced(line + 1) from None
+                raise self._unbalanced(line + 1 + above) from None
             except UnicodeError:
                 raise self._undecodable() from None
-        return rows, starts
+        self._begun = self._begun or (width is not None and bool(rows))
+        return rows, [start + above for start in starts] if above else starts
 
     def checked(
         self, columns: list[tuple[str, ...]], rows: list[list[str]], starts: list[int]
@@ -277,7 +284,7 @@ class _Records:
                 f"line {self._first_doubtful}: if rows are missing, look for a stray quote there"
             )
 
-    def _fits(self, row: list[str], width: int | None, start: int) -> bool:
+    def _fits(self, row: list[str], width: int | None, start: int, *, first: bool) -> bool:
         """Return whether a record of unexpected width is kept (a header is, a blank line is not), or raise."""
         if not row or (len(row) == 1 and width != 1 and not row[0].strip()):
             self._blank += 1
@@ -292,10 +299,17 @@ class _Records:
         if len(row) == width - 1 and len(self._header) == width and not self._header[-1]:
             row.append("")
             return True
-        raise self._misfit(row, start, width - bool(self._layout.extra))
+        named = width - bool(self._layout.extra)
+        odd_names = self._named or len(row) < named
+        if first and not self._begun and odd_names and self._next_widths() == {len(row)}:
+            raise self._odd_names(row, start, named)
+        raise self._misfit(row, start, named)
+
+    @property
+    def _delimiter(self) -> str:
+        return {"\t": "a tab", " ": "a space"}.get(self._layout.delimiter, self._layout.delimiter)
 
     def _misfit(self, row: Sequence[str], start: int, width: int) -> TableError:
-        delimiter = {"\t": "a tab", " ": "a space"}.get(self._layout.delimiter, self._layout.delimiter)
         title = "; if the header is below other lines, set input.skip_lines" if start <= _UPPER_LINES else ""
         names = "input.column_names" if self._named else "the header"
         return TableError(
@@ -303,8 +317,30 @@ class _Records:
             where=f"{self._path}, line {start}",
             next_step=(
                 "fix that line: put quotes around cells that contain the delimiter or a line break "
-                f"(the delimiter is {delimiter}){title}"
+                f"(the delimiter is {self._delimiter}){title}"
             ),
+        )
+
+    def _next_widths(self) -> set[int]:
+        """Return the widths of the next rows, which are then consumed: an error must follow."""
+        with suppress(csv.Error, UnicodeError):
+            return {len(row) for row in islice(self._reader, _ROWS_COMPARED) if row}
+        return set()
+
+    def _odd_names(self, row: Sequence[str], start: int, width: int) -> TableError:
+        """Return the error for rows that agree with each other, but not with their names."""
+        cells = counted(len(row), "cell")
+        if self._named:
+            return TableError(
+                f"The rows have {cells}; input.column_names has {width}.",
+                where=f"{self._path}, line {start}",
+                next_step=f"name every column, from the first to the last one (the delimiter is {self._delimiter})",
+            )
+        return TableError(
+            f"The rows have {cells}; the header has {width}.",
+            where=f"{self._path}, line {self._layout.skip_lines + 1}",
+            next_step=f"put quotes around names that contain the delimiter (it is {self._delimiter}), or give the "
+            f"{len(row)} names in input.column_names and set input.skip_lines = {start - 1}",
         )
 
     def _look_twice(self, row: list[str], start: int, end: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gxr_batch.errors import TableError
-from gxr_batch.rows.compression import decompressed
+from gxr_batch.rows.compression import EXTENSIONS, damaged_error, decompressed
 from gxr_batch.rows.source_files import CHUNK_BYTES, reading, refuse_disguise
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def scan(path: Path, wanted: str, compression: str = "") -> Scanned:
     found, decodes = _pass(path, "utf-8", compression)
     if decodes:
         return found
+    if not compression and path.suffix.lower() in EXTENSIONS:  # named as compressed, and neither that nor plainly text
+        raise damaged_error(path)
     found = _decodes_or_raise(path, "cp1252", compression, "neither UTF-8 nor cp1252")
     notice = (
         "read as cp1252 (Western European Windows) because it is not UTF-8; set input.encoding if letters look wrong"

@@ -128,8 +128,11 @@ def _in_glob(pattern: str, path: Path) -> Found:
     files: list[Path] = []
     notices: list[str] = []
     for one in matched:
+        # What a failed job of Spark left in _temporary is below a folder that ** matches.
+        if any(map(_is_marker, [one.name, *({*one.parts[:-1]} - {*path.parts})])):
+            continue
         if not one.is_dir():
-            files += [] if _is_marker(one.name) else [one]
+            files.append(one)
         # Spark writes a folder for every table, and Hive one for every value of a column.
         elif (ending_of(one) in TABLES or "=" in one.name) and any(_walk(one, set())):
             inside = _in_folder(one)

@@ -7,6 +7,7 @@ nothing else; a column of several kinds is text, with each value as the file wri
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
+from gxr_batch.rows.compression import EXTENSIONS
 from gxr_batch.rows.csv_tables import stored_as
 from gxr_batch.rows.encoding import Lines, open_lines, scan
 from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error
@@ -136,9 +138,24 @@ def _not_an_object(path: Path, number: int, line: str) -> TableError:
             path,
             number,
             "The file is one JSON array, not JSON Lines.",
-            "write one object to a line: jq -c '.[]' IN > OUT",
+            f"write one object to a line: {_jq(path, '.[]')}",
+        )
+    if number == 1 and line.strip() == "{":
+        return _refused(
+            path,
+            number,
+            "The file is JSON with line breaks inside objects, not JSON Lines.",
+            f"write one object to a line: {_jq(path, '.')}; if one object holds all rows, replace '.' by '.KEY[]'",
         )
     return _refused(path, number, "The line is not one JSON object.", "each row is one object on one line")
+
+
+def _jq(path: Path, rows: str) -> str:
+    """Return the command that writes a JSON file as JSON Lines next to it."""
+    if path.suffix.lower() in EXTENSIONS:
+        return f"decompress the file, then jq -c '{rows}' IN > OUT"
+    lines = path.with_suffix(".lines.jsonl" if path.suffix.lower() == ".jsonl" else ".jsonl")
+    return f"jq -c '{rows}' {shlex.quote(str(path))} > {shlex.quote(str(lines))}"
 
 
 def _refused(path: Path, number: int, what: str, step: str) -> TableError:

@@ -1,7 +1,8 @@
 """Words that tables hold for a missing value (NA, -, unknown): counted in the columns of prompts, or made missing.
 
-A word counts only if it is the whole cell; blanks around it and capitals do not matter. These words are the only text
-of a cell that a message may show. The same pass counts zeros in columns that a template tests for truth.
+A word counts only if it is the whole cell; blanks around it, a full stop and capitals do not matter. These words are
+the only text of a cell that a message may show. The same pass counts zeros in columns that a template tests for truth,
+and lists that are written as text.
 """
 
 from __future__ import annotations
@@ -22,9 +23,15 @@ _SHOWN = (
     "---", "?", "unknown", "unk",
 )  # fmt: skip
 NULL_WORDS = {word.lower(): word for word in _SHOWN}
+# "None." is how reports end a field; templates take the full stop off anyway.
+NULL_WORDS |= {f"{word.lower()}.": word for word in _SHOWN if word[-1].isalpha()}
 _FALSE_WORDS = frozenset({"0", "0.0", "0.00", "false", "no"})
 _LONGEST = 16  # bytes, blanks included; longer cells are not looked at
 _NAMED = 3  # words that a notice names for each column
+
+
+# A list with at least one quoted item, as Python and as JSON write it: quote -> pattern.
+_WRITTEN_LISTS = {quote: rf"(?s)^\s*\[\s*{quote}.*{quote}\s*\]\s*$" for quote in ("'", '"')}
 
 
 def is_null_word(text: str) -> bool:
@@ -44,6 +51,7 @@ class WordCount:
         self._tested = {fields.columns[field] for field in fields.tested if field in fields.columns}
         self._words: dict[str, Counter[str]] = defaultdict(Counter)
         self._zeros: Counter[str] = Counter()
+        self._lists: dict[str, Counter[str]] = defaultdict(Counter)
 
     def look(self, table: pa.Table) -> pa.Table:
         """Return a batch of rows, with the words as null if they count as missing; count what prompts use."""
@@ -52,6 +60,8 @@ class WordCount:
             if not (used or self._clears):
                 continue
             column = table[name]
+            if used and is_text(column.type):
+                self._lists[name].update(_written_lists(column))
             if (found := _short_words(column)) is None:
                 continue
             if name in self._tested:
@@ -75,6 +85,14 @@ class WordCount:
                 f"cells that hold only a word for a missing value are text in prompts: {listed}; "
                 'input.null_values = "common" makes them missing'
             )
+        for name, quotes in sorted(self._lists.items()):
+            if quotes:
+                field = next(field for field in self._fields.used() if self._fields.columns[field] == name)
+                yield (
+                    f"column {name} is text, and {counted(quotes.total(), 'cell')} of it hold a list with brackets and "
+                    "quotes, which appear in prompts; your own template can leave them out: "
+                    + _without_marks(field, max(quotes, key=quotes.__getitem__))
+                )
         for field in sorted(self._fields.required):
             words = seen.get(self._fields.columns.get(field, ""))
             if words:
@@ -97,6 +115,21 @@ def words_in(column: pa.ChunkedArray) -> dict[str, int]:
         if is_null_word(text):
             found[NULL_WORDS[_plain(text)]] += number
     return {word: found[word] for word in _SHOWN if found[word]}
+
+
+def _written_lists(column: pa.ChunkedArray) -> dict[str, int]:
+    """Count the cells of a text column that are a list as Python or JSON writes it, by the quote around items."""
+    bracketed = column.filter(pc.starts_with(column, "["))
+    if not len(bracketed):
+        return {}
+    found = {quote: pc.sum(pc.match_substring_regex(bracketed, lists)) for quote, lists in _WRITTEN_LISTS.items()}
+    return {quote: number.as_py() for quote, number in found.items() if number.as_py()}
+
+
+def _without_marks(field: str, quote: str) -> str:
+    other = '"' if quote == "'" else "'"
+    between = f"{other}{quote}, {quote}{other}"
+    return f'{{{{ {field}[2:-2] | replace({between}, "; ") }}}}'
 
 
 def _field_of(fields: FieldMap, column: str) -> str:

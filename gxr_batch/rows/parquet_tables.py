@@ -49,7 +49,7 @@ def read_schema(path: Path) -> pa.Schema:
     with _damage(path), pq.ParquetFile(path) as parquet:
         schema = parquet.schema_arrow
         "".join(schema.names).encode()
-        schema = pa.schema([field.with_type(without_views(field.type)) for field in schema])
+        schema = pa.schema([field.with_type(kept_type(field.type)) for field in schema])
     if not len(schema):
         raise TableError("The file has no columns.", where=str(path))
     return schema
@@ -66,7 +66,7 @@ def batches(file: ParquetTable, nulls: Collection[str]) -> Iterator[pa.Table]:
     with _damage(file.path), pq.ParquetFile(file.path, buffer_size=_BUFFER_BYTES) as parquet:
         if parquet.schema_arrow.names and len(parquet.schema_arrow) != file.width:
             raise changed_error(file)
-        for batch in parquet.iter_batches(rows_a_batch(parquet.metadata)):
+        for batch in _read(parquet):
             columns = [_checked(file, batch, place, start) for place in file.places]
             if nulls:
                 columns = [without(column, words) for column in columns]
@@ -74,6 +74,16 @@ def batches(file: ParquetTable, nulls: Collection[str]) -> Iterator[pa.Table]:
             start += batch.num_rows
     if sha256_of(file.path) != file.sha256:
         raise changed_error(file)
+
+
+def _read(parquet: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a file, each from one row group if Arrow cannot read others (see `kept_type`)."""
+    size = rows_a_batch(parquet.metadata)
+    if not any(pa.types.is_nested(kind) and "dictionary<" in str(kind) for kind in parquet.schema_arrow.types):
+        yield from parquet.iter_batches(size)
+        return
+    for group in range(parquet.num_row_groups):
+        yield from parquet.iter_batches(size, row_groups=[group])
 
 
 def _without_headers(file: ParquetTable, table: pa.Table, say: Say) -> pa.Table:
@@ -145,17 +155,23 @@ def _binary(column: pa.Array) -> pa.Array:
     return pa.array([None if cell is None else cell.rstrip(b"\0") for cell in column.to_pylist()], pa.binary())
 
 
-def without_views(kind: pa.DataType) -> pa.DataType:
-    """Return the type with view types replaced: Parquet lacks them, and Arrow cannot yet select their rows."""
+def kept_type(kind: pa.DataType, *, nested: bool = False) -> pa.DataType:
+    """Return the type that a column has in the copy of the table.
+
+    Views are replaced: Parquet lacks them, and Arrow cannot yet select their rows. So are dictionaries inside other
+    types, which Arrow cannot read in batches that span row groups.
+    """
+    if nested and pa.types.is_dictionary(kind):
+        kind = kind.value_type
     for is_view, plain in ((pa.types.is_string_view, pa.string()), (pa.types.is_binary_view, pa.binary())):
         if is_view(kind):
             return plain
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(without_views(field.type)) for field in kind])
+        return pa.struct([_kept_field(field) for field in kind])
     if pa.types.is_map(kind):
-        return pa.map_(without_views(kind.key_type), kind.item_field.with_type(without_views(kind.item_type)))
+        return pa.map_(kept_type(kind.key_type, nested=True), _kept_field(kind.item_field))
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(without_views(kind.value_type)), kind.list_size)
+        return pa.list_(_kept_field(kind.value_field), kind.list_size)
     for is_list, made in (
         (pa.types.is_list, pa.list_),
         (pa.types.is_large_list, pa.large_list),
@@ -163,8 +179,12 @@ def without_views(kind: pa.DataType) -> pa.DataType:
         (pa.types.is_large_list_view, pa.large_list),
     ):
         if is_list(kind):
-            return made(kind.value_field.with_type(without_views(kind.value_type)))
+            return made(_kept_field(kind.value_field))
     return kind
+
+
+def _kept_field(field: pa.Field) -> pa.Field:
+    return field.with_type(kept_type(field.type, nested=True))
 
 
 def is_text(kind: pa.DataType) -> bool:

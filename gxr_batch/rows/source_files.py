@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -37,6 +38,8 @@ TABLES: dict[str, Kind] = {
     ".xlsm": "workbook",
 }
 _COMPRESSED: tuple[Kind, ...] = ("delimited", "jsonl")
+# Extension -> command that unpacks it.
+_ARCHIVES = {".zip": "unzip", ".7z": "7z x", ".tar": "tar -xf", ".tgz": "tar -xf", ".txz": "tar -xf"}
 _OTHER_WORKBOOKS = {".xlsb", ".xls", ".ods", ".numbers"}
 # First bytes of other kinds of files that are sometimes named like a text file.
 _DISGUISES = {
@@ -163,6 +166,12 @@ def kind_of(path: Path) -> Kind:
     if inner in _OTHER_WORKBOOKS:
         raise TableError(f"A workbook in {inner} format cannot be read.", where=str(path), next_step=_SAVE_AGAIN)
     kind = TABLES.get(inner)
+    if kind is None and (unpack := _ARCHIVES.get(ending) or _ARCHIVES.get(inner)):
+        raise TableError(
+            f"The file is an archive ({ending}), and only the tables in it can be read.",
+            where=str(path),
+            next_step=f"unpack it with {unpack} {shlex.quote(str(path))}, then name the table",
+        )
     if kind is None:
         raise TableError(
             f"Files that end in {ending} cannot be read." if ending else "A file without an extension cannot be read.",

@@ -10,6 +10,7 @@ Excel 97; the names of their streams tell them apart.
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import time
@@ -103,7 +104,7 @@ def readable(path: Path) -> Iterator[IO[bytes]]:
 
     Raises TableError, and BadZipFile and zlib.error for a damaged file.
     """
-    with reading(path), path.open("rb") as file:
+    with reading(path), _places(), path.open("rb") as file:
         timed: Any = _Timed(file, path)
         with zipfile.ZipFile(timed) as archive:
             _refuse_size(archive, path)
@@ -170,6 +171,17 @@ def _refuse_large_part(source: IO[bytes], path: Path) -> None:
 
 
 @contextmanager
+def _places() -> Iterator[None]:
+    """Turn the error for a place before the beginning of a file into BadZipFile: the disk is not at fault."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise zipfile.BadZipFile from None
+
+
+@contextmanager
 def damage_as(error: type[GxrError], path: Path) -> Iterator[None]:
     """Convert what openpyxl raises for a damaged file into `error`, and drop its warnings; both may quote the file."""
     from openpyxl.utils.exceptions import InvalidFileException
@@ -177,13 +189,41 @@ def damage_as(error: type[GxrError], path: Path) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            yield
+            with _places():
+                yield
         except (*_DAMAGE, InvalidFileException):
             raise error(
                 "The file is not a readable workbook.",
                 where=str(path.absolute()),
                 next_step="open it in a spreadsheet and save it again as .xlsx",
             ) from None
+
+
+def load_book(source: IO[bytes]) -> Any:
+    """Open a workbook to be read row by row. Its texts are escaped (`_x000D_`); callers resolve that once, at the end.
+
+    openpyxl itself resolves a part of it in shared texts alone: whether `_x0041_` was escaped is lost then.
+    """
+    from openpyxl.cell.text import Text
+    from openpyxl.reader.excel import ExcelReader
+    from openpyxl.xml.constants import SHARED_STRINGS, SHEET_MAIN_NS
+    from openpyxl.xml.functions import iterparse
+
+    class Reader(ExcelReader):
+        def read_strings(self) -> None:
+            part: Any = self.package.find(SHARED_STRINGS)  # type: ignore[no-untyped-call]
+            if part is None:
+                return
+            with self.archive.open(part.PartName[1:]) as file:
+                for _, node in iterparse(file):
+                    if node.tag == f"{{{SHEET_MAIN_NS}}}si":
+                        text: Any = Text.from_tree(node)
+                        self.shared_strings.append(text.content)
+                        node.clear()
+
+    reader = Reader(source, read_only=True, data_only=True)
+    reader.read()
+    return reader.wb
 
 
 def numbered_rows(
@@ -197,7 +237,7 @@ def numbered_rows(
 ) -> Iterator[tuple[int, list[_T]]]:
     """Yield the rows of a sheet with their numbers from 1, up to the last cell with a value, each cell converted.
 
-    Rows that the file lacks are left out; `empty` stands for cells that it lacks. `width`: cells that the caller makes
+    Rows that the file lacks are left out; `empty` is the value of cells that it lacks. `width`: cells that the caller makes
     of each row at least.
 
     openpyxl works only inside `guard`, which is never around a yield: it changes how the process shows warnings.

@@ -27,6 +27,7 @@ from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, ch
 from gxr_batch.rows.workbook_container import (
     damage_as,
     half_character,
+    load_book,
     numbered_rows,
     readable,
     refuse_other_containers,
@@ -259,13 +260,11 @@ def _inspected(path: Path, book: Any, sheet: Any) -> Iterator[str]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    from openpyxl import load_workbook
-
     refuse_other_containers(path)
     with ExitStack() as opened:
         with _damage(path):
             source = opened.enter_context(readable(path))
-            book = load_workbook(source, read_only=True, data_only=True)
+            book = load_book(source)
         opened.callback(book.close)
         yield book
 

@@ -139,6 +139,9 @@ class Invocation:
             return False
         if marks.get("gxr_invocation") != str(last.get("number")):
             return False
+        table = marks.get("gxr_table")  # missing in runs of earlier versions
+        if table and table != self.ledger.table_sha256():
+            return False
         self.progress.counts = Counts(**last["counts"])
         self.record.log("nothing_to_do", **last["counts"])
         return True
@@ -316,6 +319,7 @@ class Invocation:
         else:
             marks = file_marks(self.job, self.identity, self.fingerprint) | {
                 "gxr_source": self.source_key,
+                "gxr_table": self.ledger.table_sha256(),
                 "gxr_invocation": self.record.register(),
                 "gxr_counts": counts._asdict(),
             }

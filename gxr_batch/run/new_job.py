@@ -59,7 +59,11 @@ _ID_NAMES = (
     "case", "film", "film id", "film no", "case no", "study no", "patient id", "subject id",
 )  # fmt: skip
 _LONGEST_ID = 100
+_EXAMPLE_NAMES = ("findings", "age", "sex")
+_MOST = 0.5
+_LEAST_FILLED = 0.1
 _LEAST_WORDS = 3  # on average; a column with fewer is not taken for findings by its content alone
+_NOT_TEXT = ("skip_lines", "column_names")
 _KNOWN_SEXES = ("m", "male", "man", "boy", "f", "female", "woman", "girl")
 _ROWS_LOOKED_AT = 100_000  # for text lengths and missing-value words; ids are compared over the whole table
 
@@ -93,14 +97,15 @@ class NewJob:
         return "\n".join([*_input_lines(self), *_prompt_lines(self), *_MODEL_LINES]) + "\n"
 
 
-def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
+def guess_job(table: str, chosen: Mapping[str, str], name: str = "", column_names: Sequence[str] = ()) -> NewJob:
     """Guess the job for a table; `chosen` maps fields to columns and overrides the guesses.
 
-    `table` is a file, a folder or a glob, `name` the name of the job, by default that of the table. Reads the whole
-    table once. Raises TableError if the table cannot be read, UserError if no column can be the findings.
+    `table` is a file, a folder or a glob, `name` the name of the job, by default that of the table, `column_names` the
+    names of a table without a header line. Reads the whole table once. Raises TableError if the table cannot be read,
+    UserError if no column can be the findings.
     """
     try:
-        section = InputSection(path=table, columns=dict(chosen))
+        section = InputSection(path=table, columns=dict(chosen), column_names=tuple(column_names))
     except ValidationError:  # empty, too long, or bytes that are not text
         raise UserError("This cannot be the path of a table.", where="TABLE", next_step="name a file") from None
     if is_run(expanded(table)):
@@ -116,8 +121,9 @@ def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
         raise TableError(
             "The table seems to have no header line.",
             where=table,
-            next_step="add a line with the column names, or set input.column_names in a job file; "
-            "--column findings=COLUMN confirms the names",
+            next_step=f"name its {counted(len(names), 'column')} with --names {','.join(_EXAMPLE_NAMES[: len(names)])}"
+            f"{',...' if len(names) > len(_EXAMPLE_NAMES) else ''}; if the first line is the header, confirm it with "
+            "--column findings=COLUMN",
         )
     with tempfile.TemporaryDirectory(prefix="gxr-batch-init-") as scratch:
         target = Path(scratch) / "input.parquet"
@@ -140,7 +146,7 @@ def guess_job(table: str, chosen: Mapping[str, str], name: str = "") -> NewJob:
         id_column=id_column,
         delimiter=_delimiter(seen),
         encoding=_encoding(seen),
-        layout=_layout(seen),
+        layout=_layout(seen, column_names),
         null_values=nulls,
     )
 
@@ -169,6 +175,8 @@ def _fields(seen: Survey, copy: pq.ParquetFile, chosen: Mapping[str, str], table
         taken = {guess.value for guess in found.values()}
         named = [plain[word] for word in meanings if word in plain and plain[word] not in taken]
         filled = [column for column in named if _filled(_column(copy, column))]
+        if name == "topic":
+            filled = [column for column in filled if not _asks(_column(copy, column))]
         if name not in found and filled:
             others = f"; {', '.join(map(_comment, filled[1:]))} would fit too" if filled[1:] else ""
             found[name] = Guess(filled[0], ("same name" if filled[0] == name else "by its name") + others)
@@ -196,22 +204,35 @@ def _sexes() -> pa.Array:
 
 
 def _longest_text(seen: Survey, copy: pq.ParquetFile, taken: set[str], table: str) -> Guess:
-    """Return the free column with the longest texts. Raises UserError if none looks like prose."""
-    words: dict[str, float] = {}
+    """Return the free column with most text. Raises UserError if none looks like prose."""
+    found: dict[str, tuple[float, float]] = {}  # words in all rows, words of a filled cell
     for column in seen.schema:
         if column.name in taken:
             continue
         cells = _column(copy, column.name).slice(0, _ROWS_LOOKED_AT)
-        if is_text(cells.type):
-            words[column.name] = (pc.mean(pc.count_substring_regex(cells, r"\S\s+\S")).as_py() or 0.0) + 1
-    longest = max(words, key=words.__getitem__, default="")
-    if words.get(longest, 0) < _LEAST_WORDS:
+        if is_text(cells.type) and not _asks(cells) and _mean_count(cells, r"\pL{2,}") >= _LEAST_WORDS:
+            words = _mean_count(cells, r"\S\s+\S") + 1
+            filled = _filled(cells) / len(cells)
+            if words >= _LEAST_WORDS and filled >= _LEAST_FILLED:
+                found[column.name] = (words * filled, words)
+    if not found:
         raise UserError(
             "No column looks like the findings.",
             where=table,
-            next_step=f"name it: --column findings=COLUMN; {listed(seen.schema.names)}",
+            next_step=f"name it: --column findings=COLUMN; {listed(seen.schema.names)}; if several columns hold them, "
+            "name one, and change the template in the job file (docs/templates.md)",
         )
-    return Guess(longest, f"the longest texts of the table, {words[longest]:,.0f} words on average")
+    longest = max(found, key=found.__getitem__)
+    return Guess(longest, f"the longest texts of the table, {found[longest][1]:,.0f} words on average")
+
+
+def _mean_count(cells: pa.ChunkedArray, pattern: str) -> float:
+    return float(pc.mean(pc.count_substring_regex(cells, pattern)).as_py() or 0.0)
+
+
+def _asks(cells: pa.ChunkedArray) -> bool:
+    """Return whether most texts are questions, which are neither findings nor the topic of a sentence."""
+    return is_text(cells.type) and _mean_count(cells, r"[?\x{ff1f}]\s*$") > _MOST
 
 
 def _filled(cells: pa.ChunkedArray) -> int:
@@ -312,7 +333,7 @@ def _encoding(seen: Survey) -> Guess | None:
     return Guess("auto", "UTF-8, unless a byte order mark names another encoding") if found else None
 
 
-def _layout(seen: Survey) -> dict[str, Guess]:
+def _layout(seen: Survey, column_names: Sequence[str]) -> dict[str, Guess]:
     """Return the other keys that say how the files are read, if all files are read in the same way."""
     files = _files(seen)
     sheets = {file.sheet if isinstance(file, WorkbookSheet) else "" for file in files}
@@ -326,6 +347,8 @@ def _layout(seen: Survey) -> dict[str, Guess]:
             found["escape"] = Guess(escape, "the character before quotes inside cells")
         if skip:
             found["skip_lines"] = Guess(str(skip), "lines above the header")
+    if column_names:
+        found["column_names"] = Guess(f"[{', '.join(map(_toml, column_names))}]", "the table has no header line")
     return found
 
 
@@ -374,7 +397,7 @@ def _input_lines(job: NewJob) -> list[str]:
         if guess is not None
     ]
     entries += [
-        (f"{key} = {guess.value if key == 'skip_lines' else _toml(guess.value)}", guess.reason)
+        (f"{key} = {guess.value if key in _NOT_TEXT else _toml(guess.value)}", guess.reason)
         for key, guess in job.layout.items()
     ]
     if job.null_values:

@@ -210,6 +210,17 @@ def test_a_finished_run_whose_table_was_lost_reads_it_again(work, whole):
     assert without_times(work.results()) == whole
 
 
+def test_a_finished_run_with_the_table_of_another_run_reads_its_own_again(work, whole):
+    work.run()
+    copy = work.folder / "outputs/j/input.parquet"
+    work.gxr("run", "j.toml", "--output", "outputs/other", "--limit", "3")
+    shutil.copy(work.folder / "outputs/other/input.parquet", copy)
+    assert f"{ROWS - 3} new, 0 edited, 0 removed, 3 kept; 0 to generate" in work.run().stderr
+    assert pq.read_metadata(copy).num_rows == ROWS
+    assert without_times(work.results()) == whole
+    assert "Resuming" not in work.run().stderr
+
+
 def test_a_temporary_read_error_is_not_damage(work, monkeypatch):
     """Nothing is set aside because of permissions, a temporary disk error, or too little memory."""
     folder = work.folder / "outputs/j"

@@ -118,6 +118,30 @@ def test_a_table_without_a_header_is_one_message_without_a_cell(folder):
     assert "lungs" not in str(caught.value)
 
 
+def test_a_table_without_a_header_gets_its_names_from_the_command_line(tmp_path, demo_model_dir):
+    work = Workplace(tmp_path)
+    (tmp_path / "captions.txt").write_text("R_1\tChest film with an effusion.\nR_2\tCTO of RCA (2nd segment)\n")
+    done = work.gxr("init", "captions.txt", expect=2)
+    assert "next:  name its 2 columns with --names findings,age; if the first line is the header" in done.stderr
+    done = work.gxr("init", "captions.txt", "--names", "id,findings")
+    assert "Chest film with an effusion." in done.stdout
+    job = tomllib.loads((tmp_path / "captions.toml").read_text())
+    assert (job["input"]["column_names"], job["input"]["id_column"]) == (["id", "findings"], "id")
+    work.gxr("run", "captions.toml", "--set", "engine.kind=echo")
+
+
+@pytest.mark.parametrize("names", ["", "id,", "id,id"])
+def test_names_that_are_not_one_for_each_column_are_refused(tmp_path, names):
+    done = Workplace(tmp_path).gxr("init", "f.csv", "--names", names, expect=2)
+    assert "--names takes a different name for each column" in done.stderr
+
+
+def test_numbers_are_never_taken_for_findings_by_their_length(folder):
+    (folder / "t.csv").write_text("ImageId,Pixels,note\n1,514175 10 1008 29 994 30,left\n2,407576 2 1021 7 3 1,right\n")
+    with pytest.raises(UserError, match="No column looks like the findings"):
+        guess_job("t.csv", {})
+
+
 def test_topics_and_pairs_of_conditions_get_their_templates(folder):
     (folder / "t.csv").write_text("id,topic\n1,Pneumothorax\n")
     assert guess_job("t.csv", {}).template.value == "educational"
@@ -125,6 +149,24 @@ def test_topics_and_pairs_of_conditions_get_their_templates(folder):
     made = guess_job("p.csv", {})
     assert made.template.value == "comparative"
     assert made.columns["condition_b"].value == "condition_2"
+
+
+def test_a_column_with_hardly_a_filled_cell_is_never_taken_for_findings(folder):
+    rare = ["The one comment of this export is long as comments are.\n", *"\n" * 19]
+    lines = [f"{number},left lung base,{cell}" for number, cell in enumerate(rare)]
+    (folder / "t.csv").write_text("nr,place,remark\n" + "".join(lines))
+    assert guess_job("t.csv", {}).columns["findings"].value == "place"
+
+
+def test_questions_are_neither_findings_nor_topics(folder):
+    path = folder / "t.csv"
+    path.write_text("qid,question,answer\n1,Is there an effusion here?,yes\n2,Which side is it on?,left\n")
+    with pytest.raises(UserError, match="No column looks like the findings"):
+        guess_job("t.csv", {})
+    path.write_text("qid,question,answer\n1,Is there an effusion here?,There is a small left effusion\n")
+    assert guess_job("t.csv", {}).columns["findings"].value == "answer"
+    path.write_text("id,question\n1,Pneumothorax\n")
+    assert guess_job("t.csv", {}).columns["topic"].value == "question"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""300 cases of strange input: a documented exit code, one message, no traceback, no hang, no lost row."""
+"""500 cases of strange input: a documented exit code, one message, no traceback, no hang, no lost row or cell."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import csv
 import io
 import os
 import subprocess
-from contextlib import chdir
+from contextlib import chdir, contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,10 @@ from running import COMMAND
 from gxr_batch.cli import main
 from gxr_batch.ledger import join
 
-CASES = {"csv": 45, "parquet": 45, "job": 40, "set": 40, "template": 40, "folder": 30}
+CASES = {
+    "csv": 45, "parquet": 45, "text": 50, "jsonl": 40, "types": 40, "workbook": 30, "parts": 40,
+    "job": 40, "set": 40, "template": 40, "folder": 30,
+}  # fmt: skip
 ONE_BY_ONE = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None)
 
 
@@ -119,3 +123,31 @@ def test_the_fuzzer_detects_a_traceback_a_hang_and_a_lost_row(tmp_path, monkeypa
     with pytest.raises(Hang), timed():
         os.kill(os.getpid(), 27)  # SIGPROF
     assert "\x00" in NASTY_CELLS
+
+
+def without_the_last(batches):
+    """Return a reader of batches that loses the last row of each."""
+    return lambda *arguments: (table.slice(0, table.num_rows - 1) for table in batches(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("kind", "broken", "report"),
+    [
+        ("text", ("gxr_batch.rows.csv_tables.batches", without_the_last), "rows were written"),
+        ("jsonl", ("gxr_batch.rows.jsonl_tables.batches", without_the_last), "rows were written"),
+        ("parts", ("gxr_batch.rows.parquet_tables.batches", without_the_last), "rows were written"),
+        (
+            "workbook",
+            ("gxr_batch.rows.workbook_tables._text", lambda text: lambda *cell: text(*cell).lstrip("0")),
+            "written as",
+        ),
+        ("types", ("gxr_batch.cells.text_of", lambda text: lambda value: (text(value) or "").upper()), "written as"),
+        ("parts", ("gxr_batch.rows.input_files._is_marker", lambda _: lambda name: False), "rows were written"),
+        ("text", ("gxr_batch.rows.compression._damage", lambda _: contextmanager(lambda path: iter([None]))), "Error"),
+    ],
+)
+def test_the_fuzzer_detects_a_reader_that_loses_rows_or_changes_cells(tmp_path, monkeypatch, kind, broken, report):
+    reader, breaks = broken
+    module, _, name = reader.rpartition(".")
+    monkeypatch.setattr(reader, breaks(getattr(import_module(module), name)))
+    assert any(report in trouble for seed in range(40) for trouble in try_case(kind, seed, tmp_path).troubles)

@@ -17,11 +17,13 @@ from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import fuzz_files as files
 import fuzz_inputs as inputs
 import pyarrow as pa
 import pyarrow.parquet as pq
 from click.testing import CliRunner
 from faulty_engine import playing
+from fuzz_tables import Wanted
 from running import Faults
 
 from gxr_batch.cli import main
@@ -63,6 +65,7 @@ class Case:
     verdict: Verdict
     ids: list[str] | None = None  # what the results must contain, if known
     rows: int | None = None
+    output: str = ""  # of the last command
 
     def gxr(self, *arguments: str, faults: Faults | None = None) -> int:
         """Run a verb in this process and check how it ends; a `run` that reports success has lost no row."""
@@ -72,7 +75,7 @@ class Case:
         except Hang:
             self.verdict.hangs.append(f"{' '.join(arguments)} did not end")
             return -1
-        code = int(result.exit_code)
+        code, self.output = int(result.exit_code), result.output
         self.verdict.codes.append(int(code))
         if code not in EXITS or "Traceback (most recent call last)" in result.output:
             raised = result.exception if not isinstance(result.exception, SystemExit) else None
@@ -87,10 +90,12 @@ class Case:
 
     def lost_rows(self, said: str, limit: int | None) -> list[str]:
         """Return what the run with this summary lost, nothing if only chosen rows were generated."""
-        found = re.search(r"^  results +(.*)/results\.parquet$", said, re.MULTILINE)
+        found = re.search(r"^  results\s+(.*?)/results\.parquet$", said, re.MULTILINE | re.DOTALL)
         ids = self.ids[:limit] if self.ids is not None else None
         rows = min(self.rows, limit or self.rows) if self.rows is not None else None
-        return lost_rows(Path(found[1]), ids, rows) if found else [f"no results are named: {said[:300]}"]
+        if found is None:
+            return [f"no results are named: {said[:300]}"]
+        return lost_rows(Path(re.sub(r"\n +", " ", found[1])), ids, rows)  # a long path is wrapped
 
 
 @contextmanager
@@ -145,6 +150,18 @@ def table_case(suffix: str, make: Callable[[random.Random], tuple[bytes, int | N
         Path(f"f{suffix}").write_bytes(content)
         Path("j.toml").write_text(inputs.table_job(case.rng, f"f{suffix}"))
         case.gxr("run", "j.toml")
+        case.gxr(*case.rng.choice(inputs.other_commands()))
+
+    return play
+
+
+def known_case(make: Callable[[random.Random], Wanted]) -> Callable[[Case], None]:
+    """Return the kind of case that runs a table of which every cell is known; `make` writes it and its job."""
+
+    def play(case: Case) -> None:
+        wanted = make(case.rng)
+        code = case.gxr("run", "j.toml")
+        case.verdict.lost += wanted.troubles(code, case.output, Path("outputs/j"))
         case.gxr(*case.rng.choice(inputs.other_commands()))
 
     return play
@@ -207,6 +224,11 @@ def folder_case(case: Case) -> None:
 KINDS: dict[str, Callable[[Case], None]] = {
     "csv": table_case(".csv", inputs.csv_bytes),
     "parquet": table_case(".parquet", inputs.parquet_bytes),
+    "text": known_case(files.text_case),
+    "jsonl": known_case(files.jsonl_case),
+    "types": known_case(files.types_case),
+    "workbook": known_case(files.workbook_case),
+    "parts": known_case(files.parts_case),
     "job": job_case,
     "set": set_case,
     "template": template_case,

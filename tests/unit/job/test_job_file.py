@@ -92,6 +92,7 @@ def test_an_impossible_value_names_its_key(job_file, override, part):
         ("run.output=''", "run.output: must not be empty."),
         ("run.max_failed=inf", "run.max_failed: must be a share above 0"),
         ("run.max_failed=nan", "run.max_failed: must be a share above 0"),
+        ("run.max_failed=1" + "0" * 400, "run.max_failed: must be a share above 0"),
         ("sampling.temperature=nan", "sampling.temperature: must be a finite number."),
         ("input.null_values=-", 'input.null_values: must be a list, such as ["-"] or "common".'),
         ("input.path=\udcff", "input.path: contains bytes that are not UTF-8."),

@@ -106,6 +106,18 @@ def test_a_delimiter_at_the_end_of_every_row_is_ignored(path, delimiter):
     assert "ends with a delimiter" in notices(path)[0]
 
 
+def test_row_names_before_a_column_without_values_are_not_taken_for_a_delimiter_at_the_end(path):
+    path.write_text('"case_id","age","findings"\n"1","K1",45,""\n"3","K2",50,""\n')
+    assert refused(path).what == "A row has 4 cells; the header has 3."
+    names = ("number", "case_id", "age", "findings")
+    assert rows(path, column_names=names, skip_lines=1) == [("1", "K1", "45", None), ("3", "K2", "50", None)]
+
+
+def test_a_number_of_thousands_of_digits_is_no_row_name(path):
+    path.write_text(HEADER + f"{'9' * 5000},K1,45,Clear\n")
+    assert "4 cells" in refused(path).what
+
+
 def test_a_delimiter_at_the_end_of_the_header_alone_makes_an_empty_column(path):
     assert rows(path, HEADER.replace("\n", ",\n") + ROWS) == [(*row, None) for row in EXPECTED]
 
@@ -169,7 +181,7 @@ def test_a_table_without_a_header_gets_its_names_from_the_job(path):
     assert rows(path, "title\n" + ROWS, column_names=names, skip_lines=1) == EXPECTED
     assert rows(path, ROWS.replace("\n", ",\n"), column_names=names) == EXPECTED
     path.write_text(ROWS)
-    assert refused(path, column_names=("a", "b")).what == "A row has 3 cells; input.column_names has 2."
+    assert refused(path, column_names=("a", "b")).what == "The rows have 3 cells; input.column_names has 2."
     path.write_text("")
     assert refused(path, column_names=names).what == "The file is empty."
 
@@ -220,9 +232,12 @@ def test_compressed_text_is_read_and_damage_is_named(tmp_path, ending, compress)
     assert look(path).files[0].delimiter == ","
     if content[:2] == b"ca":
         assert "read as it is" in look(path).notices[0]
+        path.write_bytes(b"\x96")
+        assert refused(path).what == "The compressed file is damaged or truncated."
         return
-    path.write_bytes(content[:-9])
-    assert refused(path).what == "The compressed file is damaged or truncated."
+    for left in (content[:-9], content[:1]):
+        path.write_bytes(left)
+        assert refused(path).what == "The compressed file is damaged or truncated."
 
 
 def test_compressed_text_in_another_encoding_names_the_line_that_does_not_decode(tmp_path):

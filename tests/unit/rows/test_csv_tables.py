@@ -346,3 +346,45 @@ def test_the_first_row_of_a_table_without_a_header_stays_out_of_every_message(pa
 )
 def test_what_looks_like_a_column_name(name, expected):
     assert plausible([name]) is expected
+
+
+@pytest.mark.parametrize(
+    ("long", "expected"),
+    [
+        (["Image and Fluoroscopy Area Dose Product"], True),
+        (["Secondary Capture Device Manufacturer's Model Name"], True),
+        (["Image and Fluoroscopy Area Dose Product"] * 2, False),
+        (["Dose in five or six words, or more"], False),
+        (["No pleural effusion is seen on this film."], False),
+        (["55"], False),
+        (["a b c d e f", "b c d e f g", "c d e f g h"], False),
+    ],
+)
+def test_a_few_of_many_column_names_may_be_longer(long, expected):
+    names = [f"Name {letter}" for letter in "ABCDEFGHIJKLMNOPQRS"]
+    assert plausible([*names, *long]) is expected
+    assert not plausible(long)
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "what", "next_step"),
+    [
+        ("id,box [x,y],,\nA,1,2\n\nB,3,4\n", (), "The rows have 3 cells; the header has 5.", "skip_lines = 1"),
+        ("A,x\nB,y\n", ("a", "b", "c"), "The rows have 2 cells; input.column_names has 3.", "name every column"),
+        ("A,x\nB,y\n", ("a",), "The rows have 2 cells; input.column_names has 1.", "name every column"),
+        ("id,a,b\nA,1\nB,3,4\n", (), "A row has 2 cells; the header has 3.", "fix that line"),
+        ("id,a\nA,1,2\nB,3,\n", (), "A row has 3 cells; the header has 2.", "fix that line"),
+    ],
+)
+def test_rows_that_agree_with_each_other_but_not_with_their_names(path, text, names, what, next_step):
+    path.write_text(text)
+    error = refused(path, column_names=names)
+    assert error.what == what
+    assert error.where in {f"{path}, line 1", f"{path}, line 2"}
+    assert next_step in error.next_step
+
+
+def test_the_names_of_a_faulty_header_can_be_given_as_its_message_says(path):
+    path.write_text("id,box [x,y],,\nA,1,2\nB,3,4\n")
+    table, _ = take(path, skip_lines=1, column_names=("id", "x", "y"))
+    assert table["y"].to_pylist() == ["2", "4"]

@@ -46,6 +46,13 @@ def test_a_compressed_part_without_content_is_passed_over_too(tmp_path):
     assert take(tmp_path / "*.gz")[0]["x"].to_pylist() == ["1"]
 
 
+def test_a_glob_passes_over_what_a_failed_job_left(tmp_path):
+    write(tmp_path / "out/_temporary/0/part-1.csv")
+    write(tmp_path / "out/day=1/part-0.csv")
+    assert names(look(tmp_path / "out/**/*.csv"), tmp_path) == ["out/day=1/part-0.csv"]
+    assert names(look(tmp_path / "out/_temporary/**/*.csv"), tmp_path) == ["out/_temporary/0/part-1.csv"]
+
+
 def test_only_empty_files_are_an_error(tmp_path):
     write(tmp_path / "t" / "1.csv", "")
     write(tmp_path / "t" / "2.csv", "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+import subprocess
 
 import pyarrow as pa
 import pytest
@@ -85,6 +87,7 @@ def test_compressed_and_marked_files_are_read(tmp_path):
         ('[{"x": 1}]\n', "The file is one JSON array, not JSON Lines.", 1),
         ('[\n{"x": 1}\n]\n', "The file is one JSON array, not JSON Lines.", 1),
         ('{"x": 1, "x": 2}\n', "An object has two members of one name.", 1),
+        ('{\n "x": 1\n}\n', "The file is JSON with line breaks inside objects, not JSON Lines.", 1),
         ("[" * 100_000, "The file is one JSON array, not JSON Lines.", 1),
         ('{"x": "' + CANARY + '\\ud83d"}\n', "A cell contains half of a surrogate pair, which is not a character.", 1),
     ],
@@ -94,6 +97,20 @@ def test_what_is_not_json_lines_names_its_line(path, text, what, line):
     error = refused(path)
     assert error.what == what
     assert error.where.startswith(f"{path}, line {line}")
+
+
+@pytest.mark.parametrize(
+    "text", ['[\n {"x": "clear"},\n {"x": "effusion"}\n]\n', '{\n "x": "clear"\n}\n{\n "x": "effusion"\n}']
+)
+@pytest.mark.parametrize("name", ["my cases.json", "cases.jsonl"])
+@pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
+def test_other_json_is_refused_with_a_command_that_makes_it_readable(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    command = refused(path).next_step.removeprefix("write one object to a line: ").partition(";")[0]
+    subprocess.run(command, shell=True, check=True)  # as a user would type it
+    (lines,) = set(tmp_path.iterdir()) - {path}
+    assert take(lines)[0]["x"].to_pylist() == ["clear", "effusion"]
 
 
 @pytest.mark.parametrize("text", ["\n\n", "{}\n"])

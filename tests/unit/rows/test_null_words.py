@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from tables import CANARY, take
 
+from gxr_batch.prompts.sandbox import Sandbox
 from gxr_batch.rows.columns import FieldMap
 from gxr_batch.rows.null_words import is_null_word
 
@@ -17,8 +18,22 @@ FIELDS = FieldMap(
     required=frozenset({"findings"}),
     tested=frozenset({"history"}),
 )
-WORDS = ["NA", " n/a ", ".", "\\N", "-", "nan", "None", "NULL", "Unknown", "<NA>", "?", "#N/A"]
-NO_WORDS = ["clear", "none of them", "no", "n", "a.", "--x", "unknown mass", "normal", f"NA {CANARY}", "N.A.D."]
+WORDS = ["NA", " n/a ", ".", "\\N", "-", "nan", "None", "NULL", "Unknown", "<NA>", "?", "#N/A", "None.", "unknown. "]
+NO_WORDS = [
+    "None available.",
+    "?.",
+    "-.",
+    "clear",
+    "none of them",
+    "no",
+    "n",
+    "a.",
+    "--x",
+    "unknown mass",
+    "normal",
+    f"NA {CANARY}",
+    "N.A.D.",
+]
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -38,9 +53,10 @@ def written(folder, rows):
 
 
 def test_the_words_stay_text_and_are_counted_by_column_with_the_setting(tmp_path):
-    rows = [("clear", "NA"), ("N/A", "n/a"), ("-", "asthma"), ("small effusion", "na")]
+    rows = [("clear", "NA"), ("N/A", "n/a"), ("-", "asthma"), ("small effusion", "na.")]
     table, taken = take(written(tmp_path, rows), fields=FIELDS)
     assert table["report"].to_pylist() == ["clear", "N/A", "-", "small effusion"]
+    assert table["history"].to_pylist()[-1] == "na."
     assert taken.notices == (
         "cells that hold only a word for a missing value are text in prompts: history 3 (NA 2, N/A 1); "
         'report 2 (N/A 1, - 1); input.null_values = "common" makes them missing',
@@ -89,3 +105,28 @@ def test_zeros_that_a_condition_would_take_for_true_are_counted(tmp_path):
         "column history is text, and 2 cells of it mean zero or false, which counts as true in a condition of the "
         "template; write history | number",
     )
+
+
+@pytest.mark.parametrize(
+    ("cell", "without"),
+    [
+        ("['effusion', 'cardiomegaly']", """{{ findings[2:-2] | replace("', '", "; ") }}"""),
+        ('["effusion", "cardiomegaly"]', """{{ findings[2:-2] | replace('", "', "; ") }}"""),
+    ],
+)
+def test_lists_written_as_text_are_counted_with_the_template_that_reads_them(tmp_path, cell, without):
+    cells = [cell, cell.replace("effusion", f"{CANARY}\nx"), "[1, 2]", "[sic] 'clear'", "['open", "clear", None]
+    path = tmp_path / "cases.parquet"
+    pq.write_table(pa.table({"report": cells, "history": ["x"] * 7, "other": cells}), path)
+    assert take(path, fields=FIELDS)[1].notices == (
+        "column report is text, and 2 cells of it hold a list with brackets and quotes, which appear in prompts; your "
+        f"own template can leave them out: {without}",
+    )
+    assert Sandbox().from_string(without).render(findings=cell) == "effusion; cardiomegaly"
+
+
+def test_lists_in_every_kind_of_text_column_are_counted(tmp_path):
+    path = tmp_path / "cases.parquet"
+    for kind in (pa.string(), pa.large_string(), pa.string_view()):
+        pq.write_table(pa.table({"report": pa.array(["['a']"], kind), "history": ["x"]}), path)
+        assert "1 cell of it hold a list" in take(path, fields=FIELDS)[1].notices[0]

@@ -84,6 +84,26 @@ def test_view_types_become_plain_types_whose_rows_can_be_selected(path):
     assert table["gxr_row_id"].to_pylist()[::2] == ["a", "a#2"]
 
 
+CATEGORY = pa.dictionary(pa.int8(), pa.string())
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell"),
+    [
+        (pa.list_(CATEGORY), ["a", "b"]),
+        (pa.list_(CATEGORY, 2), ["a", "b"]),
+        (pa.large_list(pa.struct([("x", CATEGORY)])), [{"x": "a"}]),
+        (pa.map_(pa.string(), CATEGORY), [("k", "a")]),
+    ],
+    ids=str,
+)
+def test_categories_inside_other_types_are_read_from_any_number_of_row_groups(path, kind, cell):
+    pq.write_table(pa.table({"id": ["1", "1", "2"], "one": pa.array([cell, None, cell], kind)}), path, row_group_size=2)
+    table, _ = take(path, id_column="id")  # ids that repeat are written in a second pass
+    assert table["one"].to_pylist() == [cell, None, cell]
+    assert "dictionary" not in str(table.schema.field("one").type)
+
+
 @pytest.mark.parametrize("name", [name for name in COLUMNS if name != "bytes"])
 def test_every_type_can_fill_a_field(path, name):
     pq.write_table(pa.table(COLUMNS), path)

@@ -71,7 +71,7 @@ def test_a_file_with_the_wrong_extension_is_recognised(tmp_path, head, what):
 
 
 def test_other_extensions_are_refused_with_the_supported_ones(tmp_path):
-    for name, ending in (("cases.orc", ".orc"), ("cases.gz", ".gz"), ("cases.zip", ".zip")):
+    for name, ending in (("cases.orc", ".orc"), ("cases.gz", ".gz"), ("cases.rar", ".rar")):
         (tmp_path / name).write_text("x")
         error = refused(tmp_path / name)
         assert error.what == f"Files that end in {ending} cannot be read."
@@ -331,3 +331,14 @@ def test_a_target_that_cannot_be_written_is_a_machine_error(tmp_path):
     with pytest.raises(StorageError) as caught:
         ingest(look(tmp_path / "cases.csv"), NO_FIELDS, tmp_path / "no" / "t", id_column="", prior=None, limit=None)
     assert str(tmp_path / "no" / "t") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [("t.csv.zip", "unzip"), ("t.tgz", "tar -xf"), ("t.tar.gz", "tar -xf"), ("t.7z", "7z x")]
+)
+def test_an_archive_is_refused_with_the_command_that_unpacks_it(tmp_path, name, command):
+    path = tmp_path / name
+    path.write_bytes(b"x")
+    error = refused(path)
+    assert error.what.startswith("The file is an archive")
+    assert error.next_step == f"unpack it with {command} {path}, then name the table"

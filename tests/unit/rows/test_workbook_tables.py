@@ -57,6 +57,21 @@ def test_cells_are_text_as_excel_shows_them(path):
     ]
 
 
+def test_an_archive_that_points_before_its_beginning_is_damage_and_no_fault_of_the_disk(path):
+    write(path, HEADER, ["1", "45", "Clear"])
+    content = bytearray(path.read_bytes())
+    directory = content.rindex(b"PK\x05\x06") + 16
+    content[directory : directory + 4] = (2**32 - 2).to_bytes(4, "little")  # where the list of members begins
+    path.write_bytes(content)
+    assert refused(path).what == "The file is not a readable workbook."
+
+
+def test_a_text_that_looks_like_an_escape_stays_as_it_is(path):
+    with xlsxwriter.Workbook(path) as book:
+        book.add_worksheet().write_column(0, 0, ["text", "a_x0041_b", "a\rb", "x005F_"])
+    assert rows(path) == [("a_x0041_b",), ("a\rb",), ("x005F_",)]
+
+
 @pytest.mark.parametrize(
     ("value", "number_format", "shown"),
     [
@@ -118,6 +133,13 @@ def test_empty_rows_short_rows_and_empty_columns_at_the_end_are_no_fault(path):
 def test_a_title_above_the_header_is_skipped_with_a_notice(path, title):
     write(path, *title, HEADER, ["A", 1, "x"], ["B", 2])
     assert rows(path) == [("A", "1", "x"), ("B", "2", None)]
+    assert "skipped as a title" in notices(path)[0]
+
+
+def test_a_title_above_a_wide_header_with_a_few_long_names_is_skipped(path):
+    header = [f"Name {letter}" for letter in "ABCDEFGHIJKLMNOPQRS"] + ["Image and Fluoroscopy Area Dose Product"]
+    write(path, ["Export of 2024"], header, ["A"] * 20, ["B"])
+    assert look(path).schema.names == header
     assert "skipped as a title" in notices(path)[0]
 
 

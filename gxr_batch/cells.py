@@ -374,6 +374,13 @@ def quoted(name: object) -> str:
     return text if whole or len(text) <= MOST_QUOTED else f"{text[: MOST_QUOTED - 1]}…"
 
 
+def in_json(line: str) -> str:
+    """Return JSON of the same value in which no character can control the terminal of a person who looks at it."""
+    if line.isprintable():
+        return line
+    return _NOT_TERMINAL.sub(lambda sign: json.dumps(sign[0])[1:-1], line)
+
+
 def guard(text: str) -> str:
     """Return the text so that no spreadsheet runs it."""
     return f"'{text}" if text.lstrip(" \u00a0\u3000")[:1] in FORMULA_STARTS and text else text

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from gxr_batch.cells import quoted
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunLocked
 from gxr_batch.ledger.boot import boot_id
@@ -47,7 +48,7 @@ class Holder:
     file: str = ""
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}"
+        return f"process {self.pid} on {quoted(self.host)} since {quoted(self.since)}"
 
     @property
     def elsewhere(self) -> bool:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import RowError, TemplateError
 from gxr_batch.job import Job
 from gxr_batch.prompts.filters import NotANumber
@@ -113,7 +114,7 @@ def _mismatch(
     sentences = []
     if missing:
         sentences.append(
-            f"The template {template.name} needs columns that are not in the table: {_near(missing, columns)}."
+            f"The template {quoted(template.name)} needs columns that are not in the table: {_near(missing, columns)}."
         )
     if wrong:
         named = [text.rpartition(" = ")[2] for text in wrong]
@@ -122,7 +123,7 @@ def _mismatch(
         sentences.append(f"No template uses these fields of [input.columns]: {_near(unused, template.fields)}.")
     return TemplateError(
         " ".join(sentences),
-        where="; ".join(wrong) or "[input.columns]",
+        where="; ".join(map(quoted, wrong)) or "[input.columns]",
         next_step=_way_out(columns, wrong, missing),
     )
 
@@ -137,13 +138,13 @@ def _way_out(columns: Sequence[str], wrong: list[str], missing: list[str]) -> st
     if results:
         return (
             "set input.path to the folder of a run to read its results; there "
-            f"{results[0]} is called {SOURCE_PREFIX}{results[0].removeprefix(RESERVED_PREFIX)}"
+            f"{quoted(results[0])} is called {quoted(SOURCE_PREFIX + results[0].removeprefix(RESERVED_PREFIX))}"
         )
     near = {field: found[0] for field, name in fields.items() if (found := nearest(name, columns))}
     if near.keys() == fields.keys() and "prompt.template_column" not in fields:
-        lines = ", ".join(f'{field} = "{column}"' for field, column in near.items())
+        lines = ", ".join(f'{quoted(field)} = "{quoted(column)}"' for field, column in near.items())
         return f"did you mean [input.columns] {lines}? The table: {listed(columns)}"
-    example = missing[0] if missing else "findings"
+    example = quoted(missing[0]) if missing else "findings"
     line = f'[input.columns] {example} = "its column"'
     return f"map the field to a column with another name: {line}; the table: {listed(columns)}"
 
@@ -153,5 +154,5 @@ def _near(names: Sequence[str], known: Sequence[str]) -> str:
     found = []
     for name in names:
         near = nearest(name, known)
-        found.append(f"{name} (closest: {near[0]})" if near else name)
+        found.append(f"{quoted(name)} (closest: {quoted(near[0])})" if near else quoted(name))
     return ", ".join(found)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.cells import CUT_MARK, for_workbook
+from gxr_batch.cells import CUT_MARK, for_workbook, quoted
 from gxr_batch.disk import sha256_of
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
@@ -231,7 +231,8 @@ def _placed(
                 texts[case.key] = case.generated
             placed.setdefault(case.key if case else key, []).append(line)
     done.notices += [
-        f"{file}: a spreadsheet changed gxr_row_id of {_counted(rows)}, e.g. by removing leading zeros; matched by "
+        f"{quoted(file)}: a spreadsheet changed gxr_row_id of {_counted(rows)}, e.g. by removing leading zeros; "
+        "matched by "
         "gxr_prompt_sha256 and gxr_text"
         for file, rows in renamed.items()
     ]
@@ -257,7 +258,8 @@ def _without_lost_letters(
             foreign[line.file] += line.file not in lossy and line.row.encoding == "cp1252" and not own.isascii()
             kept.setdefault(key, []).append(line)
     done.notices += [
-        f"{file}: not UTF-8, read as Western European Windows; check the letters of {_counted(rows)}, or save it again "
+        f"{quoted(file)}: not UTF-8, read as Western European Windows; check the letters of {_counted(rows)}, or "
+        "save it again "
         "as CSV UTF-8"
         for file, rows in foreign.items()
         if rows
@@ -292,7 +294,9 @@ def _reviews(
         if all(judged == said[0][0] for judged, _ in said):
             taken.append(said[0])
         else:  # it is unknown which of them is valid
-            places = "; ".join(f"{line.file}, sheet {line.row.sheet}, row {line.row.number}" for _, line in said)
+            places = "; ".join(
+                f"{quoted(line.file)}, sheet {quoted(line.row.sheet)}, row {line.row.number}" for _, line in said
+            )
             done.refused += [line.refused(key, f"conflicting reviews by one reviewer: {places}") for _, line in said]
     return taken
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gxr_batch.cells import unguard
+from gxr_batch.cells import quoted, unguard
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunError
 from gxr_batch.rows.encoding import open_lines, scan, separator_line
@@ -73,7 +73,7 @@ def _refuse_unsupported(path: Path) -> None:
         raise RunError("The sheet does not exist.", where=str(path.absolute()), next_step="check the path")
     if path.suffix.lower() in {".ods", ".xls", ".xlsb", ".numbers", ".fods"}:
         raise RunError(
-            f"A {path.suffix} file cannot be read.",
+            f"A {quoted(path.suffix)} file cannot be read.",
             where=str(path.absolute()),
             next_step="save it as .xlsx or as CSV and import that",
         )
@@ -105,10 +105,12 @@ def _refuse_header(sheet: str, header: Sequence[str]) -> None:
     twice = [name for name in dict.fromkeys(header) if name.startswith("gxr_") and header.count(name) > 1]
     missing = [name for name in (STATUS, "gxr_text") if name not in header]
     if twice or missing:
-        what = f"repeats a column: {', '.join(twice)}" if twice else f"lacks a column: {', '.join(missing)}"
+        what = (
+            f"repeats a column: {', '.join(map(quoted, twice))}" if twice else f"lacks a column: {', '.join(missing)}"
+        )
         raise RunError(
             f"The sheet's header {what}.",
-            where=f"sheet {sheet}",
+            where=f"sheet {quoted(sheet)}",
             next_step="restore the column names, each once",
         )
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.cells import is_bytes
+from gxr_batch.cells import is_bytes, quoted
 from gxr_batch.rows.columns import FieldMap, counted
 from gxr_batch.rows.parquet_tables import is_text, without
 
@@ -80,7 +80,9 @@ class WordCount:
         """Yield notices about the words of the whole table."""
         seen = {name: words for name, words in self._words.items() if words}
         if seen:
-            listed = "; ".join(f"{name} {words.total():,} ({_most(words)})" for name, words in sorted(seen.items()))
+            listed = "; ".join(
+                f"{quoted(name)} {words.total():,} ({_most(words)})" for name, words in sorted(seen.items())
+            )
             yield (
                 f"cells that hold only a word for a missing value are text in prompts: {listed}; "
                 'input.null_values = "common" makes them missing'
@@ -89,7 +91,8 @@ class WordCount:
             if quotes:
                 field = next(field for field in self._fields.used() if self._fields.columns[field] == name)
                 yield (
-                    f"column {name} is text, and {counted(quotes.total(), 'cell')} of it hold a list with brackets and "
+                    f"column {quoted(name)} is text, and {counted(quotes.total(), 'cell')} of it hold a list with "
+                    "brackets and "
                     "quotes, which appear in prompts; your own template can leave them out: "
                     + _without_marks(field, max(quotes, key=quotes.__getitem__))
                 )
@@ -103,7 +106,8 @@ class WordCount:
         for name, number in sorted(self._zeros.items()):
             if number:
                 yield (
-                    f"column {name} is text, and {counted(number, 'cell')} of it mean zero or false, which counts as "
+                    f"column {quoted(name)} is text, and {counted(number, 'cell')} of it mean zero or false, which "
+                    "counts as "
                     f"true in a condition of the template; write {_field_of(self._fields, name)} | number"
                 )
 

@@ -237,8 +237,8 @@ def numbered_rows(
 ) -> Iterator[tuple[int, list[_T]]]:
     """Yield the rows of a sheet with their numbers from 1, up to the last cell with a value, each cell converted.
 
-    Rows that the file lacks are left out; `empty` is the value of cells that it lacks. `width`: cells that the caller makes
-    of each row at least.
+    Rows that the file lacks are left out; `empty` is the value of cells that it lacks. `width`: cells that the caller
+    makes of each row at least.
 
     openpyxl works only inside `guard`, which is never around a yield: it changes how the process shows warnings.
     Raises TableError if the sheet exceeds a limit.

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import counted
@@ -80,7 +81,7 @@ def look(path: Path, section: InputSection) -> Look:
         notices += list(_inspected(path, book, sheet))
     if not rows:
         raise NothingInside(
-            f"The sheet {sheet.title} is empty.", where=str(path), next_step=f"set input.sheet; {_listed(book)}"
+            f"The sheet {quoted(sheet.title)} is empty.", where=str(path), next_step=f"set input.sheet; {_listed(book)}"
         )
     head = 0
     if section.skip_lines == "auto" and not section.column_names:
@@ -131,11 +132,11 @@ def batches(file: WorkbookSheet, nulls: Collection[str], say: Say) -> Iterator[p
         raise changed_error(file)
     if repeated:
         rows = "row" if len(repeated) == 1 else "rows"
-        say(f"{file.path}: {rows} {', '.join(map(str, repeated[:5]))} with the names of the header: left out")
+        say(f"{quoted(file.path)}: {rows} {', '.join(map(str, repeated[:5]))} with the names of the header: left out")
     if errors := odd["errors"]:
-        say(f"{file.path}: {counted(errors, 'cell')} with an Excel error such as #N/A: read as missing")
+        say(f"{quoted(file.path)}: {counted(errors, 'cell')} with an Excel error such as #N/A: read as missing")
     if halves := odd["halves"]:
-        say(f"{file.path}: {counted(halves, 'cell')} with half a character such as _xD800_: read as \ufffd")
+        say(f"{quoted(file.path)}: {counted(halves, 'cell')} with half a character such as _xD800_: read as \ufffd")
 
 
 def _table(rows: list[list[str]], file: WorkbookSheet, missing: Collection[str], schema: pa.Schema) -> pa.Table:
@@ -150,7 +151,7 @@ def _too_wide(file: WorkbookSheet, number: int, width: int) -> TableError:
     return TableError(
         f"A row has a cell in column {get_column_letter(width)}; "
         f"{'input.column_names' if file.named else 'the header'} ends in column {get_column_letter(file.width)}.",
-        where=f"{file.path}, sheet {file.sheet}, row {number}",
+        where=f"{file.path}, sheet {quoted(file.sheet)}, row {number}",
         next_step="name that column in the header, or clear the cell; if the header is below other rows, set "
         "input.skip_lines",
     )
@@ -183,15 +184,17 @@ def _sheet(path: Path, book: Any, wanted: str) -> tuple[Any, list[str]]:
             next_step="save the table in a sheet or as CSV",
         )
     if wanted and wanted not in sheets:
-        raise TableError(f"The workbook has no sheet {wanted}.", where=f"{path}, input.sheet", next_step=_listed(book))
+        raise TableError(
+            f"The workbook has no sheet {quoted(wanted)}.", where=f"{path}, input.sheet", next_step=_listed(book)
+        )
     title = wanted or next(iter(sheets))
     if wanted or len(sheets) == 1:
         return sheets[title], []
-    return sheets[title], [f"the first of {len(sheets)} sheets is read, {title}; input.sheet names another one"]
+    return sheets[title], [f"the first of {len(sheets)} sheets is read, {quoted(title)}; input.sheet names another one"]
 
 
 def _listed(book: Any) -> str:
-    titles = [sheet.title for sheet in book.worksheets]
+    titles = [quoted(sheet.title) for sheet in book.worksheets]
     return f"its sheets: {', '.join(titles[:_SHEETS_NAMED])}{', ...' if len(titles) > _SHEETS_NAMED else ''}"
 
 
@@ -248,14 +251,14 @@ def _inspected(path: Path, book: Any, sheet: Any) -> Iterator[str]:
             rest = text[max(limit, 0) :]
     if formulas:
         raise TableError(
-            f"{counted(formulas, 'cell')} of the sheet {sheet.title} with a formula but without its value.",
+            f"{counted(formulas, 'cell')} of the sheet {quoted(sheet.title)} with a formula but without its value.",
             where=str(path),
             next_step="open the workbook in Excel or LibreOffice and save it: that stores the values",
         )
     if hidden:
-        yield f"{counted(hidden, 'row')} of the sheet {sheet.title} hidden in Excel: read like the others"
+        yield f"{counted(hidden, 'row')} of the sheet {quoted(sheet.title)} hidden in Excel: read like the others"
     if merged:
-        yield f"the sheet {sheet.title} has merged cells: only the first cell of each has its text"
+        yield f"the sheet {quoted(sheet.title)} has merged cells: only the first cell of each has its text"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -214,6 +215,47 @@ def follow_umask(folder: Path) -> None:
         probe.unlink()
     for path in folder.glob("*.safetensors"):
         path.chmod(mode)
+
+
+def writable_by_others(path: Path) -> str:
+    """Return who can change what is at a path besides this user and root, and where; "" if nobody can.
+
+    Looks at the path and at every folder above it. A sticky folder protects what is in it, not itself.
+    """
+    named, real = Path(os.path.abspath(path)), Path(os.path.realpath(path))
+    for place in dict.fromkeys((named, real, *named.parents, *real.parents)):
+        with suppress(OSError):  # does not exist yet
+            if who := _other_writer(place.stat(), protects=place not in {named, real}):
+                return f"{who} ({place})"
+    return ""
+
+
+def _other_writer(found: os.stat_result, *, protects: bool) -> str:
+    if found.st_uid not in {0, os.geteuid()}:
+        return f"user {_user_name(found.st_uid)}"
+    if protects and found.st_mode & stat.S_ISVTX:
+        return ""
+    if found.st_mode & stat.S_IWOTH:
+        return "every user"
+    return _others_in_group(found.st_gid) if found.st_mode & stat.S_IWGRP else ""
+
+
+def _user_name(number: int) -> str:
+    import pwd
+
+    with suppress(KeyError):
+        return pwd.getpwuid(number).pw_name
+    return str(number)
+
+
+def _others_in_group(number: int) -> str:
+    """Return a group in words, "" for the one that many systems give each user: of the same name, without others."""
+    import grp
+
+    with suppress(KeyError):
+        group, user = grp.getgrgid(number), _user_name(os.geteuid())
+        return "" if group.gr_name == user and not {*group.gr_mem} - {user} else f"group {group.gr_name}"
+    return f"group {number}"
 
 
 def sync_folder(folder: Path) -> None:

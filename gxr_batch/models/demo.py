@@ -1,7 +1,8 @@
 """The built-in default model: Google's Gemma 3 270M, installed by pip as GGUF, converted once into the user's cache.
 
 The folder is renamed into place once it is complete, so if it exists it is complete. One process converts while others
-wait; the next conversion removes what a killed one left behind. Loading is done by `load_weights`.
+wait; the next conversion removes what a killed one left behind. In a cache folder to which others can write, a folder
+that is not what the conversion makes is not used: this user gets another one. Loading is done by `load_weights`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from gxr_batch.disk import follow_umask
+from gxr_batch.disk import follow_umask, writable_by_others
 from gxr_batch.errors import ModelUnavailable, StorageError
 from gxr_batch.extras import missing_extra
 from gxr_batch.models.library_output import progress_shown, quiet_transformers
+from gxr_batch.models.private_cache import private_folder, private_home
+from gxr_batch.models.verify_demo import is_genuine, remember
 from gxr_batch.models.weights_hash import cache_home
 
 DEMO = "demo"
@@ -67,7 +70,7 @@ def demo_folder() -> Path:
 
 
 def ensure_demo_model() -> Path:
-    """Return the folder of the demo model, converting it first if this user does not have it yet (20 s, 0.6 GB).
+    """Return the folder of the demo model, converting it first if it is not in the cache yet (20 s, 0.6 GB).
 
     Shows its progress inside `progress_on_stderr`. Raises ModelUnavailable if the package is missing or damaged,
     StorageError if the cache folder cannot be written.
@@ -75,13 +78,37 @@ def ensure_demo_model() -> Path:
     folder = demo_folder()
     progress = progress_shown()
     with _storage_errors(folder):
-        if folder.is_dir():
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder.with_name(f"{NAME}.lock"), progress):
-            if not folder.is_dir():
-                _convert_into(folder, progress)
+        shared = writable_by_others(folder)
+        with suppress(PermissionError):  # callers report what this user may not read
+            if shared and folder.is_dir() and not is_genuine(folder):
+                return _own_copy(folder, shared, progress)
+        _ensure_at(folder, progress)
     return folder
+
+
+def _own_copy(folder: Path, shared: str, progress: bool) -> Path:
+    """Return the demo model in this user's private part of the cache, in place of a folder that others can change."""
+    own = private_home() / "models" / NAME
+    with private_folder():  # refuses one that belongs to somebody else
+        if progress and not own.is_dir():
+            print(
+                f"The demo model in {folder} is not what gxr-batch makes, or was made with other versions of its "
+                f"libraries, and can be changed by {shared}: you get a copy for yourself.",
+                file=sys.stderr,
+                flush=True,
+            )
+        _ensure_at(own, progress)
+    return own
+
+
+def _ensure_at(folder: Path, progress: bool) -> None:
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one(folder.with_name(f"{NAME}.lock"), progress):
+        if not folder.is_dir():
+            _convert_into(folder, progress)
+            remember(folder)
 
 
 def _convert_into(folder: Path, progress: bool) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.job import ModelSection
+from gxr_batch.models.config_numbers import refuse_odd_config, refuse_odd_file
 from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora_config import read_adapter_config
@@ -206,6 +207,7 @@ def load_config(section: ModelSection) -> Any:
 def _config_of(sources: Sources, section: ModelSection) -> Any:
     from transformers import AutoConfig
 
+    refuse_odd_file(sources.base.folder)  # before the library computes with it
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(sources.base.folder, trust_remote_code=False)
@@ -216,6 +218,7 @@ def _config_of(sources: Sources, section: ModelSection) -> Any:
                 where=str(sources.base.folder),
                 next_step="choose another model, or a newer transformers",
             ) from None
+    refuse_odd_config(config.get_text_config(), sources.base.folder)
     if sources.adapter is not None:
         read_adapter_config(sources.adapter.folder)  # refuses unsupported settings by name
     if section.dtype == "float16" and str(config.model_type).startswith("gemma3"):

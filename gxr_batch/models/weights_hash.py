@@ -29,15 +29,15 @@ def cache_home() -> Path:
     home = os.environ.get("XDG_CACHE_HOME", "")
     if Path(home).is_absolute():  # the XDG specification requires relative values to be ignored
         return Path(home) / "gxr-batch"
-    try:
-        return Path.home() / ".cache" / "gxr-batch"
-    except RuntimeError:  # no HOME and no passwd entry, as in a container that runs under any uid
-        raise StorageError(
-            "There is no place for the cache folder: this user has no home folder.",
-            where="HOME and XDG_CACHE_HOME are not set",
-            next_step="set XDG_CACHE_HOME to a folder that this user may write to, e.g. export "
-            'XDG_CACHE_HOME="$PWD/.cache"',
-        ) from None
+    with suppress(RuntimeError):  # no HOME and no passwd entry, as in a container that runs under any uid
+        if (home_folder := Path.home()).is_absolute():  # else it would be in the current folder, whatever that is
+            return home_folder / ".cache" / "gxr-batch"
+    raise StorageError(
+        "There is no place for the cache folder: this user has no home folder.",
+        where="neither HOME nor XDG_CACHE_HOME is an absolute path",
+        next_step="set XDG_CACHE_HOME to a folder that this user may write to, e.g. export "
+        'XDG_CACHE_HOME="$PWD/.cache"',
+    )
 
 
 def weights_sha256(files: Iterable[Path]) -> str:

@@ -1,4 +1,4 @@
-"""Columns whose types do not suit the templates: structs printed as a whole, text compared with numbers."""
+"""Columns whose types do not suit the templates: structs printed as a whole, text compared with numbers, ..."""
 
 from __future__ import annotations
 
@@ -38,14 +38,17 @@ def mismatch(templates: Templates, fields: FieldMap, schema: pa.Schema) -> Templ
     places: list[str] = []
     steps: list[str] = []
     for template in _chosen(templates, fields):
-        for what, uses, wrong, step in (
-            ("a number", template.uses.with_number, _is_text, "write {} | number in the template"),
-            ("a text", template.uses.with_text, is_number, "write {} without quotes around the number"),
+        uses = template.uses
+        for what, compared, rules in (
+            ("a number", uses.with_number, _NOT_WITH_NUMBERS),
+            ("a text", uses.with_text, _NOT_WITH_TEXT),
+            ("true or false", uses.with_truth, _NOT_WITH_TRUTH),
         ):
-            seen = dict(_typed(uses, fields, schema, wrong))
-            if seen:
+            for wrong, holds, step in rules:
+                seen = dict(_typed(compared, fields, schema, wrong))
+                if not seen:
+                    continue
                 columns = ", ".join(_named(name, fields.columns[name]) for name in seen)
-                holds = "text" if what == "a number" else "numbers"
                 found.append(
                     f"The template {quoted(template.name)} compares or calculates {columns} with {what}, but the "
                     "table has "
@@ -87,6 +90,30 @@ def _decoded(kind: pa.DataType) -> pa.DataType:
 
 def _is_text(kind: pa.DataType) -> bool:
     return is_text(kind) or pa.types.is_string_view(kind) or is_bytes(kind)
+
+
+def _is_date(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_date(kind) or pa.types.is_timestamp(kind))
+
+
+# Kinds of columns that are never equal to a number, a text, or true and false: what the table has, what to write.
+_CONTAINS = "ask what the list contains: write `in {}`"
+_NOT_WITH_NUMBERS = (
+    (_is_text, "text", "write {} | number in the template"),
+    (_is_date, "dates", "compare a part of the date, such as {}.year"),
+    (is_list, "lists", _CONTAINS),
+)
+_NOT_WITH_TEXT = (
+    (is_number, "numbers", "write {} without quotes around the number"),
+    (pa.types.is_boolean, "true and false", "write {} alone, without a comparison"),
+    (pa.types.is_temporal, "dates or times", "write {} | string to compare the text that prompts show"),
+    (is_list, "lists", _CONTAINS),
+)
+_NOT_WITH_TRUTH = (
+    (_is_text, "text", 'compare {0} with its text, such as "True", or write {0} | number for 1 and 0'),
+    (_is_date, "dates", "write {} alone, without a comparison"),
+    (is_list, "lists", _CONTAINS),
+)
 
 
 def _advice(field: str, kind: pa.DataType) -> str | None:

@@ -40,14 +40,16 @@ class Uses(NamedTuple):
     """How a template uses its fields.
 
     `optional`: a row may lack them. The others map a field to the line of its first such use: `whole` if it is printed,
-    so that no struct can fill it, `with_number` and `with_text` if it is compared or calculated with one. `tested`: its
-    truth is a condition. `by_new_rules`: earlier versions made another prompt of a missing cell.
+    so that no struct can fill it, `with_number` and `with_text` if it is compared or calculated with one, `with_truth`
+    if it is compared with true or false. `tested`: its truth is a condition. `by_new_rules`: earlier versions made
+    another prompt of a missing cell.
     """
 
     optional: frozenset[str]
     whole: dict[str, int]
     with_number: dict[str, int]
     with_text: dict[str, int]
+    with_truth: dict[str, int]
     tested: frozenset[str]
     by_new_rules: frozenset[str]
 
@@ -56,7 +58,7 @@ def read_uses(tree: nodes.Template, fields: Collection[str]) -> Uses:
     """Return how a parsed template uses these fields, and mark in its tree what a row may not lack."""
     fields = frozenset(fields)
     asked = frozenset(_asked_about(tree))
-    compared: dict[str, dict[str, int]] = {"number": {}, "text": {}}
+    compared: dict[str, dict[str, int]] = {"number": {}, "text": {}, "truth": {}}
     for name, kind, line in _comparisons(tree):
         if name in fields:
             compared[kind].setdefault(name, line)
@@ -69,6 +71,7 @@ def read_uses(tree: nodes.Template, fields: Collection[str]) -> Uses:
         whole=whole,
         with_number=compared["number"],
         with_text=compared["text"],
+        with_truth=compared["truth"],
         tested=fields & frozenset(_tested(tree)),
         by_new_rules=by_new_rules,
     )
@@ -257,7 +260,7 @@ def _tested(tree: nodes.Template) -> Iterator[str]:
 
 
 def _comparisons(tree: nodes.Template) -> Iterator[tuple[str, str, int]]:
-    """Yield the name, "number" or "text", and line of each comparison or calculation of a cell with a constant."""
+    """Yield the name, "number", "text" or "truth", and line of each comparison or calculation with a constant."""
     for compare in tree.find_all(nodes.Compare):
         left = compare.expr
         for operand in compare.ops:
@@ -273,6 +276,8 @@ def _comparisons(tree: nodes.Template) -> Iterator[tuple[str, str, int]]:
     for test in tree.find_all(nodes.Test):
         if test.name in _ORDER_TESTS and test.args:
             yield from _compared(test.node, _constant(test.args[0]), test.lineno)
+        elif test.name in {"true", "false"}:
+            yield from _compared(test.node, "truth", test.lineno)
     for kind in _CALCULATIONS:
         for node in tree.find_all(kind):
             for one, other in ((node.left, node.right), (node.right, node.left)):
@@ -289,14 +294,19 @@ def _items(node: nodes.Expr) -> list[nodes.Expr]:
 
 
 def _compared(cell: nodes.Node, kind: str, line: int) -> Iterator[tuple[str, str, int]]:
-    while isinstance(cell, nodes.Filter) and cell.name in _KEEPS_TEXT and cell.node is not None:
+    # A text filter makes text of any cell, which may then be compared with text.
+    passed = DEFAULT if kind == "text" else _KEEPS_TEXT
+    while isinstance(cell, nodes.Filter) and cell.name in passed and cell.node is not None:
         cell = cell.node
     if kind and isinstance(cell, nodes.Name):
         yield cell.name, kind, line
 
 
 def _constant(node: nodes.Node) -> str:
-    """Return "number" or "text" for a constant of that kind, else "". The empty text has no kind: it tests for none."""
+    """Return "number", "text" or "truth" for a constant of that kind, else "".
+
+    The empty text has no kind: it tests for none.
+    """
     if isinstance(node, nodes.Neg | nodes.Pos):
         return "number" if _constant(node.node) == "number" else ""
     if not isinstance(node, nodes.Const | nodes.TemplateData):
@@ -304,4 +314,6 @@ def _constant(node: nodes.Node) -> str:
     value = node.value if isinstance(node, nodes.Const) else node.data
     if isinstance(value, str):
         return "text" if value.strip() else ""
-    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else ""
+    if isinstance(value, bool):
+        return "truth"
+    return "number" if isinstance(value, int | float) else ""

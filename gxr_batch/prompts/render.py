@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gxr_batch.cells import quoted
@@ -16,8 +17,11 @@ from gxr_batch.prompts.library import Templates, builtin_names
 from gxr_batch.prompts.sandbox import MissingValue, TooMuchWork
 from gxr_batch.prompts.template import Template
 from gxr_batch.records import SOURCE_PREFIX, Messages, Turn
-from gxr_batch.rows.columns import RESERVED_PREFIX, FieldMap, listed, nearest
+from gxr_batch.rows.columns import RESERVED_PREFIX, FieldMap, listed, nearest, plausible
 
+# What separates the names of a table that was read as one column.
+_UNUSUAL_DELIMITER = re.compile(r"\s{2,}|[~^:\xa6\x01\x1f]")
+_SURELY_MEANT = 0.8  # likeness of two names
 _JSON = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -108,6 +112,28 @@ def field_map(templates: Templates, job: Job, columns: Sequence[str]) -> FieldMa
     )
 
 
+def unfilled(templates: Templates, fields: FieldMap, columns: Sequence[str]) -> Iterator[str]:
+    """Yield notices about optional fields of the user's templates that no column fills, but probably should.
+
+    These are fields with nearly the name of a column that no other field uses, and columns of a run.
+    """
+    unused = [name for name in columns if name not in fields.columns.values()]
+    for name in dict.fromkeys((fields.default, *(templates.own if fields.template_column else ()))):
+        if name in builtin_names():
+            continue
+        for field in templates.get(name).fields:
+            if field in fields.columns:
+                continue
+            near = nearest(field, unused, cutoff=_SURELY_MEANT)
+            if near:
+                yield f"no column fills the field {quoted(field)} of the template {quoted(name)}; did you mean {quoted(near[0])}?"
+            elif field.startswith(SOURCE_PREFIX) and not any(column.startswith(SOURCE_PREFIX) for column in columns):
+                yield (
+                    f"no column fills the field {quoted(field)} of the template {quoted(name)}; columns that begin "
+                    f"with {SOURCE_PREFIX} come from a run folder as input.path"
+                )
+
+
 def _mismatch(
     template: Template, columns: Sequence[str], wrong: list[str], missing: list[str], unused: list[str]
 ) -> TemplateError:
@@ -139,6 +165,14 @@ def _way_out(columns: Sequence[str], wrong: list[str], missing: list[str]) -> st
         return (
             "set input.path to the folder of a run to read its results; there "
             f"{quoted(results[0])} is called {quoted(SOURCE_PREFIX + results[0].removeprefix(RESERVED_PREFIX))}"
+        )
+    if not plausible(columns):
+        return f"the table: {listed(columns)}"
+    parts = _UNUSUAL_DELIMITER.split(columns[0].lower()) if len(columns) == 1 else []
+    if len(parts) > 1 and any(name.lower() in parts for name in fields.values()):
+        return (
+            "the table was read as one column: set input.delimiter to the character between its names, "
+            "or save it as CSV"
         )
     near = {field: found[0] for field, name in fields.items() if (found := nearest(name, columns))}
     if near.keys() == fields.keys() and "prompt.template_column" not in fields:

@@ -65,7 +65,11 @@ def label(place: int, names: Sequence[str]) -> str:
 def listed(names: Sequence[str]) -> str:
     """Return the names for a message, or only their number if they look like the cells of a row."""
     if not plausible(names):
-        return f"its first line has {counted(len(names), 'cell')} that look like data: is the header line missing?"
+        cells = "1 cell that looks" if len(names) == 1 else f"{len(names):,} cells that look"
+        return (
+            f"its first line has {cells} like data: is the header line missing? Then "
+            "name the columns in input.column_names. Is the header below it? Then set input.skip_lines"
+        )
     return f"its columns: {', '.join(map(quoted, names[:_SHOWN]))}{', ...' if len(names) > _SHOWN else ''}"
 
 

@@ -227,8 +227,14 @@ def is_header_below(above: Sequence[Sequence[str]], below: Sequence[Sequence[str
     named = width > 1 and all(name.strip() for name in names) and len({name.strip() for name in names}) == width
     prose = any(name.startswith(" ") for name in names[1:])  # a sentence with a comma in it
     fits = bool(rows) and all(len(row) == width for row in rows)
-    narrow = all(_is_title(row, width) for row in above)
+    comments = not names[0].startswith("#")
+    narrow = all(_is_title(row, width) or (comments and row[0].startswith("#")) for row in above)
     return named and not prose and fits and narrow and plausible(names)
+
+
+def is_unnamed_header(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether the first row of a table that the job names the columns of looks like a header itself."""
+    return bool(rows) and plausible(first) and not any(plausible(row) for row in rows)
 
 
 def _is_title(row: Sequence[str], width: int) -> bool:

@@ -28,6 +28,7 @@ from gxr_batch.rows.csv_layout import (
     Layout,
     find_layout,
     fits,
+    is_unnamed_header,
     kept_backslashes,
     notices_of,
     take_sample,
@@ -79,6 +80,12 @@ def look(path: Path, section: InputSection) -> Look:
     if section.column_names and not any(line.strip() for line in sample.lines[layout.skip_lines :]):
         raise NothingInside("The file is empty.", where=str(path), next_step="it needs at least one row")
     header = tuple(names)
+    first, *rows = sample.records(layout.delimiter, layout.escape, layout.skip_lines) or [[]]
+    if section.column_names and [cell.strip() for cell in first] != names and is_unnamed_header(first, rows):
+        notices.append(
+            f"line {layout.skip_lines + 1} looks like a header, but is read as a row because input.column_names is "
+            f"set; input.skip_lines = {layout.skip_lines + 1} leaves it out"
+        )
     if layout.extra == "row names":
         names = with_row_names(names)
     fields = {
@@ -303,14 +310,21 @@ class _Records:
         odd_names = self._named or len(row) < named
         if first and not self._begun and odd_names and self._next_widths() == {len(row)}:
             raise self._odd_names(row, start, named)
-        raise self._misfit(row, start, named)
+        even = first and not self._begun and self._next_widths() == {len(row)}
+        raise self._misfit(row, start, named, even=even)
 
     @property
     def _delimiter(self) -> str:
         return {"\t": "a tab", " ": "a space"}.get(self._layout.delimiter, self._layout.delimiter)
 
-    def _misfit(self, row: Sequence[str], start: int, width: int) -> TableError:
+    def _misfit(self, row: Sequence[str], start: int, width: int, *, even: bool = False) -> TableError:
+        """Return the error for a row of another width; `even` if the next rows have the same one."""
         title = "; if the header is below other lines, set input.skip_lines" if start <= _UPPER_LINES else ""
+        if even and len(row) > width:
+            title += (
+                f"; if every row has {len(row)} cells, give {len(row)} names in input.column_names and set "
+                f"input.skip_lines = {start - 1}"
+            )
         names = "input.column_names" if self._named else "the header"
         return TableError(
             f"A row has {counted(len(row), 'cell')}; {names} has {width}.",

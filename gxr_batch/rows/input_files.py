@@ -24,6 +24,8 @@ from gxr_batch.rows.source_files import TABLES, reading
 _MARKERS = ("_SUCCESS", "_metadata", "_common_metadata", "_committed_", "_started_", "_temporary", "_spark_metadata")
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _LISTED = 3
+# What a run folder has: see gxr_batch.ledger.
+_RUN = {"run.json", "parts"}
 
 
 class Found(NamedTuple):
@@ -43,6 +45,7 @@ def find(pattern: str) -> Found:
     else:
         found = _in_glob(pattern, path)
     _refuse_lakes(found.paths)
+    _refuse_files_of_a_run(found.paths)
     _refuse_twins(found.paths)
     return found
 
@@ -68,7 +71,7 @@ def _in_folder(folder: Path) -> Found:
     others: list[Path] = []
     for path in sorted(_walk(folder, set()), key=str):
         ending = ending_of(path)
-        if _is_hidden(path.name) or ending not in TABLES:
+        if any(map(_is_hidden, path.relative_to(folder).parts)) or ending not in TABLES:
             others += [] if _is_marker(path.name) else [path]
         else:
             tables.setdefault(ending, []).append(path)
@@ -120,7 +123,7 @@ def _is_marker(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    """Return whether Hadoop's tools pass over a name: it begins with a dot or an underscore."""
+    """Return whether Hadoop's tools pass over a file or folder: its name begins with a dot or an underscore."""
     return _is_marker(name) or (name.startswith("_") and "=" not in name)
 
 
@@ -152,12 +155,26 @@ def _in_glob(pattern: str, path: Path) -> Found:
 
 
 def _refuse_run(folder: Path, entries: Iterable[Path]) -> None:
-    if {"run.json", "parts"} <= {entry.name for entry in entries}:
+    if {entry.name for entry in entries} >= _RUN:
         raise TableError(
             "The input path names the folder of a run among others.",
             where=str(folder.absolute()),
-            next_step=f'a job reads one run: input.path = "{folder}"',
+            next_step=f'to read the run, set input.path = "{folder}"; to read the tables next to it, name them with a '
+            'glob such as "inputs/*.csv"',
         )
+
+
+def _refuse_files_of_a_run(paths: Iterable[Path]) -> None:
+    """Raise TableError if two files are of one run: each has the run's rows, which would be read twice."""
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        folder = path.absolute().parent
+        if seen.setdefault(folder, path) != path and all((folder / name).exists() for name in _RUN):
+            raise TableError(
+                "The input path names several files of a run, which hold the same rows.",
+                where=f"{seen[folder]}, {path}",
+                next_step=f'a job reads a run by its folder: input.path = "{path.parent}"',
+            )
 
 
 def _refuse_lakes(paths: Iterable[Path]) -> None:

@@ -2,7 +2,7 @@
 
 A word counts only if it is the whole cell; blanks around it, a full stop and capitals do not matter. These words are
 the only text of a cell that a message may show. The same pass counts zeros in columns that a template tests for truth,
-and lists that are written as text.
+and lists and objects that are written as text.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _FALSE_WORDS = frozenset({"0", "0.0", "0.00", "false", "no"})
 _LONGEST = 16  # bytes, blanks included; longer cells are not looked at
 _NAMED = 3  # words that a notice names for each column
 
-
 # A list with at least one quoted item, as Python and as JSON write it: quote -> pattern.
 _WRITTEN_LISTS = {quote: rf"(?s)^\s*\[\s*{quote}.*{quote}\s*\]\s*$" for quote in ("'", '"')}
+# An object with a quoted first key, or a list of such objects.
+_WRITTEN_OBJECT = r"""(?s)^\[?\s*\{\s*(?:'[^']*'|"[^"]*")\s*:.*\}\s*\]?\s*$"""
 
 
 def is_null_word(text: str) -> bool:
@@ -52,6 +53,7 @@ class WordCount:
         self._words: dict[str, Counter[str]] = defaultdict(Counter)
         self._zeros: Counter[str] = Counter()
         self._lists: dict[str, Counter[str]] = defaultdict(Counter)
+        self._objects: Counter[str] = Counter()
 
     def look(self, table: pa.Table) -> pa.Table:
         """Return a batch of rows, with the words as null if they count as missing; count what prompts use."""
@@ -62,6 +64,7 @@ class WordCount:
             column = table[name]
             if used and is_text(column.type):
                 self._lists[name].update(_written_lists(column))
+                self._objects[name] += _written_objects(column)
             if (found := _short_words(column)) is None:
                 continue
             if name in self._tested:
@@ -96,6 +99,12 @@ class WordCount:
                     "quotes, which appear in prompts; your own template can leave them out: "
                     + _without_marks(field, max(quotes, key=quotes.__getitem__))
                 )
+        for name, number in sorted(self._objects.items()):
+            if number:
+                yield (
+                    f"column {quoted(name)} is text, and {counted(number, 'cell')} of it hold an object with braces and "
+                    "quotes, which appear in prompts; save its parts as columns and map the field to one of them"
+                )
         for field in sorted(self._fields.required):
             words = seen.get(self._fields.columns.get(field, ""))
             if words:
@@ -128,6 +137,12 @@ def _written_lists(column: pa.ChunkedArray) -> dict[str, int]:
         return {}
     found = {quote: pc.sum(pc.match_substring_regex(bracketed, lists)) for quote, lists in _WRITTEN_LISTS.items()}
     return {quote: number.as_py() for quote, number in found.items() if number.as_py()}
+
+
+def _written_objects(column: pa.ChunkedArray) -> int:
+    """Count the cells of a text column that are an object, or a list of objects, as Python or JSON writes it."""
+    begun = column.filter(pc.or_(pc.starts_with(column, "{"), pc.starts_with(column, "[")))
+    return pc.sum(pc.match_substring_regex(begun, _WRITTEN_OBJECT)).as_py() or 0
 
 
 def _without_marks(field: str, quote: str) -> str:

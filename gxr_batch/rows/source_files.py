@@ -209,7 +209,7 @@ def refuse_disguise(path: Path, head: bytes) -> None:
                 if "Excel" in truth
                 else "give it the right extension"
                 if truth == "Parquet"
-                else "decompress it"
+                else f"name it {path.name}.gz, or decompress it"
             )
             raise TableError(f"The file is {truth}, despite its name.", where=str(path), next_step=step)
 

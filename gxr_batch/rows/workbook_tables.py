@@ -22,7 +22,7 @@ from gxr_batch.cells import quoted
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import counted
-from gxr_batch.rows.csv_layout import is_header_below
+from gxr_batch.rows.csv_layout import is_header_below, is_unnamed_header
 from gxr_batch.rows.number_formats import general, shown_number, shown_time
 from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error, reading, sha256_of
 from gxr_batch.rows.workbook_container import (
@@ -92,6 +92,13 @@ def look(path: Path, section: InputSection) -> Look:
                 "from the first row"
             )
     names = list(section.column_names) or rows[head].cells
+    first, *below = [row.cells for row in rows]
+    if section.column_names and [cell.strip() for cell in first] != names and is_unnamed_header(first, below):
+        number = rows[0].number
+        notices.append(
+            f"row {number} looks like a header, but is read as a row because input.column_names is set; "
+            f"input.skip_lines = {number} leaves it out"
+        )
     fields = {
         "sheet": sheet.title,
         "header": tuple(names),

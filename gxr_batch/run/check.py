@@ -14,16 +14,18 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+from gxr_batch.disk import writable_by_others
 from gxr_batch.engines import create, resolve_worker
 from gxr_batch.engines.ray.cluster import load_ray
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.engines.vllm import require_vllm
-from gxr_batch.errors import RowError
+from gxr_batch.errors import RowError, StorageError
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import known_manifest, refuse_later_files
 from gxr_batch.models.device_memory import gib
+from gxr_batch.models.weights_hash import cache_home
 from gxr_batch.records import Identity, Messages
 from gxr_batch.rows.ingest import ingest
 from gxr_batch.rows.table_reader import read_rows
@@ -114,9 +116,26 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
     elif job.engine.kind == "ray":
         load_ray()
     _check_weights(job, four_bit=four_bit)
+    found.notices += _shared_places(folder)
     for sentence in found.notices:
         say(sentence)
     return found
+
+
+def _shared_places(output: Path) -> list[str]:
+    """Say who else can write where a run writes and reads, and what follows."""
+    notices = []
+    if who := writable_by_others(output):
+        notices.append(
+            f"The output folder can be written by {who}: they can change, replace or delete this run's results."
+        )
+    with suppress(StorageError):  # no home folder
+        if who := writable_by_others(cache_home()):
+            notices.append(
+                f"The cache folder can be written by {who}: they can replace models in it and known hashes of weights. "
+                "Compiled code is kept apart from them, and the demo model is verified."
+            )
+    return notices
 
 
 def _try_rows(found: CheckResult, prepared: Prepared, fitter: Fitter, screen: Screen, table: Path) -> None:

@@ -13,7 +13,7 @@ from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import load_manifest, name_and_outcome
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.column_types import mismatch, refuse_nested
-from gxr_batch.prompts.render import field_map
+from gxr_batch.prompts.render import field_map, unfilled
 from gxr_batch.rows.columns import FieldMap
 from gxr_batch.rows.survey import Survey, survey
 from gxr_batch.run.run_source import id_column_of, refuse_own_folder, run_source
@@ -100,7 +100,8 @@ def notices_of(prepared: Prepared, manifest: Manifest | None) -> list[str]:
     """
     if prepared.mismatch is not None and manifest is None:
         raise prepared.mismatch
-    return [*prepared.survey.notices, *([prepared.mismatch.what] if prepared.mismatch else [])]
+    own = unfilled(prepared.templates, prepared.fields, prepared.survey.schema.names)
+    return [*prepared.survey.notices, *own, *([prepared.mismatch.what] if prepared.mismatch else [])]
 
 
 def output_folder(job: Job, today: date) -> Path:

@@ -114,9 +114,9 @@ class RunSource:
             name, final = map(quoted, renamed[0])
             yield f"{quoted(self.path)}: its column {name} is called {final} here{more}"
         if self.only:
-            others = counts.ok + counts.failed - read
-            kind = "not generated" if self.only == "ok" else "not approved"
-            yield f"{quoted(self.path)}: {counted(read, 'row')} read, {others:,} {kind} and left out"
+            if others := counts.ok + counts.failed - read:
+                kind = "not generated" if self.only == "ok" else "not approved"
+                yield f"{quoted(self.path)}: {counted(read, 'row')} read, {others:,} {kind} and left out"
         elif counts.failed:
             yield (
                 f"{quoted(self.path)}: {counted(counts.failed, 'row')} failed and "

@@ -47,6 +47,43 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in found if child.name().startswith("ray::Worker")]
 
 
+def plant(folder: Path, *names: str) -> None:
+    """Write modules that leave a file RAN-<name> if they are imported."""
+    for name in names:
+        marker = folder / f"RAN-{name}"
+        (folder / f"{name}.py").write_text(f"open({str(marker)!r}, 'w').close()\nraise ImportError('planted')\n")
+
+
+CONSOLE = str(Path(sys.executable).with_name("gxr-batch"))
+
+
+@pytest.mark.parametrize("command", [[CONSOLE], [sys.executable, "-m", "gxr_batch"]], ids=["script", "module"])
+def test_nothing_is_imported_from_the_current_folder(work, command):
+    work.job(RAY)
+    # `python -m gxr_batch` runs the module of that name in the current folder first: Python decides that.
+    plant(work.folder, "pyarrow", "click", "ray", *(["gxr_batch"] if len(command) == 1 else []))
+    done = subprocess.run([*command, "run", "j.toml"], cwd=work.folder, capture_output=True, text=True, check=False)
+    assert not list(work.folder.glob("RAN-*")), done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_other_user_reaches_the_ray_that_a_run_starts(work):
+    work.job(RAY + SLOW)
+    child = work.start("run", "j.toml")
+    wait_until(work.parts, child)
+    family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
+    listening = [place for each in family for place in each.net_connections("inet") if place.status == "LISTEN"]
+    assert len(listening) >= 5
+    assert {place.laddr.ip.removeprefix("::ffff:") for place in listening} == {"127.0.0.1"}
+    logs = [Path(file.path) for file in workers_of(child)[0].open_files()]
+    (folder,) = {parent for log in logs for parent in log.parents if parent.name.startswith("gxr-ray-")}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert all(path.is_relative_to(folder / "r") for path in folder.rglob("*"))
+    child.kill()
+    child.communicate()
+    assert all_end(family)
+
+
 def all_end(processes: list[psutil.Process]) -> bool:
     """Wait until none of the processes runs any more; return False after more than a minute."""
     deadline = time.monotonic() + 60

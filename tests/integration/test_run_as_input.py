@@ -250,7 +250,7 @@ def test_a_results_file_and_its_folder_say_how_to_read_the_run(jobs):
     assert "set input.path to the folder of a run" in message
     assert "source_text" in message
     jobs.second_job(path="outputs")
-    assert f'a job reads one run: input.path = "{FIRST}"' in jobs.second(expect=2).stderr
+    assert f'to read the run, set input.path = "{FIRST}"' in jobs.second(expect=2).stderr
     message = jobs.gxr("init", FIRST, expect=2).stderr
     assert "This is the folder of a run" in message
     assert f'input.path = "{FIRST}"' in message

@@ -3,6 +3,9 @@
 Ray is silenced: no usage statistics, no dashboard, no worker output on this terminal. What it prints about a lost
 worker would appear in the middle of our output.
 
+Other users of the machine cannot reach a Ray that was started here: it listens on the loopback interface only, its
+sockets are in a folder of this user, and its workers import nothing from the current folder.
+
 The number of workers and the resources that each requests are computed here as well, without Ray.
 """
 
@@ -29,7 +32,7 @@ from gxr_batch.job import RaySection
 
 # Prompts and texts are small and travel inside the calls: the smallest object store that Ray accepts is enough.
 _OBJECT_STORE_BYTES = 80 * 2**20
-_LONGEST_FOLDER = 40  # sockets are created in it, and a socket path is limited to 107 bytes
+_LONGEST_FOLDER = 42  # sockets are created in it, and a socket path is limited to 107 bytes
 _JANITOR_SECONDS = 10.0
 _CONNECT_SECONDS = 10.0
 _OWN_SETTINGS = {
@@ -37,6 +40,8 @@ _OWN_SETTINGS = {
     "RAY_worker_niceness": "0",  # Ray's default would give every other process priority
     # Ray kills a worker once the machine's memory is nearly full, whatever filled it; the engines limit themselves.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Despite its name it counts on Linux too: without clusters, every process of Ray listens on 127.0.0.1 only.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 
 
@@ -81,7 +86,7 @@ def _existing(ray: Any, address: str) -> Iterator[None]:
                 host, _, port = address.rpartition(":")
                 # Otherwise Ray would keep trying for minutes.
                 socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, job_config=_job_config(ray))
         except Exception as error:  # Ray also raises bare ones if something does not come up in time
             raise ModelUnavailable(
                 f"Cannot connect to a Ray cluster ({type(error).__name__}).",
@@ -101,7 +106,7 @@ def _local(ray: Any, settings: RaySection, *, on_gpu: bool) -> Iterator[None]:
     own = _OWN_SETTINGS | {"RAY_AUTH_TOKEN": _token()}
     janitor = hire(folder)
     try:
-        with _settings(own), _signals_kept():
+        with _settings(own), _signals_kept(), _on_loopback(ray):
             _quiet(ray)
             try:
                 ray.init(
@@ -112,7 +117,9 @@ def _local(ray: Any, settings: RaySection, *, on_gpu: bool) -> Iterator[None]:
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
                     object_store_memory=_OBJECT_STORE_BYTES,
-                    _temp_dir=folder,
+                    job_config=_job_config(ray),
+                    # Ray opens its folder to every user of the machine; the one above it stays closed.
+                    _temp_dir=f"{folder}/r",
                 )
             except Exception as error:  # as above
                 raise ModelUnavailable(
@@ -138,7 +145,7 @@ def _cpus(settings: RaySection) -> int:
 
 def _folder() -> str:
     base = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="gxr-ray-", dir=base if len(base) <= _LONGEST_FOLDER - 17 else "/tmp")
+    return tempfile.mkdtemp(prefix="gxr-ray-", dir=base if len(base) <= _LONGEST_FOLDER - 19 else "/tmp")
 
 
 @cache
@@ -150,6 +157,26 @@ def _token() -> str:
 def _quiet(ray: ModuleType | Any) -> None:
     # This is what Ray's debugger does while it has the terminal; there is no setting for it.
     ray._private.worker._worker_logs_enabled = False
+
+
+def _job_config(ray: Any) -> Any:
+    """Return a job whose workers do not import from this process's current folder.
+
+    Ray puts that folder first on their path, except for jobs of remote clients, whose folder the workers cannot have.
+    """
+    return ray.job_config.JobConfig(_client_job=True)
+
+
+@contextmanager
+def _on_loopback(ray: Any) -> Iterator[None]:
+    """Have Ray use the address 127.0.0.1 for the block: it read the variable of `_OWN_SETTINGS` when imported."""
+    constants = ray._private.ray_constants
+    before = constants.ENABLE_RAY_CLUSTER
+    constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager

@@ -136,8 +136,11 @@ def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -
                 f"kernels: {error}."
             )
     else:
-        why = native.why_slower
-        return native, [f"The native kernels do not use the CPU's tile registers (AMX): {why}."] if why else []
+        if why := native.why_slower:
+            notices.append(f"The native kernels do not use the CPU's tile registers (AMX): {why}.")
+        if why := native.why_not_kept:
+            notices.append(f"The native kernels are compiled in each process: the cache cannot keep them ({why}).")
+        return native, notices
     reason = why_not_drivable(loaded.config)
     if reason:
         raise ModelUnavailable(

@@ -21,6 +21,10 @@ SCHEMA = pa.schema(
         "study": pa.struct([("id", pa.int8()), ("text", pa.string())]),
         "labels": pa.map_(pa.string(), pa.int8()),
         "words": pa.list_(pa.string()),
+        "urgent": pa.bool_(),
+        "taken": pa.date32(),
+        "read_at": pa.timestamp("us"),
+        "waited": pa.duration("s"),
         "studies": pa.list_(pa.struct([("text", pa.string())])),
     }
 )
@@ -51,6 +55,16 @@ NEVER = [
     "{{ label + 1 }}",
     "{% if age == '65' %}.{% endif %}",
     "{% if size in ['1.2'] %}.{% endif %}",
+    "{% if urgent == 'True' %}.{% endif %}",
+    "{% if taken == '2024-01-31' %}.{% endif %}",
+    "{% if read_at in ['2024-01-31'] %}.{% endif %}",
+    "{% if waited == '1 day' %}.{% endif %}",
+    "{% if words == 'Edema' %}.{% endif %}",
+    "{% if taken > 2020 %}.{% endif %}",
+    "{% if label == true %}.{% endif %}",
+    "{% if label is true %}.{% endif %}",
+    "{% if label is not false %}.{% endif %}",
+    "{% if taken == true %}.{% endif %}",
 ]
 
 
@@ -59,7 +73,10 @@ def test_a_comparison_of_text_with_a_number_is_found_before_any_row(tmp_path, so
     error = looked_at(tmp_path, "x\n" + source)
     assert error is not None
     assert error.where == "template own.md.j2, line 2"
-    assert "| number" in error.next_step or "without quotes" in error.next_step
+    assert any(
+        step in error.next_step
+        for step in ("| number", "without quotes", "| string", "alone", "`in words`", "taken.year")
+    )
 
 
 WELL = [
@@ -71,6 +88,11 @@ WELL = [
     "{% if label %}.{% endif %}{{ age * 2 }}",
     "{% if age != '' %}.{% endif %}",
     "{% if label.count(',') > 2 %}.{% endif %}",
+    "{% if age | string == '65' %}.{% endif %}",
+    "{% if taken | string == '2024-01-31' and urgent | lower == 'true' %}.{% endif %}",
+    "{% if urgent and urgent == true and urgent is true and age == true %}.{% endif %}",
+    "{% if taken.year == 2024 and 'Edema' in words and words | join == 'Edema' %}.{% endif %}",
+    "{{ waited * 2 }}",
 ]
 
 

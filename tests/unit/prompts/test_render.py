@@ -12,7 +12,7 @@ from gxr_batch.errors import RowError, TemplateError
 from gxr_batch.job import Job, PromptSection
 from gxr_batch.prompts import Templates, compile_template
 from gxr_batch.prompts.filters import clause, patient, printed, stop
-from gxr_batch.prompts.render import field_map, render, row_template
+from gxr_batch.prompts.render import field_map, render, row_template, unfilled
 
 
 def text(template: str, **values) -> str:
@@ -191,3 +191,35 @@ def test_a_template_column_may_name_any_template_but_not_a_path():
     with pytest.raises(RowError) as caught:
         row_template(templates, "../canary.j2")
     assert caught.value.what == "column kind names a template that does not exist"
+
+
+@pytest.mark.parametrize("column", ["id   findings", "id^findings", "id~Findings"])
+def test_a_table_that_was_read_as_one_column_gets_a_hint_about_its_delimiter(column):
+    job = Job.model_validate({"name": "x", "input": {"path": "x.csv"}, "prompt": {"template": "basic"}})
+    with pytest.raises(TemplateError) as caught:
+        field_map(Templates(job.prompt), job, [column])
+    assert caught.value.next_step.startswith("the table was read as one column: set input.delimiter")
+    with pytest.raises(TemplateError) as caught:
+        field_map(Templates(job.prompt), job, ["Report findings"])
+    assert 'findings = "Report findings"' in caught.value.next_step
+
+
+def test_an_optional_field_that_no_column_fills_is_reported_if_one_was_probably_meant(tmp_path):
+    path = tmp_path / "own.md.j2"
+    path.write_text("{{ findings }} {{ histroy or Sex or '' }} {{ source_text or '' }} {{ size or '' }}")
+    job = Job.model_validate({"name": "x", "input": {"path": "x.csv"}, "prompt": {"template": str(path)}})
+    templates = Templates(job.prompt)
+
+    def said(*columns):
+        found = unfilled(templates, field_map(templates, job, columns), columns)
+        return sorted(found, key=str.lower)
+
+    assert said("findings", "history", "sex", "source_text") == [
+        "no column fills the field histroy of the template own.md.j2; did you mean history?",
+        "no column fills the field Sex of the template own.md.j2; did you mean sex?",
+    ]
+    assert said("findings", "histroy", "Sex", "text") == [
+        "no column fills the field source_text of the template own.md.j2; columns that begin with source_ come from a "
+        "run folder as input.path"
+    ]
+    assert said("findings", "source_row_id", "source_text") == []

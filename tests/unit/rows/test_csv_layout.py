@@ -308,3 +308,34 @@ def test_a_key_without_effect_is_refused(tmp_path):
     for keys in ({"skip_lines": 1}, {"column_names": ("x",)}, {"escape": "\\"}, {"sheet": "x"}):
         assert f"input.{next(iter(keys))} has no effect" in refused(tmp_path / "t.parquet", **keys).what
     assert "input.sheet has no effect" in refused(tmp_path / "t.csv", sheet="x").what
+
+
+def test_comment_lines_above_the_header_are_skipped_whatever_their_width(path):
+    text = f"# exported by x\n# site A, 2024, all\n{HEADER}{ROWS}"
+    assert rows(path, text) == EXPECTED
+    assert notices(path) == (
+        f"{path}: the first 2 lines are skipped as a title; input.skip_lines = 0 makes line 1 the header",
+    )
+    assert rows(path, "#case_id,findings\nK1,Clear\nK2,Edema\n") == [("K1", "Clear"), ("K2", "Edema")]
+
+
+def test_a_header_that_is_read_as_a_row_because_the_job_has_the_names_is_reported(path):
+    names = ("a", "b", "c")
+    assert len(rows(path, HEADER + ROWS, column_names=names)) == 3
+    assert notices(path, column_names=names) == (
+        f"{path}: line 1 looks like a header, but is read as a row because input.column_names is set; "
+        "input.skip_lines = 1 leaves it out",
+    )
+    assert rows(path, column_names=names, skip_lines=1) == EXPECTED
+    assert notices(path, column_names=names, skip_lines=1) == ()
+    assert rows(path, ROWS, column_names=names) == EXPECTED
+    assert notices(path, column_names=names) == ()
+
+
+def test_rows_that_are_all_wider_than_the_header_are_refused_with_the_keys_to_set(path):
+    path.write_text("case_id,findings\nK1,Clear,,\nK2,Edema,,\n")
+    error = refused(path)
+    assert error.next_step.endswith("give 4 names in input.column_names and set input.skip_lines = 1")
+    assert rows(path, column_names=("case_id", "findings", "c", "d"), skip_lines=1)[0][:2] == ("K1", "Clear")
+    path.write_text("case_id,findings\nK1,Clear,,\nK2,Edema\n")
+    assert "column_names" not in refused(path).next_step

@@ -136,7 +136,7 @@ def test_the_folder_of_a_run_among_others_is_refused_with_its_name(tmp_path):
     write(tmp_path / "outputs" / "j" / "run.json")
     write(tmp_path / "outputs" / "j" / "results.jsonl", '{"x": 1}\n')
     (tmp_path / "outputs" / "j" / "parts").mkdir()
-    assert refused(tmp_path / "outputs").next_step.endswith(f'input.path = "{tmp_path}/outputs/j"')
+    assert f'to read the run, set input.path = "{tmp_path}/outputs/j"; ' in refused(tmp_path / "outputs").next_step
 
 
 def test_a_table_and_its_compressed_copy_are_not_both_read(tmp_path):
@@ -159,3 +159,24 @@ def test_files_with_the_same_content_and_missing_columns_are_named(tmp_path):
         f"{tmp_path}/c.csv: no column y; its cells are empty there",
         f"{tmp_path}/b.csv: the same content as {tmp_path}/a.csv; its rows are read again",
     )
+
+
+def test_tables_in_a_folder_that_begins_with_an_underscore_are_passed_over_like_such_files(tmp_path):
+    for name in ("1.csv", "_old/2.csv", "a/_3.csv", "__MACOSX/1.csv", "_year=2024/4.csv"):
+        write(tmp_path / "t" / name)
+    seen = look(tmp_path / "t")
+    assert names(seen, tmp_path / "t") == ["1.csv", "_year=2024/4.csv"]
+    assert seen.notices[0] == f"{tmp_path / 't'}: 3 files passed over: __MACOSX/1.csv, _old/2.csv, a/_3.csv"
+
+
+def test_several_files_of_one_run_are_refused_and_one_file_of_each_run_is_read(tmp_path):
+    for run in ("a", "b"):
+        write(tmp_path / run / "run.json", "{}")
+        (tmp_path / run / "parts").mkdir()
+        for name in ("input.parquet", "results.parquet"):
+            pq.write_table(pa.table({"x": ["1"]}), tmp_path / run / name)
+    error = refused(tmp_path / "*" / "*.parquet")
+    assert error.what == "The input path names several files of a run, which hold the same rows."
+    assert error.where == f"{tmp_path / 'a' / 'input.parquet'}, {tmp_path / 'a' / 'results.parquet'}"
+    assert error.next_step == f'a job reads a run by its folder: input.path = "{tmp_path / "a"}"'
+    assert len(look(tmp_path / "*" / "results.parquet").files) == 2

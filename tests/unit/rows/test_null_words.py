@@ -130,3 +130,16 @@ def test_lists_in_every_kind_of_text_column_are_counted(tmp_path):
     for kind in (pa.string(), pa.large_string(), pa.string_view()):
         pq.write_table(pa.table({"report": pa.array(["['a']"], kind), "history": ["x"]}), path)
         assert "1 cell of it hold a list" in take(path, fields=FIELDS)[1].notices[0]
+
+
+def test_objects_written_as_text_are_counted(tmp_path):
+    path = tmp_path / "cases.jsonl"
+    cells = ['"clear"', f'{{"text": "{CANARY}"}}', '"[sic] {a}"', '[{"a": 1}]', "null"]
+    path.write_text("".join(f'{{"report": {cell}, "history": "x"}}\n' for cell in cells))
+    assert take(path, fields=FIELDS)[1].notices == (
+        "column report is text, and 2 cells of it hold an object with braces and quotes, which appear in prompts; save "
+        "its parts as columns and map the field to one of them",
+    )
+    python = tmp_path / "cases.csv"
+    python.write_text("report,history\n\"{'text': 'clear'}\",x\n\"{'text'}\",x\n")
+    assert "1 cell of it hold an object" in take(python, fields=FIELDS)[1].notices[0]

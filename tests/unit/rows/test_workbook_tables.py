@@ -150,6 +150,13 @@ def test_names_and_lines_to_skip_can_be_given(path):
     assert look(path, column_names=tuple(HEADER)).schema.names == HEADER
 
 
+def test_a_header_that_is_read_as_a_row_because_the_job_has_the_names_is_reported(path):
+    write(path, ("ID", "Befund"), (1, "Clear lungs."), (2, "Edema."))
+    assert len(rows(path, column_names=("id", "findings"))) == 3
+    assert "row 1 looks like a header" in notices(path, column_names=("id", "findings"))[0]
+    assert "looks like a header" not in " ".join(notices(path, column_names=("id", "findings"), skip_lines=1))
+
+
 def test_a_repeated_header_is_left_out(path):
     write(path, HEADER, ["A", 1, "x"], HEADER, ["B", 2, "y"])
     assert rows(path) == [("A", "1", "x"), ("B", "2", "y")]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 
 POINTER = ctypes.c_void_p
-NOT_FINITE, TOO_MANY = -1, -2  # what gxr_candidates returns instead of a count
+NOT_FINITE, TOO_MANY = -1, -2  # what gxr_candidates writes instead of a row's count
+_BAD_NUMBER, _NO_MEMORY = -1, -2  # what functions return, 0 for success
 
 
 class Shape(ctypes.Structure):
@@ -13,13 +14,13 @@ class Shape(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int) for name in ("hidden", "heads", "kv_heads", "head_dim", "inner", "layers", "vocab")),
-        *((name, ctypes.c_int) for name in ("slots", "capacity", "gelu")),
+        *((name, ctypes.c_int) for name in ("slots", "capacity", "most_tokens", "gelu")),
         *((name, ctypes.c_float) for name in ("eps", "scale", "embed_scale")),
     ]
 
 
 class Layer(ctypes.Structure):
-    """One layer: packed weights, float32 norms, cosines and sines, its cache, its window (0 = none)."""
+    """One layer: packed weights, float32 norms, cosines and sines, its cache, its window (below 1: none)."""
 
     _fields_ = [
         *((name, POINTER) for name in ("qkv", "out", "gate_up", "down")),
@@ -46,10 +47,21 @@ def declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.gxr_allocate.restype, library.gxr_allocate.argtypes = POINTER, [size, integer]
     library.gxr_free.argtypes = [POINTER, size]
     library.gxr_pack.argtypes = [POINTER, POINTER, integer, integer]
+    library.gxr_sound.argtypes = [ctypes.POINTER(Shape)]
     library.gxr_forward.argtypes = [POINTER, integer, POINTER, POINTER, POINTER]
     library.gxr_logits.argtypes = [POINTER, integer, POINTER, POINTER, POINTER, size]
     library.gxr_candidates.argtypes = [
         *(POINTER, size, integer, integer, integer, POINTER, POINTER, integer),
         *(ctypes.c_float, integer, POINTER, POINTER, POINTER),
     ]
+    for function in (library.gxr_forward, library.gxr_logits, library.gxr_candidates):
+        function.restype = _succeeded
     return library
+
+
+def _succeeded(status: int) -> None:
+    """Raise MemoryError if a kernel got no memory, and ValueError if a number is out of range: that is a bug."""
+    if status == _NO_MEMORY:
+        raise MemoryError("the kernels got no memory for one step")
+    if status == _BAD_NUMBER:
+        raise ValueError("a number is outside of what the kernels can compute with")

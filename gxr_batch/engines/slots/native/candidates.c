@@ -3,6 +3,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -72,19 +73,37 @@ static int candidates_of(bf16 *logits, int vocab, int k, const int *seen, int se
 
 // For each row: everything that top-k may keep, seen ids penalised, in values[row][most] and ids[row][most];
 // counts[row] is their number, NOT_FINITE if a logit is NaN or infinite, TOO_MANY if there are more than `most`.
-// vocab is a multiple of 512, with -infinity beyond the real vocabulary; seen ids are unique.
-void gxr_candidates(bf16 *logits, size_t stride, int rows, int vocab, int k, const int *seen, const int *seen_counts,
-                    int seen_stride, float penalty, int most, float *values, int *ids, int *counts) {
-#pragma omp parallel
-    {
-        float *tops = malloc(2 * sizeof(float) * (vocab / BLOCK));
-        bf16 *saved = malloc(sizeof(bf16) * (seen_stride + 1));
-#pragma omp for schedule(dynamic, 1)
-        for (int r = 0; r < rows; r++)
-            counts[r] = candidates_of(logits + r * stride, vocab, k, seen + (size_t)r * seen_stride, seen_counts[r],
-                                      penalty, most, values + (size_t)r * most, ids + (size_t)r * most, tops,
-                                      tops + vocab / BLOCK, saved);
-        free(tops);
-        free(saved);
+// vocab is a multiple of 512, with -infinity beyond the real vocabulary; seen ids are unique. Returns 0, or before it
+// touches anything BAD_NUMBER or NO_MEMORY.
+int gxr_candidates(bf16 *logits, size_t stride, int rows, int vocab, int k, const int *seen, const int *seen_counts,
+                   int seen_stride, float penalty, int most, float *values, int *ids, int *counts) {
+    if (rows < 1 || vocab < BLOCK || vocab % BLOCK || stride < (size_t)vocab || k < 1 || most < 1 || seen_stride < 0)
+        return BAD_NUMBER;
+    for (int r = 0; r < rows; r++) {
+        if (seen_counts[r] < 0 || seen_counts[r] > seen_stride) return BAD_NUMBER;
+        for (int i = 0; i < seen_counts[r]; i++) {
+            int id = seen[(size_t)r * seen_stride + i];
+            if (id < 0 || id >= vocab) return BAD_NUMBER;
+        }
     }
+    size_t blocks = vocab / BLOCK, threads = omp_get_max_threads();
+    float *all_tops = malloc(threads * 2 * blocks * sizeof(float));
+    bf16 *all_saved = malloc(threads * ((size_t)seen_stride + 1) * sizeof(bf16));
+    if (all_tops && all_saved) {
+#pragma omp parallel
+        {
+            size_t thread = omp_get_thread_num();
+            float *tops = all_tops + thread * 2 * blocks;
+            bf16 *saved = all_saved + thread * ((size_t)seen_stride + 1);
+#pragma omp for schedule(dynamic, 1)
+            for (int r = 0; r < rows; r++)
+                counts[r] = candidates_of(logits + r * stride, vocab, k, seen + (size_t)r * seen_stride, seen_counts[r],
+                                          penalty, most, values + (size_t)r * most, ids + (size_t)r * most, tops,
+                                          tops + blocks, saved);
+        }
+    }
+    int status = all_tops && all_saved ? 0 : NO_MEMORY;
+    free(all_tops);
+    free(all_saved);
+    return status;
 }

@@ -1,7 +1,8 @@
 """Compiles the kernels once with the machine's C compiler and loads them; if that is impossible, reports why.
 
-The library is stored in the user's cache folder under a name derived from sources, compiler, CPU and OpenMP runtime, so
-a change in any of them causes a new build. Two processes that build at once each rename a whole file into place.
+The library is stored in the user's private part of the cache folder, under a name derived from sources, compiler, CPU
+and OpenMP runtime, so a change in any of them causes a new build. Two processes that build at once each rename a whole
+file into place. It ends with the sha256 of the rest: a cut file, which could crash the process, is built again.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from gxr_batch.disk import write_whole
 from gxr_batch.errors import StorageError
-from gxr_batch.models.weights_hash import cache_home
+from gxr_batch.models.private_cache import closed_folder, own_bytes, private_folder
 
 _FOLDER = Path(__file__).parent
 # CPU features that all kernels use, as Linux names them.
@@ -32,11 +34,15 @@ class NativeUnavailable(Exception):
 
 
 class Kernels(NamedTuple):
-    """The compiled functions, which of PRODUCTS they use, and why not the faster one, if the CPU supports it."""
+    """The compiled functions, which of PRODUCTS they use, and why not the faster one, if the CPU supports it.
+
+    `why_not_kept` tells why they are compiled again in every process.
+    """
 
     library: ctypes.CDLL
     product: str
     why_slower: str = ""
+    why_not_kept: str = ""
 
 
 @cache
@@ -62,14 +68,13 @@ def load_with(product: str) -> Kernels:
     if compiler is None:
         raise NativeUnavailable("there is no C compiler (cc, gcc or clang)")
     try:
-        library = ctypes.CDLL(str(_compiled(compiler, product)))
-    except (PermissionError, StorageError) as error:
-        raise NativeUnavailable("the cache folder for the compiled kernels cannot be used") from error
-    except (OSError, subprocess.SubprocessError) as error:
+        with tempfile.TemporaryDirectory(prefix="gxr-batch-kernels-") as scratch:
+            kernels = _kernels(compiler, product, Path(scratch))
+    except (OSError, StorageError, subprocess.SubprocessError) as error:
         raise NativeUnavailable(f"the kernels do not compile ({type(error).__name__})") from error
-    if not library.gxr_ready():
+    if not kernels.library.gxr_ready():
         raise NativeUnavailable("the system does not grant access to the CPU's tile registers")
-    return Kernels(library, product)
+    return kernels
 
 
 def _processor_features() -> frozenset[str]:
@@ -81,27 +86,66 @@ def _processor_features() -> frozenset[str]:
     return frozenset(flags.partition(":")[2].split())
 
 
-def _compiled(compiler: str, product: str) -> Path:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
-    runtime = _openmp_runtime()
-    features = " ".join(sorted(_processor_features()))
-    sources = [_FOLDER / f"{name}.c" for name in (f"product_{product}", "forward", "candidates")]
-    texts = [path.read_text() for path in (_FOLDER / "kernels.h", *sources)]
-    key = "\x1f".join((*texts, version, features, str(runtime), *_FLAGS))
-    folder = cache_home() / "native"
-    target = folder / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        made = Path(scratch) / "kernels.so"
-        compiled = [made.with_name(f"{source.stem}.o") for source in sources]
-        for source, target_object in zip(sources, compiled, strict=True):
-            _run(compiler, *_FLAGS, "-c", str(source), "-o", str(target_object))
-        openmp = str(runtime) if runtime else "-fopenmp"
-        _run(compiler, "-shared", *map(str, compiled), "-o", str(made), openmp, "-lm")
-        made.replace(target)
-    return target
+def _kernels(compiler: str, product: str, scratch: Path) -> Kernels:
+    """Load the kernels from the cache, compiling them into it if necessary, else from a scratch folder.
+
+    Raises OSError, StorageError, SubprocessError.
+    """
+    build = _Build(compiler, product)
+    try:
+        with private_folder() as folder:
+            kept = folder / build.name
+            if not _whole(own_bytes(kept)):
+                made = build.compile_in(scratch)
+                write_whole(kept, lambda path: _write_sealed(path, made), unique=True)
+            return Kernels(ctypes.CDLL(str(kept)), product)
+    except (OSError, StorageError) as error:
+        why = getattr(error, "what", None) or getattr(error, "strerror", None) or type(error).__name__
+    made = build.compile_in(scratch)
+    with closed_folder(scratch) as folder:
+        library = ctypes.CDLL(str(folder / made.name))
+    return Kernels(library, product, why_not_kept=str(why).rstrip("."))
+
+
+class _Build:
+    """How the kernels are compiled here; `name` is that of a library which needs no new build."""
+
+    def __init__(self, compiler: str, product: str) -> None:
+        """Raises OSError, SubprocessError."""
+        self._compiler = compiler
+        self._sources = [_FOLDER / f"{name}.c" for name in (f"product_{product}", "forward", "candidates")]
+        self._runtime = _openmp_runtime()
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=30).stdout
+        features = " ".join(sorted(_processor_features()))
+        texts = [path.read_text() for path in (_FOLDER / "kernels.h", *self._sources)]
+        key = "\x1f".join((*texts, version, features, str(self._runtime), *_FLAGS))
+        self.name = f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+
+    def compile_in(self, scratch: Path) -> Path:
+        """Compile into a folder of this process, once; return the library. Raises OSError, SubprocessError."""
+        made = scratch / self.name
+        if made.exists():
+            return made
+        objects = [scratch / f"{source.stem}.o" for source in self._sources]
+        for source, target in zip(self._sources, objects, strict=True):
+            _run(self._compiler, *_FLAGS, "-c", str(source), "-o", str(target))
+        openmp = str(self._runtime) if self._runtime else "-fopenmp"
+        _run(self._compiler, "-shared", *map(str, objects), "-o", str(made), openmp, "-lm")
+        return made
+
+
+_SEAL_BYTES = hashlib.sha256().digest_size
+
+
+def _whole(content: bytes) -> bool:
+    """Return whether a library is what was written. What follows the last section is not read by the loader."""
+    return content[-_SEAL_BYTES:] == hashlib.sha256(content[:-_SEAL_BYTES]).digest()
+
+
+def _write_sealed(path: Path, library: Path) -> None:
+    content = library.read_bytes()
+    path.write_bytes(content + hashlib.sha256(content).digest())
+    path.chmod(0o700)
 
 
 def _run(*command: str) -> None:

@@ -15,7 +15,9 @@
 #include <sys/mman.h>
 
 typedef struct {
-    int hidden, heads, kv_heads, head_dim, inner, layers, vocab, slots, capacity;
+    int hidden, heads, kv_heads, head_dim, inner, layers, vocab;
+    int slots, capacity;  // of the KV cache, with the slots of shared prefixes
+    int most_tokens;      // in one call
     int gelu;           // 1: tanh GELU, 0: SiLU
     float eps, scale;   // of the norms; of the attention scores
     float embed_scale;  // factor on the embeddings, rounded to bfloat16 as the library does
@@ -27,7 +29,7 @@ typedef struct {
     const float *query_norm, *key_norm;                                 // NULL where the family has none
     const float *rope;                                                  // [capacity][head_dim]: cosines, then sines
     bf16 *keys, *values;
-    int window;                                                         // 0: attends everything before it
+    int window;                                                         // below 1: attends everything before it
 } Layer;
 
 typedef struct {
@@ -36,12 +38,41 @@ typedef struct {
     const bf16 *head;          // packed; also the embedding if tied
     const bf16 *embedding;     // [vocab][hidden], NULL if it is the head
     const float *final_norm;
-    // Buffers for the most tokens that a call may have, a multiple of 32.
+    // Buffers for shape.most_tokens tokens, a multiple of 32.
     bf16 *residual, *normed, *qkv, *mixed, *projected, *gate_up, *inner;
 } Model;
 
 static inline __m512 round16(__m512 x) {  // to bfloat16 and back
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)), 16));
+}
+
+// ---------------------------------------------------------------------------------------------------- numbers
+
+// The most that a size may be. With these, no product of sizes that is computed as an int overflows; config_numbers.py
+// refuses models beyond them.
+enum { MOST_FEATURES = 1 << 20, MOST_HEADS = 1 << 12, MOST_HEAD_DIM = 1 << 12, MOST_LAYERS = 1 << 12 };
+enum { MOST_VOCAB = 1 << 24, MOST_SLOTS = 1 << 20, MOST_CAPACITY = 1 << 24, MOST_TOKENS = 1 << 12 };
+
+static int from_1_to(int most, int size) { return size >= 1 && size <= most; }
+
+static int in_32s(int most, int size) { return from_1_to(most, size) && size % 32 == 0; }
+
+// 1 if the kernels can compute with these sizes, else 0. Everything is read and written in steps of 32 features.
+int gxr_sound(const Shape *s) {
+    return in_32s(MOST_FEATURES, s->hidden) && in_32s(MOST_FEATURES, s->inner) && in_32s(MOST_HEAD_DIM, s->head_dim) &&
+           in_32s(MOST_VOCAB, s->vocab) && from_1_to(MOST_HEADS, s->heads) && from_1_to(s->heads, s->kv_heads) &&
+           s->heads % s->kv_heads == 0 && from_1_to(MOST_LAYERS, s->layers) && from_1_to(MOST_SLOTS, s->slots) &&
+           from_1_to(MOST_CAPACITY, s->capacity) && in_32s(MOST_TOKENS, s->most_tokens);
+}
+
+// Whether every token of a call is one of the vocabulary, in a column of a slot.
+static int inside(const Shape *s, int tokens, const int *ids, const int *slot, const int *position) {
+    if (!gxr_sound(s) || !from_1_to(s->most_tokens, tokens)) return 0;
+    for (int t = 0; t < tokens; t++)
+        if (ids[t] < 0 || ids[t] >= s->vocab || slot[t] < 0 || slot[t] >= s->slots || position[t] < 0 ||
+            position[t] >= s->capacity)
+            return 0;
+    return 1;
 }
 
 // ---------------------------------------------------------------------------------------------------- memory
@@ -208,16 +239,20 @@ static void mix(const float *scores, float factor, const bf16 *values, int count
     }
 }
 
-static void attend(const Model *m, const Layer *layer, int tokens, const int *slot, const int *position) {
+// Floats that one thread's scores take: a padded row, in whole cache lines.
+static size_t scores_of(const Shape *s) { return ((size_t)s->capacity + 64) / 16 * 16; }
+
+static void attend(const Model *m, const Layer *layer, int tokens, const int *slot, const int *position,
+                   float *scratch) {
     Shape s = m->shape;
     int width = (s.heads + 2 * s.kv_heads) * s.head_dim, group = s.heads / s.kv_heads;
 #pragma omp parallel
     {
-        float *scores = aligned_alloc(64, ((size_t)s.capacity + 64) / 16 * 64);
+        float *scores = scratch + omp_get_thread_num() * scores_of(&s);
 #pragma omp for schedule(dynamic, 1)
         for (int task = 0; task < tokens * s.kv_heads; task++) {
             int t = task / s.kv_heads, h = task % s.kv_heads;
-            int first = layer->window && position[t] >= layer->window ? position[t] - layer->window + 1 : 0;
+            int first = layer->window > 0 && position[t] >= layer->window ? position[t] - layer->window + 1 : 0;
             int count = position[t] + 1 - first;
             size_t at = (((size_t)slot[t] * s.kv_heads + h) * s.capacity + first) * s.head_dim;
             for (int g = 0; g < group; g++) {
@@ -228,7 +263,6 @@ static void attend(const Model *m, const Layer *layer, int tokens, const int *sl
                     m->mixed + ((size_t)t * s.heads + head) * s.head_dim);
             }
         }
-        free(scores);
     }
 }
 
@@ -276,16 +310,19 @@ static void embed(const Model *m, int tokens, const int *ids) {
 
 // Runs `tokens` tokens (at most as many as the buffers hold) through all layers: each at its position of its slot,
 // whose cache it extends. Tokens of one slot are in ascending order of position. Leaves the final norm's output in
-// `normed`.
-void gxr_forward(const Model *m, int tokens, const int *ids, const int *slot, const int *position) {
+// `normed`. Returns 0, or before it touches anything BAD_NUMBER or NO_MEMORY.
+int gxr_forward(const Model *m, int tokens, const int *ids, const int *slot, const int *position) {
     Shape s = m->shape;
+    if (!inside(&s, tokens, ids, slot, position)) return BAD_NUMBER;
+    float *scores = aligned_alloc(64, omp_get_max_threads() * scores_of(&s) * sizeof(float));
+    if (!scores) return NO_MEMORY;
     int q = s.heads * s.head_dim, width = q + 2 * s.kv_heads * s.head_dim;
     embed(m, tokens, ids);
     for (int l = 0; l < s.layers; l++) {
         const Layer *layer = m->layers + l;
         product(m->normed, tokens, s.hidden, layer->qkv, width, m->qkv, width);
         place(m, layer, tokens, slot, position);
-        attend(m, layer, tokens, slot, position);
+        attend(m, layer, tokens, slot, position, scores);
         product(m->mixed, tokens, q, layer->out, s.hidden, m->projected, s.hidden);
         add_and_norm(m, tokens, m->projected, layer->after_attn, layer->before_mlp);
         product(m->normed, tokens, s.hidden, layer->gate_up, 2 * s.inner, m->gate_up, 2 * s.inner);
@@ -294,11 +331,18 @@ void gxr_forward(const Model *m, int tokens, const int *ids, const int *slot, co
         add_and_norm(m, tokens, m->projected, layer->after_mlp,
                      l + 1 < s.layers ? m->layers[l + 1].before_attn : m->final_norm);
     }
+    free(scores);
+    return 0;
 }
 
-// logits[i][vocab] of the tokens `which` of the last gxr_forward; `gathered` holds `count` padded rows.
-void gxr_logits(const Model *m, int count, const int *which, bf16 *gathered, bf16 *logits, size_t stride) {
-    int n = m->shape.hidden;
+// logits[i][vocab] of the tokens `which` of the last gxr_forward; `gathered` holds `count` padded rows. Returns 0 or
+// BAD_NUMBER.
+int gxr_logits(const Model *m, int count, const int *which, bf16 *gathered, bf16 *logits, size_t stride) {
+    int n = m->shape.hidden, most = m->shape.most_tokens;
+    if (!gxr_sound(&m->shape) || !from_1_to(most, count) || stride < (size_t)m->shape.vocab) return BAD_NUMBER;
+    for (int i = 0; i < count; i++)
+        if (which[i] < 0 || which[i] >= most) return BAD_NUMBER;
     for (int i = 0; i < count; i++) memcpy(gathered + (size_t)i * n, m->normed + (size_t)which[i] * n, n * 2);
     product(gathered, count, n, m->head, m->shape.vocab, logits, stride);
+    return 0;
 }

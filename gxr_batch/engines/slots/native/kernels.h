@@ -8,6 +8,9 @@
 
 typedef uint16_t bf16;
 
+// What functions return that were given a number outside its range, or get no memory.
+enum { BAD_NUMBER = -1, NO_MEMORY = -2 };
+
 static inline __m512 load16(const bf16 *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }

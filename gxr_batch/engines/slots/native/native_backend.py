@@ -34,7 +34,7 @@ class NativeModel:
             raise NativeUnavailable(reason)
         kernels = load_with(product) if product else load()
         self.name = f"native bfloat16 kernels ({kernels.product})"
-        self.why_slower = kernels.why_slower
+        self.why_slower, self.why_not_kept = kernels.why_slower, kernels.why_not_kept
         self._library = declared(kernels.library)
         self._library.gxr_threads(torch.get_num_threads())
         self.slots, self.capacity, self.device = slots, capacity, torch.device("cpu")

@@ -10,15 +10,20 @@ import torch
 
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS
 from gxr_batch.engines.slots.native.c_binding import Layer, Model, Shape
+from gxr_batch.models.config_numbers import odd_number
 
 ROWS = 256  # tokens per call; longer prompts are processed in pieces, with the same bits
+_ADDRESSES = 2**46  # bytes; a size in C would lose the digits of a number that is much larger
 
 
 class Packed:
     """The packed model. Its original weights are freed layer by layer, so the two are never both complete in memory."""
 
     def __init__(self, library: ctypes.CDLL, model: Any, *, slots: int, capacity: int) -> None:
-        """Pack `model`, which is unusable afterwards. Raises MemoryError."""
+        """Pack `model`, which is unusable afterwards. Raises MemoryError.
+
+        Everything that the kernels read has the size that the configuration says, or this raises ValueError.
+        """
         self.library = library
         self._slots, self._capacity = slots, capacity
         self._kept: list[Any] = []
@@ -40,6 +45,9 @@ class Packed:
         tied = head.data_ptr() == decoder.embed_tokens.weight.data_ptr()
         made = Model()
         made.shape = shape_of(config, self._slots, self._capacity, decoder.embed_tokens)
+        if not self.library.gxr_sound(made.shape):
+            raise ValueError("the kernels cannot compute with these sizes")
+        hidden, vocab = config.hidden_size, config.vocab_size
         layers = (Layer * len(decoder.layers))()
         ropes = {kind: self._rope(decoder, config, kind) for kind in set(layer_kinds(config))}
         for entry, layer, kind in zip(layers, decoder.layers, layer_kinds(config), strict=True):
@@ -48,17 +56,18 @@ class Packed:
             entry.window = config.sliding_window if kind == "sliding_attention" else 0
         self._kept.append(layers)
         made.layers = layers
-        made.embedding = None if tied else self._keep(decoder.embed_tokens.weight.detach())
-        made.head = self._pack([head])
-        made.final_norm = self._norm(decoder.norm)
+        embedding = decoder.embed_tokens.weight.detach()
+        made.embedding = None if tied else self._keep(embedding, vocab, hidden)
+        made.head = self._pack([head], vocab, hidden)
+        made.final_norm = self._norm(decoder.norm, hidden)
         queries = config.num_attention_heads * config.head_dim
         width = queries + 2 * config.num_key_value_heads * config.head_dim
         for name, columns in {
-            "residual": config.hidden_size,
-            "normed": config.hidden_size,
+            "residual": hidden,
+            "normed": hidden,
             "qkv": width,
             "mixed": queries,
-            "projected": config.hidden_size,
+            "projected": hidden,
             "gate_up": 2 * config.intermediate_size,
             "inner": config.intermediate_size,
         }.items():
@@ -67,34 +76,36 @@ class Packed:
 
     def _fill(self, entry: Layer, layer: Any, config: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        entry.qkv = self._pack([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-        entry.out = self._pack([attention.o_proj.weight])
-        entry.gate_up = self._pack([mlp.gate_proj.weight, mlp.up_proj.weight])
-        entry.down = self._pack([mlp.down_proj.weight])
-        entry.before_attn = self._norm(layer.input_layernorm)
+        hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+        queries, keys = config.num_attention_heads * dim, config.num_key_value_heads * dim
+        projections = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        entry.qkv = self._pack(projections, queries + 2 * keys, hidden)
+        entry.out = self._pack([attention.o_proj.weight], hidden, queries)
+        entry.gate_up = self._pack([mlp.gate_proj.weight, mlp.up_proj.weight], 2 * inner, hidden)
+        entry.down = self._pack([mlp.down_proj.weight], hidden, inner)
+        entry.before_attn = self._norm(layer.input_layernorm, hidden)
         if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 3: a norm on each side of attention and feed-forward
-            entry.after_attn = self._norm(layer.post_attention_layernorm)
-            entry.before_mlp = self._norm(layer.pre_feedforward_layernorm)
-            entry.after_mlp = self._norm(layer.post_feedforward_layernorm)
-            entry.query_norm, entry.key_norm = self._norm(attention.q_norm), self._norm(attention.k_norm)
+            entry.after_attn = self._norm(layer.post_attention_layernorm, hidden)
+            entry.before_mlp = self._norm(layer.pre_feedforward_layernorm, hidden)
+            entry.after_mlp = self._norm(layer.post_feedforward_layernorm, hidden)
+            entry.query_norm, entry.key_norm = self._norm(attention.q_norm, dim), self._norm(attention.k_norm, dim)
         else:
-            entry.before_mlp = self._norm(layer.post_attention_layernorm)
+            entry.before_mlp = self._norm(layer.post_attention_layernorm, hidden)
         entry.keys = self._allocate((self._slots + PREFIX_SLOTS) * self.kv_bytes, streamed=False)
         entry.values = self._allocate((self._slots + PREFIX_SLOTS) * self.kv_bytes, streamed=False)
 
-    def _pack(self, weights: Sequence[torch.Tensor]) -> int:
+    def _pack(self, weights: Sequence[torch.Tensor], outputs: int, inputs: int) -> int:
         """Pack weights, one below the other, and free the originals."""
-        stacked = torch.cat([weight.detach() for weight in weights]).contiguous()
-        outputs, inputs = stacked.shape
+        stacked = _of_shape(torch.cat([weight.detach() for weight in weights]), outputs, inputs).contiguous()
         target = self._allocate(outputs * inputs * 2)
         self.library.gxr_pack(stacked.data_ptr(), target, outputs, inputs)
         for weight in weights:
             weight.data = torch.empty(0, dtype=weight.dtype)
         return target
 
-    def _norm(self, module: Any) -> int:
+    def _norm(self, module: Any, size: int) -> int:
         weight = module.weight.detach().float()
-        return self._keep(weight + 1 if "Gemma" in type(module).__name__ else weight)
+        return self._keep(weight + 1 if "Gemma" in type(module).__name__ else weight, size)
 
     def _rope(self, decoder: Any, config: Any, kind: str) -> int:
         """Return the cosines and sines of every position, [capacity][head_dim], from the library's module."""
@@ -102,19 +113,27 @@ class Packed:
         arguments = (kind,) if config.model_type.startswith("gemma3") else ()
         cosines, sines = decoder.rotary_emb(example, positions, *arguments)
         half = config.head_dim // 2
-        return self._keep(torch.cat([cosines[0, :, :half], sines[0, :, :half]], dim=-1))
+        both = torch.cat([cosines[0, :, :half], sines[0, :, :half]], dim=-1)
+        return self._keep(both, self._capacity, config.head_dim)
 
-    def _keep(self, tensor: torch.Tensor) -> int:
-        tensor = tensor.contiguous()
+    def _keep(self, tensor: torch.Tensor, *sizes: int) -> int:
+        tensor = _of_shape(tensor, *sizes).contiguous()
         self._kept.append(tensor)
         return tensor.data_ptr()
 
     def _allocate(self, size: int, *, streamed: bool = True) -> int:
-        pointer: int | None = self.library.gxr_allocate(size, streamed)
+        pointer: int | None = self.library.gxr_allocate(size, streamed) if size < _ADDRESSES else None
         if not pointer:
             raise MemoryError(f"{size / 2**20:,.0f} MiB could not be reserved")
         self.memory.append((pointer, size))
         return pointer
+
+
+def _of_shape(tensor: torch.Tensor, *sizes: int) -> torch.Tensor:
+    """Return the tensor if it has these sizes, by which the kernels compute addresses."""
+    if tuple(tensor.shape) != sizes:
+        raise ValueError(f"a tensor has the sizes {tuple(tensor.shape)} instead of {sizes}")
+    return tensor
 
 
 FAMILIES = frozenset({"gemma3_text", "gemma3", "llama"})
@@ -124,18 +143,30 @@ def why_not(model: Any) -> str:
     """Return why the kernels cannot run this model, empty if they can."""
     config = model.config.get_text_config()
     weight = model.lm_head.weight
+    if odd := odd_number(config):
+        return f"its {odd[0]} must be {odd[2]}"
     dims = (config.hidden_size, config.intermediate_size, getattr(config, "head_dim", 0) or 0, config.vocab_size)
+    counts = (*dims, config.num_attention_heads, config.num_key_value_heads)
+    if not all(isinstance(count, int) for count in counts):
+        return "its layers have different sizes"
     reasons = {
         "it is not a Gemma 3 or Llama model": config.model_type not in FAMILIES,
         "it is not in bfloat16": weight.dtype != torch.bfloat16,
         "it is not on the CPU": weight.device.type != "cpu",
         "its sizes are not multiples of 32": any(size == 0 or size % 32 for size in dims),
         "it has biases": bool(getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)),
-        "it caps its logits": bool(getattr(config, "final_logit_softcapping", None)),
+        "it caps its logits": any(getattr(config, f"{where}_logit_softcapping", None) for where in ("final", "attn")),
+        "only a part of each head is rotated": _rotated_in_part(config),
         "its layers are not plain linear layers": not _plain(model),
         "its activation is not supported": _activation(config) not in {"gelu_pytorch_tanh", "silu"},
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _rotated_in_part(config: Any) -> bool:
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return any(kind.get("partial_rotary_factor") not in {None, 1} for kind in kinds)
 
 
 def _plain(model: Any) -> bool:
@@ -169,8 +200,9 @@ def shape_of(config: Any, slots: int, capacity: int, embedding: Any) -> Shape:
         inner=config.intermediate_size,
         layers=config.num_hidden_layers,
         vocab=config.vocab_size,
-        slots=slots,
+        slots=slots + PREFIX_SLOTS,
         capacity=capacity,
+        most_tokens=ROWS,
         gelu=int(_activation(config) == "gelu_pytorch_tanh"),
         eps=config.rms_norm_eps,
         scale=scale**-0.5,

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 MOST_UNITS, MOST_LINE_FEEDS = 32_767, 253
 CUT_MARK = " […cut: the whole text stands in results.parquet]"
 _LINE_MARK = " ⏎ "
+MOST_QUOTED = 80  # characters of a foreign name in a message
 # Characters that XML 1.0 does not allow: control characters, lone surrogates, two non-characters.
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 # What could move the cursor, hide text or reverse it: C0 and C1 controls, direction marks, lone surrogates.
@@ -352,7 +354,31 @@ def is_number(kind: pa.DataType) -> bool:
 
 def for_terminal(text: str) -> str:
     """Return the text with control characters and direction marks as escapes such as \\x1b; lines and tabs stay."""
-    return _NOT_TERMINAL.sub(lambda sign: sign[0].encode("unicode_escape").decode("ascii"), text.replace("\r\n", "\n"))
+    return _escaped(text.replace("\r\n", "\n"))
+
+
+def _escaped(text: str) -> str:
+    return _NOT_TERMINAL.sub(lambda sign: sign[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def quoted(name: object) -> str:
+    """Return a foreign name as messages show it: on one line, control characters as escapes, cut to 80 characters.
+
+    For names that others choose: row ids, columns, sheets, keys, hosts, users. A Path is not cut, because it must lead
+    to its file.
+    """
+    text, whole = str(name), isinstance(name, PurePath)
+    text = text if whole else text[: MOST_QUOTED + 1]  # escaping a megabyte takes time
+    if not text.isprintable():
+        text = _escaped(text).replace("\n", r"\n").replace("\t", r"\t")
+    return text if whole or len(text) <= MOST_QUOTED else f"{text[: MOST_QUOTED - 1]}…"
+
+
+def in_json(line: str) -> str:
+    """Return JSON of the same value in which no character can control the terminal of a person who looks at it."""
+    if line.isprintable():
+        return line
+    return _NOT_TERMINAL.sub(lambda sign: json.dumps(sign[0])[1:-1], line)
 
 
 def guard(text: str) -> str:

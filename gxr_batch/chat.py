@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from gxr_batch.cells import quoted
 from gxr_batch.engines import create
 from gxr_batch.engines.base import Encoder, EngineInfo, Pulse, Say, Session, StopRequest
 from gxr_batch.errors import UserError
@@ -147,9 +148,9 @@ def open_conversation(job: Job, say: Say) -> Iterator[Conversation]:
         for sentence in session.info.notices:
             say(sentence)
         identity = session.info.identity
-        with_adapter = f" with adapter {identity.adapter}" if identity.adapter else ""
+        with_adapter = f" with adapter {quoted(identity.adapter)}" if identity.adapter else ""
         say(
-            f"{identity.model}{with_adapter} on {session.info.device}, engine {identity.kind}, "
+            f"{quoted(identity.model)}{with_adapter} on {session.info.device}, engine {identity.kind}, "
             f"loaded in {time.monotonic() - began:.1f} s"
         )
         yield Conversation(settled, session, encoder, say)

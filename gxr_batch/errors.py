@@ -39,10 +39,15 @@ class GxrError(Exception):
     def __str__(self) -> str:
         lines = [self.what]
         if self.where:
-            lines.append(f"  where: {self.where}")
+            lines.append(f"  where: {_on_one_line(self.where)}")
         if self.next_step:
-            lines.append(f"  next:  {self.next_step}")
+            lines.append(f"  next:  {_on_one_line(self.next_step)}")
         return "\n".join(lines)
+
+
+def _on_one_line(text: str) -> str:
+    """Return a text that may hold a path, which must not look like lines of the message."""
+    return text.replace("\n", r"\n").replace("\r", r"\r")
 
 
 class UserError(GxrError):

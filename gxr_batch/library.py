@@ -138,6 +138,7 @@ def write_exports(
 
 def _write_export(reader: RunReader, form: str) -> str:
     """Write one export; return what to report to the user, "" if it is up to date already."""
+    from gxr_batch.cells import quoted
     from gxr_batch.export import Choice, default_path, export
     from gxr_batch.ledger.exports import is_current
     from gxr_batch.report import REPORT_NAME, report
@@ -148,9 +149,9 @@ def _write_export(reader: RunReader, form: str) -> str:
         return ""
     if form == "report":
         page = report(reader, None, None, include_held=False)
-        return "\n".join([f"Exported {page.path}: {page.shown:,} cases of {page.rows:,} rows", *page.notices])
+        return "\n".join([f"Exported {quoted(page.path)}: {page.shown:,} cases of {page.rows:,} rows", *page.notices])
     done = export(reader, form, None, Choice())
-    return "\n".join([f"Exported {done.path}: {counted(done.rows, 'row')}", *done.notes])
+    return "\n".join([f"Exported {quoted(done.path)}: {counted(done.rows, 'row')}", *done.notes])
 
 
 def _check_limit(limit: int | None) -> None:

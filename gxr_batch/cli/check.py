@@ -79,7 +79,7 @@ def print_findings(name: str, found: CheckResult) -> None:
 
 
 def _text(name: str, found: CheckResult) -> str:
-    from gxr_batch.cells import for_terminal
+    from gxr_batch.cells import for_terminal, quoted
     from gxr_batch.cli.layout import labelled, mib
     from gxr_batch.rows.columns import counted
     from gxr_batch.run.check import quantiles
@@ -87,19 +87,21 @@ def _text(name: str, found: CheckResult) -> str:
     shortest, median, longest = quantiles(found.lengths)
     known = bool(found.lengths) or not found.usable
     lengths = f"{shortest:,} to {longest:,} tokens, median {median:,}" if known else "counted only by the server"
-    templates = ", ".join(f"{template} {count:,}" for template, count in found.templates.items()) or "none used"
+    templates = ", ".join(f"{quoted(template)} {count:,}" for template, count in found.templates.items()) or "none used"
     state = "contains an earlier run, which `gxr-batch run` resumes" if found.resumes else "new"
     entries = [
         ("templates", templates),
         ("prompts", lengths),
-        ("output", f"{found.folder} ({state})"),
+        ("output", f"{quoted(found.folder)} ({state})"),
     ]
     if found.fits:
         entries += [("memory", found.device), ("", _fits(found))]
     entries.append(("disk", f"up to {mib(found.bytes_needed)} needed, {mib(found.bytes_free)} free"))
     entries.append(("privacy", _privacy(found)))
     if found.unscreened:
-        names = ", ".join(found.unscreened[:_COLUMNS_NAMED]) + (", ..." if found.unscreened[_COLUMNS_NAMED:] else "")
+        names = ", ".join(map(quoted, found.unscreened[:_COLUMNS_NAMED])) + (
+            ", ..." if found.unscreened[_COLUMNS_NAMED:] else ""
+        )
         entries.append(("", f"not screened, since no prompt uses them: {names}"))
     if found.bytes_needed > found.bytes_free:
         entries.append(("WARNING", "the disk may fill up before the run ends"))
@@ -107,20 +109,21 @@ def _text(name: str, found: CheckResult) -> str:
         entries.append(("cut", f"{counted(found.cut, 'prompt')} too long: the end of the longest cell is cut"))
     entries += [("unusable", f"{counted(count, 'row')}: {reason}") for reason, count in found.reasons.most_common(5)]
     if found.unusable:
-        ids = ", ".join(found.unusable[:_NAMED])
+        ids = ", ".join(map(quoted, found.unusable[:_NAMED]))
         entries.append(("", f"e.g. {ids}; a run marks these rows as failed and continues"))
     lines = [
         f"{name}: {counted(found.rows, 'row')}, {found.usable:,} usable, {len(found.unusable):,} not",
         *labelled(entries),
     ]
     for row_id, messages in found.shown:
-        lines.append(f"\n--- prompt of row {row_id} ({messages.template})")
+        lines.append(f"\n--- prompt of row {quoted(row_id)} ({quoted(messages.template)})")
         lines += [f"[{turn.role}]\n{turn.text}" for turn in messages.turns]
     return for_terminal("\n".join(lines))
 
 
 def _privacy(found: CheckResult) -> str:
     """Return what identifier screening found, by rule and row id, without the texts."""
+    from gxr_batch.cells import quoted
     from gxr_batch.rows.columns import counted
 
     if found.screening == "off":
@@ -128,7 +131,7 @@ def _privacy(found: CheckResult) -> str:
     if not found.identified:
         return f"identifier screening ({found.screening}) found nothing"
     rules = ", ".join(f"{rule} {count:,}" for rule, count in found.identifiers.most_common())
-    ids, rows = ", ".join(found.identified[:_NAMED]), counted(len(found.identified), "row")
+    ids, rows = ", ".join(map(quoted, found.identified[:_NAMED])), counted(len(found.identified), "row")
     what = "a run holds these rows" if found.screening == "hold" else "a run flags these rows"
     return f"identifier screening ({found.screening}) found something in {rows}: {rules}; e.g. {ids}; {what}"
 

@@ -56,10 +56,10 @@ def reported(ctx: click.Context) -> Iterator[None]:
             ctx.exit(Exit.BUG)
         from gxr_batch.disk import denied  # imports pyarrow, which takes time
 
-        click.echo(f"Error: {denied(error.filename)}", err=True)
+        click.echo(safe(f"Error: {denied(error.filename)}"), err=True)
         ctx.exit(Exit.MACHINE)
     except Exception as error:
-        click.echo(bug_report(error), err=True)
+        click.echo(safe(bug_report(error)), err=True)
         ctx.exit(Exit.BUG)
 
 

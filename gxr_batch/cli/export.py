@@ -32,6 +32,7 @@ def command(
     Example:
       gxr-batch export outputs/demo
     """
+    from gxr_batch.cells import quoted
     from gxr_batch.export import APPROVED_ONLY, Choice, export
     from gxr_batch.rows.columns import counted
 
@@ -40,7 +41,7 @@ def command(
     reader = open_run(run_folder)
     choice = Choice(partial=partial, approved=only == "approved", include_held=include_held)
     done = export(reader, form, target, choice)
-    click.echo(f"{done.path}: {counted(done.rows, 'row')}{', of an unfinished run' if done.partial else ''}")
+    click.echo(f"{quoted(done.path)}: {counted(done.rows, 'row')}{', of an unfinished run' if done.partial else ''}")
     for note in done.notes:
         click.echo(f"  {note}")
     held = reader.state.counts().held

@@ -123,6 +123,7 @@ def _summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def _text(name: str, outcome: Outcome) -> str:
+    from gxr_batch.cells import quoted
     from gxr_batch.cli.layout import duration
     from gxr_batch.records import DISCLAIMER
 
@@ -130,7 +131,7 @@ def _text(name: str, outcome: Outcome) -> str:
         title = "stopped by Ctrl-C" if outcome.reason == "interrupt" else "stopped by a signal"
     else:
         title = "finished" if outcome.trained_now else "nothing left to do"
-    rows = outcome.rows
+    rows, adapter = outcome.rows, quoted(Path(outcome.adapter))
     lines = [
         f"{name}: {title}",
         f"  rows     {len(rows.training):,} for training, {len(rows.held_out):,} held out"
@@ -143,6 +144,6 @@ def _text(name: str, outcome: Outcome) -> str:
     if outcome.reason:
         lines.append("  next     run the same command again to resume (without --fresh)")
     else:
-        lines.append(f"  adapter  {outcome.adapter}: model card in README.md, sample texts in evaluation.json")
-        lines.append(f'  next     use it in a job file: [model] adapter = "{outcome.adapter}"')
+        lines.append(f"  adapter  {adapter}: model card in README.md, sample texts in evaluation.json")
+        lines.append(f'  next     use it in a job file: [model] adapter = "{adapter}"')
     return "\n".join([*lines, DISCLAIMER])

@@ -11,6 +11,7 @@ import click
 
 from gxr_batch.cli.exit_codes import Exit
 from gxr_batch.cli.options import say_to_stderr
+from gxr_batch.cli.streams import safe
 
 if TYPE_CHECKING:
     from gxr_batch.chat import Conversation, Question
@@ -164,6 +165,7 @@ def _job(job_file: Path | None, overrides: tuple[str, ...], given: dict[str, Any
 
 def _filled(job: Job, fields: tuple[str, ...]) -> Question:
     """Return the template filled with the given fields."""
+    from gxr_batch.cells import quoted
     from gxr_batch.chat import filled
     from gxr_batch.errors import RowError, UserError
     from gxr_batch.prompts import Templates
@@ -174,7 +176,8 @@ def _filled(job: Job, fields: tuple[str, ...]) -> Question:
         name, equals, value = field.partition("=")
         if not equals or name.strip() not in template.fields:
             raise click.UsageError(
-                f"--field takes NAME=VALUE; the fields of template {template.name} are {', '.join(template.fields)}."
+                f"--field takes NAME=VALUE; the fields of template {quoted(template.name)} are "
+                f"{', '.join(map(quoted, template.fields))}."
             )
         values[name.strip()] = value
     try:
@@ -194,7 +197,7 @@ def _answer(conversation: Conversation, question: Question, *, as_json: bool) ->
 
     done = conversation.ask(question, show, StopRequest())
     if done is None or done.error is not None:
-        click.echo(f"Error: no answer: {done.error if done else 'the engine returned none'}", err=True)
+        click.echo(safe(f"Error: no answer: {done.error if done else 'the engine returned none'}"), err=True)
         click.get_current_context().exit(Exit.SOME_FAILED)
     elif as_json:
         click.echo(json.dumps(_summary(conversation, done), ensure_ascii=False, indent=2))

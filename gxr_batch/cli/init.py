@@ -50,6 +50,7 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], names: st
       gxr-batch init "exports/*.csv" --to nightly.toml --column findings=report_text
       gxr-batch init captions.txt --names id,findings
     """
+    from gxr_batch.cells import quoted
     from gxr_batch.cli.check import print_findings
     from gxr_batch.rows.columns import counted
     from gxr_batch.run.new_job import guess_job
@@ -71,16 +72,19 @@ def command(table: str, target: Path | None, columns: tuple[str, ...], names: st
     made = replace(made, name=_unused(made.name))
     found, trouble = _checked(made.text(), say_to_stderr(quiet))
     _write(path, made.text())
-    click.echo(f"Wrote {path} for {counted(made.rows, 'row')} of {table}. A comment gives the reason for each guess.\n")
+    wrote, source = quoted(path), quoted(Path(table))
+    click.echo(
+        f"Wrote {wrote} for {counted(made.rows, 'row')} of {source}. A comment gives the reason for each guess.\n"
+    )
     if trouble is not None:
         raise trouble
     print_findings(made.name, found)
     if found.usable:
-        click.echo(f"\nnext: read the prompts above and {path}, then try a few rows:")
-        click.echo(f"  gxr-batch run {shlex.quote(str(path))} --limit 5")
+        click.echo(f"\nnext: read the prompts above and {wrote}, then try a few rows:")
+        click.echo(f"  gxr-batch run {quoted(Path(shlex.quote(str(path))))} --limit 5")
     else:
-        click.echo(f"\nnext: no row of {table} can be used; change the table or {path}, then")
-        click.echo(f"  gxr-batch check {shlex.quote(str(path))}")
+        click.echo(f"\nnext: no row of {source} can be used; change the table or {wrote}, then")
+        click.echo(f"  gxr-batch check {quoted(Path(shlex.quote(str(path))))}")
 
 
 def _unused(name: str) -> str:

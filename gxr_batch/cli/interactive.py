@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gxr_batch.chat import Question
+from gxr_batch.cli.streams import safe
 from gxr_batch.engines.base import StopRequest
 from gxr_batch.errors import GxrError
 from gxr_batch.records import DISCLAIMER
@@ -67,7 +68,7 @@ def _answer(conversation: Conversation, question: Question) -> None:
         with _interruptible() as stop:
             done = conversation.ask(question, lambda piece: click.echo(piece, nl=False), stop)
     except GxrError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(safe(f"Error: {error}"), err=True)
         return
     if done is None:
         click.echo("\n[stopped]")
@@ -112,7 +113,7 @@ def _command(conversation: Conversation, line: str) -> bool:
     elif name == "/help":
         click.echo(_HELP)
     else:
-        click.echo(f"Unknown command {name}.\n{_HELP}", err=True)
+        click.echo(safe(f"Unknown command {name[:80]}.\n{_HELP}"), err=True)
     return True
 
 
@@ -147,10 +148,10 @@ def _save(conversation: Conversation, name: str) -> None:
         with path.open("xb") as file:
             file.write(data)
     except FileExistsError:
-        click.echo(f"{path} already exists; choose another name.", err=True)
+        click.echo(safe(f"{path} already exists; choose another name."), err=True)
     except RuntimeError:
         click.echo("The home folder meant by ~ is unknown; write the path without it.", err=True)
     except (OSError, ValueError) as error:
-        click.echo(f"{path} cannot be written: {getattr(error, 'strerror', None) or 'invalid name'}.", err=True)
+        click.echo(safe(f"{path} cannot be written: {getattr(error, 'strerror', None) or 'invalid name'}."), err=True)
     else:
         click.echo(f"[saved to {path}]")

@@ -33,11 +33,12 @@ def command(run_folder: Path, against: Path | None, include_held: bool, target: 
       gxr-batch report outputs/demo
       gxr-batch report outputs/new-adapter --against outputs/demo
     """
+    from gxr_batch.cells import quoted
     from gxr_batch.report import report
     from gxr_batch.rows.columns import counted
 
     other = open_run(against) if against is not None else None
     done = report(open_run(run_folder), other, target, include_held=include_held)
-    click.echo(f"{done.path}: {counted(done.rows, 'row')}, {done.shown:,} to read, {done.size / 1e6:,.1f} MB")
+    click.echo(f"{quoted(done.path)}: {counted(done.rows, 'row')}, {done.shown:,} to read, {done.size / 1e6:,.1f} MB")
     for notice in done.notices:
         click.echo(f"  {notice}")

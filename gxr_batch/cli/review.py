@@ -74,19 +74,21 @@ def _summary(done: Imported) -> dict[str, object]:
 
 
 def _text(run_folder: Path, done: Imported) -> str:
+    from gxr_batch.cells import quoted
+
     lines = [
         f"{done.taken:,} reviews imported, {done.unchanged:,} unchanged, {done.unreviewed:,} rows unreviewed, "
         f"{len(done.refused):,} refused"
     ]
     lines += [
-        f"  refused   {one.row_id or '-'}{_sample(one.sample)} ({one.file}, sheet {one.sheet}, row {one.row}): "
-        f"{one.why}"
+        f"  refused   {quoted(one.row_id) or '-'}{_sample(one.sample)} "
+        f"({quoted(one.file)}, sheet {quoted(one.sheet)}, row {one.row}): {one.why}"
         for one in done.refused[:_MOST_LISTED]
     ]
     lines += _more(len(done.refused))
     lines += [
-        f"  disagree  {one.row_id}{_sample(one.sample)}: "
-        + "; ".join(f"{name or 'unnamed'}: {status}" for name, status in one.verdicts)
+        f"  disagree  {quoted(one.row_id)}{_sample(one.sample)}: "
+        + "; ".join(f"{quoted(name) or 'unnamed'}: {status}" for name, status in one.verdicts)
         for one in done.disagreements[:_MOST_LISTED]
     ]
     lines += _more(len(done.disagreements))
@@ -96,7 +98,7 @@ def _text(run_folder: Path, done: Imported) -> str:
     if done.disagreements:
         lines.append("  note      cases on which reviewers disagree are left out of approved exports until they agree")
     if done.taken:
-        lines.append(f"  next      gxr-batch export {run_folder} --only approved")
+        lines.append(f"  next      gxr-batch export {quoted(run_folder)} --only approved")
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ import click
 
 from gxr_batch.cli.exit_codes import Exit, bug_report
 from gxr_batch.cli.options import job_options, read_job
+from gxr_batch.cli.streams import safe
 from gxr_batch.errors import GxrError
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def _run(job: Job, options: Options, quiet: bool) -> RunResult:
 def _export_failed(form: str, error: Exception) -> None:
     """Report a failed export, also with --quiet; a bug keeps its traceback."""
     said = f" {error}" if isinstance(error, GxrError) else f"\n{bug_report(error)}"
-    click.echo(f"The export as {form} failed; the results are safe.{said}", err=True)
+    click.echo(safe(f"The export as {form} failed; the results are safe.{said}"), err=True)
 
 
 def _exit_code(outcome: RunResult) -> Exit:
@@ -172,11 +173,12 @@ def _title(name: str, outcome: RunResult) -> str:
 
 
 def _text(name: str, outcome: RunResult, limit: int | None) -> str:
+    from gxr_batch.cells import quoted
     from gxr_batch.cli.layout import duration, labelled, rate, wrapped
     from gxr_batch.records import DISCLAIMER
     from gxr_batch.rows.columns import counted
 
-    counts, progress, folder = outcome.counts, outcome.progress, outcome.folder
+    counts, progress, folder = outcome.counts, outcome.progress, quoted(outcome.folder)
     rows = f"{counts.ok:,} generated, {counts.failed:,} failed, {counts.held:,} held, {counts.left:,} left"
     entries = [("rows", f"{counts.total:,}: {rows}")]
     if limit:
@@ -192,9 +194,9 @@ def _text(name: str, outcome: RunResult, limit: int | None) -> str:
     if outcome.reason not in {None, "api_outage"} and not progress.done:
         entries.append(("note", "no row was finished: rows take longer than this invocation lasted"))
     if not counts.left:
-        entries.append(("results", str(folder / "results.parquet")))
+        entries.append(("results", f"{folder}/results.parquet"))
     if counts.failed or counts.held:
-        entries.append(("reasons", f"{folder / 'failed.parquet'}, column gxr_error"))
+        entries.append(("reasons", f"{folder}/failed.parquet, column gxr_error"))
     if counts.held:
         entries.append(("held", f"{counts.held:,} by identifier screening, until a person releases them"))
         entries.append(("next", f"gxr-batch export {folder} --include-held"))

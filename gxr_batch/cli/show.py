@@ -45,7 +45,7 @@ def _named(reader: RunReader, row_id: str) -> list[dict[str, Any]]:
     """Return the finished samples of a row. Raises RunError if there are none."""
     import pyarrow.compute as pc
 
-    from gxr_batch.cells import rows_of
+    from gxr_batch.cells import quoted, rows_of
     from gxr_batch.errors import RunError
 
     found: list[dict[str, Any]] = []
@@ -56,7 +56,7 @@ def _named(reader: RunReader, row_id: str) -> list[dict[str, Any]]:
         found += here
     if not found:
         raise RunError(
-            f"This run has no finished row {row_id!r}.",
+            f"This run has no finished row {quoted(repr(row_id))}.",
             where=str(reader.folder),
             next_step=f"gxr-batch show {reader.folder} --random shows a row that is finished",
         )
@@ -91,15 +91,14 @@ def _tables(reader: RunReader) -> Iterator[Any]:
 
 
 def _lines(case: dict[str, Any], width: int) -> Iterator[str]:
-    from gxr_batch.cells import as_text, for_terminal
+    from gxr_batch.cells import as_text, for_terminal, quoted
     from gxr_batch.cli.layout import wrapped
     from gxr_batch.export.export_rows import final_text
 
     cells = {name: as_text(value) for name, value in case.items() if not name.startswith("gxr_")}
-    cells = {for_terminal(name): for_terminal(text) for name, text in cells.items() if text}
+    cells = {quoted(name): for_terminal(text) for name, text in cells.items() if text}
     label = min(_LONGEST_LABEL, max(map(len, cells), default=0))
-    row_id = for_terminal(case["gxr_row_id"]).replace("\n", r"\n")
-    yield f"Row {row_id}, sample {case['gxr_sample']}"
+    yield f"Row {quoted(case['gxr_row_id'])}, sample {case['gxr_sample']}"
     for name, text in cells.items():
         for place, line in enumerate(text.splitlines()):
             yield from wrapped(f"  {name if place == 0 else '':<{label}}  {line}", " " * (label + 4), width=width)
@@ -120,10 +119,10 @@ def _lines(case: dict[str, Any], width: int) -> Iterator[str]:
 
 
 def _review(case: dict[str, Any]) -> str:
-    from gxr_batch.cells import for_terminal
+    from gxr_batch.cells import quoted
 
     if not case["gxr_reviewer"]:
         return "unreviewed"
     status = case["gxr_review_status"].replace("_", " ")
     on = f" on {case['gxr_reviewed_at']:%Y-%m-%d}" if case["gxr_reviewed_at"] else ""
-    return f"{status} by {for_terminal(case['gxr_reviewer'])}{on}"
+    return f"{status} by {quoted(case['gxr_reviewer'])}{on}"

@@ -51,6 +51,7 @@ def _table(found: Sequence[RunStatus]) -> list[str]:
 
 
 def _cells(status: RunStatus) -> dict[str, str]:
+    from gxr_batch.cells import quoted
     from gxr_batch.cli.layout import mib
     from gxr_batch.rows.columns import counted
 
@@ -60,29 +61,30 @@ def _cells(status: RunStatus) -> dict[str, str]:
     damaged = f"; {status.damaged_parts} damaged parts" if status.damaged_parts else ""
     old = f"; {counted(len(status.outdated_exports), 'outdated export')}" if status.outdated_exports else ""
     return {
-        "run": status.run,
-        "date": status.started_at[:10] or "-",
+        "run": quoted(Path(status.run)),
+        "date": quoted(status.started_at[:10]) or "-",
         "done": count(status.ok),
         "failed": count(status.failed),
         "held": count(status.held),
         "left": count(status.left),
         "reviewed": count(status.reviewed),
         "size": "-" if status.bytes is None else mib(status.bytes),
-        "state": status.state + damaged + old,
+        "state": quoted(status.state) + damaged + old,
     }
 
 
 def _one(status: RunStatus) -> Iterator[str]:
+    from gxr_batch.cells import quoted
     from gxr_batch.cli.layout import labelled, mib
     from gxr_batch.cli.run import STOPPED
     from gxr_batch.rows.columns import counted
 
     if status.ok is None or status.left is None:
-        yield f"{status.run}: {status.state}"
+        yield f"{quoted(Path(status.run))}: {quoted(status.state)}"
         return
     yield (
-        f"{status.run}: {status.state}, {status.ok:,} generated, {status.failed:,} failed, {status.held:,} held, "
-        f"{status.left:,} left"
+        f"{quoted(Path(status.run))}: {quoted(status.state)}, {status.ok:,} generated, {status.failed:,} failed, "
+        f"{status.held:,} held, {status.left:,} left"
     )
     entries = [("speed", speed) for speed in _speed(status)]
     if status.state == "running" and status.holder:
@@ -91,11 +93,13 @@ def _one(status: RunStatus) -> Iterator[str]:
     if status.state == "held elsewhere":
         entries.append(("held by", f"{status.holder}, alive or dead; last checkpoint {status.last_part_at or 'never'}"))
     elif status.state == "unfinished" and status.last_outcome:
-        entries.append(("last time", STOPPED.get(status.last_outcome, status.last_outcome.replace("_", " "))))
+        entries.append(("last time", STOPPED.get(status.last_outcome, quoted(status.last_outcome.replace("_", " ")))))
     if status.reviewed:
         entries.append(("reviewed", counted(status.reviewed, "row")))
     if status.outdated_exports:
-        entries.append(("outdated", f"{', '.join(status.outdated_exports)}: older than the results or reviews"))
+        entries.append(
+            ("outdated", f"{', '.join(map(quoted, status.outdated_exports))}: older than the results or reviews")
+        )
     if status.damaged_parts:
         entries.append(
             ("damaged", f"{counted(status.damaged_parts, 'part')}; `gxr-batch run` generates their rows again")

@@ -66,7 +66,7 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
     Example:
       gxr-batch templates render jobs/demo.toml --rows 2
     """
-    from gxr_batch.cells import for_terminal
+    from gxr_batch.cells import for_terminal, quoted
     from gxr_batch.errors import RowError
     from gxr_batch.files import scratch_folder
     from gxr_batch.job import load_job
@@ -82,10 +82,10 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
         table = scratch / "input.parquet"
         ingest(prepared.survey, prepared.fields, table, id_column=prepared.job.input.id_column, prior=None, limit=rows)
         for row in islice(read_rows(table, prepared.fields, None), rows):
-            click.echo(for_terminal(f"--- row {row.row_id} ({row.template})"))
+            click.echo(f"--- row {quoted(row.row_id)} ({quoted(row.template)})")
             try:
                 messages = fill(row_template(prepared.templates, row.template), row.values, system=job.prompt.system)
             except RowError as error:
-                click.echo(f"cannot be rendered: {error.what}")
+                click.echo(for_terminal(f"cannot be rendered: {error.what}"))
             else:
                 click.echo(for_terminal("\n".join(f"[{turn.role}]\n{turn.text}" for turn in messages.turns)))

@@ -12,7 +12,7 @@ from gxr_batch.export.export_rows import Exported, Source, only_approved, open_s
 from gxr_batch.export.jsonl_and_parquet import write_jsonl, write_openai_batch, write_parquet
 from gxr_batch.export.workbook import write_xlsx
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.exports import checked_target, keep_changed, remember, state_of
+from gxr_batch.ledger.exports import checked_target, keep_changed, kept_notes, remember, state_of
 
 # format -> (writer, default file name in the run folder)
 FORMATS: dict[str, tuple[Callable[[Source, Path], Exported], str]] = {
@@ -41,17 +41,17 @@ def export(reader: RunReader, form: str, target: Path | None, choice: Choice) ->
     """Write a run's results in one of FORMATS. Raises RunError, TemplateError, StorageError.
 
     Exports of approved rows, and exports with held texts, have separate default names (`approved.xlsx`) and never
-    replace the full export. A file in the run folder that was changed since its export is kept under another name.
+    replace the full export. A file that was changed since its export is kept under another name, and one that is no
+    export of this run is refused.
     """
     write, _ = FORMATS[form]
     state = state_of(reader.folder)  # before any read: later changes make the file outdated
     path = checked_target(reader, target or default_path(reader, form, choice))
     source = open_source(reader, partial=choice.partial, include_held=choice.include_held)
     approved = choice.approved or form in APPROVED_ONLY
-    aside = keep_changed(reader.folder, path)
+    kept = kept_notes(keep_changed(reader.folder, path))
     done = write(only_approved(source) if approved else source, path)
     remember(reader.folder, path, state)
-    kept = (f"the earlier file was changed since its export and is kept as {aside.name}",) if aside else ()
     none = ("no row of this run is approved yet",) if approved and not done.rows else ()
     return done._replace(notes=(*done.notes, *none, *kept))
 

@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from gxr_batch.cells import as_text, guard, is_number, values_of
+from gxr_batch.cells import as_text, guard, is_number, quoted, values_of
 from gxr_batch.disk import lines_into, write_whole
 from gxr_batch.export.export_rows import Exported, Source
 
@@ -22,7 +22,7 @@ def write_csv(source: Source, path: Path) -> Exported:
     """Write CSV for Excel. Raises StorageError."""
     guarded: dict[str, None] = {}
     rows = _write(source, path, guarded, encoding="utf-8-sig", line_end="\r\n", quoting=csv.QUOTE_ALL)
-    note = f"cells that look like formulas start with an apostrophe, in: {', '.join(guarded)}"
+    note = f"cells that look like formulas start with an apostrophe, in: {', '.join(map(quoted, guarded))}"
     return Exported(path, rows, source.partial, (note,) if guarded else ())
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gxr_batch.cells import quoted
 from gxr_batch.disk import expanded
 from gxr_batch.errors import JobFileError, RowError, RunError, TableError, TemplateError
 from gxr_batch.files import open_plain
@@ -74,7 +75,7 @@ def read_examples(job: Job) -> tuple[list[Example], list[DataFile]]:
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
-            where = f"{path}, line {number}"
+            where = f"{quoted(path)}, line {number}"
             try:
                 messages, answer = _example(line, templates, job.prompt.system)
                 examples.append(Example(messages, answer, where))
@@ -229,7 +230,7 @@ def _from_fields(entry: dict[str, Any], templates: Templates, system: str) -> tu
     values = {name: value for name, value in entry.items() if name in template.fields and name not in _OWN_KEYS}
     odd = [name for name, value in values.items() if not isinstance(value, str | int | float | None)]
     if odd:
-        raise _InvalidLine(f"has a field that is neither text nor a number: {odd[0]}")
+        raise _InvalidLine(f"has a field that is neither text nor a number: {quoted(odd[0])}")
     try:
         return render(template, values, system=system), _answer(entry["answer"])
     except RowError as error:
@@ -243,7 +244,7 @@ def _template(name: Any, templates: Templates) -> Template:
         return templates.get(str(name))
     except TemplateError:
         raise _InvalidLine(
-            f"names a template that does not exist (known: {', '.join(templates.available())})"
+            f"names a template that does not exist (known: {', '.join(map(quoted, templates.available()))})"
         ) from None
 
 

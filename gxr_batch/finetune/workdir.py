@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gxr_batch.cells import quoted
 from gxr_batch.disk import aside, denied, follow_umask, make_folder, storage_errors, sync_folder, write_text
 from gxr_batch.errors import FingerprintError, RunError
 from gxr_batch.ledger.lock import locked
@@ -67,7 +68,9 @@ class Record:
 
 def _refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], where: Path) -> None:
     changed = [
-        f"{key} ({_brief(old.get(key))} -> {_brief(value)})" for key, value in new.items() if old.get(key) != value
+        f"{quoted(key)} ({_brief(old.get(key))} -> {_brief(value)})"
+        for key, value in new.items()
+        if old.get(key) != value
     ]
     if changed:
         raise FingerprintError(

@@ -41,7 +41,8 @@ def load_job(
     except (ValueError, RecursionError) as error:
         known = isinstance(error, tomllib.TOMLDecodeError)
         raise JobFileError(
-            f"The job file is not valid TOML: {error if known else 'it is nested too deeply or has a huge number'}.",
+            "The job file is not valid TOML: "
+            f"{_fault(error) if known else 'it is nested too deeply or has a huge number'}.",
             where=str(path),
             next_step="fix that line; strings need quotes" if known else "simplify it",
         ) from None
@@ -136,7 +137,7 @@ def _apply(data: dict[str, Any], override: str) -> str:
     if not equals or not all(keys):
         raise JobFileError(
             "--set takes section.key=value.",
-            where=f"--set {dotted}",
+            where=_quoted(f"--set {dotted.split(' ')[0]}"),  # what follows may be a prompt
             next_step="e.g. --set sampling.temperature=0.4",
         )
     try:
@@ -153,5 +154,17 @@ def _put(data: dict[str, Any], keys: Sequence[str], value: Any, *, where: str) -
     for key in keys[:-1]:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
-            raise JobFileError(f"{key} is not a section of the job file.", where=where)
+            raise JobFileError(f"{_quoted(key)} is not a section of the job file.", where=_quoted(where))
     target[keys[-1]] = value
+
+
+def _quoted(name: str) -> str:
+    from gxr_batch.cells import quoted  # imports pyarrow, which takes time
+
+    return quoted(name)
+
+
+def _fault(error: Exception) -> str:
+    """Return what a TOML error says: a key that it names may be long, the line at its end is kept."""
+    what, at, place = str(error).rpartition(" (at ")
+    return f"{_quoted(what)}{at}{place}" if at else _quoted(place)

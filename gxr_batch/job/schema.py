@@ -42,6 +42,12 @@ def _path_of_a_file(value: str) -> str:
 FilePath = Annotated[str, AfterValidator(_path_of_a_file)]
 
 
+def _quoted(name: str) -> str:
+    from gxr_batch.cells import quoted  # imports pyarrow, which takes time
+
+    return quoted(name)
+
+
 class Section(BaseModel):
     """A table of the job file: frozen, strict about unknown keys; its errors never quote values."""
 
@@ -140,7 +146,7 @@ class FinetuneSection(Section):
     def _known_placeholder(cls, value: str) -> str:
         unknown = set(re.findall(r"\{([^}]*)\}", value)) - {"name"}
         if unknown:
-            raise ValueError(f"supports the placeholder {{name}}, not {{{sorted(unknown)[0]}}}")
+            raise ValueError(f"supports the placeholder {{name}}, not {{{_quoted(sorted(unknown)[0])}}}")
         return value
 
     @property
@@ -349,7 +355,7 @@ class RunSection(Section):
     def _known_placeholders(cls, value: str) -> str:
         unknown = set(re.findall(r"\{([^}]*)\}", value)) - {"name", "date"}
         if unknown:
-            raise ValueError(f"supports the placeholders {{name}} and {{date}}, not {{{sorted(unknown)[0]}}}")
+            raise ValueError(f"supports the placeholders {{name}} and {{date}}, not {{{_quoted(sorted(unknown)[0])}}}")
         return value
 
 

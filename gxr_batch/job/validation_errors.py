@@ -77,6 +77,8 @@ def explain(error: ValidationError, path: Path, text: str, options: Mapping[str,
 
     `options` maps the dotted keys that the command line set to the option that set each.
     """
+    from gxr_batch.cells import quoted  # imports pyarrow, which takes time
+
     errors = error.errors(include_url=False, include_input=False)
     first = errors[0]
     keys = _keys(first)
@@ -85,11 +87,11 @@ def explain(error: ValidationError, path: Path, text: str, options: Mapping[str,
     if dotted in _LEFT_OUT:
         what, step = f"{_LEFT_OUT[dotted][0]}.", _LEFT_OUT[dotted][1]
     elif first["type"] == "extra_forbidden":
-        what, step = f"Unknown key: {dotted}.", _instead(keys)
+        what, step = f"Unknown key: {quoted(dotted)}.", _instead(keys)
     elif first["type"] == "missing":
         what, step = f"The job file lacks {dotted}.", "add it; jobs/nightly_teaching_cases.toml has every key"
     else:
-        what, step = f"{dotted}: {_said(alike, dotted)}.", "fix the value"
+        what, step = f"{quoted(dotted)}: {_said(alike, dotted)}.", "fix the value"
     if len(errors) > len(alike):
         step += f" ({len(errors) - len(alike)} more errors after this one)"
     return JobFileError(what, where=_place(keys, path, text, options), next_step=step)
@@ -131,14 +133,16 @@ def _said(errors: Sequence[ErrorDetails], dotted: str) -> str:
 
 def _place(keys: Sequence[str], path: Path, text: str, options: Mapping[str, str]) -> str:
     """Return the option or the line that set a value."""
+    from gxr_batch.cells import quoted  # imports pyarrow, which takes time
+
     for length in range(len(keys), 0, -1):
         if option := options.get(".".join(keys[:length])):
-            return option
+            return quoted(option)
     line = _line_of(text, keys)
     if line is None and keys:
         inside = [option for key, option in options.items() if key.startswith(".".join(keys) + ".")]
         if inside:
-            return inside[0]
+            return quoted(inside[0])
     return f"{path}, line {line}" if line else str(path)
 
 

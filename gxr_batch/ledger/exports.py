@@ -1,8 +1,9 @@
 """Records what was exported from which state of a run, to detect outdated exports and keep edited ones.
 
-exports.json lists every export in the run folder with the state that it was made from and the file's size and time. A
-file that changed since then contains a person's work, such as a reviewer's: it is set aside, never replaced. No export
-replaces a file that a run depends on, or its input.
+exports.json lists every export with the state that it was made from and the file's size and time: by name if it is in
+the run folder, else by its absolute path. A file that changed since then contains a person's work, such as a
+reviewer's: it is set aside, never replaced. No export replaces a file that a run depends on, its input, or a file
+elsewhere that is no export of this run.
 
 Modification times alone are not enough: a reviewer who saves an outdated workbook makes it newer than the results, an
 export that began before the results changed ends after them, and no time tells an untouched workbook from a filled-in
@@ -14,12 +15,14 @@ and loses nothing.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+import os
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from gxr_batch.cells import quoted
 from gxr_batch.disk import aside, storage_errors, sync_folder, write_text
-from gxr_batch.errors import RunError
+from gxr_batch.errors import RunError, StorageError
 from gxr_batch.files import read_json, remove_leftovers
 from gxr_batch.ledger.inflight import INFLIGHT_NAME
 from gxr_batch.ledger.join import FAILED_NAME, INPUT_NAME, RESULTS_NAME
@@ -36,6 +39,10 @@ _OWN_FILES = frozenset(
     {MANIFEST_NAME, INPUT_NAME, RESULTS_NAME, FAILED_NAME, LOCK_NAME, LOG_NAME, INFLIGHT_NAME, EXPORTS_NAME}
 )
 _OWN_FOLDERS = (PARTS_NAME, REVIEWS_NAME)
+# What exports are called. Others in a run folder, such as a job file, are not even set aside.
+_SUFFIXES = frozenset({".xlsx", ".csv", ".jsonl", ".parquet", ".html"})
+# Ends the state of a comparison of two runs, which is never the report that a job's exports keep up to date.
+_COMPARISON = " against"
 
 
 def state_of(folder: Path) -> str:
@@ -47,15 +54,24 @@ def state_of(folder: Path) -> str:
     return f"{made.st_mtime_ns if made else 0}-{made.st_size if made else 0}-{newest[0].name if newest else ''}"
 
 
-def remember(folder: Path, path: Path, state: str) -> None:
-    """Note that an export in the run folder was just made from a state. Raises StorageError."""
-    if path.parent.resolve() != folder.resolve():
-        return
+def remember(folder: Path, path: Path, state: str, *, comparison: bool = False) -> None:
+    """Note that an export was just made from a state. Raises StorageError.
+
+    An export elsewhere is written even if the run folder cannot be.
+    """
     known = _known(folder)
     with storage_errors(path):
-        made = path.stat()
-    known[path.name] = {"state": state, "size": made.st_size, "mtime_ns": made.st_mtime_ns}
-    write_text(folder / EXPORTS_NAME, json.dumps(known, indent=1) + "\n")
+        name, made = _name(folder, path), path.stat()
+    state += _COMPARISON if comparison else ""
+    known[name] = {"state": state, "size": made.st_size, "mtime_ns": made.st_mtime_ns}
+    with suppress(StorageError) if name != path.name else nullcontext():
+        write_text(folder / EXPORTS_NAME, json.dumps(known, indent=1) + "\n")
+
+
+def _name(folder: Path, path: Path) -> str:
+    """Return the name of an export in exports.json."""
+    parent = path.parent.resolve()
+    return path.name if parent == folder.resolve() else str(parent / path.name)
 
 
 def is_current(folder: Path, path: Path) -> bool:
@@ -66,22 +82,28 @@ def is_current(folder: Path, path: Path) -> bool:
 def outdated(folder: Path) -> list[str]:
     """Return the names of the exports in the run folder that were made from an earlier state."""
     state = state_of(folder)
-    old = (name for name, entry in _known(folder).items() if entry.get("state") != state)
-    return sorted(name for name in old if (folder / name).is_file())
+    states = {name: str(entry.get("state")).removesuffix(_COMPARISON) for name, entry in _known(folder).items()}
+    own = (name for name, made_from in states.items() if made_from != state and os.sep not in name)
+    return sorted(name for name in own if (folder / name).is_file())
 
 
 def keep_changed(folder: Path, path: Path) -> Path | None:
     """Set aside a file that changed since it was exported; return its new name. Raises StorageError."""
-    if path.parent.resolve() != folder.resolve() or not path.is_file():
+    if not path.is_file():
         return None
     with storage_errors(path):
-        made, entry = path.stat(), _known(folder).get(path.name, {})
-        if (made.st_size, made.st_mtime_ns) == (entry.get("size"), entry.get("mtime_ns")):
+        made, entry = path.stat(), _known(folder).get(_name(folder, path), {})
+        if not made.st_size or (made.st_size, made.st_mtime_ns) == (entry.get("size"), entry.get("mtime_ns")):
             return None
         kept = aside(path, suffix=path.suffix)
         path.rename(kept)
         sync_folder(path.parent)
     return kept
+
+
+def kept_notes(kept: Path | None) -> tuple[str, ...]:
+    """Return the note about what `keep_changed` set aside, none if that is None."""
+    return (f"the earlier file was changed since its export and is kept as {quoted(kept.name)}",) if kept else ()
 
 
 def _known(folder: Path) -> dict[str, dict[str, Any]]:
@@ -95,7 +117,8 @@ def _known(folder: Path) -> dict[str, dict[str, Any]]:
 def checked_target(reader: RunReader, path: Path) -> Path:
     """Return the path to write to.
 
-    Raises RunError if it is one of the run's own files, its input, or not a regular file; StorageError.
+    Raises RunError if it is one of the run's own files, its input, not a regular file, or no export of this run;
+    StorageError.
     """
     with storage_errors(path):
         _refuse(reader, path)
@@ -121,3 +144,11 @@ def _refuse(reader: RunReader, path: Path) -> None:
     for reason, holds in wrong.items():
         if holds:
             raise RunError(f"Cannot write the file there. {reason}", where=str(real), next_step="choose another --to")
+    name = _name(folder, path)
+    made_here = name in _known(folder) or (name == path.name and path.suffix in _SUFFIXES)
+    if path.exists() and path.stat().st_size and not made_here:
+        raise RunError(
+            "Cannot write the file there. It exists and is no export of this run.",
+            where=str(real),
+            next_step="choose another --to, or move that file away first",
+        )

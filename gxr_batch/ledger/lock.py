@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from gxr_batch.cells import quoted
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunLocked, StorageError
 from gxr_batch.files import is_same_file, open_to_change, read_json, try_lock
@@ -47,7 +48,7 @@ class Holder:
     file: str = ""
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}"
+        return f"process {self.pid} on {quoted(self.host)} since {quoted(self.since)}"
 
     @property
     def elsewhere(self) -> bool:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from gxr_batch.cells import in_json
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import GxrError
 from gxr_batch.files import open_to_change
@@ -38,6 +39,7 @@ class RunLog:
         """Append one event. Raises StorageError."""
         moment = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"at": moment, "start": self.start, "event": event, **fields}, ensure_ascii=False)
+        line = in_json(line)
         with storage_errors(self.path):
             if self._file is None:
                 self._file = self._append()

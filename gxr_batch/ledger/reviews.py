@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gxr_batch.disk import make_folder, parquet_file, reading, storage_errors, write_whole
-from gxr_batch.errors import RunError, RunLocked
+from gxr_batch.errors import RunError, RunLocked, StorageError
 from gxr_batch.files import open_to_change, remove_leftovers, require_folder, try_lock
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
 from gxr_batch.records import (
@@ -214,15 +214,22 @@ def _file_schema() -> pa.Schema:
 
 
 def review_files(folder: Path) -> list[Path]:
-    """Return the review files in the order of their numbers."""
+    """Return the review files in the order of their numbers. Raises StorageError if their folder cannot be read."""
     home = folder / REVIEWS_NAME
-    with storage_errors(home):
-        return sorted(path for path in home.glob("review-*.parquet") if _NAME.fullmatch(path.name))
+    with storage_errors(home):  # glob() finds nothing in a folder that it may not read
+        try:
+            return sorted(path for path in home.iterdir() if _NAME.fullmatch(path.name))
+        except FileNotFoundError:
+            return []
 
 
 def refuse_later_reviews(folder: Path) -> None:
-    """Raise LaterVersion if a later version wrote a review file."""
-    for path in review_files(folder):
+    """Raise LaterVersion if a later version wrote a review file. Files that cannot be read are passed over."""
+    try:
+        files = review_files(folder)
+    except StorageError:  # does not affect a run; `Reviews.load` reports it
+        return
+    for path in files:
         try:
             with parquet_file(path) as file:
                 stored = file.schema_arrow

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import LaterVersion
 
 # 1: up to commit 2d832e8, only run.json carries it. 2: parts carry it too.
@@ -26,7 +27,7 @@ RETIRED_COLUMNS: frozenset[str] = frozenset()
 def later_version(path: Path, unknown: str) -> LaterVersion:
     """Return the error for a file of a run that a later version wrote; `unknown` names what this one does not know."""
     return LaterVersion(
-        f"This run was made by a later version of gxr-batch: {unknown} is unknown to this one.",
+        f"This run was made by a later version of gxr-batch: {quoted(unknown)} is unknown to this one.",
         where=str(path.absolute()),
         next_step="update gxr-batch; the run was not changed",
     )

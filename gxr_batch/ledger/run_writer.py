@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gxr_batch.cells import quoted
 from gxr_batch.disk import (
     aside,
     make_folder,
@@ -210,7 +211,9 @@ class RunWriter:
         at = self.positions_of(row_ids)
         if unknown := [row_id for row_id in row_ids if row_id not in at]:
             raise RunError(
-                f"The table has no row {', '.join(unknown)}.", where="--row", next_step="see the column gxr_row_id"
+                f"The table has no row {', '.join(map(quoted, unknown[:10]))}.",
+                where="--row",
+                next_step="see the column gxr_row_id",
             )
         named: Bools = np.zeros(self.state.rows, np.bool_)
         named[list(at.values())] = True

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gxr_batch.cells import quoted
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora import Adapter, Patch, place
 from gxr_batch.models.lora_vocabulary import has_tokenizer
@@ -143,7 +144,9 @@ def _put_beside(model: PreTrainedModel, patches: Mapping[str, Patch], adapter: A
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     if layers.keys() != patches.keys():
         odd = sorted(layers.keys() ^ patches.keys())
-        raise adapter.refuse(f"peft could not apply the adapter to {len(odd)} modules, e.g. {odd[0]}.", "update peft")
+        raise adapter.refuse(
+            f"peft could not apply the adapter to {len(odd)} modules, e.g. {quoted(odd[0])}.", "update peft"
+        )
     for name, layer in layers.items():
         patch = patches[name]
         layer.scaling[_NAME] = patch.scale

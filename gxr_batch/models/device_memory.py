@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import EngineSection
 from gxr_batch.job.units import parse_bytes, parse_duration
@@ -120,7 +121,7 @@ class Cpu:
 
         running = [process.info for process in psutil.process_iter(["pid", "name", "memory_info"])]
         largest = sorted((one for one in running if one["memory_info"]), key=lambda one: -one["memory_info"].rss)[:3]
-        return [f"process {one['pid']} ({one['name']}): {gib(one['memory_info'].rss)}" for one in largest]
+        return [f"process {one['pid']} ({quoted(one['name'])}): {gib(one['memory_info'].rss)}" for one in largest]
 
 
 def visible() -> list[Device]:
@@ -159,7 +160,7 @@ def holders_of(listing: str) -> list[str]:
         path, _, size = rest.rpartition(",")
         if pid.strip().isdecimal() and size.strip().isdecimal():
             program = path.strip().split()[0].rpartition("/")[2] if path.strip() else "unknown"
-            found.append(f"process {pid.strip()} ({program}): {gib(int(size) * 2**20)}")
+            found.append(f"process {pid.strip()} ({quoted(program)}): {gib(int(size) * 2**20)}")
     return found
 
 

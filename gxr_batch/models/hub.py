@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import ModelUnavailable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -51,7 +52,7 @@ def _hub_errors(name: str, revision: str, where: str) -> Iterator[None]:
     except errors.GatedRepoError:
         what, step = _gated(page)
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        what = f"Neither a folder {Path(name).absolute()} nor a model of this name on the hub exists."
+        what = f"Neither a folder {quoted(Path(name).absolute())} nor a model of this name on the hub exists."
         step = f"check the name; for a private model log in: {_LOG_IN}"
     except errors.RevisionNotFoundError:
         what, step = "The model has no such revision.", f"choose one of {page}/tree/main, or leave it empty"
@@ -60,7 +61,8 @@ def _hub_errors(name: str, revision: str, where: str) -> Iterator[None]:
             what, step = _refused(error.__cause__.response.status_code)
         else:
             what = "The hub cannot be reached, and its cache on this machine does not contain the whole model."
-            step = f"connect to the hub (with HF_HUB_OFFLINE unset), or run on a connected machine: hf download {name}"
+            step = "connect to the hub (with HF_HUB_OFFLINE unset), or run on a connected machine: "
+            step += f"hf download {quoted(name)}"
     except errors.HfHubHTTPError as error:
         what, step = _refused(error.response.status_code)
     except OSError as error:
@@ -71,7 +73,7 @@ def _hub_errors(name: str, revision: str, where: str) -> Iterator[None]:
     else:
         return
     raise ModelUnavailable(
-        what, where=f"{where} = {name}" + (f", revision {revision}" if revision else ""), next_step=step
+        what, where=f"{where} = {quoted(name)}" + (f", revision {quoted(revision)}" if revision else ""), next_step=step
     )
 
 

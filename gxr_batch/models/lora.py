@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.models.lora_config import WEIGHTS, AdapterConfig, is_for_images, read_adapter_config
 from gxr_batch.models.lora_vocabulary import vocabulary_of
@@ -87,7 +88,8 @@ class Adapter:
 
     def refuse(self, what: str, next_step: str = "") -> ModelUnavailable:
         """Return an error about this adapter."""
-        base = f"use the model that it was trained on{f', {self.config.base},' * bool(self.config.base)} as the base"
+        named = f", {quoted(self.config.base)}," if self.config.base else ""
+        base = f"use the model that it was trained on{named} as the base"
         return ModelUnavailable(what, where=str(self.source.folder), next_step=next_step or base)
 
     def refuse_format(self, formats: str) -> ModelUnavailable:
@@ -277,4 +279,4 @@ def _spelled(shape: Iterable[int]) -> str:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(map(quoted, names[:_NAMED])) + more

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.models.permissions import refuse_unreadable
 
@@ -151,16 +152,17 @@ def _refusal(settings: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return which unsupported setting an adapter uses, and the next step."""
     kind = settings.get("peft_type")
     if kind != "LORA":
-        return f"The adapter is of the kind {kind!r}, and only LORA is supported.", MERGE_FIRST
+        return f"The adapter is of the kind {quoted(repr(kind))}, and only LORA is supported.", MERGE_FIRST
     for key, value in settings.items():
         if key == "target_parameters" and isinstance(value, list) and value and all(map(is_for_images, value)):
             continue
         if key not in _FOLLOWED | _TRAINING_ONLY and not any(value is one or value == one for one in _UNUSED):
-            return f"The adapter uses {key}, which is not supported.", MERGE_FIRST
+            return f"The adapter uses {quoted(key)}, which is not supported.", MERGE_FIRST
     start = settings.get("init_lora_weights", True)
     if start not in _PLAIN_STARTS:
         return (
-            f"The adapter was initialised with init_lora_weights = {start!r}, which also changes the base model.",
+            f"The adapter was initialised with init_lora_weights = {quoted(repr(start))}, which also changes the "
+            "base model.",
             "save it with peft's path_initial_model_for_weight_conversion, or merge it into its model first",
         )
     again = "copy the adapter's folder again"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import JobFileError
 from gxr_batch.job import ModelSection
 from gxr_batch.models.lora_config import AdapterConfig
@@ -37,7 +38,7 @@ def refuse_format(section: ModelSection, sources: Sources, config: Any) -> None:
     """Raise JobFileError if a job asks for full weights from a checkpoint that has none."""
     if section.load_in_4bit is False and stored_in_four_bits(config):
         raise JobFileError(
-            f"The weights of {sources.base.name} are stored in 4 bits, and the job asks for full weights.",
+            f"The weights of {quoted(sources.base.name)} are stored in 4 bits, and the job asks for full weights.",
             where="model.load_in_4bit = false",
             next_step=f"{_full_weights(section, sources.base)}, or remove model.load_in_4bit",
         )
@@ -50,7 +51,8 @@ def notices_of_format(
     if placement.stored_in_four_bits and section.load_in_4bit == "auto":
         separate = " and the adapter stays separate" if adapter else ""
         return [
-            f"The weights of {base.name} are stored in 4 bits and are used as they are; the rest of the run is in "
+            f"The weights of {quoted(base.name)} are stored in 4 bits and are used as they are; the rest of the run "
+            "is in "
             f"{placement.dtype}{separate}. For full weights, {_full_weights(section, base)}."
         ]
     if adapter is None or not adapter.base:
@@ -58,12 +60,13 @@ def notices_of_format(
     trained_on = adapter.base.rstrip("/").rpartition("/")[2]
     if _SUFFIX.search(trained_on) and not placement.four_bit:
         return [
-            f"The adapter was trained on 4-bit weights ({adapter.base}), and this run applies it to {base.name} in "
+            f"The adapter was trained on 4-bit weights ({quoted(adapter.base)}), and this run applies it to "
+            f"{quoted(base.name)} in "
             f"{placement.dtype}. Its texts are close to what it was trained to write; model.load_in_4bit = true is "
             "closer, but slower on a CPU."
         ]
     if _plain(trained_on) != _plain(base.folder.name) and _plain(trained_on) != _plain(base.name.rpartition("/")[2]):
-        return [f"The adapter was trained on {adapter.base}, and this run applies it to {base.name}."]
+        return [f"The adapter was trained on {quoted(adapter.base)}, and this run applies it to {quoted(base.name)}."]
     return []
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from gxr_batch.cells import quoted
 from gxr_batch.disk import expanded
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.job import ModelSection
@@ -157,7 +158,7 @@ def _find(section: ModelSection, *, weights: bool) -> Sources:
         if section.adapter not in {"", NONE, section.path}:
             raise JobFileError(
                 "model.path is already an adapter, and model.adapter names another one.",
-                where=f"model.adapter = {section.adapter}",
+                where=f"model.adapter = {quoted(Path(section.adapter))}",
                 next_step="set model.path to the base model, or remove model.adapter",
             )
         base = _base_of(named, section.base, weights=weights)
@@ -165,7 +166,7 @@ def _find(section: ModelSection, *, weights: bool) -> Sources:
     if section.base:
         raise JobFileError(
             "model.base requires an adapter as model.path, and this is a whole model.",
-            where=f"model.path = {section.path}",
+            where=f"model.path = {quoted(Path(section.path))}",
             next_step="remove model.base, or set model.path to the adapter",
         )
     return Sources(named, _adapter_on(named, section, weights=weights), named)
@@ -188,7 +189,7 @@ def _adapter_on(base: Source, section: ModelSection, *, weights: bool) -> Source
     if not adapter.has_adapter:
         raise ModelUnavailable(
             f"There is no {CONFIG}: this is not an adapter.",
-            where=f"model.adapter = {section.adapter}",
+            where=f"model.adapter = {quoted(Path(section.adapter))}",
             next_step="use a folder or a hub id made by peft's save_pretrained; a whole model belongs in model.path",
         )
     return adapter
@@ -216,7 +217,7 @@ def _base_of(adapter: Source, given: str, *, weights: bool) -> Source:
     if base.is_adapter:
         raise ModelUnavailable(
             "The adapter's base is itself an adapter.",
-            where=f"{where} = {name}",
+            where=f"{where} = {quoted(Path(name))}",
             next_step="merge that one into its model first, and set model.base to the result",
         )
     return base
@@ -236,7 +237,7 @@ def _locate(name: str, revision: str, *, weights: bool | list[str], where: str) 
     if revision:
         raise JobFileError(
             "model.revision is for models on the hub, and this one is on this machine.",
-            where=f"{where} = {name}",
+            where=f"{where} = {quoted(Path(name))}",
             next_step="remove model.revision",
         )
     if name == DEMO:
@@ -285,8 +286,8 @@ def _refuse_folder_above(source: Source, where: str) -> None:
     else:
         step = f'set {key} = "{Path(source.name) / advised}"{why}'
     raise ModelUnavailable(
-        f"The folder contains no {noun} itself, but {do}: {', '.join(names[-_NAMED:])}.",
-        where=f"{where} = {source.name}",
+        f"The folder contains no {noun} itself, but {do}: {', '.join(map(quoted, names[-_NAMED:]))}.",
+        where=f"{where} = {quoted(Path(source.name))}",
         next_step=step,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pyarrow as pa
 
-from gxr_batch.cells import is_bytes, is_list, is_number
+from gxr_batch.cells import is_bytes, is_list, is_number, quoted
 from gxr_batch.errors import TemplateError
 from gxr_batch.prompts.library import Templates
 from gxr_batch.prompts.template import Template
@@ -22,9 +22,9 @@ def refuse_nested(templates: Templates, fields: FieldMap, schema: pa.Schema) -> 
             if column is None or (advice := _advice(field, schema.field(column).type)) is None:
                 continue
             raise TemplateError(
-                f"The template {template.name} prints {field}, but the column {column} holds "
+                f"The template {quoted(template.name)} prints {quoted(field)}, but the column {quoted(column)} holds "
                 f"{_kind_name(schema.field(column).type)}, which cannot be printed as a whole.",
-                where=f"input.columns.{field}; template {template.name}, line {line}",
+                where=f"input.columns.{quoted(field)}; template {quoted(template.name)}, line {line}",
                 next_step=advice,
             )
 
@@ -50,10 +50,13 @@ def mismatch(templates: Templates, fields: FieldMap, schema: pa.Schema) -> Templ
                     continue
                 columns = ", ".join(_named(name, fields.columns[name]) for name in seen)
                 found.append(
-                    f"The template {template.name} compares or calculates {columns} with {what}, but the table has "
+                    f"The template {quoted(template.name)} compares or calculates {columns} with {what}, but the "
+                    "table has "
                     f"{holds} there: the answer is the same for every row, or the row fails."
                 )
-                places.append(f"template {template.name}, line {', '.join(map(str, sorted(set(seen.values()))))}")
+                places.append(
+                    f"template {quoted(template.name)}, line {', '.join(map(str, sorted(set(seen.values()))))}"
+                )
                 steps.append(step.format(next(iter(seen))))
     if not found:
         return None
@@ -78,7 +81,7 @@ def _typed(
 
 
 def _named(field: str, column: str) -> str:
-    return field if field == column else f"{field} (column {column})"
+    return quoted(field) if field == column else f"{quoted(field)} (column {quoted(column)})"
 
 
 def _decoded(kind: pa.DataType) -> pa.DataType:

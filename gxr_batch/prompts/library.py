@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import TemplateError
 from gxr_batch.files import read_text
 from gxr_batch.job import PromptSection
@@ -42,9 +43,9 @@ class Templates:
         raise TemplateError(
             "Unknown template name.",
             where="prompt.template",
-            next_step=f"did you mean {near[0]}?"
+            next_step=f"did you mean {quoted(near[0])}?"
             if near
-            else f"known: {', '.join(known)}; or give the path of a .j2 file",
+            else f"known: {', '.join(map(quoted, known))}; or give the path of a .j2 file",
         )
 
     def available(self) -> dict[str, str]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import RowError, TemplateError
 from gxr_batch.job import Job
 from gxr_batch.prompts.filters import NotANumber
@@ -125,11 +126,14 @@ def unfilled(templates: Templates, fields: FieldMap, columns: Sequence[str]) -> 
                 continue
             near = nearest(field, unused, cutoff=_SURELY_MEANT)
             if near:
-                yield f"no column fills the field {field} of the template {name}; did you mean {near[0]}?"
+                yield (
+                    f"no column fills the field {quoted(field)} of the template {quoted(name)}; did you mean "
+                    f"{quoted(near[0])}?"
+                )
             elif field.startswith(SOURCE_PREFIX) and not any(column.startswith(SOURCE_PREFIX) for column in columns):
                 yield (
-                    f"no column fills the field {field} of the template {name}; columns that begin with "
-                    f"{SOURCE_PREFIX} come from a run folder as input.path"
+                    f"no column fills the field {quoted(field)} of the template {quoted(name)}; columns that begin "
+                    f"with {SOURCE_PREFIX} come from a run folder as input.path"
                 )
 
 
@@ -139,7 +143,7 @@ def _mismatch(
     sentences = []
     if missing:
         sentences.append(
-            f"The template {template.name} needs columns that are not in the table: {_near(missing, columns)}."
+            f"The template {quoted(template.name)} needs columns that are not in the table: {_near(missing, columns)}."
         )
     if wrong:
         named = [text.rpartition(" = ")[2] for text in wrong]
@@ -148,7 +152,7 @@ def _mismatch(
         sentences.append(f"No template uses these fields of [input.columns]: {_near(unused, template.fields)}.")
     return TemplateError(
         " ".join(sentences),
-        where="; ".join(wrong) or "[input.columns]",
+        where="; ".join(map(quoted, wrong)) or "[input.columns]",
         next_step=_way_out(columns, wrong, missing),
     )
 
@@ -163,7 +167,7 @@ def _way_out(columns: Sequence[str], wrong: list[str], missing: list[str]) -> st
     if results:
         return (
             "set input.path to the folder of a run to read its results; there "
-            f"{results[0]} is called {SOURCE_PREFIX}{results[0].removeprefix(RESERVED_PREFIX)}"
+            f"{quoted(results[0])} is called {quoted(SOURCE_PREFIX + results[0].removeprefix(RESERVED_PREFIX))}"
         )
     if not plausible(columns):
         return f"the table: {listed(columns)}"
@@ -175,9 +179,9 @@ def _way_out(columns: Sequence[str], wrong: list[str], missing: list[str]) -> st
         )
     near = {field: found[0] for field, name in fields.items() if (found := nearest(name, columns))}
     if near.keys() == fields.keys() and "prompt.template_column" not in fields:
-        lines = ", ".join(f'{field} = "{column}"' for field, column in near.items())
+        lines = ", ".join(f'{quoted(field)} = "{quoted(column)}"' for field, column in near.items())
         return f"did you mean [input.columns] {lines}? The table: {listed(columns)}"
-    example = missing[0] if missing else "findings"
+    example = quoted(missing[0]) if missing else "findings"
     line = f'[input.columns] {example} = "its column"'
     return f"map the field to a column with another name: {line}; the table: {listed(columns)}"
 
@@ -187,5 +191,5 @@ def _near(names: Sequence[str], known: Sequence[str]) -> str:
     found = []
     for name in names:
         near = nearest(name, known)
-        found.append(f"{name} (closest: {near[0]})" if near else name)
+        found.append(f"{quoted(name)} (closest: {quoted(near[0])})" if near else quoted(name))
     return ", ".join(found)

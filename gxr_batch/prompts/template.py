@@ -15,6 +15,7 @@ from jinja2 import Template as Compiled
 from jinja2 import TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import SecurityError
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import TemplateError
 from gxr_batch.prompts.field_uses import Uses, read_uses
 from gxr_batch.prompts.sandbox import Sandbox, TooMuchWork, concatenated
@@ -67,7 +68,7 @@ def compile_template(name: str, source: str, where: str) -> Template:
         compiled.globals = dict(compiled.globals)  # each prompt would copy jinja2's chain of mappings to a dict, slowly
     except TemplateSyntaxError as error:
         raise TemplateError(
-            f"The template does not compile: {error.message}.",
+            f"The template does not compile: {quoted(error.message)}.",
             where=f"{where}, line {error.lineno}",
             next_step="fix that line",
         ) from None

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from gxr_batch.disk import write_whole
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.exports import checked_target, remember, state_of
+from gxr_batch.ledger.exports import checked_target, keep_changed, kept_notes, remember, state_of
 from gxr_batch.report.aggregate import survey
 from gxr_batch.report.cases import case_table
 from gxr_batch.report.compare import compare
@@ -31,7 +31,10 @@ class Reported(NamedTuple):
 
 
 def report(reader: RunReader, against: RunReader | None, target: Path | None, *, include_held: bool) -> Reported:
-    """Write the report of a run, compared with the run `against` if given. Raises RunError, StorageError."""
+    """Write the report of a run, compared with the run `against` if given. Raises RunError, StorageError.
+
+    A file that was changed since its export is kept under another name.
+    """
     state = state_of(reader.folder)  # before any read: later changes make the report outdated
     name = REPORT_NAME.replace(".", "-with-held.") if include_held else REPORT_NAME
     path = checked_target(reader, target or reader.folder / name)
@@ -45,13 +48,13 @@ def report(reader: RunReader, against: RunReader | None, target: Path | None, *,
         notices = ("The two runs have no row id in common, so nothing is compared.", *notices)
     text = page(Content(surveyed, reader.state.counts(), cases, notices, comparison))
     data = text.encode("utf-8", "backslashreplace")  # for paths that are not UTF-8
+    notices = (*notices, *kept_notes(keep_changed(reader.folder, path)))
 
     def write(file: BinaryIO) -> None:
         file.write(data)
 
     write_whole(path, write)
-    if against is None:  # a comparison is never the report that a job's exports keep up to date
-        remember(reader.folder, path, state)
+    remember(reader.folder, path, state, comparison=against is not None)
     return Reported(path, len(data), surveyed.tally.rows, cases.shown, notices)
 
 

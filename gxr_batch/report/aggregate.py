@@ -234,6 +234,8 @@ def _hashes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 _STEPS_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21_600)
 _MOST_STEPS = 72
+_DAY_SECONDS = 86_400
+_LAST_MOMENT = 253_370_764_800_000.0  # year 9999 in milliseconds, which Python's dates end with
 # A gap of this length between finished rows starts a new period; the charts show the latest one.
 _GAP_SECONDS = 6 * 3600.0
 _OUTLIERS = 0.995  # quantile at which a histogram ends; rows above it are counted in the last bar
@@ -266,7 +268,8 @@ class Histogram(NamedTuple):
 
 def newest_period(tally: Tally) -> Period | None:
     """Return the latest period of work, or None if no time passed in it."""
-    timed = np.isfinite(tally.started) & np.isfinite(tally.finished)  # earlier versions may lack the times
+    # Earlier versions may lack the times.
+    timed = _plausible(tally.started) & _plausible(tally.finished)
     if not timed.any():
         return None
     started, finished = tally.started[timed], tally.finished[timed]
@@ -293,13 +296,18 @@ def newest_period(tally: Tally) -> Period | None:
     )
 
 
+def _plausible(moments: Floats) -> Bools:
+    return np.asarray((moments >= 0) & (moments < _LAST_MOMENT))
+
+
 def _edges(began: float, ended: float) -> tuple[Floats, float]:
     """Return edges a round step apart, except the last, which is the end of the period, and the step in seconds.
 
     A remainder of less than half a step is added to the step before, because a rate over a short time is misleading.
     """
     seconds = (ended - began) / 1000
-    step = next((step for step in _STEPS_SECONDS if seconds / step <= _MOST_STEPS), _STEPS_SECONDS[-1])
+    days = np.ceil(seconds / _MOST_STEPS / _DAY_SECONDS) * _DAY_SECONDS  # months of work, or a clock that was set
+    step = next((step for step in _STEPS_SECONDS if seconds / step <= _MOST_STEPS), days)
     before = began + np.arange(int(seconds / step) + 2) * step * 1000
     # Compare instead of counting: 0.06 / 0.02 rounds to more than 3, and an empty step would divide by zero.
     before = before[before < ended]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.cells import CUT_MARK, for_workbook
+from gxr_batch.cells import CUT_MARK, for_workbook, quoted
 from gxr_batch.disk import sha256_of
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
@@ -38,10 +38,15 @@ from gxr_batch.review.parse_row import (
     same_text,
 )
 from gxr_batch.review.read_sheets import SheetRow, read_sheets
+from gxr_batch.rows.workbook_container import half_character
 from gxr_batch.run.invocation_record import user_name
 
 # What a reviewer wrote as text.
 _OWN_TEXTS = ("gxr_review_text", "gxr_review_comment", "gxr_reviewer")
+_OUT_OF_SIGHT = (
+    "the sheet is very hidden: Excel does not list it, so no reviewer can have seen it; make it visible, or copy the "
+    "row to the sheet Cases"
+)
 _MAYBE_LOST = (
     "what the reviewer wrote has a ?, and the file lost letters when it was saved; save it again as CSV UTF-8 (not "
     "CSV) or as a workbook"
@@ -149,9 +154,20 @@ def _collect(path: Path, samples: int, judged: dict[Key, list[_Line]], done: Imp
         elif not row_id.strip() or sample is None:
             why = "gxr_row_id is empty" if not row_id.strip() else "gxr_sample is missing or not a number"
             done.refused.append(Refused("", 0, path.name, row.sheet, row.number, why))
+        elif row.out_of_sight:
+            done.refused.append(Refused(row_id, sample, path.name, row.sheet, row.number, _OUT_OF_SIGHT))
+        elif half := _half_character(row.cells):
+            why = f"{half} has half a character, such as _xD800_; type it again"
+            done.refused.append(Refused("", sample, path.name, row.sheet, row.number, why))
         else:
             read = {name: cell for name, cell in row.cells.items() if name in COLUMNS_READ}
             judged.setdefault(Key(row_id, sample), []).append(_Line(path.name, row._replace(cells=read)))
+
+
+def _half_character(cells: Mapping[str, Any]) -> str:
+    """Return the first column that is read whose cell has half a character, "" if none has."""
+    texts = ((name, cell) for name, cell in cells.items() if name in COLUMNS_READ and isinstance(cell, str))
+    return next((name for name, text in texts if half_character(text)), "")
 
 
 def _row_id(cell: Any) -> str:
@@ -215,7 +231,8 @@ def _placed(
                 texts[case.key] = case.generated
             placed.setdefault(case.key if case else key, []).append(line)
     done.notices += [
-        f"{file}: a spreadsheet changed gxr_row_id of {_counted(rows)}, e.g. by removing leading zeros; matched by "
+        f"{quoted(file)}: a spreadsheet changed gxr_row_id of {_counted(rows)}, e.g. by removing leading zeros; "
+        "matched by "
         "gxr_prompt_sha256 and gxr_text"
         for file, rows in renamed.items()
     ]
@@ -241,7 +258,8 @@ def _without_lost_letters(
             foreign[line.file] += line.file not in lossy and line.row.encoding == "cp1252" and not own.isascii()
             kept.setdefault(key, []).append(line)
     done.notices += [
-        f"{file}: not UTF-8, read as Western European Windows; check the letters of {_counted(rows)}, or save it again "
+        f"{quoted(file)}: not UTF-8, read as Western European Windows; check the letters of {_counted(rows)}, or "
+        "save it again "
         "as CSV UTF-8"
         for file, rows in foreign.items()
         if rows
@@ -276,7 +294,9 @@ def _reviews(
         if all(judged == said[0][0] for judged, _ in said):
             taken.append(said[0])
         else:  # it is unknown which of them is valid
-            places = "; ".join(f"{line.file}, sheet {line.row.sheet}, row {line.row.number}" for _, line in said)
+            places = "; ".join(
+                f"{quoted(line.file)}, sheet {quoted(line.row.sheet)}, row {line.row.number}" for _, line in said
+            )
             done.refused += [line.refused(key, f"conflicting reviews by one reviewer: {places}") for _, line in said]
     return taken
 
@@ -297,7 +317,7 @@ def _news(judged: Judged, said: Sequence[Review], earlier: Sequence[Review], def
         return "gxr_review_text was cut on export at Excel's cell limit; write a shorter text"
     if mine and defaults.reviewer and name != same_person(defaults.reviewer):
         return "the review was changed, but gxr_reviewer has another name than --reviewer; enter your name there"
-    if any(_equal(one, judged) for one in earlier):
+    if any(_equal(one, judged) for one in earlier if same_person(one.reviewer) == name):
         return "the reviewer has replaced this review since; to restore it, enter a new gxr_reviewed_at"
     return "new"
 

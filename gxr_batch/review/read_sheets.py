@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gxr_batch.cells import unguard
+from gxr_batch.cells import quoted, unguard
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunError
 from gxr_batch.rows.encoding import open_lines, scan, separator_line
@@ -23,6 +23,7 @@ from gxr_batch.rows.workbook_container import (
     numbered_rows,
     readable,
     refuse_other_containers,
+    unescaped,
 )
 
 KEY, STATUS = "gxr_row_id", "gxr_review_status"
@@ -35,13 +36,14 @@ class SheetRow(NamedTuple):
     """One row: its sheet and row number as a spreadsheet shows them, and its cells by column name.
 
     Cells are text, numbers or dates as in the file, and all text in a CSV. Empty cells are left out. `encoding` is that
-    of a CSV, "" for a workbook.
+    of a CSV, "" for a workbook. `out_of_sight`: Excel does not even list the sheet among the hidden ones.
     """
 
     sheet: str
     number: int
     cells: Mapping[str, Any]
     encoding: str = ""
+    out_of_sight: bool = False
 
 
 def read_sheets(path: Path) -> Iterator[SheetRow]:
@@ -50,13 +52,13 @@ def read_sheets(path: Path) -> Iterator[SheetRow]:
     refuse_other_containers(path)
     book = path.suffix.lower() in {".xlsx", ".xlsm"} or is_zip(path)
     encoding = "" if book else scan(path, "auto").encoding
-    sheets = _workbook_rows(path) if book else iter([(path.name, _csv_cells(path, encoding))])
+    sheets = _workbook_rows(path) if book else iter([_Sheet(path.name, "", _csv_cells(path, encoding))])
     found = False
-    for name, rows in sheets:
-        for row in _below_header(name, rows):
+    for sheet in sheets:
+        for row in _below_header(sheet.name, sheet.rows):
             found = True
             if row is not None:
-                yield row._replace(encoding=encoding)
+                yield row._replace(encoding=encoding, out_of_sight=sheet.visibility == "veryHidden")
     if not found:
         raise RunError(
             f"No sheet of this file has a column {KEY}.",
@@ -71,7 +73,7 @@ def _refuse_unsupported(path: Path) -> None:
         raise RunError("The sheet does not exist.", where=str(path.absolute()), next_step="check the path")
     if path.suffix.lower() in {".ods", ".xls", ".xlsb", ".numbers", ".fods"}:
         raise RunError(
-            f"A {path.suffix} file cannot be read.",
+            f"A {quoted(path.suffix)} file cannot be read.",
             where=str(path.absolute()),
             next_step="save it as .xlsx or as CSV and import that",
         )
@@ -103,36 +105,44 @@ def _refuse_header(sheet: str, header: Sequence[str]) -> None:
     twice = [name for name in dict.fromkeys(header) if name.startswith("gxr_") and header.count(name) > 1]
     missing = [name for name in (STATUS, "gxr_text") if name not in header]
     if twice or missing:
-        what = f"repeats a column: {', '.join(twice)}" if twice else f"lacks a column: {', '.join(missing)}"
+        what = (
+            f"repeats a column: {', '.join(map(quoted, twice))}" if twice else f"lacks a column: {', '.join(missing)}"
+        )
         raise RunError(
             f"The sheet's header {what}.",
-            where=f"sheet {sheet}",
+            where=f"sheet {quoted(sheet)}",
             next_step="restore the column names, each once",
         )
 
 
-def _workbook_rows(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Sequence[Any]]]]]:
+class _Sheet(NamedTuple):
+    """A sheet's name, its `state` in a workbook, and its numbered rows."""
+
+    name: str
+    visibility: str
+    rows: Iterator[tuple[int, Sequence[Any]]]
+
+
+def _workbook_rows(path: Path) -> Iterator[_Sheet]:
     with ExitStack() as opened:
         with _damage(path):
             source = opened.enter_context(readable(path))
             book = load_book(source)
         opened.callback(book.close)
         for sheet in book.worksheets:
-            yield sheet.title, _sheet_rows(path, sheet)
+            yield _Sheet(sheet.title, sheet.sheet_state, _sheet_rows(path, sheet))
 
 
 def _sheet_rows(path: Path, sheet: Any) -> Iterator[tuple[int, Sequence[Any]]]:
-    return numbered_rows(sheet, lambda: _damage(path), lambda cells: list(map(_unescaped, cells)), values_only=True)
+    return numbered_rows(path, sheet, lambda: _damage(path), _typed, None)
 
 
-def _unescaped(cell: Any) -> Any:
-    """Return a workbook's cell as typed: the file format escapes a carriage return as `_x000D_`."""
-    from openpyxl.utils.escape import unescape
-
-    if isinstance(cell, str):
-        text = unescape(cell) if "_x" in cell else cell
+def _typed(cell: Any) -> Any:
+    """Return a workbook's cell as typed, None for a blank one."""
+    if isinstance(cell.value, str):
+        text = unescaped(cell.value)
         return text if text.strip() else None
-    return cell
+    return cell.value
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from gxr_batch.cells import NotText, prompt_values_of
+from gxr_batch.cells import NotText, prompt_values_of, quoted
 from gxr_batch.errors import TableError
 
 RESERVED_PREFIX = "gxr_"
@@ -59,7 +59,7 @@ def _plausible(name: str, longest: int, most_words: int) -> bool:
 
 def label(place: int, names: Sequence[str]) -> str:
     """Return what a message calls the column at `place`: its name, or its number if the name may be a cell."""
-    return names[place] if plausible(names) else f"number {place + 1}"
+    return quoted(names[place]) if plausible(names) else f"number {place + 1}"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -70,7 +70,7 @@ def listed(names: Sequence[str]) -> str:
             f"its first line has {cells} like data: is the header line missing? Then "
             "name the columns in input.column_names. Is the header below it? Then set input.skip_lines"
         )
-    return f"its columns: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
+    return f"its columns: {', '.join(map(quoted, names[:_SHOWN]))}{', ...' if len(names) > _SHOWN else ''}"
 
 
 def nearest(name: str, names: Sequence[str], most: int = 1, cutoff: float = 0.6) -> list[str]:
@@ -121,7 +121,7 @@ def clean(raw: Sequence[str], asked: Collection[str] = ()) -> Cleaned:
             notices.append(f"column {place + 1} has no name and is called {final}")
         elif name in seen:
             final = next(_free(name, taken, first=False))
-            called = f" is called {final}" if plausible(trimmed) else " gets a number after its name"
+            called = f" is called {quoted(final)}" if plausible(trimmed) else " gets a number after its name"
             notices.append(f"the column name {label(place, trimmed)} is repeated: column {place + 1}{called}")
         elif name != plain[place]:
             notices.append(f"the column name {label(place, trimmed)} is read without its invisible characters")
@@ -162,9 +162,9 @@ def require_column(name: str, names: Sequence[str], *, key: str) -> None:
         return
     near = nearest(name, names, 3, 0.5)
     raise TableError(
-        f"The table has no column {name}.",
+        f"The table has no column {quoted(name)}.",
         where=key,
-        next_step=f"did you mean {' or '.join(near)}?" if near else listed(names),
+        next_step=f"did you mean {' or '.join(map(quoted, near))}?" if near else listed(names),
     )
 
 
@@ -217,8 +217,8 @@ def prompt_values(table: pa.Table, column: str) -> list[Any]:
         return prompt_values_of(table[column])
     except NotText:
         raise TableError(
-            f"The column {column} holds bytes that are not UTF-8 text, which no prompt can show.",
-            where=f"column {column}",
+            f"The column {quoted(column)} holds bytes that are not UTF-8 text, which no prompt can show.",
+            where=f"column {quoted(column)}",
             next_step="map the field to another column, or save this one as text",
         ) from None
     except (ValueError, OverflowError, LookupError, pa.ArrowException):
@@ -239,7 +239,7 @@ def python_values(table: pa.Table, column: str) -> list[Any]:
 
 def _unusable(column: str) -> TableError:
     return TableError(
-        f"The column {column} has a value that cannot be used in a prompt, such as a time after the year 9999.",
-        where=f"column {column}",
+        f"The column {quoted(column)} has a value that cannot be used in a prompt, such as a time after the year 9999.",
+        where=f"column {quoted(column)}",
         next_step="save the column as text",
     )

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import TableError
 from gxr_batch.rows.compression import EXTENSIONS, damaged_error, decompressed
 from gxr_batch.rows.source_files import CHUNK_BYTES, reading, refuse_disguise
@@ -74,7 +75,7 @@ def _known(encoding: str) -> str:
         codecs.getincrementaldecoder(encoding)
     except (LookupError, UnicodeError, ValueError):
         raise TableError(
-            f"Unknown text encoding: {encoding}.",
+            f"Unknown text encoding: {quoted(encoding)}.",
             where="input.encoding",
             next_step='set it to "auto", or to one such as "utf-8", "cp1252", "latin-1", "utf-16"',
         ) from None

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.cells import Items, printed
+from gxr_batch.cells import Items, printed, quoted
 from gxr_batch.disk import parquet_file, table_copy
 from gxr_batch.errors import TableError
 from gxr_batch.rows.columns import FieldMap, prompt_values, python_values
@@ -131,7 +131,7 @@ def require_usable(kind: pa.DataType, column: str) -> None:
     plain = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_nested(plain):
         raise TableError(
-            f"The column {column} holds {kind} values, which cannot be row ids.",
+            f"The column {quoted(column)} holds {kind} values, which cannot be row ids.",
             where="input.id_column",
             next_step="name a column of text or numbers, or remove id_column",
         )

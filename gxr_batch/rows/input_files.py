@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from gxr_batch.cells import quoted
 from gxr_batch.disk import expanded
 from gxr_batch.errors import TableError
 from gxr_batch.rows.columns import counted
@@ -95,9 +96,9 @@ def _in_folder(folder: Path) -> Found:
 
 def _passed_over(folder: Path, others: list[Path]) -> Iterator[str]:
     if others:
-        names = ", ".join(str(path.relative_to(folder)) for path in sorted(others)[:_LISTED])
+        names = ", ".join(quoted(path.relative_to(folder)) for path in sorted(others)[:_LISTED])
         more = ", ..." if len(others) > _LISTED else ""
-        yield f"{folder}: {counted(len(others), 'file')} passed over: {names}{more}"
+        yield f"{quoted(folder)}: {counted(len(others), 'file')} passed over: {names}{more}"
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:

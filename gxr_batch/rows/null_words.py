@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.cells import is_bytes
+from gxr_batch.cells import is_bytes, quoted
 from gxr_batch.rows.columns import FieldMap, counted
 from gxr_batch.rows.parquet_tables import is_text, without
 
@@ -83,7 +83,9 @@ class WordCount:
         """Yield notices about the words of the whole table."""
         seen = {name: words for name, words in self._words.items() if words}
         if seen:
-            listed = "; ".join(f"{name} {words.total():,} ({_most(words)})" for name, words in sorted(seen.items()))
+            listed = "; ".join(
+                f"{quoted(name)} {words.total():,} ({_most(words)})" for name, words in sorted(seen.items())
+            )
             yield (
                 f"cells that hold only a word for a missing value are text in prompts: {listed}; "
                 'input.null_values = "common" makes them missing'
@@ -92,15 +94,16 @@ class WordCount:
             if quotes:
                 field = next(field for field in self._fields.used() if self._fields.columns[field] == name)
                 yield (
-                    f"column {name} is text, and {counted(quotes.total(), 'cell')} of it hold a list with brackets and "
+                    f"column {quoted(name)} is text, and {counted(quotes.total(), 'cell')} of it hold a list with "
+                    "brackets and "
                     "quotes, which appear in prompts; your own template can leave them out: "
                     + _without_marks(field, max(quotes, key=quotes.__getitem__))
                 )
         for name, number in sorted(self._objects.items()):
             if number:
                 yield (
-                    f"column {name} is text, and {counted(number, 'cell')} of it hold an object with braces and "
-                    "quotes, which appear in prompts; save its parts as columns and map the field to one of them"
+                    f"column {quoted(name)} is text, and {counted(number, 'cell')} of it hold an object with braces "
+                    "and quotes, which appear in prompts; save its parts as columns and map the field to one of them"
                 )
         for field in sorted(self._fields.required):
             words = seen.get(self._fields.columns.get(field, ""))
@@ -112,7 +115,8 @@ class WordCount:
         for name, number in sorted(self._zeros.items()):
             if number:
                 yield (
-                    f"column {name} is text, and {counted(number, 'cell')} of it mean zero or false, which counts as "
+                    f"column {quoted(name)} is text, and {counted(number, 'cell')} of it mean zero or false, which "
+                    "counts as "
                     f"true in a condition of the template; write {_field_of(self._fields, name)} | number"
                 )
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 _MOST_DIGITS = 15  # Excel keeps no more
+_MOST_IN_A_FORMAT = 255  # Excel refuses longer ones
 _LARGEST_PLAIN = 10**_MOST_DIGITS
 # Quoted text, an escaped character, a blank as wide as a character, a fill character, or something in brackets.
 _LITERAL = re.compile(r'"([^"]*)"|\\(.)|_.|\*.|\[([^\]]*)\]')
@@ -85,6 +86,8 @@ def _rounded(value: dt.datetime) -> dt.datetime:
 
 @lru_cache(maxsize=1024)
 def _sections(number_format: str) -> tuple[_Section | None, ...]:
+    if len(number_format) > _MOST_IN_A_FORMAT:
+        return (None,)
     parts: list[str] = [""]
     for piece in re.findall(r'"[^"]*"|\\.|_.|\*.|\[[^\]]*\]|;|[^"\\_*\[;]+|.', number_format):
         if piece == ";":

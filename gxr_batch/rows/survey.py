@@ -10,6 +10,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import TableError
 from gxr_batch.job import COMMON, InputSection
 from gxr_batch.rows import csv_tables, jsonl_tables, parquet_tables, workbook_tables
@@ -88,7 +89,7 @@ def _files(section: InputSection, notices: dict[str, list[Path]], said: list[str
     if not files:
         raise next(iter(empty.values())) from None
     if empty:
-        names = ", ".join(map(str, list(empty)[:_NAMED])) + (", ..." if len(empty) > _NAMED else "")
+        names = ", ".join(map(quoted, list(empty)[:_NAMED])) + (", ..." if len(empty) > _NAMED else "")
         said.append(f"{counted(len(empty), 'empty file')} passed over: {names}")
     refuse_keys_without_effect(section, {file.path: file.kind for file in files})
     return tuple(files)
@@ -116,10 +117,10 @@ def _look(path: Path, section: InputSection, notices: dict[str, list[Path]]) -> 
     ]
     extra = []
     if constants:
-        names = ", ".join(constant.name for constant in constants)
+        names = ", ".join(quoted(constant.name) for constant in constants)
         extra = [f"{'columns' if len(constants) > 1 else 'column'} {names} from the names of folders"]
     both = [name for name in folders if name not in added]
-    extra += [f"the column {name} is the file's, not the one in the name of its folder" for name in both]
+    extra += [f"the column {quoted(name)} is the file's, not the one in the name of its folder" for name in both]
     for notice in (*found.notices, *cleaned.notices, *extra):
         notices.setdefault(notice, []).append(path)
     return found.file(
@@ -169,7 +170,8 @@ def _union(files: Sequence[Source]) -> pa.Schema:
             if both is None:
                 called = label(file.schema.get_field_index(field.name), file.schema.names)
                 raise TableError(
-                    f"The column {called} has two types: {kind} in {first.path}, {field.type} in {file.path}.",
+                    f"The column {called} has two types: {quoted(kind)} in {quoted(first.path)}, "
+                    f"{quoted(field.type)} in {quoted(file.path)}.",
                     next_step="save the files with one type, or run them as separate jobs",
                 )
             known[field.name] = (both, file if both == field.type and both != kind else first)
@@ -191,9 +193,17 @@ def _copies(files: Sequence[Source]) -> list[str]:
     """Return a notice about files with the same content."""
     first: dict[str, Path] = {}
     twice = [(file.path, first[file.mark]) for file in files if first.setdefault(file.mark, file.path) != file.path]
-    return [f"{path}: the same content as {other}; its rows are read again" for path, other in twice[:1]]
+    return [
+        f"{quoted(path)}: the same content as {quoted(other)}; its rows are read again" for path, other in twice[:1]
+    ]
 
 
 def _notice(text: str, paths: list[Path]) -> str:
-    more = f" and {len(paths) - 1:,} more files" if len(paths) > 2 else f" and {paths[1]}" if len(paths) == 2 else ""
-    return f"{paths[0]}{more}: {text}"
+    more = (
+        f" and {len(paths) - 1:,} more files"
+        if len(paths) > 2
+        else f" and {quoted(paths[1])}"
+        if len(paths) == 2
+        else ""
+    )
+    return f"{quoted(paths[0])}{more}: {text}"

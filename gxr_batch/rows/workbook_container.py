@@ -1,4 +1,7 @@
-"""What kind of file a workbook really is, and how openpyxl can read it. Which cells it has is left to others.
+"""What kind of file a workbook really is, how openpyxl can read it, and what reading it may cost.
+
+Which cells it has is left to others. Tables and reviewed sheets are read under the same limits: Excel's own for rows
+and columns, bytes and seconds in proportion to the file's size, and cells. A small file can hold gigabytes.
 
 Excel also saves "Strict Open XML", with other names for the same elements, which openpyxl does not know: such a file is
 read as a copy in memory with the usual names. Encrypted workbooks are not zip files but OLE containers, like those of
@@ -10,6 +13,7 @@ from __future__ import annotations
 import errno
 import io
 import re
+import time
 import warnings
 import zipfile
 import zlib
@@ -19,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import GxrError, TableError
 from gxr_batch.rows.source_files import CHUNK_BYTES, reading
 
@@ -36,6 +41,15 @@ _DAMAGE = (
     ArithmeticError, NotImplementedError, RuntimeError,
 )  # fmt: skip
 _ROWS_A_READ = 256
+_MOST_ROWS, _MOST_COLUMNS = 1_048_576, 16_384  # Excel's limits
+_MOST_IN_A_ROW = 2**26  # characters; shared strings need no space in the file
+# What a file may unpack to, its cells up to the last one of each row, and the CPU time to read it: in proportion to its
+# size, ten times what large exports need on a slow machine.
+_MOST_BYTES, _BYTES_A_BYTE = 2**30, 200
+_MOST_CELLS, _CELLS_A_BYTE = 2**22, 30
+_MOST_SECONDS, _SECONDS_A_MIB = 30.0, 30.0
+_LARGE = 2**26  # bytes of a part; only sheets and shared strings are larger
+_MOST_IN_A_CELL = 2**24  # bytes between two tags
 _ENCRYPTED, _BY_LABEL = (name.encode("utf-16-le") for name in ("EncryptedPackage", "DRMEncrypted"))
 
 
@@ -86,19 +100,74 @@ def _contains(path: Path, mark: bytes) -> bool:
 
 @contextmanager
 def readable(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a workbook's bytes as openpyxl can read them, as an open file.
+    """Yield a workbook's bytes as openpyxl can read them, as an open file that may be read for a limited time.
 
     Raises TableError, and BadZipFile and zlib.error for a damaged file.
     """
     with reading(path), _places(), path.open("rb") as file:
-        with zipfile.ZipFile(file) as archive:
+        timed: Any = _Timed(file, path)
+        with zipfile.ZipFile(timed) as archive:
+            _refuse_size(archive, path)
             strict = _STRICT in archive.read("_rels/.rels")
             source = _with_usual_names(archive) if strict else None
-        if source is None:
-            file.seek(0)
-            yield file
-        else:
-            yield source
+        timed.seek(0)
+        yield timed if source is None else timed.with_bytes(source)
+
+
+class _Timed:
+    """An open file that raises TableError once reading it has taken more CPU time than a file of its size needs."""
+
+    def __init__(self, file: IO[bytes], path: Path, until: float | None = None) -> None:
+        self._file, self._path = file, path
+        if until is None:
+            until = time.thread_time() + _MOST_SECONDS + _SECONDS_A_MIB * path.stat().st_size / 2**20
+        self._until = until
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def with_bytes(self, source: IO[bytes]) -> _Timed:
+        """Return other bytes of the same workbook, under the same limit."""
+        return _Timed(source, self._path, self._until)
+
+    def read(self, size: int = -1) -> bytes:
+        """Read. Raises TableError."""
+        if time.thread_time() > self._until:
+            raise _too_costly(self._path, "takes far longer to read than its size explains")
+        return self._file.read(size)
+
+
+def _too_costly(path: Path, what: str) -> TableError:
+    return TableError(
+        f"The workbook {what}.",
+        where=str(path.absolute()),
+        next_step="save the sheet as CSV UTF-8 in a spreadsheet, and use that file",
+    )
+
+
+def _refuse_size(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise TableError if the workbook unpacks to more than a file of its size may, or has a cell without end."""
+    parts = [part for part in archive.infolist() if part.filename.endswith((".xml", ".rels"))]  # images are not read
+    unpacked = sum(part.file_size for part in parts)  # zipfile never reads more
+    if unpacked > _MOST_BYTES + _BYTES_A_BYTE * path.stat().st_size:
+        raise _too_costly(path, f"would unpack to {unpacked / 2**30:,.1f} GiB")
+    for part in parts:
+        if part.file_size > _LARGE:
+            with archive.open(part) as source:
+                _refuse_large_part(source, path)
+
+
+def _refuse_large_part(source: IO[bytes], path: Path) -> None:
+    chunk = source.read(CHUNK_BYTES)
+    if not _WITH_CELLS.search(chunk):
+        raise _too_costly(path, f"has settings of more than {_LARGE / 2**20:,.0f} MiB")
+    text = 0  # bytes since the last tag began
+    while chunk:
+        first = chunk.find(b"<")
+        if text + (len(chunk) if first < 0 else first) > _MOST_IN_A_CELL:
+            raise _too_costly(path, f"has a cell of more than {_MOST_IN_A_CELL / 2**20:,.0f} MiB")
+        text = text + len(chunk) if first < 0 else len(chunk) - chunk.rfind(b"<")
+        chunk = source.read(CHUNK_BYTES)
 
 
 @contextmanager
@@ -158,21 +227,102 @@ def load_book(source: IO[bytes]) -> Any:
 
 
 def numbered_rows(
-    sheet: Any, guard: Callable[[], AbstractContextManager[None]], convert: Callable[[Any], _T], *, values_only: bool
-) -> Iterator[tuple[int, _T]]:
-    """Yield the rows of a sheet with their numbers from 1, each converted.
+    path: Path,
+    sheet: Any,
+    guard: Callable[[], AbstractContextManager[None]],
+    convert: Callable[[Any], _T],
+    empty: _T,
+    *,
+    width: int = 0,
+) -> Iterator[tuple[int, list[_T]]]:
+    """Yield the rows of a sheet with their numbers from 1, up to the last cell with a value, each cell converted.
+
+    Rows that the file lacks are left out; `empty` is the value of cells that it lacks. `width`: cells that the caller
+    makes of each row at least.
 
     openpyxl works only inside `guard`, which is never around a yield: it changes how the process shows warnings.
+    Raises TableError if the sheet exceeds a limit.
     """
-    with guard():
-        sheet.reset_dimensions()  # other programs may save wrong dimensions
-        rows = enumerate(sheet.iter_rows(values_only=values_only), start=1)
+    rows = _rows(path, sheet, width, convert, empty)
     while True:
         with guard():
-            some = [(number, convert(cells)) for number, cells in islice(rows, _ROWS_A_READ)]
+            some = list(islice(rows, _ROWS_A_READ))
         if not some:
             return
         yield from some
+
+
+def _rows(
+    path: Path, sheet: Any, width: int, convert: Callable[[Any], _T], empty: _T
+) -> Iterator[tuple[int, list[_T]]]:
+    """Yield numbered rows. openpyxl's own iteration fills every gap, in time and memory that no file needs."""
+    from openpyxl.cell.read_only import ReadOnlyCell
+    from openpyxl.worksheet._reader import WorkSheetParser
+
+    book = sheet.parent
+    longest = max(map(len, sheet._shared_strings), default=0)
+    most = _MOST_CELLS + _CELLS_A_BYTE * path.stat().st_size
+    last = total = 0
+    with sheet._get_source() as source:
+        parser = WorkSheetParser(
+            source,
+            sheet._shared_strings,
+            data_only=book.data_only,
+            epoch=book.epoch,
+            date_formats=book._date_formats,
+            timedelta_formats=book._timedelta_formats,
+        )
+        for number, cells in parser.parse():
+            if number <= last:  # as openpyxl does with a row that repeats a number
+                continue
+            last = number
+            filled = [cell for cell in cells if cell["value"] is not None]
+            reach = max((cell["column"] for cell in filled), default=0)
+            total += max(reach, width)
+            if number > _MOST_ROWS or reach > _MOST_COLUMNS:
+                raise _too_costly(
+                    path, f"has a cell outside the {_MOST_ROWS:,} rows and {_MOST_COLUMNS:,} columns of Excel"
+                )
+            if total > most:
+                raise _too_costly(path, f"has more than {most:,} cells in the sheet {quoted(sheet.title)}")
+            if longest * len(filled) > _MOST_IN_A_ROW and _characters(filled) > _MOST_IN_A_ROW:
+                raise _too_costly(path, f"has too much text in row {number} of the sheet {quoted(sheet.title)}")
+            row = [empty] * reach
+            for cell in filled:
+                row[cell["column"] - 1] = convert(ReadOnlyCell(sheet, **cell))
+            yield number, row
+
+
+def _characters(cells: list[Any]) -> int:
+    return sum(len(cell["value"]) for cell in cells if isinstance(cell["value"], str))
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def unescaped(text: str) -> str:
+    """Return a text as typed: the file format writes a carriage return as `_x000D_`. Halves of a character are joined.
+
+    A half without its other half remains; see `half_character`.
+    """
+    from openpyxl.utils.escape import unescape
+
+    if "_x" not in text:
+        return text
+    text = unescape(text)
+    return (
+        text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass") if half_character(text) else text
+    )
+
+
+def half_character(text: str) -> bool:
+    """Return whether a text has half of a surrogate pair, such as `_xD800_`, which no file of text can hold."""
+    return _LONE_SURROGATE.search(text) is not None
+
+
+def without_halves(text: str) -> str:
+    """Return a text with U+FFFD for each half of a surrogate pair."""
+    return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def _with_usual_names(archive: zipfile.ZipFile) -> io.BytesIO:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,20 +18,31 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import counted
 from gxr_batch.rows.csv_layout import is_header_below, is_unnamed_header
 from gxr_batch.rows.number_formats import general, shown_number, shown_time
 from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error, reading, sha256_of
-from gxr_batch.rows.workbook_container import damage_as, load_book, numbered_rows, readable, refuse_other_containers
+from gxr_batch.rows.workbook_container import (
+    damage_as,
+    half_character,
+    load_book,
+    numbered_rows,
+    readable,
+    refuse_other_containers,
+    unescaped,
+    without_halves,
+)
 
 _ROWS_A_BATCH, _CHARACTERS_A_BATCH = 4_096, 2**23
 _SAMPLE_RECORDS = 20
 _MOST_TITLE_ROWS = 20
 _SHEETS_NAMED = 10
-_FORMULA = re.compile(rb"<c\b([^>]*)>\s*<f\b[^>]*(?:/>|>[^<]*</f>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>")
-_HIDDEN_ROW = re.compile(rb'<row\b[^>]*\bhidden="(?:1|true)"')
+# Possessive, and never across a tag: what a foreign file has must not cost more than one pass.
+_FORMULA = re.compile(rb"<c\b([^<>]*+)>\s*+<f\b[^<>]*+(?:(?<=/)>|>[^<]*+</f>)\s*+(?:<v\s*+/>\s*+|<v>\s*+</v>\s*+)?</c>")
+_HIDDEN_ROW = re.compile(rb'<row\b[^<>]*?\bhidden="(?:1|true)"')
 _MERGED = re.compile(rb"<mergeCell\b")
 _CHUNK, _OVERLAP = 2**20, 2**14
 
@@ -57,7 +69,6 @@ class WorkbookSheet(SourceFile):
 class _Row(NamedTuple):
     number: int
     cells: list[str]
-    errors: int = 0
 
 
 def look(path: Path, section: InputSection) -> Look:
@@ -66,11 +77,11 @@ def look(path: Path, section: InputSection) -> Look:
     with _opened(path) as book:
         sheet, notices = _sheet(path, book, section.sheet)
         skip = section.skip_lines if section.skip_lines != "auto" else 0
-        rows = list(islice(_rows(path, sheet, skip), _MOST_TITLE_ROWS + _SAMPLE_RECORDS))
+        rows = list(islice(_rows(path, sheet, skip, Counter()), _MOST_TITLE_ROWS + _SAMPLE_RECORDS))
         notices += list(_inspected(path, book, sheet))
     if not rows:
         raise NothingInside(
-            f"The sheet {sheet.title} is empty.", where=str(path), next_step=f"set input.sheet; {_listed(book)}"
+            f"The sheet {quoted(sheet.title)} is empty.", where=str(path), next_step=f"set input.sheet; {_listed(book)}"
         )
     head = 0
     if section.skip_lines == "auto" and not section.column_names:
@@ -106,20 +117,19 @@ def batches(file: WorkbookSheet, nulls: Collection[str], say: Say) -> Iterator[p
     header = [name.strip() for name in file.header]
     schema = file.own_schema
     repeated: list[int] = []
-    errors = 0
+    odd: Counter[str] = Counter()
     with _opened(file.path) as book:
         sheet, _ = _sheet(file.path, book, file.sheet)
         kept: list[list[str]] = []
         size = 0
-        for number, cells, wrong in _rows(file.path, sheet, file.first_row - 1):
+        for number, cells in _rows(file.path, sheet, file.first_row - 1, odd, file.width):
             if len(cells) > file.width:
                 raise _too_wide(file, number, len(cells))
             if [cell.strip() for cell in cells] == header:
                 repeated.append(number)
                 continue
-            errors += wrong
             kept.append(cells + [""] * (file.width - len(cells)))
-            size += sum(map(len, cells))
+            size += file.width + sum(map(len, cells))
             if len(kept) == _ROWS_A_BATCH or size > _CHARACTERS_A_BATCH:
                 yield _table(kept, file, missing, schema)
                 kept, size = [], 0
@@ -129,9 +139,11 @@ def batches(file: WorkbookSheet, nulls: Collection[str], say: Say) -> Iterator[p
         raise changed_error(file)
     if repeated:
         rows = "row" if len(repeated) == 1 else "rows"
-        say(f"{file.path}: {rows} {', '.join(map(str, repeated[:5]))} with the names of the header: left out")
-    if errors:
-        say(f"{file.path}: {counted(errors, 'cell')} with an Excel error such as #N/A: read as missing")
+        say(f"{quoted(file.path)}: {rows} {', '.join(map(str, repeated[:5]))} with the names of the header: left out")
+    if errors := odd["errors"]:
+        say(f"{quoted(file.path)}: {counted(errors, 'cell')} with an Excel error such as #N/A: read as missing")
+    if halves := odd["halves"]:
+        say(f"{quoted(file.path)}: {counted(halves, 'cell')} with half a character such as _xD800_: read as \ufffd")
 
 
 def _table(rows: list[list[str]], file: WorkbookSheet, missing: Collection[str], schema: pa.Schema) -> pa.Table:
@@ -146,7 +158,7 @@ def _too_wide(file: WorkbookSheet, number: int, width: int) -> TableError:
     return TableError(
         f"A row has a cell in column {get_column_letter(width)}; "
         f"{'input.column_names' if file.named else 'the header'} ends in column {get_column_letter(file.width)}.",
-        where=f"{file.path}, sheet {file.sheet}, row {number}",
+        where=f"{file.path}, sheet {quoted(file.sheet)}, row {number}",
         next_step="name that column in the header, or clear the cell; if the header is below other rows, set "
         "input.skip_lines",
     )
@@ -179,46 +191,49 @@ def _sheet(path: Path, book: Any, wanted: str) -> tuple[Any, list[str]]:
             next_step="save the table in a sheet or as CSV",
         )
     if wanted and wanted not in sheets:
-        raise TableError(f"The workbook has no sheet {wanted}.", where=f"{path}, input.sheet", next_step=_listed(book))
+        raise TableError(
+            f"The workbook has no sheet {quoted(wanted)}.", where=f"{path}, input.sheet", next_step=_listed(book)
+        )
     title = wanted or next(iter(sheets))
     if wanted or len(sheets) == 1:
         return sheets[title], []
-    return sheets[title], [f"the first of {len(sheets)} sheets is read, {title}; input.sheet names another one"]
+    return sheets[title], [f"the first of {len(sheets)} sheets is read, {quoted(title)}; input.sheet names another one"]
 
 
 def _listed(book: Any) -> str:
-    titles = [sheet.title for sheet in book.worksheets]
+    titles = [quoted(sheet.title) for sheet in book.worksheets]
     return f"its sheets: {', '.join(titles[:_SHEETS_NAMED])}{', ...' if len(titles) > _SHEETS_NAMED else ''}"
 
 
-def _rows(path: Path, sheet: Any, skip: int) -> Iterator[_Row]:
-    """Yield the rows below the first `skip` ones, without empty cells at their end and without empty rows."""
-    for number, (cells, errors) in numbered_rows(sheet, lambda: _damage(path), _texts, values_only=False):
-        if cells and number > skip:
-            yield _Row(number, cells, errors)
+def _rows(path: Path, sheet: Any, skip: int, odd: Counter[str], width: int = 0) -> Iterator[_Row]:
+    """Yield the rows below the first `skip` ones, without empty cells at their end and without empty rows.
 
+    Counts in `odd` the cells with errors and with half characters.
+    """
 
-def _texts(cells: Sequence[Any]) -> tuple[list[str], int]:
-    """Return the texts of a row's cells, and how many of them are errors."""
-    errors = 0
-    texts = []
-    for cell in cells:
+    def shown(cell: Any) -> str:
         value = cell.value
         if isinstance(value, str) and cell.data_type == "e":
-            errors, value = errors + 1, None
-        texts.append(_text(value, cell))
-    while texts and not texts[-1].strip():
-        texts.pop()
-    return texts, errors
+            odd["errors"] += 1
+            return ""
+        text = _text(value, cell)
+        if isinstance(value, str) and "_x" in value and half_character(text):
+            odd["halves"] += 1
+            return without_halves(text)
+        return text
+
+    for number, texts in numbered_rows(path, sheet, lambda: _damage(path), shown, "", width=width):
+        while texts and not texts[-1].strip():
+            texts.pop()
+        if texts and number > skip:
+            yield _Row(number, texts)
 
 
 def _text(value: Any, cell: Any) -> str:
-    from openpyxl.utils.escape import unescape
-
     if value is None:
         return ""
     if isinstance(value, str):
-        return unescape(value) if "_x" in value else value
+        return unescaped(value)
     if isinstance(value, bool):
         return "TRUE" if value else "FALSE"
     if isinstance(value, int | float):
@@ -243,14 +258,14 @@ def _inspected(path: Path, book: Any, sheet: Any) -> Iterator[str]:
             rest = text[max(limit, 0) :]
     if formulas:
         raise TableError(
-            f"{counted(formulas, 'cell')} of the sheet {sheet.title} with a formula but without its value.",
+            f"{counted(formulas, 'cell')} of the sheet {quoted(sheet.title)} with a formula but without its value.",
             where=str(path),
             next_step="open the workbook in Excel or LibreOffice and save it: that stores the values",
         )
     if hidden:
-        yield f"{counted(hidden, 'row')} of the sheet {sheet.title} hidden in Excel: read like the others"
+        yield f"{counted(hidden, 'row')} of the sheet {quoted(sheet.title)} hidden in Excel: read like the others"
     if merged:
-        yield f"the sheet {sheet.title} has merged cells: only the first cell of each has its text"
+        yield f"the sheet {quoted(sheet.title)} has merged cells: only the first cell of each has its text"
 
 
 @contextmanager

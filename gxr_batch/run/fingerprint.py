@@ -15,6 +15,7 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from gxr_batch.cells import quoted
 from gxr_batch.engines import resolve_kind, resolve_worker
 from gxr_batch.engines.base import EngineInfo, Identity
 from gxr_batch.errors import FingerprintError, RunError
@@ -154,11 +155,11 @@ def refuse_other_texts(
         if key in open_keys or value == old or (key in raisable and _larger(value, old)):
             continue
         if isinstance(value, dict) and isinstance(old, dict):
-            changed += [f"template {name}" for name, digest in value.items() if old.get(name, digest) != digest]
+            changed += [f"template {quoted(name)}" for name, digest in value.items() if old.get(name, digest) != digest]
         elif key in {"prompt.system", "templates"}:  # the system text belongs to the prompt, which is never shown
             changed.append(key)
         else:
-            changed.append(f"{key} ({_brief(old)} -> {_brief(value)})")
+            changed.append(f"{quoted(key)} ({_brief(old)} -> {_brief(value)})")
     if changed:
         raise FingerprintError(
             f"This run was made with other settings: {', '.join(changed)}.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,7 +23,13 @@ class InvocationRecord:
         self._ledger, self._say, self._name = ledger, say, job.name
         self._notices: list[str] = []
         self.entry: dict[str, Any] = {"start": ledger.log.start, "started_at": now(), **asked, **environment()}
-        self.log("started", job=job.name, pid=os.getpid(), host=socket.gethostname(), set=asked.get("set", []))
+        self.log(
+            "started",
+            job=job.name,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            set=_without_prompts(asked.get("set", [])),
+        )
         self._look_back()
 
     def log(self, event: str, **fields: Any) -> None:
@@ -81,6 +87,14 @@ class InvocationRecord:
         if self._ledger.manifest is None:
             self._ledger.manifest = Manifest(name=self._name, created_at=self.entry["started_at"], job={})
         return self._ledger.manifest
+
+
+def _without_prompts(overrides: Sequence[str]) -> list[str]:
+    """Return overrides for the log, which holds no prompt: the text of prompt.system is left out."""
+    keys = [".".join(key.strip() for key in one.partition("=")[0].split(".")) for one in overrides]
+    return [
+        f"{key}=..." if key in {"prompt", "prompt.system"} else one for key, one in zip(keys, overrides, strict=True)
+    ]
 
 
 def _described(info: EngineInfo) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from gxr_batch.cells import quoted
 from gxr_batch.engines.base import EngineInfo
 from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest
@@ -29,7 +30,9 @@ def of_versions(manifest: Manifest | None, now: Mapping[str, str]) -> list[str]:
     """Warn about package versions that differ from the last invocation."""
     before = _within(manifest.invocations[-1], "packages") if manifest and manifest.invocations else {}
     changed = [
-        f"{name} {old} -> {now.get(name, 'not installed')}" for name, old in before.items() if now.get(name) != old
+        f"{quoted(name)} {quoted(old)} -> {now.get(name, 'not installed')}"
+        for name, old in before.items()
+        if now.get(name) != old
     ]
     if not changed:
         return []
@@ -47,7 +50,8 @@ def of_forward(manifest: Manifest | None, info: EngineInfo) -> list[str]:
     if before is None or now is None or before == now:
         return []
     return [
-        f"The code that computes the model changed since the last time this ran: {before} -> {now}. New rows may be "
+        f"The code that computes the model changed since the last time this ran: {quoted(before)} -> {quoted(now)}. "
+        "New rows may be "
         "worded differently; finished rows are not changed."
     ]
 
@@ -89,7 +93,8 @@ def of_condemned(keys: Collection[Key]) -> list[str]:
     names = sorted({key.row_id for key in keys})
     more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
     return [
-        f"The process died twice while generating {', '.join(names[:5])}{more}: marked as failed (crashed the process)."
+        f"The process died twice while generating {', '.join(map(quoted, names[:5]))}{more}: marked as failed "
+        "(crashed the process)."
     ]
 
 
@@ -102,7 +107,7 @@ def of_lost_hint(reason: str) -> str:
 def of_release(rows: int, by: str) -> str:
     """Report that held rows are released, and by whom."""
     which = "1 held row is" if rows == 1 else f"{rows:,} held rows are"
-    return f"{which} released by {by}, as run.json records: identifier screening only flags them."
+    return f"{which} released by {quoted(by)}, as run.json records: identifier screening only flags them."
 
 
 def of_stop(reason: StopReason, in_flight: int, grace_seconds: float) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gxr_batch.cells import quoted
 from gxr_batch.disk import expanded
 from gxr_batch.errors import GxrError, TableError
 from gxr_batch.job import InputSection
@@ -93,16 +94,16 @@ class RunSource:
         if counts.left:
             now = " and is still running" if self.reader.holder else ""
             yield (
-                f"{self.path}: this run is unfinished{now}: {counts.total - counts.left:,} of "
+                f"{quoted(self.path)}: this run is unfinished{now}: {counts.total - counts.left:,} of "
                 f"{counted(counts.total, 'row')} so far; run this job again later to read the others"
             )
         if self.state.damaged:
             yield (
-                f"{self.path}: {counted(len(self.state.damaged), 'damaged part')}, whose rows are left out; "
+                f"{quoted(self.path)}: {counted(len(self.state.damaged), 'damaged part')}, whose rows are left out; "
                 "`gxr-batch run` of that job generates them again"
             )
         if counts.held:
-            yield f"{self.path}: {counted(counts.held, 'row')} held by identifier screening: left out"
+            yield f"{quoted(self.path)}: {counted(counts.held, 'row')} held by identifier screening: left out"
         renamed = [
             (name, final)
             for name, final in _final_names(self.reader.schema.names).items()
@@ -110,15 +111,16 @@ class RunSource:
         ]
         if renamed:
             more = f", and {len(renamed) - 1:,} more alike" if len(renamed) > 1 else ""
-            yield f"{self.path}: its column {renamed[0][0]} is called {renamed[0][1]} here{more}"
+            name, final = map(quoted, renamed[0])
+            yield f"{quoted(self.path)}: its column {name} is called {final} here{more}"
         if self.only:
             if others := counts.ok + counts.failed - read:
                 kind = "not generated" if self.only == "ok" else "not approved"
-                yield f"{self.path}: {counted(read, 'row')} read, {others:,} {kind} and left out"
+                yield f"{quoted(self.path)}: {counted(read, 'row')} read, {others:,} {kind} and left out"
         elif counts.failed:
             yield (
-                f"{self.path}: {counted(counts.failed, 'row')} failed and {'has' if counts.failed == 1 else 'have'} no "
-                'source_text; input.only = "ok" leaves them out'
+                f"{quoted(self.path)}: {counted(counts.failed, 'row')} failed and "
+                f'{"has" if counts.failed == 1 else "have"} no source_text; input.only = "ok" leaves them out'
             )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gxr_batch.disk import storage_errors
-from gxr_batch.errors import MachineError, RunError
+from gxr_batch.errors import MachineError, RunError, StorageError
 from gxr_batch.ledger import Counts, RunReader, is_run
 from gxr_batch.ledger.exports import outdated
 from gxr_batch.run.prepare import run_folder_of
@@ -112,18 +112,26 @@ def _status(folder: Path) -> RunStatus:
         holder=str(holder) if holder else None,
         damaged_parts=len(reader.state.damaged),
         reviewed=_reviewed(reader),
-        outdated_exports=tuple(outdated(folder)),
+        outdated_exports=_outdated(folder),
         bytes=_size(folder),
         **counts._asdict(),
     )
 
 
 def _reviewed(reader: RunReader) -> int | None:
-    """Count the reviewed keys; None if a review file is damaged, which does not affect the run."""
+    """Count the reviewed keys; None if a review file is damaged or unreadable, which does not affect the run."""
     try:
         return len(reader.reviews)
-    except RunError:
+    except (RunError, StorageError):
         return None
+
+
+def _outdated(folder: Path) -> tuple[str, ...]:
+    """Return the outdated exports; none if the reviews, which are part of the state, cannot be read."""
+    try:
+        return tuple(outdated(folder))
+    except StorageError:
+        return ()
 
 
 def _state(reader: RunReader, counts: Counts, last: dict[str, Any]) -> str:
@@ -134,11 +142,11 @@ def _state(reader: RunReader, counts: Counts, last: dict[str, Any]) -> str:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes of a run's files; a file being renamed is counted once or not at all."""
+    """Return the bytes of a run's files that this user may see; a file being renamed is counted once or not at all."""
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, PermissionError):
                 size += os.stat(os.path.join(parent, name)).st_size
     return size
 

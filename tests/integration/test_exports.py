@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -96,3 +97,27 @@ def test_no_format_overwrites_the_runs_own_files(work, form, monkeypatch):
 
 def test_the_message_names_the_option_to_use_instead(work):
     assert "--to" in work.gxr("export", "outputs/j", "--to", "f.csv", expect=2).stderr
+
+
+def test_a_file_that_is_no_export_of_this_run_is_refused(work):
+    work.run("--output", "outputs/other", expect=3)
+    work.gxr("export", "outputs/other")
+    (work.folder / "notes.csv").write_text("mine")
+    shutil.copy(work.folder / "j.toml", work.folder / "outputs/j/j.toml")
+    for name in ("outputs/other/results.xlsx", "j.toml", "outputs/j/j.toml", "notes.csv"):
+        before = (work.folder / name).read_bytes()
+        for verb in ("export", "report"):
+            done = work.gxr(verb, "outputs/j", "--to", name, expect=2)
+            assert "It exists and is no export of this run." in done.stderr
+            assert "next:  choose another --to, or move that file away first" in done.stderr
+        assert (work.folder / name).read_bytes() == before
+
+
+def test_an_export_of_this_run_is_replaced_wherever_it_is(work):
+    (work.folder / "made-by-mktemp.csv").touch()
+    for name in ("outputs/j/own.csv", "elsewhere.csv", "made-by-mktemp.csv"):
+        for _ in range(2):
+            work.gxr("export", "outputs/j", "--format", "csv", "--to", name)
+    assert not list(work.folder.rglob("*.before-*"))
+    (found,) = json.loads(work.gxr("status", "outputs/j", "--json").stdout)
+    assert found["outdated_exports"] == []

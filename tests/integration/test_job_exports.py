@@ -108,3 +108,19 @@ def test_a_failed_export_is_reported_with_quiet_too(work):
     done = work.run("--quiet", "--json")
     assert "The export as xlsx failed" in done.stderr
     assert json.loads(done.stdout)["exports"] == {"xlsx": "failed", "csv": "written", "report": "written"}
+
+
+def test_a_comparison_replaces_no_edited_report_and_the_jobs_report_replaces_the_comparison(work):
+    work.run()
+    work.run("--output", "outputs/other")
+    page = work.folder / "outputs/j/report.html"
+    page.write_text("edited")
+    done = work.gxr("report", "outputs/j", "--against", "outputs/other")
+    (kept,) = page.parent.glob("report.before-*.html")
+    assert kept.name in done.stdout
+    assert kept.read_text() == "edited"
+    assert status(work)["outdated_exports"] == []
+    compared = page.read_bytes()
+    work.run()
+    assert page.read_bytes() != compared
+    assert list(page.parent.glob("report.before-*.html")) == [kept]

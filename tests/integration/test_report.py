@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import shutil
+from datetime import UTC
 from pathlib import Path
 
 import numpy as np
@@ -384,6 +385,20 @@ def test_no_step_of_a_period_is_empty(milliseconds):
     assert (np.diff(period.edges) > 0).all()
     assert period.edges[-1] == milliseconds
     assert np.isfinite(period.tokens_a_second).all()
+
+
+@pytest.mark.parametrize("years", [0.1, 1, 56, 8000])
+def test_a_clock_that_jumps_makes_no_more_steps(years):
+    end = int(years * 365.25 * 86_400_000)
+    period = aggregate.newest_period(filled([0, 0], [end, end - 5000], [10, 10]))
+    assert period is not None
+    assert len(period.edges) <= 74
+    assert period.edges[-1] == end
+    assert sum(len(chart.svg) for chart in charts.period_charts(period, 0, 2, UTC)) < 200_000
+
+
+def test_times_that_no_calendar_has_are_left_out():
+    assert aggregate.newest_period(filled([-(10**15), 0], [1000, 10**15], [10, 10])) is None
 
 
 def test_a_short_remainder_of_a_period_is_merged_into_the_last_step():

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import openpyxl
 import pytest
+from other_user import shared_folder, unprivileged
 from running import Workplace
 
 from gxr_batch import read_results
 from gxr_batch.cli.finetune import export_approved
-from gxr_batch.errors import RunError, RunLocked
+from gxr_batch.errors import RunError, RunLocked, StorageError
 from gxr_batch.export import Choice, export
 from gxr_batch.job import make_job
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.reviews import one_import
 from gxr_batch.review.import_reviews import Imported, import_reviews
+from gxr_batch.run.status import statuses
 
 ROWS = 12
 FAULTS = {"fail_containing": "number 7"}
@@ -248,6 +250,55 @@ def test_reviews_of_reviewers_who_disagree_are_all_kept_and_reported(desk):
     assert "reviewers_disagree" in frame.loc["C00", "gxr_flags"]
     approved = [json.loads(line) for line in desk.export("jsonl", approved=True).read_text().splitlines()]
     assert [row["gxr_row_id"] for row in approved] == ["C01", "C02"]
+
+
+def test_a_second_reviewer_may_agree_with_the_first(desk):
+    sheet = desk.fill({"C00": APPROVED, "C01": EDITED, "C02": REJECTED})
+    assert desk.take(sheet, reviewer="Dr A").taken == 3
+    done = desk.take(sheet, reviewer="Dr B")
+    assert (done.taken, done.refused, done.disagreements) == (3, [], [])
+    assert desk.take(sheet, reviewer="dr  b").unchanged == 3
+    assert desk.frame().loc["C00", "gxr_reviewer"] == "Dr B"
+
+
+def test_what_is_on_a_very_hidden_sheet_is_refused_and_listed(desk):
+    def hide(sheet) -> None:
+        copy = sheet.parent.copy_worksheet(sheet)
+        copy.title, copy.sheet_state = "Extra", "veryHidden"
+        fill(copy, {"C00": {**APPROVED, "reviewer": "Dr A"}})
+        fill(sheet, {"C01": APPROVED})
+
+    done = desk.take(desk.edit(hide))
+    assert done.taken == 1
+    assert [(one.row_id, one.sheet) for one in done.refused] == [("C00", "Extra")]
+    assert "very hidden" in done.refused[0].why
+    assert desk.frame().loc["C00", "gxr_review_status"] == "unreviewed"
+
+
+def test_half_a_character_loses_only_its_own_row(desk):
+    half = {**EDITED, "review_comment": "see _xD800_"}
+    done = desk.take(desk.fill({"C00": half, "C01": {**APPROVED, "review_comment": "_xD83E__xDEC1_"}}))
+    assert [(one.row, one.why) for one in done.refused] == [
+        (FIRST, "gxr_review_comment has half a character, such as _xD800_; type it again")
+    ]
+    assert desk.frame().loc["C01", "gxr_review_comment"] == "🫁"
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_reviews_that_cannot_be_read_are_never_taken_for_none(desk, mode):
+    desk.take(desk.fill({"C00": APPROVED}))
+    with shared_folder() as place:
+        run = shutil.copytree(desk.run, place / "run")
+        for path in (run, *run.rglob("*")):
+            path.chmod(0o777)
+        (run / "reviews").chmod(mode)
+        with unprivileged():
+            for use in (lambda: export(RunReader(run), "csv", None, Choice()), lambda: read_results(run)):
+                with pytest.raises(StorageError, match="Permission denied"):
+                    use()
+            (state,) = statuses(run)
+        (run / "reviews").chmod(0o777)
+    assert (state.ok, state.reviewed) == (ROWS - 1, None)
 
 
 def test_a_review_is_stale_once_its_row_is_generated_again(desk):
@@ -512,6 +563,20 @@ def test_a_filled_in_workbook_is_never_replaced(desk):
     book.save(path)
     output = desk.work.gxr("export", "outputs/j").stdout
     (kept,) = desk.run.glob("results.before-*.xlsx")
+    assert kept.name in output
+    assert desk.take(kept).taken == 1
+
+
+@pytest.mark.parametrize("place", ["outputs/j/results.xlsx", "elsewhere.xlsx"])
+@pytest.mark.parametrize("verb", ["export", "report"])
+def test_no_verb_replaces_a_workbook_that_was_filled_in_since_its_export(desk, verb, place):
+    path = desk.work.folder / place
+    desk.work.gxr("export", "outputs/j", "--to", place)
+    book = openpyxl.load_workbook(path)
+    fill(book["Cases"], {"C00": APPROVED})
+    book.save(path)
+    output = desk.work.gxr(verb, "outputs/j", "--to", place).stdout
+    (kept,) = path.parent.glob(f"{path.stem}.before-*.xlsx")
     assert kept.name in output
     assert desk.take(kept).taken == 1
 

@@ -8,6 +8,7 @@ import json
 import math
 import uuid
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gxr_batch.cells import NotText, Pairs, Record, as_text, exact_number, printed, prompt_values_of, values_of
+from gxr_batch.cells import (
+    MOST_QUOTED,
+    NotText,
+    Pairs,
+    Record,
+    as_text,
+    exact_number,
+    printed,
+    prompt_values_of,
+    quoted,
+    values_of,
+)
 from gxr_batch.rows.columns import FieldMap
 from gxr_batch.rows.ids import ContentHasher
 
@@ -263,3 +275,26 @@ def test_a_number_with_more_digits_than_a_workbook_keeps_is_text_there(value, ce
 def test_a_map_is_pairs_and_keys():
     (cell,) = prompt_values_of(made(pa.map_(pa.string(), pa.int8()), [[("Edema", 1), ("Nodule", 0)]]))
     assert (cell["Edema"], cell["Mass"], cell[0], list(cell.items())) == (1, None, ("Edema", 1), [*cell])
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("TC-0001", "TC-0001"),
+        ("Größe 日本", "Größe 日本"),
+        (7, "7"),
+        ("a\x1b]0;x\x07b", r"a\x1b]0;x\x07b"),
+        ("a\r\nb\tc\n", r"a\r\nb\tc\n"),
+        ("a\u202eb\x9bc\ud800", r"a\u202eb\x9bc\ud800"),
+        ("", ""),
+    ],
+)
+def test_a_foreign_name_is_one_line_without_control_characters(name, shown):
+    assert quoted(name) == shown
+
+
+def test_a_long_foreign_name_is_cut_and_a_path_is_not():
+    assert quoted("x" * 80) == "x" * 80
+    assert quoted("x" * 10**6) == "x" * 79 + "…"
+    assert len(quoted("\x1b" * 10**6)) == MOST_QUOTED
+    assert quoted(Path("/a" * 100 + "\n")) == "/a" * 100 + r"\n"

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import constants, get_token
 
+from gxr_batch.cells import quoted
 from gxr_batch.engines.base import EngineInfo, Identity, Say
 from gxr_batch.errors import ModelUnavailable, RowError
 from gxr_batch.job import Job
@@ -113,9 +114,9 @@ class ApiEngine:
                 next_step="unset HF_HUB_OFFLINE, or set api.base_url to another server",
             )
         if name := settings.token_env:
-            token, where = os.environ.get(name, "").strip(), f"api.token_env = {name}"
-            missing = f"The environment variable {name} is {'empty' if name in os.environ else 'not set'}."
-            step = f"export {name}=..., then run the same command again"
+            token, where = os.environ.get(name, "").strip(), f"api.token_env = {quoted(name)}"
+            missing = f"The environment variable {quoted(name)} is {'empty' if name in os.environ else 'not set'}."
+            step = f"export {quoted(name)}=..., then run the same command again"
         elif settings.base_url:
             return None
         else:
@@ -140,10 +141,10 @@ class ApiEngine:
         address, onward = settings.base_url or ROUTER, ""
         if not settings.base_url:
             chosen = settings.provider == "auto"
-            provider = "a provider that Hugging Face chooses" if chosen else f"the provider {settings.provider}"
+            provider = "a provider that Hugging Face chooses" if chosen else f"the provider {quoted(settings.provider)}"
             onward = f", and from there to {provider} (api.provider)"
         notices = [
-            f"Every prompt is sent to {address}{onward}: use findings without identifiers. "
+            f"Every prompt is sent to {quoted(address)}{onward}: use findings without identifiers. "
             "The texts are not reproducible."
         ]
         if address.startswith("http://") and not is_loopback(urlsplit(address).hostname or ""):

@@ -24,6 +24,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from gxr_batch.cells import quoted
 from gxr_batch.engines.ray.janitor import hire
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.extras import missing_extra
@@ -89,7 +90,7 @@ def _existing(ray: Any, address: str) -> Iterator[None]:
         except Exception as error:  # Ray also raises bare ones if something does not come up in time
             raise ModelUnavailable(
                 f"Cannot connect to a Ray cluster ({type(error).__name__}).",
-                where=f"ray.address = {address}",
+                where=f"ray.address = {quoted(address)}",
                 next_step="start one (docs/clusters.md), with the Ray and Python versions of this environment and its "
                 "token (RAY_AUTH_TOKEN), or remove ray.address",
             ) from None

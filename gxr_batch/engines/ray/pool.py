@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from gxr_batch.cells import quoted
 from gxr_batch.engines.base import EngineInfo, Pulse, Workers
 from gxr_batch.engines.ray.row_assignment import Hand
 from gxr_batch.engines.ray.worker_clocks import Offset
@@ -59,7 +60,7 @@ class Member:
     @property
     def name(self) -> str:
         """The worker's name in messages."""
-        return f"worker {self.number}" + (f" on {self.host}" if self.host else "")
+        return f"worker {self.number}" + (f" on {quoted(self.host)}" if self.host else "")
 
     @property
     def alive(self) -> bool:
@@ -285,7 +286,7 @@ def _info(member: Member) -> EngineInfo:
 def _devices(members: Sequence[Member]) -> str:
     """Return e.g. "2 x cuda:0 on node1, 2 x cuda:0 on node2"."""
     counted = Counter((_info(member).device, member.host) for member in members)
-    return ", ".join(f"{count} x {device} on {host}" for (device, host), count in counted.items())
+    return ", ".join(f"{count} x {device} on {quoted(host)}" for (device, host), count in counted.items())
 
 
 def _all_versions(infos: Iterable[EngineInfo]) -> dict[str, str]:
@@ -309,7 +310,8 @@ def _of_clocks(members: Sequence[Member]) -> list[str]:
         ahead = member.clock.seconds
         if member.clock.known and abs(ahead) >= _NOTABLE_SECONDS:
             said[member.host] = (
-                f"The clock of {member.host} is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}; its times are "
+                f"The clock of {quoted(member.host)} is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}; its "
+                "times are "
                 "converted to this machine's clock."
             )
     return list(said.values())

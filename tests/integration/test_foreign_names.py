@@ -19,7 +19,7 @@ from gxr_batch.errors import GxrError
 from gxr_batch.ledger.lock import Holder
 from gxr_batch.models.lora_config import read_adapter_config
 
-# Title, colour and a cursor that moves, the one-character form of them, text that runs backwards, a line separate.
+# Title, colour and a cursor that moves, the one-character form of them, reversed text, another line.
 EVIL = "x\x1b]0;title\x07\x1b[31m\x9b2J\u202e\r\nError: forged"
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 CELL = EVIL.replace("\r\n", " ")  # a cell may have lines

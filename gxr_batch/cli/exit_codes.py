@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import re
+import resource
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +14,11 @@ import click
 
 from gxr_batch.cli.streams import safe
 from gxr_batch.errors import ApiOutage, GxrError, MachineError
+
+# With less, libraries end the process without a word to us.
+_LEAST_MEMORY = 512 * 2**20
+# In messages of the dynamic loader, Python's threads and torch.
+_NO_MEMORY = re.compile(r"failed to map segment|annot allocate memory|can't start new thread|can't allocate memory")
 
 
 class Exit(IntEnum):
@@ -34,6 +42,8 @@ class Terminated(BaseException):
 def reported(ctx: click.Context) -> Iterator[None]:
     """Turn an error that a user can fix into a message on stderr and an exit code. A bug keeps its traceback."""
     try:
+        if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < _LEAST_MEMORY:
+            raise MemoryError
         yield
     except ApiOutage as error:
         click.echo(safe(f"Error: {error}"), err=True)
@@ -50,17 +60,50 @@ def reported(ctx: click.Context) -> Iterator[None]:
         ctx.exit(Exit.STOPPED)
     except (click.exceptions.Exit, click.ClickException, click.Abort):
         raise
-    except PermissionError as error:
-        if not isinstance(error.filename, str):
-            click.echo(bug_report(error), err=True)
-            ctx.exit(Exit.BUG)
+    except Exception as error:
+        if lack := _lack(error):
+            click.echo(f"Error: {lack}", err=True)
+            ctx.exit(Exit.MACHINE)
+        _report_other(ctx, error)
+
+
+def _report_other(ctx: click.Context, error: Exception) -> None:
+    """Report a missing permission as such, everything else as a bug."""
+    if isinstance(error, PermissionError) and isinstance(error.filename, str):
         from gxr_batch.disk import denied  # imports pyarrow, which takes time
 
         click.echo(safe(f"Error: {denied(error.filename)}"), err=True)
         ctx.exit(Exit.MACHINE)
-    except Exception as error:
-        click.echo(safe(bug_report(error)), err=True)
-        ctx.exit(Exit.BUG)
+    click.echo(safe(bug_report(error)), err=True)
+    ctx.exit(Exit.BUG)
+
+
+def _lack(error: BaseException | None) -> MachineError | None:
+    """Return the error to report if memory or descriptors ran out; libraries show that in many ways."""
+    while error is not None:
+        number, text = getattr(error, "errno", None), str(error)
+        if number in (errno.EMFILE, errno.ENFILE):
+            return MachineError(
+                "This process may not open more files.",
+                where=f"ulimit -n: {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}",
+                next_step="raise it, then run the same command again; generated rows are safe",
+            )
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        limited = limit != resource.RLIM_INFINITY
+        if (
+            isinstance(error, MemoryError)
+            or number == errno.ENOMEM
+            or (isinstance(error, ImportError | RuntimeError) and _NO_MEMORY.search(text))
+            # How an extension module fails whose initialisation got no memory.
+            or (limited and isinstance(error, SystemError))
+        ):
+            return MachineError(
+                "There is not enough memory.",
+                where=f"ulimit -v: {limit / 2**20:,.0f} MiB" if limited else "this machine, or its container",
+                next_step="raise the limit or free memory, then run the same command again; generated rows are safe",
+            )
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def bug_report(error: BaseException | None) -> str:

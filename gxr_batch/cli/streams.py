@@ -76,7 +76,8 @@ class _Stream:
 def careful_streams() -> Iterator[None]:
     """Replace stdout and stderr with careful streams inside the block; a closed one leads to /dev/null."""
     before = sys.stdout, sys.stderr
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull) as nothing, open(os.devnull, "w") as nowhere:
+        sys.stdin = sys.stdin or nothing  # also typed as never None
         for name, stream in zip(("stdout", "stderr"), before, strict=True):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # a file name that is not UTF-8, an ASCII terminal

@@ -127,6 +127,8 @@ def damage(results: Path) -> Iterator[None]:
         yield
     except PermissionError:
         raise denied(results) from None
+    except MemoryError:
+        raise
     except (OSError, pa.ArrowException, ValueError):
         raise RunError(
             "The run's results are damaged.",

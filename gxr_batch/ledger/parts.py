@@ -165,5 +165,7 @@ def file_metadata(path: Path) -> dict[str, str]:
         with parquet_file(path) as file:
             pairs = file.schema_arrow.metadata or {}
         return {key.decode(): value.decode() for key, value in pairs.items() if key.startswith(b"gxr_")}
+    except MemoryError:
+        raise
     except (OSError, pa.ArrowException, ValueError):
         return {}

@@ -233,6 +233,8 @@ def refuse_later_reviews(folder: Path) -> None:
         try:
             with parquet_file(path) as file:
                 stored = file.schema_arrow
+        except MemoryError:
+            raise
         except (OSError, pa.ArrowException, ValueError):  # `Reviews.load` reports damage
             continue
         refuse_later_file(path, stored, _file_schema().names)

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from gxr_batch.job import ModelSection
 from gxr_batch.models.apply_lora import refuse_in_four_bit
+from gxr_batch.models.foreign import loading
 from gxr_batch.models.load_weights import load_config, load_tokenizer
 from gxr_batch.models.lora import Adapter, Placed, place, read_adapter
 from gxr_batch.models.lora_vocabulary import has_tokenizer, refuse_unknown_tokens
 from gxr_batch.models.quantization import quantised_otherwise
-from gxr_batch.models.read_weights import check_whole
+from gxr_batch.models.read_weights import check_whole, refuse_misfit
 from gxr_batch.models.source import Source, find
 
 
@@ -31,9 +32,10 @@ def check_weights(section: ModelSection, *, four_bit: bool) -> Fitting | None:
     ModelUnavailable, JobFileError.
     """
     sources = find(section, weights=False, adapter_weights=True)
+    config = load_config(section)
     if not sources.base.revision:
         check_whole(sources.base.weight_files())
-    config = load_config(section)
+        refuse_misfit(sources.base, config)
     if sources.adapter is None:
         return None
     own = load_tokenizer(section) if has_tokenizer(sources.adapter.folder) else None
@@ -58,7 +60,7 @@ def fit_adapter(source: Source, base: Source, config: Any, tokenizer: Any) -> Fi
 
     adapter = read_adapter(source)
     make: Any = AutoModelForCausalLM.from_config
-    with torch.device("meta"):
+    with loading("No model can be made of config.json", base.folder / "config.json"), torch.device("meta"):
         model = make(config)
     placed = place(adapter, model)
     rows = placed.vocabulary or model.get_input_embeddings().weight.shape[0]

@@ -6,24 +6,25 @@ from, `placement` its device and number format, and `read_weights` reads it.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gxr_batch.errors import JobFileError, ModelUnavailable
+from gxr_batch.errors import JobFileError
 from gxr_batch.job import ModelSection
-from gxr_batch.models.config_numbers import refuse_odd_config, refuse_odd_file
+from gxr_batch.models.config_numbers import CONFIG, refuse_odd_config, refuse_odd_file
+from gxr_batch.models.demo import DEMO
 from gxr_batch.models.device_memory import MemoryBudget
+from gxr_batch.models.foreign import bad_value, loading, read_object, read_text, refuse_damaged
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora_config import read_adapter_config
 from gxr_batch.models.lora_vocabulary import has_tokenizer, refuse_unknown_tokens
 from gxr_batch.models.placement import SPREAD, Placement, place
 from gxr_batch.models.quantization import notices_of_format, refuse_format, stored_in_four_bits
-from gxr_batch.models.source import Source, Sources, find
+from gxr_batch.models.source import Source, Sources, default_adapter, find
+from gxr_batch.models.tokenizer_trial import refuse_crashing
 from gxr_batch.models.weights_hash import weights_sha256
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 
 # Gemma's own end tokens: ids 1 and 106.
 _ENDS = ("<eos>", "<end_of_turn>")
+GENERATION = "generation_config.json"
+# The small ones that transformers reads.
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_MOST_IDS = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,17 +106,23 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = _tokenizer_of(sources).folder
-    with quiet_transformers():
-        try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ModelUnavailable(
-                f"The model's tokenizer cannot be loaded ({type(error).__name__}).",
-                where=str(folder),
-                next_step="the folder needs tokenizer.json and tokenizer_config.json, as save_pretrained writes them",
-            ) from None
-    if sources.adapter is not None and (own := sources.adapter.folder / "chat_template.jinja").is_file():
-        tokenizer.chat_template = own.read_text(encoding="utf-8")  # an adapter may have one without a tokenizer
+    adapter = None if sources.adapter is None else sources.adapter.folder
+    refuse_damaged(folder, *_TOKENIZER_FILES)
+    ours = sources.base.name == DEMO and folder == sources.base.folder and adapter in (None, default_adapter(DEMO))
+    if not ours:
+        refuse_crashing(folder, adapter)
+    files = [folder / name for name in (*_TOKENIZER_FILES, "tokenizer.json")]
+    with (
+        quiet_transformers(),
+        loading(
+            "The model's tokenizer cannot be loaded",
+            *([file for file in files if file.is_file()] or [folder]),
+            next_step="the folder needs tokenizer.json and tokenizer_config.json, as save_pretrained writes them",
+        ),
+    ):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if adapter is not None and (own := adapter / "chat_template.jinja").is_file():
+        tokenizer.chat_template = read_text(own)  # an adapter may have one without a tokenizer
     return tokenizer
 
 
@@ -181,9 +192,13 @@ def end_ids_of(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> tup
 
 
 def _ends_of_folder(folder: Path | None) -> Any:
-    with suppress(OSError, ValueError, AttributeError):  # most adapters have none
-        return json.loads((folder / "generation_config.json").read_text()).get("eos_token_id") if folder else None
-    return None
+    if folder is None or not (folder / GENERATION).is_file():  # most adapters have none
+        return None
+    ends = read_object(folder / GENERATION).get("eos_token_id")
+    for one in ends if isinstance(ends, list) else [] if ends is None else [ends]:
+        if not isinstance(one, int) or isinstance(one, bool) or not 0 <= one <= _MOST_IDS:
+            raise bad_value(folder / GENERATION, "eos_token_id", "an id of a token, or a list of ids")
+    return ends
 
 
 def _end_ids(named: list[Any], tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -205,22 +220,31 @@ def load_config(section: ModelSection) -> Any:
 
 
 def _config_of(sources: Sources, section: ModelSection) -> Any:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GenerationConfig
 
-    refuse_odd_file(sources.base.folder)  # before the library computes with it
-    with quiet_transformers():
-        try:
-            config = AutoConfig.from_pretrained(sources.base.folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelUnavailable(
-                f"The model's config.json is missing, damaged, or of a kind that this transformers only supports "
-                f"with code from the model, which is never run ({type(error).__name__}).",
-                where=str(sources.base.folder),
-                next_step="choose another model, or a newer transformers",
-            ) from None
-    refuse_odd_config(config.get_text_config(), sources.base.folder)
+    folder = sources.base.folder
+    refuse_damaged(folder, CONFIG, GENERATION)
+    refuse_odd_file(folder)  # before the library computes with it
+    with (
+        quiet_transformers(),
+        loading(
+            "The model's config.json is missing, damaged, or of a kind that this transformers only supports with code "
+            "from the model, which is never run",
+            folder / CONFIG,
+            next_step="correct the file, choose another model, or use a newer transformers",
+        ),
+    ):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        text = config.get_text_config()
+    if (folder / GENERATION).is_file():
+        # Loading the weights reads it as well.
+        with quiet_transformers(), loading(f"The model's {GENERATION} cannot be used", folder / GENERATION):
+            GenerationConfig.from_pretrained(folder)
+        _ends_of_folder(folder)
+    refuse_odd_config(text, folder)
     if sources.adapter is not None:
         read_adapter_config(sources.adapter.folder)  # refuses unsupported settings by name
+        _ends_of_folder(sources.adapter.folder)
     if section.dtype == "float16" and str(config.model_type).startswith("gemma3"):
         raise JobFileError(
             "Gemma 3 overflows in float16 and then returns empty text.",

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from gxr_batch.cells import quoted
 from gxr_batch.errors import ModelUnavailable
-from gxr_batch.models.lora_config import WEIGHTS, AdapterConfig, is_for_images, read_adapter_config
+from gxr_batch.models.foreign import loading
+from gxr_batch.models.lora_config import WEIGHTS, AdapterConfig, is_for_images, read_adapter_config, refuse_endless
 from gxr_batch.models.lora_vocabulary import vocabulary_of
 from gxr_batch.models.permissions import refuse_unreadable
 from gxr_batch.models.source import Source
@@ -47,6 +47,7 @@ _KINDS = {
     "trainable_tokens_delta": "rows",
     "weight": "weight",
 }
+_FORMATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _TEXT_SPELLINGS = ("model.language_model.", "language_model.model.", "model.")
 _HEAD = "lm_head"
 _NAMED = 3  # tensors named in a message
@@ -119,12 +120,17 @@ def read_adapter(source: Source) -> Adapter:
     again = "copy the adapter's folder again"
     files = source.adapter_files()
     refuse_unreadable(files)
-    try:
+    unreadable = f"The adapter's weights cannot be loaded: {WEIGHTS} is damaged or truncated, or in an unknown format"
+    with loading(unreadable, files[1], next_step=again):
         tensors = load_file(files[1])
-    except (SafetensorError, OSError):
+    if odd := [name for name, tensor in tensors.items() if tensor.dtype not in _FORMATS]:
+        formats = sorted({str(tensors[name].dtype).removeprefix("torch.") for name in odd})
         raise made.refuse(
-            f"The adapter's weights cannot be loaded: {WEIGHTS} is damaged or truncated.", again
-        ) from None
+            f"The adapter's tensors have a number format that nothing can be computed in ({', '.join(formats)}): "
+            f"{_some(odd)}.",
+            "save it in bfloat16 or float32",
+        )
+    refuse_endless(config, [name.removeprefix(_PREFIX).rpartition(".lora_")[0] for name in tensors])
     unknown = []
     for saved_as, tensor in tensors.items():
         name = _WRAPPERS.sub("", saved_as)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gxr_batch.cells import quoted
 from gxr_batch.errors import ModelUnavailable
+from gxr_batch.models.foreign import read_object
 from gxr_batch.models.permissions import refuse_unreadable
 
 CONFIG = "adapter_config.json"
@@ -40,6 +43,24 @@ _UNUSED: tuple[Any, ...] = (None, False, "none", "", [], {})
 # Initialisations that leave the base model's weights unchanged; others change them and do not save the change, so that
 # the adapter alone does not reproduce the trained model.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# Far beyond any adapter: a pattern of peft's has some hundred characters, a list of all modules some thousand names.
+_MOST_RANK, _MOST_FACTOR, _MOST_TOKENS = 2**16, 1e30, 2**24
+_LONGEST_PATTERN, _LONGEST_NAME, _MOST_NAMES = 20_000, 4096, 50_000
+_PLAIN_NAME = re.compile(r"[\w.]+")
+_REPEATED_GROUP, _REPEATS, _FEW_REPEATS = re.compile(r"\)[*+{]"), re.compile(r"[*+{]"), 8
+_MODULES_TRIED, _TRIAL_SECONDS = 1000, 2
+_TRIAL = """
+import json, re, signal, sys
+patterns, modules, seconds = json.load(sys.stdin)
+signal.setitimer(signal.ITIMER_PROF, seconds)  # of CPU time; ends the process
+for pattern in patterns:
+    for module in modules:
+        for whole in (pattern, rf"(.*\\.)?({pattern})$"):
+            try:
+                re.fullmatch(whole, module)
+            except re.error:
+                pass
+"""
 MERGE_FIRST = "merge it into its model with the program that trained it, and set model.path to the result"
 
 
@@ -133,10 +154,10 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     path = folder / CONFIG
     refuse_unreadable([path])
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict) or not settings:
+        settings = read_object(path)
+    except ModelUnavailable:
+        settings = {}
+    if not settings:
         raise ModelUnavailable(
             "The adapter's settings cannot be read: the file is damaged.",
             where=str(path),
@@ -168,11 +189,40 @@ def _refusal(settings: Mapping[str, Any]) -> tuple[str, str] | None:
     again = "copy the adapter's folder again"
     if damaged := next((key for key, holds in _SHAPES.items() if not holds(settings.get(key))), None):
         return f"The adapter's {damaged} is not in peft's format.", again
-    patterns = [settings.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
-    numbers = [settings.get("r", 8), settings.get("lora_alpha", 8), *(n for table in patterns for n in table.values())]
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) and one > 0 for one in numbers):
-        return "A rank or an alpha of the adapter is not a positive number.", again
-    return None
+    wrong = _wrong_number(settings)
+    return (f"The adapter's {wrong} is not a positive number, or a rank is not a whole one.", again) if wrong else None
+
+
+def _wrong_number(settings: Mapping[str, Any]) -> str:
+    """Return the key with a rank or an alpha that none can be, "" if there is none."""
+    for key, pattern, holds in (("r", "rank_pattern", _is_rank), ("lora_alpha", "alpha_pattern", _is_factor)):
+        if not holds(settings.get(key, 8)):
+            return key
+        if not all(map(holds, (settings.get(pattern) or {}).values())):
+            return pattern
+    return ""
+
+
+def refuse_endless(config: AdapterConfig, modules: Sequence[str]) -> None:
+    """Refuse patterns that take hours to compare with the names of modules: they are tried in a child process.
+
+    Only patterns that could are tried. Raises ModelUnavailable.
+    """
+    keys = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern")
+    for key in keys:
+        value = config.settings.get(key) or ()
+        patterns = [value] if isinstance(value, str) else list(value)
+        doubtful = [one for one in patterns if _REPEATED_GROUP.search(one) or len(_REPEATS.findall(one)) > _FEW_REPEATS]
+        if not doubtful:
+            continue
+        asked = json.dumps([doubtful, list(modules)[:_MODULES_TRIED], _TRIAL_SECONDS])
+        done = subprocess.run([sys.executable, "-P", "-c", _TRIAL], input=asked, text=True, check=False)
+        if done.returncode:
+            raise ModelUnavailable(
+                f"The adapter's {key} takes too long to compare with the names of modules.",
+                where=str(config.path),
+                next_step="name the modules in a list, or simplify the pattern",
+            )
 
 
 def is_for_images(module: str) -> bool:
@@ -180,34 +230,69 @@ def is_for_images(module: str) -> bool:
     return _VISION.search(module) is not None
 
 
+def _is_rank(value: Any) -> bool:
+    return type(value) in (int, float) and 1 <= value <= _MOST_RANK and value == int(value)
+
+
+def _is_factor(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= _MOST_FACTOR
+
+
 def _is_pattern(value: Any) -> bool:
+    """Return whether a text is a regular expression, also as a part of the others that it is put into."""
+    if not isinstance(value, str) or len(value) > _LONGEST_PATTERN:
+        return False
+    if _PLAIN_NAME.fullmatch(value):
+        return True
     try:
         re.compile(value)
-    except (re.error, TypeError):
+        re.compile(f"x({value})x")
+    except (re.error, RecursionError, OverflowError):
         return False
-    return isinstance(value, str)
+    return True
+
+
+def _is_whole_pattern(value: Any) -> bool:
+    """Return whether a text is a regular expression that is used alone, and may begin with flags."""
+    try:
+        return isinstance(value, str) and len(value) <= _LONGEST_PATTERN and re.compile(value) is not None
+    except (re.error, RecursionError, OverflowError):
+        return False
+
+
+def _is_targets(value: Any) -> bool:
+    return _is_whole_pattern(value) or _is_names(value)
 
 
 def _is_names(value: Any) -> bool:
-    return value is None or _is_pattern(value) or (isinstance(value, list) and all(map(_is_pattern, value)))
+    listed = isinstance(value, list) and len(value) <= _MOST_NAMES and all(map(_is_pattern, value))
+    return value is None or listed or _is_pattern(value)
 
 
 def _is_table(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and all(map(_is_pattern, value)))
+    return value is None or (isinstance(value, dict) and len(value) <= _MOST_NAMES and all(map(_is_pattern, value)))
 
 
 def _is_tokens(value: Any) -> bool:
     lists = value.values() if isinstance(value, dict) and all(map(_is_pattern, value)) else [value or []]
-    return all(isinstance(ids, list) and all(type(one) is int and one >= 0 for one in ids) for ids in lists)
+    return all(
+        isinstance(ids, list) and all(type(one) is int and 0 <= one <= _MOST_TOKENS for one in ids) for ids in lists
+    )
 
 
 def _is_layers(value: Any) -> bool:
     return value is None or all(isinstance(one, int) for one in (value if isinstance(value, list) else [value]))
 
 
+def _is_name(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and len(value) <= _LONGEST_NAME)
+
+
 _SHAPES = {
-    **dict.fromkeys(("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"), _is_names),
+    **dict.fromkeys(("target_modules", "exclude_modules"), _is_targets),
+    **dict.fromkeys(("modules_to_save", "layers_pattern"), _is_names),
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), _is_table),
+    **dict.fromkeys(("base_model_name_or_path", "revision"), _is_name),
     "layers_to_transform": _is_layers,
     "trainable_token_indices": _is_tokens,
 }

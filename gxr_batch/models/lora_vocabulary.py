@@ -118,7 +118,8 @@ def _has_rows(patch: Patch, now: int, rows: int) -> bool:
     """Return whether a patch brings every row that the model lacks."""
     if patch.weight is not None:
         return patch.weight.shape[0] == rows
-    return patch.rows is not None and set(range(now, rows)) <= set(patch.tokens)
+    brought = set(patch.tokens)
+    return patch.rows is not None and rows - now <= len(brought) and set(range(now, rows)) <= brought
 
 
 def refuse_unknown_tokens(adapter: Adapter, tokenizer: Any, base: Path, rows: int) -> None:

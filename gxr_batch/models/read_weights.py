@@ -5,6 +5,7 @@ transformers alone would fill missing tensors with random numbers and skip unkno
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.models.apply_lora import Applied, apply_adapter
 from gxr_batch.models.device_memory import MemoryBudget, out_of_memory
+from gxr_batch.models.foreign import loading
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora import Adapter
 from gxr_batch.models.permissions import refuse_unreadable
@@ -24,7 +26,12 @@ from gxr_batch.models.source import Source
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What transformers and safetensors raise for a damaged or foreign folder (the latter's error has no common base class).
+_LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.(\d+)\.")
+_MANY_LAYERS = 256
+# A configuration of so many times the size of its files does not belong to them, unless they are quantised.
+_SUSPICIOUS = 2
+_BELONGS = "check that the folder is complete and that its config.json belongs to its weights"
+# What torch, accelerate and safetensors raise while an adapter is applied (the last one's error has no common base).
 _CANNOT_LOAD = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 # transformers would load an adapter in a model's folder by itself, unchecked; it finds none in such a subfolder.
 _NO_ADAPTER = {"subfolder": "adapters-are-loaded-by-gxr-batch"}
@@ -34,11 +41,15 @@ def read_model(
     source: Source, config: Any, placement: Placement, memory: MemoryBudget, adapter: Adapter | None
 ) -> tuple[PreTrainedModel, Applied | None]:
     """Return the model in eval mode, and how its adapter was applied. Raises ModelUnavailable."""
-    check_whole(source.weight_files())
+    files = source.weight_files()
+    check_whole(files)
+    if _least_bytes(config.get_text_config()) > _SUSPICIOUS * sum(file.stat().st_size for file in files):
+        refuse_misfit(source, config)  # before memory is asked for
     # An adapter is merged before a model is spread: weights offloaded by accelerate cannot be written to.
     later = adapter is not None and placement.device == SPREAD and not placement.four_bit
     try:
-        model, report = _load(source, config, placement, memory, device="cpu" if later else placement.device)
+        with loading("The model's weights cannot be loaded", source.folder, next_step=_BELONGS):
+            model, report = _load(source, config, placement, memory, device="cpu" if later else placement.device)
         _refuse_gaps(source, report)
         applied = None if adapter is None else apply_adapter(model, adapter)
         if later:
@@ -52,7 +63,7 @@ def read_model(
         raise ModelUnavailable(
             f"The model's weights cannot be loaded ({type(error).__name__}).",
             where=str(source.folder),
-            next_step="check that the folder is complete and that its config.json belongs to its weights",
+            next_step=_BELONGS,
         ) from None
     return model.eval(), applied
 
@@ -70,6 +81,64 @@ def check_whole(files: Iterable[Path]) -> None:
                 where=str(file),
                 next_step="copy it again; a file in the hub's cache can be deleted and is downloaded again",
             ) from None
+
+
+def refuse_misfit(source: Source, config: Any) -> None:
+    """Raise ModelUnavailable if the weights' names and shapes contradict the configuration.
+
+    Only headers are read. Weights under other names than the model's, which the library knows how to convert, and
+    quantised ones are left to loading.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if getattr(config, "quantization_config", None):
+        return
+    stored = _shapes(source.weight_files())
+    layers = 1 + max((int(found[3]) for name in stored if (found := _LAYER.search(name))), default=0)
+    claimed = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(claimed, int) and claimed > max(_MANY_LAYERS, 2 * layers):  # making so many takes a minute
+        raise ModelUnavailable(
+            f"The weights have {layers} layers, and config.json says {claimed}.",
+            where=f"{source.folder / 'config.json'}: num_hidden_layers",
+            next_step=_BELONGS,
+        )
+    made: Any = AutoModelForCausalLM
+    where = source.folder / "config.json"
+    with quiet_transformers(), loading("No model can be made of config.json", where), torch.device("meta"):
+        model = made.from_config(config)
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    common = wanted.keys() & stored.keys()
+    for name in sorted(common):
+        if wanted[name] != stored[name]:
+            shapes = [" x ".join(map(str, shape)) or "one number" for shape in (stored[name], wanted[name])]
+            raise ModelUnavailable(
+                f"The weights do not fit config.json: {name} is {shapes[0]}, not {shapes[1]}.",
+                where=str(where),
+                next_step=_BELONGS,
+            )
+    if 2 * len(common) < len(wanted) and not stored.keys() <= wanted.keys():
+        return
+    left_out = model._keys_to_ignore_on_load_missing or ()
+    missing = [name for name in wanted.keys() - common if not any(re.search(one, name) for one in left_out)]
+    known = model.state_dict().keys()
+    other = [name for name in stored if name not in known and _LAYER.search(name) and "rotary" not in name]
+    _refuse_gaps(source, {"missing_keys": missing, "unexpected_keys": other if len(common) == len(wanted) else []})
+
+
+def _least_bytes(config: Any) -> int:
+    """Return what a model has at least in 16 bits: some families have more matrices, and none fewer."""
+    names = ("hidden_size", "vocab_size", "num_hidden_layers", "intermediate_size")
+    sizes = [size if isinstance(size := getattr(config, name, 0), int) else 0 for name in names]
+    hidden, vocabulary, layers, inner = sizes
+    return 2 * hidden * (vocabulary + layers * (hidden + inner))
+
+
+def _shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with loading("The model's weights cannot be loaded: a file is damaged", file), safe_open(file, "pt") as opened:
+            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return shapes
 
 
 def _load(source: Source, config: Any, placement: Placement, memory: MemoryBudget, *, device: str) -> tuple[Any, Any]:

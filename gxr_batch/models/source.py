@@ -6,7 +6,6 @@ message, from here or, with a network, from `hub`. Weights are safetensors only,
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from gxr_batch.disk import expanded
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.job import ModelSection
 from gxr_batch.models.demo import DEMO, ensure_demo_model
+from gxr_batch.models.foreign import bad_value, read_object
 from gxr_batch.models.hub import fetch
 from gxr_batch.models.lora_config import CONFIG, WEIGHTS, read_adapter_config
 from gxr_batch.models.permissions import denied, refuse_unreadable_folder
@@ -70,10 +70,13 @@ class Source:
             return [single]
         if not index.is_file():
             raise self._without_weights()
-        try:
-            files = [self.folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        except (OSError, ValueError, KeyError, AttributeError):
-            raise ModelUnavailable("The list of weight files cannot be read.", where=str(index)) from None
+        read = read_object(index)
+        if not isinstance(read.get("metadata", {}), dict):
+            raise bad_value(index, "metadata", "an object")
+        listed = read.get("weight_map")
+        if not isinstance(listed, dict) or not listed or not all(map(_is_weight_file, listed.values())):
+            raise bad_value(index, "weight_map", "an object with the name of a safetensors file for each tensor")
+        files = [self.folder / name for name in sorted(set(listed.values()))]
         for file in files:
             if not file.is_file():
                 raise ModelUnavailable("A weight file is missing.", where=str(file), next_step="copy the folder again")
@@ -261,6 +264,10 @@ def _locate(name: str, revision: str, *, weights: bool | list[str], where: str) 
     return found
 
 
+def _is_weight_file(name: object) -> bool:
+    return isinstance(name, str) and name.endswith(".safetensors") and name.isprintable() and Path(name).name == name
+
+
 def _refuse_folder_above(source: Source, where: str) -> None:
     """Raise ModelUnavailable for a folder with models or adapters only further down.
 
@@ -301,9 +308,8 @@ def _by_number(folder: Path) -> tuple[int, str]:
 def _best_of(checkpoint: Path) -> str:
     """Return the name of the best checkpoint by what the trainer wrote into the last one, "" if it did not."""
     try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        return Path(state["best_model_checkpoint"]).name
-    except (OSError, ValueError, KeyError, TypeError):
+        return Path(read_object(checkpoint / "trainer_state.json").get("best_model_checkpoint") or "").name
+    except (ModelUnavailable, TypeError):
         return ""
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from gxr_batch.errors import ModelUnavailable, RowError
+from gxr_batch.models.foreign import loading
 from gxr_batch.records import Encoded, Messages, Turn
 
 # Replaces a turn's text while the turns are laid out; the private-use characters occur in no template.
@@ -21,6 +23,9 @@ _SLOT = re.compile("\ue000(\\d+)\ue001")
 _CONTROL = re.compile(r"<(start|end)_of_\w+>|<image_soft_token>|\[multimodal\]")
 _END_OF_TURN = "<end_of_turn>"
 _ROLES = {"system": "system", "user": "user", "model": "assistant"}
+
+
+_UNUSABLE = "The model's tokenizer cannot encode text"
 
 
 class _Piece(NamedTuple):
@@ -43,6 +48,13 @@ class ChatEncoder:
     def __init__(self, tokenizer: Any, *, format: Literal["chat", "literal"] = "chat") -> None:
         self._tokenizer = tokenizer
         self._format = format
+        # Of a tokenizer that was made in memory there is no folder.
+        self._folder = Path(str(getattr(tokenizer, "name_or_path", "") or "tokenizer"))
+        with loading(_UNUSABLE, self._folder):
+            self._prepare()
+
+    def _prepare(self) -> None:
+        tokenizer = self._tokenizer
         self._mark_controls(_CONTROL.fullmatch)
         self._layouts: dict[tuple[str, ...], _Layout] = {}
         self._prefixes: dict[tuple[tuple[str, ...], str, str], list[int]] = {}
@@ -103,13 +115,15 @@ class ChatEncoder:
                     tokenize=False,
                     add_generation_prompt=True,
                 )
+            except MemoryError:
+                raise
             except Exception:  # templates raise any kind of error
                 continue
             if all(_PLACEHOLDER.format(number) in text for number in range(len(roles))):
                 return text
         raise ModelUnavailable(
-            "The tokenizer's chat template does not support these turns.",
-            where="prompt.format",
+            "The tokenizer's chat template fails, or does not support these turns.",
+            where=f"the chat template in {self._folder}",
             next_step='set prompt.format = "literal", or fix the chat template',
         )
 
@@ -148,11 +162,18 @@ class ChatEncoder:
     def _plain(self, text: str) -> list[int]:
         """Encode text in which nothing is a control token, whatever it looks like."""
         try:
-            ids: list[int] = self._tokenizer(
-                text, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-            ).input_ids
-        except TypeError:  # what tokenizers raises for halves of a UTF-16 pair
-            raise RowError("the prompt holds signs that are not valid Unicode") from None
+            with loading(_UNUSABLE, self._folder):
+                ids: list[int] = self._encode(text)
+        except ModelUnavailable:
+            if not _is_unicode(text):  # halves of a UTF-16 pair
+                raise RowError("the prompt holds signs that are not valid Unicode") from None
+            raise
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+        ).input_ids
         return ids
 
     def _controls(self) -> Iterator[str]:
@@ -197,6 +218,14 @@ class ChatEncoder:
             if between_words and before + self._blank not in self._vocabulary:
                 return text[:at]
         return ""
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _gemma(roles: Sequence[str]) -> str:

@@ -221,6 +221,8 @@ def prompt_values(table: pa.Table, column: str) -> list[Any]:
             where=f"column {quoted(column)}",
             next_step="map the field to another column, or save this one as text",
         ) from None
+    except MemoryError:
+        raise
     except (ValueError, OverflowError, LookupError, pa.ArrowException):
         raise _unusable(column) from None
 

@@ -84,6 +84,8 @@ def _damage(path: Path) -> Iterator[None]:
     """Turn errors of a decompressor into a TableError; an error of the disk passes."""
     try:
         yield
+    except MemoryError:
+        raise
     except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

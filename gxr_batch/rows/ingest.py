@@ -153,6 +153,8 @@ class _Intake:
                 continue
             try:
                 columns.append(converted(table[field.name], field.type))
+            except MemoryError:
+                raise
             except (pa.ArrowException, ValueError, OverflowError):
                 raise self._without_union(field, file) from None
         return pa.Table.from_arrays(columns, schema=schema)

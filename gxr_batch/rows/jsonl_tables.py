@@ -111,6 +111,8 @@ def _table(file: JsonLinesFile, rows: list[dict[str, Any]], missing: Collection[
             where=f"{file.path}, line {first} or below",
             next_step="fix the cell: it has an escape such as \\ud83d without its second half",
         ) from None
+    except MemoryError:
+        raise
     except (pa.ArrowException, TypeError, ValueError, OverflowError):  # another value than the survey saw
         raise changed_error(file) from None
     return pa.Table.from_arrays(arrays, schema=schema)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from gxr_batch.rows.source_files import Look, Say, SourceFile, changed_error, re
 
 _ROWS_A_BATCH = 16_384
 _BYTES_A_BATCH = 2**23
+_MOST_HEADER_BYTES = 2**26  # of 10,000 columns in 60 row groups
 # Columns are read through a buffer of this size, so that a file with one huge row group is streamed too.
 _BUFFER_BYTES = 2**20
 
@@ -45,7 +47,7 @@ def look(path: Path, _: InputSection) -> Look:
 def read_schema(path: Path) -> pa.Schema:
     """Return the names and types of a Parquet file as written. Raises TableError."""
     with reading(path):
-        path.open("rb").close()  # an unreadable file is not reported as damaged
+        _refuse_large_header(path)  # and an unreadable file is not reported as damaged
     with _damage(path), pq.ParquetFile(path) as parquet:
         schema = parquet.schema_arrow
         "".join(schema.names).encode()
@@ -53,6 +55,21 @@ def read_schema(path: Path) -> pa.Schema:
     if not len(schema):
         raise TableError("The file has no columns.", where=str(path))
     return schema
+
+
+def _refuse_large_header(path: Path) -> None:
+    """Raise TableError if the list of columns and row groups, which is read as a whole, is too long for a table."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        length, mark = file.read(4), file.read(4)
+    header = int.from_bytes(length, "little")
+    if mark == b"PAR1" and _MOST_HEADER_BYTES < header <= size:
+        raise TableError(
+            f"The file's header has {header / 2**20:,.0f} MiB, and at most {_MOST_HEADER_BYTES // 2**20} are read.",
+            where=str(path.absolute()),
+            next_step="write the file again with fewer columns, and with row groups of 100,000 rows",
+        )
 
 
 def batches(file: ParquetTable, nulls: Collection[str]) -> Iterator[pa.Table]:
@@ -197,6 +214,8 @@ def _damage(path: Path) -> Iterator[None]:
     """Turn errors of the Parquet reader into a TableError; their own text may quote the file."""
     try:
         yield
+    except MemoryError:
+        raise
     except (OSError, pa.ArrowException, ValueError):
         raise TableError(
             "The file is damaged, truncated, or not Parquet.",

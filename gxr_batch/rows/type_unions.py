@@ -158,6 +158,8 @@ def _castable(kind: pa.DataType, target: pa.DataType) -> bool:
         return False
     try:
         pa.array([], kind).cast(target)
+    except MemoryError:
+        raise
     except pa.ArrowException:
         return False
     return True

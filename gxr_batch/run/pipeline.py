@@ -18,7 +18,7 @@ import numpy as np
 
 from gxr_batch.engines.base import Encoder
 from gxr_batch.engines.suspects import CRASHED, Suspects
-from gxr_batch.errors import RowError
+from gxr_batch.errors import MachineError, RowError
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import HELD, State
 from gxr_batch.ledger.state import Bools
@@ -50,7 +50,7 @@ class Fitted(NamedTuple):
 
 
 class Fitter:
-    """Makes prompts that fit. Raises only RowError, for a row that cannot become a prompt."""
+    """Makes prompts that fit. Raises RowError for a row that cannot become a prompt."""
 
     def __init__(self, templates: Templates, job: Job, encoder: Encoder) -> None:
         self._templates, self._encoder = templates, encoder
@@ -58,10 +58,10 @@ class Fitter:
         self._limit = job.model.max_seq_length - job.sampling.settings().max_new_tokens
 
     def fit(self, row: Row) -> Fitted:
-        """Return the row's prompt. Raises RowError."""
+        """Return the row's prompt. Raises RowError, MachineError if no row can become one."""
         try:
             return self._fit(row)
-        except RowError:
+        except (RowError, MachineError, MemoryError):
             raise
         except Exception as error:  # a bug, or an unforeseen cell: one row must not end the run
             place = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,0 +1,145 @@
+"""The boundary around models, tokenizers and adapters that others made: whatever is wrong with their files is one
+ModelUnavailable that names file and key.
+
+`read_object` reads a small JSON file within limits. `loading` is put around calls of a library with such files, and
+around nothing else: a fault in our own code keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gxr_batch.errors import GxrError, ModelUnavailable
+from gxr_batch.models.permissions import refuse_unreadable
+
+AGAIN = "correct the file, or copy the folder again"
+_MIB = 2**20
+# Far above what any program writes: names, sizes, a chat template, an index of all tensors.
+MOST_BYTES = 16 * _MIB
+_MOST_TOKENIZER_BYTES = 1024 * _MIB
+_BIG = ("tokenizer.json", "tokenizer.model")
+_DEPTH = 60
+_KEY = re.compile(r"[A-Za-z_][\w.-]{2,}")
+_PANIC = "PanicException"  # a fault in a library in Rust; derived from BaseException
+
+
+@contextmanager
+def loading(what: str, *files: Path, next_step: str = AGAIN) -> Iterator[None]:
+    """Turn whatever a library raises inside the block into a ModelUnavailable with the sentence `what`.
+
+    `files` are those that it reads; the message names the first, or the one with the key that the library complains of.
+    """
+    try:
+        yield
+    except (GxrError, MemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise  # Ctrl-C, a signal
+        if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
+            raise  # torch, which is not imported here; the callers report it with the device
+        raise ModelUnavailable(
+            f"{what} ({type(error).__name__}).", where=_place(error, files), next_step=next_step
+        ) from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file with an object. Raises ModelUnavailable, also if there is no file."""
+    try:
+        document = json.loads(read_text(path))
+    except RecursionError:
+        raise _damaged(path, "its values are nested too deeply") from None
+    except ValueError as error:
+        place = f"line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "a number"
+        raise _damaged(path, f"it is not valid JSON at {place}") from None
+    if not isinstance(document, dict):
+        raise _damaged(path, "it holds no JSON object")
+    if _is_deep(document, _DEPTH):
+        raise _damaged(path, "its values are nested too deeply")
+    return document
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file. Raises ModelUnavailable."""
+    refuse_unreadable([path])
+    refuse_large(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _damaged(path, f"it is not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise _damaged(path, (error.strerror or type(error).__name__).lower()) from None
+
+
+def refuse_large(path: Path) -> None:
+    """Raise ModelUnavailable if a file is no plain file, or too large to be read into memory."""
+    most = _MOST_TOKENIZER_BYTES if path.name in _BIG else MOST_BYTES
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise _damaged(path, (error.strerror or type(error).__name__).lower()) from None
+    if not path.is_file():
+        raise _damaged(path, "it is no plain file")
+    if size > most:
+        raise _damaged(path, f"it has {size / _MIB:,.0f} MiB, and at most {most / _MIB:,.0f} are read")
+
+
+def refuse_damaged(folder: Path, *names: str) -> None:
+    """Raise ModelUnavailable if one of these JSON files of a folder exists and is damaged."""
+    for name in names:
+        path = folder / name
+        if path.exists() or path.is_symlink():
+            if path.name in _BIG:
+                refuse_large(path)
+            else:
+                read_object(path)
+
+
+def bad_value(path: Path, key: str, wanted: str) -> ModelUnavailable:
+    """Return the error for a value of a JSON file."""
+    return ModelUnavailable(
+        f"The model's {path.name} has a value that cannot be used.",
+        where=f"{path}: {key}",
+        next_step=f"it must be {wanted}; {AGAIN}",
+    )
+
+
+def _damaged(path: Path, why: str) -> ModelUnavailable:
+    return ModelUnavailable(f"A file of the model cannot be read: {why}.", where=str(path), next_step=AGAIN)
+
+
+def _is_deep(value: Any, depth: int) -> bool:
+    """Return whether values are nested beyond a depth; the libraries go through them recursively."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return not depth or any(_is_deep(one, depth - 1) for one in inside if isinstance(one, dict | list))
+
+
+def _place(error: BaseException, files: tuple[Path, ...]) -> str:
+    """Return the file with the key that an error names, else the first file.
+
+    The libraries name keys in their messages, which are not shown: they may quote anything, at any length.
+    """
+    words = set(_KEY.findall(str(error)[:2000]))
+    for path in files:
+        if path.suffix != ".json" or path.name in _BIG:
+            continue
+        try:
+            keys = _keys(read_object(path))
+        except ModelUnavailable:
+            continue
+        if found := sorted((key for key in keys if key.rpartition(".")[2] in words), key=len):
+            return f"{path}: {found[0]}"
+    return str(files[0])
+
+
+def _keys(document: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in document.items():
+        if _KEY.fullmatch(key):
+            yield f"{prefix}{key}"
+            if isinstance(value, dict):
+                yield from _keys(value, f"{prefix}{key}.")

@@ -27,9 +27,10 @@ def troubles(outcomes: list[dict]) -> list[str]:
     return [f"{one['case']}: {trouble}" for one in outcomes for trouble in one["troubles"]]
 
 
-def test_a_hostile_folder_is_refused_with_file_and_key_by_check_and_run(tmp_path):
-    outcomes = played(tmp_path, "attacks")
-    assert len(outcomes) > 40
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.long)])
+def test_a_hostile_folder_is_refused_with_file_and_key_by_check_and_run(tmp_path, step):
+    outcomes = played(tmp_path, "attacks", str(step))
+    assert len(outcomes) > 40 // step
     assert troubles(outcomes) == []
 
 

@@ -244,9 +244,9 @@ def play_cases(folders: ModelFolders, cases: Sequence[Case], work: Path) -> Iter
         _clear(work, folder)
 
 
-def play_attacks(folders: ModelFolders, work: Path) -> Iterator[Outcome]:
-    """Play the attacks; the trouble of one includes a message without what it must name."""
-    for name, (kind, apply, message) in ATTACKS.items():
+def play_attacks(folders: ModelFolders, work: Path, step: int) -> Iterator[Outcome]:
+    """Play every `step`th attack; the trouble of one includes a message without what it must name."""
+    for name, (kind, apply, message) in list(ATTACKS.items())[::step]:
         folder = work / "attack"
         shutil.copytree(folders.model if kind == "path" else folders.adapter, folder)
         apply(folder)
@@ -280,14 +280,17 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _main(scratch: Path, first: str, step: str = "") -> None:
+def _main(scratch: Path, first: str, step: str) -> None:
     folders = ModelFolders(scratch / "valid")
     work = workplace(scratch / "work")
     os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
     ready(folders, work)
     outcomes = []
-    cases = [] if first == "attacks" else folders.cases()[int(first) :: int(step)]
-    for outcome in play_attacks(folders, work) if first == "attacks" else play_cases(folders, cases, work):
+    if first == "attacks":
+        played = play_attacks(folders, work, int(step))
+    else:
+        played = play_cases(folders, folders.cases()[int(first) :: int(step)], work)
+    for outcome in played:
         outcomes.append(outcome)
         print(json.dumps(vars(outcome)), flush=True)
     print(json.dumps(figures(outcomes)))

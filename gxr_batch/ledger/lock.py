@@ -73,6 +73,8 @@ class Lock:
     def require(self) -> None:
         """Raise StorageError if the lock file was deleted or replaced, or the folder moved: others may write there."""
         if not is_same_file(self._descriptor, self._path):
+            with storage_errors(self._path):
+                self._path.parent.stat()  # a folder that is missing has a plainer message
             raise StorageError(
                 "This process lost its lock: the lock file was deleted or replaced, or the folder was moved.",
                 where=str(self._path.absolute()),

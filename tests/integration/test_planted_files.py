@@ -245,9 +245,9 @@ def test_a_run_stops_if_its_lock_file_vanishes_and_loses_no_saved_row(tmp_path):
         lambda folder: folder.rename(tmp_path / "moved"),
     ):
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        with pytest.raises(StorageError, match="lost its lock") as caught:
+        with pytest.raises(StorageError, match=r"lost its lock|run folder is missing") as caught:
             write_after(vanish, folder)
-        assert "run the same command again to resume" in str(caught.value)
+        assert "run the same command again" in str(caught.value)
         home = folder if folder.exists() and list((folder / "parts").iterdir()) else tmp_path / "moved"
         assert [path.name for path in (home / "parts").iterdir()] == ["part-00000001.parquet"]
 

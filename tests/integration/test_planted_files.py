@@ -280,7 +280,11 @@ def test_check_ended_by_a_signal_leaves_no_copy_of_the_table(tmp_path, number):
     temporary.mkdir()
     work.table(200_000)
     environment = os.environ | {"TMPDIR": str(temporary)}
-    child = subprocess.Popen([*COMMAND, "check", "j.toml"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup, and children inherit that
+    try:
+        child = subprocess.Popen([*COMMAND, "check", "j.toml"], cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGHUP, hung_up)
     until(lambda: any(path.stat().st_size for path in temporary.rglob("input.parquet")))
     (folder,) = temporary.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

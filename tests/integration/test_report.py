@@ -68,6 +68,7 @@ def html(made) -> str:
 def page_of(work: Workplace, run: str = "outputs/j", against: str | None = None, **options: bool) -> str:
     """Write a report in this process, which is faster than running the command, and return it."""
     target = work.folder / "page-of-a-test.html"
+    target.unlink(missing_ok=True)  # perhaps of another run, which no report replaces
     other = RunReader(work.folder / against) if against else None
     report(RunReader(work.folder / run), other, target, include_held=options.get("include_held", False))
     return target.read_text(encoding="utf-8")

@@ -325,6 +325,11 @@ def is_list(kind: pa.DataType) -> bool:
     )
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether a type is one of Arrow's text types."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def is_bytes(kind: pa.DataType) -> bool:
     """Return whether a type is one of Arrow's binary types."""
     types = pa.types

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pyarrow as pa
 
-from gxr_batch.cells import is_bytes, is_list, is_number, quoted
+from gxr_batch.cells import is_bytes, is_list, is_number, is_text, quoted
 from gxr_batch.errors import TemplateError
 from gxr_batch.prompts.library import Templates
 from gxr_batch.prompts.template import Template
 from gxr_batch.rows.columns import FieldMap, plausible
-from gxr_batch.rows.parquet_tables import is_text
 
 
 def refuse_nested(templates: Templates, fields: FieldMap, schema: pa.Schema) -> None:

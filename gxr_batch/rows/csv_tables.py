@@ -20,7 +20,6 @@ import pyarrow as pa
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import counted
-from gxr_batch.rows.compression import EXTENSIONS, compression_of, damaged_error, is_stub
 from gxr_batch.rows.csv_layout import (
     BACKSLASH,
     CHARACTERS_A_CELL,
@@ -34,8 +33,8 @@ from gxr_batch.rows.csv_layout import (
     take_sample,
     with_row_names,
 )
-from gxr_batch.rows.encoding import BYTE_ORDER_MARK, Lines, open_lines, scan
-from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error, reading
+from gxr_batch.rows.encoding import BYTE_ORDER_MARK, Lines, open_lines, scan, stored_as
+from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error
 
 ROWS_A_BATCH, _BYTES_A_BATCH = 16_384, 2**23
 _MISREAD_MARK = "\u00ef\u00bb\u00bf"  # a byte order mark in the middle of a file that is read as cp1252
@@ -98,21 +97,6 @@ def look(path: Path, section: InputSection) -> Look:
     }
     notices += [note] * bool(note) + list(notices_of(layout, section))
     return Look(names, [pa.string()] * len(names), sha256, DelimitedFile, fields, tuple(notices))
-
-
-def stored_as(path: Path) -> tuple[str, list[str]]:
-    """Return the compression of a file that is named as compressed, and a notice if its bytes show another one."""
-    ending = path.suffix.lower()
-    if ending not in EXTENSIONS:
-        return "", []
-    with reading(path), path.open("rb") as file:
-        head = file.read(8)
-    compression = compression_of(head)
-    if is_stub(head, EXTENSIONS[ending]):
-        raise damaged_error(path)
-    if compression == EXTENSIONS[ending]:
-        return compression, []
-    return compression, [f"the file ends in {ending}, but is {compression or 'not compressed'}; read as it is"]
 
 
 def _read_header(path: Path, encoding: str, compression: str, layout: Layout) -> list[str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gxr_batch.cells import quoted
 from gxr_batch.errors import TableError
-from gxr_batch.rows.compression import EXTENSIONS, damaged_error, decompressed
+from gxr_batch.rows.compression import EXTENSIONS, compression_of, damaged_error, decompressed, is_stub
 from gxr_batch.rows.source_files import CHUNK_BYTES, reading, refuse_disguise
 
 if TYPE_CHECKING:
@@ -45,6 +45,21 @@ class Scanned(NamedTuple):
     sha256: str
     notice: str
     escapes: bool = False
+
+
+def stored_as(path: Path) -> tuple[str, list[str]]:
+    """Return the compression of a file that is named as compressed, and a notice if its bytes show another one."""
+    ending = path.suffix.lower()
+    if ending not in EXTENSIONS:
+        return "", []
+    with reading(path), path.open("rb") as file:
+        head = file.read(8)
+    compression = compression_of(head)
+    if is_stub(head, EXTENSIONS[ending]):
+        raise damaged_error(path)
+    if compression == EXTENSIONS[ending]:
+        return compression, []
+    return compression, [f"the file ends in {ending}, but is {compression or 'not compressed'}; read as it is"]
 
 
 def scan(path: Path, wanted: str, compression: str = "") -> Scanned:

@@ -21,6 +21,7 @@ from gxr_batch.disk import parquet_file, storage_errors
 from gxr_batch.errors import TableError
 from gxr_batch.files import new_file
 from gxr_batch.rows.columns import FieldMap, counted, label, require_column
+from gxr_batch.rows.doubtful_cells import DoubtfulCells
 from gxr_batch.rows.ids import (
     DERIVED_DIGITS,
     Bases,
@@ -35,7 +36,6 @@ from gxr_batch.rows.ids import (
     marks,
     require_usable,
 )
-from gxr_batch.rows.null_words import WordCount
 from gxr_batch.rows.parquet_tables import rows_a_batch
 from gxr_batch.rows.source_files import Source, changed_error
 from gxr_batch.rows.survey import Survey
@@ -87,7 +87,7 @@ class _Intake:
     def __init__(self, survey: Survey, fields: FieldMap, id_column: str) -> None:
         self._survey, self._id_column = survey, id_column
         self._hasher = ContentHasher(fields)
-        self._words = WordCount(fields, clears=survey.common_nulls)
+        self._doubtful = DoubtfulCells(fields, clears=survey.common_nulls)
         self._path: Path | None = None
         self._derived = 0
         self.notices: list[str] = []
@@ -98,7 +98,7 @@ class _Intake:
         schema = pa.schema([*self._survey.schema, *_KEY_FIELDS])
         with _Groups(target, schema) as groups:
             for read in _first_rows(self._tables(), limit):
-                table = self._words.look(read)
+                table = self._doubtful.look(read)
                 with self._named_file():
                     contents = self._hasher.hashes(table)
                     bases = self._bases(table, contents)
@@ -107,7 +107,7 @@ class _Intake:
                 groups.write(pa.Table.from_arrays([*table.columns, *keys], schema=schema))
         if self._derived:
             self.notices.append(f"{counted(self._derived, 'row')} without {self._id_column}: ids come from the content")
-        self.notices += self._words.notices()
+        self.notices += self._doubtful.notices()
         if not sum(map(len, seen)):
             self.notices.append("the table has a header but no rows")
         return np.concatenate(seen)

@@ -18,8 +18,7 @@ import pyarrow as pa
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows.compression import EXTENSIONS
-from gxr_batch.rows.csv_tables import stored_as
-from gxr_batch.rows.encoding import Lines, open_lines, scan
+from gxr_batch.rows.encoding import Lines, open_lines, scan, stored_as
 from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error
 
 _ROWS_A_BATCH, _BYTES_A_BATCH = 16_384, 2**23

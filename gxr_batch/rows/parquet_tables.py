@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gxr_batch.cells import is_bytes
+from gxr_batch.cells import is_text
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import counted, label
+from gxr_batch.rows.null_words import without
 from gxr_batch.rows.source_files import Look, Say, SourceFile, changed_error, reading, sha256_of
 
 _ROWS_A_BATCH = 16_384
@@ -150,28 +151,6 @@ def _valid(column: pa.Array) -> bool:
     return True
 
 
-def without(column: pa.Array, words: pa.Array) -> pa.Array:
-    """Return the column with cells that are one of `words` as null if it holds text, else unchanged."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        if not (is_text(kind.value_type) or is_bytes(kind.value_type)):
-            return column
-        gone = pc.is_in(_binary(column.dictionary_decode()), value_set=words.cast(pa.binary()))
-        indices = pc.if_else(gone, None, column.indices)
-        return pa.DictionaryArray.from_arrays(indices, column.dictionary, ordered=kind.ordered)
-    if not (is_text(kind) or is_bytes(kind)):
-        return column
-    gone = pc.is_in(_binary(column), value_set=words.cast(pa.binary()))
-    return pc.if_else(gone, pa.scalar(None, kind), column)
-
-
-def _binary(column: pa.Array) -> pa.Array:
-    """Return text or bytes as bytes without the zeros that fill a fixed width."""
-    if not pa.types.is_fixed_size_binary(column.type):
-        return column.cast(pa.binary())
-    return pa.array([None if cell is None else cell.rstrip(b"\0") for cell in column.to_pylist()], pa.binary())
-
-
 def kept_type(kind: pa.DataType, *, nested: bool = False) -> pa.DataType:
     """Return the type that a column has in the copy of the table.
 
@@ -202,11 +181,6 @@ def kept_type(kind: pa.DataType, *, nested: bool = False) -> pa.DataType:
 
 def _kept_field(field: pa.Field) -> pa.Field:
     return field.with_type(kept_type(field.type, nested=True))
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Return whether a type is one of Arrow's text types."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 @contextmanager

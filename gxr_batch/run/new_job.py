@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from gxr_batch.cells import NotText, for_terminal, is_bytes, prompt_values_of
+from gxr_batch.cells import NotText, for_terminal, is_bytes, is_text, prompt_values_of
 from gxr_batch.disk import expanded
 from gxr_batch.errors import TableError, UserError
 from gxr_batch.files import scratch_folder
@@ -34,7 +34,6 @@ from gxr_batch.rows.csv_layout import ROW_NAMES
 from gxr_batch.rows.csv_tables import DelimitedFile
 from gxr_batch.rows.ingest import ingest
 from gxr_batch.rows.null_words import words_in
-from gxr_batch.rows.parquet_tables import is_text
 from gxr_batch.rows.source_files import TABLES, SourceFile
 from gxr_batch.rows.survey import Survey, survey
 from gxr_batch.rows.workbook_tables import WorkbookSheet

@@ -23,7 +23,7 @@ from gxr_batch.ledger import RunReader, State, is_run
 from gxr_batch.ledger.reviews import approved
 from gxr_batch.records import SOURCE_PREFIX
 from gxr_batch.rows.columns import RESERVED_PREFIX, counted
-from gxr_batch.rows.parquet_tables import without
+from gxr_batch.rows.null_words import without
 from gxr_batch.rows.source_files import Say, changed_error
 from gxr_batch.rows.survey import refuse_keys_without_effect
 

@@ -357,6 +357,15 @@ def is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no half of a surrogate pair, which is no character and cannot be written to a file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def for_terminal(text: str) -> str:
     """Return the text with control characters and direction marks as escapes such as \\x1b; lines and tabs stay."""
     return _escaped(text.replace("\r\n", "\n"))

@@ -8,7 +8,6 @@ which ones the dead left behind.
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -48,6 +47,14 @@ class NotPlain(OSError):
 
     def __init__(self, what: str) -> None:
         super().__init__(errno.EINVAL, what)
+
+
+class NoLocks(OSError):
+    """The file system has no locks."""
+
+
+class NoObject(ValueError):
+    """What should be a JSON object is not, or not one of a sensible depth; the message says why."""
 
 
 def open_plain(path: Path, *, links: bool = False) -> BufferedReader:
@@ -95,27 +102,37 @@ def require_folder(path: Path) -> None:
 
 def read_text(path: Path) -> str:
     """Return the text of a small file that the user named. Raises NotPlain, OSError, UnicodeDecodeError."""
-    return _read(path, MOST_TEXT_BYTES, links=True).decode("utf-8-sig")
+    return read_bytes(path, MOST_TEXT_BYTES, links=True).decode("utf-8-sig")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of a run. Raises ValueError if it holds nothing of that kind, OSError."""
+    """Return the object in a JSON file of a run or of the cache. Raises NoObject, OSError."""
+    return json_object(read_bytes(path, _MOST_JSON_BYTES), _DEEPEST)
+
+
+def json_object(content: bytes | str, deepest: int) -> dict[str, Any]:
+    """Return the object that JSON holds. Raises NoObject, also if it is nested deeper than `deepest` levels."""
     try:
-        content = json.loads(_read(path, _MOST_JSON_BYTES, links=False))
+        value = json.loads(content)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(content, dict):
-        raise ValueError("no object")  # noqa: TRY004 - all that is wrong with the content is a ValueError
-    level: list[Any] = [content]
-    for _ in range(_DEEPEST):
+        raise NoObject("its values are nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise NoObject(f"it is not valid JSON at line {error.lineno}, column {error.colno}") from None
+    except ValueError:  # bytes that are no text, or a number of thousands of digits
+        raise NoObject("it has text that is not UTF-8, or a number without end") from None
+    if not isinstance(value, dict):
+        raise NoObject("it holds no JSON object")
+    level: list[Any] = [value]
+    for _ in range(deepest):
         inside = (one.values() if isinstance(one, dict) else one for one in level)
         level = [value for values in inside for value in values if isinstance(value, dict | list)]
         if not level:
-            return content
-    raise ValueError("nested too deeply")
+            return value
+    raise NoObject("its values are nested too deeply")
 
 
-def _read(path: Path, most: int, *, links: bool) -> bytes:
+def read_bytes(path: Path, most: int, *, links: bool = False) -> bytes:
+    """Return the content of a plain file of at most `most` bytes. Raises NotPlain, OSError."""
     with open_plain(path, links=links) as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -126,17 +143,16 @@ def _read(path: Path, most: int, *, links: bool) -> bytes:
 def try_lock(descriptor: int) -> bool:
     """Return whether the operating system grants an exclusive lock on an open file, held until that is closed.
 
-    Raises NotImplementedError on a file system without locks, OSError.
+    Raises NoLocks, OSError.
     """
+    from filelock import lock_descriptor
+
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock_descriptor(descriptor, blocking=False)
     except OSError as error:
-        if error.errno in {errno.EAGAIN, errno.EACCES}:
-            return False
         if error.errno in {errno.ENOSYS, errno.ENOTSUP}:
-            raise NotImplementedError from None
+            raise NoLocks(error.errno, error.strerror) from None
         raise
-    return True
 
 
 def is_same_file(descriptor: int, path: Path) -> bool:
@@ -156,7 +172,7 @@ def new_file(path: Path) -> BinaryIO:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         file = os.fdopen(os.open(path, flags, 0o666), "wb")
-        with suppress(OSError, NotImplementedError):
+        with suppress(OSError):
             try_lock(file.fileno())
         if is_same_file(file.fileno(), path):
             return file
@@ -176,7 +192,7 @@ def scratch_folder(name: str, parent: Path | None = None) -> Iterator[Path]:
     try:
         path.mkdir(0o700)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with suppress(OSError, NotImplementedError):
+        with suppress(OSError):
             try_lock(descriptor)
         yield path
     finally:
@@ -193,7 +209,7 @@ def remove_leftovers(folder: Path, name: str = "", *, own: bool = False) -> None
     with suppress(OSError):
         for entry in list(os.scandir(folder)):
             if entry.name.startswith(f"{name}." if name else "") and _TEMPORARY.fullmatch(entry.name):
-                with suppress(OSError, NotImplementedError):
+                with suppress(OSError):
                     if not own or entry.stat(follow_symlinks=False).st_uid == os.geteuid():
                         _remove_if_dead(Path(entry.path))
 

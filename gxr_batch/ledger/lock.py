@@ -25,7 +25,7 @@ import psutil
 from gxr_batch.cells import quoted
 from gxr_batch.disk import storage_errors
 from gxr_batch.errors import RunLocked, StorageError
-from gxr_batch.files import is_same_file, open_to_change, read_json, try_lock
+from gxr_batch.files import NoLocks, is_same_file, open_to_change, read_json, try_lock
 from gxr_batch.ledger.boot import boot_id
 
 LOCK_NAME = "run.lock"
@@ -118,7 +118,7 @@ def _opened(path: Path) -> tuple[int, bool | None]:
         descriptor = open_to_change(path)
         try:
             granted = try_lock(descriptor)
-        except NotImplementedError:
+        except NoLocks:
             return descriptor, None
         except BaseException:
             os.close(descriptor)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from gxr_batch.disk import make_folder, parquet_file, reading, storage_errors, write_whole
 from gxr_batch.errors import RunError, RunLocked, StorageError
-from gxr_batch.files import open_to_change, remove_leftovers, require_folder, try_lock
+from gxr_batch.files import NoLocks, open_to_change, remove_leftovers, require_folder, try_lock
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
 from gxr_batch.records import (
     APPROVED,
@@ -158,7 +158,7 @@ def one_import(folder: Path) -> Iterator[None]:
     with storage_errors(home / _LOCK_NAME):
         descriptor = open_to_change(home / _LOCK_NAME)
     try:
-        with storage_errors(home / _LOCK_NAME), suppress(NotImplementedError):  # a file system without locks
+        with storage_errors(home / _LOCK_NAME), suppress(NoLocks):  # then two imports at once are not noticed
             while not try_lock(descriptor):
                 if time.monotonic() > deadline:
                     raise RunLocked(

@@ -6,13 +6,13 @@ refused by name. What the numbers mean, and whether weights of these sizes exist
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gxr_batch.errors import ModelUnavailable
+from gxr_batch.models.foreign import read_object
 
 CONFIG = "config.json"
 
@@ -74,21 +74,20 @@ _ROPE = ("rope_parameters", "rope_scaling")
 _ROPE_NUMBERS = {name: _NUMBERS[name] for name in ("rope_theta", "partial_rotary_factor")} | {"factor": _SCALE}
 _ROPE_NUMBER = _Range(-1e15, 1e15, 0)
 _LATENT = "kv_lora_rank"  # of families whose heads have several sizes; some write 0 as the common one
-_ROPE_DEPTH = 3  # a dictionary for each kind of layer, and lists of factors in it
 _LONGEST_SHOWN = 40
+_ROPE_DEPTH = 3  # a dictionary for each kind of layer, and lists of factors in it
 
 
 def refuse_odd_file(folder: Path) -> None:
-    """Refuse a config.json with a number outside sense. One that cannot be read is left to the library's loader.
+    """Refuse a damaged config.json, and one with a number outside sense. A missing one is left to the library's loader.
 
     Raises ModelUnavailable.
     """
     path = folder / CONFIG
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    if not path.exists() and not path.is_symlink():
         return
-    for values in (read, read.get("text_config") if isinstance(read, dict) else None):
+    read = read_object(path)
+    for values in (read, read.get("text_config")):
         if isinstance(values, dict):
             _refuse(values, path)
 

@@ -7,7 +7,7 @@ around nothing else: a fault in our own code keeps its traceback.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gxr_batch.errors import GxrError, ModelUnavailable
+from gxr_batch.files import NoObject, json_object, open_plain, read_bytes
 from gxr_batch.models.permissions import refuse_unreadable
 
 AGAIN = "correct the file, or copy the folder again"
@@ -51,25 +52,16 @@ def loading(what: str, *files: Path, next_step: str = AGAIN) -> Iterator[None]:
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file with an object. Raises ModelUnavailable, also if there is no file."""
     try:
-        document = json.loads(read_text(path))
-    except RecursionError:
-        raise _damaged(path, "its values are nested too deeply") from None
-    except ValueError as error:
-        place = f"line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else "a number"
-        raise _damaged(path, f"it is not valid JSON at {place}") from None
-    if not isinstance(document, dict):
-        raise _damaged(path, "it holds no JSON object")
-    if _is_deep(document, _DEPTH):
-        raise _damaged(path, "its values are nested too deeply")
-    return document
+        return json_object(read_text(path), _DEPTH)
+    except NoObject as error:
+        raise _damaged(path, str(error)) from None
 
 
 def read_text(path: Path) -> str:
     """Read a small text file. Raises ModelUnavailable."""
     refuse_unreadable([path])
-    refuse_large(path)
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path, MOST_BYTES, links=True).decode()
     except UnicodeDecodeError as error:
         raise _damaged(path, f"it is not UTF-8 at byte {error.start}") from None
     except OSError as error:
@@ -77,16 +69,14 @@ def read_text(path: Path) -> str:
 
 
 def refuse_large(path: Path) -> None:
-    """Raise ModelUnavailable if a file is no plain file, or too large to be read into memory."""
-    most = _MOST_TOKENIZER_BYTES if path.name in _BIG else MOST_BYTES
+    """Raise ModelUnavailable if the file of a tokenizer is no plain file, or too large to be read into memory."""
     try:
-        size = path.stat().st_size
+        with open_plain(path, links=True) as file:
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise _damaged(path, (error.strerror or type(error).__name__).lower()) from None
-    if not path.is_file():
-        raise _damaged(path, "it is no plain file")
-    if size > most:
-        raise _damaged(path, f"it has {size / _MIB:,.0f} MiB, and at most {most / _MIB:,.0f} are read")
+    if size > _MOST_TOKENIZER_BYTES:
+        raise _damaged(path, f"it is larger than {_MOST_TOKENIZER_BYTES // _MIB:,} MiB")
 
 
 def refuse_damaged(folder: Path, *names: str) -> None:
@@ -111,12 +101,6 @@ def bad_value(path: Path, key: str, wanted: str) -> ModelUnavailable:
 
 def _damaged(path: Path, why: str) -> ModelUnavailable:
     return ModelUnavailable(f"A file of the model cannot be read: {why}.", where=str(path), next_step=AGAIN)
-
-
-def _is_deep(value: Any, depth: int) -> bool:
-    """Return whether values are nested beyond a depth; the libraries go through them recursively."""
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return not depth or any(_is_deep(one, depth - 1) for one in inside if isinstance(one, dict | list))
 
 
 def _place(error: BaseException, files: tuple[Path, ...]) -> str:

@@ -223,7 +223,7 @@ def _config_of(sources: Sources, section: ModelSection) -> Any:
     from transformers import AutoConfig, GenerationConfig
 
     folder = sources.base.folder
-    refuse_damaged(folder, CONFIG, GENERATION)
+    refuse_damaged(folder, GENERATION)
     refuse_odd_file(folder)  # before the library computes with it
     with (
         quiet_transformers(),

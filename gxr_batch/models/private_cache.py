@@ -12,7 +12,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
+from gxr_batch.disk import write_whole
 from gxr_batch.errors import StorageError
 from gxr_batch.models.weights_hash import cache_home
 
@@ -66,3 +68,21 @@ def own_bytes(path: Path) -> bytes:
         found = os.fstat(descriptor)
         own = found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         return file.read() if own and stat.S_ISREG(found.st_mode) else b""
+
+
+def read_record(name: str) -> bytes:
+    """Return what this user recorded under a name, b"" if nothing, or nothing that can be trusted."""
+    with suppress(OSError, StorageError), private_folder() as folder:
+        return own_bytes(folder / name)
+    return b""
+
+
+def write_record(name: str, content: bytes) -> None:
+    """Record something under a name. If that fails, the next invocation just finds it out again."""
+
+    def write(file: BinaryIO) -> None:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(content)
+
+    with suppress(OSError, StorageError), private_folder() as folder:
+        write_whole(folder / name, write)

@@ -1,7 +1,8 @@
 """Tries a tokenizer and its chat templates in a child process before they are loaded into this one.
 
 The tokenizer library ends the process on some files, and a template may never end. Passed trials are remembered in the
-user's cache folder by the state of the file, so that a model is tried once; deleting that record costs a second.
+user's private part of the cache, by the state of the file, so that a model is tried once; deleting that record costs a
+second.
 """
 
 from __future__ import annotations
@@ -11,16 +12,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gxr_batch.disk import write_whole
-from gxr_batch.errors import ModelUnavailable, StorageError
+from gxr_batch.errors import ModelUnavailable
 from gxr_batch.models import try_tokenizer
 from gxr_batch.models.foreign import AGAIN, bad_value, read_object, read_text, refuse_large
-from gxr_batch.models.weights_hash import cache_home
+from gxr_batch.models.private_cache import read_record, write_record
 
 _TRIED = "tried-tokenizers.json"
 _MOST_KEPT = 200
@@ -44,7 +43,7 @@ def refuse_crashing(folder: Path, adapter: Path | None = None) -> None:
     if key in known:
         return
     _try(path if with_tokenizer else None, templates)
-    _remember(known, key)
+    write_record(_TRIED, json.dumps([*known, key][-_MOST_KEPT:], indent=0).encode())
 
 
 def _templates(folder: Path) -> dict[str, str]:
@@ -123,16 +122,7 @@ def _key(path: Path | None, templates: Mapping[str, str]) -> str:
 
 def _load() -> list[str]:
     try:
-        known = json.loads((cache_home() / _TRIED).read_text())
-    except (OSError, ValueError, RecursionError, StorageError):
+        known = json.loads(read_record(_TRIED))
+    except (ValueError, RecursionError):
         return []
     return known if isinstance(known, list) else []
-
-
-def _remember(known: list[str], key: str) -> None:
-    """Add an entry. If that fails, the next invocation just tries the tokenizer again."""
-    text = json.dumps([*known, key][-_MOST_KEPT:], indent=0)
-    with suppress(OSError, StorageError):
-        folder = cache_home()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / _TRIED, lambda file: file.writelines([text.encode()]))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from gxr_batch.cells import is_unicode
 from gxr_batch.errors import ModelUnavailable, RowError
 from gxr_batch.models.foreign import loading
 from gxr_batch.records import Encoded, Messages, Turn
@@ -165,7 +166,7 @@ class ChatEncoder:
             with loading(_UNUSABLE, self._folder):
                 ids: list[int] = self._encode(text)
         except ModelUnavailable:
-            if not _is_unicode(text):  # halves of a UTF-16 pair
+            if not is_unicode(text):  # halves of a UTF-16 pair
                 raise RowError("the prompt holds signs that are not valid Unicode") from None
             raise
         return ids
@@ -218,14 +219,6 @@ class ChatEncoder:
             if between_words and before + self._blank not in self._vocabulary:
                 return text[:at]
         return ""
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _gemma(roles: Sequence[str]) -> str:

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import stat
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 
-from gxr_batch.disk import sha256_of, write_whole
-from gxr_batch.errors import StorageError
-from gxr_batch.models.private_cache import own_bytes, private_folder
+from gxr_batch.disk import sha256_of
+from gxr_batch.models.private_cache import read_record, write_record
 
 _SHA256 = {
     "model.safetensors": "d9df495ac8121f17441f73a45548b59cd75068fbd5e57ed0883c9e4a443fe908",
@@ -38,17 +34,17 @@ _MOST_JSON_BYTES = 2**20
 def is_genuine(folder: Path) -> bool:
     """Return whether a folder holds exactly what the conversion makes, as far as it is loaded. Raises OSError."""
     state = _state(folder)
-    if state == _recorded():
+    if state.encode() == read_record(_RECORD):
         return True
     found = _matches(folder, state)
     if found:
-        _record(state)
+        write_record(_RECORD, state.encode())
     return found
 
 
 def remember(folder: Path) -> None:
     """Record a folder that this process has just converted. Raises OSError."""
-    _record(_state(folder))
+    write_record(_RECORD, _state(folder).encode())
 
 
 def _state(folder: Path) -> str:
@@ -78,20 +74,3 @@ def _values_sha256(path: Path) -> str:
     except (ValueError, AttributeError, RecursionError):
         return ""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _recorded() -> str:
-    with suppress(OSError, StorageError), private_folder() as folder:
-        return own_bytes(folder / _RECORD).decode(errors="replace")
-    return ""
-
-
-def _record(state: str) -> None:
-    """Keep a state. If that fails, the next invocation just reads the files again."""
-
-    def write(file: BinaryIO) -> None:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(state.encode())
-
-    with suppress(OSError, StorageError), private_folder() as folder:
-        write_whole(folder / _RECORD, write)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gxr_batch.disk import write_text
 from gxr_batch.errors import ModelUnavailable, StorageError
+from gxr_batch.files import read_json
 from gxr_batch.models.permissions import refuse_unreadable
 
 _HASHES = "weights-sha256.json"
@@ -85,10 +86,9 @@ def _sha256(path: Path) -> str:
 
 def _load() -> dict[str, str]:
     try:
-        known = json.loads((cache_home() / _HASHES).read_text())
+        return read_json(cache_home() / _HASHES)
     except (OSError, ValueError, StorageError):
         return {}
-    return known if isinstance(known, dict) else {}
 
 
 def _remember(fresh: dict[str, str]) -> None:

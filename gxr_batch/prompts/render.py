@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gxr_batch.cells import quoted
+from gxr_batch.cells import is_unicode, quoted
 from gxr_batch.errors import RowError, TemplateError
 from gxr_batch.job import Job
 from gxr_batch.prompts.filters import NotANumber
@@ -47,19 +47,11 @@ def render(template: Template, values: Mapping[str, Any], *, system: str) -> Mes
         raise RowError(f"the template {template.name} cannot be filled ({type(error).__name__})") from None
     if not text:
         raise RowError(f"the template {template.name} gives an empty prompt")
-    if not _is_unicode(text):
+    if not is_unicode(text):
         raise RowError(f"the template {template.name} gives half of a surrogate pair, which is no character")
     turns = (Turn("system", system.strip()), Turn("user", text)) if system.strip() else (Turn("user", text),)
     prefix = template.literal_prefix
     return Messages(turns, template.name, len(prefix) if text.startswith(prefix) else 0)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _cell(value: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.cells import CUT_MARK, for_workbook, quoted
+from gxr_batch.cells import CUT_MARK, for_workbook, is_unicode, quoted
 from gxr_batch.disk import sha256_of
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
@@ -38,7 +38,6 @@ from gxr_batch.review.parse_row import (
     same_text,
 )
 from gxr_batch.review.read_sheets import SheetRow, read_sheets
-from gxr_batch.rows.workbook_container import half_character
 from gxr_batch.run.invocation_record import user_name
 
 # What a reviewer wrote as text.
@@ -167,7 +166,7 @@ def _collect(path: Path, samples: int, judged: dict[Key, list[_Line]], done: Imp
 def _half_character(cells: Mapping[str, Any]) -> str:
     """Return the first column that is read whose cell has half a character, "" if none has."""
     texts = ((name, cell) for name, cell in cells.items() if name in COLUMNS_READ and isinstance(cell, str))
-    return next((name for name, text in texts if half_character(text)), "")
+    return next((name for name, text in texts if not is_unicode(text)), "")
 
 
 def _row_id(cell: Any) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from gxr_batch.cells import is_unicode
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import counted
@@ -114,10 +115,8 @@ def _read_header(path: Path, encoding: str, compression: str, layout: Layout) ->
             where=f"{path}, line {line}",
             next_step='the file may be UTF-16 without a byte order mark: try input.encoding = "utf-16-le"',
         )
-    try:
-        "".join(records[0]).encode()
-    except UnicodeEncodeError:
-        raise _not_a_character(path, line) from None
+    if not is_unicode("".join(records[0])):
+        raise _not_a_character(path, line)
     return records[0]
 
 
@@ -155,17 +154,9 @@ def _text_column(
         return pa.array(values, pa.string())
     except UnicodeEncodeError:
         for start, cell in zip(starts, cells, strict=True):
-            if not _encodable(cell):
+            if not is_unicode(cell):
                 raise _not_a_character(file.path, start) from None
         raise
-
-
-def _encodable(cell: str) -> bool:
-    try:
-        cell.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _not_a_character(path: Path, line: int) -> TableError:

@@ -303,21 +303,13 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 def unescaped(text: str) -> str:
     """Return a text as typed: the file format writes a carriage return as `_x000D_`. Halves of a character are joined.
 
-    A half without its other half remains; see `half_character`.
+    A half without its other half remains; see `cells.is_unicode`.
     """
     from openpyxl.utils.escape import unescape
 
     if "_x" not in text:
         return text
-    text = unescape(text)
-    return (
-        text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass") if half_character(text) else text
-    )
-
-
-def half_character(text: str) -> bool:
-    """Return whether a text has half of a surrogate pair, such as `_xD800_`, which no file of text can hold."""
-    return _LONE_SURROGATE.search(text) is not None
+    return unescape(text).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def without_halves(text: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from gxr_batch.cells import quoted
+from gxr_batch.cells import is_unicode, quoted
 from gxr_batch.errors import TableError
 from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import counted
@@ -27,7 +27,6 @@ from gxr_batch.rows.number_formats import general, shown_number, shown_time
 from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error, reading, sha256_of
 from gxr_batch.rows.workbook_container import (
     damage_as,
-    half_character,
     load_book,
     numbered_rows,
     readable,
@@ -217,7 +216,7 @@ def _rows(path: Path, sheet: Any, skip: int, odd: Counter[str], width: int = 0) 
             odd["errors"] += 1
             return ""
         text = _text(value, cell)
-        if isinstance(value, str) and "_x" in value and half_character(text):
+        if isinstance(value, str) and "_x" in value and not is_unicode(text):
             odd["halves"] += 1
             return without_halves(text)
         return text

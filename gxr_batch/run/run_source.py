@@ -104,15 +104,12 @@ class RunSource:
             )
         if counts.held:
             yield f"{quoted(self.path)}: {counted(counts.held, 'row')} held by identifier screening: left out"
-        renamed = [
-            (name, final)
-            for name, final in _final_names(self.reader.schema.names).items()
-            if not _is_result(name) and name != final
-        ]
+        names = zip(self.reader.schema.names, self.schema.names, strict=True)
+        renamed = [(before, after) for before, after in names if before != after and not _is_result(before)]
         if renamed:
             more = f", and {len(renamed) - 1:,} more alike" if len(renamed) > 1 else ""
-            name, final = map(quoted, renamed[0])
-            yield f"{quoted(self.path)}: its column {name} is called {final} here{more}"
+            before, after = map(quoted, renamed[0])
+            yield f"{quoted(self.path)}: its column {before} is called {after} here{more}"
         if self.only:
             if others := counts.ok + counts.failed - read:
                 kind = "not generated" if self.only == "ok" else "not approved"

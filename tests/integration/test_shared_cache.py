@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -17,9 +19,9 @@ from running import Workplace
 from gxr_batch.disk import writable_by_others
 from gxr_batch.engines.slots.native import compile_kernels
 from gxr_batch.errors import StorageError
-from gxr_batch.models import demo, verify_demo
+from gxr_batch.models import demo, tokenizer_trial, verify_demo, weights_hash
 from gxr_batch.models.private_cache import private_folder, private_home
-from gxr_batch.models.weights_hash import cache_home
+from gxr_batch.models.weights_hash import cache_home, weights_sha256
 
 needs_gcc = pytest.mark.skipif(not shutil.which("gcc"), reason="there is no gcc")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of another user")
@@ -239,6 +241,28 @@ def test_a_cache_of_this_user_alone_is_not_read(tmp_path, monkeypatch, read):
     demo.demo_folder().mkdir(parents=True)
     assert demo.ensure_demo_model() == demo.demo_folder()
     assert not read
+
+
+def test_a_trial_of_a_tokenizer_that_others_recorded_is_not_believed(cache, tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(tokenizer_trial, "_try", lambda *asked: tried.append(asked))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    key = tokenizer_trial._key(tmp_path / "tokenizer.json", {})
+    (cache / tokenizer_trial._TRIED).write_text(json.dumps([key]))
+    for _ in range(2):
+        tokenizer_trial.refuse_crashing(tmp_path)
+    assert len(tried) == 1, "tried once, then remembered where only this user can write"
+
+
+@pytest.mark.timeout(20)
+def test_pipes_in_the_place_of_records_make_nothing_wait(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_trial, "_try", lambda *asked: None)
+    for name in (weights_hash._HASHES, tokenizer_trial._TRIED):
+        os.mkfifo(cache / name)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    tokenizer_trial.refuse_crashing(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert weights_sha256([tmp_path / "model.safetensors"]) == hashlib.sha256(b"weights").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------- who can write

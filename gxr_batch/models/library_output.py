@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,6 +28,8 @@ def progress_shown() -> bool:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Let transformers log only errors and draw no bars inside the block; the previous settings are restored."""
+    import logging  # here: `--help` imports this module
+
     from transformers.utils import logging as transformers_logging
 
     settings: Any = transformers_logging  # its switches have no type hints

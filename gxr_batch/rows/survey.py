@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,17 @@ import pyarrow as pa
 from gxr_batch.cells import quoted
 from gxr_batch.errors import TableError
 from gxr_batch.job import COMMON, InputSection
-from gxr_batch.rows import csv_tables, jsonl_tables, parquet_tables, workbook_tables
 from gxr_batch.rows.columns import clean, counted, label, require_column, visible
 from gxr_batch.rows.input_files import find, folder_columns
-from gxr_batch.rows.source_files import Constant, Kind, NothingInside, Source, SourceFile, kind_of, stat_file
+from gxr_batch.rows.source_files import Constant, Kind, Look, NothingInside, Source, SourceFile, kind_of, stat_file
 from gxr_batch.rows.type_unions import union
 
-_LOOKS = {
-    "delimited": csv_tables.look,
-    "jsonl": jsonl_tables.look,
-    "parquet": parquet_tables.look,
-    "workbook": workbook_tables.look,
+# kind -> the module whose `look` inspects such a file; only those needed are imported
+_READERS: dict[Kind, str] = {
+    "delimited": "csv_tables",
+    "jsonl": "jsonl_tables",
+    "parquet": "parquet_tables",
+    "workbook": "workbook_tables",
 }
 # Keys of [input] that only some kinds of files, or only runs, obey.
 _KEYS_OF: dict[str, tuple[Kind | Literal["run"], ...]] = {
@@ -98,7 +99,7 @@ def _files(section: InputSection, notices: dict[str, list[Path]], said: list[str
 def _look(path: Path, section: InputSection, notices: dict[str, list[Path]]) -> SourceFile:
     kind = kind_of(path)
     seen = stat_file(path)
-    found = _LOOKS[kind](path, section)
+    found: Look = importlib.import_module(f"gxr_batch.rows.{_READERS[kind]}").look(path, section)
     own = {visible(name) for name in found.names}
     folders = folder_columns(path)
     added = [name for name in folders if visible(name) not in own]

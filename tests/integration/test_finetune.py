@@ -140,6 +140,15 @@ def test_control_tokens_in_an_answer_stay_text(place, real_dir, real_tokenizer):
         ('{"messages": "canary"}', "not a list of objects"),
         ('{"messages": [{"role": "user", "content": "canary"}]}', "ending with the assistant"),
         ('{"messages": [{"role": "canary", "content": "canary"}]}', 'without a known "role"'),
+        ('{"messages": [{"role": ["user"], "content": "canary"}]}', 'without a known "role"'),
+        ('{"messages": [{"role": {}, "content": "canary"}]}', 'without a known "role"'),
+        ('{"messages": [{"role": 5, "content": "canary"}]}', 'without a known "role"'),
+        ('{"messages": [{"role": null, "content": "canary"}]}', 'without a known "role"'),
+        ('{"messages": [{"role": "user", "content": {"canary": 1}}]}', 'without text in "content"'),
+        ('{"messages": [{"role": "user", "content": [["canary"]]}]}', "a part that is no text"),
+        ('{"messages": ["canary"]}', "not a list of objects"),
+        ('{"messages": ' + "[" * 100_000, "nested too deeply"),
+        ('{"answer": "' + "canary" * 700_000 + '"}', "longer than 4 MiB"),
         ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "empty answer"),
         ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "a part that is no text"),
         ('{"messages": [{"role": "user", "content": []}]}', 'without text in "content"'),
@@ -160,6 +169,32 @@ def test_an_invalid_line_is_named_and_its_text_is_not_shown(place, line, reason)
     assert "data.jsonl, line 3 (also data.jsonl, line 4)" in message
     assert "canary" not in message
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("text", [b'{"answer": "\xe9"}', '{"answer": "x"}'.encode("utf-16")], ids=["latin-1", "UTF-16"])
+def test_data_that_is_not_utf_8_is_refused_with_the_line(place, text):
+    (place / "data.jsonl").write_bytes(b"{}\n{}\n" + text + b"\n")
+    with pytest.raises(TableError, match="not UTF-8") as caught:
+        read_examples(job())
+    assert caught.value.where == f"{place}/data.jsonl, line 3"
+    assert "save the file as UTF-8" in caught.value.next_step
+
+
+@pytest.mark.parametrize("entry", [chat("canary \ud800", "x"), chat("x", "canary \ud800"), row("canary \ud800", "x")])
+def test_half_a_surrogate_pair_is_refused_with_the_line(place, entry):
+    (place / "data.jsonl").write_text("\n" + json.dumps(entry) + "\n")
+    with pytest.raises(TableError) as caught:
+        encoded()
+    assert caught.value.where == "data.jsonl, line 2"
+    assert "canary" not in str(caught.value)
+
+
+def test_approved_rows_are_not_read_through_a_link(place):
+    (place / "run").mkdir()
+    (place / "run" / "run.json").write_text("{}")
+    (place / "run" / "approved-chat.jsonl").symlink_to(place / "data.jsonl")
+    with pytest.raises(StorageError, match="it is a link, not a plain file"):
+        read_examples(job('finetune.data=["run"]'))
 
 
 @pytest.mark.parametrize("output", [".", "..", "/"])
@@ -214,6 +249,8 @@ def test_the_exported_approved_rows_of_a_run_folder_are_read(place):
 def test_missing_data_is_reported_with_its_absolute_path(place):
     with pytest.raises(JobFileError, match=str(place / "no.jsonl")):
         read_examples(job('finetune.data=["no.jsonl"]'))
+    with pytest.raises(JobFileError, match="does not exist"):
+        read_examples(job('finetune.data=["a**b"]'))
     with pytest.raises(JobFileError, match="There is no training data"):
         read_examples(job("finetune.data=[]"))
 

@@ -11,8 +11,10 @@ import errno
 import hashlib
 import io
 import os
+import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -59,6 +61,11 @@ _REASONS = {
         "check the disk, then run the same command again",
     ),
 }
+
+
+# In messages of libraries written in Rust.
+_OS_ERROR = re.compile(r"\(os error (\d{1,3})\)")
+_TORCH_WRITER = "inline_container.cc"  # in its messages
 
 
 def expanded(name: str | Path) -> Path:
@@ -108,6 +115,36 @@ def storage_errors(path: Path, *, gone: str = "") -> Iterator[None]:
         if number == errno.ENOENT and gone:
             what, step = gone, "choose another --output"
         raise StorageError(what, where=str(path.absolute()), next_step=step) from None
+
+
+@contextmanager
+def library_errors(folder: Path, most: int = 0) -> Iterator[None]:
+    """Raise an OSError where a library in the block, which writes to `folder`, reports one of the disk in its own way.
+
+    safetensors and tokenizers have its number in their messages. torch does not say why: writing a file of `most`
+    bytes, as large as its largest, tells.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if found := _OS_ERROR.search(str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from None
+        if _TORCH_WRITER in str(error):
+            _try_writing(folder, most)
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from None
+        raise
+
+
+def _try_writing(folder: Path, size: int) -> None:
+    """Raise OSError if a file of this many bytes cannot be written to a folder."""
+    block = bytes(2**20)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(-(-size // len(block))):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gxr_batch.cells import quoted
-from gxr_batch.disk import expanded
+from gxr_batch.disk import expanded, storage_errors
 from gxr_batch.errors import JobFileError, RowError, RunError, TableError, TemplateError
-from gxr_batch.files import open_plain
+from gxr_batch.files import MOST_TEXT_BYTES, open_plain
 from gxr_batch.job import FinetuneSection, Job
 from gxr_batch.ledger import is_run
 from gxr_batch.prompts import Template, Templates
@@ -124,7 +124,11 @@ def matches(source: str) -> list[Path]:
         return [path]
     if _GLOB & set(source):
         base = Path(path.anchor or ".")
-        if found := sorted(base.glob(str(path.relative_to(base)))):
+        try:
+            found = sorted(base.glob(str(path.relative_to(base))))
+        except ValueError:  # "**" is a whole part of a path, or an error
+            found = []
+        if found:
             return found
     raise JobFileError(
         "The training data does not exist.",
@@ -148,6 +152,8 @@ def _approved_rows(folder: Path) -> Path:
     export = f"gxr-batch export {folder} --format chat-jsonl"
     if not file.is_file():
         raise RunError("The run's approved rows are not exported yet.", where=str(file.absolute()), next_step=export)
+    with storage_errors(file):
+        open_plain(file).close()
     reviews = [path.stat().st_mtime for path in (folder / "reviews").glob("*") if path.is_file()]
     if max(reviews, default=0.0) > file.stat().st_mtime:
         raise RunError(
@@ -163,12 +169,22 @@ def _text_of(path: Path) -> tuple[str, str]:
     try:
         with open_plain(path, links=True) as file:
             data = file.read()
-        return data.decode("utf-8-sig").replace("\r\n", "\n"), hashlib.sha256(data).hexdigest()
-    except UnicodeDecodeError:
-        reason = "it is not UTF-8 text"
     except OSError as error:
         reason = error.strerror or type(error).__name__
-    raise TableError(f"The training data cannot be read: {reason}.", where=str(path.absolute()))
+        raise TableError(
+            f"The training data cannot be read: {reason}.",
+            where=str(path.absolute()),
+            next_step="name a JSONL file that you can read, or a run folder",
+        ) from None
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n"), hashlib.sha256(data).hexdigest()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+    raise TableError(
+        "The training data is not UTF-8 text.",
+        where=f"{path.absolute()}, line {line:,}",
+        next_step="save the file as UTF-8",
+    )
 
 
 # ---------------------------------------------------------------------- lines
@@ -176,9 +192,13 @@ def _text_of(path: Path) -> tuple[str, str]:
 
 def _example(line: str, templates: Templates, system: str) -> tuple[Messages, str]:
     """Return prompt and answer of one line. Raises _InvalidLine."""
+    if len(line) > MOST_TEXT_BYTES:
+        raise _InvalidLine(f"is longer than {MOST_TEXT_BYTES >> 20} MiB, far more than a model is trained on")
     try:
         entry = json.loads(line)
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise _InvalidLine("has values that are nested too deeply") from None
+    except ValueError:
         raise _InvalidLine("is not valid JSON") from None
     if not isinstance(entry, dict):
         raise _InvalidLine("is not a JSON object")
@@ -196,7 +216,7 @@ def _from_chat(messages: Any) -> tuple[Messages, str]:
     turns = []
     for message in messages:
         role, content = message.get("role"), _content(message.get("content"))
-        if role not in _ROLES or not isinstance(content, str):
+        if not isinstance(role, str) or role not in _ROLES or not isinstance(content, str):
             raise _InvalidLine(
                 'has a message without a known "role" (system, user, assistant) or without text in "content"'
             )

@@ -17,18 +17,17 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import get_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from gxr_batch.disk import expanded, follow_umask
-from gxr_batch.errors import JobFileError, ModelUnavailable, StorageError, UserError
+from gxr_batch.errors import JobFileError, ModelUnavailable, UserError
 from gxr_batch.finetune.evaluation import Evaluation, Sampler
 from gxr_batch.finetune.examples import Rows
 from gxr_batch.finetune.model_card import model_card
 from gxr_batch.finetune.train import Training
 from gxr_batch.finetune.training_output import Say, Show
-from gxr_batch.finetune.workdir import PACKAGES, Record, Work, now
+from gxr_batch.finetune.workdir import PACKAGES, WEIGHTS, Checkpoint, Flaw, Record, Work, now
 from gxr_batch.job import Job
 from gxr_batch.models.demo import NOTICE
 from gxr_batch.models.device_memory import MemoryBudget
@@ -39,8 +38,6 @@ from gxr_batch.models.placement import SPREAD
 from gxr_batch.models.source import id_and_commit
 from gxr_batch.run.fingerprint import environment
 from gxr_batch.run.stop import Stopper
-
-_WEIGHTS = "adapter_model.safetensors"
 
 
 class Tuning:
@@ -60,13 +57,28 @@ class Tuning:
         with _threads(self._job.engine.threads):
             loaded = self._load()
             training = Training(self._job, self._rows, self._work, loaded, self._local.tokenizer())
-            self._work.remove_incomplete_checkpoints()
-            checkpoint = self._work.newest_checkpoint()
-            self._begin(loaded, training, checkpoint[1] if checkpoint else 0)
+            checkpoint = self._newest(training)
+            self._begin(loaded, training, checkpoint.step if checkpoint else 0)
             done = training.train(checkpoint, stopper, show)
             self.step, self.steps = training.step, training.steps
             if done:
                 self._finish(loaded, training, stopper)
+
+    def _newest(self, training: Training) -> Checkpoint | None:
+        """Return the newest checkpoint that can be used, None if there is none yet. Raises StorageError.
+
+        Newer ones are renamed, with a notice; if none at all can be used, that is an error and nothing changes.
+        """
+        flaws: list[Flaw] = []
+        for checkpoint in self._work.sealed_checkpoints():
+            if (flaw := self._work.flaw(checkpoint) or training.flaw(checkpoint)) is None:
+                if flaws:
+                    self._say(self._work.set_aside(flaws))
+                return checkpoint
+            flaws.append(flaw)
+        if flaws:
+            raise self._work.refuse(flaws[0])
+        return None
 
     def _load(self) -> LoadedModel:
         loaded = load_model(self._job.model, self._local.tokenizer(), self._memory)
@@ -180,14 +192,13 @@ class _Base(NamedTuple):
 def _fill(folder: Path, model: Any, base: _Base, loaded: LoadedModel) -> None:
     """Write the files that load: weights, adapter_config.json, tokenizer, generation_config.json.
 
-    Raises OSError, and StorageError for disk errors that a library reports in another way.
+    Raises OSError, and what libraries raise for errors of the disk.
     """
     dtype: torch.dtype = getattr(torch, loaded.placement.dtype)
     tokenizer = base.tokenizer
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in sorted(state.items())}
-    with _disk_errors(folder):
-        save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base.name, base.revision or None
     config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
@@ -195,25 +206,10 @@ def _fill(folder: Path, model: Any, base: _Base, loaded: LoadedModel) -> None:
     config.save_pretrained(str(folder))
     follow_umask(folder)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": list(loaded.end_ids)}
-    with quiet_transformers(), _disk_errors(folder):
+    with quiet_transformers():
         tokenizer.save_pretrained(folder)
         pad = tokenizer.pad_token_id
         GenerationConfig(**ids, pad_token_id=pad).save_pretrained(folder)  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Convert the disk errors of safetensors and tokenizers, which are not OSError, into StorageError."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, SafetensorError) and type(error) is not Exception:  # tokenizers raises the bare class
-            raise
-        raise StorageError(
-            "The adapter cannot be saved: the disk is full or cannot be written.",
-            where=str(folder.absolute()),
-            next_step="free disk space or fix the disk, then run the same command again: no step is repeated",
-        ) from None
 
 
 def _describe(folder: Path, record: Record, evaluation: Evaluation, *, of_gemma: bool) -> None:

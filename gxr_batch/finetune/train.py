@@ -6,29 +6,35 @@ stop takes effect after the current step. Imported only when a training starts, 
 
 from __future__ import annotations
 
+import random
 import re
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import LoraConfig, prepare_model_for_kbit_training
-from peft.utils import load_peft_weights, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.error import NoMatchingPeftModuleError
-from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_pt_utils import safe_globals
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from gxr_batch.errors import JobFileError, ModelUnavailable, StorageError
+from gxr_batch.errors import JobFileError, ModelUnavailable
+from gxr_batch.files import NoObject, open_plain, read_json
 from gxr_batch.finetune.examples import Rows, TrainingRow, steps_of
 from gxr_batch.finetune.training_output import Show, TrainingProgress, quiet
-from gxr_batch.finetune.workdir import Work
+from gxr_batch.finetune.workdir import OPTIMIZER, RANDOM, SCHEDULER, STATE, WEIGHTS, Checkpoint, Flaw, Work
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import no_memory_is
+from gxr_batch.models.foreign import loading
 from gxr_batch.models.load_weights import LoadedModel
 from gxr_batch.run.stop import Stopper
 
@@ -38,7 +44,8 @@ _NOT_TRAINED = re.compile(r".*(vision_tower|multi_modal_projector).*")
 # The trainer's chunked loss needs a fraction of that, but computes the logits twice and in float32, which doubles the
 # time on a CPU: 9.6 instead of 4.9 core seconds for 2 x 266 tokens of Gemma 3 270M.
 _LOGITS_BYTES, _MOST_LOGITS_BYTES = 12, 4 * 2**30
-_CHECKPOINTS_KEPT = 2  # the newest may be incomplete after a power failure
+# Numbers in a checkpoint are far smaller, and its values are nested less.
+_LARGEST_NUMBER, _DEEPEST = 1e300, 8
 
 
 def usable_optimizer(wanted: str, device: torch.device) -> str:
@@ -69,6 +76,7 @@ class Training:
             self.optimizer = usable_optimizer(job.finetune.optimizer, loaded.model.device)
         set_seed(job.finetune.seed)  # for the adapter's initial weights
         self._trainer = _trainer(job, rows, loaded, tokenizer, self._arguments(job, rows, loaded))
+        self._trainer.work = work
         self.model: Any = self._trainer.model
 
     @property
@@ -88,18 +96,62 @@ class Training:
         with self._errors():
             return float(self._trainer.evaluate()["eval_loss"])
 
-    def train(self, checkpoint: tuple[Path, int] | None, stopper: Stopper, show: Show) -> bool:
+    def flaw(self, checkpoint: Checkpoint) -> Flaw | None:
+        """Return why this training cannot resume from a checkpoint, None if it can. Nothing is loaded into the model.
+
+        The trainer checks little: it continues without a file that is missing, and fails in the middle of others.
+        """
+        trainer: Any = self._trainer
+        if checkpoint.step > self.steps:
+            return Flaw(checkpoint.step, checkpoint.folder, f"this training has only {self.steps:,} steps")
+        with self._errors():
+            trainer.create_optimizer_and_scheduler(self.steps)  # it keeps the optimizer, and replaces the scheduler
+            fits: dict[str, Callable[[Any], bool]] = {
+                WEIGHTS: lambda saved: _form(saved) == _form(get_peft_model_state_dict(self.model)),
+                OPTIMIZER: lambda saved: _is_part(_form(saved), _form(self._state_after_a_step())),
+                SCHEDULER: lambda saved: _form(saved) == _form(trainer.lr_scheduler.state_dict()),
+                RANDOM: _is_random_state,
+                STATE: lambda saved: _is_trainer_state(saved, checkpoint.step),
+            }
+            for name, check in fits.items():
+                path = checkpoint.folder / name
+                try:
+                    if not check(_saved(path)):
+                        return Flaw(checkpoint.step, path, "it does not fit this training")
+                except NoObject as error:
+                    return Flaw(checkpoint.step, path, str(error))
+                except ModelUnavailable as error:
+                    return Flaw(checkpoint.step, path, error.what.removesuffix("."))
+        return None
+
+    def _state_after_a_step(self) -> dict[str, Any]:
+        """Return the state of an optimizer like the trainer's after a step: wrong sizes would harm its kernels."""
+        optimizer: Any = self._trainer.optimizer
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(self._trainer.args, self.model)
+        groups = [
+            group | {"params": [torch.nn.Parameter(torch.zeros_like(weights)) for weights in group["params"]]}
+            for group in optimizer.param_groups
+        ]
+        trial: Any = kind(groups, **options)
+        for group in groups:
+            for weights in group["params"]:
+                weights.grad = torch.zeros_like(weights)
+        trial.step()
+        state: dict[str, Any] = trial.state_dict()
+        return state
+
+    def train(self, checkpoint: Checkpoint | None, stopper: Stopper, show: Show) -> bool:
         """Train from a checkpoint or from the beginning; return False if `stopper` ended it before the last step.
 
         Raises StorageError, and ModelUnavailable if memory runs out.
         """
-        if checkpoint is not None and checkpoint[1] >= self.steps:  # the trainer would do one more step
-            set_peft_model_state_dict(self.model, load_peft_weights(str(checkpoint[0]), device="cpu"))
-            self._trainer.state = TrainerState.load_from_json(str(checkpoint[0] / "trainer_state.json"))
+        if checkpoint is not None and checkpoint.step >= self.steps:  # the trainer would do one more step
+            set_peft_model_state_dict(self.model, load_file(checkpoint.folder / WEIGHTS))
+            self._trainer.state = TrainerState.load_from_json(str(checkpoint.folder / STATE))
             return True
-        self._trainer.add_callback(Watch(self._work, stopper, show, self.steps))
+        self._trainer.add_callback(Watch(stopper, show, self.steps))
         with self._errors():
-            self._trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint else None)
+            self._trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
         return self.step >= self.steps
 
     def round(self, dtype: torch.dtype) -> None:
@@ -141,7 +193,6 @@ class Training:
             eval_steps=section.eval_steps,
             save_strategy="steps",
             save_steps=section.eval_steps,
-            save_total_limit=_CHECKPOINTS_KEPT,
             completion_only_loss=True,  # as the labels of the rows do
             loss_type=_loss_type(rows, section.batch_size, loaded),
             max_length=None,  # rows that are too long are left out, never cut
@@ -165,6 +216,76 @@ class Training:
         )
         with quiet(), no_memory_is(refusal):
             yield
+
+
+def _saved(path: Path) -> Any:
+    """Return the content of a file of a checkpoint; pickles are limited to tensors and plain values.
+
+    Raises NoObject, ModelUnavailable.
+    """
+    if path.name == STATE:
+        return read_json(path)
+    allowed: Any = safe_globals  # untyped
+    with loading("it cannot be read", path), warnings.catch_warnings(action="ignore"), allowed():
+        if path.name == WEIGHTS:
+            return load_file(path)
+        with open_plain(path) as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _form(value: Any, depth: int = 0) -> Any:
+    """Return shapes, number formats and types of all values in a state, without the values."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    if depth == _DEEPEST:
+        return None
+    if isinstance(value, Mapping):
+        return {key: _form(each, depth + 1) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_form(each, depth + 1) for each in value]
+    return float if type(value) is int else type(value)
+
+
+def _is_part(found: Any, expected: dict[str, Any]) -> bool:
+    """Return whether the form of an optimizer's state is as expected; weights without gradients have no state."""
+    return (
+        isinstance(found, dict)
+        and found.keys() == expected.keys()
+        and isinstance(found["state"], dict)
+        and found["param_groups"] == expected["param_groups"]
+        and all(expected["state"].get(key) == each for key, each in found["state"].items())
+    )
+
+
+def _is_random_state(saved: Any) -> bool:
+    """Return whether Python, numpy and torch accept their random states."""
+    try:
+        random.Random().setstate(saved["python"])
+        np.random.RandomState().set_state(saved["numpy"])
+        torch.Generator().set_state(saved["cpu"])
+    except Exception:  # each raises other errors
+        return False
+    return True
+
+
+def _is_trainer_state(saved: dict[str, Any], step: int) -> bool:
+    """Return whether trainer_state.json is of this step, and every value of the type that the trainer computes with."""
+    known = vars(TrainerState())
+    logs, callbacks = saved.get("log_history"), saved.get("stateful_callbacks")
+    return (
+        saved.keys() <= known.keys()
+        and saved.get("global_step") == step
+        and isinstance(logs, list)
+        and all(isinstance(entry, dict) for entry in logs)
+        and not any(isinstance(value, dict | list) for entry in logs for value in entry.values())
+        and _form(callbacks) == {"TrainerControl": _form(TrainerControl().state())}
+        and all(_is_number(saved[name]) for name, usual in known.items() if name in saved and _is_number(usual))
+        and all(saved.get(name) is None for name in ("best_model_checkpoint", "best_global_step", "trial_params"))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and bool(abs(value) < _LARGEST_NUMBER)
 
 
 def _trainer(job: Job, rows: Rows, loaded: LoadedModel, tokenizer: Any, arguments: SFTConfig) -> Trainer:
@@ -225,7 +346,9 @@ def _dataset(rows: list[TrainingRow]) -> Dataset:
 
 
 class Trainer(SFTTrainer):
-    """A trainer whose evaluations have no side effects, that writes no model cards, and that reports a full disk."""
+    """A trainer whose evaluations have no side effects, and whose checkpoints are `work`'s, without model cards."""
+
+    work: Work
 
     def create_model_card(self, *args: Any, **extra: Any) -> None:
         """Write nothing: checkpoints need no model card."""
@@ -236,22 +359,25 @@ class Trainer(SFTTrainer):
             return super().evaluate(*args, **extra)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        try:
+        trained: Any = self.model
+        count = sum(weights.numel() for weights in trained.parameters() if weights.requires_grad)
+        most = 16 * count + 2**20  # two numbers of 32 bits for each in the optimizer's state, and a margin
+        with self.work.checkpointing(self.state.global_step, most):
             super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises RuntimeError for a full disk
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            raise StorageError(
-                f"A checkpoint cannot be saved: {reason}.",
-                where=str(Path(str(self.args.output_dir)).absolute()),
-                next_step="free disk space or fix the disk, then run the same command again to resume",
-            ) from None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the adapter's weights and nothing else: the library would prefer other files, if somebody put them."""
+        set_peft_model_state_dict(self.model, load_file(Path(resume_from_checkpoint) / WEIGHTS))
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Load nothing: only float16 needs a scaler."""
 
 
 class Watch(TrainerCallback):
-    """Shows progress, seals checkpoints, and ends the training after the step in which a stop is requested."""
+    """Shows progress, and ends the training after the step in which a stop is requested."""
 
-    def __init__(self, work: Work, stopper: Stopper, show: Show, steps: int) -> None:
-        self._work, self._stopper, self._show, self._steps = work, stopper, show, steps
+    def __init__(self, stopper: Stopper, show: Show, steps: int) -> None:
+        self._stopper, self._show, self._steps = stopper, show, steps
         self._loss: float | None = None
         self._held_out_loss: float | None = None
         self._began: tuple[float, int] | None = None
@@ -274,10 +400,6 @@ class Watch(TrainerCallback):
         self._loss = logs.get("loss", self._loss)
         self._held_out_loss = logs.get("eval_loss", self._held_out_loss)
         self._update(state)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Seal the checkpoint."""
-        self._work.seal(self._work.checkpoints / f"checkpoint-{state.global_step}")
 
     def _update(self, state: TrainerState) -> None:
         seconds = None

@@ -6,7 +6,6 @@ written.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import JobFileError
 from gxr_batch.extras import require
+from gxr_batch.files import NoObject, read_json
 from gxr_batch.finetune.examples import DataFile, Rows, encode, read_examples, split, steps_of
 from gxr_batch.finetune.training_output import Say, Show, quiet
 from gxr_batch.finetune.workdir import PACKAGES, Record, Work, now, open_work
@@ -67,7 +68,7 @@ def finetune(job: Job, options: Options, stopper: Stopper, say: Say, show: Show)
     encoded, too_long = encode(examples, local.encoder(), job.model.max_seq_length)
     rows = Rows(*split(encoded, job.finetune.held_out, job.finetune.seed), too_long)
     _notify(rows, job, say)
-    adapter = Path(job.finetune.output.replace("{name}", job.name))
+    adapter = _output(job)
     with open_work(adapter, fresh=options.fresh, take_over=options.take_over) as work:
         record = work.begin(_record(job, rows, files, local.identity()))
         if work.finished:
@@ -89,6 +90,18 @@ def finetune(job: Job, options: Options, stopper: Stopper, say: Say, show: Show)
             seconds=time.monotonic() - began,
             trained_now=True,
         )
+
+
+def _output(job: Job) -> Path:
+    """Return the adapter folder to make. Raises JobFileError if the path has no name, as that of the root folder."""
+    path = Path(job.finetune.output.replace("{name}", job.name))
+    if path.name in {"", ".."}:
+        raise JobFileError(
+            "The adapter needs a separate folder.",
+            where=f"finetune.output = {quoted(path)}",
+            next_step="name a new folder, e.g. outputs/my-adapter",
+        )
+    return path
 
 
 def _without_adapter(job: Job) -> Job:
@@ -153,14 +166,17 @@ def _record(job: Job, rows: Rows, files: list[DataFile], identity: Identity) -> 
 def _nothing_to_do(work: Work, rows: Rows, job: Job) -> Outcome:
     steps = steps_of(job.finetune, len(rows.training))
     evaluation: Mapping[str, Any] = {}
-    with suppress(OSError, ValueError):  # the file is informative only
-        evaluation = json.loads((work.adapter / "evaluation.json").read_text(encoding="utf-8"))
+    with suppress(OSError, NoObject):  # the file is informative only
+        evaluation = read_json(work.adapter / "evaluation.json")
+    before, after = (
+        loss if isinstance(loss := evaluation.get(name), float) else None for name in ("loss_before", "loss_after")
+    )
     return Outcome(
         adapter=work.adapter,
         reason=None,
         step=steps,
         steps=steps,
         rows=rows,
-        loss_before=evaluation.get("loss_before"),
-        loss_after=evaluation.get("loss_after"),
+        loss_before=before,
+        loss_after=after,
     )

@@ -12,22 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 from running import Workplace
-from safetensors.torch import load_file
 from tiny import tiny_gemma
+from trainings import FINDINGS, Stopping, chat, equal, job, row, small_job, small_model, train, weights, write
 
 from gxr_batch.errors import FingerprintError, GxrError, JobFileError, RunError, StorageError, TableError
 from gxr_batch.extras import install_command
-from gxr_batch.finetune import Options, finetune
 from gxr_batch.finetune.examples import encode, read_examples, split, steps_of
 from gxr_batch.job import Job, ModelSection, load_job
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.source import find
-from gxr_batch.run.stop import Stopper
 
 pytestmark = pytest.mark.model
 
 VOCAB = 262_145  # the real tokenizer's
-FINDINGS = ["a left pleural effusion", "clear lungs", "a right apical pneumothorax", "an enlarged heart"]
 
 
 @pytest.fixture(scope="module")
@@ -49,81 +46,14 @@ def real_tokenizer(gemma_tokenizer, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tiny_dir(tmp_path_factory) -> Path:
-    """The same with a small vocabulary, for fast steps; control tokens have Gemma's names and ids."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    controls = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<unused{number}>" for number in range(101))]
-    controls += ["<start_of_turn>", "<end_of_turn>"]
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    marks = [AddedToken(mark, special=True, normalized=False) for mark in controls]
-    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, special_tokens=marks, show_progress=False)
-    backend.train_from_iterator([*FINDINGS, "You are an expert radiologist. Impression: Seen: user model"] * 9, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
-    )
-    folder = tmp_path_factory.mktemp("tiny-small")
-    tiny_gemma().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def chat(question: str, answer: str) -> dict:
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"messages": turns, "metadata": {"gxr_row_id": "x"}}
-
-
-def row(findings: str, answer: str, **more: object) -> dict:
-    return {"template": "basic", "findings": findings, "answer": answer, **more}
-
-
-def write(path: Path, *entries: object) -> Path:
-    path.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries), encoding="utf-8")
-    return path
+    return small_model(tmp_path_factory.mktemp("tiny-small"))
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, tiny_dir):
-    """A folder with eight examples, two for each finding, and a job that trains on them in three steps."""
+def place(tmp_path, monkeypatch, tiny_dir) -> Path:
     monkeypatch.chdir(tmp_path)
-    rows = [row(finding, f"Impression: {finding}.") for finding in FINDINGS]
-    write(tmp_path / "data.jsonl", *rows, *(chat(f"Show {finding}.", f"Seen: {finding}.") for finding in FINDINGS))
-    keys = {
-        "data": ["data.jsonl"],
-        "max_steps": 3,
-        "eval_steps": 1,
-        "logging_steps": 1,
-        "held_out": 0.2,
-        "sample_rows": 1,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 0.01,
-    }
-    section = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
-    (tmp_path / "j.toml").write_text(
-        f'name = "j"\n[model]\npath = "{tiny_dir}"\ndtype = "float32"\nmax_seq_length = 128\n'
-        f"[sampling]\nmax_new_tokens = 4\n[finetune]\n{section}"
-    )
+    small_job(tmp_path, tiny_dir)
     return tmp_path
-
-
-def job(*overrides: str) -> Job:
-    return load_job(Path("j.toml"), overrides, table=False)
-
-
-def train(*overrides: str, stopper: Stopper | None = None, show=lambda progress: None, fresh: bool = False, said=None):
-    say = said.append if said is not None else lambda sentence: None
-    return finetune(job(*overrides), Options(fresh=fresh), stopper or Stopper(), say, show)
-
-
-def weights(folder: str = "outputs/j-adapter") -> dict[str, torch.Tensor]:
-    return load_file(Path(folder) / "adapter_model.safetensors")
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def encoded(*overrides: str):
@@ -210,6 +140,15 @@ def test_control_tokens_in_an_answer_stay_text(place, real_dir, real_tokenizer):
         ('{"messages": "canary"}', "not a list of objects"),
         ('{"messages": [{"role": "user", "content": "canary"}]}', "ending with the assistant"),
         ('{"messages": [{"role": "canary", "content": "canary"}]}', 'without a known "role"'),
+        ('{"messages": [{"role": ["user"], "content": "canary"}]}', 'without a known "role"'),
+        ('{"messages": [{"role": {}, "content": "canary"}]}', 'without a known "role"'),
+        ('{"messages": [{"role": 5, "content": "canary"}]}', 'without a known "role"'),
+        ('{"messages": [{"role": null, "content": "canary"}]}', 'without a known "role"'),
+        ('{"messages": [{"role": "user", "content": {"canary": 1}}]}', 'without text in "content"'),
+        ('{"messages": [{"role": "user", "content": [["canary"]]}]}', "a part that is no text"),
+        ('{"messages": ["canary"]}', "not a list of objects"),
+        ('{"messages": ' + "[" * 100_000, "nested too deeply"),
+        ('{"answer": "' + "canary" * 700_000 + '"}', "longer than 4 MiB"),
         ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "empty answer"),
         ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "a part that is no text"),
         ('{"messages": [{"role": "user", "content": []}]}', 'without text in "content"'),
@@ -230,6 +169,38 @@ def test_an_invalid_line_is_named_and_its_text_is_not_shown(place, line, reason)
     assert "data.jsonl, line 3 (also data.jsonl, line 4)" in message
     assert "canary" not in message
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("text", [b'{"answer": "\xe9"}', '{"answer": "x"}'.encode("utf-16")], ids=["latin-1", "UTF-16"])
+def test_data_that_is_not_utf_8_is_refused_with_the_line(place, text):
+    (place / "data.jsonl").write_bytes(b"{}\n{}\n" + text + b"\n")
+    with pytest.raises(TableError, match="not UTF-8") as caught:
+        read_examples(job())
+    assert caught.value.where == f"{place}/data.jsonl, line 3"
+    assert "save the file as UTF-8" in caught.value.next_step
+
+
+@pytest.mark.parametrize("entry", [chat("canary \ud800", "x"), chat("x", "canary \ud800"), row("canary \ud800", "x")])
+def test_half_a_surrogate_pair_is_refused_with_the_line(place, entry):
+    (place / "data.jsonl").write_text("\n" + json.dumps(entry) + "\n")
+    with pytest.raises(TableError) as caught:
+        encoded()
+    assert caught.value.where == "data.jsonl, line 2"
+    assert "canary" not in str(caught.value)
+
+
+def test_approved_rows_are_not_read_through_a_link(place):
+    (place / "run").mkdir()
+    (place / "run" / "run.json").write_text("{}")
+    (place / "run" / "approved-chat.jsonl").symlink_to(place / "data.jsonl")
+    with pytest.raises(StorageError, match="it is a link, not a plain file"):
+        read_examples(job('finetune.data=["run"]'))
+
+
+@pytest.mark.parametrize("output", [".", "..", "/"])
+def test_an_output_without_a_name_is_refused(place, output):
+    with pytest.raises(JobFileError, match="needs a separate folder"):
+        train(f"finetune.output={output}")
 
 
 def test_rows_that_are_too_long_are_counted_and_left_out(place):
@@ -278,6 +249,8 @@ def test_the_exported_approved_rows_of_a_run_folder_are_read(place):
 def test_missing_data_is_reported_with_its_absolute_path(place):
     with pytest.raises(JobFileError, match=str(place / "no.jsonl")):
         read_examples(job('finetune.data=["no.jsonl"]'))
+    with pytest.raises(JobFileError, match="does not exist"):
+        read_examples(job('finetune.data=["a**b"]'))
     with pytest.raises(JobFileError, match="There is no training data"):
         read_examples(job("finetune.data=[]"))
 
@@ -368,17 +341,6 @@ def test_the_loss_is_over_the_answers_only(place, gemma_tokenizer):
     assert outcome.loss_before == pytest.approx(float(torch.stack(losses).mean()), rel=1e-3)
 
 
-class Stopping:
-    """Shows nothing, and requests a stop at a step."""
-
-    def __init__(self, step: int) -> None:
-        self.stopper, self._step = Stopper(), step
-
-    def __call__(self, progress) -> None:
-        if progress.step >= self._step:
-            self.stopper.ask("terminate")
-
-
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "adamw_torch"])
 def test_a_training_that_was_stopped_and_resumed_gives_the_same_adapter(place, optimizer):
     chosen = ("finetune.eval_steps=2", f"finetune.optimizer={optimizer}", "finetune.lora_dropout=0.1")
@@ -432,7 +394,7 @@ def test_a_full_disk_at_the_end_is_one_message_and_no_step_is_lost(place):
     for limit in limits.values():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
         try:
-            with pytest.raises(StorageError, match="The adapter cannot be saved"):
+            with pytest.raises(StorageError, match="size limit"):
                 train(*small)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))

@@ -7,12 +7,11 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from disks import remount, tmpfs
 from faults import CHECKPOINTS, JOB, can_trace, changed, traced, workplace
 from running import COMMAND, Workplace, mostly_long, without_times
 
@@ -21,28 +20,6 @@ FAST = JOB + CHECKPOINTS
 # Few slots: the first rows finish after a fifth of a second and the last ones after 15.
 SLOW = "[engine]\nkind = 'echo'\nslots = 2\n[echo]\ntokens_per_second = 100\n[run]\ncheckpoint_seconds = 0.05\n"
 needs_strace = pytest.mark.skipif(not can_trace(), reason="strace is missing or not permitted to trace")
-
-
-@contextmanager
-def tmpfs(folder: Path, size: str) -> Iterator[Path]:
-    """Mount a small file system for the block; skip if that is not permitted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "gxr-test", folder], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def remount(folder: Path, options: str) -> None:
-    """Change a mounted file system; it is busy while a file is open for writing."""
-    deadline = time.monotonic() + 60
-    while subprocess.run(["mount", "-o", f"remount,{options}", folder], capture_output=True, check=False).returncode:
-        assert time.monotonic() < deadline, f"remount,{options} stayed busy"
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from gxr_batch.cli.signals import ended_cleanly
 from gxr_batch.cli.streams import careful_streams
 from gxr_batch.errors import StorageError
 from gxr_batch.models.library_output import progress_on_stderr
+from gxr_batch.models.offline import asked_only_by_fetch
 
 # verb -> the line that `gxr-batch --help` shows; the verb is in the module of that name
 VERBS = {
@@ -69,7 +70,7 @@ class Verbs(click.Group):
         # Waiting threads yield the CPU after a moment instead of spinning: several times faster if other work shares
         # the machine, and little slower if not. Read when torch loads its OpenMP runtime.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        with reported(ctx), ended_cleanly(), progress_on_stderr():
+        with reported(ctx), ended_cleanly(), progress_on_stderr(), asked_only_by_fetch():
             return super().invoke(ctx)
 
 

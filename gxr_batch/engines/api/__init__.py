@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, get_token
+from huggingface_hub import get_token
 
 from gxr_batch.cells import quoted
 from gxr_batch.engines.base import EngineInfo, Identity, Say
@@ -26,6 +26,7 @@ from gxr_batch.errors import ModelUnavailable, RowError
 from gxr_batch.job import Job
 from gxr_batch.job.units import parse_clock, parse_duration, seconds_until
 from gxr_batch.models.network import is_loopback, proxy_of
+from gxr_batch.models.offline import is_offline
 from gxr_batch.records import Encoded, Messages
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class ApiEngine:
     def _token(self) -> str | None:
         """Return the token from the environment; servers other than Hugging Face get none unless the job names one."""
         settings = self._settings
-        if not settings.base_url and constants.is_offline_mode():
+        if not settings.base_url and is_offline():
             raise ModelUnavailable(
                 "Hugging Face cannot be used: HF_HUB_OFFLINE is set.",
                 where=self._place,

@@ -40,10 +40,12 @@ def check_job(job: Job, *, limit: int | None = None) -> CheckResult:
     `limit` is the number of rows of the table to use. Writes nothing. Raises GxrError if `run_job` could not start.
     """
     from gxr_batch.engines.base import silent
+    from gxr_batch.models.offline import asked_only_by_fetch
     from gxr_batch.run.check import check
 
     _check_limit(limit)
-    return check(job, limit=limit, say=silent)
+    with asked_only_by_fetch():
+        return check(job, limit=limit, say=silent)
 
 
 def run_job(
@@ -71,6 +73,7 @@ def run_job(
     generated before are safe in either case.
     """
     from gxr_batch.engines.base import silent
+    from gxr_batch.models.offline import asked_only_by_fetch
     from gxr_batch.run.invocation import Options
     from gxr_batch.run.runner import run
     from gxr_batch.run.stop import Stopper
@@ -91,7 +94,8 @@ def run_job(
         if on_progress is not None:
             on_progress(replace(progress))  # a copy, since the run keeps counting in its object
 
-    result = run(job, options, stopper or Stopper(job.run.grace_seconds), say, show)
+    with asked_only_by_fetch():
+        result = run(job, options, stopper or Stopper(job.run.grace_seconds), say, show)
     bugs: list[Exception] = []
 
     def failed(form: str, error: Exception) -> None:

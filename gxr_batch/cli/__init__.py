@@ -18,6 +18,7 @@ from gxr_batch.cli.signals import ended_cleanly
 from gxr_batch.cli.streams import careful_streams
 from gxr_batch.errors import StorageError
 from gxr_batch.models.library_output import progress_on_stderr
+from gxr_batch.models.offline import asked_only_by_fetch
 
 # verb -> the line that `gxr-batch --help` shows; the verb is in the module of that name
 VERBS = {
@@ -73,7 +74,7 @@ class Verbs(click.Group):
         # Imports make hundreds of thousands of objects, nearly all of which stay: collections in between cost 5 % of a
         # short command.
         gc.set_threshold(50_000, *gc.get_threshold()[1:])
-        with reported(ctx), ended_cleanly(), progress_on_stderr():
+        with reported(ctx), ended_cleanly(), progress_on_stderr(), asked_only_by_fetch():
             return super().invoke(ctx)
 
 

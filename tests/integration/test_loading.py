@@ -7,13 +7,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import warnings
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from small_hub import COMMIT, SmallHub
 from tiny import tiny_gemma, tiny_llama
 
 from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
@@ -108,8 +107,6 @@ def hub(tmp_path, tiny_dir, lora_dir):
         name: {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".md"}
         for name, folder in (("nobody/tiny", tiny_dir), ("nobody/lora", lora_dir))
     }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), hub_of(repositories))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def client(code: str, **environment: str) -> str:
         done = subprocess.run(
@@ -117,7 +114,7 @@ def hub(tmp_path, tiny_dir, lora_dir):
             env=os.environ
             | {
                 "HF_HOME": str(tmp_path / "hub"),
-                "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+                "HF_ENDPOINT": server.url,
                 "HF_HUB_DISABLE_XET": "1",
                 "XDG_CACHE_HOME": str(tmp_path / "cache"),
                 **environment,
@@ -129,9 +126,8 @@ def hub(tmp_path, tiny_dir, lora_dir):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    yield client
-    server.shutdown()
-    server.server_close()
+    with SmallHub(repositories) as server:
+        yield client
 
 
 CLIENT = """
@@ -141,7 +137,6 @@ from gxr_batch.models.device_memory import MemoryBudget
 HERE = MemoryBudget(EngineSection())
 def section(**keys): return ModelSection.model_validate(keys)
 """
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
@@ -158,57 +153,6 @@ def lora_dir(tmp_path_factory, tiny_dir) -> Path:
     config = folder / "adapter_config.json"
     config.write_text(config.read_text().replace(str(tiny_dir), "nobody/tiny"))
     return folder
-
-
-def hub_of(repositories: dict[str, dict[str, bytes]]) -> type[BaseHTTPRequestHandler]:
-    """The part of the hub's HTTP that a snapshot uses: the commit of a revision, its files, and the three refusals."""
-
-    class Hub(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            name = next((name for name in repositories if f"/{name}" in path), "")
-            files = repositories.get(name, {})
-            if "/gated" in path:
-                self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
-            elif "/teapot" in path:
-                self.answer(418, b"")
-            elif "/stale-token" in path:
-                self.answer(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
-            elif not name:
-                self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-            elif "/no-such" in path:
-                self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            elif "/tree/" in path:
-                tree = [
-                    {"type": "file", "path": name, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
-                    for name, body in files.items()
-                ]
-                self.answer(200, json.dumps(tree).encode())
-            elif path.startswith("/api/models/"):
-                siblings = [{"rfilename": name} for name in files]
-                self.answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode())
-            else:
-                body = files[path.rpartition("/")[2]]
-                self.answer(200, body, {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": COMMIT})
-
-        def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-    return Hub
 
 
 def test_a_hub_model_is_downloaded_once_and_then_found_offline(hub, tiny_dir):

@@ -7,6 +7,7 @@ it was sent. Without a fault it answers like a model that repeats the last words
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -76,7 +77,7 @@ def streamed(texts: Sequence[str], *, reason: str | None = "stop", usage: Any = 
 class FaultServer:
     """A context: the server runs inside it. `url` is its base_url, `requests` what it was sent."""
 
-    def __init__(self, behave: Behave = lambda body, number: None) -> None:
+    def __init__(self, behave: Behave = lambda body, number: None, tls: ssl.SSLContext | None = None) -> None:
         self.behave = behave
         self.requests: list[Seen] = []
         self.dropped = 0
@@ -84,7 +85,9 @@ class FaultServer:
         self._lock = threading.Lock()
         self._server = _Quiet(("127.0.0.1", 0), _handler(self))
         self.port = int(self._server.server_address[1])
-        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}/v1"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
 
     @property

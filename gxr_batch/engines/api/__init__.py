@@ -18,13 +18,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, get_token
+from huggingface_hub import get_token
 
 from gxr_batch.cells import quoted
 from gxr_batch.engines.base import EngineInfo, Identity, Say
 from gxr_batch.errors import ModelUnavailable, RowError
 from gxr_batch.job import Job
 from gxr_batch.job.units import parse_clock, parse_duration, seconds_until
+from gxr_batch.models.network import is_loopback, proxy_of
+from gxr_batch.models.offline import is_offline
 from gxr_batch.records import Encoded, Messages
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ class ApiEngine:
     def _token(self) -> str | None:
         """Return the token from the environment; servers other than Hugging Face get none unless the job names one."""
         settings = self._settings
-        if not settings.base_url and constants.is_offline_mode():
+        if not settings.base_url and is_offline():
             raise ModelUnavailable(
                 "Hugging Face cannot be used: HF_HUB_OFFLINE is set.",
                 where=self._place,
@@ -135,7 +137,7 @@ class ApiEngine:
         return token
 
     def _info(self, began: float, refused: list[str]) -> EngineInfo:
-        from gxr_batch.engines.api.openai_client import ROUTER, is_loopback, uses_proxy
+        from gxr_batch.engines.api.openai_client import ROUTER
 
         settings = self._settings
         address, onward = settings.base_url or ROUTER, ""
@@ -149,7 +151,7 @@ class ApiEngine:
         ]
         if address.startswith("http://") and not is_loopback(urlsplit(address).hostname or ""):
             notices.append("The address is not https: prompts, texts and the token are sent unencrypted.")
-        if uses_proxy(address):
+        if proxy_of(address):
             notices.append("Requests go through the proxy set in the environment.")
         if refused:
             keys = ", ".join(f"sampling.{name}" for name in refused)

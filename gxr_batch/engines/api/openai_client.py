@@ -7,13 +7,10 @@ does not name, no header comes from the environment, no more is read than an ans
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 import openai
@@ -23,6 +20,7 @@ from gxr_batch.engines.api.server_faults import EXPECTED, Trouble, fault_of_erro
 from gxr_batch.job import ApiSection
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.job.units import parse_duration
+from gxr_batch.models.network import connection
 from gxr_batch.records import Prompt
 
 ROUTER = "https://router.huggingface.co"
@@ -44,7 +42,7 @@ class Client:
     """One server to ask. Belongs to one event loop; close it there.
 
     `taken` are the optional parameters that are sent, `answered` is True once there was a valid answer. Raises
-    Unusable if the address is invalid.
+    Unusable if the address is invalid, ModelUnavailable if the environment's proxy or certificates are.
     """
 
     def __init__(self, settings: ApiSection, token: str | None, sampling: Sampling) -> None:
@@ -57,7 +55,7 @@ class Client:
         self.taken = tuple(OPTIONAL)
         self.answered = False
         address = _api_root(settings.base_url or ROUTER)
-        self._connection = self._connect(urlsplit(address).hostname or "", settings.concurrency)
+        self._connection = self._connect(address, settings.concurrency)
         try:
             self._library = openai.AsyncOpenAI(
                 api_key=token or "none",  # the library requires one; _only_our_headers removes it
@@ -120,14 +118,14 @@ class Client:
             optional |= {"top_k": sampling.top_k, "seed": prompt.row_seed}
         return request | {"extra_body": {name: value for name, value in optional.items() if name in self.taken}}
 
-    def _connect(self, host: str, concurrency: int) -> httpx2.AsyncClient:
-        """Return a connection that follows no redirect and uses no proxy for this machine."""
+    def _connect(self, address: str, concurrency: int) -> httpx2.AsyncClient:
+        """Return a connection that follows no redirect."""
         # No compression: a small response could expand to a huge text.
         headers = {"accept": "application/json", "accept-encoding": "identity", "content-type": "application/json"}
         return httpx2.AsyncClient(
+            **connection(address),
             follow_redirects=False,
             headers=headers | ({"authorization": f"Bearer {self._token}"} if self._token else {}),
-            mounts={f"all://[{host}]" if ":" in host else f"all://{host}": None} if is_loopback(host) else None,
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=concurrency),
             event_hooks={"request": [self._only_our_headers], "response": [self._look_at]},
         )
@@ -169,19 +167,3 @@ def _api_root(address: str) -> str:
     """Return the URL before /chat/completions; a job may name the server, its /v1, or the full URL."""
     root = address.removesuffix("/chat/completions")
     return root if root != address or root.endswith("/v1") else f"{root}/v1"
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine, which a proxy cannot reach for us."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def uses_proxy(url: str) -> bool:
-    """Return whether the environment's proxy settings apply to this URL."""
-    parts = urlsplit(url)
-    proxies, host = getproxies(), parts.hostname or ""
-    named = parts.scheme in proxies or "all" in proxies
-    return named and not is_loopback(host) and not proxy_bypass(host)

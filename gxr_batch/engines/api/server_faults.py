@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 import httpx2
 import openai
+import socksio
+
+from gxr_batch.models.network import causes, how_to_trust, is_untrusted
 
 # What reading a malformed answer raises, in the library or here.
 MISREAD = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
@@ -71,7 +74,7 @@ class Unusable(Fault):
 
 
 # All that a request may raise.
-EXPECTED = (Fault, openai.OpenAIError, OSError, *MISREAD)
+EXPECTED = (Fault, openai.OpenAIError, socksio.ProtocolError, OSError, *MISREAD)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -94,7 +97,7 @@ def fault_of_error(error: Exception, *, answered: bool) -> Fault:
         return Trouble("gave no answer in time")
     if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
         return Unusable("cannot be used with these settings", "check api.base_url and the token")
-    if isinstance(error, openai.APIConnectionError | OSError):
+    if isinstance(error, openai.APIConnectionError | socksio.ProtocolError | OSError):
         return _of_connection(cause, answered=answered)
     if isinstance(error, openai.APIError):
         return Trouble("reported an error in the middle of its answer")
@@ -127,22 +130,13 @@ def _of_account(status: int, *, with_token: bool) -> Fault:
 
 
 def _of_connection(error: BaseException | None, *, answered: bool) -> Fault:
-    secured = [cause for cause in _causes(error) if isinstance(cause, ssl.SSLError)]
-    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in secured):
-        return Unusable(
-            "presents a certificate that this machine does not trust",
-            "check the host in api.base_url; for a private certificate authority set SSL_CERT_FILE",
-        )
-    if secured and not answered:
+    if is_untrusted(error):
+        step = f"check the host in api.base_url; {how_to_trust()}"
+        return Unusable("presents a certificate that this machine does not trust", step)
+    if any(isinstance(cause, ssl.SSLError) for cause in causes(error)) and not answered:
         return Unusable("does not complete a TLS handshake", "check https:// or http:// and the port in api.base_url")
     if isinstance(error, httpx2.ConnectError):
         return Trouble("cannot be reached")
-    if isinstance(error, httpx2.ProxyError):
+    if isinstance(error, httpx2.ProxyError | socksio.ProtocolError):
         return Trouble("cannot be reached through the proxy")
     return Trouble("broke off the connection")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -18,6 +18,7 @@ from contextlib import suppress
 from gxr_batch.engines.base import Create, EngineInfo, Pulse, Session, StopRequest
 from gxr_batch.engines.ray.worker_messages import Failure, Order, Report
 from gxr_batch.job import Job
+from gxr_batch.models.offline import asked_only_by_fetch
 from gxr_batch.records import Completion, Key, Prompt
 
 
@@ -95,7 +96,7 @@ class Worker:
     def _live(self) -> None:
         """Open the engine and work until the process ends; every report after an error names that error."""
         try:
-            with self._create(self._job, self._say).open() as session:
+            with asked_only_by_fetch(), self._create(self._job, self._say).open() as session:
                 with self._changed:
                     self._info = session.info
                     self._changed.notify_all()

@@ -6,8 +6,10 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from other_user import shared_folder, umask, unprivileged
 
+from gxr_batch.ledger.boot import boot_id
 from gxr_batch.ledger.inflight import INFLIGHT_NAME, InFlight
 from gxr_batch.records import Key
 
@@ -36,6 +38,15 @@ def test_the_hint_of_a_colleague_is_replaced():
         assert hint.failure == ""
         assert hint.known == [Key("C9", 1)], "what it said is kept"
         assert json.loads(path.read_text())["in_flight"] == [list(KEY)]
+
+
+@pytest.mark.parametrize("sample", [0, -1, -5])
+@pytest.mark.parametrize("key", ["crashes", "in_flight"])
+def test_a_hint_with_a_sample_below_1_is_ignored(tmp_path, key, sample):
+    entry = ["C1", sample, 1] if key == "crashes" else ["C1", sample]
+    content = {"boot": boot_id(), "crashes": [["C1", 1, 1]], "in_flight": []}
+    (tmp_path / INFLIGHT_NAME).write_text(json.dumps(content | {key: [entry]}))
+    assert InFlight(tmp_path).known == []
 
 
 def test_a_hint_that_cannot_be_written_is_remembered_and_raises_nothing():

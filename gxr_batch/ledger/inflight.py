@@ -119,6 +119,8 @@ def _read(path: Path) -> dict[Key, int]:
 
 
 def _key(row_id: Any, sample: Any) -> Key:
+    """Return a key of the file. Raises ValueError if no row can have it: it is looked up in tables and by index."""
+    str(row_id).encode()
     if int(sample) < 1:
-        raise ValueError  # as an index it would mean another sample, or none
+        raise ValueError
     return Key(str(row_id), int(sample))

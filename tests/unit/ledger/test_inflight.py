@@ -40,12 +40,12 @@ def test_the_hint_of_a_colleague_is_replaced():
         assert json.loads(path.read_text())["in_flight"] == [list(KEY)]
 
 
-@pytest.mark.parametrize("sample", [0, -1, -5])
-@pytest.mark.parametrize("key", ["crashes", "in_flight"])
-def test_a_hint_with_a_sample_below_1_is_ignored(tmp_path, key, sample):
-    entry = ["C1", sample, 1] if key == "crashes" else ["C1", sample]
+@pytest.mark.parametrize("impossible", [("C1", 0), ("C1", -1), ("C1", -5), ("\ud800", 1)])
+@pytest.mark.parametrize("name", ["crashes", "in_flight"])
+def test_a_hint_with_a_key_that_no_row_has_is_ignored(tmp_path, name, impossible):
     content = {"boot": boot_id(), "crashes": [["C1", 1, 1]], "in_flight": []}
-    (tmp_path / INFLIGHT_NAME).write_text(json.dumps(content | {key: [entry]}))
+    entry = [*impossible, 1] if name == "crashes" else list(impossible)
+    (tmp_path / INFLIGHT_NAME).write_text(json.dumps(content | {name: [entry]}))
     assert InFlight(tmp_path).known == []
 
 

@@ -258,7 +258,7 @@ def ready(folders: ModelFolders, work: Path) -> None:
     code, text, _, _ = _in_a_fork(first, work / "said.txt")
     assert code == 0, text
     for name in json.loads((work / "modules.json").read_text()):
-        with suppress(ImportError):  # some are no modules of their own
+        with suppress(ImportError):  # some names are no modules
             import_module(name)
     gc.freeze()  # a child that collects garbage would copy all pages
     for each in ({"path": folders.model}, model):

@@ -16,7 +16,7 @@ import secrets
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import pyarrow as pa
 
 from gxr_batch.errors import GxrError, RunError, StorageError, UserError
-from gxr_batch.files import TEMPORARY_SUFFIX, NotPlain, new_file, open_plain, temporary_path
+from gxr_batch.files import TEMPORARY_SUFFIX, NotPlain, new_file, open_plain, scratch_folder, temporary_path
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -61,6 +61,9 @@ _REASONS = {
         "check the disk, then run the same command again",
     ),
 }
+
+_FULL = {_REASONS[number][0] for number in (errno.ENOSPC, errno.EDQUOT)}
+_OTHER_TMPDIR = "free up disk space there, or set TMPDIR to another folder"
 
 
 # In messages of libraries written in Rust.
@@ -179,6 +182,36 @@ def table_copy(path: Path) -> Iterator[None]:
             yield
         except (ValueError, LookupError):
             raise damaged from None
+
+
+@contextmanager
+def temporary_errors() -> Iterator[None]:
+    """Turn an OSError while something is made in the system's temporary folder into a StorageError."""
+    try:
+        yield
+    except OSError:
+        raise StorageError(
+            "No temporary folder can be made.",
+            where=os.path.abspath(os.environ.get("TMPDIR", "/tmp")),
+            next_step=f"{_OTHER_TMPDIR}, then run the same command again",
+        ) from None
+
+
+@contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """Make a `scratch_folder` in the system's temporary folder for the block; if that is full, the error names TMPDIR.
+
+    Raises StorageError.
+    """
+    with ExitStack() as stack:
+        with temporary_errors():
+            folder = stack.enter_context(scratch_folder(name))
+        try:
+            yield folder
+        except StorageError as error:
+            if error.where.startswith(str(folder)) and error.what in _FULL:
+                error.next_step = f"{_OTHER_TMPDIR}, then run the same command again"
+            raise
 
 
 def write_whole(target: Path, write: Callable[[BinaryIO], None]) -> None:

@@ -98,13 +98,13 @@ def _checked(text: str, say: Callable[[str], None]) -> tuple[CheckResult, Machin
 
     Returns what was found, and an error of the machine, such as a model that is not installed: the job is sound then.
     """
-    from gxr_batch.files import scratch_folder
+    from gxr_batch.disk import temporary_folder, write_text
     from gxr_batch.job import load_job
     from gxr_batch.run.check import CheckResult, check
 
-    with scratch_folder("gxr-batch-init") as scratch:
+    with temporary_folder("gxr-batch-init") as scratch:
         draft = scratch / "job.toml"
-        draft.write_text(text, encoding="utf-8")
+        write_text(draft, text)
         job = load_job(draft)
         try:
             return check(job, limit=None, say=say), None

@@ -67,8 +67,8 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
       gxr-batch templates render jobs/demo.toml --rows 2
     """
     from gxr_batch.cells import for_terminal, quoted
+    from gxr_batch.disk import temporary_folder
     from gxr_batch.errors import RowError
-    from gxr_batch.files import scratch_folder
     from gxr_batch.job import load_job
     from gxr_batch.prompts.render import render as fill
     from gxr_batch.prompts.render import row_template
@@ -78,7 +78,7 @@ def render(job_file: Path, rows: int, template: str | None) -> None:
 
     job = load_job(job_file, given={"prompt.template": template} if template else None)
     prepared = prepare(job)
-    with scratch_folder("gxr-batch-templates") as scratch:
+    with temporary_folder("gxr-batch-templates") as scratch:
         table = scratch / "input.parquet"
         ingest(prepared.survey, prepared.fields, table, id_column=prepared.job.input.id_column, prior=None, limit=rows)
         for row in islice(read_rows(table, prepared.fields, None), rows):

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from gxr_batch.files import open_to_change, read_json
 from gxr_batch.ledger.boot import boot_id
@@ -106,12 +107,20 @@ def _read(path: Path) -> dict[Key, int]:
     """Return how often the process died on each key; {} if unknown."""
     try:
         content = read_json(path)
-        crashes = {Key(str(row_id), int(sample)): int(times) for row_id, sample, times in content["crashes"]}
+        crashes = {_key(row_id, sample): int(times) for row_id, sample, times in content["crashes"]}
         if content.get("boot") != boot_id():  # the machine rebooted, which ended the process
             return crashes
         for row_id, sample in content["in_flight"]:
-            key = Key(str(row_id), int(sample))
+            key = _key(row_id, sample)
             crashes[key] = crashes.get(key, 0) + 1
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return {}
     return crashes
+
+
+def _key(row_id: Any, sample: Any) -> Key:
+    """Return a key of the file. Raises ValueError if no row can have it: it is looked up in tables and by index."""
+    str(row_id).encode()
+    if int(sample) < 1:
+        raise ValueError
+    return Key(str(row_id), int(sample))

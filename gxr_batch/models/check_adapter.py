@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 from gxr_batch.job import ModelSection
 from gxr_batch.models.apply_lora import refuse_in_four_bit
-from gxr_batch.models.foreign import loading
 from gxr_batch.models.load_weights import load_config, load_tokenizer
 from gxr_batch.models.lora import Adapter, Placed, place, read_adapter
 from gxr_batch.models.lora_vocabulary import has_tokenizer, refuse_unknown_tokens
 from gxr_batch.models.quantization import quantised_otherwise
-from gxr_batch.models.read_weights import check_whole, refuse_misfit
+from gxr_batch.models.read_weights import check_whole, refuse_misfit, without_weights
 from gxr_batch.models.source import Source, find
 
 
@@ -55,13 +54,8 @@ def fit_adapter(source: Source, base: Source, config: Any, tokenizer: Any) -> Fi
 
     `tokenizer` is the one that the run uses, it is not looked at if the adapter has none.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     adapter = read_adapter(source)
-    make: Any = AutoModelForCausalLM.from_config
-    with loading("No model can be made of config.json", base.folder / "config.json"), torch.device("meta"):
-        model = make(config)
+    model = without_weights(base, config)
     placed = place(adapter, model)
     rows = placed.vocabulary or model.get_input_embeddings().weight.shape[0]
     refuse_unknown_tokens(adapter, tokenizer, base.folder, rows)

@@ -65,7 +65,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise _damaged(path, f"it is not UTF-8 at byte {error.start}") from None
     except OSError as error:
-        raise _damaged(path, (error.strerror or type(error).__name__).lower()) from None
+        raise _damaged(path, _reason(error)) from None
 
 
 def refuse_large(path: Path) -> None:
@@ -74,7 +74,7 @@ def refuse_large(path: Path) -> None:
         with open_plain(path, links=True) as file:
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise _damaged(path, (error.strerror or type(error).__name__).lower()) from None
+        raise _damaged(path, _reason(error)) from None
     if size > _MOST_TOKENIZER_BYTES:
         raise _damaged(path, f"it is larger than {_MOST_TOKENIZER_BYTES // _MIB:,} MiB")
 
@@ -97,6 +97,11 @@ def bad_value(path: Path, key: str, wanted: str) -> ModelUnavailable:
         where=f"{path}: {key}",
         next_step=f"it must be {wanted}; {AGAIN}",
     )
+
+
+def _reason(error: OSError) -> str:
+    text = error.strerror or type(error).__name__
+    return text[:1].lower() + text[1:]
 
 
 def _damaged(path: Path, why: str) -> ModelUnavailable:

@@ -89,8 +89,6 @@ def refuse_misfit(source: Source, config: Any) -> None:
     Only headers are read. Weights under other names than the model's, which the library knows how to convert, and
     quantised ones are left to loading.
     """
-    from transformers import AutoModelForCausalLM
-
     if getattr(config, "quantization_config", None):
         return
     stored = _shapes(source.weight_files())
@@ -102,10 +100,7 @@ def refuse_misfit(source: Source, config: Any) -> None:
             where=f"{source.folder / 'config.json'}: num_hidden_layers",
             next_step=_BELONGS,
         )
-    made: Any = AutoModelForCausalLM
-    where = source.folder / "config.json"
-    with quiet_transformers(), loading("No model can be made of config.json", where), torch.device("meta"):
-        model = made.from_config(config)
+    model = without_weights(source, config)
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     common = wanted.keys() & stored.keys()
     for name in sorted(common):
@@ -113,7 +108,7 @@ def refuse_misfit(source: Source, config: Any) -> None:
             shapes = [" x ".join(map(str, shape)) or "one number" for shape in (stored[name], wanted[name])]
             raise ModelUnavailable(
                 f"The weights do not fit config.json: {name} is {shapes[0]}, not {shapes[1]}.",
-                where=str(where),
+                where=str(source.folder / "config.json"),
                 next_step=_BELONGS,
             )
     if 2 * len(common) < len(wanted) and not stored.keys() <= wanted.keys():
@@ -123,6 +118,19 @@ def refuse_misfit(source: Source, config: Any) -> None:
     known = model.state_dict().keys()
     other = [name for name in stored if name not in known and _LAYER.search(name) and "rotary" not in name]
     _refuse_gaps(source, {"missing_keys": missing, "unexpected_keys": other if len(common) == len(wanted) else []})
+
+
+def without_weights(source: Source, config: Any) -> Any:
+    """Return the model of a configuration on torch's device "meta", for its names and shapes. Raises ModelUnavailable.
+
+    As in loading, the configuration does not decide the number format.
+    """
+    from transformers import AutoModelForCausalLM
+
+    made: Any = AutoModelForCausalLM
+    where = source.folder / "config.json"
+    with quiet_transformers(), loading("No model can be made of config.json", where), torch.device("meta"):
+        return made.from_config(config, dtype=torch.float32)
 
 
 def _least_bytes(config: Any) -> int:

@@ -13,14 +13,13 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-from gxr_batch.disk import writable_by_others
+from gxr_batch.disk import temporary_folder, writable_by_others
 from gxr_batch.engines import create, resolve_worker
 from gxr_batch.engines.ray.cluster import load_ray
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.engines.vllm import require_vllm
 from gxr_batch.errors import RowError, StorageError
-from gxr_batch.files import scratch_folder
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import known_manifest, refuse_later_files, refuse_links
@@ -101,7 +100,7 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
         used = {job.input.id_column, *prepared.fields.needed_columns()}
         found.unscreened = [name for name in prepared.survey.schema.names if name not in used]
     encoder = create(job).encoder()
-    with scratch_folder("gxr-batch-check") as scratch:
+    with temporary_folder("gxr-batch-check") as scratch:
         table = scratch / "input.parquet"
         taken = ingest(prepared.survey, prepared.fields, table, id_column=job.input.id_column, prior=None, limit=limit)
         found.rows = taken.rows

@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from gxr_batch.cells import NotText, for_terminal, is_bytes, is_text, prompt_values_of
-from gxr_batch.disk import expanded
+from gxr_batch.disk import expanded, temporary_folder
 from gxr_batch.errors import TableError, UserError
-from gxr_batch.files import scratch_folder
 from gxr_batch.job import COMMON, InputSection, PromptSection
 from gxr_batch.ledger import is_run
 from gxr_batch.prompts import Templates
@@ -124,7 +123,7 @@ def guess_job(table: str, chosen: Mapping[str, str], name: str = "", column_name
             f"{',...' if len(names) > len(_EXAMPLE_NAMES) else ''}; if the first line is the header, confirm it with "
             "--column findings=COLUMN",
         )
-    with scratch_folder("gxr-batch-init") as scratch:
+    with temporary_folder("gxr-batch-init") as scratch:
         target = scratch / "input.parquet"
         unmapped = FieldMap(templates={"basic": ()}, default="basic", columns={})
         rows = ingest(seen, unmapped, target, id_column="", prior=None, limit=None).rows

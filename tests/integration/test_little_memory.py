@@ -106,3 +106,19 @@ def test_a_small_file_with_gigabytes_of_text_ends_in_one_message_under_a_limit(w
     assert done.returncode == 4, done.stderr
     assert done.stderr.count("Error: There is not enough memory.") == 1
     assert "Traceback" not in done.stderr
+
+
+NULLS = """
+import sys, pyarrow as pa, pyarrow.parquet as pq
+nulls = pa.nulls(20_000_000, pa.string())
+pq.write_table(pa.table({"case_id": nulls, "findings": nulls}), sys.argv[1], row_group_size=len(nulls))
+"""
+
+
+def test_the_first_rows_of_a_row_group_with_20_million_nulls_are_read_under_a_limit(work):
+    subprocess.run([sys.executable, "-c", NULLS, str(work.folder / "f.parquet")], check=True)
+    work.job("[engine]\nkind = 'echo'\n", head="path = 'f.parquet'\nid_column = 'case_id'\n")
+    for verb, code, words in (("check", 0, "5 rows, 0 usable, 5 not"), ("run", 3, "0 generated, 5 failed")):
+        done = limited(work, verb, "j.toml", "--limit", "5", RLIMIT_AS=2048 * MIB)
+        assert done.returncode == code, done.stderr
+        assert words in done.stdout

@@ -19,6 +19,7 @@ from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
 from gxr_batch.job import EngineSection, ModelSection
 from gxr_batch.models import memory_estimate
 from gxr_batch.models import weights_hash as hashes
+from gxr_batch.models.check_adapter import check_weights
 from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import end_ids, identity, load_model, load_tokenizer
 
@@ -46,6 +47,15 @@ def test_a_local_folder_loads_in_the_dtype_that_was_asked_for(tiny_dir, gemma_to
     assert loaded.quantization is None
     assert 106 in loaded.end_ids
     assert 1 in loaded.end_ids
+
+
+@pytest.mark.parametrize("dtype", [-1, 2**63, {"odd": {"type": {"odd": []}}}])
+def test_check_and_run_ignore_the_dtype_of_the_configuration(tiny_dir, tmp_path, gemma_tokenizer, dtype):
+    copy(tiny_dir, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+    check_weights(section(tmp_path, dtype="float32"), four_bit=False)
+    assert load_model(section(tmp_path, dtype="float32"), gemma_tokenizer, HERE).model.dtype == torch.float32
 
 
 def test_four_bit_weights_really_are_four_bit_on_the_cpu(tiny_dir, gemma_tokenizer):

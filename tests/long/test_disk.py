@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import shutil
@@ -89,6 +90,39 @@ def test_a_file_size_limit(work, whole, limit):
     )
     is_the_one_message(done, "size limit", "ulimit -f")
     finishes(work, whole, contents(work))
+
+
+TEMPORARY = [("check", "j.toml"), ("init", "f.csv", "--to", "k.toml"), ("templates", "render", "j.toml")]
+
+
+@pytest.mark.parametrize("verb", mostly_long(TEMPORARY, every=3))
+def test_a_full_temporary_folder(work, verb):
+    work.table(9999)
+    with tmpfs(work.folder / "tmp", "64k") as folder:
+        more = ("--rows", "9999") if verb[0] == "templates" else ()
+        done = subprocess.run(
+            [*COMMAND, *verb, *more],
+            cwd=work.folder,
+            env=os.environ | {"TMPDIR": str(folder)},
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        is_the_one_message(done, "The disk is full.", "set TMPDIR to another folder", str(folder))
+        assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", mostly_long(TEMPORARY, every=3))
+def test_no_folder_for_temporary_files(work, verb):
+    done = subprocess.run(
+        [*COMMAND, *verb],
+        cwd=work.folder,
+        text=True,
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY)),
+        check=False,
+    )
+    is_the_one_message(done, "No temporary folder can be made.", "set TMPDIR to another folder")
 
 
 def test_a_disk_that_is_read_only_from_the_start(work, whole):

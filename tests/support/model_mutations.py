@@ -1,29 +1,32 @@
 """Plays `check` and `run` with broken model and adapter folders, and says what is wrong.
 
-As a program: `model_mutations.py FOLDER first step` plays every `step`th case of all files, `model_mutations.py FOLDER
-attacks` those of `model_attacks`; it prints one JSON object for each, and the figures.
+As a program: `model_mutations.py FOLDER values:FIRST:STEP attacks:FIRST:STEP` plays every STEPth broken value of all
+files, and every STEPth case of `model_attacks`; it prints one JSON object for each, and the figures.
 
-`ModelFolders` makes a small valid folder of each kind. Each case runs in a forked child with limits on its time and
-memory, since a library may end the process: a fork of a process that has loaded the libraries takes milliseconds.
+`ModelFolders` makes a small valid folder of each kind. Each command runs in a forked child with limits on its time and
+memory, since a library may end the process: a fork of a process that has imported the libraries takes milliseconds. A
+fork copies one thread, and the libraries' pools of threads would be broken in it; so this process imports and computes
+nothing, which each fork checks.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import chdir
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from click.testing import CliRunner
 from json_mutations import Mutation, damages, mutations
 from model_attacks import ATTACKS
 
@@ -33,6 +36,13 @@ GIB = 2**30
 SECONDS = 60.0
 MEMORY = 8 * GIB  # of addresses; torch alone maps a few
 EXITS = {0, 2, 3, 4}
+# Importing starts no threads then: of numpy, of pyarrow's allocator.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
     "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n"
@@ -107,10 +117,12 @@ class ModelFolders:
     """A small Gemma in several weight files, and an adapter for it, in one folder; makes broken copies of both."""
 
     def __init__(self, folder: Path) -> None:
+        self.model, self.adapter = folder / "model", folder / "adapter"
+
+    def make(self) -> None:
+        """Write the valid folders."""
         from tiny import save_adapter, tiny_gemma
 
-        self.folder = folder
-        self.model, self.adapter = folder / "model", folder / "adapter"
         small_tokenizer(self.model)
         made = tiny_gemma(vocab=320)
         made.generation_config.eos_token_id = [1, 5]
@@ -147,7 +159,8 @@ def play(work: Path, model: dict[str, Path], name: str, verbs: Sequence[str] = (
     """Run the verbs on a job with this model, each in a fork, and say what breaks the contract."""
     outcome = Outcome(name, {}, 0.0, 0, [])
     for verb in verbs:
-        code, text, seconds, peak = _in_a_fork(work, [verb, "j.toml", *_settings(model), *_extra(verb)])
+        command = _command(work, [verb, "j.toml", *_settings(model), *_extra(verb)])
+        code, text, seconds, peak = _in_a_fork(command, work / "said.txt")
         outcome.codes[verb] = code
         outcome.seconds, outcome.peak = max(outcome.seconds, seconds), max(outcome.peak, peak)
         outcome.said += text
@@ -157,9 +170,9 @@ def play(work: Path, model: dict[str, Path], name: str, verbs: Sequence[str] = (
             outcome.troubles.append(f"{verb} gave no single message: {text[-1500:]}")
         elif len(text) > 6000:
             outcome.troubles.append(f"{verb} printed {len(text)} characters")
-    codes = outcome.codes
-    if {"check", "run"} <= codes.keys() and not outcome.troubles and codes["run"] in (2, 4) and codes["check"] == 0:
-        outcome.troubles.append(f"check accepts what run refuses: {outcome.said[-900:]}")
+    refusing = [verb for verb, code in outcome.codes.items() if code in (2, 4)]
+    if not outcome.troubles and 0 < len(refusing) < len(outcome.codes):
+        outcome.troubles.append(f"only {refusing[0]} refuses this: {outcome.said[-1500:]}")
     return outcome
 
 
@@ -184,55 +197,72 @@ def _extra(verb: str) -> list[str]:
     return ["--fresh"] if verb == "run" else []
 
 
-def _in_a_fork(folder: Path, arguments: list[str]) -> tuple[int, str, float, int]:
-    """Run the command in a fork; return exit code, output, CPU seconds, and most resident bytes."""
-    said = folder / "said.txt"
-    said.write_text("")
-    began = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            output = os.open(said, os.O_WRONLY)
-            os.dup2(output, 2)
-            with chdir(folder):
-                result = CliRunner().invoke(main, arguments)
-            text = result.output
-            if result.exception is not None and not isinstance(result.exception, SystemExit):
-                text += "".join(traceback.format_exception(result.exception))
-            os.write(2, text.encode(errors="replace")[-20_000:])
-            code = result.exit_code
-        except BaseException:
-            os.write(2, traceback.format_exc().encode(errors="replace")[-20_000:])
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    while True:
-        done, status, used = os.wait4(child, os.WNOHANG)
-        if done:
-            break
-        if time.monotonic() - began > SECONDS:
-            os.kill(child, signal.SIGKILL)
-            _, status, used = os.wait4(child, 0)
-            break
-        time.sleep(0.005)
-    text = said.read_text(errors="replace")
+def _in_a_fork(function: Callable[[], object], said: Path) -> tuple[int, str, float, int]:
+    """Call a function in a fork; return exit code, output, CPU seconds, and most resident bytes."""
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork copies one thread only"
+    with said.open("wb") as output:
+        child = os.fork()
+        if child == 0:
+            _be_a_command(function, output.fileno())
+    handle = os.pidfd_open(child)
+    ended, _, _ = select.select([handle], [], [], SECONDS)
+    with suppress(ProcessLookupError):  # what it started may still run
+        os.killpg(child, signal.SIGKILL)
+    _, status, used = os.wait4(child, 0)
+    os.close(handle)
+    text = said.read_text(errors="replace") + ("" if ended else f"not ended after {SECONDS:.0f} s")
     return os.waitstatus_to_exitcode(status), text, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
 
 
-def ready(folders: ModelFolders, work: Path) -> None:
-    """Load the libraries in this process, so that forks find them, and see that the valid folders run."""
-    import torch
+def _be_a_command(function: Callable[[], object], output: int) -> None:
+    """Call a function as the interpreter calls a program, and end this process."""
+    code = 0
+    try:
+        os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        function()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
 
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    with chdir(work):
+
+def _command(folder: Path, arguments: list[str]) -> Callable[[], object]:
+    def run() -> None:
+        os.chdir(folder)
+        main(arguments, prog_name="gxr-batch")
+
+    return run
+
+
+def ready(folders: ModelFolders, work: Path) -> None:
+    """Make the valid folders, import in this process what the commands need, and see that they run."""
+    os.environ |= ONE_THREAD
+    model = {"path": folders.model, "adapter": folders.adapter}
+
+    def first() -> None:
+        folders.make()
         for verb in ("check", "run"):
-            CliRunner().invoke(main, [verb, "j.toml", *_settings({"path": folders.model, "adapter": folders.adapter})])
-    for model in ({"path": folders.model}, {"path": folders.model, "adapter": folders.adapter}):
-        outcome = play(work, model, "valid")
+            with suppress(SystemExit):
+                _command(work, [verb, "j.toml", *_settings(model)])()
+        (work / "modules.json").write_text(json.dumps(list(sys.modules)))
+
+    code, text, _, _ = _in_a_fork(first, work / "said.txt")
+    assert code == 0, text
+    for name in json.loads((work / "modules.json").read_text()):
+        with suppress(ImportError):  # some names are no modules
+            import_module(name)
+    gc.freeze()  # a child that collects garbage would copy all pages
+    for each in ({"path": folders.model}, model):
+        outcome = play(work, each, "valid")
         assert outcome.codes == {"check": 0, "run": 0}, outcome.said
 
 
@@ -244,9 +274,10 @@ def play_cases(folders: ModelFolders, cases: Sequence[Case], work: Path) -> Iter
         _clear(work, folder)
 
 
-def play_attacks(folders: ModelFolders, work: Path, step: int) -> Iterator[Outcome]:
-    """Play every `step`th attack; the trouble of one includes a message without what it must name."""
-    for name, (kind, apply, message) in list(ATTACKS.items())[::step]:
+def play_attacks(folders: ModelFolders, names: Sequence[str], work: Path) -> Iterator[Outcome]:
+    """Play attacks one after the other; the trouble of one includes a message without what it must name."""
+    for name in names:
+        kind, apply, message = ATTACKS[name]
         folder = work / "attack"
         shutil.copytree(folders.model if kind == "path" else folders.adapter, folder)
         apply(folder)
@@ -280,19 +311,22 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def _main(scratch: Path, first: str, step: str) -> None:
+def _main(scratch: Path, *parts: str) -> None:
     folders = ModelFolders(scratch / "valid")
     work = workplace(scratch / "work")
     os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
     ready(folders, work)
     outcomes = []
-    if first == "attacks":
-        played = play_attacks(folders, work, int(step))
-    else:
-        played = play_cases(folders, folders.cases()[int(first) :: int(step)], work)
-    for outcome in played:
-        outcomes.append(outcome)
-        print(json.dumps(vars(outcome)), flush=True)
+    for part in parts:
+        what, first, step = part.split(":")
+        chosen = slice(int(first), None, int(step))
+        if what == "attacks":
+            played = play_attacks(folders, list(ATTACKS)[chosen], work)
+        else:
+            played = play_cases(folders, folders.cases()[chosen], work)
+        for outcome in played:
+            outcomes.append(outcome)
+            print(json.dumps(vars(outcome)), flush=True)
     print(json.dumps(figures(outcomes)))
 
 

@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from gxr_batch.cells import quoted
+from gxr_batch.disk import temporary_errors
 from gxr_batch.engines.ray.janitor import hire
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.extras import missing_extra
@@ -144,8 +145,9 @@ def _cpus(settings: RaySection) -> int:
 
 
 def _folder() -> str:
-    base = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="gxr-ray-", dir=base if len(base) <= _LONGEST_FOLDER - 19 else "/tmp")
+    with temporary_errors():
+        base = tempfile.gettempdir()
+        return tempfile.mkdtemp(prefix="gxr-ray-", dir=base if len(base) <= _LONGEST_FOLDER - 19 else "/tmp")
 
 
 @cache

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gxr_batch
+from gxr_batch.disk import temporary_errors
 from gxr_batch.engines.vllm.host_messages import Ask, Close, Forget, Gone, Setup
 
 # -P, so that a folder called vllm in the current directory is not imported.
@@ -38,7 +39,8 @@ class HostProcess:
     def __init__(self, setup: Setup, environment: Mapping[str, str], command: Sequence[str] = HOST) -> None:
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._letters: queue.SimpleQueue[Setup | Ask | Forget | Close | None] = queue.SimpleQueue()
-        self._folder = Path(tempfile.mkdtemp(prefix="gxr-batch-vllm-"))
+        with temporary_errors():
+            self._folder = Path(tempfile.mkdtemp(prefix="gxr-batch-vllm-"))
         self.log = self._folder / "vllm.log"
         self._pipe, theirs = Pipe()
         with self.log.open("wb") as log:

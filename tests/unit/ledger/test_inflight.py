@@ -6,8 +6,10 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from other_user import shared_folder, umask, unprivileged
 
+from gxr_batch.ledger.boot import boot_id
 from gxr_batch.ledger.inflight import INFLIGHT_NAME, InFlight
 from gxr_batch.records import Key
 
@@ -36,6 +38,15 @@ def test_the_hint_of_a_colleague_is_replaced():
         assert hint.failure == ""
         assert hint.known == [Key("C9", 1)], "what it said is kept"
         assert json.loads(path.read_text())["in_flight"] == [list(KEY)]
+
+
+@pytest.mark.parametrize("impossible", [("C1", 0), ("C1", -1), ("C1", -5), ("\ud800", 1)])
+@pytest.mark.parametrize("name", ["crashes", "in_flight"])
+def test_a_hint_with_a_key_that_no_row_has_is_ignored(tmp_path, name, impossible):
+    content = {"boot": boot_id(), "crashes": [["C1", 1, 1]], "in_flight": []}
+    entry = [*impossible, 1] if name == "crashes" else list(impossible)
+    (tmp_path / INFLIGHT_NAME).write_text(json.dumps(content | {name: [entry]}))
+    assert InFlight(tmp_path).known == []
 
 
 def test_a_hint_that_cannot_be_written_is_remembered_and_raises_nothing():

@@ -395,6 +395,11 @@ def in_json(line: str) -> str:
     return _NOT_TERMINAL.sub(lambda sign: json.dumps(sign[0])[1:-1], line)
 
 
+def in_xml(text: str) -> str:
+    """Return the text with a replacement character for each one that XML does not allow."""
+    return _NOT_XML.sub("\ufffd", text)
+
+
 def guard(text: str) -> str:
     """Return the text so that no spreadsheet runs it."""
     return f"'{text}" if text.lstrip(" \u00a0\u3000")[:1] in FORMULA_STARTS and text else text
@@ -409,7 +414,7 @@ def for_workbook(text: str) -> CellText:
     """Return the text as one cell of a workbook can hold it: line ends as LF, only XML characters, within limits."""
     if text.isascii() and text.isprintable() and len(text) <= MOST_UNITS and not text.startswith("<r>"):
         return CellText(text)
-    text = _NOT_XML.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = in_xml(text.replace("\r\n", "\n").replace("\r", "\n"))
     if text.startswith("<r>"):  # the workbook writer would read it as markup
         text = f" {text}"
     feeds = text.count("\n")

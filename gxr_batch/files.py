@@ -25,7 +25,7 @@ TEMPORARY_SUFFIX = ".tmp"
 # Job files and templates are a few KiB.
 MOST_TEXT_BYTES = 2**22
 # JSON of a run: deeper or longer than the program ever writes it. run.json names every row that a person released.
-_DEEPEST = 40
+DEEPEST = 40
 _MOST_JSON_BYTES = 2**28
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -107,7 +107,7 @@ def read_text(path: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file of a run or of the cache. Raises NoObject, OSError."""
-    return json_object(read_bytes(path, _MOST_JSON_BYTES), _DEEPEST)
+    return json_object(read_bytes(path, _MOST_JSON_BYTES), DEEPEST)
 
 
 def json_object(content: bytes | str, deepest: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Yields small tables, so that every format is written in constant memory. The oth
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +15,11 @@ import pyarrow.compute as pc
 
 from gxr_batch.disk import denied
 from gxr_batch.errors import RunError
+from gxr_batch.files import DEEPEST, json_object
 from gxr_batch.ledger import Counts, RunReader
 from gxr_batch.ledger.join import stored_schema, stored_tables
 from gxr_batch.ledger.reviews import approved, with_review_columns
+from gxr_batch.ledger.state import are_counts
 from gxr_batch.rows.columns import counted
 
 # As Python objects, rows of long texts take ten times the memory, so few are converted at a time.
@@ -85,9 +86,10 @@ def _in_slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _counts_of(schema: pa.Schema) -> Counts | None:
     """Return the counts stored in results.parquet; the run may have more rows now."""
     try:
-        return Counts(**json.loads((schema.metadata or {})[b"gxr_counts"]))
-    except (KeyError, ValueError, TypeError):
+        counts = json_object((schema.metadata or {})[b"gxr_counts"], DEEPEST)
+    except (KeyError, ValueError):
         return None
+    return Counts(**counts) if are_counts(counts) else None
 
 
 def _withheld(table: pa.Table) -> pa.Table:

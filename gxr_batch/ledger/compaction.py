@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from gxr_batch.disk import storage_errors, write_whole
 from gxr_batch.errors import StorageError
+from gxr_batch.files import DEEPEST, json_object
 from gxr_batch.ledger.parts import (
     KEY_COLUMNS,
     DamagedPart,
@@ -64,9 +65,11 @@ def part_info(folder: Path, number: int) -> PartInfo:
     footer = footer_of(folder, number)
     size = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
     try:
-        mark = json.loads((footer.metadata or {}).get(_MARK, b'{"level": 0, "lines": []}'))
+        mark = json_object((footer.metadata or {}).get(_MARK, b'{"level": 0, "lines": []}'), DEEPEST)
         level, lines = int(mark["level"]), {int(source): int(line) for source, line in mark["lines"]}
-    except (ValueError, LookupError, TypeError):
+        if any(not 0 < source < number or not 0 <= line < footer.num_rows for source, line in lines.items()):
+            raise ValueError
+    except (ValueError, LookupError, TypeError, OverflowError):
         level, lines = 0, {}
     return PartInfo(number, footer.num_rows, footer.num_rows >= FULL_ROWS or size >= FULL_BYTES, level, lines)
 

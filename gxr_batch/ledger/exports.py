@@ -70,8 +70,13 @@ def remember(folder: Path, path: Path, state: str, *, comparison: bool = False) 
 
 def _name(folder: Path, path: Path) -> str:
     """Return the name of an export in exports.json."""
-    parent = path.parent.resolve()
-    return path.name if parent == folder.resolve() else str(parent / path.name)
+    parent = _real(path.parent)
+    return path.name if parent == _real(folder) else str(parent / path.name)
+
+
+def _real(path: Path) -> Path:
+    """Return a path without links; unlike Path.resolve, it leaves links that lead to each other as they are."""
+    return Path(os.path.realpath(path))
 
 
 def is_current(folder: Path, path: Path) -> bool:
@@ -133,8 +138,8 @@ def is_own(path: Path, folder: Path) -> bool:
 
 
 def _refuse(reader: RunReader, path: Path) -> None:
-    inputs = {Path(file).resolve() for entry in reader.manifest.invocations for file in entry.get("input_files", ())}
-    real, folder = path.resolve(), reader.folder.resolve()
+    inputs = {_real(Path(file)) for entry in reader.manifest.invocations for file in entry.get("input_files", ())}
+    real, folder = _real(path), _real(reader.folder)
     wrong = {
         "It is one of the run's own files.": is_own(real, folder),
         "It is the run's input.": real in inputs,

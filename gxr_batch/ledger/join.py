@@ -21,7 +21,7 @@ from gxr_batch.errors import RunError, StorageError
 from gxr_batch.ledger.compaction import locations, part_infos
 from gxr_batch.ledger.input_copy import KEY_COLUMNS_OF_INPUT, batches_of, own_fields
 from gxr_batch.ledger.parts import footer_of, read_group
-from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
+from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, require_readable, with_missing_columns
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
 from gxr_batch.records import GENERATED_COLUMNS, part_schema, result_schema
 
@@ -157,6 +157,8 @@ def stored_schema(results: Path) -> pa.Schema:
     """
     with parquet_file(results) as file:
         stored = file.schema_arrow
+    if len(set(stored.names)) < len(stored):
+        raise ValueError
     own = [field for field in stored if not field.name.startswith("gxr_")]
     refuse_later_file(results, stored, [field.name for field in own] + result_schema().names)
     return pa.schema([*own, *result_schema()], metadata=stored.metadata)
@@ -168,7 +170,11 @@ def stored_tables(results: Path, schema: pa.Schema, rows: int) -> Iterator[pa.Ta
         for batch in file.iter_batches(rows):
             table = pa.Table.from_batches([batch])
             table.validate(full=True)
-            yield with_missing_columns(table, schema.names, schema)
+            table = with_missing_columns(table, schema.names, schema)
+            if table.schema.types != schema.types:
+                raise ValueError
+            require_readable(table)
+            yield table
 
 
 def write_failed(folder: Path, state: State) -> bool:

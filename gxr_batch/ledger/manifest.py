@@ -6,6 +6,7 @@ It explains a run; it never decides which rows are done. It holds settings, coun
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -15,12 +16,12 @@ from typing import Any
 
 from gxr_batch.disk import denied, not_plain, storage_errors, write_text
 from gxr_batch.errors import LaterVersion, RunError
-from gxr_batch.files import NotPlain, read_json, require_folder
+from gxr_batch.files import DEEPEST, NotPlain, json_object, read_json, require_folder
 from gxr_batch.job import recorded_job
 from gxr_batch.ledger.parts import PARTS_NAME, file_metadata, part_numbers, part_path, refuse_later_parts
 from gxr_batch.ledger.reviews import REVIEWS_NAME, refuse_later_reviews
 from gxr_batch.ledger.run_format import FORMAT, later_version, refuse_later_format
-from gxr_batch.ledger.state import Counts
+from gxr_batch.ledger.state import MOST_COUNTED, Counts, are_counts
 
 MANIFEST_NAME = "run.json"
 # Keys of the manifest itself that earlier versions wrote. None so far.
@@ -40,6 +41,8 @@ _KINDS: dict[str, Any] = {
     "released": dict,
     "workers": dict,
 }
+# The job file's limit, and more memory for each row than any table needs.
+_MOST_SAMPLES = 1000
 
 
 @dataclass(kw_only=True)
@@ -84,7 +87,9 @@ def _remembered(folder: Path) -> Manifest | None:
     newest_first = (file_metadata(part_path(folder, number)) for number in part_numbers(folder)[::-1])
     marks = next((marks for marks in newest_first if "gxr_fingerprint" in marks), {})
     try:
-        known = {name: json.loads(marks[f"gxr_{name}"]) for name in ("resolved", "fingerprint")}
+        known: dict[str, Any] = {
+            name: json_object(marks[f"gxr_{name}"], DEEPEST) for name in ("resolved", "fingerprint")
+        }
     except (ValueError, KeyError):
         return None
     return Manifest(name=folder.name, created_at="", job={}, **known)
@@ -131,10 +136,9 @@ def _validate(manifest: Manifest) -> None:
     marks = manifest.model.get("provenance", {})
     entries = [(name, value) for entry in manifest.invocations for name, value in entry.items()]
     wrong = [name for name, value in entries if not isinstance(value, _KINDS.get(name, object))]
-    wrong += [name for name, value in entries if name == "counts" and set(value) != set(Counts._fields)]
-    wrong += [
-        name for name, value in entries if name == "input_files" and not all(isinstance(one, str) for one in value)
-    ]
+    wrong += [name for name, value in entries if isinstance(value, int | float) and not abs(value) <= MOST_COUNTED]
+    wrong += [name for name, value in entries if name == "counts" and not are_counts(value)]
+    wrong += [name for name, value in entries if name == "input_files" and b"\0" in b"".join(map(os.fsencode, value))]
     released = [value["rows"] for name, value in entries if name == "released"]
     wrong += [name for rows in released for name, value in rows.items() if not isinstance(value, str)]
     wrong += [name for name, value in marks.items() if not isinstance(value, bool if name == _AI else str | None)]
@@ -143,7 +147,12 @@ def _validate(manifest: Manifest) -> None:
             datetime.fromisoformat(value)
     manifest.job.get("input", {}).get("path")
     shapes = (manifest.resolved, manifest.fingerprint, manifest.fingerprint.get("templates", {}))
-    if wrong or not all(isinstance(shape, dict) for shape in shapes) or not isinstance(samples, int) or samples < 1:
+    if (
+        wrong
+        or not all(isinstance(shape, dict) for shape in shapes)
+        or not isinstance(samples, int)
+        or not 1 <= samples <= _MOST_SAMPLES
+    ):
         raise ValueError
 
 

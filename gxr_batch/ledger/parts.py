@@ -23,8 +23,10 @@ from gxr_batch.ledger.run_format import (
     FORMAT,
     FORMAT_MARK,
     columns_in,
+    next_number,
     refuse_later_file,
     refuse_later_mark,
+    require_readable,
     with_missing_columns,
 )
 from gxr_batch.records import Result, part_schema
@@ -65,8 +67,8 @@ def part_numbers(folder: Path) -> list[int]:
 
 
 def next_part_number(folder: Path) -> int:
-    """Return the first number never used by a part, including parts that were set aside."""
-    return max(_numbers(folder, _NAME) + _numbers(folder, _DAMAGED_NAME), default=0) + 1
+    """Return the first number never used by a part, including parts that were set aside. Raises StorageError."""
+    return next_number(folder / PARTS_NAME, _numbers(folder, _NAME) + _numbers(folder, _DAMAGED_NAME))
 
 
 def _numbers(folder: Path, name: re.Pattern[str]) -> list[int]:
@@ -157,6 +159,7 @@ def _validate(table: pa.Table, schema: pa.Schema) -> None:
         raise ValueError
     if table.num_rows and pc.min(table["gxr_sample"]).as_py() < 1:
         raise ValueError
+    require_readable(table)
 
 
 def file_metadata(path: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from gxr_batch.disk import make_folder, parquet_file, reading, storage_errors, write_whole
 from gxr_batch.errors import RunError, RunLocked, StorageError
 from gxr_batch.files import NoLocks, open_to_change, remove_leftovers, require_folder, try_lock
-from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, with_missing_columns
+from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, next_number, refuse_later_file, with_missing_columns
 from gxr_batch.records import (
     APPROVED,
     ERROR_COUNTS,
@@ -174,8 +174,9 @@ def one_import(folder: Path) -> Iterator[None]:
 
 def add_reviews(folder: Path, reviews: Sequence[Review], metadata: Mapping[str, str]) -> Path:
     """Write reviews as one new file of a run, inside `one_import`. Raises StorageError."""
-    number = max((int(path.stem.rpartition("-")[2]) for path in review_files(folder)), default=0) + 1
-    target = folder / REVIEWS_NAME / f"review-{number:08d}.parquet"
+    home = folder / REVIEWS_NAME
+    number = next_number(home, (int(path.stem.rpartition("-")[2]) for path in review_files(folder)))
+    target = home / f"review-{number:08d}.parquet"
     schema = _file_schema().with_metadata({**metadata, FORMAT_MARK: str(FORMAT)})
     rows = [
         {
@@ -256,7 +257,7 @@ def _read(path: Path) -> list[Review]:
                 raise ValueError
             table = with_missing_columns(table, _file_schema().names, _file_schema())
             return [_review(row) for row in table.cast(_file_schema()).to_pylist()]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, OverflowError):  # a date beyond the years that Python knows
             raise damaged from None
 
 

@@ -7,13 +7,14 @@ before anything in it is touched: a version that does not know a column cannot k
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gxr_batch.cells import quoted
-from gxr_batch.errors import LaterVersion
+from gxr_batch.errors import LaterVersion, StorageError
 
 # 1: up to commit 2d832e8, only run.json carries it. 2: parts carry it too.
 # 3: gxr_reasoning; cells of more types, input.null_values = "common", run.lock with boot and file.
@@ -22,6 +23,10 @@ FORMAT = 4
 FORMAT_MARK = "gxr_format"
 # Columns that earlier versions wrote and this one no longer reads. None so far.
 RETIRED_COLUMNS: frozenset[str] = frozenset()
+# Leaves more numbers than one invocation can use.
+_MOST_FILES = 90_000_000
+# The year 9999, in milliseconds since 1970.
+_END_OF_TIME = 253_370_764_800_000
 
 
 def later_version(path: Path, unknown: str) -> LaterVersion:
@@ -53,9 +58,35 @@ def refuse_later_file(path: Path, stored: pa.Schema, known: Collection[str]) -> 
         raise later_version(path, f"column {unknown[0]}")
 
 
+def next_number(home: Path, used: Iterable[int]) -> int:
+    """Return the number of the next part or review file in a folder, above all that are used.
+
+    Raises StorageError if a name has one of the last numbers, which only a person can have given it: names have eight
+    digits, and a file with more would not be found again.
+    """
+    number = max(used, default=0) + 1
+    if number > _MOST_FILES:
+        raise StorageError(
+            f"A file has a number that no run reaches: {number - 1}.",
+            where=str(home.absolute()),
+            next_step="find out who put it there, move it away, then run the same command again",
+        )
+    return number
+
+
 def columns_in(stored: pa.Schema, wanted: Sequence[str]) -> list[str]:
     """Return the wanted columns that a file has."""
     return [name for name in wanted if name in stored.names]
+
+
+def require_readable(table: pa.Table) -> None:
+    """Raise ValueError if a result column has a time that Python lacks, or a list with a missing item."""
+    for name in {"gxr_started_at", "gxr_finished_at"} & {*table.column_names}:
+        found = pc.min_max(table[name].cast(pa.int64()))
+        if found["min"].is_valid and not 0 <= found["min"].as_py() <= found["max"].as_py() < _END_OF_TIME:
+            raise ValueError
+    if "gxr_flags" in table.column_names and pc.list_flatten(table["gxr_flags"]).null_count:
+        raise ValueError
 
 
 def with_missing_columns(table: pa.Table, wanted: Sequence[str], schema: pa.Schema) -> pa.Table:

@@ -8,6 +8,7 @@ never replaces an ok one. rows/ids decides what counts as changed content (the c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ _FOUND = np.dtype(
         ("line", np.int32),
     ]
 )
+# No count or time of a run is larger.
+MOST_COUNTED = 2**53
 Bools = npt.NDArray[np.bool_]  # (rows, samples) or (rows,)
 
 
@@ -50,6 +53,12 @@ class Counts(NamedTuple):
     def total(self) -> int:
         """The number of keys in the table."""
         return self.ok + self.failed + self.held + self.left
+
+
+def are_counts(value: Mapping[str, object]) -> bool:
+    """Return whether an object has the fields of `Counts`, each a count."""
+    numbers = [number for number in value.values() if isinstance(number, int) and 0 <= number <= MOST_COUNTED]
+    return set(value) == set(Counts._fields) and len(numbers) == len(value)
 
 
 class State:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
+from gxr_batch.cells import in_xml, quoted
 from gxr_batch.report.aggregate import Floats, Histogram, Period
 
 Spec = dict[str, Any]
@@ -112,7 +113,8 @@ def bar_chart(title: str, note: str, counts: Mapping[str, int], total: int) -> C
     if len(ordered) > len(shown):
         note += f"; the {_BARS_MOST} most frequent of {len(ordered)}"
     extent = min(_LABEL, max(len(name) for name in counts) * _LETTER)
-    data = [{"name": name, "rows": count, "label": f"{count:,}"} for name, count in shown]
+    # The library ends the process at a character that XML does not allow, and takes minutes for long names.
+    data = [{"name": in_xml(quoted(name)), "rows": count, "label": f"{count:,}"} for name, count in shown]
     y = {
         "field": "name",
         "type": "nominal",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
+from math import isfinite
 from typing import Any
 
 from gxr_batch.ledger import RunReader
@@ -20,8 +21,8 @@ Pairs = list[tuple[str, str]]
 
 
 def figure(value: float | None, unit: str = "") -> str:
-    """Return a number with about three digits, or "" for None."""
-    if value is None:
+    """Return a number with about three digits, or "" for None and for what is no number or infinite."""
+    if value is None or not isfinite(value):
         return ""
     text = f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:,.3g}"
     return f"{text} {unit}".rstrip()
@@ -29,7 +30,7 @@ def figure(value: float | None, unit: str = "") -> str:
 
 def moment(text: str, zone: timezone) -> str:
     """Return a recorded time in the run's time zone, to the second; other text is returned unchanged."""
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         return datetime.fromisoformat(text).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
     return text
 

@@ -15,6 +15,7 @@ from gxr_batch.errors import GxrError
 from gxr_batch.ledger import Manifest, RunReader, is_run
 
 # Keys in which an engine or the runner records its memory in bytes; the first one found is used.
+_MOST = 2**63  # of any number; not a number is not below it
 _MEMORY_KEYS = ("peak_memory_bytes", "memory_bytes")
 
 
@@ -163,7 +164,8 @@ def mapping(value: object) -> Mapping[str, Any]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST
+    return float(value) if usable else None  # type: ignore[arg-type]
 
 
 def _text(value: object) -> str:

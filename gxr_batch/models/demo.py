@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from gxr_batch.disk import follow_umask, writable_by_others
+from gxr_batch.disk import follow_umask, sync_folder, writable_by_others
 from gxr_batch.errors import ModelUnavailable, StorageError
 from gxr_batch.extras import missing_extra
 from gxr_batch.models.library_output import progress_shown, quiet_transformers
@@ -131,10 +131,12 @@ def _convert_into(folder: Path, progress: bool) -> None:
             _assemble(chunks, partial / _GGUF)
             _convert(partial, step)
         (partial / _GGUF).unlink()
-        for path in [*partial.iterdir(), partial]:
-            _sync(path)
+        for path in partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(partial)
         partial.rename(folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -254,14 +256,6 @@ def _steps(progress: bool) -> Iterator[Callable[[str, int], None]]:
         yield step
         bar.set_postfix_str("done", refresh=False)
         bar.update(100 - bar.n)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

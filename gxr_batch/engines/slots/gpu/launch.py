@@ -79,7 +79,8 @@ class Launcher:
         tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
         if any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in tensors):
             return
-        with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device, whatever its tensors say
+        # Triton launches on the current device, wherever the tensors are. -1: not on a GPU, as for the interpreter.
+        with torch.cuda.device(tensors[0].device if tensors[0].is_cuda else -1):
             kernel[grid](**arguments, num_warps=warps, num_stages=stages)
 
 

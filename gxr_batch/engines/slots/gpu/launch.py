@@ -14,6 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch._subclasses import FakeTensor
 
+# What operands can be: activations and products, norm weights and angles, positions and other indices.
+ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
+WEIGHTS = (torch.float32,)
+INDICES = (torch.int32,)
 _INT32_OFFSETS = 2**31
 _GRID_LIMITS = (2**31 - 1, 65535, 65535)  # CUDA's limits on blocks in x, y and z
 

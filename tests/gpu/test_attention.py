@@ -54,7 +54,7 @@ def decoded(launch, rows, queries, slots, positions, *, split, splits, scale=0.1
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [0, 20])
 @pytest.mark.parametrize(
-    ("size", "page", "heads", "keys"), [(64, 16, 4, 4), (64, 64, 3, 1), (128, 32, 6, 2), (256, 16, 4, 1)]
+    ("size", "page", "heads", "keys"), [(64, 16, 2, 2), (64, 64, 3, 1), (128, 32, 6, 2), (256, 16, 4, 1)]
 )
 def test_a_query_attends_to_its_rows_positions_only(launch, device, size, page, heads, keys, window, dtype):
     random = randoms(device)
@@ -90,8 +90,8 @@ def test_a_ring_of_pages_holds_the_window(launch, device, page):
 def test_a_row_has_the_same_bits_in_any_company_and_with_any_scratch_memory(launch, device, dtype, window):
     random = randoms(device)
     lengths = [30, 64, 65, 128, 190, 7, 120]
-    rows = Rows(random, lengths, keys=2, size=64, page=16, dtype=dtype, window=window)
-    queries = random(17, 4, 64, dtype=dtype)
+    rows = Rows(random, lengths, keys=1, size=64, page=16, dtype=dtype, window=window)
+    queries = random(17, 2, 64, dtype=dtype)
     slots = [row % 7 for row in range(17)]
     positions = [lengths[slot] - 1 for slot in slots]
     together = decoded(launch, rows, queries, slots, positions, split=64, splits=3)
@@ -163,6 +163,15 @@ def test_a_prompt_has_the_same_bits_in_any_company_and_pieces(launch, device):
         prefilled(launch, rows, queries[45:155], [110], [1], [40]),
     ]
     assert torch.equal(torch.cat(pieces), alone)
+
+
+def test_a_prompts_last_piece_attends_to_a_ring_of_pages(launch, device):
+    random = randoms(device)
+    rows = Rows(random, [130], keys=1, size=64, page=16, dtype=torch.float32, window=40, ring=True)
+    queries = random(9, 2, 64)
+    out = prefilled(launch, rows, queries, [9], [0], [121])
+    for row in range(9):
+        near(out[row], rows.attended(queries[row], 0, 121 + row, 0.1), ulps=40, floor=1)
 
 
 def test_a_prompt_in_an_idle_slot_writes_nothing(launch, device):

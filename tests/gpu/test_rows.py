@@ -109,7 +109,7 @@ def test_products_are_summed_in_float32(launch, device, count, inner, outer, dty
 def test_a_row_of_a_product_has_the_same_bits_in_any_company(launch, device):
     random = randoms(device)
     x, weight = random(131, 192, dtype=torch.float16), random(72, 192, dtype=torch.float16)
-    together, alone = torch.empty_like(x[:, :72]), torch.empty(1, 72, dtype=torch.float16, device=device)
+    alone = torch.empty(1, 72, dtype=torch.float16, device=device)
     together = torch.empty(131, 72, dtype=torch.float16, device=device)
     product(launch, x, weight, together)
     for row in (0, 63, 64, 130):
@@ -164,7 +164,6 @@ def test_heads_are_normed_and_rotated_and_keys_and_values_reach_their_pages(
         target[0], target[1] = k[row], v[row]
     near(pages, expected, **tolerance)
     assert torch.equal(pages[:, 1], expected[:, 1])
-    assert torch.equal(pages[:, 0] == expected[:, 0], pages[:, 0] == expected[:, 0])
 
 
 def test_a_table_entry_that_is_no_page_stores_nothing(launch, device):

@@ -40,11 +40,24 @@ class Operand(NamedTuple):
 class Launcher:
     """Checks operands, launches, and counts launches by the kernel's name in `launches`.
 
-    Tensors without memory (fake ones, or on the meta device) are checked and counted, not launched.
+    Tensors without memory (fake ones, or on the meta device) are checked and counted, not launched. `capability` is for
+    tensors that are not on a GPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capability: int = 80) -> None:
         self.launches: Counter[str] = Counter()
+        self._capability = capability
+
+    def capability(self, tensor: torch.Tensor) -> int:
+        """Return the compute capability of the tensor's GPU, 80 for 8.0: the size of tiles depends on it."""
+        if not tensor.is_cuda or not torch.cuda.is_available():
+            return self._capability
+        major, minor = torch.cuda.get_device_capability(tensor.device)
+        return 10 * major + minor
+
+    def has_matrix_unit(self, tensor: torch.Tensor) -> bool:
+        """Return whether products of the tensor's type run on matrix units, which Triton uses since capability 8.0."""
+        return tensor.dtype != torch.float32 and self.capability(tensor) >= 80
 
     def __call__(
         self,

@@ -16,7 +16,8 @@ from gxr_batch.engines.slots.gpu.launch import ACTIVATIONS, INDICES, WEIGHTS, La
 
 # The matrix unit multiplies at least 16 rows: the query heads of a key head are padded to that.
 _LEAST_HEADS = 16
-_QUERY_TILE = 64
+# GPUs by compute capability whose blocks can have more than 160 KiB of shared memory; others have about 99.
+_LARGE = (80, 87, 90, 100, 103)
 
 
 @triton.jit
@@ -293,7 +294,7 @@ def decode(
             "KEYS": keys,
             "SIZE": size,
             "PAGE": page,
-            "TILE": _tile(queries.dtype, size),
+            "TILE": 32 if launch.has_matrix_unit(queries) else 16,
             "SPLIT": split_tokens,
             "HEADS": max(_LEAST_HEADS, triton.next_power_of_2(heads // keys)),
             "WHOLE": splits == 1,
@@ -333,9 +334,14 @@ def prefill(
     count, heads, size = queries.shape
     page_count, _, keys, page, _ = pages.shape
     sequences = len(slots)
+    # The largest tiles that fit in registers and shared memory: tests/gpu/compile_kernels.py.
+    if launch.has_matrix_unit(queries):
+        rows, tile = 64, 64 if size < 256 or launch.capability(queries) in _LARGE else 32
+    else:
+        rows, tile = 32, 16
     launch(
         prefill_tiles,
-        (triton.cdiv(longest, _QUERY_TILE), heads, sequences),
+        (triton.cdiv(longest, rows), heads, sequences),
         {
             "queries": Operand(queries, (count, heads, size), ACTIVATIONS, wide=True),
             "pages": Operand(pages, (page_count, 2, keys, page, size), (queries.dtype,), wide=True),
@@ -351,12 +357,8 @@ def prefill(
             "KEYS": keys,
             "SIZE": size,
             "PAGE": page,
-            "TILE": _tile(queries.dtype, size),
-            "ROWS": _QUERY_TILE,
+            "TILE": tile,
+            "ROWS": rows,
         },
-        warps=8,
+        warps=8 if size >= 256 else 4,
     )
-
-
-def _tile(dtype: torch.dtype, size: int) -> int:
-    return 16 if dtype == torch.float32 and size > 128 else 32

@@ -166,4 +166,4 @@ def add_norms(
 
 
 def _warps(width: int) -> int:
-    return 8 if width > 2048 else 4
+    return 8 if width > 1024 else 4

@@ -12,8 +12,6 @@ import triton.language as tl
 
 from gxr_batch.engines.slots.gpu.launch import ACTIVATIONS, Launcher, Operand
 
-_ROWS, _COLUMNS, _DEPTH = 64, 64, 64
-
 
 @triton.jit(do_not_specialize=["count"])
 def multiply(
@@ -46,16 +44,17 @@ def multiply(
 def product(launch: Launcher, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
     """Write `x` [N, In] times the transpose of `weight` [Out, In] to `out` [N, Out], summed in float32."""
     (count, inner), outer = x.shape, len(weight)
-    depth = _DEPTH // 2 if x.dtype == torch.float32 else _DEPTH
+    # The largest tiles that fit in registers: tests/gpu/compile_kernels.py.
+    rows, columns, depth = (64, 64, 64) if launch.has_matrix_unit(x) else (32, 64, 32)
     launch(
         multiply,
-        (triton.cdiv(count, _ROWS), triton.cdiv(outer, _COLUMNS)),
+        (triton.cdiv(count, rows), triton.cdiv(outer, columns)),
         {
             "x": Operand(x, (count, inner), ACTIVATIONS, stride="x_stride", wide=True),
             "weight": Operand(weight, (outer, inner), (x.dtype,), wide=True),
             "out": Operand(out, (count, outer), (x.dtype,), wide=True),
         },
         {"count": count},
-        {"INNER": inner, "OUTER": outer, "ROWS": _ROWS, "COLUMNS": _COLUMNS, "DEPTH": depth},
+        {"INNER": inner, "OUTER": outer, "ROWS": rows, "COLUMNS": columns, "DEPTH": depth},
         stages=3,
     )

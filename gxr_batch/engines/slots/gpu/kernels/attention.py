@@ -336,9 +336,10 @@ def prefill(
     sequences = len(slots)
     # The largest tiles that fit in registers and shared memory: tests/gpu/compile_kernels.py.
     if launch.has_matrix_unit(queries):
-        rows, tile = 64, 64 if size < 256 or launch.capability(queries) in _LARGE else 32
+        rows, warps = 64, 8
+        tile = 64 if size < 256 or launch.capability(queries) in _LARGE else 32
     else:
-        rows, tile = 32, 16
+        rows, tile, warps = 32, 16, 8 if size >= 256 else 4
     launch(
         prefill_tiles,
         (triton.cdiv(longest, rows), heads, sequences),
@@ -360,5 +361,5 @@ def prefill(
             "TILE": tile,
             "ROWS": rows,
         },
-        warps=8 if size >= 256 else 4,
+        warps=warps,
     )

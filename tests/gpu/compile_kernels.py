@@ -77,8 +77,8 @@ class Compiler(Launcher):
         driver.set_active(_NoDriver(capability))
         self.figures: list[tuple[str, int, int, int]] = []
 
-    def _start(self, kernel, grid, arguments, warps, stages):
-        compiled = kernel.warmup(**arguments, grid=grid, num_warps=warps, num_stages=stages)
+    def _start(self, kernel, grid, arguments, options):
+        compiled = kernel.warmup(**arguments, grid=grid, **options)
         registers, stack = resources(compiled.asm["cubin"])
         self.figures.append((kernel.__name__, registers, stack, compiled.metadata.shared))
 

@@ -36,7 +36,8 @@ def test_a_kernel_gets_its_operands_by_name_and_strides_where_asked(kernel):
     assert grid == (3,)
     assert arguments.pop("x") is x
     assert arguments.pop("out") is out
-    assert arguments == {"x_stride": 8, "bias": None, "scale": 2.0, "BLOCK": 8, "num_warps": 2, "num_stages": 1}
+    options = {"num_warps": 2, "num_stages": 1, "enable_fp_fusion": True}
+    assert arguments == {"x_stride": 8, "bias": None, "scale": 2.0, "BLOCK": 8, **options}
     assert launch.launches == {"double": 1}
 
 

@@ -90,15 +90,17 @@ class Launcher:
         self.launches[name] += 1
         strides = {operand.stride: operand.tensor.stride(0) for operand in operands.values() if operand.stride}
         arguments = {key: operand and operand.tensor for key, operand in tensors.items()}
-        self._start(kernel, grid, {**arguments, **strides, **numbers, **constants}, warps, stages)
+        # Products and sums are fused explicitly: Triton's default changes in 3.10, and results would change with it.
+        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        self._start(kernel, grid, {**arguments, **strides, **numbers, **constants}, options)
 
-    def _start(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int, stages: int) -> None:
+    def _start(self, kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], options: dict[str, Any]) -> None:
         tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
         if any(isinstance(tensor, FakeTensor) or tensor.is_meta for tensor in tensors):
             return
         # Triton launches on the current device, wherever the tensors are. -1: not on a GPU, as for the interpreter.
         with torch.cuda.device(tensors[0].device if tensors[0].is_cuda else -1):
-            kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+            kernel[grid](**arguments, **options)
 
 
 def _check(name: str, operand: Operand) -> None:

@@ -64,7 +64,7 @@ def _attend(
     return higher, total * shrink + tl.sum(weights, axis=1), mixed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "columns", "splits"])
 def decode_splits(
     queries,
     pages,
@@ -144,7 +144,7 @@ def decode_splits(
             tl.store(sums + part * 2 + 1, total, mask=group < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "splits"])
 def combine_splits(
     slots,
     positions,
@@ -180,7 +180,7 @@ def combine_splits(
     tl.store(out + head * SIZE + size, result.to(out.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window", "columns"])
 def prefill_tiles(
     queries,
     pages,

@@ -22,7 +22,7 @@ def _norm(values, weight, eps, dtype: tl.constexpr, WIDTH: tl.constexpr, ROUND_F
     return (normed * weight).to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["vocabulary"])
 def embed_rows(
     tokens,
     rows,

@@ -13,7 +13,7 @@ import triton.language as tl
 from gxr_batch.engines.slots.gpu.launch import ACTIVATIONS, INDICES, WEIGHTS, Launcher, Operand
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity", "page_count", "columns"])
 def rotate_heads(
     qkv,
     qkv_stride,

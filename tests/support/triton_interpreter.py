@@ -1,7 +1,8 @@
 """Triton's interpreter, which runs kernels on the CPU, without its faults.
 
 It keeps bfloat16 as 16-bit integers: it truncates where a GPU rounds to nearest even, and a dot multiplies the
-integers. And in Triton 3.6, a loop's bounds cannot be converted to integers with NumPy 2.4.
+integers. In Triton 3.6 the bounds of a loop cannot be converted to integers with NumPy 2.4. In Triton 3.9 a condition
+that is broadcast becomes integers, which no mask may be.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ from triton.runtime import interpreter
 
 def correct_interpreter():
     """Change the interpreter of this process; call it once."""
-    builder = interpreter.InterpreterBuilder
-    builder.cast_impl, builder.create_dot, interpreter._patch_lang_tensor = _cast, _dot, _patch_tensor
+    _BUILDER.cast_impl, _BUILDER.create_dot = _cast, _dot
+    _BUILDER.create_masked_load, _BUILDER.create_masked_store = _load, _store
+    interpreter._patch_lang_tensor = _patch_tensor
 
 
+_BUILDER = interpreter.InterpreterBuilder
 _BEFORE = {
-    "cast": interpreter.InterpreterBuilder.cast_impl,
-    "dot": interpreter.InterpreterBuilder.create_dot,
+    "cast": _BUILDER.cast_impl,
+    "dot": _BUILDER.create_dot,
+    "load": _BUILDER.create_masked_load,
+    "store": _BUILDER.create_masked_store,
     "tensor": interpreter._patch_lang_tensor,
 }
 
@@ -46,6 +51,18 @@ def _dot(self, a, b, *rest):
         interpreter.TensorHandle(_widened(x.data), tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)
     )
     return _BEFORE["dot"](self, a, b, *rest)
+
+
+def _load(self, pointers, mask, *rest):
+    return _BEFORE["load"](self, pointers, _condition(mask), *rest)
+
+
+def _store(self, pointers, value, mask, *rest):
+    return _BEFORE["store"](self, pointers, value, _condition(mask), *rest)
+
+
+def _condition(mask):
+    return interpreter.TensorHandle(mask.data.astype(bool), mask.dtype)
 
 
 def _widened(bits):

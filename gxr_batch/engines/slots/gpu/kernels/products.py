@@ -45,7 +45,8 @@ def product(launch: Launcher, x: torch.Tensor, weight: torch.Tensor, out: torch.
     """Write `x` [N, In] times the transpose of `weight` [Out, In] to `out` [N, Out], summed in float32."""
     (count, inner), outer = x.shape, len(weight)
     # The largest tiles that fit in registers: tests/gpu/compile_kernels.py.
-    rows, columns, depth, stages = (64, 64, 64, 3) if launch.has_matrix_unit(x) else (32, 64, 32, 2)
+    rows, stages = (64, 4) if launch.has_matrix_unit(x) else (32, 2)
+    columns, depth = 64, 32
     launch(
         multiply,
         (triton.cdiv(count, rows), triton.cdiv(outer, columns)),

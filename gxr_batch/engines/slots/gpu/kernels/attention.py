@@ -334,12 +334,13 @@ def prefill(
     count, heads, size = queries.shape
     page_count, _, keys, page, _ = pages.shape
     sequences = len(slots)
-    # The largest tiles that fit in registers and shared memory: tests/gpu/compile_kernels.py.
-    if launch.has_matrix_unit(queries):
-        rows, warps = 64, 8
-        tile = 64 if size < 256 or launch.capability(queries) in _LARGE else 32
+    # Tiles that fit in registers and shared memory: tests/gpu/compile_kernels.py.
+    if not launch.has_matrix_unit(queries):
+        rows, tile, warps, stages = 32, 16, 8 if size >= 256 else 4, 2
+    elif launch.capability(queries) in _LARGE:
+        rows, tile, warps, stages = 64, 64, 8, 2
     else:
-        rows, tile, warps = 32, 16, 8 if size >= 256 else 4
+        rows, tile, warps, stages = (64, 32, 8, 2) if size >= 256 else (64, 64, 8, 3)
     launch(
         prefill_tiles,
         (triton.cdiv(longest, rows), heads, sequences),
@@ -362,4 +363,5 @@ def prefill(
             "ROWS": rows,
         },
         warps=warps,
+        stages=stages,
     )

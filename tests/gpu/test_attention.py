@@ -52,9 +52,9 @@ def decoded(launch, rows, queries, slots, positions, *, split, splits, scale=0.1
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("window", [0, 20])
 @pytest.mark.parametrize(
-    ("size", "page", "heads", "keys"), [(64, 16, 2, 2), (64, 64, 3, 1), (128, 32, 6, 2), (256, 16, 4, 1)]
+    ("size", "page", "heads", "keys", "window"),
+    [(64, 16, 2, 2, 0), (64, 64, 3, 1, 20), (64, 32, 1, 1, 70), (128, 32, 6, 2, 20), (256, 16, 4, 1, 0)],
 )
 def test_a_query_attends_to_its_rows_positions_only(launch, device, size, page, heads, keys, window, dtype):
     random = randoms(device)
@@ -130,8 +130,9 @@ def prefilled(launch, rows, queries, counts, slots, firsts, scale=0.1):
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("window", [0, 20])
-@pytest.mark.parametrize(("size", "page", "heads", "keys"), [(64, 32, 4, 2), (128, 16, 2, 2), (256, 64, 2, 1)])
+@pytest.mark.parametrize(
+    ("size", "page", "heads", "keys", "window"), [(64, 32, 4, 2, 0), (128, 16, 2, 2, 20), (256, 64, 2, 1, 20)]
+)
 def test_prompts_attend_causally(launch, device, size, page, heads, keys, window, dtype):
     random = randoms(device)
     counts, slots, firsts = [1, 70, 17, 5], [2, 0, 3, 1], [0, 0, 0, 60]  # the last continues its row

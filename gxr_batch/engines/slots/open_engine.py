@@ -18,6 +18,7 @@ from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.library_backend import LEAST_ROWS, LibraryModel
 from gxr_batch.engines.slots.native.compile_kernels import NativeUnavailable
 from gxr_batch.engines.slots.native.native_backend import NativeModel
+from gxr_batch.engines.slots.row_steps import LogitsSteps
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
@@ -69,7 +70,8 @@ def open_session(job: Job, local: LocalModel, memory: MemoryBudget) -> Iterator[
             notices=tuple(notices),
             adapter=loaded.adapter,
         )
-        yield TransformersSession(info, backend, tokenizer, frozenset(loaded.end_ids), job.sampling.settings())
+        steps = LogitsSteps(backend, job.sampling.settings())
+        yield TransformersSession(info, steps, tokenizer, frozenset(loaded.end_ids))
     finally:
         if backend is not None:
             backend.close()

@@ -192,6 +192,36 @@ class Crowded(LibraryModel):
         return super().decode(slots, ids, positions)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_every_error_that_means_too_little_memory_splits_the_batch(error):
+    class Refusing(LibraryModel):
+        def decode(self, slots, ids, positions):
+            if len(slots) > 4:
+                raise error
+            return super().decode(slots, ids, positions)
+
+    model = tiny_gemma(torch.bfloat16)
+    work = prompts([3] * 12, new=4)
+    expected = texts(session(LibraryModel(model, slots=12, capacity=200), 12, SAMPLED), work)
+    made = session(Refusing(model, slots=12, capacity=200), 12, SAMPLED)
+    assert texts(made, work) == expected
+    assert made.splits >= 1
+
+
+def test_other_errors_of_the_device_do_not_mean_memory():
+    assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not out_of_memory(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+
+
 def crowded(fits: int = 8, lasting: int = 10**9) -> Crowded:
     made = Crowded(tiny_gemma(torch.bfloat16), slots=32, capacity=200)
     made.fits, made.lasting = fits, lasting

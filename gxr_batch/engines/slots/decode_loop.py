@@ -7,8 +7,8 @@ prompt, its seed, the model and the sampling.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from gxr_batch.engines.base import EngineInfo, Pulse, StopRequest
 from gxr_batch.engines.slots.decoding_row import RowState, completion
 from gxr_batch.engines.slots.oom_retry import NoMemory
-from gxr_batch.engines.slots.row_steps import Steps
+from gxr_batch.engines.slots.row_steps import KernelsFailed, Steps
 from gxr_batch.engines.slots.slot_schedule import SlotPlan
 from gxr_batch.errors import OutOfDeviceMemory
 from gxr_batch.records import Completion, Prompt
@@ -33,7 +33,7 @@ class _Work:
     plan: SlotPlan
     rows: list[RowState] = field(default_factory=list)
     admitted: list[RowState] = field(default_factory=list)
-    next: Prompt | None = None  # taken, but without room so far
+    waiting: list[RowState] = field(default_factory=list)  # taken, but without memory or steps so far
     exhausted: bool = False
     short_since: float = float("inf")
 
@@ -41,16 +41,31 @@ class _Work:
 class TransformersSession:
     """A loaded model that decodes rows side by side. Implements the protocol's Session."""
 
-    def __init__(self, info: EngineInfo, steps: Steps, tokenizer: Any, end_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        info: EngineInfo,
+        steps: Steps,
+        tokenizer: Any,
+        end_ids: frozenset[int],
+        fallback: Callable[[], tuple[Steps, int, str]] | None = None,
+    ) -> None:
+        """`fallback` closes the steps and returns those that replace them, their slots, and their name."""
         self.info = info
+        self._fallback = fallback
+        self._notices: list[str] = []
+        self._splits_before = 0
         self._steps, self._tokenizer, self._end_ids = steps, tokenizer, end_ids
         self._gave_up = False
         self._tokens = 0
 
+    def close(self) -> None:
+        """Release the memory of the steps."""
+        self._steps.close()
+
     @property
     def splits(self) -> int:
         """How often a call had to be made smaller for lack of memory."""
-        return self._steps.splits
+        return self._splits_before + self._steps.splits
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt, each in a separate slot, until there are no more or `stop` ends the stream."""
@@ -64,20 +79,21 @@ class TransformersSession:
     def _stream(self, prompts: Iterator[Prompt], stop: StopRequest, work: _Work) -> Iterator[Completion | Pulse]:
         pulsed, splits = time.monotonic(), self.splits
         while True:
-            if not work.admitted and not work.exhausted and stop.admitting:
+            if not work.admitted and (work.waiting or not work.exhausted) and stop.admitting:
                 self._admit(prompts, work)
             ended = self._step(work, stop)
             if stop.must_return(time.monotonic()):
                 return
-            if work.exhausted or not stop.admitting:
+            if (work.exhausted and not work.waiting) or not stop.admitting:
                 self._shrink(work.rows + work.admitted, work.plan)
             for row in ended:
                 pulsed = time.monotonic()
                 yield completion(row, self._text(row))
-            if time.monotonic() - pulsed >= _PULSE_SECONDS or splits != self.splits:
+            if time.monotonic() - pulsed >= _PULSE_SECONDS or splits != self.splits or self._notices:
                 pulsed, splits = time.monotonic(), self.splits
-                yield Pulse(self._tokens, len(work.rows), memory_in_use(self._steps.device), splits)
-            if not work.rows and not work.admitted and (work.exhausted or not stop.admitting):
+                notices, self._notices = tuple(self._notices), []
+                yield Pulse(self._tokens, len(work.rows), memory_in_use(self._steps.device), splits, notices=notices)
+            if not work.rows and not work.admitted and ((work.exhausted and not work.waiting) or not stop.admitting):
                 return
 
     def _step(self, work: _Work, stop: StopRequest) -> list[RowState]:
@@ -98,6 +114,8 @@ class TransformersSession:
                 self._take_drawn()
                 ended += self._retire(work.rows, work.plan)
             work.short_since = float("inf")
+        except KernelsFailed as error:
+            ended += self._fall_back(work, str(error))
         except NoMemory:
             work.short_since = min(work.short_since, time.monotonic())
             if time.monotonic() - work.short_since < _PATIENCE_SECONDS:
@@ -105,6 +123,29 @@ class TransformersSession:
             else:
                 self._give_up_on(work.admitted if not work.rows else [])
                 work.short_since = float("inf")
+        return ended
+
+    def _fall_back(self, work: _Work, why: str) -> list[RowState]:
+        """Let all rows continue with other steps, which compute their prompts and answers so far; return ended ones.
+
+        Raises KernelsFailed without other steps.
+        """
+        if self._fallback is None:
+            raise KernelsFailed(why)
+        ended = [row for row in work.rows + work.admitted if row.finish]
+        self._splits_before += self._steps.splits
+        fallback, self._fallback = self._fallback, None
+        self._steps, slots, name = fallback()
+        versions = {**self.info.versions, "forward": name}
+        self.info = replace(self.info, slots=slots, reproducible=False, versions=versions)
+        self._notices.append(
+            f"The run continues with the forward pass of transformers instead of our GPU kernels, more slowly: {why}."
+        )
+        going = [row for row in work.rows + work.admitted if not row.finish]
+        for row in going:
+            row.slot = -1
+        work.rows, work.admitted, work.waiting = [], [], going + work.waiting
+        work.plan = SlotPlan.of(slots)
         return ended
 
     def _give_up_on(self, admitted: Sequence[RowState]) -> None:
@@ -125,19 +166,25 @@ class TransformersSession:
     def _admit(self, prompts: Iterator[Prompt], work: _Work) -> None:
         """Take as many prompts as there are slots to fill now; those that the model cannot process end at once."""
         for _ in range(min(work.plan.to_admit(), self._steps.most_new)):
-            work.next = work.next or next(prompts, None)
-            if work.next is None:
+            row = work.waiting.pop(0) if work.waiting else self._next(prompts)
+            if row is None:
                 work.exhausted = True
                 return
-            if work.next.encoded.token_ids and not self._steps.has_room(work.next):
-                return
-            prompt, work.next = work.next, None
-            row = RowState(prompt, time.monotonic())
-            work.admitted.append(row)
-            if error := self._refusal(prompt):
+            if error := self._refusal(row.prompt):
                 row.finish, row.error = "error", error
             else:
                 row.slot = work.plan.take()
+                if not self._steps.reserve(row):
+                    work.plan.release(row.slot)
+                    row.slot = -1
+                    work.waiting.insert(0, row)
+                    return
+            work.admitted.append(row)
+
+    @staticmethod
+    def _next(prompts: Iterator[Prompt]) -> RowState | None:
+        prompt = next(prompts, None)
+        return None if prompt is None else RowState(prompt, time.monotonic())
 
     def _refusal(self, prompt: Prompt) -> str:
         """Return why the model cannot process a prompt, empty if it can."""
@@ -154,7 +201,8 @@ class TransformersSession:
         """Prefill new rows; return False if there is no memory for it now but the other rows can still decode."""
         now, now_ms = time.monotonic(), int(time.time() * 1000)
         for row in admitted:
-            row.started_at, row.started_at_ms = now, now_ms
+            if not row.started_at:
+                row.started_at, row.started_at_ms = now, now_ms
         try:
             self._steps.prefill(admitted, len(rows))
         except NoMemory:

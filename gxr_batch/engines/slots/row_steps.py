@@ -17,12 +17,15 @@ from gxr_batch.engines.slots.decoding_row import RowState, charge
 from gxr_batch.engines.slots.oom_retry import Splitter
 from gxr_batch.engines.slots.token_sampling import Chooser
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.records import Prompt
 
 # Rows prefilled in one call: enough to fill a call of the kernels, few enough that decoding rows wait briefly.
 _PREFILL_ROWS = 8
 # A shared prefix shorter than this is recomputed faster than it is copied.
 _LEAST_PREFIX = 16
+
+
+class KernelsFailed(Exception):
+    """Our forward pass cannot continue, for the reason in the message; the library's can."""
 
 
 class Drawn(NamedTuple):
@@ -35,7 +38,10 @@ class Drawn(NamedTuple):
 
 
 class Steps(Protocol):
-    """A model, its cache and its draws. Raises NoMemory if a call does not fit in memory now, EngineFailed."""
+    """A model, its cache and its draws.
+
+    Calls raise NoMemory if they do not fit in memory now, KernelsFailed, EngineFailed.
+    """
 
     device: torch.device
     vocab: int
@@ -48,8 +54,8 @@ class Steps(Protocol):
         """How often a call had to be made smaller for lack of memory."""
         ...
 
-    def has_room(self, prompt: Prompt) -> bool:
-        """Return whether the cache can take another row now."""
+    def reserve(self, row: RowState) -> bool:
+        """Reserve memory for a row in its slot until its `release`; return False if there is none now."""
         ...
 
     def prefill(self, rows: Sequence[RowState], decoding: int) -> None:
@@ -97,7 +103,7 @@ class LogitsSteps:
         """How often a call had to be made smaller for lack of memory."""
         return self._splitter.splits + self._prefills.splits
 
-    def has_room(self, prompt: Prompt) -> bool:
+    def reserve(self, row: RowState) -> bool:
         """Return True: every slot has the memory of the longest row."""
         return True
 
@@ -106,7 +112,7 @@ class LogitsSteps:
         began = time.monotonic()
         calls = []
         for row in rows:
-            ids = row.prompt.encoded.token_ids or []
+            ids = row.known_ids
             calls.append((row.slot, *self._after_prefix(row, ids)))
             self._chooser.seen.start(row.slot, ids)
         logits, faults = self._prefills.run(calls, self._backend.prefill)

@@ -62,11 +62,10 @@ def open_gpu(model: Any, engine: EngineSection, sampling: Sampling, *, capacity:
 
 
 def _opened(model: Any, found: MemoryPlan, engine: EngineSection, sampling: Sampling) -> OpenedGpu:
-    import triton
-
     from gxr_batch.engines.slots.gpu.compare_forward import Comparison, compare
     from gxr_batch.engines.slots.gpu.device_steps import DeviceSteps
     from gxr_batch.engines.slots.gpu.forward import Forward
+    from gxr_batch.engines.slots.gpu.kernels import TRITON_VERSION
 
     weights = fuse(model, found.capacity)
     forward = Forward(weights, cache_of(weights, found), chunk=found.chunk, reproducible=engine.reproducible)
@@ -81,7 +80,7 @@ def _opened(model: Any, found: MemoryPlan, engine: EngineSection, sampling: Samp
             steps.record_steps()
         except Exception as error:
             notices.append(f"Decode steps are not recorded: the recording failed ({type(error).__name__}).")
-    name = f"GPU kernels, {str(weights.dtype).removeprefix('torch.')} (Triton {triton.__version__})"
+    name = f"GPU kernels, {str(weights.dtype).removeprefix('torch.')} (Triton {TRITON_VERSION})"
     return OpenedGpu(steps, found, name, compared.same_bits, tuple(notices))
 
 

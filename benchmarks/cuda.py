@@ -23,6 +23,7 @@ from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
 from gxr_batch.engines.slots.cuda_graphs import cuda_recorder
 from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.library_backend import LibraryModel
+from gxr_batch.engines.slots.row_steps import LogitsSteps
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
 
@@ -60,7 +61,7 @@ def opened(model: Any, slots: int, sampling: Sampling, graphs: bool = False) -> 
         reproducible=True,
     )
     backend = LibraryModel(model, slots=slots, capacity=CAPACITY, record=cuda_recorder() if graphs else None)
-    return TransformersSession(info, backend, Numbers(), frozenset(), sampling)
+    return TransformersSession(info, LogitsSteps(backend, sampling), Numbers(), frozenset())
 
 
 def completions(session: TransformersSession, work: Sequence[Prompt]) -> dict[str, Completion]:

@@ -49,7 +49,8 @@ class Pulse(NamedTuple):
     """A heartbeat, yielded when no row has ended for a while.
 
     `new_tokens`, `splits` and `retries` (requests sent again) count since the session was opened; `memory_bytes` is the
-    device memory in use, 0 if unknown; `workers` is None for an engine with one process.
+    device memory in use, 0 if unknown; `workers` is None for an engine with one process. With `notices`, new sentences
+    for the user, `Session.info` may have changed.
     """
 
     new_tokens: int
@@ -58,6 +59,7 @@ class Pulse(NamedTuple):
     splits: int = 0
     retries: int = 0
     workers: Workers | None = None
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -320,6 +320,7 @@ class EngineSection(Section):
     wait_for_memory: str = ""
     reproducible: bool = True
     self_check: bool = True
+    kernels: Literal["auto", "library"] = "auto"
     cuda_graphs: bool = False
     threads: int = Field(default=0, ge=0, le=MOST)
     window: int = Field(default=4096, ge=1, le=MOST)

@@ -19,6 +19,13 @@ from gxr_batch.job.units import parse_bytes, parse_duration
 
 _NVIDIA_SMI = ("nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits")
 _NVIDIA_SMI_SECONDS = 10
+# How errors that are no OutOfMemoryError say that memory ran out.
+_MEMORY_WORDS = (
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
 
 
 class Device(Protocol):
@@ -133,12 +140,15 @@ def visible() -> list[Device]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory ran out; torch's CPU allocator shows it only in the message."""
+    """Return whether an error means that memory ran out.
+
+    torch's CPU allocator, cuBLAS, cuDNN and the CUDA runtime tell it only in the message of an error of another type.
+    """
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return type(error) is RuntimeError and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
 
 
 @contextmanager

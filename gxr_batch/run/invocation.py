@@ -5,7 +5,7 @@ The loop is in `runner`, which reports here what goes into run.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -265,6 +265,12 @@ class Invocation:
             load_seconds=round(info.load_seconds, 3),
         )
         self.ledger.part_metadata = encode_metadata(file_marks(self.job, info.identity, self.fingerprint))
+        self.save()
+
+    def changed(self, info: EngineInfo, notices: Sequence[str]) -> None:
+        """Record that the engine continues in another way than it was opened."""
+        self.info = info
+        self.record.notify(*notices)
         self.save()
 
     def announce_stop(self, reason: StopReason | None, in_flight: int) -> None:

@@ -125,6 +125,8 @@ def stream(session: Session, dispatch: Dispatch, watch: Watch, show: Show) -> No
             if isinstance(event, Pulse):
                 progress.pulse(event)
                 invocation.record_workers(event.workers)
+                if event.notices:
+                    invocation.changed(session.info, event.notices)
             else:
                 watch.saw(dispatch.settle(event))
             ledger.seal_if_due(checkpoint_seconds)

@@ -20,6 +20,7 @@ from gxr_batch.engines.base import EngineInfo, Identity, Session, silent
 from gxr_batch.engines.echo import EchoEngine
 from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.library_backend import LibraryModel
+from gxr_batch.engines.slots.row_steps import LogitsSteps
 from gxr_batch.job import Job
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
@@ -144,7 +145,7 @@ class TestTransformersContract(EngineContract):
                 reproducible=True,
             )
             driver = Slow(model, slots=4, capacity=128)
-            yield TransformersSession(info, driver, _Numbers(), frozenset(), Sampling())
+            yield TransformersSession(info, LogitsSteps(driver, Sampling()), _Numbers(), frozenset())
 
         def prompts(count: int) -> list[Prompt]:
             ids = [3 + n % (VOCAB - 3) for n in range(10)]

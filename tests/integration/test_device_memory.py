@@ -168,7 +168,7 @@ def test_on_the_cpu_the_limit_decides_how_many_rows_decode_side_by_side(tiny_mod
     with engine(tiny_model_dir, memory_limit=limit).open() as opened:
         assert opened.info.slots == slots
         assert opened.info.reproducible is reproducible
-        assert opened._backend.slots == max(slots, 4)
+        assert opened._steps._backend.slots == max(slots, 4)
         assert any("not enough memory for the 8 rows" in notice for notice in opened.info.notices) is (slots < 8)
 
 
@@ -192,6 +192,36 @@ class Crowded(LibraryModel):
         return super().decode(slots, ids, positions)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_every_error_that_means_too_little_memory_splits_the_batch(error):
+    class Refusing(LibraryModel):
+        def decode(self, slots, ids, positions):
+            if len(slots) > 4:
+                raise error
+            return super().decode(slots, ids, positions)
+
+    model = tiny_gemma(torch.bfloat16)
+    work = prompts([3] * 12, new=4)
+    expected = texts(session(LibraryModel(model, slots=12, capacity=200), 12, SAMPLED), work)
+    made = session(Refusing(model, slots=12, capacity=200), 12, SAMPLED)
+    assert texts(made, work) == expected
+    assert made.splits >= 1
+
+
+def test_other_errors_of_the_device_do_not_mean_memory():
+    assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not out_of_memory(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+
+
 def crowded(fits: int = 8, lasting: int = 10**9) -> Crowded:
     made = Crowded(tiny_gemma(torch.bfloat16), slots=32, capacity=200)
     made.fits, made.lasting = fits, lasting
@@ -207,15 +237,15 @@ def test_out_of_memory_splits_the_batch_and_changes_no_text():
     made = session(crowded(), 32, SAMPLED)
     events = list(made.stream(iter(work), StopRequest()))
     assert {event.key.row_id: event.text for event in events if not isinstance(event, Pulse)} == whole
-    assert max(event.splits for event in events if isinstance(event, Pulse)) == made._splitter.splits >= 1
+    assert max(event.splits for event in events if isinstance(event, Pulse)) == made._steps._splitter.splits >= 1
 
 
 def test_it_grows_back_when_memory_is_free_again(monkeypatch):
     monkeypatch.setattr("gxr_batch.engines.slots.oom_retry._CALM_CALLS", 4)
     made = session(crowded(lasting=6), 32, SAMPLED)
     complete(made, prompts([9] * 60, new=100))
-    assert made._splitter.splits >= 1
-    assert made._splitter.now == 32
+    assert made._steps._splitter.splits >= 1
+    assert made._steps._splitter.now == 32
 
 
 def test_without_memory_for_a_few_rows_it_waits_and_then_gives_up(monkeypatch):
@@ -289,7 +319,7 @@ def test_sampling_is_split_too():
     whole = texts(session(LibraryModel(tiny_gemma(torch.bfloat16), slots=32, capacity=200), 32, SAMPLED), work)
     made = session(Full(tiny_gemma(torch.bfloat16), slots=32, capacity=200), 32, SAMPLED)
     assert texts(made, work) == whole
-    assert made._splitter.splits >= 1
+    assert made._steps._splitter.splits >= 1
 
 
 class NoPrefill(LibraryModel):

@@ -10,6 +10,7 @@ from tiny import VOCAB
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
 from gxr_batch.engines.slots.backend import Backend
 from gxr_batch.engines.slots.decode_loop import TransformersSession
+from gxr_batch.engines.slots.row_steps import LogitsSteps
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
 
@@ -36,7 +37,7 @@ def session(backend: Backend, slots: int, sampling: Sampling, end_ids=frozenset(
         load_seconds=0,
         reproducible=True,
     )
-    return TransformersSession(info, backend, Ids(), frozenset(end_ids), sampling)
+    return TransformersSession(info, LogitsSteps(backend, sampling), Ids(), frozenset(end_ids))
 
 
 def prompt(name: str, ids: list[int], new: int = 24, seed: int = 0, shared: int = 0) -> Prompt:

@@ -116,3 +116,8 @@ def test_the_help_of_a_command_imports_nothing_heavy_either(verb):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "Example" in done.stdout
+
+
+def test_only_kernels_import_triton():
+    importers = {path.parent for path in modules() if any(name.split(".")[0] == "triton" for name in imports_of(path))}
+    assert importers == {PACKAGE / "engines" / "slots" / "gpu" / "kernels"}

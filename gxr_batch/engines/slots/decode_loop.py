@@ -1,4 +1,4 @@
-"""Admit, prefill, decode, sample, retire: the engine's loop over a backend.
+"""Admit, prefill, decode, retire: the engine's loop over `Steps`.
 
 Rows never wait for each other: each leaves when it ends and its slot is refilled. A row's text depends only on its
 prompt, its seed, the model and the sampling.
@@ -7,29 +7,23 @@ prompt, its seed, the model and the sampling.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from gxr_batch.engines.base import EngineInfo, Pulse, StopRequest
-from gxr_batch.engines.slots.backend import PREFIX_SLOTS, Backend
-from gxr_batch.engines.slots.decoding_row import RowState, charge, completion
-from gxr_batch.engines.slots.oom_retry import NoMemory, Splitter
+from gxr_batch.engines.slots.decoding_row import RowState, completion
+from gxr_batch.engines.slots.oom_retry import NoMemory
+from gxr_batch.engines.slots.row_steps import KernelsFailed, Steps
 from gxr_batch.engines.slots.slot_schedule import SlotPlan
-from gxr_batch.engines.slots.token_sampling import Chooser
 from gxr_batch.errors import OutOfDeviceMemory
-from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Prompt
 
 _PULSE_SECONDS = 0.5
 # How long a stream waits for memory that other processes took during the run; finished rows are safe by then.
 _PATIENCE_SECONDS = 120.0
-# Rows prefilled in one call: enough to fill a call of the kernels, few enough that decoding rows wait briefly.
-_PREFILL_ROWS = 8
-# A shared prefix shorter than this is recomputed faster than it is copied.
-_LEAST_PREFIX = 16
 
 
 @dataclass
@@ -39,6 +33,7 @@ class _Work:
     plan: SlotPlan
     rows: list[RowState] = field(default_factory=list)
     admitted: list[RowState] = field(default_factory=list)
+    waiting: list[RowState] = field(default_factory=list)  # taken, but without memory or steps so far
     exhausted: bool = False
     short_since: float = float("inf")
 
@@ -47,41 +42,58 @@ class TransformersSession:
     """A loaded model that decodes rows side by side. Implements the protocol's Session."""
 
     def __init__(
-        self, info: EngineInfo, backend: Backend, tokenizer: Any, end_ids: frozenset[int], sampling: Sampling
+        self,
+        info: EngineInfo,
+        steps: Steps,
+        tokenizer: Any,
+        end_ids: frozenset[int],
+        fallback: Callable[[], tuple[Steps, int, str]] | None = None,
     ) -> None:
+        """`fallback` closes the steps and returns those that replace them, their slots, and their name."""
         self.info = info
-        self._backend, self._tokenizer, self._end_ids = backend, tokenizer, end_ids
-        self._prefixes: dict[tuple[int, ...], int] = {}
-        self._splitter = Splitter(info.slots, backend.least_rows, backend.vocab, backend.device)
-        self._prefills = Splitter(_PREFILL_ROWS, 1, backend.vocab, backend.device)
-        self._chooser = Chooser(backend, sampling, self._splitter)
+        self._fallback = fallback
+        self._notices: list[str] = []
+        self._splits_before = 0
+        self._steps, self._tokenizer, self._end_ids = steps, tokenizer, end_ids
         self._gave_up = False
         self._tokens = 0
+
+    def close(self) -> None:
+        """Release the memory of the steps."""
+        self._steps.close()
 
     @property
     def splits(self) -> int:
         """How often a call had to be made smaller for lack of memory."""
-        return self._splitter.splits + self._prefills.splits
+        return self._splits_before + self._steps.splits
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt, each in a separate slot, until there are no more or `stop` ends the stream."""
         work = _Work(SlotPlan.of(self.info.slots))
+        try:
+            yield from self._stream(prompts, stop, work)
+        finally:
+            for row in work.rows + work.admitted:  # the stream was stopped
+                self._steps.release(row)
+
+    def _stream(self, prompts: Iterator[Prompt], stop: StopRequest, work: _Work) -> Iterator[Completion | Pulse]:
         pulsed, splits = time.monotonic(), self.splits
         while True:
-            if not work.admitted and not work.exhausted and stop.admitting:
+            if not work.admitted and (work.waiting or not work.exhausted) and stop.admitting:
                 self._admit(prompts, work)
             ended = self._step(work, stop)
             if stop.must_return(time.monotonic()):
                 return
-            if work.exhausted or not stop.admitting:
+            if (work.exhausted and not work.waiting) or not stop.admitting:
                 self._shrink(work.rows + work.admitted, work.plan)
             for row in ended:
                 pulsed = time.monotonic()
                 yield completion(row, self._text(row))
-            if time.monotonic() - pulsed >= _PULSE_SECONDS or splits != self.splits:
+            if time.monotonic() - pulsed >= _PULSE_SECONDS or splits != self.splits or self._notices:
                 pulsed, splits = time.monotonic(), self.splits
-                yield Pulse(self._tokens, len(work.rows), memory_in_use(self._backend.device), splits)
-            if not work.rows and not work.admitted and (work.exhausted or not stop.admitting):
+                notices, self._notices = tuple(self._notices), []
+                yield Pulse(self._tokens, len(work.rows), memory_in_use(self._steps.device), splits, notices=notices)
+            if not work.rows and not work.admitted and ((work.exhausted and not work.waiting) or not stop.admitting):
                 return
 
     def _step(self, work: _Work, stop: StopRequest) -> list[RowState]:
@@ -90,15 +102,20 @@ class TransformersSession:
         work.admitted = [row for row in work.admitted if not row.finish]
         for row in ended:
             if row.slot >= 0:
+                self._steps.release(row)
                 work.plan.release(row.slot)
         try:
             if work.admitted and self._prefilled(work.admitted, work.rows):
                 work.rows, work.admitted, self._gave_up = work.rows + work.admitted, [], False
+            self._take_drawn()
             ended += self._retire(work.rows, work.plan)
-            if not ended and work.rows and not stop.must_return(time.monotonic()):
-                self._decode(work.rows)
+            if work.rows and (self._steps.runs_ahead or not ended) and not stop.must_return(time.monotonic()):
+                self._steps.decode(work.rows)
+                self._take_drawn()
                 ended += self._retire(work.rows, work.plan)
             work.short_since = float("inf")
+        except KernelsFailed as error:
+            ended += self._fall_back(work, str(error))
         except NoMemory:
             work.short_since = min(work.short_since, time.monotonic())
             if time.monotonic() - work.short_since < _PATIENCE_SECONDS:
@@ -106,6 +123,29 @@ class TransformersSession:
             else:
                 self._give_up_on(work.admitted if not work.rows else [])
                 work.short_since = float("inf")
+        return ended
+
+    def _fall_back(self, work: _Work, why: str) -> list[RowState]:
+        """Let all rows continue with other steps, which compute their prompts and answers so far; return ended ones.
+
+        Raises KernelsFailed without other steps.
+        """
+        if self._fallback is None:
+            raise KernelsFailed(why)
+        ended = [row for row in work.rows + work.admitted if row.finish]
+        self._splits_before += self._steps.splits
+        fallback, self._fallback = self._fallback, None
+        self._steps, slots, name = fallback()
+        versions = {**self.info.versions, "forward": name}
+        self.info = replace(self.info, slots=slots, reproducible=False, versions=versions)
+        self._notices.append(
+            f"The run continues with the forward pass of transformers instead of our GPU kernels, more slowly: {why}."
+        )
+        going = [row for row in work.rows + work.admitted if not row.finish]
+        for row in going:
+            row.slot = -1
+        work.rows, work.admitted, work.waiting = [], [], going + work.waiting
+        work.plan = SlotPlan.of(slots)
         return ended
 
     def _give_up_on(self, admitted: Sequence[RowState]) -> None:
@@ -125,100 +165,63 @@ class TransformersSession:
 
     def _admit(self, prompts: Iterator[Prompt], work: _Work) -> None:
         """Take as many prompts as there are slots to fill now; those that the model cannot process end at once."""
-        for _ in range(min(work.plan.to_admit(), _PREFILL_ROWS)):
-            prompt = next(prompts, None)
-            if prompt is None:
+        for _ in range(min(work.plan.to_admit(), self._steps.most_new)):
+            row = work.waiting.pop(0) if work.waiting else self._next(prompts)
+            if row is None:
                 work.exhausted = True
                 return
-            row = RowState(prompt, time.monotonic())
-            work.admitted.append(row)
-            if error := self._refusal(prompt):
+            if error := self._refusal(row.prompt):
                 row.finish, row.error = "error", error
             else:
                 row.slot = work.plan.take()
+                if not self._steps.reserve(row):
+                    work.plan.release(row.slot)
+                    row.slot = -1
+                    work.waiting.insert(0, row)
+                    return
+            work.admitted.append(row)
+
+    @staticmethod
+    def _next(prompts: Iterator[Prompt]) -> RowState | None:
+        prompt = next(prompts, None)
+        return None if prompt is None else RowState(prompt, time.monotonic())
 
     def _refusal(self, prompt: Prompt) -> str:
         """Return why the model cannot process a prompt, empty if it can."""
         ids = prompt.encoded.token_ids
         if not ids:
             return "no prompt"
-        if len(ids) + prompt.max_new_tokens > self._backend.capacity:
-            return f"prompt and answer need more than {self._backend.capacity} tokens"
-        if max(ids) >= self._backend.vocab:
+        if len(ids) + prompt.max_new_tokens > self._steps.capacity:
+            return f"prompt and answer need more than {self._steps.capacity} tokens"
+        if max(ids) >= self._steps.vocab:
             return "the prompt holds a token that the model does not have: its tokenizer belongs to another model"
         return ""
 
     def _prefilled(self, admitted: Sequence[RowState], rows: Sequence[RowState]) -> bool:
         """Prefill new rows; return False if there is no memory for it now but the other rows can still decode."""
+        now, now_ms = time.monotonic(), int(time.time() * 1000)
+        for row in admitted:
+            if not row.started_at:
+                row.started_at, row.started_at_ms = now, now_ms
         try:
-            self._prefill(admitted, len(rows))
+            self._steps.prefill(admitted, len(rows))
         except NoMemory:
             if not rows:
                 raise
             return False
         return True
 
-    def _prefill(self, rows: Sequence[RowState], decoding: int) -> None:
-        """Run the prompts of new rows through the model and draw their first tokens."""
-        if not rows:
-            return
-        began, now_ms = time.monotonic(), int(time.time() * 1000)
-        calls = []
-        for row in rows:
-            ids = row.prompt.encoded.token_ids or []
-            row.started_at, row.started_at_ms = began, now_ms
-            calls.append((row.slot, *self._after_prefix(row, ids)))
-            self._chooser.seen.start(row.slot, ids)
-        logits, faults = self._prefills.run(calls, self._backend.prefill)
-        ended = self._sample(rows, logits, faults)
-        charge(rows, ended - began, len(rows) + decoding)
-
-    def _after_prefix(self, row: RowState, ids: list[int]) -> tuple[list[int], int]:
-        """Copy the template's shared prefix into the row's slot; return the remaining ids and where they start."""
-        length = min(row.prompt.encoded.shared_tokens, len(ids) - 1)
-        if length < _LEAST_PREFIX:
-            return ids, 0
-        prefix = tuple(ids[:length])
-        if prefix not in self._prefixes:
-            # If all prefix slots are taken, make the same two calls in the row's own slot: its bits must not depend on
-            # which templates came first.
-            full = len(self._prefixes) == PREFIX_SLOTS
-            slot = row.slot if full else self._backend.slots + len(self._prefixes)
-            _, faults = self._prefills.run([(slot, prefix, 0)], self._backend.prefill)
-            if faults:  # a half-written prefix must not be copied into any row
-                self._backend.clear(slot)
-                return ids, 0
-            if full:
-                return ids[length:], length
-            self._prefixes[prefix] = slot
-        self._backend.copy(self._prefixes[prefix], row.slot, length)
-        return ids[length:], length
-
-    def _decode(self, rows: Sequence[RowState]) -> None:
-        """Feed each row's newest token and draw its next one."""
-        began = time.monotonic()
-        rows = sorted(rows, key=lambda row: row.slot)  # adjacent rows of the cache are computed in one piece
-        inputs = [(row.slot, row.ids[-1], row.position) for row in rows]
-        logits, faults = self._splitter.run(inputs, self._decode_call)
-        charge(rows, self._sample(rows, logits, faults) - began, len(rows))
-
-    def _decode_call(self, inputs: Sequence[tuple[int, int, int]]) -> torch.Tensor:
-        slots, ids, positions = zip(*inputs, strict=True)
-        return self._backend.decode(slots, ids, positions)
-
-    def _sample(self, rows: Sequence[RowState], logits: torch.Tensor, faults: Mapping[int, str]) -> float:
-        """Draw one token per row and return the time; a row whose logits are not finite fails alone."""
-        tokens, finite = self._chooser.choose(rows, logits)
-        now = time.monotonic()
-        for index, (row, token, good) in enumerate(zip(rows, tokens, finite, strict=True)):
-            if good:
-                row.first_token_at = row.first_token_at or now
-                self._take(row, token)
+    def _take_drawn(self) -> None:
+        """Add the tokens that are known by now to their rows."""
+        for row, token, at, fault in self._steps.drawn():
+            if row.finish:  # a token after the end, drawn before the end was known
+                continue
+            row.ended_at = at
+            if fault:
+                row.finish, row.error = "error", fault
             else:
-                row.finish, row.error = "error", faults.get(index, "the model's logits are not finite numbers")
-                self._backend.clear(row.slot)
-            row.ended_at = now
-        return now
+                row.first_token_at = row.first_token_at or at
+                self._take(row, token)
 
     def _take(self, row: RowState, token: int) -> None:
         row.ids.append(token)
@@ -241,6 +244,7 @@ class TransformersSession:
         """Remove rows that ended from their slots and return them."""
         ended = [row for row in rows if row.finish]
         for row in ended:
+            self._steps.release(row)
             plan.release(row.slot)
             rows.remove(row)
         return ended
@@ -250,8 +254,7 @@ class TransformersSession:
         by_slot = {row.slot: row for row in rows}
         for source, target in plan.moves():
             row = by_slot[source]
-            self._backend.copy(source, target, row.position)
-            self._chooser.seen.move(source, target)
+            self._steps.move(row, target)
             row.slot = target
 
     def _text(self, row: RowState) -> str:

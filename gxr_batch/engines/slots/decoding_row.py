@@ -29,6 +29,11 @@ class RowState:
     shown: str = ""
 
     @property
+    def known_ids(self) -> list[int]:
+        """The prompt and the answer so far: what a prefill computes, also of a row that continues with other steps."""
+        return [*(self.prompt.encoded.token_ids or ()), *self.ids]
+
+    @property
     def position(self) -> int:
         """The column of the newest token, the input of the next decode step."""
         return len(self.prompt.encoded.token_ids or ()) + len(self.ids) - 1

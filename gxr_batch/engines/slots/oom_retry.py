@@ -76,7 +76,7 @@ class Splitter:
         try:
             return call(rows)
         except Exception as error:
-            if isinstance(error, getattr(torch, "AcceleratorError", ())):
+            if isinstance(error, getattr(torch, "AcceleratorError", ())) and not out_of_memory(error):
                 raise EngineFailed(
                     "The device reported an error and cannot compute any more.",
                     where=type(error).__name__,

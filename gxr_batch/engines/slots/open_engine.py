@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
 
-from gxr_batch.engines.base import EngineInfo
-from gxr_batch.engines.slots import why_not_drivable
+from gxr_batch.engines.base import EngineInfo, Identity
+from gxr_batch.engines.slots import KIND, why_not_drivable
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS, Backend
 from gxr_batch.engines.slots.cuda_graphs import cuda_recorder
 from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.library_backend import LEAST_ROWS, LibraryModel
 from gxr_batch.engines.slots.native.compile_kernels import NativeUnavailable
 from gxr_batch.engines.slots.native.native_backend import NativeModel
+from gxr_batch.engines.slots.row_steps import LogitsSteps, Steps
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
@@ -39,41 +41,101 @@ def open_session(job: Job, local: LocalModel, memory: MemoryBudget) -> Iterator[
     began = time.monotonic()
     threads = torch.get_num_threads()
     torch.set_num_threads(job.engine.threads or threads)
-    backend: Backend | None = None
+    session: TransformersSession | None = None
     try:
         tokenizer = local.tokenizer()
         loaded = load_model(job.model, tokenizer, memory)
         if loaded.model.device.type == "cuda":
             torch.cuda.set_device(loaded.model.device)  # streams and recordings use the current GPU
-        slots, fitting = _share(job, loaded, memory)
-        cramped = fitting < LEAST_ROWS
-        with no_memory_is(_no_memory(slots, job.model.max_seq_length)):
-            backend, fallback = _backend(job, loaded, slots, reproducible=job.engine.reproducible and not cramped)
-            if job.engine.self_check:
-                self_check(backend)
-        notices = [*loaded.placement.notices, *fallback]
-        reproducible = isinstance(backend, NativeModel) or (
-            job.engine.reproducible and not cramped and _keeps_bits(loaded)
+        steps, info = _opened(job, loaded, memory)
+        info = replace(info, identity=local.identity(), load_seconds=time.monotonic() - began)
+        session = TransformersSession(
+            info, steps, tokenizer, frozenset(loaded.end_ids), _fallback(job, loaded, memory, steps)
         )
-        if job.engine.reproducible and not reproducible:
-            notices += _why_not_reproducible(cramped)
-        info = EngineInfo(
-            identity=local.identity(),
-            device=loaded.device,
-            dtype=loaded.placement.dtype,
-            quantization=loaded.quantization,
-            slots=slots,
-            load_seconds=time.monotonic() - began,
-            reproducible=reproducible,
-            versions={"torch": version("torch"), "transformers": version("transformers"), "forward": backend.name},
-            notices=tuple(notices),
-            adapter=loaded.adapter,
-        )
-        yield TransformersSession(info, backend, tokenizer, frozenset(loaded.end_ids), job.sampling.settings())
+        yield session
     finally:
-        if backend is not None:
-            backend.close()
+        if session is not None:
+            session.close()
         torch.set_num_threads(threads)
+
+
+def _opened(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> tuple[Steps, EngineInfo]:
+    """Return the fastest steps for this model, and what is to be said of them."""
+    notices = list(loaded.placement.notices)
+    if _is_on_one_gpu(loaded) and job.engine.kernels == "auto":
+        from gxr_batch.engines.slots.gpu.open_gpu import GpuUnavailable, open_gpu
+
+        try:
+            opened = open_gpu(
+                loaded.model,
+                job.engine,
+                job.sampling.settings(),
+                capacity=job.model.max_seq_length,
+                budget=memory.for_cache(memory.at(loaded.model.device)),
+            )
+        except GpuUnavailable as error:
+            notices.append(
+                "Generating is slower on this GPU, with the forward pass of transformers instead of our kernels: "
+                f"{error}."
+            )
+        else:
+            notices += opened.notices
+            reproducible = job.engine.reproducible and opened.same_bits
+            if job.engine.reproducible and not reproducible:
+                notices += _why_not_reproducible(cramped=False)
+            info = _info(loaded, slots=opened.plan.slots, reproducible=reproducible, name=opened.name)
+            return opened.steps, replace(info, notices=tuple(notices))
+    slots, fitting = _share(job, loaded, memory)
+    cramped = fitting < LEAST_ROWS
+    with no_memory_is(_no_memory(slots, job.model.max_seq_length)):
+        backend, reasons = _backend(job, loaded, slots, reproducible=job.engine.reproducible and not cramped)
+        try:
+            if job.engine.self_check:
+                self_check(backend, same_bits=_same_bits(job, backend, loaded, cramped))
+        except BaseException:
+            backend.close()
+            raise
+    notices += reasons
+    reproducible = _same_bits(job, backend, loaded, cramped)
+    if job.engine.reproducible and not reproducible:
+        notices += _why_not_reproducible(cramped)
+    info = _info(loaded, slots=slots, reproducible=reproducible, name=backend.name)
+    return LogitsSteps(backend, job.sampling.settings()), replace(info, notices=tuple(notices))
+
+
+def _info(loaded: LoadedModel, *, slots: int, reproducible: bool, name: str) -> EngineInfo:
+    return EngineInfo(
+        identity=Identity(kind=KIND, model=""),
+        device=loaded.device,
+        dtype=loaded.placement.dtype,
+        quantization=loaded.quantization,
+        slots=slots,
+        load_seconds=0,
+        reproducible=reproducible,
+        versions={"torch": version("torch"), "transformers": version("transformers"), "forward": name},
+        adapter=loaded.adapter,
+    )
+
+
+def _is_on_one_gpu(loaded: LoadedModel) -> bool:
+    return loaded.device.startswith("cuda") and "," not in loaded.device
+
+
+def _fallback(
+    job: Job, loaded: LoadedModel, memory: MemoryBudget, steps: Steps
+) -> Callable[[], tuple[Steps, int, str]] | None:
+    """Return what replaces our steps if they fail during the run; None if nothing can."""
+    if isinstance(steps, LogitsSteps):
+        return None
+
+    def library() -> tuple[Steps, int, str]:
+        steps.close()
+        torch.cuda.empty_cache()
+        slots, _ = _share(job, loaded, memory)
+        backend = LibraryModel(loaded.model, slots=slots, capacity=job.model.max_seq_length)
+        return LogitsSteps(backend, job.sampling.settings()), slots, backend.name
+
+    return library
 
 
 def _no_memory(slots: int, tokens: int) -> ModelUnavailable:
@@ -87,6 +149,11 @@ def _no_memory(slots: int, tokens: int) -> ModelUnavailable:
 def _why_not_reproducible(cramped: bool) -> list[str]:
     memory = [f"There is not enough memory for the {LEAST_ROWS} rows that reproducible texts need."] if cramped else []
     return [*memory, "The last bits of a row's numbers, and rarely its text, may depend on other rows in the batch."]
+
+
+def _same_bits(job: Job, backend: Backend, loaded: LoadedModel, cramped: bool) -> bool:
+    """Return whether a row has the same bits in any batch."""
+    return isinstance(backend, NativeModel) or (job.engine.reproducible and not cramped and _keeps_bits(loaded))
 
 
 def _keeps_bits(loaded: LoadedModel) -> bool:
@@ -126,21 +193,11 @@ def _share(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> _Share:
 def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -> tuple[Backend, list[str]]:
     """Return the fastest backend for this model, and a notice if a faster one was expected here."""
     capacity = job.model.max_seq_length
-    notices = []
-    try:
-        native = NativeModel(loaded.model, slots=slots, capacity=capacity)
-    except NativeUnavailable as error:
-        if loaded.device == "cpu" and loaded.placement.dtype == "bfloat16" and loaded.quantization is None:
-            notices.append(
-                "Generating is slower on this machine, with the forward pass of transformers instead of the native "
-                f"kernels: {error}."
-            )
-    else:
-        if why := native.why_slower:
-            notices.append(f"The native kernels do not use the CPU's tile registers (AMX): {why}.")
-        if why := native.why_not_kept:
-            notices.append(f"The native kernels are compiled in each process: the cache cannot keep them ({why}).")
-        return native, notices
+    notices: list[str] = []
+    if job.engine.kernels == "auto":
+        native, notices = _native(loaded, slots, capacity)
+        if native is not None:
+            return native, notices
     reason = why_not_drivable(loaded.config)
     if reason:
         raise ModelUnavailable(
@@ -157,10 +214,30 @@ def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -
     return backend, notices
 
 
-def self_check(backend: Backend) -> None:
+def _native(loaded: LoadedModel, slots: int, capacity: int) -> tuple[NativeModel | None, list[str]]:
+    """Return the native kernels with this model, None if they cannot run it here; and sentences for the user."""
+    try:
+        native = NativeModel(loaded.model, slots=slots, capacity=capacity)
+    except NativeUnavailable as error:
+        expected = loaded.device == "cpu" and loaded.placement.dtype == "bfloat16" and loaded.quantization is None
+        slower = (
+            "Generating is slower on this machine, with the forward pass of transformers instead of the native "
+            f"kernels: {error}."
+        )
+        return None, [slower] if expected else []
+    notices = []
+    if why := native.why_slower:
+        notices.append(f"The native kernels do not use the CPU's tile registers (AMX): {why}.")
+    if why := native.why_not_kept:
+        notices.append(f"The native kernels are compiled in each process: the cache cannot keep them ({why}).")
+    return native, notices
+
+
+def self_check(backend: Backend, *, same_bits: bool = True) -> None:
     """Run a short and a long fixed prompt alone and side by side. Raises ModelUnavailable unless they agree.
 
     Finds broken kernels, masks and number formats before the run spends hours on them; takes well under a second.
+    Without `same_bits`, with which rounding alone may change a token, it only looks for numbers that are not finite.
     """
     prompts = [[2 + (7 * step) % min(backend.vocab - 2, 1000) for step in range(length)] for length in _CHECK_LENGTHS]
     prompts = [ids[: backend.capacity - 4] for ids in prompts]
@@ -168,7 +245,7 @@ def self_check(backend: Backend) -> None:
         prompts = prompts[1:]  # with one slot nothing can run next to the first
     alone = [_first_tokens(backend, [ids]) for ids in prompts]
     together = _first_tokens(backend, prompts)
-    if together != [tokens for (tokens,) in alone]:
+    if same_bits and together != [tokens for (tokens,) in alone]:
         raise ModelUnavailable(
             "The self-check failed: a prompt gives different tokens in a batch than alone.",
             where=f"engine.self_check, {backend.name}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-BUCKETS = (8, 16, 32, 48, 64, 96, 128, 192, 256)
+BUCKETS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def bucket(rows: int, slots: int) -> int:

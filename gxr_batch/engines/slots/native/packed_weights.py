@@ -8,9 +8,18 @@ from typing import Any
 
 import torch
 
+from gxr_batch.engines.slots import decoder_layout
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS
+from gxr_batch.engines.slots.decoder_layout import (
+    activation,
+    angles,
+    decoder_of,
+    layer_kinds,
+    norm_weight,
+    query_scale,
+    sizes,
+)
 from gxr_batch.engines.slots.native.c_binding import Layer, Model, Shape
-from gxr_batch.models.config_numbers import odd_number
 
 ROWS = 256  # tokens per call; longer prompts are processed in pieces, with the same bits
 _ADDRESSES = 2**46  # bytes; a size in C would lose the digits of a number that is much larger
@@ -49,7 +58,10 @@ class Packed:
             raise ValueError("the kernels cannot compute with these sizes")
         hidden, vocab = config.hidden_size, config.vocab_size
         layers = (Layer * len(decoder.layers))()
-        ropes = {kind: self._rope(decoder, config, kind) for kind in set(layer_kinds(config))}
+        ropes = {
+            kind: self._keep(angles(decoder, config, kind, self._capacity), self._capacity, config.head_dim)
+            for kind in set(layer_kinds(config))
+        }
         for entry, layer, kind in zip(layers, decoder.layers, layer_kinds(config), strict=True):
             self._fill(entry, layer, config)
             entry.rope = ropes[kind]
@@ -59,7 +71,7 @@ class Packed:
         embedding = decoder.embed_tokens.weight.detach()
         made.embedding = None if tied else self._keep(embedding, vocab, hidden)
         made.head = self._pack([head], vocab, hidden)
-        made.final_norm = self._norm(decoder.norm, hidden)
+        made.final_norm = self._keep(norm_weight(decoder.norm), hidden)
         queries = config.num_attention_heads * config.head_dim
         width = queries + 2 * config.num_key_value_heads * config.head_dim
         for name, columns in {
@@ -83,14 +95,17 @@ class Packed:
         entry.out = self._pack([attention.o_proj.weight], hidden, queries)
         entry.gate_up = self._pack([mlp.gate_proj.weight, mlp.up_proj.weight], 2 * inner, hidden)
         entry.down = self._pack([mlp.down_proj.weight], hidden, inner)
-        entry.before_attn = self._norm(layer.input_layernorm, hidden)
+        entry.before_attn = self._keep(norm_weight(layer.input_layernorm), hidden)
         if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 3: a norm on each side of attention and feed-forward
-            entry.after_attn = self._norm(layer.post_attention_layernorm, hidden)
-            entry.before_mlp = self._norm(layer.pre_feedforward_layernorm, hidden)
-            entry.after_mlp = self._norm(layer.post_feedforward_layernorm, hidden)
-            entry.query_norm, entry.key_norm = self._norm(attention.q_norm, dim), self._norm(attention.k_norm, dim)
+            entry.after_attn = self._keep(norm_weight(layer.post_attention_layernorm), hidden)
+            entry.before_mlp = self._keep(norm_weight(layer.pre_feedforward_layernorm), hidden)
+            entry.after_mlp = self._keep(norm_weight(layer.post_feedforward_layernorm), hidden)
+            entry.query_norm, entry.key_norm = (
+                self._keep(norm_weight(attention.q_norm), dim),
+                self._keep(norm_weight(attention.k_norm), dim),
+            )
         else:
-            entry.before_mlp = self._norm(layer.post_attention_layernorm, hidden)
+            entry.before_mlp = self._keep(norm_weight(layer.post_attention_layernorm), hidden)
         entry.keys = self._allocate((self._slots + PREFIX_SLOTS) * self.kv_bytes, streamed=False)
         entry.values = self._allocate((self._slots + PREFIX_SLOTS) * self.kv_bytes, streamed=False)
 
@@ -102,19 +117,6 @@ class Packed:
         for weight in weights:
             weight.data = torch.empty(0, dtype=weight.dtype)
         return target
-
-    def _norm(self, module: Any, size: int) -> int:
-        weight = module.weight.detach().float()
-        return self._keep(weight + 1 if "Gemma" in type(module).__name__ else weight, size)
-
-    def _rope(self, decoder: Any, config: Any, kind: str) -> int:
-        """Return the cosines and sines of every position, [capacity][head_dim], from the library's module."""
-        example, positions = torch.zeros(1, 1), torch.arange(self._capacity)[None]
-        arguments = (kind,) if config.model_type.startswith("gemma3") else ()
-        cosines, sines = decoder.rotary_emb(example, positions, *arguments)
-        half = config.head_dim // 2
-        both = torch.cat([cosines[0, :, :half], sines[0, :, :half]], dim=-1)
-        return self._keep(both, self._capacity, config.head_dim)
 
     def _keep(self, tensor: torch.Tensor, *sizes: int) -> int:
         tensor = _of_shape(tensor, *sizes).contiguous()
@@ -136,62 +138,21 @@ def _of_shape(tensor: torch.Tensor, *sizes: int) -> torch.Tensor:
     return tensor
 
 
-FAMILIES = frozenset({"gemma3_text", "gemma3", "llama"})
-
-
 def why_not(model: Any) -> str:
     """Return why the kernels cannot run this model, empty if they can."""
-    config = model.config.get_text_config()
     weight = model.lm_head.weight
-    if odd := odd_number(config):
-        return f"its {odd[0]} must be {odd[2]}"
-    dims = (config.hidden_size, config.intermediate_size, getattr(config, "head_dim", 0) or 0, config.vocab_size)
-    counts = (*dims, config.num_attention_heads, config.num_key_value_heads)
-    if not all(isinstance(count, int) for count in counts):
-        return "its layers have different sizes"
     reasons = {
-        "it is not a Gemma 3 or Llama model": config.model_type not in FAMILIES,
         "it is not in bfloat16": weight.dtype != torch.bfloat16,
         "it is not on the CPU": weight.device.type != "cpu",
-        "its sizes are not multiples of 32": any(size == 0 or size % 32 for size in dims),
-        "it has biases": bool(getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)),
-        "it caps its logits": any(getattr(config, f"{where}_logit_softcapping", None) for where in ("final", "attn")),
-        "only a part of each head is rotated": _rotated_in_part(config),
-        "its layers are not plain linear layers": not _plain(model),
-        "its activation is not supported": _activation(config) not in {"gelu_pytorch_tanh", "silu"},
     }
-    return next((reason for reason, holds in reasons.items() if holds), "")
-
-
-def _rotated_in_part(config: Any) -> bool:
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(value for value in rope.values() if isinstance(value, dict))]
-    return any(kind.get("partial_rotary_factor") not in {None, 1} for kind in kinds)
-
-
-def _plain(model: Any) -> bool:
-    layers = decoder_of(model).layers
-    return all(type(module) is torch.nn.Linear for name, module in layers.named_modules() if name.endswith("_proj"))
-
-
-def decoder_of(model: Any) -> Any:
-    """Return the module with embed_tokens, layers, norm and rotary_emb, also inside a multimodal model."""
-    inner = model.model
-    return getattr(inner, "language_model", inner)
-
-
-def _activation(config: Any) -> str:
-    return str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", ""))
-
-
-def layer_kinds(config: Any) -> list[str]:
-    """Return "full_attention" or "sliding_attention" for each layer."""
-    return list(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
+    if reason := decoder_layout.why_not(model) or next((why for why, holds in reasons.items() if holds), ""):
+        return reason
+    odd = any(size == 0 or size % 32 for size in sizes(model.config.get_text_config()))
+    return "its sizes are not multiples of 32" if odd else ""
 
 
 def shape_of(config: Any, slots: int, capacity: int, embedding: Any) -> Shape:
     """Return the sizes that the kernels need."""
-    scale = getattr(config, "query_pre_attn_scalar", None) or config.head_dim
     return Shape(
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
@@ -203,8 +164,8 @@ def shape_of(config: Any, slots: int, capacity: int, embedding: Any) -> Shape:
         slots=slots + PREFIX_SLOTS,
         capacity=capacity,
         most_tokens=ROWS,
-        gelu=int(_activation(config) == "gelu_pytorch_tanh"),
+        gelu=int(activation(config) == "gelu_pytorch_tanh"),
         eps=config.rms_norm_eps,
-        scale=scale**-0.5,
+        scale=query_scale(config),
         embed_scale=float(torch.tensor(getattr(embedding, "scalar_embed_scale", 1.0)).bfloat16()),
     )

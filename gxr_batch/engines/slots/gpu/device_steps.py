@@ -1,0 +1,378 @@
+"""Steps that stay on the GPU: a step's tokens feed the next one there, and the host reads them one step late.
+
+While the device computes a step, the host reads the tokens of the one before. A row's end is therefore found late: the
+token after it was drawn for nothing and is dropped. What a row may write is reserved from its admission to its release,
+and everything is in the order of one stream, so a late token never touches another row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from gxr_batch.engines.slots.backend import PREFIX_SLOTS
+from gxr_batch.engines.slots.cuda_graphs import Record
+from gxr_batch.engines.slots.decoding_row import RowState, charge
+from gxr_batch.engines.slots.gpu.forward import Forward, Packed
+from gxr_batch.engines.slots.gpu.kernels.sampling import NOT_FINITE, TOO_MANY_TIES
+from gxr_batch.engines.slots.gpu.paged_cache import Prefix
+from gxr_batch.engines.slots.gpu.slot_state import SlotState, bitmap
+from gxr_batch.engines.slots.oom_retry import NoMemory
+from gxr_batch.engines.slots.row_steps import Drawn, KernelsFailed
+from gxr_batch.engines.slots.slot_schedule import BUCKETS, bucket
+from gxr_batch.errors import EngineFailed
+from gxr_batch.job.sampling import Sampling
+from gxr_batch.models.device_memory import out_of_memory
+
+_PREFILL_ROWS = 64
+_LEAST_ROWS = 8  # a step computes at least so many rows: fewer cost the same
+
+
+class _Call(NamedTuple):
+    """A call whose tokens are on their way: its rows in the order of `results`, and when it was launched."""
+
+    rows: tuple[RowState, ...]
+    places: tuple[int, ...]
+    results: torch.Tensor
+    ready: torch.cuda.Event | None
+    active: int
+
+
+class _Piece(NamedTuple):
+    """Tokens of one row in a prefill call, from position `first`; `ends`: the prompt ends with them."""
+
+    row: RowState
+    ids: Sequence[int]
+    first: int
+    ends: bool
+
+
+class DeviceSteps:
+    """Steps of our forward pass for GPUs. Implements `row_steps.Steps`."""
+
+    runs_ahead = True
+    most_new = _PREFILL_ROWS
+
+    def __init__(self, forward: Forward, sampling: Sampling, *, record: Record | None = None) -> None:
+        """`record` is for `record_steps`."""
+        weights = forward.weights
+        self.device, self.vocab, self.capacity = weights.device, weights.vocab, forward.cache.capacity
+        self.splits = 0
+        self._forward, self._cache, self._chunk = forward, forward.cache, forward.chunk
+        self._state = SlotState(forward.cache.slots, weights.vocab, sampling, forward.launch, weights.device)
+        self._record = record
+        self._recorded: dict[int, tuple[torch.Tensor, Callable[[], None]]] = {}
+        self._calls: deque[_Call] = deque()
+        self._new_call = False
+        self._launches: dict[int, int] = {}  # by slot: tokens drawn or on their way
+        self._active: tuple[int, ...] = ()
+        self._ties: set[int] = set()
+        self._prefixes: dict[tuple[int, ...], Prefix] = {}
+        self._shared: dict[int, Prefix] = {}  # by slot, until its prefill
+        self._seen_at = time.monotonic()
+
+    # ------------------------------------------------------------------ rows
+
+    def reserve(self, row: RowState) -> bool:
+        """Reserve the pages of a row's prompt and answer; return False if too few are free."""
+        ids = row.prompt.encoded.token_ids or []
+        tokens = len(ids) + row.prompt.max_new_tokens
+        if not self._cache.has_room(tokens):
+            for key in [key for key, prefix in self._prefixes.items() if not prefix.users]:
+                self._cache.drop(self._prefixes.pop(key))
+            if not self._cache.has_room(tokens):
+                return False
+        key = self._prefix_key(row, tokens)
+        prefix = self._prefixes.get(key) if key else None
+        self._cache.take(row.slot, tokens, prefix)
+        if key and prefix is None and self._may_keep_another():
+            prefix = self._prefixes[key] = self._cache.make_prefix(row.slot, len(key))
+        if prefix:
+            self._shared[row.slot] = prefix
+        return True
+
+    def _prefix_key(self, row: RowState, tokens: int) -> tuple[int, ...]:
+        """Return the ids of the whole pages that a row has in common with others of its template, () if none."""
+        ids = row.prompt.encoded.token_ids or []
+        shared = min(row.prompt.encoded.shared_tokens, len(ids) - 1)
+        shared -= shared % self._cache.page_tokens
+        return tuple(ids[:shared]) if shared > 0 and self._cache.may_share(tokens, shared) else ()
+
+    def _may_keep_another(self) -> bool:
+        if len(self._prefixes) < PREFIX_SLOTS:
+            return True
+        unused = next((key for key, prefix in self._prefixes.items() if not prefix.users), None)
+        if unused is not None:
+            self._cache.drop(self._prefixes.pop(unused))
+        return unused is not None
+
+    def release(self, row: RowState) -> None:
+        """Take back a row's pages; what is still on its way for them stays in the stream before any other use."""
+        self._cache.release(row.slot)
+        self._shared.pop(row.slot, None)
+        self._launches.pop(row.slot, None)
+        self._ties.discard(row.slot)
+
+    def move(self, row: RowState, target: int) -> None:
+        """Move a row to a free slot: its table and what the device knows of it, not its keys and values."""
+        self._cache.move(row.slot, target)
+        self._state.move(row.slot, target)
+        self._launches[target] = self._launches.pop(row.slot)
+        if row.slot in self._ties:
+            self._ties.remove(row.slot)
+            self._ties.add(target)
+        self._upload_tables([target])
+
+    # ------------------------------------------------------------------ prefill
+
+    def prefill(self, rows: Sequence[RowState], decoding: int) -> None:
+        """Launch the prompts of new rows, in as few calls as the chunk allows, and the draws of their first tokens."""
+        with self._failures(rows):
+            self._upload_tables([row.slot for row in rows])
+            self._upload_state(rows)
+            for call in self._packed(rows):
+                self._prefill_call(call, decoding)
+            for row in rows:
+                if prefix := self._shared.pop(row.slot, None):
+                    prefix.ready = True
+
+    def _packed(self, rows: Sequence[RowState]) -> list[list[_Piece]]:
+        """Divide prompts into calls of at most `chunk` tokens; who shares a prefix comes after who computes it."""
+        computing: list[Prefix] = []
+        whole: list[_Piece] = []
+        for row in rows:
+            ids = row.known_ids
+            prefix = self._shared.get(row.slot)
+            if prefix and not prefix.ready and not any(prefix is one for one in computing):
+                computing.append(prefix)
+                prefix = None
+            first = prefix.tokens if prefix else 0
+            whole.append(_Piece(row, ids[first:], first, ends=True))
+        calls: list[list[_Piece]] = [[]]
+        left = self._chunk
+        for piece in sorted(whole, key=lambda piece: piece.first > 0):
+            done = 0
+            while done < len(piece.ids):
+                part = piece.ids[done : done + left]
+                ends = done + len(part) == len(piece.ids)
+                calls[-1].append(_Piece(piece.row, part, piece.first + done, ends))
+                done, left = done + len(part), left - len(part)
+                if not left:
+                    calls.append([])
+                    left = self._chunk
+        return [call for call in calls if call]
+
+    def _prefill_call(self, call: Sequence[_Piece], decoding: int) -> None:
+        lengths = [len(piece.ids) for piece in call]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        ending = [index for index, piece in enumerate(call) if piece.ends]
+        slots = [piece.row.slot for piece in call]
+        parts = self._sent(
+            [
+                np.concatenate([np.asarray(piece.ids) for piece in call]),
+                np.concatenate([np.arange(piece.first, piece.first + len(piece.ids)) for piece in call]),
+                np.repeat(slots, lengths),
+                starts,
+                np.asarray(slots),
+                np.asarray([piece.first for piece in call]),
+                np.asarray([starts[index + 1] - 1 for index in ending], np.int64),
+                np.asarray([slots[index] for index in ending], np.int64),
+            ]
+        )
+        ids, positions, token_slots, cuts, sequence_slots, firsts, ends, end_slots = parts
+        packed = Packed(
+            ids=ids,
+            positions=positions,
+            slots=token_slots,
+            starts=cuts,
+            sequence_slots=sequence_slots,
+            firsts=firsts,
+            longest=max(lengths),
+        )
+        logits = self._forward.prefill(packed, ends.long() if ending else None)
+        if logits is not None:
+            results = self._state.draw(logits, end_slots)
+            drawing = [call[index].row for index in ending]
+            self._note(drawing, range(len(drawing)), results, decoding + len(drawing))
+
+    def _upload_state(self, rows: Sequence[RowState]) -> None:
+        """Tell the device what it must know of new rows before their first draw."""
+        ids = [row.known_ids for row in rows]
+        seeds = np.asarray([row.prompt.row_seed for row in rows], np.int64)
+        (slots, tokens, positions, steps, seed_words, seen) = self._sent(
+            [
+                np.asarray([row.slot for row in rows]),
+                np.asarray([own[-1] for own in ids]),
+                np.asarray([len(own) - 1 for own in ids]),
+                np.asarray([len(row.ids) for row in rows]),
+                seeds.view(np.int32),
+                np.concatenate([bitmap(own, self.vocab) for own in ids]),
+            ]
+        )
+        at = slots.long()
+        with torch.inference_mode():
+            self._state.tokens[at] = tokens
+            self._state.positions[at] = positions
+            self._state.steps[at] = steps.long()
+            self._state.seeds[at] = seed_words.clone().view(torch.int64)
+            self._state.seen[at] = seen.view(len(rows), -1)
+        for row in rows:
+            self._launches[row.slot] = len(row.ids)
+
+    def _upload_tables(self, slots: Sequence[int]) -> None:
+        tables = self._cache.row_tables(slots)
+        at, *sent = self._sent([np.asarray(slots), *[table.ravel() for table in tables]])
+        with torch.inference_mode():
+            for group, table in zip(self._cache.groups, sent, strict=True):
+                group.table[at.long()] = table.view(len(slots), -1)
+
+    def _sent(self, arrays: Sequence[np.typing.NDArray[np.generic]]) -> list[torch.Tensor]:
+        """Return int32 arrays as tensors on the device, after one copy that nothing waits for."""
+        joined = torch.from_numpy(np.concatenate([array.astype(np.int32, copy=False) for array in arrays]))
+        if self.device.type == "cuda":
+            joined = joined.pin_memory()  # else the copy would wait
+        joined = joined.to(self.device, non_blocking=True)
+        return list(torch.split(joined, [len(array) for array in arrays]))
+
+    # ------------------------------------------------------------------ decode
+
+    def decode(self, rows: Sequence[RowState]) -> None:
+        """Launch one more token of every row that may have one."""
+        going = [row for row in rows if self._launches[row.slot] < row.prompt.max_new_tokens]
+        if not going:
+            return
+        with self._failures():
+            slots = tuple(sorted(row.slot for row in going))
+            if slots != self._active:
+                self._upload_active(slots)
+            count = max(bucket(slots[-1] + 1, self._cache.slots), min(_LEAST_ROWS, self._cache.slots))
+            results = self._ties_drawn(count) if self._ties else self._step(count)
+            self._note(going, [row.slot for row in going], results, len(going))
+
+    def _step(self, count: int) -> torch.Tensor:
+        """Run the step over the first `count` slots, recorded if steps are; return its results."""
+        if count not in self._recorded:
+            return self._launched(count)
+        results, replay = self._recorded[count]
+        replay()
+        return results
+
+    def _launched(self, count: int) -> torch.Tensor:
+        return self._state.draw(self._logits(count), self._state.active[:count])
+
+    def _logits(self, count: int) -> torch.Tensor:
+        state = self._state
+        return self._forward.decode(state.tokens, state.positions, state.active[:count])
+
+    def _ties_drawn(self, count: int) -> torch.Tensor:
+        """Run a step in which some rows have more ties than the kernel holds."""
+        logits = self._logits(count)
+        results = self._state.draw(logits, self._state.active[:count])
+        self._state.draw_ties(logits, self._state.active[:count])
+        self._ties.clear()
+        return results
+
+    def _upload_active(self, slots: tuple[int, ...]) -> None:
+        active = np.full(self._cache.slots, -1)
+        active[list(slots)] = slots
+        (sent,) = self._sent([active])
+        with torch.inference_mode():
+            self._state.active.copy_(sent)
+        self._active = slots
+
+    @contextmanager
+    def _failures(self, new: Sequence[RowState] = ()) -> Iterator[None]:
+        """Tell apart what a failed call means. Raises NoMemory, EngineFailed, KernelsFailed.
+
+        Tokens of `new` rows that are on their way are dropped: their prefill is made again.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._calls = deque(call for call in self._calls if not any(row in new for row in call.rows))
+            if out_of_memory(error):
+                memory = True
+            elif isinstance(error, getattr(torch, "AcceleratorError", ())):
+                raise EngineFailed(
+                    "The device reported an error and cannot compute any more.",
+                    where=type(error).__name__,
+                    next_step='run the same command again; if it happens again, set engine.kernels = "library"',
+                ) from None
+            else:
+                raise KernelsFailed(f"a kernel failed ({type(error).__name__})") from error
+        else:
+            memory = False
+        if memory:  # outside the handler, so that the error no longer keeps the tensors of the failed call alive
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.splits += 1
+            raise NoMemory
+
+    def record_steps(self) -> None:
+        """Record the decode step of every bucket, the largest first, whose memory the others use. No row may be in it.
+
+        Raises whatever the recording raises; steps then stay as they are.
+        """
+        assert self._record is not None
+        counts = sorted({bucket(size, self._cache.slots) for size in (_LEAST_ROWS, *BUCKETS)}, reverse=True)
+        recorded = {}
+        for count in counts:
+            recorded[count] = self._record(partial(self._launched, count))
+        self._recorded = recorded
+
+    def close(self) -> None:
+        """Give back cache, buffers and recordings; the weights stay."""
+        self._recorded.clear()
+        self._calls.clear()
+        del self._forward, self._cache, self._state
+
+    # ------------------------------------------------------------------ tokens
+
+    def _note(self, rows: Sequence[RowState], places: Sequence[int], results: torch.Tensor, active: int) -> None:
+        """Start the copy of a call's results to the host."""
+        ready = None
+        if self.device.type == "cuda":
+            host = torch.empty(len(results), dtype=torch.int32, pin_memory=True)
+            host.copy_(results, non_blocking=True)
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record()
+        else:
+            host = results.clone()
+        for row in rows:
+            self._launches[row.slot] += 1
+        self._calls.append(_Call(tuple(rows), tuple(places), host, ready, active))
+        self._new_call = True
+
+    def drawn(self) -> list[Drawn]:
+        """Return the tokens of all calls but the newest, or of all if none was launched since the last time."""
+        found: list[Drawn] = []
+        while len(self._calls) > (1 if self._new_call else 0):
+            found += self._read(self._calls.popleft())
+        self._new_call = False
+        return found
+
+    def _read(self, call: _Call) -> list[Drawn]:
+        if call.ready is not None:
+            call.ready.synchronize()
+        now = time.monotonic()
+        charge([row for row in call.rows if not row.finish], now - self._seen_at, call.active)
+        self._seen_at = now
+        values: list[int] = call.results.tolist()
+        found = []
+        for row, place in zip(call.rows, call.places, strict=True):
+            token = values[place]
+            if token == TOO_MANY_TIES:
+                if not row.finish:  # nothing was drawn, and the next step computes the same again
+                    self._launches[row.slot] -= 1
+                    self._ties.add(row.slot)
+            else:
+                fault = "the model's logits are not finite numbers" if token == NOT_FINITE else ""
+                found.append(Drawn(row, token, now, fault))
+        return found

@@ -1,0 +1,162 @@
+"""The forward pass for GPUs: about ten kernels a layer, over buffers and pages at fixed addresses.
+
+A decode step computes the rows of slots 0 to n - 1, a prefill the tokens of several prompts one after the other; both
+run the same layers and differ only in their attention. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from gxr_batch.engines.slots.gpu.fused_weights import Weights
+from gxr_batch.engines.slots.gpu.kernels import activation, attention, norms, products, rotation
+from gxr_batch.engines.slots.gpu.launch import Launcher
+from gxr_batch.engines.slots.gpu.memory_plan import SPLIT_TOKENS
+from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
+
+# Attention of one layer: (queries, pages, table, window, out)
+_Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """The tokens of several prompts, all int32: ids, positions and slots [T], and by sequence starts [B + 1], slots and
+    first positions [B]. `longest` is the most tokens of one sequence.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    starts: torch.Tensor
+    sequence_slots: torch.Tensor
+    firsts: torch.Tensor
+    longest: int
+
+
+class Forward:
+    """A model's layers over a paged cache. `launch` counts the launches of our kernels."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        cache: PagedCache,
+        *,
+        chunk: int,
+        residual_dtype: torch.dtype | None = None,
+        reproducible: bool,
+    ) -> None:
+        """Reserve the buffers for `chunk` tokens in a prefill call, and for a decode step of all slots.
+
+        `reproducible`: products sum in an order that does not depend on the number of rows. `residual_dtype` is the
+        weights' type unless given: float16 overflows in Gemma's residual stream.
+        """
+        self.weights, self.cache = weights, cache
+        self.launch = Launcher()
+        self._reproducible = reproducible
+        self.chunk = chunk
+        most_tokens = max(chunk, cache.slots)
+        splits = -(-cache.capacity // SPLIT_TOKENS)
+        slots, heads, size = cache.slots, weights.heads, weights.head_size
+        queries = heads * size
+
+        def buffer(*shape: int, dtype: torch.dtype = weights.dtype) -> torch.Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=weights.device)
+
+        self._residual = buffer(most_tokens, weights.hidden, dtype=residual_dtype or weights.dtype)
+        self._normed = buffer(most_tokens, weights.hidden)
+        self._projected = buffer(most_tokens, weights.hidden)
+        self._qkv = buffer(most_tokens, queries + 2 * weights.kv_heads * size)
+        self._queries = buffer(most_tokens, heads, size)
+        self._mixed = buffer(most_tokens, queries)
+        self._gate_up = buffer(most_tokens, 2 * weights.inner)
+        self._inner = buffer(most_tokens, weights.inner)
+        self._partial = buffer(slots, heads, splits, size, dtype=torch.float32)
+        self._sums = buffer(slots, heads, splits, 2, dtype=torch.float32)
+        self._ends = buffer(slots, weights.hidden)
+        self._logits = buffer(slots, weights.vocab)
+        self._every = torch.arange(most_tokens, dtype=torch.int32, device=weights.device)
+
+    @torch.inference_mode()
+    def decode(self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Run the newest token of each slot [slots] through the model; return the logits [rows, vocab].
+
+        Row n is that of `slots` [rows], -1 for an idle one, at its slot's position. The next call overwrites them.
+        """
+        rows = len(slots)
+        at = positions[:rows]
+
+        def attend(
+            queries: torch.Tensor, pages: torch.Tensor, table: torch.Tensor, window: int, out: torch.Tensor
+        ) -> None:
+            attention.decode(
+                self.launch, queries, pages, table, slots, at, window, self.weights.score_scale, SPLIT_TOKENS,
+                self._partial[:rows], self._sums[:rows], out,
+            )  # fmt: skip
+
+        self._layers(tokens, slots, at, slots, attend)
+        return self._head(self._normed[:rows])
+
+    @torch.inference_mode()
+    def prefill(self, packed: Packed, ends: torch.Tensor | None) -> torch.Tensor | None:
+        """Run packed prompts through the model; return the logits [ends, vocab] of the tokens `ends` [n] int64."""
+        scale = self.weights.score_scale
+
+        def attend(
+            queries: torch.Tensor, pages: torch.Tensor, table: torch.Tensor, window: int, out: torch.Tensor
+        ) -> None:
+            attention.prefill(
+                self.launch, queries, pages, table, packed.starts, packed.sequence_slots, packed.firsts,
+                packed.longest, window, scale, out,
+            )  # fmt: skip
+
+        count = len(packed.ids)
+        self._layers(packed.ids, self._every[:count], packed.positions, packed.slots, attend)
+        if ends is None:
+            return None
+        return self._head(torch.index_select(self._normed[:count], 0, ends, out=self._ends[: len(ends)]))
+
+    def _layers(
+        self, tokens: torch.Tensor, rows: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, attend: _Attend
+    ) -> None:
+        """Leave the normed output of the last layer in `_normed`."""
+        weights, launch, count = self.weights, self.launch, len(rows)
+        residual, normed = self._residual[:count], self._normed[:count]
+        qkv, queries, mixed = self._qkv[:count], self._queries[:count], self._mixed[:count]
+        projected, gate_up, inner = self._projected[:count], self._gate_up[:count], self._inner[:count]
+        first = weights.layers[0].before_attention
+        extra = {"round_first": weights.round_first}
+        norms.embed(
+            launch, tokens, rows, weights.embedding, weights.embed_scale, first, weights.eps, residual, normed, **extra
+        )
+        for number, layer in enumerate(weights.layers):
+            pages, table = self.cache.layer(number)
+            self._product(normed, layer.qkv, qkv)
+            rotation.rotate_and_store(
+                launch, qkv, layer.query_norm, layer.key_norm, weights.eps, layer.angles, positions, slots, table,
+                pages, queries, **extra,
+            )  # fmt: skip
+            attend(queries, pages, table, layer.window, mixed)
+            self._product(mixed, layer.out, projected)
+            norms.add_norms(
+                launch, projected, residual, layer.after_attention, layer.before_mlp, weights.eps, normed, **extra
+            )
+            self._product(normed, layer.gate_up, gate_up)
+            activation.gated(launch, gate_up, weights.gate, inner)
+            self._product(inner, layer.down, projected)
+            last = number + 1 == len(weights.layers)
+            following = weights.last_norm if last else weights.layers[number + 1].before_attention
+            norms.add_norms(launch, projected, residual, layer.after_mlp, following, weights.eps, normed, **extra)
+
+    def _head(self, normed: torch.Tensor) -> torch.Tensor:
+        logits = self._logits[: len(normed)]
+        self._product(normed, self.weights.head, logits)
+        return logits
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+        if self._reproducible:
+            products.product(self.launch, x, weight, out)
+        else:
+            torch.mm(x, weight.t(), out=out)

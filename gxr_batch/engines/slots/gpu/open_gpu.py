@@ -1,0 +1,114 @@
+"""Opens the GPU's forward pass: reserves its memory, and compares it with the library's before the first row."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any, NamedTuple
+
+import torch
+
+from gxr_batch.engines.slots.cuda_graphs import cuda_recorder
+from gxr_batch.engines.slots.decoder_layout import layer_kinds
+from gxr_batch.engines.slots.gpu.fused_weights import Weights, fuse, why_not
+from gxr_batch.engines.slots.gpu.memory_plan import MemoryPlan, Sizes, plan, windows_of
+from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
+from gxr_batch.engines.slots.row_steps import Steps
+from gxr_batch.job import EngineSection
+from gxr_batch.job.sampling import Sampling
+from gxr_batch.models.device_memory import out_of_memory
+
+
+class GpuUnavailable(Exception):
+    """The GPU's forward pass cannot be used here, for the reason in the message; the library's can."""
+
+
+class OpenedGpu(NamedTuple):
+    """The steps, the plan of their memory, their name for run.json, and sentences for the user.
+
+    `same_bits`: on this device, a row's logits next to others were those alone, to the last bit.
+    """
+
+    steps: Steps
+    plan: MemoryPlan
+    name: str
+    same_bits: bool
+    notices: tuple[str, ...]
+
+
+def open_gpu(model: Any, engine: EngineSection, sampling: Sampling, *, capacity: int, budget: int) -> OpenedGpu:
+    """Return the steps of a loaded model within `budget` bytes, compared with the library. Raises GpuUnavailable.
+
+    The model stays usable by the library: see fused_weights.
+    """
+    if reason := why_not(model):
+        raise GpuUnavailable(reason)
+    if importlib.util.find_spec("triton") is None:
+        raise GpuUnavailable("Triton is not installed (pip install triton)")
+    sizes = sizes_of(model.config.get_text_config(), model.dtype)
+    found = plan(sizes, capacity=capacity, budget=budget, slots=None if engine.slots == "auto" else engine.slots)
+    if found is None:
+        raise GpuUnavailable("there is too little memory for its buffers and one row")
+    why, memory = "", False
+    try:
+        return _opened(model, found, engine, sampling)
+    except GpuUnavailable:
+        raise
+    except Exception as error:  # whatever Triton, its compiler and the driver raise
+        why, memory = type(error).__name__, out_of_memory(error)
+    # Outside the handler, which keeps the tensors of the failed attempt alive.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise GpuUnavailable("there is too little memory for it" if memory else f"a kernel failed ({why})")
+
+
+def _opened(model: Any, found: MemoryPlan, engine: EngineSection, sampling: Sampling) -> OpenedGpu:
+    from gxr_batch.engines.slots.gpu.compare_forward import Comparison, compare
+    from gxr_batch.engines.slots.gpu.device_steps import DeviceSteps
+    from gxr_batch.engines.slots.gpu.forward import Forward
+    from gxr_batch.engines.slots.gpu.kernels import TRITON_VERSION
+
+    weights = fuse(model, found.capacity)
+    forward = Forward(weights, cache_of(weights, found), chunk=found.chunk, reproducible=engine.reproducible)
+    compared = compare(model, forward) if engine.self_check else Comparison("", same_bits=False)
+    if compared.why:
+        raise GpuUnavailable(compared.why)
+    record = cuda_recorder() if engine.cuda_graphs and weights.device.type == "cuda" else None
+    steps = DeviceSteps(forward, sampling, record=record)
+    notices = []
+    if record:
+        try:
+            steps.record_steps()
+        except Exception as error:
+            notices.append(f"Decode steps are not recorded: the recording failed ({type(error).__name__}).")
+    name = f"GPU kernels, {str(weights.dtype).removeprefix('torch.')} (Triton {TRITON_VERSION})"
+    return OpenedGpu(steps, found, name, compared.same_bits, tuple(notices))
+
+
+def cache_of(weights: Weights, found: MemoryPlan) -> PagedCache:
+    """Reserve the pages of a plan."""
+    return PagedCache.of(
+        found.groups,
+        slots=found.slots,
+        capacity=found.capacity,
+        pages=found.pages,
+        kv_heads=weights.kv_heads,
+        head_size=weights.head_size,
+        dtype=weights.dtype,
+        device=weights.device,
+    )
+
+
+def sizes_of(config: Any, dtype: torch.dtype) -> Sizes:
+    """Return what the memory plan needs of a text configuration."""
+    element = torch.finfo(dtype).bits // 8
+    return Sizes(
+        hidden=config.hidden_size,
+        inner=config.intermediate_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_size=config.head_dim,
+        vocab=config.vocab_size,
+        windows=windows_of(layer_kinds(config), getattr(config, "sliding_window", 0) or 0),
+        element_bytes=element,
+        residual_bytes=element,
+    )

@@ -1,0 +1,194 @@
+"""The whole engine over the GPU's forward pass, on tiny models: its texts are those of the library's.
+
+In Triton's interpreter on a CPU this shows numbers and bookkeeping, not speed, compilation or a GPU's manners.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_gemma, tiny_llama
+from tiny_sessions import GREEDY, Ids, complete, prompt, prompts, session, texts
+
+from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
+from gxr_batch.engines.slots.decode_loop import TransformersSession
+from gxr_batch.engines.slots.gpu import compare_forward, device_steps
+from gxr_batch.engines.slots.gpu.compare_forward import Comparison, compare
+from gxr_batch.engines.slots.gpu.device_steps import DeviceSteps
+from gxr_batch.engines.slots.gpu.forward import Forward
+from gxr_batch.engines.slots.gpu.fused_weights import fuse, why_not
+from gxr_batch.engines.slots.gpu.page_groups import groups_of
+from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
+from gxr_batch.engines.slots.library_backend import LibraryModel
+from gxr_batch.engines.slots.row_steps import KernelsFailed, LogitsSteps
+from gxr_batch.job.sampling import Sampling
+from gxr_batch.records import Completion
+
+SAMPLED = Sampling(temperature=1.0)
+
+
+def forward_of(model, *, slots=4, capacity=128, chunk=32, pages=60, reproducible=False) -> Forward:
+    assert not why_not(model)
+    weights = fuse(model, capacity)
+    groups = groups_of([layer.window for layer in weights.layers], capacity, chunk)
+    cache = PagedCache.of(
+        groups,
+        slots=slots,
+        capacity=capacity,
+        pages=[pages] * len(groups),
+        kv_heads=weights.kv_heads,
+        head_size=weights.head_size,
+        dtype=weights.dtype,
+        device=weights.device,
+    )
+    return Forward(weights, cache, chunk=chunk, reproducible=reproducible)
+
+
+def gpu_session(model, sampling, *, ends=frozenset(), fallback=None, **sizes) -> TransformersSession:
+    steps = DeviceSteps(forward_of(model, **sizes), sampling)
+    info = EngineInfo(
+        identity=Identity(kind="transformers", model="tiny"),
+        device="cpu",
+        dtype=None,
+        quantization=None,
+        slots=sizes.get("slots", 4),
+        load_seconds=0,
+        reproducible=True,
+    )
+    return TransformersSession(info, steps, Ids(), ends, fallback)
+
+
+def library(model, sampling, work, ends=frozenset()):
+    return texts(session(LibraryModel(model, slots=8, capacity=128), 8, sampling, ends), work)
+
+
+@pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
+def test_texts_are_those_of_the_library(make):
+    """Prompts of one token, across pages, the window and the chunk; more rows than slots; ends found a step late."""
+    model = make()
+    work = prompts([1, 17, 40, 5, 33], new=5)
+    ends = frozenset({int(library(model, SAMPLED, work)["r1"].split()[2])})  # a token that some row draws
+    expected = library(model, SAMPLED, work, ends)
+    assert texts(gpu_session(model, SAMPLED, slots=3, ends=ends), work) == expected
+    assert any(len(text.split()) < 5 for text in expected.values())
+
+
+def test_greedy_texts_are_those_of_the_library_in_reproducible_mode():
+    model = tiny_gemma(vocab=256)
+    work = prompts([3, 20], new=4, vocab=256)
+    expected = library(model, GREEDY, work)
+    assert texts(gpu_session(model, GREEDY, reproducible=True, slots=2), work) == expected
+
+
+def test_rows_share_the_pages_of_their_template():
+    model = tiny_gemma()
+    common = [7 * step % 900 + 3 for step in range(36)]
+    work = [prompt(f"r{row}", [*common, 50 + row], 3, seed=row, shared=36) for row in range(4)]
+    made = gpu_session(model, SAMPLED, slots=2, pages=8)
+    expected = library(model, SAMPLED, work)
+    assert texts(made, work) == expected
+    steps = made._steps
+    (prefix,) = steps._prefixes.values()
+    assert (prefix.tokens, prefix.users, prefix.ready) == (32, 0, True)
+    computed = steps._forward.launch.launches["prefill_tiles"] / len(steps._forward.weights.layers)
+    assert computed == 3  # two rows in two calls of 32 tokens, then what the other two do not share
+    held = [len(group.free) + len(pages) for group, pages in zip(steps._cache.groups, prefix.pages, strict=True)]
+    assert held == [8, 8]
+
+
+def test_rows_wait_for_pages_that_others_hold():
+    model = tiny_llama()
+    work = prompts([40, 40, 40], new=4)
+    expected = library(model, SAMPLED, work)
+    assert texts(gpu_session(model, SAMPLED, slots=3, pages=4), work) == expected  # a row takes three pages
+
+
+def test_settings_without_a_kernel_and_ties_are_drawn_too(monkeypatch):
+    model = tiny_llama()
+    work = prompts([5, 20], new=4)
+    for sampling in (SAMPLED.replace(top_k=0), SAMPLED.replace(top_k=400)):
+        assert texts(gpu_session(model, sampling), work) == library(model, sampling, work)
+    expected = library(model, SAMPLED, work)
+    made = gpu_session(model, SAMPLED)
+    plain = made._steps._state.draw
+    calls = []
+
+    def tied(logits, slots):
+        """Every second draw finds more ties than the kernel holds, and leaves its rows as they were."""
+        calls.append(1)
+        if len(calls) % 2:
+            return plain(logits, slots)
+        made._steps._state.results[: len(slots)].fill_(device_steps.TOO_MANY_TIES)
+        return made._steps._state.results[: len(slots)]
+
+    monkeypatch.setattr(made._steps._state, "draw", tied)
+    assert texts(made, work) == expected
+    assert len(calls) > 4
+
+
+def test_a_row_whose_logits_are_not_finite_fails_alone():
+    model = tiny_llama()
+    model.model.embed_tokens.weight.data[999] = torch.nan
+    good = prompts([5, 9], new=3)
+    work = [*good, prompt("bad", [4, 999, 5], 3)]
+    done = complete(gpu_session(model, SAMPLED, slots=3), work)
+    assert done["bad"].finish_reason == "error"
+    assert "finite" in done["bad"].error
+    expected = library(model, SAMPLED, good)
+    assert {name: done[name].text for name in expected} == expected
+
+
+@pytest.mark.parametrize("fails_in", ["prefill", "decode"])
+def test_when_a_kernel_fails_later_the_rows_continue_with_the_library(monkeypatch, fails_in):
+    model = tiny_llama()
+    work = prompts([5, 20, 9, 30, 3], new=4)
+    expected = library(model, SAMPLED, work)
+
+    def fell_back():
+        made._steps.close()
+        return LogitsSteps(LibraryModel(model, slots=2, capacity=128), SAMPLED), 2, "library"
+
+    made = gpu_session(model, SAMPLED, slots=2, fallback=fell_back)
+
+    forward, calls = made._steps._forward, []
+    plain = getattr(forward, fails_in)
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("planted")
+        return plain(*arguments)
+
+    monkeypatch.setattr(forward, fails_in, failing)
+    events = list(made.stream(iter(work), StopRequest()))
+    assert {event.key.row_id: event.text for event in events if isinstance(event, Completion)} == expected
+    (said,) = [notice for event in events if isinstance(event, Pulse) for notice in event.notices]
+    assert "continues with the forward pass of transformers" in said
+    assert made.info.versions["forward"] == "library"
+    assert not made.info.reproducible
+
+
+def test_without_anything_to_fall_back_to_the_failure_is_raised(monkeypatch):
+    made = gpu_session(tiny_llama(), SAMPLED)
+    monkeypatch.setattr(made._steps._forward, "prefill", lambda *_: 1 / 0)
+    with pytest.raises(KernelsFailed):
+        complete(made, prompts([5]))
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # NumPy's; a GPU has none
+def test_the_comparison_with_the_library_finds_what_is_wrong(monkeypatch):
+    monkeypatch.setattr(compare_forward, "_LENGTHS", (3, 20))
+    monkeypatch.setattr(compare_forward, "_ACROSS", 9)
+    model = tiny_gemma(vocab=256)
+    assert compare(model, forward_of(model, reproducible=True)) == Comparison("", same_bits=True)
+    forward = forward_of(model)
+    assert not compare(model, forward).why
+    held = [len(group.free) for group in forward.cache.groups]
+    assert held == [60] * len(held)
+    layer = forward.weights.layers[1]
+    layer.down[5] *= 3.0  # `down` is the library's own matrix, so both change
+    assert not compare(model, forward).why
+    layer.angles.mul_(1.2)  # these are ours
+    assert "differ by" in compare(model, forward).why
+    layer.angles.fill_(torch.nan)
+    assert "not finite" in compare(model, forward).why

@@ -62,7 +62,7 @@ def open_session(job: Job, local: LocalModel, memory: MemoryBudget) -> Iterator[
 def _opened(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> tuple[Steps, EngineInfo]:
     """Return the fastest steps for this model, and what is to be said of them."""
     notices = list(loaded.placement.notices)
-    if _is_on_one_gpu(loaded) and job.engine.kernels == "auto":
+    if _is_on_one_gpu(loaded) and loaded.quantization is None and job.engine.kernels == "auto":
         from gxr_batch.engines.slots.gpu.open_gpu import GpuUnavailable, open_gpu
 
         try:

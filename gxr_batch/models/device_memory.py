@@ -6,16 +6,20 @@ torch.cuda's documentation of mem_get_info, set_per_process_memory_fraction, emp
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gxr_batch.cells import quoted
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import EngineSection
 from gxr_batch.job.units import parse_bytes, parse_duration
+
+if TYPE_CHECKING:
+    import torch
 
 _NVIDIA_SMI = ("nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits")
 _NVIDIA_SMI_SECONDS = 10
@@ -149,6 +153,34 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+
+
+def is_lost(device: torch.device) -> bool:
+    """Return whether a GPU reports an error that this process cannot recover from, such as an illegal address.
+
+    Such an error is raised by whichever call comes next, as a type of torch or of Triton, so its type does not tell.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def release_cached() -> None:
+    """Give unused GPU memory back to the driver, also that of tensors which only a cycle of objects keeps alive.
+
+    Call it outside the handler of a failure: its traceback keeps tensors alive.
+    """
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -28,7 +28,6 @@ from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Result
 from gxr_batch.rows.table_reader import read_rows
 from gxr_batch.run.planning import row_seed
 from gxr_batch.run.prepare import Prepared
-from gxr_batch.text_checks.flags import NOT_COMPUTED, Evidence, flags_of
 from gxr_batch.text_checks.identifiers import identifiers_in
 from gxr_batch.text_checks.reasoning import without_reasoning
 from gxr_batch.text_checks.screening import IN_INPUT, IN_OUTPUT, Screen, flags, reason
@@ -224,6 +223,9 @@ class Pipeline:
 
 def _flags(work: Work, completion: Completion) -> tuple[Sequence[str], str]:
     """Return the flags of a generated text. A rule that fails is a bug, but must not fail rows."""
+    # Not for `check`, which imports this module and has no texts: compiling the rules takes time.
+    from gxr_batch.text_checks.flags import NOT_COMPUTED, Evidence, flags_of
+
     end: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
     prompt = work.fitted.messages.turns[-1].text
     try:

@@ -24,6 +24,7 @@ from gxr_batch.engines.slots.gpu.kernels.attention import decode, prefill
 from gxr_batch.engines.slots.gpu.kernels.norms import add_norms, embed
 from gxr_batch.engines.slots.gpu.kernels.products import product
 from gxr_batch.engines.slots.gpu.kernels.rotation import rotate_and_store
+from gxr_batch.engines.slots.gpu.kernels.sampling import blocks, capacity, draw
 from gxr_batch.engines.slots.gpu.launch import Launcher
 
 
@@ -95,6 +96,10 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+# What the draws know of every slot, besides the seen ids.
+_SLOT_TENSORS = {"tokens": torch.int32, "positions": torch.int32, "seeds": torch.int64, "steps": torch.int64}
+
+
 def compile_all(launch: Launcher, model: Shape, dtype: torch.dtype) -> None:
     """Launch every kernel on tensors without memory."""
 
@@ -120,6 +125,15 @@ def compile_all(launch: Launcher, model: Shape, dtype: torch.dtype) -> None:
     prefill(launch, heads, pages, table, starts, firsts, firsts, 40, 512, 0.0625, mixed)
     gated(launch, tensor(ROWS, 2 * inner), "silu" if llama else "gelu", tensor(ROWS, inner))
     product(launch, residual, tensor(inner, hidden), tensor(ROWS, inner))
+    known = {name: tensor(SLOTS, dtype=kind) for name, kind in _SLOT_TENSORS.items()}
+    seen = tensor(SLOTS, -(-vocabulary // 32), dtype=i32)
+    maxima, results = tensor(ROWS, blocks(vocabulary), dtype=f32), tensor(ROWS, dtype=i32)
+    for top_k in (0, 50, 256):
+        candidates = tensor(ROWS, capacity(top_k), dtype=torch.int64) if top_k else None
+        draw(
+            launch, tensor(ROWS, vocabulary), rows, **known, seen=seen, penalty=1.1, temperature=0.7, top_k=top_k,
+            top_p=0.9, greedy=not top_k, maxima=maxima, candidates=candidates, results=results,
+        )  # fmt: skip
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ def compiled(*options: str) -> list[str]:
 def test_no_kernel_spills_registers(target, dtype):
     lines = compiled("--model", "270m", "--target", target, "--type", dtype)
     assert lines[-1] == "no spills"
-    assert sum(line.startswith(f"sm_{target}") for line in lines) == 9
+    assert sum(line.startswith(f"sm_{target}") for line in lines) == 15  # two of them are three times the draws
 
 
 @pytest.mark.long

@@ -10,9 +10,10 @@ import torch
 from tiny_sessions import complete, prompts
 
 from gxr_batch.engines.slots import TransformersEngine, open_engine
-from gxr_batch.engines.slots.gpu import compare_forward, forward
+from gxr_batch.engines.slots.gpu import compare_forward, forward, open_gpu
 from gxr_batch.engines.slots.gpu.kernels import norms
 from gxr_batch.engines.slots.row_steps import LogitsSteps
+from gxr_batch.errors import EngineFailed
 from gxr_batch.job import Job
 
 
@@ -79,11 +80,22 @@ def is_not_installed(monkeypatch):
 @pytest.mark.parametrize("fault", [differs, does_not_compile, has_no_memory, is_not_installed])
 def test_if_it_cannot_be_used_the_library_is_with_a_notice(tiny_model_dir, monkeypatch, fault):
     why = fault(monkeypatch)
+    released = []
+    monkeypatch.setattr(open_engine, "release_cached", lambda: released.append(True))
     with engine(tiny_model_dir).open() as opened:
         assert isinstance(opened._steps, LogitsSteps)
         (notice,) = [one for one in opened.info.notices if "Generating is slower on this GPU" in one]
         assert why in notice
         assert len(drawn(opened)) == 2
+    assert released  # else the memory of the attempt would count as taken, and a limit leave nothing
+
+
+def test_a_gpu_that_cannot_compute_any_more_is_reported(tiny_model_dir, monkeypatch):
+    does_not_compile(monkeypatch)
+    monkeypatch.setattr(open_gpu, "is_lost", lambda device: True)
+    with pytest.raises(EngineFailed) as failed, engine(tiny_model_dir).open():
+        pass
+    assert 'engine.kernels = "library"' in failed.value.next_step
 
 
 def test_a_limit_too_small_for_it_leaves_the_library(tiny_model_dir):

@@ -5,6 +5,10 @@ In Triton's interpreter on a CPU this shows numbers and bookkeeping, not speed, 
 
 from __future__ import annotations
 
+import gc
+import weakref
+
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_gemma, tiny_llama
@@ -12,7 +16,8 @@ from tiny_sessions import GREEDY, Ids, complete, prompt, prompts, session, texts
 
 from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
 from gxr_batch.engines.slots.decode_loop import TransformersSession
-from gxr_batch.engines.slots.gpu import compare_forward, device_steps
+from gxr_batch.engines.slots.decoding_row import RowState
+from gxr_batch.engines.slots.gpu import compare_forward, device_steps, slot_state
 from gxr_batch.engines.slots.gpu.compare_forward import Comparison, compare
 from gxr_batch.engines.slots.gpu.device_steps import DeviceSteps
 from gxr_batch.engines.slots.gpu.forward import Forward
@@ -21,6 +26,7 @@ from gxr_batch.engines.slots.gpu.page_groups import groups_of
 from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
 from gxr_batch.engines.slots.library_backend import LibraryModel
 from gxr_batch.engines.slots.row_steps import KernelsFailed, LogitsSteps
+from gxr_batch.errors import EngineFailed, ModelUnavailable
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion
 
@@ -104,6 +110,7 @@ def test_rows_wait_for_pages_that_others_hold():
 
 
 def test_settings_without_a_kernel_and_ties_are_drawn_too(monkeypatch):
+    monkeypatch.setattr(slot_state, "_SORTED_ROWS", 1)  # so that a step takes several pieces
     model = tiny_llama()
     work = prompts([5, 20], new=4)
     for sampling in (SAMPLED.replace(top_k=0), SAMPLED.replace(top_k=400)):
@@ -166,6 +173,169 @@ def test_when_a_kernel_fails_later_the_rows_continue_with_the_library(monkeypatc
     assert "continues with the forward pass of transformers" in said
     assert made.info.versions["forward"] == "library"
     assert not made.info.reproducible
+
+
+def test_a_step_is_launched_before_the_tokens_of_the_one_before_are_read():
+    """Otherwise the device would have nothing to do while the host reads them."""
+    made = gpu_session(tiny_llama(), SAMPLED, slots=2)
+    steps, unread = made._steps, []
+    plain = steps.decode
+
+    def decode(rows):
+        unread.append(len(steps._calls))
+        plain(rows)
+
+    steps.decode = decode
+    complete(made, prompts([5, 9], new=6))
+    assert unread[:5] == [1] * 5  # the prefill's, then always one step
+    assert unread[5:] == [1]  # every row has its last token on the way: nothing to launch
+
+
+def test_no_row_is_charged_for_the_time_before_it():
+    made = gpu_session(tiny_llama(), SAMPLED, slots=2)
+    made._steps._seen_at -= 1e6
+    assert all(done.seconds_share < 1e5 for done in complete(made, prompts([5, 9], new=3)).values())
+
+
+def test_what_is_sent_is_aligned_so_that_no_kernel_is_compiled_again_during_the_run():
+    steps = gpu_session(tiny_llama(), SAMPLED)._steps
+    sent = steps._sent([np.arange(length) for length in (1, 2, 0, 4, 5, 3)])
+    assert [one.tolist() for one in sent] == [list(range(length)) for length in (1, 2, 0, 4, 5, 3)]
+    assert {(one.data_ptr() - sent[0].data_ptr()) % 16 for one in sent if len(one)} == {0}
+
+
+def test_a_failure_frees_the_memory_of_the_failed_steps_before_others_are_opened(monkeypatch):
+    """The error's traceback would keep it: the other steps would find a full GPU."""
+    model = tiny_llama()
+    freed = []
+
+    def fell_back():
+        made._steps.close()
+        gc.collect()
+        freed.append(held() is None)
+        return LogitsSteps(LibraryModel(model, slots=2, capacity=128), SAMPLED), 2, "library"
+
+    made = gpu_session(model, SAMPLED, slots=2, fallback=fell_back)
+    held = weakref.ref(made._steps._forward)
+    monkeypatch.setattr(device_steps.Forward, "decode", lambda *_: 1 / 0)
+    complete(made, prompts([5, 9, 3], new=3))
+    assert freed == [True]
+
+
+def test_if_the_other_steps_cannot_be_opened_that_error_is_raised(monkeypatch):
+
+    def fell_back():
+        made._steps.close()
+        raise ModelUnavailable("no memory for the library either")
+
+    made = gpu_session(tiny_llama(), SAMPLED, fallback=fell_back)
+    monkeypatch.setattr(device_steps.Forward, "prefill", lambda *_: 1 / 0)
+    with pytest.raises(ModelUnavailable, match="either"):
+        complete(made, prompts([5]))
+    made.close()
+
+
+@pytest.mark.parametrize("fails_in", ["prefill", "decode", "_read"])
+def test_a_gpu_that_cannot_compute_any_more_is_reported(monkeypatch, fails_in):
+    """CUDA reports an illegal address in whichever call comes next, Triton as a plain RuntimeError."""
+    made = gpu_session(tiny_llama(), SAMPLED, fallback=lambda: pytest.fail("nothing can continue in this process"))
+    monkeypatch.setattr(device_steps, "is_lost", lambda device: True)
+
+    def illegal(*_):
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    if fails_in == "_read":
+        plain = made._steps._note
+
+        def note(*arguments):
+            plain(*arguments)
+            ready = type("Event", (), {"synchronize": illegal})()
+            made._steps._calls[-1] = made._steps._calls[-1]._replace(ready=ready)
+
+        monkeypatch.setattr(made._steps, "_note", note)
+    else:
+        monkeypatch.setattr(device_steps.Forward, fails_in, illegal)
+    with pytest.raises(EngineFailed) as failed:
+        complete(made, prompts([5, 9], new=3))
+    assert 'engine.kernels = "library"' in failed.value.next_step
+
+
+def test_without_memory_for_ties_no_token_is_lost(monkeypatch):
+    """The other rows of the step have advanced on the device: the step must not be made again."""
+    model = tiny_llama()
+    work = prompts([5, 20], new=5)
+    expected = library(model, SAMPLED, work)
+
+    def fell_back():
+        made._steps.close()
+        return LogitsSteps(LibraryModel(model, slots=2, capacity=128), SAMPLED), 2, "library"
+
+    made = gpu_session(model, SAMPLED, slots=2, fallback=fell_back)
+    state = made._steps._state
+    plain, calls = state.draw, []
+
+    def tied(logits, slots):
+        results = plain(logits, slots)
+        calls.append(1)
+        return results
+
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(state, "draw", tied)
+    monkeypatch.setattr(state, "draw_ties", no_memory)
+    step = made._steps._step
+
+    def second(count):
+        if len(calls) == 2:
+            made._steps._ties.add(made._steps._calls[-1].rows[0])
+            return made._steps._ties_drawn(count)
+        return step(count)
+
+    monkeypatch.setattr(made._steps, "_step", second)
+    assert texts(made, work) == expected
+    assert made.info.versions["forward"] == "library"
+
+
+def test_a_row_moves_before_its_prompt_is_computed():
+    """Its prefill found no memory, and the last rows move closer together."""
+    model = tiny_gemma()
+    common = [7 * step % 900 + 3 for step in range(36)]
+    work = [prompt(f"r{row}", [*common, 50 + row], 3, seed=row, shared=36) for row in range(2)]
+    steps = gpu_session(model, SAMPLED, slots=3)._steps
+    rows = [RowState(each, 0.0, slot) for slot, each in enumerate(work)]
+    assert all(steps.reserve(row) for row in rows)
+    steps.move(rows[1], 2)
+    rows[1].slot = 2
+    steps.prefill(rows, 0)
+    for _ in range(2):
+        steps.decode(rows)
+    drawn: dict[str, list[str]] = {row.prompt.key.row_id: [] for row in rows}
+    for _ in range(3):
+        for row, token, *_ in steps.drawn():
+            drawn[row.prompt.key.row_id].append(str(token))
+    assert {name: " ".join(own) for name, own in drawn.items()} == library(model, SAMPLED, work)
+
+
+def test_what_is_on_its_way_for_a_row_that_left_changes_no_later_row():
+    """A stopped stream leaves it behind: here more ties than the kernel holds, which count as no token."""
+    steps = gpu_session(tiny_llama(), SAMPLED, slots=1)._steps
+    left, later = (RowState(each, 0.0, 0) for each in prompts([5, 9], new=1))
+    assert steps.reserve(left)
+    steps.prefill([left], 0)
+    steps._calls[-1].results.fill_(device_steps.TOO_MANY_TIES)
+    steps.release(left)
+    assert steps.reserve(later)
+    steps.prefill([later], 0)
+    assert not steps.drawn()
+    steps.decode([later])  # launches nothing: the row's only token is on its way
+    assert len(steps._calls) == 1
+    assert [row for row, *_ in steps.drawn()] == [later]
+
+
+def test_the_comparison_needs_no_more_pages_than_one_row():
+    model = tiny_llama()
+    assert not compare(model, forward_of(model, capacity=48, pages=3)).why
 
 
 def test_without_anything_to_fall_back_to_the_failure_is_raised(monkeypatch):

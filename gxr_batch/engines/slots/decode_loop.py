@@ -98,6 +98,7 @@ class TransformersSession:
 
     def _step(self, work: _Work, stop: StopRequest) -> list[RowState]:
         """Prefill the admitted rows and decode one token of every row; return the rows that ended."""
+        failed = ""
         ended = [row for row in work.admitted if row.finish]
         work.admitted = [row for row in work.admitted if not row.finish]
         for row in ended:
@@ -107,7 +108,8 @@ class TransformersSession:
         try:
             if work.admitted and self._prefilled(work.admitted, work.rows):
                 work.rows, work.admitted, self._gave_up = work.rows + work.admitted, [], False
-            self._take_drawn()
+                self._take_drawn()
+            # Steps that run ahead are not asked before each decode: they would wait for the one on the device.
             ended += self._retire(work.rows, work.plan)
             if work.rows and (self._steps.runs_ahead or not ended) and not stop.must_return(time.monotonic()):
                 self._steps.decode(work.rows)
@@ -115,7 +117,7 @@ class TransformersSession:
                 ended += self._retire(work.rows, work.plan)
             work.short_since = float("inf")
         except KernelsFailed as error:
-            ended += self._fall_back(work, str(error))
+            failed = str(error)
         except NoMemory:
             work.short_since = min(work.short_since, time.monotonic())
             if time.monotonic() - work.short_since < _PATIENCE_SECONDS:
@@ -123,6 +125,8 @@ class TransformersSession:
             else:
                 self._give_up_on(work.admitted if not work.rows else [])
                 work.short_since = float("inf")
+        if failed:  # outside the handler, so that the error no longer keeps the memory of the failed steps
+            ended += self._fall_back(work, failed)
         return ended
 
     def _fall_back(self, work: _Work, why: str) -> list[RowState]:
@@ -132,7 +136,12 @@ class TransformersSession:
         """
         if self._fallback is None:
             raise KernelsFailed(why)
-        ended = [row for row in work.rows + work.admitted if row.finish]
+        rows, work.rows, work.admitted = work.rows + work.admitted, [], []
+        ended = [row for row in rows if row.finish]
+        going = [row for row in rows if not row.finish]
+        for row in going:
+            row.slot = -1
+        work.waiting = going + work.waiting
         self._splits_before += self._steps.splits
         fallback, self._fallback = self._fallback, None
         self._steps, slots, name = fallback()
@@ -141,10 +150,6 @@ class TransformersSession:
         self._notices.append(
             f"The run continues with the forward pass of transformers instead of our GPU kernels, more slowly: {why}."
         )
-        going = [row for row in work.rows + work.admitted if not row.finish]
-        for row in going:
-            row.slot = -1
-        work.rows, work.admitted, work.waiting = [], [], going + work.waiting
         work.plan = SlotPlan.of(slots)
         return ended
 

@@ -23,7 +23,7 @@ from gxr_batch.engines.slots.row_steps import LogitsSteps, Steps
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import Job
-from gxr_batch.models.device_memory import MemoryBudget, no_memory_is
+from gxr_batch.models.device_memory import MemoryBudget, no_memory_is, release_cached
 from gxr_batch.models.load_weights import LoadedModel, load_model
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.memory_estimate import kv_bytes_a_token
@@ -62,7 +62,7 @@ def open_session(job: Job, local: LocalModel, memory: MemoryBudget) -> Iterator[
 def _opened(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> tuple[Steps, EngineInfo]:
     """Return the fastest steps for this model, and what is to be said of them."""
     notices = list(loaded.placement.notices)
-    if _is_on_one_gpu(loaded) and job.engine.kernels == "auto":
+    if _is_on_one_gpu(loaded) and loaded.quantization is None and job.engine.kernels == "auto":
         from gxr_batch.engines.slots.gpu.open_gpu import GpuUnavailable, open_gpu
 
         try:
@@ -78,6 +78,9 @@ def _opened(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> tuple[Steps,
                 "Generating is slower on this GPU, with the forward pass of transformers instead of our kernels: "
                 f"{error}."
             )
+            opened = None
+        if opened is None:
+            release_cached()  # else its memory would count as taken
         else:
             notices += opened.notices
             reproducible = job.engine.reproducible and opened.same_bits
@@ -130,9 +133,10 @@ def _fallback(
 
     def library() -> tuple[Steps, int, str]:
         steps.close()
-        torch.cuda.empty_cache()
+        release_cached()
         slots, _ = _share(job, loaded, memory)
-        backend = LibraryModel(loaded.model, slots=slots, capacity=job.model.max_seq_length)
+        with no_memory_is(_no_memory(slots, job.model.max_seq_length)):
+            backend = LibraryModel(loaded.model, slots=slots, capacity=job.model.max_seq_length)
         return LogitsSteps(backend, job.sampling.settings()), slots, backend.name
 
     return library

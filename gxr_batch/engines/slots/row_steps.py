@@ -16,6 +16,7 @@ from gxr_batch.engines.slots.backend import PREFIX_SLOTS, Backend
 from gxr_batch.engines.slots.decoding_row import RowState, charge
 from gxr_batch.engines.slots.oom_retry import Splitter
 from gxr_batch.engines.slots.token_sampling import Chooser
+from gxr_batch.errors import EngineFailed
 from gxr_batch.job.sampling import Sampling
 
 # Rows prefilled in one call: enough to fill a call of the kernels, few enough that decoding rows wait briefly.
@@ -26,6 +27,15 @@ _LEAST_PREFIX = 16
 
 class KernelsFailed(Exception):
     """Our forward pass cannot continue, for the reason in the message; the library's can."""
+
+
+def device_failed(error: Exception) -> EngineFailed:
+    """Return the error for a GPU that cannot compute any more after `error`, until the process has ended."""
+    return EngineFailed(
+        "The device reported an error and cannot compute any more.",
+        where=type(error).__name__,
+        next_step='run the same command again; if it happens again, set engine.kernels = "library"',
+    )
 
 
 class Drawn(NamedTuple):

@@ -286,7 +286,6 @@ def test_a_run_writes_the_flags_of_its_rows(tmp_path):
 
 def test_a_rule_that_fails_loses_no_row_and_its_message_is_not_logged(tmp_path, monkeypatch):
     from gxr_batch.job import load_job
-    from gxr_batch.run import pipeline
     from gxr_batch.run.invocation import Options
     from gxr_batch.run.runner import run
     from gxr_batch.run.stop import Stopper
@@ -297,7 +296,7 @@ def test_a_rule_that_fails_loses_no_row_and_its_message_is_not_logged(tmp_path, 
     work = Workplace(tmp_path)
     work.table(3)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipeline, "flags_of", fail)
+    monkeypatch.setattr("gxr_batch.text_checks.flags.flags_of", fail)
     run(load_job(tmp_path / "j.toml"), Options(), Stopper(), lambda _: None, lambda _: None)
     assert [row["gxr_flags"] for row in work.results()] == [[NOT_COMPUTED]] * 3
     log = (tmp_path / "outputs/j/log.jsonl").read_text()

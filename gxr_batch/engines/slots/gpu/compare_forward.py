@@ -59,6 +59,8 @@ def _prompts(forward: Forward) -> list[list[int]]:
     most = forward.cache.capacity
     few = min(forward.weights.vocab - 2, 1000)
     lengths = sorted({min(length, most - _STEPS) for length in lengths})[: forward.cache.slots]
+    while not forward.cache.has_room(*(length + _STEPS for length in lengths)):
+        del lengths[0]  # the longest fits alone
     return [[2 + (7 * step + length) % few for step in range(length + _STEPS)] for length in lengths]
 
 

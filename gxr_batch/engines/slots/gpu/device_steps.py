@@ -25,13 +25,13 @@ from gxr_batch.engines.slots.gpu.kernels.sampling import NOT_FINITE, TOO_MANY_TI
 from gxr_batch.engines.slots.gpu.paged_cache import Prefix
 from gxr_batch.engines.slots.gpu.slot_state import SlotState, bitmap
 from gxr_batch.engines.slots.oom_retry import NoMemory
-from gxr_batch.engines.slots.row_steps import Drawn, KernelsFailed
+from gxr_batch.engines.slots.row_steps import Drawn, KernelsFailed, device_failed
 from gxr_batch.engines.slots.slot_schedule import BUCKETS, bucket
-from gxr_batch.errors import EngineFailed
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.device_memory import out_of_memory
+from gxr_batch.models.device_memory import is_lost, out_of_memory
 
 _PREFILL_ROWS = 64
+_ALIGNED = 4  # int32 in 16 bytes
 _LEAST_ROWS = 8  # a step computes at least so many rows: fewer cost the same
 
 
@@ -71,11 +71,12 @@ class DeviceSteps:
         self._recorded: dict[int, tuple[torch.Tensor, Callable[[], None]]] = {}
         self._calls: deque[_Call] = deque()
         self._new_call = False
-        self._launches: dict[int, int] = {}  # by slot: tokens drawn or on their way
+        # By row, not by slot: rows move, and tokens of a row that left its slot may still be on their way.
+        self._launches: dict[RowState, int] = {}  # tokens drawn or on their way
         self._active: tuple[int, ...] = ()
-        self._ties: set[int] = set()
+        self._ties: set[RowState] = set()
         self._prefixes: dict[tuple[int, ...], Prefix] = {}
-        self._shared: dict[int, Prefix] = {}  # by slot, until its prefill
+        self._shared: dict[RowState, Prefix] = {}  # until their prefill
         self._seen_at = time.monotonic()
 
     # ------------------------------------------------------------------ rows
@@ -95,7 +96,7 @@ class DeviceSteps:
         if key and prefix is None and self._may_keep_another():
             prefix = self._prefixes[key] = self._cache.make_prefix(row.slot, len(key))
         if prefix:
-            self._shared[row.slot] = prefix
+            self._shared[row] = prefix
         return True
 
     def _prefix_key(self, row: RowState, tokens: int) -> tuple[int, ...]:
@@ -116,31 +117,28 @@ class DeviceSteps:
     def release(self, row: RowState) -> None:
         """Take back a row's pages; what is still on its way for them stays in the stream before any other use."""
         self._cache.release(row.slot)
-        self._shared.pop(row.slot, None)
-        self._launches.pop(row.slot, None)
-        self._ties.discard(row.slot)
+        self._shared.pop(row, None)
+        self._launches.pop(row, None)
+        self._ties.discard(row)
 
     def move(self, row: RowState, target: int) -> None:
         """Move a row to a free slot: its table and what the device knows of it, not its keys and values."""
         self._cache.move(row.slot, target)
         self._state.move(row.slot, target)
-        self._launches[target] = self._launches.pop(row.slot)
-        if row.slot in self._ties:
-            self._ties.remove(row.slot)
-            self._ties.add(target)
         self._upload_tables([target])
 
     # ------------------------------------------------------------------ prefill
 
     def prefill(self, rows: Sequence[RowState], decoding: int) -> None:
         """Launch the prompts of new rows, in as few calls as the chunk allows, and the draws of their first tokens."""
+        self._begin()
         with self._failures(rows):
             self._upload_tables([row.slot for row in rows])
             self._upload_state(rows)
             for call in self._packed(rows):
                 self._prefill_call(call, decoding)
             for row in rows:
-                if prefix := self._shared.pop(row.slot, None):
+                if prefix := self._shared.pop(row, None):
                     prefix.ready = True
 
     def _packed(self, rows: Sequence[RowState]) -> list[list[_Piece]]:
@@ -149,7 +147,7 @@ class DeviceSteps:
         whole: list[_Piece] = []
         for row in rows:
             ids = row.known_ids
-            prefix = self._shared.get(row.slot)
+            prefix = self._shared.get(row)
             if prefix and not prefix.ready and not any(prefix is one for one in computing):
                 computing.append(prefix)
                 prefix = None
@@ -224,7 +222,7 @@ class DeviceSteps:
             self._state.seeds[at] = seed_words.clone().view(torch.int64)
             self._state.seen[at] = seen.view(len(rows), -1)
         for row in rows:
-            self._launches[row.slot] = len(row.ids)
+            self._launches[row] = len(row.ids)
 
     def _upload_tables(self, slots: Sequence[int]) -> None:
         tables = self._cache.row_tables(slots)
@@ -234,25 +232,34 @@ class DeviceSteps:
                 group.table[at.long()] = table.view(len(slots), -1)
 
     def _sent(self, arrays: Sequence[np.typing.NDArray[np.generic]]) -> list[torch.Tensor]:
-        """Return int32 arrays as tensors on the device, after one copy that nothing waits for."""
-        joined = torch.from_numpy(np.concatenate([array.astype(np.int32, copy=False) for array in arrays]))
+        """Return int32 arrays as tensors on the device, after one copy that nothing waits for.
+
+        Each begins at a multiple of 16 bytes: Triton compiles a kernel again for every alignment of its arguments.
+        """
+        places = np.cumsum([0, *(-(-len(array) // _ALIGNED) * _ALIGNED for array in arrays)])
+        whole = np.zeros(places[-1], np.int32)
+        for place, array in zip(places, arrays, strict=False):
+            whole[place : place + len(array)] = array
+        joined = torch.from_numpy(whole)
         if self.device.type == "cuda":
             joined = joined.pin_memory()  # else the copy would wait
         joined = joined.to(self.device, non_blocking=True)
-        return list(torch.split(joined, [len(array) for array in arrays]))
+        return [joined[place : place + len(array)] for place, array in zip(places, arrays, strict=False)]
 
     # ------------------------------------------------------------------ decode
 
     def decode(self, rows: Sequence[RowState]) -> None:
         """Launch one more token of every row that may have one."""
-        going = [row for row in rows if self._launches[row.slot] < row.prompt.max_new_tokens]
+        going = [row for row in rows if self._launches[row] < row.prompt.max_new_tokens]
         if not going:
             return
+        slots = tuple(sorted(row.slot for row in going))
+        count = max(bucket(slots[-1] + 1, self._cache.slots), min(_LEAST_ROWS, self._cache.slots))
+        self._begin()
         with self._failures():
-            slots = tuple(sorted(row.slot for row in going))
             if slots != self._active:
                 self._upload_active(slots)
-            count = max(bucket(slots[-1] + 1, self._cache.slots), min(_LEAST_ROWS, self._cache.slots))
+        with self._failures(repeatable=False):  # some rows may have advanced on the device, and would do so twice
             results = self._ties_drawn(count) if self._ties else self._step(count)
             self._note(going, [row.slot for row in going], results, len(going))
 
@@ -288,8 +295,8 @@ class DeviceSteps:
         self._active = slots
 
     @contextmanager
-    def _failures(self, new: Sequence[RowState] = ()) -> Iterator[None]:
-        """Tell apart what a failed call means. Raises NoMemory, EngineFailed, KernelsFailed.
+    def _failures(self, new: Sequence[RowState] = (), *, repeatable: bool = True) -> Iterator[None]:
+        """Tell apart what a failed call means. Raises NoMemory if it can be made again, EngineFailed, KernelsFailed.
 
         Tokens of `new` rows that are on their way are dropped: their prefill is made again.
         """
@@ -297,15 +304,10 @@ class DeviceSteps:
             yield
         except Exception as error:
             self._calls = deque(call for call in self._calls if not any(row in new for row in call.rows))
-            if out_of_memory(error):
-                memory = True
-            elif isinstance(error, getattr(torch, "AcceleratorError", ())):
-                raise EngineFailed(
-                    "The device reported an error and cannot compute any more.",
-                    where=type(error).__name__,
-                    next_step='run the same command again; if it happens again, set engine.kernels = "library"',
-                ) from None
-            else:
+            memory = out_of_memory(error)
+            if not memory and is_lost(self.device):
+                raise device_failed(error) from None
+            if not (memory and repeatable):
                 raise KernelsFailed(f"a kernel failed ({type(error).__name__})") from error
         else:
             memory = False
@@ -331,7 +333,8 @@ class DeviceSteps:
         """Give back cache, buffers and recordings; the weights stay."""
         self._recorded.clear()
         self._calls.clear()
-        del self._forward, self._cache, self._state
+        for name in ("_forward", "_cache", "_state"):  # also after it was closed already
+            vars(self).pop(name, None)
 
     # ------------------------------------------------------------------ tokens
 
@@ -346,7 +349,7 @@ class DeviceSteps:
         else:
             host = results.clone()
         for row in rows:
-            self._launches[row.slot] += 1
+            self._launches[row] += 1
         self._calls.append(_Call(tuple(rows), tuple(places), host, ready, active))
         self._new_call = True
 
@@ -358,9 +361,15 @@ class DeviceSteps:
         self._new_call = False
         return found
 
+    def _begin(self) -> None:
+        """Charge no row for the time in which the device had nothing to compute."""
+        if not self._calls:
+            self._seen_at = time.monotonic()
+
     def _read(self, call: _Call) -> list[Drawn]:
         if call.ready is not None:
-            call.ready.synchronize()
+            with self._failures(repeatable=False):  # what went wrong on the device is reported here
+                call.ready.synchronize()
         now = time.monotonic()
         charge([row for row in call.rows if not row.finish], now - self._seen_at, call.active)
         self._seen_at = now
@@ -369,9 +378,9 @@ class DeviceSteps:
         for row, place in zip(call.rows, call.places, strict=True):
             token = values[place]
             if token == TOO_MANY_TIES:
-                if not row.finish:  # nothing was drawn, and the next step computes the same again
-                    self._launches[row.slot] -= 1
-                    self._ties.add(row.slot)
+                if row in self._launches:  # nothing was drawn, and the next step computes the same again
+                    self._launches[row] -= 1
+                    self._ties.add(row)
             else:
                 fault = "the model's logits are not finite numbers" if token == NOT_FINITE else ""
                 found.append(Drawn(row, token, now, fault))

@@ -50,12 +50,13 @@ class Forward:
     ) -> None:
         """Reserve the buffers for `chunk` tokens in a prefill call, and for a decode step of all slots.
 
-        `reproducible`: products sum in an order that does not depend on the number of rows. `residual_dtype` is the
-        weights' type unless given: float16 overflows in Gemma's residual stream.
+        `reproducible`: products sum in an order that does not depend on the number of rows, if the GPU is fast at it.
+        `residual_dtype` is the weights' type unless given: float16 overflows in Gemma's residual stream.
         """
         self.weights, self.cache = weights, cache
         self.launch = Launcher()
-        self._reproducible = reproducible
+        # Before compute capability 8.0 Triton multiplies without matrix units, many times slower than cuBLAS.
+        self._reproducible = reproducible and self.launch.capability(weights.head) >= 80
         self.chunk = chunk
         most_tokens = max(chunk, cache.slots)
         splits = -(-cache.capacity // SPLIT_TOKENS)

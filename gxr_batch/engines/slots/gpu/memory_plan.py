@@ -90,7 +90,10 @@ def _plan(sizes: Sizes, slots: int, capacity: int, chunk: int, budget: int) -> M
 
 
 def buffer_bytes(sizes: Sizes, *, slots: int, capacity: int, tokens: int) -> int:
-    """Return the bytes of the buffers of `forward.Forward` and of what `slot_state.SlotState` knows of every slot."""
+    """Return the bytes of the buffers of `forward.Forward` and of what `slot_state.SlotState` knows of every slot.
+
+    With those of the angles of every position, which `fused_weights.fuse` computes for each kind of layer.
+    """
     element = sizes.element_bytes
     queries = sizes.heads * sizes.head_size
     qkv = queries + 2 * sizes.kv_heads * sizes.head_size
@@ -100,7 +103,8 @@ def buffer_bytes(sizes: Sizes, *, slots: int, capacity: int, tokens: int) -> int
     a_slot = sizes.heads * splits * (sizes.head_size + 2) * 4 + sizes.hidden * element
     a_slot += sizes.vocab * element  # logits
     a_slot += sizes.vocab // 8 + sizes.vocab // 256 * 4 + 1024 * 8 + 64  # seen ids, block maxima, candidates, numbers
-    return tokens * a_token + slots * a_slot
+    angles = len(set(sizes.windows)) * capacity * sizes.head_size * 4
+    return tokens * a_token + slots * a_slot + angles
 
 
 def windows_of(layer_kinds: Sequence[str], window: int) -> tuple[int, ...]:

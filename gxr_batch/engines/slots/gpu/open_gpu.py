@@ -12,10 +12,10 @@ from gxr_batch.engines.slots.decoder_layout import layer_kinds
 from gxr_batch.engines.slots.gpu.fused_weights import Weights, fuse, why_not
 from gxr_batch.engines.slots.gpu.memory_plan import MemoryPlan, Sizes, plan, windows_of
 from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
-from gxr_batch.engines.slots.row_steps import Steps
+from gxr_batch.engines.slots.row_steps import Steps, device_failed
 from gxr_batch.job import EngineSection
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.device_memory import out_of_memory
+from gxr_batch.models.device_memory import is_lost, out_of_memory
 
 
 class GpuUnavailable(Exception):
@@ -38,7 +38,7 @@ class OpenedGpu(NamedTuple):
 def open_gpu(model: Any, engine: EngineSection, sampling: Sampling, *, capacity: int, budget: int) -> OpenedGpu:
     """Return the steps of a loaded model within `budget` bytes, compared with the library. Raises GpuUnavailable.
 
-    The model stays usable by the library: see fused_weights.
+    Raises EngineFailed if the GPU cannot compute any more. The model stays usable by the library: see fused_weights.
     """
     if reason := why_not(model):
         raise GpuUnavailable(reason)
@@ -54,10 +54,10 @@ def open_gpu(model: Any, engine: EngineSection, sampling: Sampling, *, capacity:
     except GpuUnavailable:
         raise
     except Exception as error:  # whatever Triton, its compiler and the driver raise
+        if is_lost(model.device):
+            raise device_failed(error) from None
         why, memory = type(error).__name__, out_of_memory(error)
     # Outside the handler, which keeps the tensors of the failed attempt alive.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     raise GpuUnavailable("there is too little memory for it" if memory else f"a kernel failed ({why})")
 
 
@@ -79,6 +79,8 @@ def _opened(model: Any, found: MemoryPlan, engine: EngineSection, sampling: Samp
         try:
             steps.record_steps()
         except Exception as error:
+            if is_lost(weights.device):
+                raise
             notices.append(f"Decode steps are not recorded: the recording failed ({type(error).__name__}).")
     name = f"GPU kernels, {str(weights.dtype).removeprefix('torch.')} (Triton {TRITON_VERSION})"
     return OpenedGpu(steps, found, name, compared.same_bits, tuple(notices))

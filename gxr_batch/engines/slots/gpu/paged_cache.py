@@ -92,9 +92,10 @@ class PagedCache:
         group = next(one for one in self.groups if number in one.of_layer)
         return group.of_layer[number], group.table
 
-    def has_room(self, tokens: int) -> bool:
-        """Return whether a row of so many tokens gets its pages now, without a shared prefix."""
-        return all(need <= len(group.free) for need, group in zip(self._columns(tokens), self.groups, strict=True))
+    def has_room(self, *tokens: int) -> bool:
+        """Return whether a row of so many tokens, or several, get their pages now, without a shared prefix."""
+        needs = zip(*map(self._columns, tokens), strict=True)
+        return all(sum(need) <= len(group.free) for need, group in zip(needs, self.groups, strict=True))
 
     def take(self, slot: int, tokens: int, prefix: Prefix | None = None) -> None:
         """Give a free slot the pages for a row of so many tokens, the first of them those of `prefix`.

@@ -13,6 +13,9 @@ from gxr_batch.engines.slots.gpu.launch import Launcher
 from gxr_batch.engines.slots.token_sampling import Seen, draw, penalised, top_candidates
 from gxr_batch.job.sampling import Sampling
 
+# Rows whose vocabulary is sorted at a time: each takes about 60 bytes a token meanwhile.
+_SORTED_ROWS = 8
+
 
 class SlotState:
     """Newest token, its position, seed, step and seen ids of each slot; and the draws that advance them."""
@@ -60,8 +63,14 @@ class SlotState:
     @torch.inference_mode()
     def draw_ties(self, logits: torch.Tensor, slots: torch.Tensor) -> None:
         """Draw, from the whole sorted vocabulary, for those rows whose result is TOO_MANY_TIES."""
-        rows = len(slots)
-        results, at = self.results[:rows], slots.long()
+        for first in range(0, len(slots), _SORTED_ROWS):
+            piece = slice(first, min(first + _SORTED_ROWS, len(slots)))
+            self._draw_sorted(logits[piece], slots[piece], self.results[piece], self._every[piece])
+
+    def _draw_sorted(
+        self, logits: torch.Tensor, slots: torch.Tensor, results: torch.Tensor, every: torch.Tensor
+    ) -> None:
+        rows, at = len(slots), slots.long()
         wanted = (results == kernel.TOO_MANY_TIES) & (slots >= 0)
         own = at.clamp(min=0)
         scores = logits.float()
@@ -77,7 +86,7 @@ class SlotState:
         results.copy_(torch.where(wanted, torch.where(finite, drawn, kernel.NOT_FINITE), results))
         good = wanted & finite
         # Rows without a draw write back to their slot what it holds.
-        target = torch.where(slots >= 0, at, self._every[:rows])
+        target = torch.where(slots >= 0, at, every)
         word, bit = (drawn // 32).long(), torch.ones_like(drawn) << (drawn % 32)
         for tensor, value in (
             (self.tokens, drawn),

@@ -89,10 +89,10 @@ def draw(
         "seen": Operand(seen, (count, words), INDICES, wide=True),
         "maxima": Operand(maxima, (rows, blocks(vocab)), WEIGHTS, wide=True),
     }
-    sizes = {"VOCAB": vocab, "WORDS": words, "BLOCKS": blocks(vocab), "PENALISED": penalty != 1}
+    sizes = {"VOCAB": vocab, "WORDS": words, "BLOCKS": blocks(vocab)}
     grid = (rows, -(-blocks(vocab) // _TILE))
     numbers: dict[str, int | float] = {"slot_count": count, "penalty": penalty}
-    launch(block_maxima, grid, shared, numbers, {**sizes, "TILE": _TILE})
+    launch(block_maxima, grid, shared, numbers, {**sizes, "TILE": _TILE, "PENALISED": penalty != 1})
     space = capacity(top_k) if not greedy else 1
     own = {
         "candidates": candidates if candidates is None else Operand(candidates, (rows, space), (torch.int64,)),
@@ -166,7 +166,6 @@ def draw_rows(
     PADDED: tl.constexpr,
     CHUNK: tl.constexpr,
     SPACE: tl.constexpr,
-    PENALISED: tl.constexpr,
     GREEDY: tl.constexpr,
 ):
     """Draw one row's token from its logits and block maxima. Overwrites the row's maxima."""
@@ -188,9 +187,8 @@ def draw_rows(
     if GREEDY:
         first = tl.min(tl.where(tops == best, block, PADDED), axis=0)
         groups = first * _GROUPS + tl.arange(0, _GROUPS)
-        values, known = _read(logits, seen, groups, VOCAB, WORDS, PENALISED)
-        if PENALISED:
-            values = tl.where(known, _penalised(values, penalty), values)
+        values, known = _read(logits, seen, groups, VOCAB, WORDS, True)
+        values = tl.where(known, _penalised(values, penalty), values)
         token = tl.min(tl.min(tl.where(values == best, _ids(groups), _MOST_ID), axis=1), axis=0)
     else:
         # At least k tokens reach the k-th largest maximum, so no token below it is kept: nor below a lower floor.
@@ -213,17 +211,13 @@ def draw_rows(
         tl.store(maxima + tl.cumsum(hit, axis=0) - 1, block.to(tl.float32), mask=hit != 0)
         tl.debug_barrier()
         candidates += row * SPACE
-        found = _collect(
-            logits, seen, maxima, reached, floor, penalty, candidates, VOCAB, WORDS, PENALISED, CHUNK, SPACE
-        )
+        found = _collect(logits, seen, maxima, reached, floor, penalty, candidates, VOCAB, WORDS, CHUNK, SPACE)
         # Too many if good tokens share few blocks: then look for a floor between, which only ties can prevent.
         missed = found > SPACE
         ceiling = _key(best).to(tl.int64) + 1
         while missed & (ceiling - floor > 1):
             middle = floor + (ceiling - floor) // 2
-            found = _collect(
-                logits, seen, maxima, reached, middle, penalty, candidates, VOCAB, WORDS, PENALISED, CHUNK, SPACE
-            )
+            found = _collect(logits, seen, maxima, reached, middle, penalty, candidates, VOCAB, WORDS, CHUNK, SPACE)
             missed = (found > SPACE) | (found < top_k)
             floor = tl.where(found > SPACE, middle, floor)
             ceiling = tl.where(found < top_k, middle, ceiling)
@@ -290,7 +284,6 @@ def _collect(
     candidates,
     VOCAB: tl.constexpr,
     WORDS: tl.constexpr,
-    PENALISED: tl.constexpr,
     CHUNK: tl.constexpr,
     SPACE: tl.constexpr,
 ):
@@ -306,9 +299,8 @@ def _collect(
         entry = first + group // _GROUPS
         block = tl.load(listed + entry, mask=entry < count, other=0).to(tl.int32)
         groups = tl.where(entry < count, block * _GROUPS + group % _GROUPS, WORDS)  # WORDS: past the vocabulary
-        values, known = _read(logits, seen, groups, VOCAB, WORDS, PENALISED)
-        if PENALISED:
-            values = tl.where(known, _penalised(values, penalty), values)
+        values, known = _read(logits, seen, groups, VOCAB, WORDS, True)
+        values = tl.where(known, _penalised(values, penalty), values)
         keys = _key(values)
         hit = (keys >= floor.to(tl.int32)).to(tl.int32)  # 64 bits for each key would be many registers
         counts = tl.sum(hit, axis=1)

@@ -191,7 +191,7 @@ def tokens(bench: Bench) -> dict[str, Any]:
     return found | {"of": len(work)}
 
 
-def neighbours(bench: Bench) -> dict[str, Any]:
+def alongside(bench: Bench) -> dict[str, Any]:
     """Compare sampled texts in bfloat16 at several numbers of slots, in another order."""
     bench.model()
     work = bench.work(bench.rows)
@@ -371,7 +371,7 @@ def timed(bench: Bench, run: Callable[[], Any], times: int) -> float:
 FIRST: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "agree": agree,
     "tokens": tokens,
-    "neighbours": neighbours,
+    "alongside": alongside,
     "graphs": graphs,
     "memory": memory,
 }
@@ -403,8 +403,8 @@ def main() -> None:
     names += [*(FIRST if options.first else ()), *(SECOND if options.second else ())]
     if unknown := [name for name in names if name not in every] or ([] if names else ["nothing asked for"]):
         parser.error(f"{', '.join(unknown)}: choose from {', '.join(every)}")
-    card = torch.cuda.get_device_name(bench.device) if bench.on_gpu else "CPU, interpreted: no times"
-    results: dict[str, Any] = {"device": card, "torch": torch.__version__, "shape": options.shape, "steps": {}}
+    name_of = torch.cuda.get_device_name(bench.device) if bench.on_gpu else "CPU, interpreted: no times"
+    results: dict[str, Any] = {"device": name_of, "torch": torch.__version__, "shape": options.shape, "steps": {}}
     torch.backends.cuda.matmul.allow_tf32 = False
     began = time.monotonic()
     for name in names:

@@ -205,7 +205,7 @@ class Crowded(LibraryModel):
 def test_every_error_that_means_too_little_memory_splits_the_batch(error):
     class Refusing(LibraryModel):
         def decode(self, slots, ids, positions):
-            if len(slots) > 4:
+            if len(slots) > 8:
                 raise error
             return super().decode(slots, ids, positions)
 

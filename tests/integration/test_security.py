@@ -85,7 +85,9 @@ def test_no_line_of_the_package_trusts_remote_code_or_loads_pickles():
     for path, call in calls():
         keys = {key.arg: ast.unparse(key.value) for key in call.keywords}
         assert keys.get("trust_remote_code", "False") == "False", path
-        assert name_of(call) not in {"torch.load", "pickle.load", "pickle.loads", "eval", "exec", "np.load"}, path
+        assert name_of(call) not in {"pickle.load", "pickle.loads", "eval", "exec", "np.load"}, path
+        # A resumed fine-tuning reads the optimizer's tensors so; torch refuses everything else then.
+        assert name_of(call) != "torch.load" or keys.get("weights_only") == "True", path
         assert keys.get("shell", "False") == "False", path
         if name_of(call).endswith("from_pretrained"):
             loading += 1

@@ -293,6 +293,9 @@ class ModelSection(Section):
     max_seq_length: int = Field(default=2048, ge=16, le=MOST_TOKENS)
 
 
+MOST_SAMPLES = 1000  # of one row
+
+
 class SamplingSection(Section):
     """How the next token is drawn. A key that is None takes the preset's value."""
 
@@ -303,7 +306,7 @@ class SamplingSection(Section):
     top_k: int | None = Field(default=None, ge=0, le=MOST)
     repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | Literal["new"] = 0
-    samples_per_row: int = Field(default=1, ge=1, le=1000)
+    samples_per_row: int = Field(default=1, ge=1, le=MOST_SAMPLES)
 
     def settings(self) -> Sampling:
         """Return the preset's settings overridden by the keys that are set."""

@@ -18,6 +18,7 @@ from gxr_batch.disk import denied, not_plain, storage_errors, write_text
 from gxr_batch.errors import LaterVersion, RunError
 from gxr_batch.files import DEEPEST, NotPlain, json_object, read_json, require_folder
 from gxr_batch.job import recorded_job
+from gxr_batch.job.schema import MOST_SAMPLES
 from gxr_batch.ledger.parts import PARTS_NAME, file_metadata, part_numbers, part_path, refuse_later_parts
 from gxr_batch.ledger.reviews import REVIEWS_NAME, refuse_later_reviews
 from gxr_batch.ledger.run_format import FORMAT, later_version, refuse_later_format
@@ -41,8 +42,6 @@ _KINDS: dict[str, Any] = {
     "released": dict,
     "workers": dict,
 }
-# The job file's limit, and more memory for each row than any table needs.
-_MOST_SAMPLES = 1000
 
 
 @dataclass(kw_only=True)
@@ -151,7 +150,7 @@ def _validate(manifest: Manifest) -> None:
         wrong
         or not all(isinstance(shape, dict) for shape in shapes)
         or not isinstance(samples, int)
-        or not 1 <= samples <= _MOST_SAMPLES
+        or not 1 <= samples <= MOST_SAMPLES
     ):
         raise ValueError
 

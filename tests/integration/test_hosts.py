@@ -240,7 +240,7 @@ WRONG = {
     "a list of names": (of_the_list(["config.json"]), "did not send a list of files"),
     "a file above": (of_the_list([FILE | {"path": f"{UP}.json"}]), f"outside of its repository: {UP}.json"),
     "a file below and above": (of_the_list([FILE | {"path": "a/../../b.json"}]), "outside of its repository"),
-    "an absolute file": (of_the_list([FILE | {"path": "/tmp/x.json"}]), "outside of its repository: /tmp/x.json"),
+    "an absolute file": (of_the_list([FILE | {"path": "/x.json"}]), "outside of its repository: /x.json"),
     "a file of Windows": (of_the_list([FILE | {"path": "..\\x.json"}]), "outside of its repository"),
     "a terminal code": (of_the_list([FILE | {"path": "\x1b[2J.json"}]), r"outside of its repository: \x1b[2J.json"),
     "a size of no file": (of_the_list([FILE | {"size": 10**30}]), "did not send a list of files"),

@@ -210,7 +210,7 @@ def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -
             next_step='set engine.kind = "generate"',
         )
     record = None
-    if job.engine.cuda_graphs and loaded.device.startswith("cuda:") and "," not in loaded.device:
+    if job.engine.cuda_graphs and _is_on_one_gpu(loaded):
         record = cuda_recorder()
     elif job.engine.cuda_graphs:
         notices.append("engine.cuda_graphs has no effect: the model is not on a single GPU.")

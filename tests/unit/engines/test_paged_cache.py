@@ -20,7 +20,6 @@ GEMMA_4B = Sizes(
     vocab=262_208,
     windows=windows_of(["sliding_attention"] * 5 + ["full_attention"], 1024) * 5 + (1024,) * 4,
     element_bytes=2,
-    residual_bytes=2,
 )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from gxr_batch.engines.slots.decoder_layout import decoder_of
-from gxr_batch.engines.slots.gpu.forward import Forward, Packed
+from gxr_batch.engines.slots.gpu.forward import Forward, Packed, Piece, in_calls
 
 # |ours - theirs| / |theirs| over a token's logits, in the Euclidean norm.
 _MOST_DIFFERENCE = {torch.bfloat16: 0.06, torch.float16: 0.02, torch.float32: 1e-3}
@@ -97,36 +97,14 @@ def _upload(forward: Forward, slots: Sequence[int]) -> None:
 
 def _prefilled(forward: Forward, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Compute the prompts without their last tokens, at most a chunk of tokens in a call."""
-    device, most = forward.weights.device, forward.chunk
-    last: dict[int, torch.Tensor] = {}
-    done = [0] * len(prompts)
-    wholes = [len(ids) - _STEPS for ids in prompts]
-    while any(first < whole for first, whole in zip(done, wholes, strict=True)):
-        left, slots, firsts, ids, ends = most, [], [], [], {}
-        for slot, whole in enumerate(wholes):
-            count = min(left, whole - done[slot])
-            if count:
-                slots.append(slot)
-                firsts.append(done[slot])
-                ids.append(list(prompts[slot][done[slot] : done[slot] + count]))
-                done[slot], left = done[slot] + count, left - count
-                if done[slot] == whole:
-                    ends[slot] = sum(map(len, ids)) - 1
-        lengths = [len(own) for own in ids]
-        positions = np.concatenate([np.arange(first, first + len(own)) for first, own in zip(firsts, ids, strict=True)])
-        packed = Packed(
-            ids=_int32(np.concatenate(ids), device),
-            positions=_int32(positions, device),
-            slots=_int32(np.repeat(slots, lengths), device),
-            starts=_int32(np.concatenate([[0], np.cumsum(lengths)]), device),
-            sequence_slots=_int32(slots, device),
-            firsts=_int32(firsts, device),
-            longest=max(lengths),
-        )
-        logits = forward.prefill(packed, torch.tensor(list(ends.values()), device=device) if ends else None)
+    device = forward.weights.device
+    pieces = [Piece(slot, ids[:-_STEPS], 0) for slot, ids in enumerate(prompts)]
+    found: list[torch.Tensor] = []
+    for call in in_calls(pieces, forward.chunk):
+        logits = forward.prefill(Packed.of(call, lambda arrays: [_int32(array, device) for array in arrays]))
         if logits is not None:
-            last |= {slot: logits[row].to(torch.float32, copy=True) for row, slot in enumerate(ends)}
-    return [last[slot] for slot in range(len(prompts))]
+            found += logits.to(torch.float32, copy=True)
+    return found
 
 
 def _decoded(forward: Forward, prompts: Sequence[Sequence[int]], step: int) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -20,7 +20,7 @@ import torch
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS
 from gxr_batch.engines.slots.cuda_graphs import Record
 from gxr_batch.engines.slots.decoding_row import RowState, charge
-from gxr_batch.engines.slots.gpu.forward import Forward, Packed
+from gxr_batch.engines.slots.gpu.forward import Forward, Packed, Piece, in_calls
 from gxr_batch.engines.slots.gpu.kernels.sampling import NOT_FINITE, TOO_MANY_TIES
 from gxr_batch.engines.slots.gpu.paged_cache import Prefix
 from gxr_batch.engines.slots.gpu.slot_state import SlotState, bitmap
@@ -43,15 +43,6 @@ class _Call(NamedTuple):
     results: torch.Tensor
     ready: torch.cuda.Event | None
     active: int
-
-
-class _Piece(NamedTuple):
-    """Tokens of one row in a prefill call, from position `first`; `ends`: the prompt ends with them."""
-
-    row: RowState
-    ids: Sequence[int]
-    first: int
-    ends: bool
 
 
 class DeviceSteps:
@@ -135,16 +126,17 @@ class DeviceSteps:
         with self._failures(rows):
             self._upload_tables([row.slot for row in rows])
             self._upload_state(rows)
-            for call in self._packed(rows):
-                self._prefill_call(call, decoding)
+            of_slot = {row.slot: row for row in rows}
+            for call in in_calls(self._pieces(rows), self._chunk):
+                self._prefill_call(call, of_slot, decoding)
             for row in rows:
                 if prefix := self._shared.pop(row, None):
                     prefix.ready = True
 
-    def _packed(self, rows: Sequence[RowState]) -> list[list[_Piece]]:
-        """Divide prompts into calls of at most `chunk` tokens; who shares a prefix comes after who computes it."""
+    def _pieces(self, rows: Sequence[RowState]) -> list[Piece]:
+        """Return what is to be computed of each row; who shares a prefix comes after who computes it."""
         computing: list[Prefix] = []
-        whole: list[_Piece] = []
+        found: list[Piece] = []
         for row in rows:
             ids = row.known_ids
             prefix = self._shared.get(row)
@@ -152,52 +144,15 @@ class DeviceSteps:
                 computing.append(prefix)
                 prefix = None
             first = prefix.tokens if prefix else 0
-            whole.append(_Piece(row, ids[first:], first, ends=True))
-        calls: list[list[_Piece]] = [[]]
-        left = self._chunk
-        for piece in sorted(whole, key=lambda piece: piece.first > 0):
-            done = 0
-            while done < len(piece.ids):
-                part = piece.ids[done : done + left]
-                ends = done + len(part) == len(piece.ids)
-                calls[-1].append(_Piece(piece.row, part, piece.first + done, ends))
-                done, left = done + len(part), left - len(part)
-                if not left:
-                    calls.append([])
-                    left = self._chunk
-        return [call for call in calls if call]
+            found.append(Piece(row.slot, ids[first:], first))
+        return sorted(found, key=lambda piece: piece.first > 0)
 
-    def _prefill_call(self, call: Sequence[_Piece], decoding: int) -> None:
-        lengths = [len(piece.ids) for piece in call]
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        ending = [index for index, piece in enumerate(call) if piece.ends]
-        slots = [piece.row.slot for piece in call]
-        parts = self._sent(
-            [
-                np.concatenate([np.asarray(piece.ids) for piece in call]),
-                np.concatenate([np.arange(piece.first, piece.first + len(piece.ids)) for piece in call]),
-                np.repeat(slots, lengths),
-                starts,
-                np.asarray(slots),
-                np.asarray([piece.first for piece in call]),
-                np.asarray([starts[index + 1] - 1 for index in ending], np.int64),
-                np.asarray([slots[index] for index in ending], np.int64),
-            ]
-        )
-        ids, positions, token_slots, cuts, sequence_slots, firsts, ends, end_slots = parts
-        packed = Packed(
-            ids=ids,
-            positions=positions,
-            slots=token_slots,
-            starts=cuts,
-            sequence_slots=sequence_slots,
-            firsts=firsts,
-            longest=max(lengths),
-        )
-        logits = self._forward.prefill(packed, ends.long() if ending else None)
+    def _prefill_call(self, call: Sequence[Piece], of_slot: Mapping[int, RowState], decoding: int) -> None:
+        packed = Packed.of(call, self._sent)
+        logits = self._forward.prefill(packed)
         if logits is not None:
-            results = self._state.draw(logits, end_slots)
-            drawing = [call[index].row for index in ending]
+            results = self._state.draw(logits, packed.end_slots)
+            drawing = [of_slot[piece.slot] for piece in call if piece.ends]
             self._note(drawing, range(len(drawing)), results, decoding + len(drawing))
 
     def _upload_state(self, rows: Sequence[RowState]) -> None:

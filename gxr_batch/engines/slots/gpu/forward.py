@@ -6,9 +6,12 @@ run the same layers and differ only in their attention. Nothing here waits for t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from gxr_batch.engines.slots.gpu.fused_weights import Weights
@@ -21,10 +24,41 @@ from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
 _Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor], None]
 
 
+# Sends int32 arrays to the device.
+Send = Callable[[Sequence[npt.NDArray[Any]]], list[torch.Tensor]]
+
+
+class Piece(NamedTuple):
+    """Tokens of one slot in a prefill call, from position `first`; `ends`: the prompt ends with them."""
+
+    slot: int
+    ids: Sequence[int]
+    first: int
+    ends: bool = True
+
+
+def in_calls(prompts: Iterable[Piece], chunk: int) -> list[list[Piece]]:
+    """Divide prompts, in their order, into calls of at most `chunk` tokens."""
+    calls: list[list[Piece]] = [[]]
+    left = chunk
+    for prompt in prompts:
+        done = 0
+        while done < len(prompt.ids):
+            part = prompt.ids[done : done + left]
+            ends = done + len(part) == len(prompt.ids)
+            calls[-1].append(Piece(prompt.slot, part, prompt.first + done, ends))
+            done, left = done + len(part), left - len(part)
+            if not left:
+                calls.append([])
+                left = chunk
+    return [call for call in calls if call]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Packed:
     """The tokens of several prompts, all int32: ids, positions and slots [T], and by sequence starts [B + 1], slots and
-    first positions [B]. `longest` is the most tokens of one sequence.
+    first positions [B]; the places `ends` of the prompts' last tokens and their slots. `longest` is the most tokens of
+    one sequence.
     """
 
     ids: torch.Tensor
@@ -33,7 +67,40 @@ class Packed:
     starts: torch.Tensor
     sequence_slots: torch.Tensor
     firsts: torch.Tensor
+    ends: torch.Tensor
+    end_slots: torch.Tensor
     longest: int
+
+    @classmethod
+    def of(cls, call: Sequence[Piece], send: Send) -> Packed:
+        """Send the pieces of a call to the device, one after the other."""
+        lengths = [len(piece.ids) for piece in call]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        slots = [piece.slot for piece in call]
+        ending = [index for index, piece in enumerate(call) if piece.ends]
+        ids, positions, token_slots, cuts, sequence_slots, firsts, ends, end_slots = send(
+            [
+                np.concatenate([np.asarray(piece.ids) for piece in call]),
+                np.concatenate([np.arange(piece.first, piece.first + len(piece.ids)) for piece in call]),
+                np.repeat(slots, lengths),
+                starts,
+                np.asarray(slots),
+                np.asarray([piece.first for piece in call]),
+                np.asarray([starts[index + 1] - 1 for index in ending], np.int64),
+                np.asarray([slots[index] for index in ending], np.int64),
+            ]
+        )
+        return cls(
+            ids=ids,
+            positions=positions,
+            slots=token_slots,
+            starts=cuts,
+            sequence_slots=sequence_slots,
+            firsts=firsts,
+            ends=ends,
+            end_slots=end_slots,
+            longest=max(lengths),
+        )
 
 
 class Forward:
@@ -45,13 +112,11 @@ class Forward:
         cache: PagedCache,
         *,
         chunk: int,
-        residual_dtype: torch.dtype | None = None,
         reproducible: bool,
     ) -> None:
         """Reserve the buffers for `chunk` tokens in a prefill call, and for a decode step of all slots.
 
         `reproducible`: products sum in an order that does not depend on the number of rows, if the GPU is fast at it.
-        `residual_dtype` is the weights' type unless given: float16 overflows in Gemma's residual stream.
         """
         self.weights, self.cache = weights, cache
         self.launch = Launcher()
@@ -66,7 +131,7 @@ class Forward:
         def buffer(*shape: int, dtype: torch.dtype = weights.dtype) -> torch.Tensor:
             return torch.zeros(*shape, dtype=dtype, device=weights.device)
 
-        self._residual = buffer(most_tokens, weights.hidden, dtype=residual_dtype or weights.dtype)
+        self._residual = buffer(most_tokens, weights.hidden)
         self._normed = buffer(most_tokens, weights.hidden)
         self._projected = buffer(most_tokens, weights.hidden)
         self._qkv = buffer(most_tokens, queries + 2 * weights.kv_heads * size)
@@ -101,8 +166,8 @@ class Forward:
         return self._head(self._normed[:rows])
 
     @torch.inference_mode()
-    def prefill(self, packed: Packed, ends: torch.Tensor | None) -> torch.Tensor | None:
-        """Run packed prompts through the model; return the logits [ends, vocab] of the tokens `ends` [n] int64."""
+    def prefill(self, packed: Packed) -> torch.Tensor | None:
+        """Run packed prompts through the model; return the logits [ends, vocab], None if no prompt ends here."""
         scale = self.weights.score_scale
 
         def attend(
@@ -115,7 +180,8 @@ class Forward:
 
         count = len(packed.ids)
         self._layers(packed.ids, self._every[:count], packed.positions, packed.slots, attend)
-        if ends is None:
+        ends = packed.ends
+        if not len(ends):
             return None
         return self._head(torch.index_select(self._normed[:count], 0, ends, out=self._ends[: len(ends)]))
 

@@ -24,7 +24,7 @@ _SPARE_BYTES = 96 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The numbers of a model that decide its memory; bytes of an element, and of one in the residual stream."""
+    """The numbers of a model that decide its memory, and the bytes of an element."""
 
     hidden: int
     inner: int
@@ -34,7 +34,6 @@ class Sizes:
     vocab: int
     windows: tuple[int, ...]
     element_bytes: int
-    residual_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +96,7 @@ def buffer_bytes(sizes: Sizes, *, slots: int, capacity: int, tokens: int) -> int
     element = sizes.element_bytes
     queries = sizes.heads * sizes.head_size
     qkv = queries + 2 * sizes.kv_heads * sizes.head_size
-    a_token = sizes.hidden * (sizes.residual_bytes + 2 * element)
+    a_token = 3 * sizes.hidden * element
     a_token += (qkv + 2 * queries + 3 * sizes.inner) * element + 4
     splits = -(-capacity // SPLIT_TOKENS)
     a_slot = sizes.heads * splits * (sizes.head_size + 2) * 4 + sizes.hidden * element

@@ -63,6 +63,12 @@ def kept(cache: Path) -> Path:
     return library
 
 
+def replace(library: Path, content: bytes) -> None:
+    """Write in the place of a loaded library, and not into it: the process would crash at the next load."""
+    library.unlink()
+    library.write_bytes(content)
+
+
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory) -> bytes:
     """A library that leaves a file MARKER when it is loaded."""
@@ -96,7 +102,7 @@ def test_the_kernels_are_compiled_once_into_a_folder_of_this_user(cache, kernels
 def test_an_empty_or_cut_library_is_compiled_again_once(cache, kernels, damage):
     kernels()
     whole = kept(cache).read_bytes()
-    kept(cache).write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    replace(kept(cache), whole[: len(whole) // 2] if damage is None else damage)
     assert kernels()[1] == 1
     assert kept(cache).read_bytes()[:4] == b"\x7fELF"
     assert kernels()[1] == 0
@@ -117,7 +123,7 @@ def test_a_planted_library_is_not_loaded(cache, kernels, planted, how):
         (cache / "native" / library.name).write_bytes(sealed)
         library.unlink()
     else:
-        library.write_bytes(sealed)
+        replace(library, sealed)
         library.chmod(0o777)
     found, compiled = kernels()
     assert (compiled, found.why_not_kept) == (1, "")
@@ -130,7 +136,7 @@ def test_a_planted_library_is_not_loaded(cache, kernels, planted, how):
 def test_what_another_user_made_is_not_loaded(cache, kernels, planted, how):
     kernels()
     library = kept(cache)
-    library.write_bytes(planted + compile_kernels.hashlib.sha256(planted).digest())
+    replace(library, planted + compile_kernels.hashlib.sha256(planted).digest())
     os.chown(library, NOBODY, NOBODY)
     if how != "a file of another user":
         os.chown(library.parent, NOBODY, NOBODY)
@@ -167,14 +173,22 @@ def test_no_cache_is_in_the_current_folder(tmp_path, monkeypatch, home):
 # ---------------------------------------------------------------------------------------------------- demo model
 
 
+@pytest.fixture(scope="module")
+def weights(demo_model_dir, tmp_path_factory) -> Path:
+    """A copy that no other test links to: a link changes the times of a file."""
+    return Path(shutil.copy(demo_model_dir / "model.safetensors", tmp_path_factory.mktemp("weights")))
+
+
 @pytest.fixture
-def shared_demo(cache, demo_model_dir, monkeypatch) -> Path:
+def shared_demo(cache, demo_model_dir, weights, monkeypatch) -> Path:
     """The demo model in a cache folder that everybody can write to, and a conversion that takes no time."""
     folder = cache / "models" / demo.NAME
     folder.mkdir(parents=True)
     for path in demo_model_dir.iterdir():
-        linked = path.name == "model.safetensors" and path.stat().st_dev == cache.stat().st_dev
-        (os.link if linked else shutil.copy)(path, folder / path.name)
+        if path.name != weights.name:
+            shutil.copy(path, folder / path.name)
+    linked = weights.stat().st_dev == cache.stat().st_dev
+    (os.link if linked else shutil.copy)(weights, folder / weights.name)
 
     def convert(target, progress):
         target.mkdir()

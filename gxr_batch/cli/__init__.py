@@ -14,11 +14,8 @@ from typing import Any
 import click
 
 from gxr_batch.cli.exit_codes import Exit, reported
-from gxr_batch.cli.signals import ended_cleanly
 from gxr_batch.cli.streams import careful_streams
 from gxr_batch.errors import StorageError
-from gxr_batch.models.library_output import progress_on_stderr
-from gxr_batch.models.offline import asked_only_by_fetch
 
 # verb -> the line that `gxr-batch --help` shows; the verb is in the module of that name
 VERBS = {
@@ -68,6 +65,10 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a verb. Turn user and machine errors into one message and an exit code."""
+        from gxr_batch.cli.signals import ended_cleanly
+        from gxr_batch.models.library_output import progress_on_stderr
+        from gxr_batch.models.offline import asked_only_by_fetch
+
         # Waiting threads yield the CPU after a moment instead of spinning: several times faster if other work shares
         # the machine, and little slower if not. Read when torch loads its OpenMP runtime.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

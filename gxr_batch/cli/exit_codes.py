@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import resource
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -41,6 +39,8 @@ class Terminated(BaseException):
 @contextmanager
 def reported(ctx: click.Context) -> Iterator[None]:
     """Turn an error that a user can fix into a message on stderr and an exit code. A bug keeps its traceback."""
+    import resource  # here, as traceback below: `--help` needs neither
+
     try:
         if 0 <= resource.getrlimit(resource.RLIMIT_AS)[0] < _LEAST_MEMORY:
             raise MemoryError
@@ -80,6 +80,8 @@ def _report_other(ctx: click.Context, error: Exception) -> None:
 
 def _lack(error: BaseException | None) -> MachineError | None:
     """Return the error to report if memory or descriptors ran out; libraries show that in many ways."""
+    import resource
+
     while error is not None:
         number, text = getattr(error, "errno", None), str(error)
         if number in (errno.EMFILE, errno.ENFILE):
@@ -108,6 +110,8 @@ def _lack(error: BaseException | None) -> MachineError | None:
 
 def bug_report(error: BaseException | None) -> str:
     """Return the traceback of a bug without error messages, which may quote a cell."""
+    import traceback
+
     lines: list[str] = []
     while error is not None:
         own = [*traceback.format_tb(error.__traceback__), f"{type(error).__name__} (its message may quote the table)\n"]

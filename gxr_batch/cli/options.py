@@ -64,6 +64,6 @@ def say_to_stderr(quiet: bool) -> Callable[[str], None]:
 def open_run(path: Path) -> RunReader:
     """Return the run in a folder, or the run of a job file. Raises RunError if there is none, JobFileError."""
     from gxr_batch.ledger import RunReader
-    from gxr_batch.run.prepare import run_folder_of
+    from gxr_batch.run.output_folder import run_folder_of
 
     return RunReader(run_folder_of(path))

@@ -15,10 +15,8 @@ from pathlib import Path
 
 from gxr_batch.disk import temporary_folder, writable_by_others
 from gxr_batch.engines import create, resolve_worker
-from gxr_batch.engines.ray.cluster import load_ray
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
-from gxr_batch.engines.vllm import require_vllm
 from gxr_batch.errors import RowError, StorageError
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
@@ -29,9 +27,10 @@ from gxr_batch.records import Identity, Messages
 from gxr_batch.rows.ingest import ingest
 from gxr_batch.rows.table_reader import read_rows
 from gxr_batch.run.fingerprint import fingerprint, follow, refuse_other_texts
+from gxr_batch.run.output_folder import output_folder
 from gxr_batch.run.pipeline import TRUNCATED, Fitter
 from gxr_batch.run.planning import disk_needed
-from gxr_batch.run.prepare import Prepared, notices_of, output_folder, prepare, refuse_emptied
+from gxr_batch.run.prepare import Prepared, notices_of, prepare, refuse_emptied
 from gxr_batch.text_checks.screening import Screen
 
 _SHOWN = 3
@@ -112,8 +111,12 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
     if job.engine.kind in _LOCAL_ENGINES:
         four_bit = _measure_memory(found, job)
     elif job.engine.kind == "vllm":
+        from gxr_batch.engines.vllm import require_vllm
+
         require_vllm()
     elif job.engine.kind == "ray":
+        from gxr_batch.engines.ray.cluster import load_ray
+
         load_ray()
     _check_weights(job, four_bit=four_bit)
     found.notices += _shared_places(folder)

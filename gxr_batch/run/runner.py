@@ -22,9 +22,10 @@ from gxr_batch.ledger.manifest import known_manifest
 from gxr_batch.records import Completion, Key, Prompt, Result
 from gxr_batch.run.invocation import Invocation, Options, Progress, Say
 from gxr_batch.run.messages import of_lost_hint
+from gxr_batch.run.output_folder import output_folder
 from gxr_batch.run.pipeline import TRUNCATED, Kept, Work
 from gxr_batch.run.planning import longest_first
-from gxr_batch.run.prepare import output_folder, prepare
+from gxr_batch.run.prepare import prepare
 from gxr_batch.run.stop import Stopper, StopReason, Watch
 from gxr_batch.text_checks.flags import NOT_COMPUTED
 

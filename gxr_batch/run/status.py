@@ -14,7 +14,7 @@ from gxr_batch.disk import storage_errors
 from gxr_batch.errors import MachineError, RunError, StorageError
 from gxr_batch.ledger import Counts, RunReader, is_run
 from gxr_batch.ledger.exports import outdated
-from gxr_batch.run.prepare import run_folder_of
+from gxr_batch.run.output_folder import run_folder_of
 
 
 @dataclass(frozen=True, kw_only=True)

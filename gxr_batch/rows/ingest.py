@@ -69,7 +69,7 @@ def ingest(
     if id_column:
         require_usable(survey.schema.field(id_column).type, id_column)
     intake = _Intake(survey, fields, id_column)
-    with _target_errors(target), _collecting_rarely():
+    with _target_errors(target), _collecting_only_rows():
         if os.path.lexists(target):  # an earlier copy, or a link
             target.unlink()
         bases = Bases(target, ID, intake.copy(target, limit))
@@ -83,14 +83,16 @@ def ingest(
 
 
 @contextmanager
-def _collecting_rarely() -> Iterator[None]:
+def _collecting_only_rows() -> Iterator[None]:
     """Keep the garbage collector from going through all imported modules again for every few thousand rows."""
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, *before[1:])
+    ours = not gc.get_freeze_count()  # what a program that uses us has frozen stays so
+    if ours:
+        gc.freeze()
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        if ours:
+            gc.unfreeze()
 
 
 class _Intake:

@@ -1,10 +1,12 @@
 """Measures useful tokens per second of our engine and others, with the same prompts, output lengths and sampling.
 
-Each peer runs in a separate process and, if needed, environment. Peers are interleaved over the rounds; the slowest run
-in the first round only. Prints medians. Machines differ and are shared: compare ratios of one run.
+Each peer runs in a separate process and, if needed, environment. The first round tries every setting of every peer; the
+fastest setting of each competitor, ours included, also runs in the other rounds, interleaved. The slowest peers run in
+the first round only. Prints medians, in one table for full-precision weights and one for quantised weights; a ratio
+compares the best of ours with a peer in the same table. Machines differ and are shared: compare ratios of one run.
 
-    python benchmarks/engines.py                                # everything: about an hour on 2 cores
-    python benchmarks/engines.py --peers ours,vllm,openvino     # "ours" means every ours-...
+    python benchmarks/engines.py                                # everything: several hours on 2 cores
+    python benchmarks/engines.py --peers ours,openvino          # every ours-... and every openvino-...
     python benchmarks/engines.py --model smollm --rounds 1 --rows 16
     python benchmarks/engines.py --model 4b                     # random weights in the 4B shape, at 1, 8 and 16 slots
 
@@ -41,19 +43,24 @@ ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
 
 @dataclass(frozen=True)
 class Peer:
-    """One line of the table: a script, its options, and its environment ("" = this one)."""
+    """One line of a table: a script, its options, and its environment ("" = this one).
+
+    Peers of one `family` are settings of the same competitor.
+    """
 
     name: str
     script: str
     options: tuple[str, ...] = ()
     environment: str = ""
+    family: str = ""
     once: bool = False  # too slow to run in every round
+    quantised: bool = False
 
     def python(self) -> Path:
         """Return its interpreter: GXR_BATCH_PEER_<NAME>, or the one that install.sh made."""
         if not self.environment:
             return Path(sys.executable)
-        named = os.environ.get(f"GXR_BATCH_PEER_{self.environment.upper()}")
+        named = os.environ.get(f"GXR_BATCH_PEER_{self.environment.upper().replace('-', '_')}")
         return Path(named) if named else cache_home() / "peers" / self.environment / "bin" / "python"
 
     def missing(self) -> str:
@@ -62,37 +69,82 @@ class Peer:
         return f"missing: benchmarks/peers/install.sh {self.environment} (pip install {' '.join(packages)})"
 
 
-def _ours(name: str, *options: str) -> Peer:
-    return Peer(f"ours-{name}", "ours.py", options)
+def _ours(name: str, *options: str, family: str = "", quantised: bool = False) -> Peer:
+    return Peer(f"ours-{name}", "ours.py", options, family=family, quantised=quantised)
 
 
-LIBRARY = ("--backend", "library", "--slots", "32")
+def _openvino(*options: str, int8: bool = False) -> tuple[Peer, ...]:
+    """Return OpenVINO with a number of sequences, batched tokens, and the prefix cache or none."""
+    return tuple(
+        Peer(
+            "-".join(
+                ["openvino", *(["int8"] if int8 else []), str(sequences), str(tokens), *(["prefix"] if prefix else [])]
+            ),
+            "openvino_genai_ir.py",
+            ("--sequences", str(sequences), "--tokens", str(tokens), *(["--prefix"] if prefix else []), *options),
+            "openvino",
+            family="openvino-int8" if int8 else "openvino",
+            quantised=int8,
+        )
+        for sequences in (32, 64, 128)
+        for tokens in (256, 512, 2048)
+        for prefix in (False, True)
+    )
+
+
+def _vllm(environment: str) -> tuple[Peer, ...]:
+    return tuple(
+        Peer(
+            f"{environment}-{sequences}-{tokens}",
+            "vllm_cpu.py",
+            ("--sequences", str(sequences), "--tokens", str(tokens)),
+            environment,
+            family=environment,
+        )
+        for sequences in (32, 64, 128)
+        for tokens in (512, 2048)
+    )
+
+
+LIBRARY = ("--kernels", "library", "--slots", "32")
 PEERS = (
     Peer("guide", "guide.py", once=True),
     Peer("pipeline16", "pipeline.py", once=True),
     Peer("static16", "static.py", ("--batch", "16"), once=True),
     Peer("static32", "static.py", ("--batch", "32"), once=True),
     Peer("continuous", "continuous.py", once=True),
-    Peer("vllm", "vllm_cpu.py", environment="vllm", once=True),
+    *_vllm("vllm"),
+    *_vllm("vllm-zentorch"),
     *(
-        Peer(f"llamacpp-{rows}", "llamacpp.py", ("--parallel", str(rows)), environment="llamacpp", once=True)
-        for rows in (8, 16, 32)
+        Peer(
+            f"llamacpp-{kind}-{rows}",
+            "llamacpp.py",
+            ("--parallel", str(rows), "--weights", kind),
+            environment="llamacpp",
+            family=f"llamacpp-{kind}",
+            quantised=True,
+        )
+        for kind in ("q4", "q8")
+        for rows in (8, 16, 32, 64)
     ),
-    Peer("openvino", "openvino_genai_ir.py", environment="openvino"),
-    *(_ours(str(slots), "--slots", str(slots)) for slots in (8, 16, 32, 64)),
-    _ours("32-no-prefix", "--slots", "32", "--no-prefix"),
+    *_openvino(),
+    *_openvino("--int8", int8=True),
+    *(_ours(str(slots), "--slots", str(slots), family="ours") for slots in (32, 64, 128, 256)),
+    _ours("auto", "--slots", "auto", family="ours"),
+    _ours("8", "--slots", "8"),
+    _ours("16", "--slots", "16"),
+    _ours("64-no-prefix", "--slots", "64", "--no-prefix"),
     _ours("32-library", *LIBRARY),
     _ours("32-library-fast", *LIBRARY, "--not-reproducible"),
     _ours("32-library-no-prefix", *LIBRARY, "--no-prefix"),
     _ours("32-library-float32", *LIBRARY, "--dtype", "float32"),
     _ours("1", "--slots", "1"),
-    _ours("8-nf4", "--backend", "library", "--slots", "8", "--nf4"),
+    _ours("8-nf4", "--kernels", "library", "--slots", "8", "--nf4", quantised=True),
 )
 ONLY_NAMED = {"ours-1", "ours-8-nf4"}
 PEERS_OF = {"4b": "ours-1,ours-8,ours-16,ours-8-nf4"}  # by default; other models run all except ONLY_NAMED
 ROWS_OF = {"4b": 16}
 ANSWERS_OF = {"4b": (16, 48)}
-REFERENCES = ("ours-64", "ours-32", "ours-16", "ours-8")
 
 
 @dataclass
@@ -225,7 +277,7 @@ def run_rounds(peers: list[Peer], rounds: int, task: Path, model: Path) -> tuple
     for number in range(1, rounds + 1):
         for peer in [Peer("machine", "machine.py"), *peers]:
             outcome = machine if peer.name == "machine" else outcomes[peer.name]
-            if outcome.problem or (peer.once and number > 1):
+            if outcome.problem or (number > 1 and (peer.once or not is_best(peer, peers, outcomes))):
                 continue
             result = run_script(peer, task, model)
             if "skipped" in result:
@@ -234,6 +286,12 @@ def run_rounds(peers: list[Peer], rounds: int, task: Path, model: Path) -> tuple
                 outcome.results.append(result)
             print(f"round {number}: {peer.name}: {_progress(outcome)}", file=sys.stderr, flush=True)
     return outcomes, machine
+
+
+def is_best(peer: Peer, peers: list[Peer], outcomes: dict[str, Outcome]) -> bool:
+    """Return whether no other setting of the same competitor was faster in the first round."""
+    measured = [one for one in peers if peer.family and one.family == peer.family and outcomes[one.name].results]
+    return not measured or peer is max(measured, key=lambda one: outcomes[one.name].rates[0])
 
 
 def _progress(outcome: Outcome) -> str:
@@ -246,25 +304,32 @@ def _progress(outcome: Outcome) -> str:
 # ---------------------------------------------------------------------- tables
 
 
-def print_table(outcomes: dict[str, Outcome], useful: int) -> None:
-    """Print useful tokens per second and how many times faster ours is."""
-    measured = {name: outcome for name, outcome in outcomes.items() if outcome.results}
-    candidates = [name for name in REFERENCES if name in measured]
-    reference = max(candidates, key=lambda name: measured[name].rate, default="")
-    faster = f"{reference or 'ours'} is"
-    print(f"\n{'peer':<26}{'tok/s':>8}{'min':>8}{'max':>8}{faster:>14}{'MiB':>8}  note")
-    for name, outcome in outcomes.items():
+def print_tables(peers: list[Peer], outcomes: dict[str, Outcome], useful: int) -> None:
+    """Print useful tokens per second and how many times faster the best of ours is; * marks each one's best setting."""
+    for title, quantised in (("full precision", False), ("quantised weights", True)):
+        if lines := [peer for peer in peers if peer.quantised == quantised]:
+            print(f"\n{title}")
+            _print_table(lines, peers, outcomes, useful)
+
+
+def _print_table(lines: list[Peer], peers: list[Peer], outcomes: dict[str, Outcome], useful: int) -> None:
+    ours = [peer.name for peer in lines if peer.name.startswith("ours") and outcomes[peer.name].results]
+    reference = max(ours, key=lambda name: outcomes[name].rate, default="")
+    print(f"{'peer':<28}{'tok/s':>8}{'min':>8}{'max':>8}{(reference or 'ours') + ' is':>18}{'MiB':>8}  note")
+    for peer in lines:
+        outcome = outcomes[peer.name]
+        name = peer.name + "*" * (bool(peer.family) and bool(outcome.results) and is_best(peer, peers, outcomes))
         if not outcome.results:
-            print(f"{name:<26}{'-':>8}{'':>38}  {outcome.problem}")
+            print(f"{name:<28}{'-':>8}{'':>42}  {outcome.problem}")
             continue
         last = outcome.results[-1]
-        ratio = f"{measured[reference].rate / outcome.rate:.2f}x" if reference else "-"
+        ratio = f"{outcomes[reference].rate / outcome.rate:.2f}x" if reference else "-"
         once = "; one round" if len(outcome.rates) == 1 else ""
         note = last["note"] + once + (f"; then {outcome.problem}" if outcome.problem else "")
         if last["tokens"] != useful:
             note += f" ({last['tokens']} tokens)"
         print(
-            f"{name:<26}{outcome.rate:>8.1f}{min(outcome.rates):>8.1f}{max(outcome.rates):>8.1f}{ratio:>14}"
+            f"{name:<28}{outcome.rate:>8.1f}{min(outcome.rates):>8.1f}{max(outcome.rates):>8.1f}{ratio:>18}"
             f"{outcome.median('peak_mib'):>8.0f}  {note}"
         )
 
@@ -292,11 +357,15 @@ def print_parts(outcomes: dict[str, Outcome], machine: Outcome) -> None:
 def _chosen(names: str, model: str) -> list[Peer]:
     if not names and model not in PEERS_OF:
         return [peer for peer in PEERS if peer.name not in ONLY_NAMED]
-    wanted = (names or PEERS_OF[model]).split(",")
-    unknown = set(wanted) - {peer.name for peer in PEERS} - {"ours"}
+    wanted = set((names or PEERS_OF[model]).split(","))
+    groups = {"ours", *(peer.family for peer in PEERS if peer.family)}
+    unknown = wanted - {peer.name for peer in PEERS} - groups
     if unknown:
-        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: ours, {', '.join(p.name for p in PEERS)}")
-    return [peer for peer in PEERS if peer.name in wanted or ("ours" in wanted and peer.script == "ours.py")]
+        known = ", ".join([*sorted(groups), *(peer.name for peer in PEERS)])
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; known: {known}")
+    return [
+        peer for peer in PEERS if {peer.name, peer.family} & wanted or ("ours" in wanted and peer.script == "ours.py")
+    ]
 
 
 def main() -> None:
@@ -304,19 +373,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["gemma", "smollm", "4b"], default="gemma")
     parser.add_argument("--peers", default="", help="comma-separated names; default: all")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=0, help="0 = 64, or 16 for the 4B shape")
+    parser.add_argument("--rounds", type=int, default=3, help="of the best settings; the others run once")
+    parser.add_argument("--rows", type=int, default=0, help="0 = 256, or 16 for the 4B shape")
     parser.add_argument("--quick", action="store_true", help="answers of 4 to 16 tokens, to check that every peer runs")
     arguments = parser.parse_args()
     answers = (4, 16) if arguments.quick else ANSWERS_OF.get(arguments.model, (SHORTEST, LONGEST))
-    rows = arguments.rows or ROWS_OF.get(arguments.model, 64)
+    rows = arguments.rows or ROWS_OF.get(arguments.model, 256)
     peers = _chosen(arguments.peers, arguments.model)
     model = model_folder(arguments.model)
     with tempfile.TemporaryDirectory(prefix="gxr-batch-engines-") as scratch:
         task = Path(scratch) / "task.json"
         useful = write_task(task, model, rows, *answers)
         outcomes, machine = run_rounds(peers, arguments.rounds, task, model)
-    print_table(outcomes, useful)
+    print_tables(peers, outcomes, useful)
     print_parts(outcomes, machine)
 
 

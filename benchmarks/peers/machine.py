@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-_SIDE = 4096
+_SIDE = 2048
 _READ_BYTES = 2**30
 
 

@@ -55,7 +55,7 @@ def test_each_competitors_fastest_setting_is_repeated_and_ratios_stay_in_a_table
     }  # fmt: skip
     engines.print_tables(peers, outcomes, 10)
     full, quantised = capsys.readouterr().out.split("quantised weights")
-    ratios = {line.split()[0]: line.split()[4] for line in full.splitlines()[3:]}
+    ratios = {line.split()[0]: line.split()[4] for line in full.splitlines()[3:] if line}
     assert ratios["openvino-64-2048*"] == "1.14x"
     assert ratios["ours-128*"] == "1.00x"
     assert quantised.splitlines()[2].split()[4] == "-"

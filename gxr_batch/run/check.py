@@ -188,6 +188,7 @@ def _measure_memory(found: CheckResult, job: Job) -> bool:
 
     Raises ModelUnavailable.
     """
+    from gxr_batch.engines.slots import most_slots
     from gxr_batch.models.what_fits import measure
 
     seen = measure(job.model, job.engine)
@@ -197,11 +198,12 @@ def _measure_memory(found: CheckResult, job: Job) -> bool:
         f"{placement.device}, {gib(seen.free_bytes)} free, {gib(placement.weight_bytes)} of weights{in_four_bits}"
     )
     found.notices += placement.notices
+    most = most_slots(placement.device)
     for length in sorted({*_LENGTHS, job.model.max_seq_length}):
         a_row = length * seen.bytes_a_token
         left = seen.cache_bytes - PREFIX_SLOTS * a_row
         if not seen.longest or length <= seen.longest:
-            slots = slots_for_memory(left, seen.bytes_a_token, length) if left >= a_row else 0
+            slots = slots_for_memory(left, seen.bytes_a_token, length, most) if left >= a_row else 0
             found.fits.append(Fit(max_seq_length=length, slots=slots))
             if length == job.model.max_seq_length and job.engine.slots != "auto" and job.engine.slots > slots:
                 found.notices.append(f"engine.slots = {job.engine.slots}, but only {slots} rows fit in free memory.")

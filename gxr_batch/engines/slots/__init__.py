@@ -61,3 +61,13 @@ class TransformersEngine:
 
         with open_session(self._job, self._local, MemoryBudget(self._job.engine, self._say)) as session:
             yield session
+
+
+def most_slots(device: str) -> int:
+    """Return how many slots engine.slots = "auto" takes at most on a device with this torch name.
+
+    Our kernels for CPUs were measured with up to 128 rows (two cores), and were fastest with those.
+    """
+    from gxr_batch.engines.slots.native import compile_kernels
+
+    return 128 if device == "cpu" and compile_kernels.supported() else 64

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from gxr_batch.engines.base import EngineInfo, Identity
-from gxr_batch.engines.slots import KIND, why_not_drivable
+from gxr_batch.engines.slots import KIND, most_slots, why_not_drivable
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS, Backend
 from gxr_batch.engines.slots.cuda_graphs import cuda_recorder
 from gxr_batch.engines.slots.decode_loop import TransformersSession
@@ -28,7 +28,6 @@ from gxr_batch.models.load_weights import LoadedModel, load_model
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.memory_estimate import kv_bytes_a_token
 
-_MOST_SLOTS = 64
 _CHECK_LENGTHS = (5, 70)
 
 
@@ -181,7 +180,7 @@ def _share(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> _Share:
     capacity = job.model.max_seq_length
     bytes_a_token = kv_bytes_a_token(loaded.config, torch.finfo(loaded.model.dtype).bits // 8)
     budget = memory.for_cache(device) - PREFIX_SLOTS * bytes_a_token * capacity
-    fitting = slots_for_memory(budget, bytes_a_token, capacity, _MOST_SLOTS)
+    fitting = slots_for_memory(budget, bytes_a_token, capacity, most_slots(device.name))
     slots = fitting if job.engine.slots == "auto" else job.engine.slots
     needed = slots * bytes_a_token * capacity
     if memory.size_limit is not None and needed > budget:

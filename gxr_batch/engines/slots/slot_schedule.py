@@ -16,7 +16,7 @@ def bucket(rows: int, slots: int) -> int:
     return min(next((size for size in BUCKETS if size >= rows), slots), slots)
 
 
-def slots_for_memory(budget_bytes: int, bytes_a_token: int, capacity: int, most: int = 64) -> int:
+def slots_for_memory(budget_bytes: int, bytes_a_token: int, capacity: int, most: int) -> int:
     """Return how many slots of `capacity` tokens fit the budget: the largest bucket that fits, else as many as fit."""
     fit = min(budget_bytes // max(bytes_a_token * capacity, 1), most)
     return max((size for size in BUCKETS if size <= fit), default=max(int(fit), 1))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
+from gxr_batch.engines.slots import most_slots
+from gxr_batch.engines.slots.native import compile_kernels
 from gxr_batch.engines.slots.slot_schedule import SlotPlan, bucket, slots_for_memory
 
 
@@ -57,7 +61,16 @@ def test_slots_are_never_lost_or_given_twice():
 
 
 def test_slots_fit_the_memory_budget():
-    assert slots_for_memory(2**30, 18_432, 2048) == 16
-    assert slots_for_memory(2**40, 18_432, 2048) == 64
-    assert slots_for_memory(3 * 18_432 * 2048, 18_432, 2048) == 3
-    assert slots_for_memory(0, 18_432, 2048) == 1
+    assert slots_for_memory(2**30, 18_432, 2048, 128) == 16
+    assert slots_for_memory(2**40, 18_432, 2048, 64) == 64
+    assert slots_for_memory(2**40, 18_432, 2048, 128) == 128
+    assert slots_for_memory(3 * 18_432 * 2048, 18_432, 2048, 64) == 3
+    assert slots_for_memory(0, 18_432, 2048, 64) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "supported", "most"), [("cpu", True, 128), ("cpu", False, 64), ("cuda:0", True, 64)]
+)
+def test_auto_takes_more_slots_where_our_kernels_for_cpus_run(monkeypatch, device, supported, most):
+    monkeypatch.setattr(compile_kernels, "supported", lambda: supported)
+    assert most_slots(device) == most

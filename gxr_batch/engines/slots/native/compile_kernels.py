@@ -45,6 +45,11 @@ class Kernels(NamedTuple):
     why_not_kept: str = ""
 
 
+def supported() -> bool:
+    """Return whether the CPU can run the kernels, compiled or not."""
+    return any((FEATURES | features) <= _processor_features() for features in PRODUCTS.values())
+
+
 @cache
 def load() -> Kernels:
     """Return the kernels with the fastest product that this machine supports. Raises NativeUnavailable."""

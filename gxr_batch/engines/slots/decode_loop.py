@@ -69,7 +69,7 @@ class TransformersSession:
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt, each in a separate slot, until there are no more or `stop` ends the stream."""
-        work = _Work(SlotPlan.of(self.info.slots))
+        work = _Work(SlotPlan.of(self.info.slots, self._steps.most_new))
         try:
             yield from self._stream(prompts, stop, work)
         finally:
@@ -150,7 +150,7 @@ class TransformersSession:
         self._notices.append(
             f"The run continues with the forward pass of transformers instead of our GPU kernels, more slowly: {why}."
         )
-        work.plan = SlotPlan.of(slots)
+        work.plan = SlotPlan.of(slots, self._steps.most_new)
         return ended
 
     def _give_up_on(self, admitted: Sequence[RowState]) -> None:

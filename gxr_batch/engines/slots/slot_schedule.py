@@ -31,9 +31,12 @@ class SlotPlan:
     taken: set[int] = field(default_factory=set)
 
     @classmethod
-    def of(cls, slots: int) -> SlotPlan:
-        """Return an empty plan that refills in eighths of the slots."""
-        return cls(slots=slots, refill=max(1, slots // 8))
+    def of(cls, slots: int, most_new: int) -> SlotPlan:
+        """Return an empty plan that refills in eighths of the slots, but waits for no more than `most_new` free ones.
+
+        A prefill takes so many rows: waiting for more would leave slots empty and save no prefill.
+        """
+        return cls(slots=slots, refill=max(1, min(slots // 8, most_new)))
 
     @property
     def free(self) -> int:

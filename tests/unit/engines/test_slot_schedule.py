@@ -17,7 +17,7 @@ def test_a_step_computes_the_next_bucket_and_never_more_than_all_slots():
 
 
 def test_rows_are_admitted_when_an_eighth_of_the_slots_is_free_or_nothing_runs():
-    plan = SlotPlan.of(32)
+    plan = SlotPlan.of(32, 8)
     assert plan.to_admit() == 32
     for _ in range(32):
         plan.take()
@@ -29,15 +29,26 @@ def test_rows_are_admitted_when_an_eighth_of_the_slots_is_free_or_nothing_runs()
     assert [plan.take() for _ in range(4)] == [1, 3, 9, 30]
 
 
+def test_many_slots_are_refilled_as_soon_as_a_prefill_is_full():
+    plan = SlotPlan.of(128, 8)
+    for _ in range(128):
+        plan.take()
+    for slot in range(7):
+        plan.release(slot)
+    assert plan.to_admit() == 0
+    plan.release(7)
+    assert plan.to_admit() == 8
+
+
 def test_one_slot_is_refilled_at_once():
-    plan = SlotPlan.of(1)
+    plan = SlotPlan.of(1, 8)
     plan.take()
     plan.release(0)
     assert plan.to_admit() == 1
 
 
 def test_the_last_rows_move_into_the_first_slots_of_their_bucket():
-    plan = SlotPlan.of(32)
+    plan = SlotPlan.of(32, 8)
     for _ in range(32):
         plan.take()
     for slot in range(32):
@@ -49,7 +60,7 @@ def test_the_last_rows_move_into_the_first_slots_of_their_bucket():
 
 
 def test_slots_are_never_lost_or_given_twice():
-    plan, random_ = SlotPlan.of(16), random.Random(1)
+    plan, random_ = SlotPlan.of(16, 8), random.Random(1)
     for _ in range(500):
         for _ in range(plan.to_admit()):
             plan.take()

@@ -3,7 +3,7 @@
 Each peer runs in a separate process and, if needed, environment. The first round tries every setting of every peer; the
 fastest setting of each competitor, ours included, also runs in the other rounds, interleaved. The slowest peers run in
 the first round only. Prints medians, in one table for full-precision weights and one for quantised weights; a ratio
-compares the best of ours with a peer in the same table. Machines differ and are shared: compare ratios of one run.
+compares our best setting with a peer in the same table. Machines differ and are shared: compare ratios of one run.
 
     python benchmarks/engines.py                                # everything: several hours on 2 cores
     python benchmarks/engines.py --peers ours,openvino          # every ours-... and every openvino-...
@@ -305,7 +305,7 @@ def _progress(outcome: Outcome) -> str:
 
 
 def print_tables(peers: list[Peer], outcomes: dict[str, Outcome], useful: int) -> None:
-    """Print useful tokens per second and how many times faster the best of ours is; * marks each one's best setting."""
+    """Print useful tokens per second and how many times faster our best setting is; * marks each one's best setting."""
     for title, quantised in (("full precision", False), ("quantised weights", True)):
         if lines := [peer for peer in peers if peer.quantised == quantised]:
             print(f"\n{title}")

@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from gxr_batch.engines.slots.gpu.kernels.activation import gated
+from gxr_batch.engines.slots.gpu.kernels.activation import gated, gated_in_range
 from gxr_batch.engines.slots.gpu.kernels.attention import decode, prefill
 from gxr_batch.engines.slots.gpu.kernels.norms import add_norms, embed
 from gxr_batch.engines.slots.gpu.kernels.products import product
@@ -108,12 +108,17 @@ def compile_all(launch: Launcher, model: Shape, dtype: torch.dtype) -> None:
 
     f32, i32 = torch.float32, torch.int32
     hidden, queries, keys, head, inner, vocabulary, llama = model
-    rows, residual, out = tensor(ROWS, dtype=i32), tensor(ROWS, hidden), tensor(ROWS, hidden)
+    half = dtype == torch.float16  # its residual is wider
+    rows, out = tensor(ROWS, dtype=i32), tensor(ROWS, hidden)
+    residual = tensor(ROWS, hidden, dtype=f32 if half else dtype)
     weight, norm = tensor(hidden, dtype=f32), None if llama else tensor(head, dtype=f32)
     tokens, table = tensor(SLOTS, dtype=i32), tensor(vocabulary, hidden)
     embed(launch, tokens, rows, table, 25.3, weight, 1e-6, residual, out, round_first=llama)
     after = None if llama else weight
-    add_norms(launch, tensor(ROWS, hidden), residual, after, weight, 1e-6, out, round_first=llama)
+    for factors in [None, tensor(ROWS, dtype=f32)] if half else [None]:
+        add_norms(
+            launch, tensor(ROWS, hidden), residual, after, weight, 1e-6, out, factors=factors, round_first=llama
+        )  # fmt: skip
     pages, table = tensor(PAGES, 2, keys, PAGE, head), tensor(SLOTS, COLUMNS, dtype=i32)
     heads, mixed = tensor(ROWS, queries, head), tensor(ROWS, queries * head)
     qkv, angles = tensor(ROWS, (queries + 2 * keys) * head), tensor(PAGE * COLUMNS, head, dtype=f32)
@@ -123,8 +128,12 @@ def compile_all(launch: Launcher, model: Shape, dtype: torch.dtype) -> None:
         decode(launch, heads, pages, table, rows, rows, 512, 0.0625, SPLIT, partial, sums, mixed)
     starts, firsts = tensor(4, dtype=i32), tensor(3, dtype=i32)
     prefill(launch, heads, pages, table, starts, firsts, firsts, 40, 512, 0.0625, mixed)
-    gated(launch, tensor(ROWS, 2 * inner), "silu" if llama else "gelu", tensor(ROWS, inner))
-    product(launch, residual, tensor(inner, hidden), tensor(ROWS, inner))
+    gate_up, kind = tensor(ROWS, 2 * inner), "silu" if llama else "gelu"
+    if half:
+        gated_in_range(launch, gate_up, kind, tensor(ROWS, inner), tensor(ROWS, dtype=f32), factor=2.0, most=64.0)
+    else:
+        gated(launch, gate_up, kind, tensor(ROWS, inner))
+    product(launch, out, tensor(inner, hidden), tensor(ROWS, inner))
     known = {name: tensor(SLOTS, dtype=kind) for name, kind in _SLOT_TENSORS.items()}
     seen = tensor(SLOTS, -(-vocabulary // 32), dtype=i32)
     maxima, results = tensor(ROWS, blocks(vocabulary), dtype=f32), tensor(ROWS, dtype=i32)

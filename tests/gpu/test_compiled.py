@@ -22,11 +22,12 @@ def compiled(*options: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize(("target", "dtype"), [("75", "float16"), ("90", "bfloat16")])
-def test_no_kernel_spills_registers(target, dtype):
+# Three of them are the draws' with each top_k; in float16 the second norm is compiled with a factor for each row too.
+@pytest.mark.parametrize(("target", "dtype", "kernels"), [("75", "float16", 16), ("90", "bfloat16", 15)])
+def test_no_kernel_spills_registers(target, dtype, kernels):
     lines = compiled("--model", "270m", "--target", target, "--type", dtype)
     assert lines[-1] == "no spills"
-    assert sum(line.startswith(f"sm_{target}") for line in lines) == 15  # two of them are three times the draws
+    assert sum(line.startswith(f"sm_{target}") for line in lines) == kernels
 
 
 @pytest.mark.long

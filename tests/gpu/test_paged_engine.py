@@ -5,6 +5,7 @@ In Triton's interpreter on a CPU this shows numbers and bookkeeping, not speed, 
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -22,6 +23,8 @@ from gxr_batch.engines.slots.gpu.compare_forward import Comparison, compare
 from gxr_batch.engines.slots.gpu.device_steps import DeviceSteps
 from gxr_batch.engines.slots.gpu.forward import Forward
 from gxr_batch.engines.slots.gpu.fused_weights import fuse, why_not
+from gxr_batch.engines.slots.gpu.memory_plan import buffer_bytes
+from gxr_batch.engines.slots.gpu.open_gpu import sizes_of
 from gxr_batch.engines.slots.gpu.page_groups import groups_of
 from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
 from gxr_batch.engines.slots.library_backend import LibraryModel
@@ -362,3 +365,53 @@ def test_the_comparison_with_the_library_finds_what_is_wrong(monkeypatch):
     assert "differ by" in compare(model, forward).why
     layer.angles.fill_(torch.nan)
     assert "not finite" in compare(model, forward).why
+
+
+def blown_up(make):
+    """Return a float16 model, and what the library computes of it in float32: plain float16 gives no finite logits.
+
+    Every product of its layers exceeds float16 somewhere, as do the residual and what is added to it.
+    """
+    model = make()
+    for layer in model.model.layers:
+        layer.self_attn.v_proj.weight.data *= 1000
+        layer.mlp.up_proj.weight.data *= 5000
+        layer.mlp.down_proj.weight.data *= 100
+        gemma = hasattr(layer, "post_feedforward_layernorm")
+        if gemma:
+            layer.post_feedforward_layernorm.weight.data += 3e4
+            layer.post_attention_layernorm.weight.data += 3e4
+    half = model.half()
+    return half, copy.deepcopy(half).float()
+
+
+@pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
+def test_what_exceeds_float16_is_computed_with_its_weights_as_in_float32(monkeypatch, make):
+    monkeypatch.setattr(compare_forward, "_LENGTHS", (3, 5))
+    monkeypatch.setattr(compare_forward, "_ACROSS", 4)
+    half, exact = blown_up(make)
+    ids = [5, 9, 400, 17, 3, 250, 33, 8, 91, 6]
+    with torch.inference_mode():
+        assert not half(torch.tensor([ids])).logits.isfinite().any()
+        expected = exact(torch.tensor([ids])).logits[0, -3:]
+    forward = forward_of(half)
+    assert all(layer.range.attention > 1 and layer.range.mlp > 1 for layer in forward.weights.layers)
+    (ours,) = compare_forward._ours(forward, [ids])
+    assert float(((ours - expected).norm(dim=-1) / expected.norm(dim=-1)).max()) < 0.01  # as without large weights
+    before = [parameter.data_ptr() for parameter in half.parameters()]
+    theirs = compare_forward._library(half, ids, forward.weights.device)
+    torch.testing.assert_close(theirs, expected, rtol=1e-2, atol=1e-2)
+    assert [parameter.data_ptr() for parameter in half.parameters()] == before
+    assert not compare(half, forward).why
+
+
+def test_the_wider_residual_of_float16_is_planned():
+    def reserved(dtype):
+        model = tiny_gemma(dtype)
+        made = forward_of(model)
+        return sum(value.nbytes for value in vars(made).values() if isinstance(value, torch.Tensor)), buffer_bytes(
+            sizes_of(model.config, dtype), slots=4, capacity=128, tokens=32
+        )
+
+    (narrow, planned), (wide, planned_wide) = reserved(torch.bfloat16), reserved(torch.float16)
+    assert planned_wide - planned == wide - narrow == 32 * (64 * 2 + 4)

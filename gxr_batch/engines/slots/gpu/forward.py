@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gxr_batch.engines.slots.gpu.fused_weights import Weights
+from gxr_batch.engines.slots.gpu.fused_weights import Layer, Weights
 from gxr_batch.engines.slots.gpu.kernels import activation, attention, norms, products, rotation
 from gxr_batch.engines.slots.gpu.launch import Launcher
 from gxr_batch.engines.slots.gpu.memory_plan import SPLIT_TOKENS
 from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
 
-# Attention of one layer: (queries, pages, table, window, out)
-_Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor], None]
+# Attention of one layer: (queries, pages, table, layer, out)
+_Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Layer, torch.Tensor], None]
 
 
 # Sends int32 arrays to the device.
@@ -131,7 +131,9 @@ class Forward:
         def buffer(*shape: int, dtype: torch.dtype = weights.dtype) -> torch.Tensor:
             return torch.zeros(*shape, dtype=dtype, device=weights.device)
 
-        self._residual = buffer(most_tokens, weights.hidden)
+        wide = weights.dtype == torch.float16  # in which Gemma's residual overflows
+        self._residual = buffer(most_tokens, weights.hidden, dtype=torch.float32 if wide else weights.dtype)
+        self._factors = buffer(most_tokens if wide else 0, dtype=torch.float32)
         self._normed = buffer(most_tokens, weights.hidden)
         self._projected = buffer(most_tokens, weights.hidden)
         self._qkv = buffer(most_tokens, queries + 2 * weights.kv_heads * size)
@@ -155,10 +157,10 @@ class Forward:
         at = positions[:rows]
 
         def attend(
-            queries: torch.Tensor, pages: torch.Tensor, table: torch.Tensor, window: int, out: torch.Tensor
+            queries: torch.Tensor, pages: torch.Tensor, table: torch.Tensor, layer: Layer, out: torch.Tensor
         ) -> None:
             attention.decode(
-                self.launch, queries, pages, table, slots, at, window, self.weights.score_scale, SPLIT_TOKENS,
+                self.launch, queries, pages, table, slots, at, layer.window, layer.score_scale, SPLIT_TOKENS,
                 self._partial[:rows], self._sums[:rows], out,
             )  # fmt: skip
 
@@ -168,14 +170,13 @@ class Forward:
     @torch.inference_mode()
     def prefill(self, packed: Packed) -> torch.Tensor | None:
         """Run packed prompts through the model; return the logits [ends, vocab], None if no prompt ends here."""
-        scale = self.weights.score_scale
 
         def attend(
-            queries: torch.Tensor, pages: torch.Tensor, table: torch.Tensor, window: int, out: torch.Tensor
+            queries: torch.Tensor, pages: torch.Tensor, table: torch.Tensor, layer: Layer, out: torch.Tensor
         ) -> None:
             attention.prefill(
                 self.launch, queries, pages, table, packed.starts, packed.sequence_slots, packed.firsts,
-                packed.longest, window, scale, out,
+                packed.longest, layer.window, layer.score_scale, out,
             )  # fmt: skip
 
         count = len(packed.ids)
@@ -193,29 +194,40 @@ class Forward:
         residual, normed = self._residual[:count], self._normed[:count]
         qkv, queries, mixed = self._qkv[:count], self._queries[:count], self._mixed[:count]
         projected, gate_up, inner = self._projected[:count], self._gate_up[:count], self._inner[:count]
+        factors = self._factors[:count] if len(self._factors) else None
         first = weights.layers[0].before_attention
-        extra = {"round_first": weights.round_first}
+        rounded = weights.round_first
         norms.embed(
-            launch, tokens, rows, weights.embedding, weights.embed_scale, first, weights.eps, residual, normed, **extra
-        )
+            launch, tokens, rows, weights.embedding, weights.embed_scale, first, weights.eps, residual, normed,
+            round_first=rounded,
+        )  # fmt: skip
         for number, layer in enumerate(weights.layers):
             pages, table = self.cache.layer(number)
             self._product(normed, layer.qkv, qkv)
             rotation.rotate_and_store(
-                launch, qkv, layer.query_norm, layer.key_norm, weights.eps, layer.angles, positions, slots, table,
-                pages, queries, **extra,
+                launch, qkv, layer.query_norm, layer.key_norm, layer.head_eps, layer.angles, positions, slots, table,
+                pages, queries, round_first=rounded,
             )  # fmt: skip
-            attend(queries, pages, table, layer.window, mixed)
+            attend(queries, pages, table, layer, mixed)
             self._product(mixed, layer.out, projected)
             norms.add_norms(
-                launch, projected, residual, layer.after_attention, layer.before_mlp, weights.eps, normed, **extra
-            )
+                launch, projected, residual, layer.after_attention, layer.before_mlp, weights.eps, normed,
+                factor=layer.range.attention if layer.range else 1.0, round_first=rounded,
+            )  # fmt: skip
             self._product(normed, layer.gate_up, gate_up)
-            activation.gated(launch, gate_up, weights.gate, inner)
+            if layer.range is None or factors is None:
+                activation.gated(launch, gate_up, weights.gate, inner)
+            else:
+                activation.gated_in_range(
+                    launch, gate_up, weights.gate, inner, factors, factor=layer.range.mlp, most=layer.range.inner
+                )
             self._product(inner, layer.down, projected)
             last = number + 1 == len(weights.layers)
             following = weights.last_norm if last else weights.layers[number + 1].before_attention
-            norms.add_norms(launch, projected, residual, layer.after_mlp, following, weights.eps, normed, **extra)
+            norms.add_norms(
+                launch, projected, residual, layer.after_mlp, following, weights.eps, normed, factors=factors,
+                round_first=rounded,
+            )  # fmt: skip
 
     def _head(self, normed: torch.Tensor) -> torch.Tensor:
         logits = self._logits[: len(normed)]

@@ -23,6 +23,7 @@ from gxr_batch.engines.slots.decoder_layout import (
     query_scale,
     sizes,
 )
+from gxr_batch.engines.slots.gpu.float16_range import Range, in_range
 from gxr_batch.engines.slots.gpu.launch import ACTIVATIONS
 
 _HEAD_SIZES = (16, 32, 64, 128, 256)
@@ -32,7 +33,8 @@ _HEAD_SIZES = (16, 32, 64, 128, 256)
 class Layer:
     """One layer: matrices [outputs, inputs] in the model's type, norms in float32; None where Llama has no norm.
 
-    `angles` [capacity, head size] as in `decoder_layout.angles`; `window` 0 = it sees all positions.
+    `angles` [capacity, head size] as in `decoder_layout.angles`; `window` 0 = it sees all positions; `head_eps` is for
+    the norms of queries and keys. `range` is for float16 alone, None in other types.
     """
 
     qkv: torch.Tensor
@@ -47,6 +49,9 @@ class Layer:
     key_norm: torch.Tensor | None
     angles: torch.Tensor
     window: int
+    score_scale: float
+    head_eps: float
+    range: Range | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,6 @@ class Weights:
     head: torch.Tensor
     last_norm: torch.Tensor
     embed_scale: float
-    score_scale: float
     eps: float
     heads: int
     kv_heads: int
@@ -115,8 +119,8 @@ def fuse(model: Any, capacity: int) -> Weights:
     heads, kv_heads = head_counts(config)
     layers = []
     for layer, kind in zip(decoder.layers, kinds, strict=True):
-        window = config.sliding_window if kind == "sliding_attention" else 0
-        layers.append(_layer(layer, of_kind[kind], window))
+        made = _layer(layer, of_kind[kind], config, config.sliding_window if kind == "sliding_attention" else 0)
+        layers.append(in_range(made) if made.down.dtype == torch.float16 else made)
     scale = getattr(decoder.embed_tokens, "scalar_embed_scale", 1.0)
     head = model.lm_head.weight.detach()
     return Weights(
@@ -125,7 +129,6 @@ def fuse(model: Any, capacity: int) -> Weights:
         head=head,
         last_norm=norm_weight(decoder.norm),
         embed_scale=float(torch.tensor(scale).to(head.dtype)),
-        score_scale=query_scale(config),
         eps=config.rms_norm_eps,
         heads=heads,
         kv_heads=kv_heads,
@@ -136,7 +139,7 @@ def fuse(model: Any, capacity: int) -> Weights:
     )
 
 
-def _layer(layer: Any, of_kind: torch.Tensor, window: int) -> Layer:
+def _layer(layer: Any, of_kind: torch.Tensor, config: Any, window: int) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     gemma = hasattr(layer, "pre_feedforward_layernorm")  # a norm on each side of attention and feed-forward
     before_mlp = layer.pre_feedforward_layernorm if gemma else layer.post_attention_layernorm
@@ -153,6 +156,8 @@ def _layer(layer: Any, of_kind: torch.Tensor, window: int) -> Layer:
         key_norm=norm_weight(attention.k_norm) if gemma else None,
         angles=of_kind,
         window=window,
+        score_scale=query_scale(config),
+        head_eps=config.rms_norm_eps,
     )
 
 

@@ -24,7 +24,10 @@ _SPARE_BYTES = 96 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The numbers of a model that decide its memory, and the bytes of an element."""
+    """The numbers of a model that decide its memory, and the bytes of an element.
+
+    `wide_residual`: weights in float16, with which the residual is in float32.
+    """
 
     hidden: int
     inner: int
@@ -34,6 +37,7 @@ class Sizes:
     vocab: int
     windows: tuple[int, ...]
     element_bytes: int
+    wide_residual: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +101,8 @@ def buffer_bytes(sizes: Sizes, *, slots: int, capacity: int, tokens: int) -> int
     queries = sizes.heads * sizes.head_size
     qkv = queries + 2 * sizes.kv_heads * sizes.head_size
     a_token = 3 * sizes.hidden * element
+    if sizes.wide_residual:
+        a_token += sizes.hidden * (4 - element) + 4  # and a factor
     a_token += (qkv + 2 * queries + 3 * sizes.inner) * element + 4
     splits = -(-capacity // SPLIT_TOKENS)
     a_slot = sizes.heads * splits * (sizes.head_size + 2) * 4 + sizes.hidden * element

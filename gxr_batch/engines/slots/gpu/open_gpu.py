@@ -112,4 +112,5 @@ def sizes_of(config: Any, dtype: torch.dtype) -> Sizes:
         vocab=config.vocab_size,
         windows=windows_of(layer_kinds(config), getattr(config, "sliding_window", 0) or 0),
         element_bytes=element,
+        wide_residual=dtype == torch.float16,
     )

@@ -60,13 +60,16 @@ def embed_rows(
 @triton.jit
 def add_and_norm(
     projected,
+    factors,
     residual,
     after,
     before,
     out,
+    factor,
     eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    HAS_FACTORS: tl.constexpr,
     HAS_AFTER: tl.constexpr,
     ROUND_FIRST: tl.constexpr,
 ):
@@ -74,12 +77,15 @@ def add_and_norm(
     columns = tl.arange(0, BLOCK)
     inside = columns < WIDTH
     dtype = out.dtype.element_ty
-    added = tl.load(projected + row * WIDTH + columns, mask=inside, other=0.0)
+    added = tl.load(projected + row * WIDTH + columns, mask=inside, other=0.0).to(tl.float32) * factor
+    if HAS_FACTORS:
+        added = added * tl.load(factors + row)
+    sums = residual.dtype.element_ty
     if HAS_AFTER:
         weights = tl.load(after + columns, mask=inside, other=0.0)
-        added = _norm(added.to(tl.float32), weights, eps, dtype, WIDTH, ROUND_FIRST)
+        added = _norm(added, weights, eps, sums, WIDTH, ROUND_FIRST).to(tl.float32)
     before_it = tl.load(residual + row * WIDTH + columns, mask=inside, other=0.0)
-    kept = (before_it.to(tl.float32) + added.to(tl.float32)).to(residual.dtype.element_ty)
+    kept = (before_it.to(tl.float32) + added).to(sums)
     tl.store(residual + row * WIDTH + columns, kept, mask=inside)
     weights = tl.load(before + columns, mask=inside, other=0.0)
     tl.store(
@@ -136,12 +142,15 @@ def add_norms(
     eps: float,
     out: torch.Tensor,
     *,
+    factor: float = 1.0,
+    factors: torch.Tensor | None = None,
     round_first: bool = False,
 ) -> None:
     """Add a block's output to the residual, and apply the next block's norm.
 
-    `projected` [N, H], normed with `after` first if that is given, is added to `residual` [N, H] in place; `out` [N, H]
-    becomes the residual's RMS norm times `before`. Weights are [H] float32. `round_first` as in `embed`.
+    `projected` [N, H], times `factor` and, if they are given, its row's of `factors` [N] float32, then normed with
+    `after` if that is given, is added to `residual` [N, H] in place, and rounded to its type; `out` [N, H] becomes the
+    residual's RMS norm times `before`. Weights are [H] float32. `round_first` as in `embed`.
     """
     count, width = residual.shape
     launch(
@@ -149,15 +158,17 @@ def add_norms(
         (count,),
         {
             "projected": Operand(projected, (count, width), ACTIVATIONS, wide=True),
+            "factors": None if factors is None else Operand(factors, (count,), WEIGHTS),
             "residual": Operand(residual, (count, width), ACTIVATIONS, wide=True),
             "after": None if after is None else Operand(after, (width,), WEIGHTS),
             "before": Operand(before, (width,), WEIGHTS),
             "out": Operand(out, (count, width), (projected.dtype,), wide=True),
         },
-        {"eps": eps},
+        {"factor": factor, "eps": eps},
         {
             "WIDTH": width,
             "BLOCK": triton.next_power_of_2(width),
+            "HAS_FACTORS": factors is not None,
             "HAS_AFTER": after is not None,
             "ROUND_FIRST": round_first,
         },

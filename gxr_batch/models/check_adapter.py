@@ -12,6 +12,7 @@ from gxr_batch.models.apply_lora import refuse_in_four_bit
 from gxr_batch.models.load_weights import load_config, load_tokenizer
 from gxr_batch.models.lora import Adapter, Placed, place, read_adapter
 from gxr_batch.models.lora_vocabulary import has_tokenizer, refuse_unknown_tokens
+from gxr_batch.models.placement import NO_KERNELS, refuse_float16
 from gxr_batch.models.quantization import quantised_otherwise
 from gxr_batch.models.read_weights import check_whole, refuse_misfit, without_weights
 from gxr_batch.models.source import Source, find
@@ -24,14 +25,16 @@ class Fitting(NamedTuple):
     placed: Placed
 
 
-def check_weights(section: ModelSection, *, four_bit: bool) -> Fitting | None:
+def check_weights(section: ModelSection, *, four_bit: bool, own_kernels: bool = False) -> Fitting | None:
     """Check the weights that are on this machine; return how the adapter fits, None if there is none.
 
-    An adapter on the hub is downloaded, a model is not. `four_bit` tells how the model will be loaded. Raises
-    ModelUnavailable, JobFileError.
+    An adapter on the hub is downloaded, a model is not. `four_bit` tells how the model will be loaded, `own_kernels`
+    that its engine may have kernels for GPUs. Raises ModelUnavailable, JobFileError.
     """
     sources = find(section, weights=False, adapter_weights=True)
     config = load_config(section)
+    if not own_kernels:
+        refuse_float16(section, config.get_text_config(), NO_KERNELS)
     if not sources.base.revision:
         check_whole(sources.base.weight_files())
         refuse_misfit(sources.base, config)

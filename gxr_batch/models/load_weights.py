@@ -21,7 +21,7 @@ from gxr_batch.models.foreign import bad_value, loading, read_object, read_text,
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora_config import read_adapter_config
 from gxr_batch.models.lora_vocabulary import has_tokenizer, refuse_unknown_tokens
-from gxr_batch.models.placement import SPREAD, Placement, place
+from gxr_batch.models.placement import SPREAD, Placement, WhyNoKernels, no_kernels, place
 from gxr_batch.models.quantization import notices_of_format, refuse_format, stored_in_four_bits
 from gxr_batch.models.source import Source, Sources, default_adapter, find
 from gxr_batch.models.tokenizer_trial import refuse_crashing
@@ -132,15 +132,21 @@ def _tokenizer_of(sources: Sources) -> Source:
     return adapter if adapter is not None and has_tokenizer(adapter.folder) else sources.base
 
 
-def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, memory: MemoryBudget) -> LoadedModel:
+def load_model(
+    section: ModelSection,
+    tokenizer: PreTrainedTokenizerBase,
+    memory: MemoryBudget,
+    why_no_kernels: WhyNoKernels = no_kernels,
+) -> LoadedModel:
     """Load the weights onto their device, within this run's share of it, and apply the adapter.
 
+    In float16 where only an engine's own kernels can compute the model (`why_no_kernels`): see `placement.place`.
     Raises ModelUnavailable if the machine cannot, JobFileError.
     """
     from transformers import GenerationConfig
 
     from gxr_batch.models.lora import read_adapter
-    from gxr_batch.models.read_weights import read_model
+    from gxr_batch.models.read_weights import read_model, without_weights
 
     began = time.monotonic()
     sources = find(section, weights=True)
@@ -154,6 +160,7 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase, memory
         sum(file.stat().st_size for file in files),
         memory,
         stored_in_four_bits=stored_in_four_bits(config),
+        why_no_kernels=lambda: why_no_kernels(without_weights(sources.base, config)),
     )
     model, applied = read_model(sources.base, config, placement, memory, adapter)
     formats = notices_of_format(section, sources.base, placement, adapter.config if adapter else None)
@@ -245,12 +252,6 @@ def _config_of(sources: Sources, section: ModelSection) -> Any:
     if sources.adapter is not None:
         read_adapter_config(sources.adapter.folder)  # refuses unsupported settings by name
         _ends_of_folder(sources.adapter.folder)
-    if section.dtype == "float16" and str(config.model_type).startswith("gemma3"):
-        raise JobFileError(
-            "Gemma 3 overflows in float16 and then returns empty text.",
-            where="model.dtype",
-            next_step='use "auto", "bfloat16" or "float32"',
-        )
     refuse_format(section, sources, config)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and section.max_seq_length > longest:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gxr_batch.errors import JobFileError
 from gxr_batch.job import ModelSection
 from gxr_batch.models.device_memory import Device, MemoryBudget
 from gxr_batch.models.memory_estimate import bytes_needed, fits, four_bit_bytes, row_bytes
 
 SPREAD = "auto"  # accelerate's name for dividing a model among the devices
+
+# Why an engine's own GPU kernels cannot run a model (made without weights), empty if they can.
+WhyNoKernels = Callable[[Any], str]
+
+
+NO_KERNELS = "this engine has no GPU kernels"
+
+
+def no_kernels(_: Any) -> str:
+    """Return why an engine without kernels for GPUs cannot run a model with them."""
+    return NO_KERNELS
+
+
+def overflows_in_float16(config: Any) -> bool:
+    """Return whether the library's forward pass of a text configuration needs numbers that float16 does not have."""
+    return str(config.model_type).startswith("gemma3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,29 +48,45 @@ class Placement:
 
 
 def place(
-    section: ModelSection, config: Any, weight_bytes: int, memory: MemoryBudget, *, stored_in_four_bits: bool = False
+    section: ModelSection,
+    config: Any,
+    weight_bytes: int,
+    memory: MemoryBudget,
+    *,
+    stored_in_four_bits: bool = False,
+    why_no_kernels: Callable[[], str] = lambda: NO_KERNELS,
 ) -> Placement:
     """Decide device, number format and quantisation; `weight_bytes` is the size of the weight files.
 
     With engine.wait_for_memory the decision is based on the devices' total memory, which is then waited for; without,
-    on what is free now. Raises ModelUnavailable if the named device does not exist, or stays full for too long.
+    on what is free now. `why_no_kernels` returns why the engine's own GPU kernels cannot run the model, empty if they
+    can: with them a GPU without bfloat16 gets float16. Raises ModelUnavailable if the named device does not exist, or
+    stays full for too long, JobFileError if float16 is asked for where the model overflows in it.
     """
     devices = memory.named(section.device_map)
-    on_cuda = devices[0].name != "cpu"
-    dtype = section.dtype if section.dtype != "auto" else _best_dtype(on_cuda)
-    a_row = row_bytes(config, section.max_seq_length, 4 if dtype == "float32" else 2)
-    full = weight_bytes * (2 if dtype == "float32" and not stored_in_four_bits else 1)
+    on_cuda = _is_gpu(devices[0])
+    if _asks_too_much(section, config):
+        refuse_float16(section, config, why_no_kernels() if on_cuda else "there is no GPU")
     seen = memory.capacity if memory.wait_seconds else memory.free
     most = max(seen(device) for device in devices)
+    dtype = section.dtype if section.dtype != "auto" else _best_dtype(on_cuda)
+    if section.dtype == "auto" and dtype == "float32" and on_cuda and not stored_in_four_bits:
+        half_row = row_bytes(config, section.max_seq_length, 2)
+        if section.load_in_4bit is not True and fits(weight_bytes, half_row, most) and not why_no_kernels():
+            dtype = "float16"
+    a_row = row_bytes(config, section.max_seq_length, 4 if dtype == "float32" else 2)
+    full = weight_bytes * (2 if dtype == "float32" and not stored_in_four_bits else 1)
     chosen_here = section.load_in_4bit == "auto" and not stored_in_four_bits
     four_bit = (
         on_cuda and not fits(full, a_row, most) if chosen_here else stored_in_four_bits or bool(section.load_in_4bit)
     )
     weights = four_bit_bytes(weight_bytes) if four_bit and not stored_in_four_bits else full
+    spread = on_cuda and section.device_map == "auto" and not fits(weights, a_row, most)
+    if four_bit or spread:
+        refuse_float16(section, config, "its weights are in 4 bits" if four_bit else "it does not fit on a single GPU")
     notices = []
     if four_bit and chosen_here:
         notices.append("The model is loaded in 4 bits, because otherwise it does not fit the device's memory.")
-    spread = on_cuda and section.device_map == "auto" and not fits(weights, a_row, most)
     if spread:
         device = SPREAD
         notices.append(_spread_over(devices, memory))
@@ -70,6 +104,26 @@ def place(
         stored_in_four_bits=stored_in_four_bits,
         notices=tuple(notices),
     )
+
+
+def _is_gpu(device: Device) -> bool:
+    return device.name != "cpu"
+
+
+def _asks_too_much(section: ModelSection, config: Any) -> bool:
+    return section.dtype == "float16" and overflows_in_float16(config)
+
+
+def refuse_float16(section: ModelSection, config: Any, reason: str) -> None:
+    """Raise JobFileError if a job asks for float16 where the model overflows in it; unless the reason is empty."""
+    if reason and _asks_too_much(section, config):
+        raise JobFileError(
+            "Gemma 3 overflows in float16 and then returns empty text; only this program's GPU kernels can run it so, "
+            f"and here they cannot: {reason}.",
+            where="model.dtype",
+            next_step='use "auto", "bfloat16" or "float32"; a run that began in float16 can be resumed where the '
+            "kernels run, or start from scratch with --fresh",
+        )
 
 
 def _spread_over(devices: list[Device], memory: MemoryBudget) -> str:

@@ -8,7 +8,7 @@ from gxr_batch.job import EngineSection, ModelSection
 from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import load_config
 from gxr_batch.models.memory_estimate import four_bit_bytes, kv_bytes_a_token, weight_bytes
-from gxr_batch.models.placement import SPREAD, Placement, place
+from gxr_batch.models.placement import SPREAD, Placement, WhyNoKernels, no_kernels, place
 from gxr_batch.models.quantization import stored_in_four_bits
 from gxr_batch.models.source import find
 
@@ -28,8 +28,13 @@ class Measured:
     longest: int
 
 
-def measure(section: ModelSection, engine: EngineSection) -> Measured:
-    """Measure how much of a device a model would leave. Raises ModelUnavailable if its device does not exist."""
+def measure(section: ModelSection, engine: EngineSection, why_no_kernels: WhyNoKernels = no_kernels) -> Measured:
+    """Measure how much of a device a model would leave; `why_no_kernels` as in `load_weights.load_model`.
+
+    Raises ModelUnavailable if its device does not exist, JobFileError.
+    """
+    from gxr_batch.models.read_weights import without_weights
+
     # Only what is free now counts: a run waits for memory, a check does not.
     memory = MemoryBudget(engine.model_copy(update={"wait_for_memory": ""}))
     base = find(section, weights=False).base
@@ -39,7 +44,14 @@ def measure(section: ModelSection, engine: EngineSection) -> Measured:
     size = base.weight_bytes()
     if size is None:  # not downloaded yet
         size = four_bit_bytes(weight_bytes(config)) if stored else weight_bytes(config)
-    placement = place(section, config, size, memory, stored_in_four_bits=stored)
+    placement = place(
+        section,
+        config,
+        size,
+        memory,
+        stored_in_four_bits=stored,
+        why_no_kernels=lambda: why_no_kernels(without_weights(base, whole)),
+    )
     devices = memory.named(section.device_map)
     device = memory.freest(devices) if placement.device == SPREAD else memory.at(placement.device)
     return Measured(

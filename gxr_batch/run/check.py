@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 from gxr_batch.disk import temporary_folder, writable_by_others
 from gxr_batch.engines import create, resolve_worker
+from gxr_batch.engines.slots import KIND, why_no_gpu_kernels
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.errors import RowError, StorageError
@@ -22,6 +24,7 @@ from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import known_manifest, refuse_later_files, refuse_links
 from gxr_batch.models.device_memory import gib
+from gxr_batch.models.placement import no_kernels
 from gxr_batch.models.weights_hash import cache_home
 from gxr_batch.records import Identity, Messages
 from gxr_batch.rows.ingest import ingest
@@ -191,7 +194,8 @@ def _measure_memory(found: CheckResult, job: Job) -> bool:
     from gxr_batch.engines.slots import most_slots
     from gxr_batch.models.what_fits import measure
 
-    seen = measure(job.model, job.engine)
+    kernels = partial(why_no_gpu_kernels, job) if job.engine.kind == KIND else no_kernels
+    seen = measure(job.model, job.engine, kernels)
     placement = seen.placement
     in_four_bits = " in 4 bits" if placement.four_bit else ""
     found.device = (
@@ -218,7 +222,7 @@ def _check_weights(job: Job, *, four_bit: bool) -> None:
     from gxr_batch.engines.vllm.engine_args import fit_vllm
     from gxr_batch.models.check_adapter import check_weights
 
-    fitting = check_weights(job.model, four_bit=four_bit and kind != "vllm")
+    fitting = check_weights(job.model, four_bit=four_bit and kind != "vllm", own_kernels=kind == KIND)
     if fitting is not None and kind == "vllm":
         fit_vllm(fitting)
 

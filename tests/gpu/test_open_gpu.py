@@ -5,16 +5,26 @@ The CPU takes the GPU's part, so that loading, budget, comparison and run are th
 
 from __future__ import annotations
 
+import gc
+import json
+import weakref
+
 import pytest
 import torch
+from running import Workplace
+from tiny import tiny_gemma, tiny_llama
 from tiny_sessions import complete, prompts
 
+from gxr_batch import read_results
+from gxr_batch.cli import main
+from gxr_batch.engines.generate import GenerateEngine
 from gxr_batch.engines.slots import TransformersEngine, open_engine
-from gxr_batch.engines.slots.gpu import compare_forward, forward, open_gpu
+from gxr_batch.engines.slots.gpu import compare_forward, device_steps, forward, open_gpu
 from gxr_batch.engines.slots.gpu.kernels import norms
 from gxr_batch.engines.slots.row_steps import LogitsSteps
-from gxr_batch.errors import EngineFailed
+from gxr_batch.errors import EngineFailed, JobFileError, ModelUnavailable
 from gxr_batch.job import Job
+from gxr_batch.models import placement
 
 
 @pytest.fixture(autouse=True)
@@ -25,18 +35,20 @@ def _the_cpu_is_a_gpu(monkeypatch):
     monkeypatch.setattr(forward, "SPLIT_TOKENS", 128)
 
 
-def engine(folder, **settings) -> TransformersEngine:
-    return TransformersEngine(
-        Job.model_validate(
-            {
-                "name": "j",
-                "input": {"path": "x"},
-                "model": {"path": str(folder), "dtype": "float32", "max_seq_length": 64},
-                "sampling": {"max_new_tokens": 3},
-                "engine": {"slots": 2, "memory_limit": "256MiB", **settings},
-            }
-        )
+def job(folder, dtype="float32", **settings) -> Job:
+    return Job.model_validate(
+        {
+            "name": "j",
+            "input": {"path": "x"},
+            "model": {"path": str(folder), "dtype": dtype, "max_seq_length": 64, "device_map": "cpu"},
+            "sampling": {"max_new_tokens": 3},
+            "engine": {"slots": 2, "memory_limit": "256MiB", **settings},
+        }
     )
+
+
+def engine(folder, dtype="float32", **settings) -> TransformersEngine:
+    return TransformersEngine(job(folder, dtype, **settings))
 
 
 def drawn(opened):
@@ -55,7 +67,8 @@ def test_our_forward_pass_is_compared_and_gives_the_texts_of_the_library(tiny_mo
 
 
 def differs(monkeypatch):
-    monkeypatch.setitem(compare_forward._MOST_DIFFERENCE, torch.float32, 0.0)
+    for dtype in (torch.float16, torch.float32):
+        monkeypatch.setitem(compare_forward._MOST_DIFFERENCE, dtype, 0.0)
     return "differ by"
 
 
@@ -101,3 +114,174 @@ def test_a_gpu_that_cannot_compute_any_more_is_reported(tiny_model_dir, monkeypa
 def test_a_limit_too_small_for_it_leaves_the_library(tiny_model_dir):
     with engine(tiny_model_dir, memory_limit="16MiB").open() as opened:
         assert any("too little memory for its buffers" in one for one in opened.info.notices)
+
+
+# ---------------------------------------------------------------------- a GPU without bfloat16
+
+
+@pytest.fixture
+def without_bfloat16(monkeypatch):
+    """The CPU is a GPU without bfloat16; return the number formats that are loaded, and whether the last was freed."""
+    monkeypatch.setattr(compare_forward, "_LENGTHS", (3, 5))
+    monkeypatch.setattr(compare_forward, "_ACROSS", 2)
+    monkeypatch.setattr(placement, "_is_gpu", lambda device: True)
+    monkeypatch.setattr(placement, "_best_dtype", lambda on_cuda: "float32")
+    loads, models, load = [], [], open_engine.load_model
+
+    def noted(*arguments):
+        gc.collect()
+        assert not any(model() for model in models), "both would have to fit the GPU"
+        loaded = load(*arguments)
+        models.append(weakref.ref(loaded.model))
+        loads.append(loaded.placement.dtype)
+        return loaded
+
+    monkeypatch.setattr(open_engine, "load_model", noted)
+    return loads
+
+
+def test_a_gpu_without_bfloat16_computes_in_float16_with_our_forward_pass(tiny_model_dir, without_bfloat16):
+    with engine(tiny_model_dir, "auto", reproducible=False).open() as opened:
+        assert opened.info.dtype == "float16"
+        assert "GPU kernels, float16 (Triton" in opened.info.versions["forward"]
+        assert not opened.info.notices
+        assert all(done.finish_reason == "length" for done in complete(opened, prompts([3, 9], new=3)).values())
+    assert without_bfloat16 == ["float16"]
+
+
+@pytest.mark.parametrize("fault", [does_not_compile, has_no_memory, is_not_installed])
+def test_if_it_cannot_be_used_there_the_model_is_in_float32(tiny_model_dir, monkeypatch, without_bfloat16, fault):
+    why = fault(monkeypatch)
+    with engine(tiny_model_dir, "auto", reproducible=False).open() as opened:
+        assert isinstance(opened._steps, LogitsSteps)
+        assert opened.info.dtype == "float32"
+        (notice,) = [one for one in opened.info.notices if "Generating is slower on this GPU" in one]
+        assert why in notice
+        assert len(drawn(opened)) == 2
+    assert without_bfloat16 == (["float32"] if fault is is_not_installed else ["float16", "float32"])
+
+
+def test_a_run_that_began_in_float16_is_never_resumed_in_another_format(tiny_model_dir, monkeypatch, without_bfloat16):
+    why = does_not_compile(monkeypatch)
+    with (
+        pytest.raises(ModelUnavailable, match="overflows in float16") as failed,
+        engine(tiny_model_dir, "float16").open(),
+    ):
+        pass
+    assert why in str(failed.value)
+    assert "--fresh" in failed.value.next_step
+
+
+def nothing(_):
+    pass
+
+
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(placement, "_is_gpu", lambda device: False)
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "why"),
+    [
+        (no_gpu, {}, "there is no GPU"),
+        (nothing, {"kernels": "library"}, 'engine.kernels = "library"'),
+        (is_not_installed, {}, "Triton is not installed"),
+    ],
+)
+def test_float16_is_refused_for_gemma_where_our_forward_pass_will_not_run(
+    tiny_model_dir, monkeypatch, without_bfloat16, change, settings, why
+):
+    change(monkeypatch)
+    with (
+        pytest.raises(JobFileError, match="overflows in float16") as refused,
+        engine(tiny_model_dir, "float16", **settings).open(),
+    ):
+        pass
+    assert why in str(refused.value)
+    assert not without_bfloat16
+
+
+def test_the_library_never_gets_gemma_in_float16(tiny_model_dir, without_bfloat16):
+    with engine(tiny_model_dir, "auto", kernels="library").open() as opened:
+        assert opened.info.dtype == "float32"
+    with (
+        pytest.raises(JobFileError, match="has no GPU kernels"),
+        GenerateEngine(job(tiny_model_dir, "float16")).open(),
+    ):
+        pass
+    four_bit = job(tiny_model_dir, "float16").with_values({"model.load_in_4bit": True})
+    with pytest.raises(JobFileError, match="in 4 bits"), TransformersEngine(four_bit).open():
+        pass
+
+
+def test_a_llama_in_float16_continues_with_the_library(tmp_path, gemma_tokenizer, monkeypatch, without_bfloat16):
+    tiny_llama().save_pretrained(tmp_path)
+    gemma_tokenizer.save_pretrained(tmp_path)
+    with engine(tmp_path, "auto", self_check=False, reproducible=False).open() as opened:
+        assert opened.info.dtype == "float16"
+        monkeypatch.setattr(device_steps.Forward, "decode", lambda *_: 1 / 0)
+        assert len(drawn(opened)) == 2
+        assert isinstance(opened._steps, LogitsSteps)
+
+
+@pytest.fixture
+def workplace(tmp_path, gemma_tokenizer, monkeypatch):
+    """Three rows for a tiny Gemma 3 with the tokenizer's vocabulary, one after the other."""
+    tiny_gemma(vocab=gemma_tokenizer.vocab_size).save_pretrained(tmp_path / "tiny")
+    gemma_tokenizer.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "short.md.j2").write_text("{{ findings }}")
+    work = Workplace(tmp_path)
+    work.table([("a", "no findings"), ("b", "pneumonia"), ("c", "fracture")])
+    work.job(
+        "[prompt]\ntemplate = 'short.md.j2'\n[model]\npath = 'tiny'\ndevice_map = 'cpu'\nmax_seq_length = 64\n"
+        "[sampling]\nmax_new_tokens = 2\n[engine]\nkind = 'transformers'\nslots = 1\nself_check = false\n"
+        "reproducible = false\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*options: str) -> int:
+    with pytest.raises(SystemExit) as done:
+        main(["run", "j.toml", "--output", "out", *options])
+    return done.value.code
+
+
+def recorded(workplace, key):
+    return json.loads((workplace / "out" / "run.json").read_text())["fingerprint"][key]
+
+
+def test_a_run_in_float16_ends_with_one_error_when_a_kernel_fails_and_resumes(
+    workplace, monkeypatch, without_bfloat16, capsys
+):
+    with monkeypatch.context() as planted:
+        calls, plain = [], device_steps.Forward.prefill
+
+        def failing(*arguments):
+            calls.append(1)
+            return plain(*arguments) if len(calls) == 1 else 1 / 0
+
+        planted.setattr(device_steps.Forward, "prefill", failing)
+        assert run() == 4
+    said = capsys.readouterr().err
+    assert "Our GPU kernels cannot continue: a kernel failed (ZeroDivisionError)" in said
+    assert "--fresh" in said
+    assert "Traceback" not in said
+    assert list(read_results(workplace / "out")["case_id"]) == ["a"]
+    assert recorded(workplace, "model.dtype") == "float16"
+
+    assert run("--set=engine.kernels=library") == 2
+    assert "a run that began in float16 can be resumed" in capsys.readouterr().err
+
+    assert run() == 0
+    assert sorted(read_results(workplace / "out")["case_id"]) == ["a", "b", "c"]
+    assert without_bfloat16 == ["float16", "float16"]
+
+
+def test_a_run_that_began_in_float32_is_resumed_in_float32(workplace, without_bfloat16):
+    """As GPUs without bfloat16 had it before, or one whose kernels could not be used then."""
+    assert run("--limit", "1", "--set=engine.kernels=library") == 0
+    assert run() == 0
+    assert len(read_results(workplace / "out")) == 3
+    assert recorded(workplace, "model.dtype") == "float32"
+    assert without_bfloat16 == ["float32", "float32"]

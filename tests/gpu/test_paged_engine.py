@@ -154,7 +154,7 @@ def test_when_a_kernel_fails_later_the_rows_continue_with_the_library(monkeypatc
     work = prompts([5, 20, 9, 30, 3], new=4)
     expected = library(model, SAMPLED, work)
 
-    def fell_back():
+    def fell_back(why):
         made._steps.close()
         return LogitsSteps(LibraryModel(model, slots=2, capacity=128), SAMPLED), 2, "library"
 
@@ -212,7 +212,7 @@ def test_a_failure_frees_the_memory_of_the_failed_steps_before_others_are_opened
     model = tiny_llama()
     freed = []
 
-    def fell_back():
+    def fell_back(why):
         made._steps.close()
         gc.collect()
         freed.append(held() is None)
@@ -227,7 +227,7 @@ def test_a_failure_frees_the_memory_of_the_failed_steps_before_others_are_opened
 
 def test_if_the_other_steps_cannot_be_opened_that_error_is_raised(monkeypatch):
 
-    def fell_back():
+    def fell_back(why):
         made._steps.close()
         raise ModelUnavailable("no memory for the library either")
 
@@ -241,7 +241,7 @@ def test_if_the_other_steps_cannot_be_opened_that_error_is_raised(monkeypatch):
 @pytest.mark.parametrize("fails_in", ["prefill", "decode", "_read"])
 def test_a_gpu_that_cannot_compute_any_more_is_reported(monkeypatch, fails_in):
     """CUDA reports an illegal address in whichever call comes next, Triton as a plain RuntimeError."""
-    made = gpu_session(tiny_llama(), SAMPLED, fallback=lambda: pytest.fail("nothing can continue in this process"))
+    made = gpu_session(tiny_llama(), SAMPLED, fallback=lambda why: pytest.fail("nothing can continue in this process"))
     monkeypatch.setattr(device_steps, "is_lost", lambda device: True)
 
     def illegal(*_):
@@ -269,7 +269,7 @@ def test_without_memory_for_ties_no_token_is_lost(monkeypatch):
     work = prompts([5, 20], new=5)
     expected = library(model, SAMPLED, work)
 
-    def fell_back():
+    def fell_back(why):
         made._steps.close()
         return LogitsSteps(LibraryModel(model, slots=2, capacity=128), SAMPLED), 2, "library"
 

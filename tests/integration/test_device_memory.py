@@ -14,7 +14,7 @@ from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.slots import TransformersEngine, decode_loop
 from gxr_batch.engines.slots.library_backend import LibraryModel
 from gxr_batch.engines.slots.oom_retry import NoMemory, Splitter
-from gxr_batch.errors import ModelUnavailable, OutOfDeviceMemory
+from gxr_batch.errors import JobFileError, ModelUnavailable, OutOfDeviceMemory
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device_memory import Cpu, MemoryBudget, holders_of, out_of_memory
@@ -93,6 +93,30 @@ def test_a_limit_applies_to_the_process_and_decides_the_number_format():
     gpu = FakeDevice("cuda:0", 20)
     assert not place(ModelSection(), CONFIG, 8 * GIB, budget(gpu)).four_bit
     assert gpu.limits == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "why_not", "free", "expected"),
+    [
+        ({}, "", 14, ("float16", False)),
+        ({}, "Triton is not installed", 20, ("float32", False)),
+        ({}, "", 6, ("float32", True)),  # not even in float16 does it fit
+        ({"load_in_4bit": True}, "", 14, ("float32", True)),
+        ({"dtype": "float32"}, "", 20, ("float32", False)),  # as the earlier invocations of its run
+    ],
+)
+def test_a_gpu_without_bfloat16_gets_float16_where_our_kernels_run(monkeypatch, settings, why_not, free, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    section = ModelSection.model_validate(settings)
+    placed = place(section, CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", free)), why_no_kernels=lambda: why_not)
+    assert (placed.dtype, placed.four_bit) == expected
+
+
+def test_gemma_in_float16_is_refused_if_it_would_be_spread():
+    gpus = [FakeDevice("cuda:0", 5), FakeDevice("cuda:1", 5)]
+    section = ModelSection(dtype="float16", load_in_4bit=False)
+    with pytest.raises(JobFileError, match="does not fit on a single GPU"):
+        place(section, CONFIG, 8 * GIB, budget(*gpus), why_no_kernels=lambda: "")
 
 
 def test_a_model_that_does_not_fit_on_one_gpu_is_spread_and_every_gpu_is_limited():

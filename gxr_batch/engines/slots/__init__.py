@@ -37,6 +37,15 @@ def why_not_drivable(config: Any) -> str:
     return ""
 
 
+def why_no_gpu_kernels(job: Job, model: Any) -> str:
+    """Return why our forward pass for GPUs cannot run a model in this job, empty if it can on a single GPU."""
+    if job.engine.kernels != "auto":
+        return f'engine.kernels = "{job.engine.kernels}"'
+    from gxr_batch.engines.slots.gpu.open_gpu import why_not_here
+
+    return why_not_here(model)
+
+
 class TransformersEngine:
     """Generates with the weights that `model.path` names."""
 

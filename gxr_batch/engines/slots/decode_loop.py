@@ -47,9 +47,9 @@ class TransformersSession:
         steps: Steps,
         tokenizer: Any,
         end_ids: frozenset[int],
-        fallback: Callable[[], tuple[Steps, int, str]] | None = None,
+        fallback: Callable[[str], tuple[Steps, int, str]] | None = None,
     ) -> None:
-        """`fallback` closes the steps and returns those that replace them, their slots, and their name."""
+        """`fallback` gets why the steps failed, closes them, and returns others, their slots, and their name."""
         self.info = info
         self._fallback = fallback
         self._notices: list[str] = []
@@ -144,7 +144,7 @@ class TransformersSession:
         work.waiting = going + work.waiting
         self._splits_before += self._steps.splits
         fallback, self._fallback = self._fallback, None
-        self._steps, slots, name = fallback()
+        self._steps, slots, name = fallback(why)
         versions = {**self.info.versions, "forward": name}
         self.info = replace(self.info, slots=slots, reproducible=False, versions=versions)
         self._notices.append(

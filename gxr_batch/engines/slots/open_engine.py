@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from gxr_batch.engines.base import EngineInfo, Identity
-from gxr_batch.engines.slots import KIND, most_slots, why_not_drivable
+from gxr_batch.engines.slots import KIND, most_slots, why_no_gpu_kernels, why_not_drivable
 from gxr_batch.engines.slots.backend import PREFIX_SLOTS, Backend
 from gxr_batch.engines.slots.cuda_graphs import cuda_recorder
 from gxr_batch.engines.slots.decode_loop import TransformersSession
@@ -21,14 +22,23 @@ from gxr_batch.engines.slots.native.compile_kernels import NativeUnavailable
 from gxr_batch.engines.slots.native.native_backend import NativeModel
 from gxr_batch.engines.slots.row_steps import LogitsSteps, Steps
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
-from gxr_batch.errors import ModelUnavailable
+from gxr_batch.errors import EngineFailed, ModelUnavailable
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import MemoryBudget, no_memory_is, release_cached
 from gxr_batch.models.load_weights import LoadedModel, load_model
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.memory_estimate import kv_bytes_a_token
+from gxr_batch.models.placement import WhyNoKernels, no_kernels, overflows_in_float16
+
+if TYPE_CHECKING:
+    from gxr_batch.engines.slots.gpu.open_gpu import OpenedGpu
 
 _CHECK_LENGTHS = (5, 70)
+_OVERFLOWS = "The forward pass of transformers overflows in float16 with this model"
+_ELSEWHERE = (
+    "run the same command again; if it happens again, choose another --output, or add --fresh to start from scratch, "
+    'both with model.dtype = "float32"'
+)
 
 
 @contextmanager
@@ -43,10 +53,8 @@ def open_session(job: Job, local: LocalModel, memory: MemoryBudget) -> Iterator[
     session: TransformersSession | None = None
     try:
         tokenizer = local.tokenizer()
-        loaded = load_model(job.model, tokenizer, memory)
-        if loaded.model.device.type == "cuda":
-            torch.cuda.set_device(loaded.model.device)  # streams and recordings use the current GPU
-        steps, info = _opened(job, loaded, memory)
+        loaded, on_gpu, why_not = _loaded(job, tokenizer, memory)
+        steps, info = _opened(job, loaded, memory, on_gpu, why_not)
         info = replace(info, identity=local.identity(), load_seconds=time.monotonic() - began)
         session = TransformersSession(
             info, steps, tokenizer, frozenset(loaded.end_ids), _fallback(job, loaded, memory, steps)
@@ -58,35 +66,74 @@ def open_session(job: Job, local: LocalModel, memory: MemoryBudget) -> Iterator[
         torch.set_num_threads(threads)
 
 
-def _opened(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> tuple[Steps, EngineInfo]:
+def _loaded(job: Job, tokenizer: Any, memory: MemoryBudget) -> tuple[LoadedModel, OpenedGpu | None, str]:
+    """Load the model; return with it the opened forward pass for GPUs, or why there is none where one is expected.
+
+    If the model was loaded in float16 for that one alone, it is loaded again. Raises ModelUnavailable if it must not
+    be, since the run's texts so far are float16's.
+    """
+    loaded = _load(job, tokenizer, memory, partial(why_no_gpu_kernels, job))
+    opened, why_not = _opened_on_gpu(job, loaded, memory)
+    if why_not and loaded.placement.dtype == "float16":
+        if job.model.dtype == "auto":
+            del loaded
+            release_cached()
+            return _load(job, tokenizer, memory), None, why_not
+        if overflows_in_float16(loaded.config):
+            raise ModelUnavailable(
+                f"{_OVERFLOWS}, and our GPU kernels cannot be used: {why_not}.",
+                where='model.dtype = "float16"',
+                next_step=_ELSEWHERE,
+            )
+    return loaded, opened, why_not
+
+
+def _load(job: Job, tokenizer: Any, memory: MemoryBudget, why_no_kernels: WhyNoKernels = no_kernels) -> LoadedModel:
+    loaded = load_model(job.model, tokenizer, memory, why_no_kernels)
+    if loaded.model.device.type == "cuda":
+        torch.cuda.set_device(loaded.model.device)  # streams and recordings use the current GPU
+    return loaded
+
+
+def _opened_on_gpu(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> tuple[OpenedGpu | None, str]:
+    """Return our forward pass for GPUs, or why there is none; "" if none is expected."""
+    if not _is_on_one_gpu(loaded) or loaded.quantization is not None or job.engine.kernels != "auto":
+        return None, ""
+    from gxr_batch.engines.slots.gpu.open_gpu import GpuUnavailable, open_gpu
+
+    try:
+        opened = open_gpu(
+            loaded.model,
+            job.engine,
+            job.sampling.settings(),
+            capacity=job.model.max_seq_length,
+            budget=memory.for_cache(memory.at(loaded.model.device)),
+        )
+    except GpuUnavailable as error:
+        why_not = str(error)
+    else:
+        return opened, ""
+    release_cached()  # else its memory would count as taken
+    return None, why_not
+
+
+def _opened(
+    job: Job, loaded: LoadedModel, memory: MemoryBudget, on_gpu: OpenedGpu | None, why_not: str
+) -> tuple[Steps, EngineInfo]:
     """Return the fastest steps for this model, and what is to be said of them."""
     notices = list(loaded.placement.notices)
-    if _is_on_one_gpu(loaded) and loaded.quantization is None and job.engine.kernels == "auto":
-        from gxr_batch.engines.slots.gpu.open_gpu import GpuUnavailable, open_gpu
-
-        try:
-            opened = open_gpu(
-                loaded.model,
-                job.engine,
-                job.sampling.settings(),
-                capacity=job.model.max_seq_length,
-                budget=memory.for_cache(memory.at(loaded.model.device)),
-            )
-        except GpuUnavailable as error:
-            notices.append(
-                "Generating is slower on this GPU, with the forward pass of transformers instead of our kernels: "
-                f"{error}."
-            )
-            opened = None
-        if opened is None:
-            release_cached()  # else its memory would count as taken
-        else:
-            notices += opened.notices
-            reproducible = job.engine.reproducible and opened.same_bits
-            if job.engine.reproducible and not reproducible:
-                notices += _why_not_reproducible(cramped=False)
-            info = _info(loaded, slots=opened.plan.slots, reproducible=reproducible, name=opened.name)
-            return opened.steps, replace(info, notices=tuple(notices))
+    if on_gpu is not None:
+        notices += on_gpu.notices
+        reproducible = job.engine.reproducible and on_gpu.same_bits
+        if job.engine.reproducible and not reproducible:
+            notices += _why_not_reproducible(cramped=False)
+        info = _info(loaded, slots=on_gpu.plan.slots, reproducible=reproducible, name=on_gpu.name)
+        return on_gpu.steps, replace(info, notices=tuple(notices))
+    if why_not:
+        notices.append(
+            "Generating is slower on this GPU, with the forward pass of transformers instead of our kernels: "
+            f"{why_not}."
+        )
     slots, fitting = _share(job, loaded, memory)
     cramped = fitting < LEAST_ROWS
     with no_memory_is(_no_memory(slots, job.model.max_seq_length)):
@@ -125,12 +172,19 @@ def _is_on_one_gpu(loaded: LoadedModel) -> bool:
 
 def _fallback(
     job: Job, loaded: LoadedModel, memory: MemoryBudget, steps: Steps
-) -> Callable[[], tuple[Steps, int, str]] | None:
-    """Return what replaces our steps if they fail during the run; None if nothing can."""
+) -> Callable[[str], tuple[Steps, int, str]] | None:
+    """Return what replaces our steps if they fail during the run, for the reason that it gets; None if nothing can."""
     if isinstance(steps, LogitsSteps):
         return None
 
-    def library() -> tuple[Steps, int, str]:
+    def library(why: str) -> tuple[Steps, int, str]:
+        if loaded.placement.dtype == "float16" and overflows_in_float16(loaded.config):
+            # Another number format would be another run's: texts of two kinds must not be in one.
+            raise EngineFailed(
+                f"Our GPU kernels cannot continue: {why}. {_OVERFLOWS}.",
+                where='model.dtype = "float16"',
+                next_step=_ELSEWHERE,
+            )
         steps.close()
         release_cached()
         slots, _ = _share(job, loaded, memory)

@@ -35,15 +35,19 @@ class OpenedGpu(NamedTuple):
     notices: tuple[str, ...]
 
 
+def why_not_here(model: Any) -> str:
+    """Return why the forward pass cannot run a model with what is installed, empty if it can."""
+    triton = importlib.util.find_spec("triton") is not None
+    return why_not(model) or ("" if triton else "Triton is not installed (pip install triton)")
+
+
 def open_gpu(model: Any, engine: EngineSection, sampling: Sampling, *, capacity: int, budget: int) -> OpenedGpu:
     """Return the steps of a loaded model within `budget` bytes, compared with the library. Raises GpuUnavailable.
 
     Raises EngineFailed if the GPU cannot compute any more. The model stays usable by the library: see fused_weights.
     """
-    if reason := why_not(model):
+    if reason := why_not_here(model):
         raise GpuUnavailable(reason)
-    if importlib.util.find_spec("triton") is None:
-        raise GpuUnavailable("Triton is not installed (pip install triton)")
     sizes = sizes_of(model.config.get_text_config(), model.dtype)
     found = plan(sizes, capacity=capacity, budget=budget, slots=None if engine.slots == "auto" else engine.slots)
     if found is None:

@@ -46,8 +46,8 @@ def gate_in_range(gate_up, out, factors, factor, most, WIDTH: tl.constexpr, BLOC
     largest = tl.zeros((BLOCK,), dtype=tl.float32)
     for start in range(0, WIDTH, BLOCK):
         largest = tl.maximum(largest, tl.abs(_gated(source, start, factor, WIDTH, BLOCK, GELU)))
-    room = most / tl.maximum(tl.max(largest, axis=0), 1e-20)
-    exponent = room.to(tl.int32, bitcast=True) & 0x7F800000  # that of the power of two at or below it
+    ratio = most / tl.maximum(tl.max(largest, axis=0), 1e-20)
+    exponent = ratio.to(tl.int32, bitcast=True) & 0x7F800000  # that of the power of two at or below it
     scale = exponent.to(tl.float32, bitcast=True)
     tl.store(factors + row, (0x7F000000 - exponent).to(tl.float32, bitcast=True))  # its inverse
     for start in range(0, WIDTH, BLOCK):

@@ -21,8 +21,13 @@ from gxr_batch.job.units import parse_bytes, parse_duration
 if TYPE_CHECKING:
     import torch
 
-_NVIDIA_SMI = ("nvidia-smi", "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits")
+_NVIDIA_SMI_HOLDERS = "--query-compute-apps=pid,process_name,used_memory"
+_NVIDIA_SMI_MEMORY = "--query-gpu=memory.total,memory.free"
 _NVIDIA_SMI_SECONDS = 10
+# What a process takes of a GPU besides tensors: the CUDA context, and the code of kernels. Assumed, not measured.
+CONTEXT_BYTES = 512 * 2**20
+# The driver counts up to so much more of a GPU than CUDA does. More is another GPU: a slice's (MIG) whole one.
+_RESERVED_BY_DRIVER = 1.1
 # How errors that are no OutOfMemoryError say that memory ran out.
 _MEMORY_WORDS = (
     "DefaultCPUAllocator",
@@ -33,24 +38,28 @@ _MEMORY_WORDS = (
 
 
 class Device(Protocol):
-    """Memory in bytes. `name` is torch's name of the device."""
+    """Memory in bytes. `name` is torch's name of the device.
+
+    `context` is what using the device takes besides tensors, and counts against this process's limit.
+    """
 
     name: str
+    context: int
 
     def total(self) -> int:
         """All memory of the device."""
         ...
 
     def free(self) -> int:
-        """The memory that is free now."""
+        """The memory that is free now, for tensors of this process."""
         ...
 
     def held(self) -> int:
-        """The memory that this process holds, as far as it counts against its limit."""
+        """The memory that this process holds for tensors, as far as it counts against its limit."""
         ...
 
     def limit(self, size: int) -> None:
-        """Limit this process to this many bytes from now on."""
+        """Limit this process's tensors to this many bytes from now on."""
         ...
 
     def holders(self) -> Sequence[str]:
@@ -61,6 +70,8 @@ class Device(Protocol):
 class Cuda:
     """A GPU, by its number among those that this process sees."""
 
+    context = CONTEXT_BYTES
+
     def __init__(self, number: int) -> None:
         self.name, self._number = f"cuda:{number}", number
 
@@ -68,16 +79,24 @@ class Cuda:
         """All memory of the GPU."""
         import torch
 
-        return int(torch.cuda.mem_get_info(self._number)[1])
+        return int(torch.cuda.get_device_properties(self._number).total_memory)
 
     def free(self) -> int:
-        """The memory that the driver would still give out."""
+        """The memory that the driver would still give out for tensors.
+
+        CUDA answers only with a context on the GPU, which takes hundreds of MiB until this process ends. So if there
+        are several GPUs, nvidia-smi is asked about those that this process does not use; if it has no answer, CUDA is.
+        """
         import torch
 
+        if torch.cuda.device_count() > 1 and not torch.cuda.memory_reserved(self._number):
+            listed = free_of(self._nvidia_smi(_NVIDIA_SMI_MEMORY), self.total())
+            if listed is not None:
+                return max(0, listed - self.context)
         return int(torch.cuda.mem_get_info(self._number)[0])
 
     def held(self) -> int:
-        """What torch's allocator has reserved; the CUDA context itself (some hundred MiB) is not counted."""
+        """What torch's allocator has reserved."""
         import torch
 
         return int(torch.cuda.memory_reserved(self._number))
@@ -90,22 +109,25 @@ class Cuda:
 
     def holders(self) -> Sequence[str]:
         """List the processes from nvidia-smi, including other users' (inside containers often none)."""
+        return holders_of(self._nvidia_smi(_NVIDIA_SMI_HOLDERS))
+
+    def _nvidia_smi(self, query: str) -> str:
+        """Return what nvidia-smi lists of this GPU, "" if it cannot; by UUID, since it numbers GPUs differently."""
         import torch
 
-        gpu = f"--id=GPU-{torch.cuda.get_device_properties(self._number).uuid}"
+        uuid = getattr(torch.cuda.get_device_properties(self._number), "uuid", "")
+        command = ["nvidia-smi", query, "--format=csv,noheader,nounits", f"--id=GPU-{uuid}"]
         try:
-            asked = subprocess.run(
-                [*_NVIDIA_SMI, gpu], capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=False
-            )
+            asked = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=False)
         except (OSError, subprocess.TimeoutExpired):
-            return ()
-        return holders_of(asked.stdout) if asked.returncode == 0 else ()
+            return ""
+        return asked.stdout if asked.returncode == 0 else ""
 
 
 class Cpu:
     """The main memory. Its limit is a budget for the KV cache, which the caller must respect: nothing enforces it."""
 
-    name = "cpu"
+    name, context = "cpu", 0
 
     def total(self) -> int:
         """All memory of the machine."""
@@ -194,6 +216,18 @@ def no_memory_is(refusal: ModelUnavailable) -> Iterator[None]:
         raise refusal from None
 
 
+def free_of(listing: str, total: int) -> int | None:
+    """Convert a line "total, free" in MiB to the free bytes of a GPU on which CUDA counts `total`, None if it cannot.
+
+    A GPU that is divided (MIG) is listed as a whole or without numbers; then the answer is None too.
+    """
+    numbers = [word.strip() for word in listing.strip().split(",")]
+    if len(numbers) != 2 or not all(word.isdecimal() for word in numbers):
+        return None
+    listed, free = (int(word) * 2**20 for word in numbers)
+    return free if total <= listed + 2**20 and listed <= _RESERVED_BY_DRIVER * total else None
+
+
 def holders_of(listing: str) -> list[str]:
     """Convert lines of "pid, path, MiB" to phrases; the path is cut to the program's name."""
     found = []
@@ -266,7 +300,8 @@ class MemoryBudget:
     def capacity(self, device: Device) -> int:
         """Return the bytes of a device that this run could take if no other process used it."""
         limit = self._limit_of(device)
-        return device.total() if limit is None else min(device.total(), limit)
+        total = device.total() - device.context
+        return total if limit is None else min(total, limit)
 
     def for_cache(self, device: Device, *, weight_bytes: int = 0) -> int:
         """Return the bytes that the KV cache may take; `weight_bytes` are still to be loaded."""
@@ -278,12 +313,19 @@ class MemoryBudget:
         )
 
     def _limit_of(self, device: Device) -> int | None:
-        """Return the limit of a device; on the CPU none, since there it is only the budget of the KV cache."""
-        return None if device.name == "cpu" else self.size_limit
+        """Return the limit of tensors; on the CPU none, since there it is only the budget of the KV cache."""
+        if device.name == "cpu" or self.size_limit is None:
+            return None
+        return max(0, self.size_limit - device.context)
 
-    def by_device(self) -> dict[int | str, int]:
-        """Return what this run may take of each GPU and of the main memory, as accelerate's max_memory."""
-        return {number: self.free(device) for number, device in enumerate(self.devices)} | {"cpu": Cpu().free()}
+    def by_device(self, weights_share: float) -> dict[int | str, int]:
+        """Return what the weights may take of each GPU and of the main memory, as accelerate's max_memory.
+
+        `weights_share` is the weights' part of what a model needs: each GPU also holds the keys and values of its
+        layers.
+        """
+        gpus = {number: int(weights_share * self.free(device)) for number, device in enumerate(self.devices)}
+        return gpus | {"cpu": Cpu().free()}
 
     def freest(self, devices: Sequence[Device]) -> Device:
         """Return the device with the most memory for this run."""
@@ -291,8 +333,8 @@ class MemoryBudget:
 
     def keep_to_limit(self, device: Device) -> None:
         """Apply this process's limit on a device, before anything is loaded."""
-        if self.size_limit is not None:
-            device.limit(self.size_limit)
+        if (limit := self._limit_of(device)) is not None:
+            device.limit(limit)
 
     def wait(self, devices: Sequence[Device], needed: int) -> Device:
         """Return the freest device, once it has `needed` bytes. Raises ModelUnavailable after wait_for_memory.

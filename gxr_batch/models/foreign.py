@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gxr_batch.cells import quoted
 from gxr_batch.errors import GxrError, ModelUnavailable
 from gxr_batch.files import NoObject, json_object, open_plain, read_bytes
 from gxr_batch.models.permissions import refuse_unreadable
@@ -44,6 +45,8 @@ def loading(what: str, *files: Path, next_step: str = AGAIN) -> Iterator[None]:
             raise  # Ctrl-C, a signal
         if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):
             raise  # torch, which is not imported here; the callers report it with the device
+        if isinstance(error, ImportError):
+            raise not_importable(error, files[0]) from None
         raise ModelUnavailable(
             f"{what} ({type(error).__name__}).", where=_place(error, files), next_step=next_step
         ) from None
@@ -102,6 +105,18 @@ def bad_value(path: Path, key: str, wanted: str) -> ModelUnavailable:
 def _reason(error: OSError) -> str:
     text = error.strerror or type(error).__name__
     return text[:1].lower() + text[1:]
+
+
+def not_importable(error: ImportError, path: Path) -> ModelUnavailable:
+    """Return the error for a package that a library wants to import to load this file or folder, which is not at fault.
+
+    Libraries name the package only in their own message.
+    """
+    return ModelUnavailable(
+        f"A package that loading this model needs cannot be imported: {quoted(' '.join(str(error).split()))}.",
+        where=str(path),
+        next_step="install that package, or another version of it, in this Python environment",
+    )
 
 
 def _damaged(path: Path, why: str) -> ModelUnavailable:

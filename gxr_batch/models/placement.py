@@ -46,6 +46,11 @@ class Placement:
     stored_in_four_bits: bool = False
     notices: tuple[str, ...] = ()
 
+    @property
+    def weights_share(self) -> float:
+        """The weights' part of `bytes_needed`."""
+        return self.weight_bytes / self.bytes_needed if self.bytes_needed else 1.0
+
 
 def place(
     section: ModelSection,
@@ -68,8 +73,11 @@ def place(
     if _asks_too_much(section, config):
         refuse_float16(section, config, why_no_kernels() if on_cuda else "there is no GPU")
     seen = memory.capacity if memory.wait_seconds else memory.free
-    most = max(seen(device) for device in devices)
-    dtype = section.dtype if section.dtype != "auto" else _best_dtype(on_cuda)
+    dtype, alike = str(section.dtype), devices
+    if dtype == "auto":
+        dtype = _best_dtype(max(devices, key=seen))
+        alike = [device for device in devices if _best_dtype(device) == dtype]
+    most = max(seen(device) for device in alike)
     if section.dtype == "auto" and dtype == "float32" and on_cuda and not stored_in_four_bits:
         half_row = row_bytes(config, section.max_seq_length, 2)
         if section.load_in_4bit is not True and fits(weight_bytes, half_row, most) and not why_no_kernels():
@@ -91,7 +99,7 @@ def place(
         device = SPREAD
         notices.append(_spread_over(devices, memory))
     else:
-        chosen = _settle_on(devices, bytes_needed(weights, a_row), memory)
+        chosen = _settle_on(alike, bytes_needed(weights, a_row), memory)
         device = chosen.name
         if on_cuda and section.device_map == "auto":
             notices.append(f"The model is on {device}, the device with the most free memory.")
@@ -139,12 +147,13 @@ def _settle_on(devices: list[Device], needed: int, memory: MemoryBudget) -> Devi
     return chosen
 
 
-def _best_dtype(on_cuda: bool) -> str:
-    """Return bfloat16 if the hardware computes in it, else float32."""
+def _best_dtype(device: Device) -> str:
+    """Return bfloat16 if a device computes in it, else float32."""
     import torch
 
-    if on_cuda:
-        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.name != "cpu":
+        # torch.cuda.is_bf16_supported would answer for the current GPU.
+        has_it = torch.version.hip is not None or torch.cuda.get_device_capability(device.name) >= (8, 0)
     else:
         # There is no public function for this; a torch without this one gets the safe answer.
         ask = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)

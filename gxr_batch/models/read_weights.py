@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.models.apply_lora import Applied, apply_adapter
 from gxr_batch.models.device_memory import MemoryBudget, out_of_memory
-from gxr_batch.models.foreign import loading
+from gxr_batch.models.foreign import loading, not_importable
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora import Adapter
 from gxr_batch.models.permissions import refuse_unreadable
@@ -32,7 +32,7 @@ _MANY_LAYERS = 256
 _SUSPICIOUS = 2
 _BELONGS = "check that the folder is complete and that its config.json belongs to its weights"
 # What torch, accelerate and safetensors raise while an adapter is applied (the last one's error has no common base).
-_CANNOT_LOAD = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+_CANNOT_LOAD = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 # transformers would load an adapter in a model's folder by itself, unchecked; it finds none in such a subfolder.
 _NO_ADAPTER = {"subfolder": "adapters-are-loaded-by-gxr-batch"}
 
@@ -53,11 +53,13 @@ def read_model(
         _refuse_gaps(source, report)
         applied = None if adapter is None else apply_adapter(model, adapter)
         if later:
-            model = _spread(model, memory)
+            model = _spread(model, memory, placement)
     except Exception as error:
         if out_of_memory(error):
             device = memory.freest(memory.named("auto" if placement.device == SPREAD else placement.device))
             raise memory.too_little(device, placement.bytes_needed) from None
+        if isinstance(error, ImportError):
+            raise not_importable(error, source.folder) from None
         if not isinstance(error, _CANNOT_LOAD):
             raise
         raise ModelUnavailable(
@@ -161,7 +163,7 @@ def _load(source: Source, config: Any, placement: Placement, memory: MemoryBudge
             config=config,
             dtype=dtype,
             device_map=SPREAD if device == SPREAD else {"": device},
-            max_memory=memory.by_device() if device == SPREAD else None,
+            max_memory=memory.by_device(placement.weights_share) if device == SPREAD else None,
             # A checkpoint stored in 4 bits has its own settings.
             quantization_config=_four_bit(dtype) if placement.four_bit and not placement.stored_in_four_bits else None,
             use_safetensors=True,
@@ -185,12 +187,14 @@ def _refuse_gaps(source: Source, report: Any) -> None:
             )
 
 
-def _spread(model: Any, memory: MemoryBudget) -> Any:
+def _spread(model: Any, memory: MemoryBudget, placement: Placement) -> Any:
     """Divide a model in the main memory among the devices, as from_pretrained would have done."""
     from accelerate import dispatch_model, infer_auto_device_map
 
     places = infer_auto_device_map(
-        model, max_memory=memory.by_device(), no_split_module_classes=list(model._no_split_modules or [])
+        model,
+        max_memory=memory.by_device(placement.weights_share),
+        no_split_module_classes=list(model._no_split_modules or []),
     )
     return dispatch_model(model, places)
 

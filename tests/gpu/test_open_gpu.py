@@ -19,12 +19,13 @@ from gxr_batch import read_results
 from gxr_batch.cli import main
 from gxr_batch.engines.generate import GenerateEngine
 from gxr_batch.engines.slots import TransformersEngine, open_engine
-from gxr_batch.engines.slots.gpu import compare_forward, device_steps, forward, open_gpu
+from gxr_batch.engines.slots.gpu import compare_forward, device_steps, forward, memory_plan, open_gpu
 from gxr_batch.engines.slots.gpu.kernels import norms
 from gxr_batch.engines.slots.row_steps import LogitsSteps
 from gxr_batch.errors import EngineFailed, JobFileError, ModelUnavailable
 from gxr_batch.job import Job
 from gxr_batch.models import placement
+from gxr_batch.models.device_memory import MemoryBudget
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +102,73 @@ def test_if_it_cannot_be_used_the_library_is_with_a_notice(tiny_model_dir, monke
         assert why in notice
         assert len(drawn(opened)) == 2
     assert released  # else the memory of the attempt would count as taken, and a limit leave nothing
+
+
+class Taken:
+    """Another process, which takes memory before each of the first `times` reservations."""
+
+    def __init__(self, monkeypatch, times):
+        monkeypatch.setattr(memory_plan, "_SPARE_BYTES", 0)  # as much as hundreds of the tiny model's rows
+        self.pages: list[int] = []
+        self._times, self._reserve = times, open_gpu.cache_of
+        monkeypatch.setattr(open_gpu, "cache_of", self.reserve)
+
+    def reserve(self, weights, found):
+        self.pages.append(sum(found.pages))
+        if len(self.pages) <= self._times:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self._reserve(weights, found)
+
+
+def test_memory_that_is_taken_between_planning_and_reserving_costs_pages_not_the_kernels(tiny_model_dir, monkeypatch):
+    other = Taken(monkeypatch, 2)
+    with engine(tiny_model_dir, self_check=False, slots=64).open() as opened:
+        assert "GPU kernels" in opened.info.versions["forward"]
+        assert len(drawn(opened)) == 2
+    first, second, third = other.pages
+    assert first > second > third > 0
+
+
+def test_what_is_asked_for_after_a_failed_reservation_is_what_is_free_then(tiny_model_dir, monkeypatch):
+    free = [10**9, 5 * 10**6, 10**6]
+    budgets = []
+    plan = open_gpu.plan
+    monkeypatch.setattr(MemoryBudget, "for_cache", lambda self, device: free.pop(0))
+    monkeypatch.setattr(open_gpu, "plan", lambda sizes, **rest: budgets.append(rest["budget"]) or plan(sizes, **rest))
+    Taken(monkeypatch, 1)
+    with engine(tiny_model_dir, slots=64, self_check=False).open() as opened:
+        assert "GPU kernels" in opened.info.versions["forward"]
+    assert budgets == [10**9, 5 * 10**6]
+
+
+def test_three_reservations_are_tried(tiny_model_dir, monkeypatch):
+    other = Taken(monkeypatch, 10)
+    with engine(tiny_model_dir, slots=64, self_check=False).open() as opened:
+        assert any("there is too little memory for it" in one for one in opened.info.notices)
+    assert len(other.pages) == 3
+
+
+def test_a_closed_session_keeps_no_memory(tiny_model_dir):
+    gc.disable()  # a reference cycle would keep the memory until the collector runs
+    try:
+        for kernels in ("auto", "library"):
+            with engine(tiny_model_dir, kernels=kernels, self_check=False).open() as opened:
+                if kernels == "library":  # whose cache is made then; Triton's interpreter keeps what it is given
+                    drawn(opened)
+                held = [weakref.ref(one.untyped_storage()) for one in memory_of(opened)]
+                assert len(held) > 8
+            assert not [one for one in held if one() is not None]
+    finally:
+        gc.enable()
+
+
+def memory_of(opened):
+    """Return the tensors of a session's model and cache."""
+    steps = opened._steps
+    if isinstance(steps, LogitsSteps):
+        return [*steps._backend._model.parameters(), *steps._backend._cache._stored()]
+    pages = [tensor for group in steps._cache.groups for tensor in group.of_layer.values()]
+    return [*pages, *(layer.qkv for layer in steps._forward.weights.layers), steps._forward._logits]
 
 
 def test_a_gpu_that_cannot_compute_any_more_is_reported(tiny_model_dir, monkeypatch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +14,13 @@ from tiny import tiny_gemma
 from tiny_sessions import GREEDY, complete, prompt, prompts, session, texts
 
 from gxr_batch.engines.base import Pulse, StopRequest
-from gxr_batch.engines.slots import TransformersEngine, decode_loop
+from gxr_batch.engines.slots import TransformersEngine, decode_loop, open_engine
 from gxr_batch.engines.slots.library_backend import LibraryModel
 from gxr_batch.engines.slots.oom_retry import NoMemory, Splitter
 from gxr_batch.errors import JobFileError, ModelUnavailable, OutOfDeviceMemory
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.device_memory import Cpu, MemoryBudget, holders_of, out_of_memory
+from gxr_batch.models.device_memory import Cpu, Cuda, MemoryBudget, holders_of, out_of_memory
 from gxr_batch.models.placement import place
 
 GIB = 2**30
@@ -26,8 +29,8 @@ GIB = 2**30
 class FakeDevice:
     """A GPU of 24 GiB; `free_then` lists what is free at each query, then its last value is repeated."""
 
-    def __init__(self, name: str, *free_then: float, held: int = 0) -> None:
-        self.name = name
+    def __init__(self, name: str, *free_then: float, held: int = 0, context: int = 0) -> None:
+        self.name, self.context = name, context
         self._free = [int(each * GIB) for each in free_then]
         self._held = held
         self.limits: list[int] = []
@@ -69,7 +72,7 @@ def budget(*devices: FakeDevice, say=None, clock=None, **settings) -> MemoryBudg
 
 @pytest.fixture(autouse=True)
 def a_gpu_with_bfloat16(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
 
 CONFIG = tiny_gemma().config
@@ -156,6 +159,119 @@ def test_memory_that_is_held_already_counts_against_the_limit():
     shared = budget(FakeDevice("cuda:0", 20, held=4 * GIB), memory_limit="6GiB")
     assert shared.free(shared.devices[0]) == 2 * GIB
     assert shared.for_cache(shared.devices[0]) == int(0.8 * 2 * GIB)
+
+
+def test_a_limit_counts_what_the_gpu_itself_takes():
+    gpu = FakeDevice("cuda:0", 20, held=4 * GIB, context=GIB // 2)
+    shared = budget(gpu, memory_limit="6GiB")
+    assert shared.free(gpu) == shared.capacity(gpu) - 4 * GIB == GIB + GIB // 2
+    shared.keep_to_limit(gpu)
+    assert gpu.limits == [5 * GIB + GIB // 2]
+    assert budget(gpu).capacity(gpu) == 24 * GIB - GIB // 2
+    assert Cuda(0).context == GIB // 2
+
+
+def test_the_number_format_is_that_of_the_chosen_gpu(monkeypatch):
+    capabilities = {"cuda:0": (7, 5), "cuda:1": (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device])
+    old, new = FakeDevice("cuda:0", 3), FakeDevice("cuda:1", 20)
+    placed = place(ModelSection(), CONFIG, GIB, budget(old, new))
+    assert (placed.device, placed.dtype) == ("cuda:1", "bfloat16")
+    placed = place(ModelSection(device_map="cuda:0"), CONFIG, GIB // 8, budget(old, new))
+    assert (placed.device, placed.dtype) == ("cuda:0", "float32")
+    # A GPU without bfloat16 is free first, but the format was chosen for the other one.
+    old, new = FakeDevice("cuda:0", 20), FakeDevice("cuda:1", 2, 2, 20)
+    old.total = lambda: 16 * GIB
+    placed = place(ModelSection(), CONFIG, 8 * GIB, budget(old, new, wait_for_memory="30m"))
+    assert (placed.device, placed.dtype) == ("cuda:1", "bfloat16")
+
+
+def test_a_model_that_is_spread_leaves_memory_for_its_rows_on_every_gpu():
+    gpus = [FakeDevice("cuda:0", 5), FakeDevice("cuda:1", 6)]
+    memory = budget(*gpus)
+    placed = place(ModelSection(load_in_4bit=False), CONFIG, 8 * GIB, memory)
+    most = memory.by_device(placed.weights_share)
+    assert placed.device == "auto"
+    assert 0 < placed.weights_share < 0.85
+    assert [most[0], most[1]] == [int(placed.weights_share * free * GIB) for free in (5, 6)]
+
+
+def test_slots_fit_on_each_gpu_of_a_model_that_is_spread():
+    """Three of four layers are on the second GPU; one is in the main memory, and computed on the first GPU."""
+    devices = ["meta", "cuda:1", "cuda:1", "cuda:1"]
+    layers = [SimpleNamespace(parameters=lambda own=own: iter([weight_on(own)])) for own in devices]
+    model = SimpleNamespace(
+        model=SimpleNamespace(layers=layers), hf_device_map={"a": 0, "b": 1, "c": "cpu"}, dtype=torch.float32
+    )
+    parts = open_engine._cache_parts(model)
+    assert parts == {"cuda:0": 0.25, "cuda:1": 0.75}
+    asked = engine(Path("x"), memory_limit="1GiB")._job
+    loaded = SimpleNamespace(model=model, config=CONFIG, device="cuda:0, cuda:1")
+    for first, second in ((100, 8), (2, 100)):  # MiB; a row of 256 tokens takes half a MiB
+        gpus = [FakeDevice("cuda:0", first / 1024), FakeDevice("cuda:1", second / 1024)]
+        assert open_engine._share(asked, loaded, budget(*gpus, memory_limit="1GiB")).slots == 8
+
+
+def test_the_logits_of_recordings_count_in_the_budget():
+    embedding = SimpleNamespace(weight=weight_on("cuda:0"))
+    model = SimpleNamespace(get_input_embeddings=lambda: embedding, dtype=torch.float32)
+    loaded = SimpleNamespace(model=model, config=CONFIG, device="cuda:0")
+    for recorded, slots in ((False, 8), (True, 7)):  # with four prefixes, 12 rows of half a MiB
+        gpu = FakeDevice("cuda:0", 7.6 / 1024)
+        asked = engine(Path("x"), memory_limit="1GiB", cuda_graphs=recorded)._job
+        assert open_engine._share(asked, loaded, budget(gpu, memory_limit="1GiB")).slots == slots
+
+
+def weight_on(device):
+    return SimpleNamespace(device=torch.device(device))
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """torch and nvidia-smi of a machine with two GPUs of 24 GiB; returns which of them have a context."""
+    contexts: set[int] = set()
+    uuids = {0: "aa", 1: "bb"}
+    listing = {"GPU-aa": "24564, 3000\n", "GPU-bb": "24564, 20000\n"}
+
+    def nvidia_smi(command, **_):
+        assert "--query-gpu=memory.total,memory.free" in command
+        found = listing.get(command[-1].removeprefix("--id="))
+        return subprocess.CompletedProcess(command, 0 if found else 6, found or "No devices were found", "")
+
+    def mem_get_info(number):
+        contexts.add(number)
+        return 5 * GIB, 24 * GIB
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda number: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    properties = {number: SimpleNamespace(uuid=uuid, total_memory=int(23.6 * GIB)) for number, uuid in uuids.items()}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties[number])
+    monkeypatch.setattr(subprocess, "run", nvidia_smi)
+    return SimpleNamespace(contexts=contexts, listing=listing, properties=properties)
+
+
+def test_asking_for_free_memory_takes_none_on_gpus_that_are_not_used(two_gpus):
+    memory = MemoryBudget(EngineSection())
+    assert memory.freest(memory.devices).name == "cuda:1"
+    assert [memory.free(device) for device in memory.devices] == [
+        3000 * 2**20 - GIB // 2, 20000 * 2**20 - GIB // 2
+    ]  # fmt: skip
+    assert not two_gpus.contexts
+
+
+def test_a_gpu_that_is_used_is_asked_through_cuda(two_gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda number: 2**30 * number)
+    assert [Cuda(number).free() for number in (0, 1)] == [3000 * 2**20 - GIB // 2, 5 * GIB]
+    assert two_gpus.contexts == {1}
+
+
+@pytest.mark.parametrize("listed", ["", "24564, [N/A]\n", "81920, 70000\n"], ids=["missing", "no numbers", "divided"])
+def test_where_nvidia_smi_has_no_answer_cuda_is_asked(two_gpus, listed):
+    two_gpus.listing["GPU-aa"] = listed
+    assert Cuda(0).free() == 5 * GIB
+    assert two_gpus.contexts == {0}
 
 
 def test_the_main_memory_reports_its_size_and_its_limit_is_the_caches():

@@ -368,6 +368,33 @@ def test_recorded_steps_give_the_bits_of_plain_ones():
     assert len(recorded._graphs._recorded) < 8, "shapes come in buckets"
 
 
+def test_the_upper_half_of_a_split_batch_computes_only_its_rows():
+    """Also in recordings, or a split would need as much memory as the whole batch."""
+    model = tiny_gemma(torch.bfloat16)
+    computed = []
+
+    class Counting(LibraryModel):
+        def _step(self, tokens, columns, first, length):
+            computed.append((first, len(tokens)))
+            return super()._step(tokens, columns, first, length)
+
+    for settings in ({}, {"reproducible": False}, {"record": lambda run: (run(), run)}):
+        made = Counting(model, slots=32, capacity=64, **settings)
+        made.prefill([(slot, [5, 6, 7], 0) for slot in range(32)])
+        made.decode(range(16, 32), [5] * 16, [3] * 16)
+        assert computed.pop() == (16, 16)
+        made.close()
+
+
+def test_recordings_of_every_shape_share_one_output():
+    made = LibraryModel(tiny_gemma(), slots=16, capacity=200, record=lambda run: (run(), run))
+    for rows, position in ((3, 5), (12, 5), (12, 150)):
+        made.decode(range(rows), [5] * rows, [position] * rows)
+    recorded = list(made._graphs._recorded.values())
+    assert len(recorded) == 3
+    assert len({one.logits.untyped_storage().data_ptr() for one in recorded}) == 1
+
+
 def test_logits_outside_the_kernels_buffer_are_never_read_past_their_end(product):
     native = NativeModel(tiny_llama(torch.bfloat16), slots=8, capacity=64, product=product)
     logits = torch.randn(3, native.vocab).bfloat16()

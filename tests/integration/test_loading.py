@@ -339,3 +339,19 @@ def test_what_fits_includes_eight_rows():
 def copy(source: Path, target: Path) -> None:
     for path in source.iterdir():
         (target / path.name).write_bytes(path.read_bytes())
+
+
+def test_a_package_that_cannot_be_imported_is_not_blamed_on_the_folder(tiny_dir, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    def lacks(*_, **__):
+        raise ImportError("Using `device_map` requires Accelerate:\n `pip install accelerate`")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lacks)
+    with pytest.raises(ModelUnavailable) as caught:
+        load_model(section(tiny_dir), load_tokenizer(section(tiny_dir)), HERE)
+    assert "A package that loading this model needs cannot be imported: Using `device_map` requires Accel" in str(
+        caught.value
+    )
+    assert "install that package" in caught.value.next_step
+    assert "config.json" not in str(caught.value)

@@ -314,7 +314,7 @@ class Gpu:
     """A GPU whose free memory the tests choose."""
 
     def __init__(self, total: int, free: int) -> None:
-        self.name, self._total, self._free = "cuda:0", total, free
+        self.name, self.context, self._total, self._free = "cuda:0", 0, total, free
 
     def total(self):
         return self._total

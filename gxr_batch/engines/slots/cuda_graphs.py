@@ -28,16 +28,18 @@ class _Recorded(NamedTuple):
 class StepGraphs:
     """The recordings of one model, made when a shape first occurs. Shapes are few: buckets of rows and of columns."""
 
-    def __init__(self, step: Step, record: Record) -> None:
-        self._step, self._record = step, record
+    def __init__(self, step: Step, record: Record, logits: torch.Tensor) -> None:
+        """`logits` [rows, vocab] is the output of all recordings: separate ones would add up to gigabytes."""
+        self._step, self._record, self._logits = step, record, logits
         self._recorded: dict[tuple[int, int, int], _Recorded] = {}
 
     def run(self, tokens: torch.Tensor, columns: torch.Tensor, first: int, length: int) -> torch.Tensor:
-        """Return the step's logits; the next step of the same shape overwrites them."""
+        """Return the step's logits; the next step overwrites them."""
         key = (first, len(tokens), length)
         if key not in self._recorded:
             own_tokens, own_columns = tokens.clone(), columns.clone()
-            logits, replay = self._record(lambda: self._step(own_tokens, own_columns, first, length))
+            out = self._logits[: len(tokens)]
+            logits, replay = self._record(lambda: out.copy_(self._step(own_tokens, own_columns, first, length)))
             self._recorded[key] = _Recorded(own_tokens, own_columns, logits, replay)
         recorded = self._recorded[key]
         recorded.tokens.copy_(tokens)

@@ -59,8 +59,9 @@ class TransformersSession:
         self._tokens = 0
 
     def close(self) -> None:
-        """Release the memory of the steps."""
+        """Release the memory of the steps and of the model."""
         self._steps.close()
+        self._fallback = None
 
     @property
     def splits(self) -> int:

@@ -90,6 +90,11 @@ class SlotCache(Cache):
         for stored in self._stored():
             stored[slot] = 0
 
+    def release(self) -> None:
+        """Give back the memory of all layers. They and the cache refer to each other, so it would stay otherwise."""
+        for layer in self._slot_layers:
+            layer.keys = layer.values = None
+
     def _stored(self) -> list[torch.Tensor]:
         tensors = [tensor for layer in self._slot_layers for tensor in (layer.keys, layer.values)]
         return [tensor for tensor in tensors if tensor is not None]

@@ -48,7 +48,10 @@ class LibraryModel:
         self._windows = _windows(config)
         self._cache = SlotCache(config.num_hidden_layers, self.slots + PREFIX_SLOTS, capacity)
         self._extra = _extra_arguments(model)
-        self._graphs = StepGraphs(self._step, record) if record else None
+        self._graphs = None
+        if record:
+            logits = torch.empty(self.slots, self.vocab, dtype=self._dtype, device=self.device)
+            self._graphs = StepGraphs(self._step, record, logits)
         if pack_linears(model):
             self.name += ", packed products"
 
@@ -87,12 +90,12 @@ class LibraryModel:
     def _span(self, slots: Sequence[int]) -> tuple[int, int]:
         """Return the first slot of a step and how many it computes: a bucket around the active ones."""
         lowest, most = min(slots), max(slots) + 1
-        if self._graphs:  # every shape is recorded once, so keep the number of shapes small
-            return 0, max(bucket(most, self.slots), self.least_rows)
-        if not self._reproducible:
+        if not self._reproducible and not self._graphs:
             return lowest, most - lowest
+        if self._graphs:  # every shape is recorded once, so keep the number of shapes small
+            lowest -= lowest % LEAST_ROWS
         first = max(min(lowest, self.slots - LEAST_ROWS), 0)
-        return first, max(bucket(most - first, self.slots - first), LEAST_ROWS)
+        return first, max(bucket(most - first, self.slots - first), self.least_rows)
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Tensor:
         done = self._model(
@@ -137,7 +140,9 @@ class LibraryModel:
     def close(self) -> None:
         """Release model, cache and recordings."""
         self._graphs = None
-        del self._model, self._cache
+        if cache := vars(self).pop("_cache", None):
+            cache.release()
+        vars(self).pop("_model", None)
 
 
 def _windows(config: Any) -> dict[str | None, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -52,18 +53,24 @@ def open_session(job: Job, local: LocalModel, memory: MemoryBudget) -> Iterator[
     torch.set_num_threads(job.engine.threads or threads)
     session: TransformersSession | None = None
     try:
-        tokenizer = local.tokenizer()
-        loaded, on_gpu, why_not = _loaded(job, tokenizer, memory)
-        steps, info = _opened(job, loaded, memory, on_gpu, why_not)
-        info = replace(info, identity=local.identity(), load_seconds=time.monotonic() - began)
-        session = TransformersSession(
-            info, steps, tokenizer, frozenset(loaded.end_ids), _fallback(job, loaded, memory, steps)
-        )
+        session = _session(job, local, memory)
+        session.info = replace(session.info, load_seconds=time.monotonic() - began)
         yield session
     finally:
         if session is not None:
             session.close()
+            if session.info.device != "cpu":
+                release_cached()  # the next model of this process, and other processes, find it free
         torch.set_num_threads(threads)
+
+
+def _session(job: Job, local: LocalModel, memory: MemoryBudget) -> TransformersSession:
+    tokenizer = local.tokenizer()
+    loaded, on_gpu, why_not = _loaded(job, tokenizer, memory)
+    steps, info = _opened(job, loaded, memory, on_gpu, why_not)
+    fallback = _fallback(job, loaded, memory, steps)
+    info = replace(info, identity=local.identity())
+    return TransformersSession(info, steps, tokenizer, frozenset(loaded.end_ids), fallback)
 
 
 def _loaded(job: Job, tokenizer: Any, memory: MemoryBudget) -> tuple[LoadedModel, OpenedGpu | None, str]:
@@ -107,7 +114,7 @@ def _opened_on_gpu(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> tuple
             job.engine,
             job.sampling.settings(),
             capacity=job.model.max_seq_length,
-            budget=memory.for_cache(memory.at(loaded.model.device)),
+            budget=lambda: memory.for_cache(memory.at(loaded.model.device)),
         )
     except GpuUnavailable as error:
         why_not = str(error)
@@ -230,11 +237,18 @@ class _Share(NamedTuple):
 
 def _share(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> _Share:
     """Choose the number of slots. Raises ModelUnavailable if a memory limit is too small for them."""
-    device = memory.at(loaded.model.get_input_embeddings().weight.device)
     capacity = job.model.max_seq_length
-    bytes_a_token = kv_bytes_a_token(loaded.config, torch.finfo(loaded.model.dtype).bits // 8)
-    budget = memory.for_cache(device) - PREFIX_SLOTS * bytes_a_token * capacity
-    fitting = slots_for_memory(budget, bytes_a_token, capacity, most_slots(device.name))
+    element = torch.finfo(loaded.model.dtype).bits // 8
+    bytes_a_token = kv_bytes_a_token(loaded.config, element)
+    # Each device holds the rows of its layers.
+    parts = _cache_parts(loaded.model)
+    budget = int(min(memory.for_cache(memory.at(place)) / part for place, part in parts.items()))
+    budget -= PREFIX_SLOTS * bytes_a_token * capacity
+    most = most_slots(next(iter(parts)))
+    if job.engine.cuda_graphs and _is_on_one_gpu(loaded):  # the recordings' logits
+        recorded = most if job.engine.slots == "auto" else job.engine.slots
+        budget -= recorded * loaded.config.vocab_size * element
+    fitting = slots_for_memory(budget, bytes_a_token, capacity, most)
     slots = fitting if job.engine.slots == "auto" else job.engine.slots
     needed = slots * bytes_a_token * capacity
     if memory.size_limit is not None and needed > budget:
@@ -245,6 +259,19 @@ def _share(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> _Share:
             next_step="raise it, or lower engine.slots or model.max_seq_length",
         )
     return _Share(slots, fitting)
+
+
+def _cache_parts(model: Any) -> dict[str, float]:
+    """Return the devices that compute the model's layers, and which part of them each does."""
+    inner = getattr(model, "model", None)
+    layers = getattr(getattr(inner, "language_model", inner), "layers", None)
+    if not hasattr(model, "hf_device_map") or layers is None:
+        return {str(model.get_input_embeddings().weight.device): 1.0}
+    # accelerate computes what is in the main memory or on the disk on the first GPU.
+    first = next((f"cuda:{place}" for place in model.hf_device_map.values() if isinstance(place, int)), "cpu")
+    own = [next(layer.parameters()).device for layer in layers]
+    places = Counter(str(device) if device.type == "cuda" else first for device in own)
+    return {place: count / len(layers) for place, count in places.items()}
 
 
 def _backend(job: Job, loaded: LoadedModel, slots: int, *, reproducible: bool) -> tuple[Backend, list[str]]:

@@ -188,5 +188,7 @@ class LogitsSteps:
         self._chooser.seen.move(row.slot, target)
 
     def close(self) -> None:
-        """Release the backend."""
+        """Release the backend, and what it knows of the rows."""
         self._backend.close()
+        self._prefixes.clear()
+        self._drawn.clear()

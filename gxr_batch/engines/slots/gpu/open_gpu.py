@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,11 @@ from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
 from gxr_batch.engines.slots.row_steps import Steps, device_failed
 from gxr_batch.job import EngineSection
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.device_memory import is_lost, out_of_memory
+from gxr_batch.models.device_memory import is_lost, out_of_memory, release_cached
+
+# Attempts to reserve the memory of a plan, and each plan's part of the one that did not fit.
+_ATTEMPTS = 3
+_LESS = 0.75
 
 
 class GpuUnavailable(Exception):
@@ -41,28 +46,39 @@ def why_not_here(model: Any) -> str:
     return why_not(model) or ("" if triton else "Triton is not installed (pip install triton)")
 
 
-def open_gpu(model: Any, engine: EngineSection, sampling: Sampling, *, capacity: int, budget: int) -> OpenedGpu:
-    """Return the steps of a loaded model within `budget` bytes, compared with the library. Raises GpuUnavailable.
+def open_gpu(
+    model: Any, engine: EngineSection, sampling: Sampling, *, capacity: int, budget: Callable[[], int]
+) -> OpenedGpu:
+    """Return the steps of a loaded model, compared with the library. Raises GpuUnavailable.
 
-    Raises EngineFailed if the GPU cannot compute any more. The model stays usable by the library: see fused_weights.
+    `budget` returns the bytes that may be reserved now. It is asked again if they cannot be reserved, because another
+    process took some of them in the meantime. Raises EngineFailed if the GPU cannot compute any more. The model stays
+    usable by the library: see fused_weights.
     """
     if reason := why_not_here(model):
         raise GpuUnavailable(reason)
     sizes = sizes_of(model.config.get_text_config(), model.dtype)
-    found = plan(sizes, capacity=capacity, budget=budget, slots=None if engine.slots == "auto" else engine.slots)
-    if found is None:
-        raise GpuUnavailable("there is too little memory for its buffers and one row")
-    why, memory = "", False
-    try:
-        return _opened(model, found, engine, sampling)
-    except GpuUnavailable:
-        raise
-    except Exception as error:  # whatever Triton, its compiler and the driver raise
-        if is_lost(model.device):
-            raise device_failed(error) from None
-        why, memory = type(error).__name__, out_of_memory(error)
-    # Outside the handler, which keeps the tensors of the failed attempt alive.
-    raise GpuUnavailable("there is too little memory for it" if memory else f"a kernel failed ({why})")
+    slots = None if engine.slots == "auto" else engine.slots
+    most = budget()
+    for _ in range(_ATTEMPTS):
+        found = plan(sizes, capacity=capacity, budget=most, slots=slots)
+        if found is None:
+            raise GpuUnavailable("there is too little memory for its buffers and one row")
+        why = ""
+        try:
+            return _opened(model, found, engine, sampling)
+        except GpuUnavailable:
+            raise
+        except Exception as error:  # whatever Triton, its compiler and the driver raise
+            if is_lost(model.device):
+                raise device_failed(error) from None
+            why = "" if out_of_memory(error) else type(error).__name__
+        # Outside the handler, which keeps the tensors of the failed attempt alive.
+        if why:
+            raise GpuUnavailable(f"a kernel failed ({why})")
+        release_cached()
+        most = min(budget(), int(_LESS * found.bytes))
+    raise GpuUnavailable("there is too little memory for it")
 
 
 def _opened(model: Any, found: MemoryPlan, engine: EngineSection, sampling: Sampling) -> OpenedGpu:

@@ -109,7 +109,7 @@ def test_a_limit_applies_to_the_process_and_decides_the_number_format():
     ],
 )
 def test_a_gpu_without_bfloat16_gets_float16_where_our_kernels_run(monkeypatch, settings, why_not, free, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     section = ModelSection.model_validate(settings)
     placed = place(section, CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", free)), why_no_kernels=lambda: why_not)
     assert (placed.dtype, placed.four_bit) == expected

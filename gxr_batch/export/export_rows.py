@@ -32,6 +32,7 @@ class Source(NamedTuple):
     Cells and texts of held rows are null unless they were requested.
 
     `approved`: only rows that a reviewer approved, with or without edits, and on which no other reviewer disagrees.
+    `part` says which rows they are, if not all; `blind`: readers are not to know the model.
     """
 
     reader: RunReader
@@ -40,6 +41,8 @@ class Source(NamedTuple):
     counts: Counts
     partial: bool
     approved: bool = False
+    part: str = ""
+    blind: bool = False
 
 
 class Exported(NamedTuple):

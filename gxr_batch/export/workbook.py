@@ -91,7 +91,7 @@ class _Book:
         self._at = _FIRST_ROW
         workbook.set_properties(
             {
-                "title": f"Teaching cases: {source.reader.manifest.name}",
+                "title": "Teaching cases" if source.blind else f"Teaching cases: {source.reader.manifest.name}",
                 "subject": APPROVED_BANNER if source.approved else DISCLAIMER,
                 "category": "AI-generated",
                 "keywords": f"AI-generated, {state(source)}, research and education only",

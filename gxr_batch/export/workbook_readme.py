@@ -42,7 +42,7 @@ def state(source: Source) -> str:
     """Return the review state of these cases in words."""
     if source.approved:
         return "approved by a reviewer"
-    return "partly reviewed" if len(source.reader.reviews) else "not reviewed"
+    return "partly reviewed" if len(source.reader.reviews) and not source.part else "not reviewed"
 
 
 def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
@@ -62,8 +62,9 @@ def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
     lines += [_Line(name, text) for name, text in _HOW.items()]
     lines += [_BLANK, _Line("Status", "", formats.heading)]
     lines += [_Line(status, text, label=formats.statuses[status]) for status, text in _STATUS_MEANINGS.items()]
-    lines += [_BLANK, _Line("Flags", "", formats.heading), _Line("", _FLAGS)]
-    lines += [_Line(flag, text) for flag, text in LEGEND.items()]
+    if not source.blind:
+        lines += [_BLANK, _Line("Flags", "", formats.heading), _Line("", _FLAGS)]
+        lines += [_Line(flag, text) for flag, text in LEGEND.items()]
     for row, line in enumerate(lines):
         _write(sheet, row, line, formats)
 
@@ -99,7 +100,7 @@ def _facts(source: Source) -> dict[str, str]:
         "job": manifest.name,
         "rows": f"{counts.total:,}: {counts.ok:,} generated, {counts.failed:,} failed, {counts.held:,} held"
         + (f", {counts.left:,} left and not in this file" if source.partial else ""),
-        "in this file": "approved cases only" if source.approved else "every finished row",
+        "in this file": source.part or ("approved cases only" if source.approved else "every finished row"),
         "model": " ".join(str(part) for part in (model.get("gxr_model"), model.get("gxr_model_revision")) if part),
         "adapter": model.get("gxr_adapter") or "none",
         "template": prompt.get("template_column") or prompt.get("template", ""),
@@ -107,7 +108,8 @@ def _facts(source: Source) -> dict[str, str]:
         "last change": _moment(last.get("finished_at", "")),
         "run folder": source.reader.folder.name,
     }
-    return {name: str(value) for name, value in facts.items()}
+    hidden = ("job", "model", "adapter", "template", "run folder") if source.blind else ()
+    return {name: str(value) for name, value in facts.items() if name not in hidden}
 
 
 def _moment(written: str) -> str:

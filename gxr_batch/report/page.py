@@ -14,7 +14,10 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from gxr_batch.ledger import Counts
+from gxr_batch.audit.audit_files import audits_of
+from gxr_batch.audit.error_bounds import LEVEL
+from gxr_batch.audit.summary import summarise
+from gxr_batch.ledger import Counts, RunReader
 from gxr_batch.records import DISCLAIMER
 from gxr_batch.report.aggregate import Period, Surveyed, Tally, histogram, newest_period
 from gxr_batch.report.cases import CaseTable
@@ -87,7 +90,7 @@ def _run(content: Content) -> dict[str, Any]:
         "subtitle": " · ".join(str(part) for part in (day, facts.get("gxr_model"), facts.get("gxr_adapter")) if part),
         "reviewed": "unreviewed" if not reviewed else "reviewed" if reviewed == tally.rows else "partly reviewed",
         "disclaimer": disclaimer_for(reviewed, tally.rows),
-        "tiles": _tiles(content.counts, tally, newest, reviewed),
+        "tiles": [*_tiles(content.counts, tally, newest, reviewed), *_audited(reader)],
         "job": job_facts(reader),
         "model": model_facts(reader, newest or (found[-1] if found else None)),
         "invocations": invocations_table(found, zone_of(reader.manifest)),
@@ -125,6 +128,15 @@ def _tiles(counts: Counts, tally: Tally, newest: Invocation | None, reviewed: in
         _tile("reviewed", f"{reviewed:,}", "reviewed", _share(reviewed, tally.rows)),
         _tile("speed", figure(speed) if speed else "-", "rows per minute", tokens),
     ]
+
+
+def _audited(reader: RunReader) -> list[dict[str, str]]:
+    """Return how many rows are erroneous at most, if rows were drawn for an audit and read."""
+    found = summarise(reader) if audits_of(reader.folder) else None
+    if found is None or not found.whole.read:
+        return []
+    detail = f"{found.whole.read:,} rows drawn at random and read; {LEVEL:.0%} sure, at every look"
+    return [_tile("audited", f"≤ {found.whole.bound:.1%}", "of the rows are erroneous", detail)]
 
 
 def _tile(kind: str, number: str, what: str, detail: str) -> dict[str, str]:

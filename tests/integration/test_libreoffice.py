@@ -14,7 +14,9 @@ from places import SUPPORT
 from running import Workplace
 
 from gxr_batch import read_results
+from gxr_batch.audit.summary import summarise
 from gxr_batch.export import Choice, export
+from gxr_batch.export.audit_workbooks import AuditChoice, export_audit
 from gxr_batch.ledger import RunReader
 from gxr_batch.review.import_reviews import import_reviews
 
@@ -102,3 +104,18 @@ def test_reviews_saved_by_libreoffice_are_imported(reviewed, name):
 
 def test_the_sheet_can_be_printed(reviewed):
     assert (reviewed.folder / "reviewed.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_an_audit_read_in_libreoffice_is_summed_up(tmp_path):
+    soffice = office()
+    work = Workplace(tmp_path)
+    work.table(list(CELLS.items()))
+    work.job("[prompt]\ntemplate = 'basic'\n[engine]\nkind = 'echo'\n")
+    work.run()
+    run = work.folder / "outputs/j"
+    drew = export_audit(RunReader(run), AuditChoice(rows=len(CELLS), blind=True))
+    edited(soffice, drew.workbooks[0].path, work.folder)
+    done = import_reviews(RunReader(run), [work.folder / "reviewed.xlsx"], "Dr A")
+    assert done.refused == []
+    found = summarise(RunReader(run))
+    assert (found.whole.read, found.whole.erroneous, found.whole.unknown) == (4, 1, 0)

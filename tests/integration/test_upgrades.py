@@ -15,8 +15,10 @@ from places import DATA
 from running import Workplace, without_times
 
 from gxr_batch import read_results
+from gxr_batch.audit.summary import summarise
 from gxr_batch.errors import FingerprintError, LaterVersion, RunError
 from gxr_batch.export import FORMATS, Choice, export
+from gxr_batch.export.audit_workbooks import AuditChoice, export_audit
 from gxr_batch.job import job_file, recorded_job
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.manifest import load_manifest
@@ -440,3 +442,11 @@ def test_a_state_missing_from_counts_is_zero_and_an_unknown_state_is_of_a_later_
     path.write_text(json.dumps(data))
     with pytest.raises(LaterVersion, match=r"counts\.paused"):
         load_manifest(tmp_path / "j")
+
+
+def test_rows_of_a_finished_run_can_be_drawn_for_an_audit(old):
+    run = old("finished").folder / "outputs/j"
+    drew = export_audit(RunReader(run), AuditChoice(rows=48, readers=2, overlap=8))
+    assert [done.rows for done in drew.workbooks] == [28, 28]
+    found = summarise(RunReader(run))
+    assert (found.frame_rows, found.whole.read) == (48, 20), "what was reviewed before counts if it was drawn"

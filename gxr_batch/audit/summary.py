@@ -1,0 +1,322 @@
+"""What the readings of the drawn rows say about a run: its error rate and bound, agreement, and how good its flags are.
+
+A row is erroneous if a reader rejected it or counted a significant error in it. A row that was approved with edits and
+without counts is unknown: the rate leaves it out, the bounds count it as erroneous.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gxr_batch.audit.audit_files import Audit, audits_of
+from gxr_batch.audit.draw import Drawn
+from gxr_batch.audit.error_bounds import LEVEL, Stratum, advice, bound, error_rate, single_look_bound
+from gxr_batch.errors import RunError
+from gxr_batch.ledger import RunReader
+from gxr_batch.ledger.join import stored_schema, stored_tables
+from gxr_batch.ledger.reviews import UNREVIEWED, judged_sha256
+from gxr_batch.records import (
+    ERROR_CATEGORIES,
+    ERROR_COUNTS,
+    REVIEWERS_DISAGREE,
+    STALE_REVIEW,
+    Key,
+    Review,
+)
+
+_SIGNIFICANT = [f"{category}_significant" for category in ERROR_CATEGORIES]
+_COLUMNS = ["gxr_row_id", "gxr_sample", "gxr_status", "gxr_text", "gxr_prompt_sha256", "gxr_flags", "gxr_template"]
+_ROWS_A_BATCH = 4096
+Finding = Literal["erroneous", "good", "unknown"]
+
+
+class Reading(NamedTuple):
+    """A drawn row that was read: by whom, and what each found; its flags and template."""
+
+    row: Drawn
+    found: Mapping[str, Finding]
+    kinds: frozenset[str]
+    flags: frozenset[str]
+    template: str
+
+    @property
+    def verdict(self) -> Finding:
+        """What counts: erroneous if any reader found it so, else unknown if any could not say."""
+        found = set(self.found.values())
+        return "erroneous" if "erroneous" in found else "unknown" if "unknown" in found else "good"
+
+
+class Rate(NamedTuple):
+    """Rows read, erroneous ones and unknown ones, of `rows`; the estimated rate (None: nothing was read)."""
+
+    rows: int
+    read: int
+    erroneous: int
+    unknown: int
+    rate: float | None
+    bound: float
+
+
+class FlagQuality(NamedTuple):
+    """Read rows with a flag, how many of those are erroneous, and the estimates for the whole run (None: unknown)."""
+
+    flagged: int
+    erroneous: int
+    precision: float | None
+    recall: float | None
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """The figures. `single_look` is None if there are strata; alpha is Krippendorff's, None if it is undefined."""
+
+    audits: int
+    drawn: int
+    whole: Rate
+    single_look: float | None
+    strata: dict[str, Rate]
+    templates: dict[str, Rate]
+    kinds: dict[str, int]
+    readers: dict[str, tuple[int, int]]
+    shared: int
+    agreed: int
+    alpha: float | None
+    differing: list[tuple[Key, dict[str, Finding]]] = field(default_factory=list)
+    flags: dict[str, FlagQuality] = field(default_factory=dict)
+    changed: int = 0
+    elsewhere: int = 0
+    frame_rows: int = 0
+    advice: str = ""
+
+
+def summarise(reader: RunReader) -> Summary:
+    """Return the figures of all draws of a run. Raises RunError if nothing was drawn."""
+    audits = audits_of(reader.folder)
+    if not audits:
+        raise RunError(
+            "No rows of this run were drawn for an audit, so reviews say nothing about the other rows.",
+            where=str(reader.folder),
+            next_step=f"gxr-batch export {reader.folder} --audit 150",
+        )
+    drawn = {row.key: row for audit in audits for row in audit.rows}
+    readings, changed = _readings(reader, drawn)
+    strata = _strata(audits[-1], readings)
+    everything = [_counted(one, unknown_is="erroneous") for one in strata.values()]
+    known = [_counted(one, unknown_is="left out") for one in strata.values()]
+    read = sum(one.read for one in everything)
+    errors = sum(one.erroneous for one in everything)
+    shared = [one for one in readings if len(one.found) > 1]
+    agreed = sum(len(set(one.found.values())) == 1 for one in shared)
+    reviewed = {review.key for review in reader.reviews.all if review.status != UNREVIEWED}
+    return Summary(
+        audits=len(audits),
+        drawn=len(drawn),
+        whole=Rate(
+            sum(one.rows for one in everything),
+            read,
+            sum(one.erroneous for one in known),
+            sum(one.read for one in everything) - sum(one.read for one in known),
+            error_rate(known),
+            bound(everything),
+        ),
+        single_look=single_look_bound(read, errors) if len(strata) == 1 and read else None,
+        strata={name: _rate(one) for name, one in strata.items()},
+        templates=_by_template(readings),
+        kinds=dict(Counter(kind for one in readings for kind in one.kinds)),
+        readers=_by_reader(readings),
+        shared=len(shared),
+        agreed=agreed,
+        alpha=_alpha(shared),
+        differing=[(one.row.key, dict(one.found)) for one in shared if len(set(one.found.values())) > 1],
+        flags=_flag_qualities(readings, audits[-1].frame_rows),
+        changed=changed,
+        elsewhere=len(reviewed - drawn.keys()),
+        frame_rows=sum(audits[-1].frame_rows.values()),
+        advice=advice(everything),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- readings
+
+
+def _readings(reader: RunReader, drawn: Mapping[Key, Drawn]) -> tuple[list[Reading], int]:
+    """Return the drawn rows that were read, and how many drawn rows have another text now."""
+    found: list[Reading] = []
+    unchanged = 0
+    reviews = reader.reviews
+    for table in _drawn_tables(reader, drawn):
+        for row in table.select(_COLUMNS).to_pylist():
+            key = Key(row["gxr_row_id"], row["gxr_sample"])
+            if key not in drawn:
+                continue
+            text, prompt = row["gxr_text"], row["gxr_prompt_sha256"]
+            if text is None or judged_sha256(text, prompt) != drawn[key].judged_sha256:
+                continue
+            unchanged += 1
+            said = [review for review in reviews.valid(key, text, prompt) if review.status != UNREVIEWED]
+            if said:
+                flags = frozenset(row["gxr_flags"] or ()) - {STALE_REVIEW, REVIEWERS_DISAGREE}
+                found.append(
+                    Reading(
+                        drawn[key],
+                        {review.reviewer or "unnamed": finding_of(review) for review in said},
+                        frozenset(kind for review in said for kind in _kinds_of(review)),
+                        flags,
+                        row["gxr_template"] or "",
+                    )
+                )
+    return found, len(drawn) - unchanged
+
+
+def _drawn_tables(reader: RunReader, drawn: Mapping[Key, Drawn]) -> Iterator[pa.Table]:
+    wanted = pa.array({key.row_id for key in drawn}, pa.string())
+    path = reader.results
+    whole = not reader.state.counts().left and path is not None
+    tables = stored_tables(path, stored_schema(path), _ROWS_A_BATCH) if whole and path else reader.finished()
+    for table in tables:
+        yield table.filter(pc.is_in(table["gxr_row_id"], value_set=wanted))
+
+
+def finding_of(review: Review) -> Finding:
+    """Return what a review says of its text."""
+    counts = dict(zip(ERROR_COUNTS, review.errors, strict=True))
+    significant = [counts[name] for name in _SIGNIFICANT]
+    if review.status == "rejected" or any(significant):
+        return "erroneous"
+    if review.status == "approved_with_edits" and all(count is None for count in review.errors):
+        return "unknown"
+    return "good"
+
+
+def _kinds_of(review: Review) -> Iterator[str]:
+    counts = dict(zip(ERROR_COUNTS, review.errors, strict=True))
+    kinds = [category for category in ERROR_CATEGORIES if counts[f"{category}_significant"]]
+    yield from kinds or (["rejected, no kind given"] if review.status == "rejected" else [])
+
+
+# ---------------------------------------------------------------------------------------------------- figures
+
+
+class _Read(NamedTuple):
+    rows: int
+    readings: list[Reading]
+
+
+def _strata(audit: Audit, readings: Iterable[Reading]) -> dict[str, _Read]:
+    found = {name: _Read(rows, []) for name, rows in audit.frame_rows.items()}
+    for one in readings:
+        found[one.row.stratum].readings.append(one)
+    return found
+
+
+def _counted(one: _Read, *, unknown_is: Literal["erroneous", "left out"]) -> Stratum:
+    verdicts = Counter(reading.verdict for reading in one.readings)
+    if unknown_is == "erroneous":
+        return Stratum(one.rows, len(one.readings), verdicts["erroneous"] + verdicts["unknown"])
+    return Stratum(one.rows, len(one.readings) - verdicts["unknown"], verdicts["erroneous"])
+
+
+def _rate(one: _Read) -> Rate:
+    known, everything = (_counted(one, unknown_is=how) for how in ("left out", "erroneous"))
+    return Rate(
+        one.rows,
+        everything.read,
+        known.erroneous,
+        everything.read - known.read,
+        error_rate([known]),
+        bound([everything]),
+    )
+
+
+def _by_template(readings: Iterable[Reading]) -> dict[str, Rate]:
+    """Return what was found by template; without bounds: how many rows of each there are is not counted."""
+    by: dict[str, Counter[Finding]] = defaultdict(Counter)
+    for one in readings:
+        by[one.template][one.verdict] += 1
+    found = {}
+    for name, verdicts in sorted(by.items()):
+        known = verdicts["erroneous"] + verdicts["good"]
+        rate = verdicts["erroneous"] / known if known else None
+        found[name] = Rate(0, verdicts.total(), verdicts["erroneous"], verdicts["unknown"], rate, 1.0)
+    return found
+
+
+def _by_reader(readings: Iterable[Reading]) -> dict[str, tuple[int, int]]:
+    """Return how many rows each reader read, and how many of those were erroneous to them."""
+    read: Counter[str] = Counter()
+    wrong: Counter[str] = Counter()
+    for one in readings:
+        for name, finding in one.found.items():
+            read[name] += 1
+            wrong[name] += finding == "erroneous"
+    return {name: (count, wrong[name]) for name, count in sorted(read.items())}
+
+
+def _alpha(shared: Sequence[Reading]) -> float | None:
+    """Return Krippendorff's alpha of erroneous or not, over rows that several readers read; unknown is missing."""
+    import krippendorff
+    import numpy as np
+
+    names = sorted({name for one in shared for name in one.found})
+    values = {"erroneous": 1.0, "good": 0.0, "unknown": np.nan}
+    table = np.full((len(names), len(shared)), np.nan)
+    for unit, one in enumerate(shared):
+        for name, finding in one.found.items():
+            table[names.index(name), unit] = values[finding]
+    pairable = np.sum(~np.isnan(table), axis=0) > 1 if len(shared) else np.array([], bool)
+    if len(np.unique(table[:, pairable][~np.isnan(table[:, pairable])])) < 2:
+        return None  # everybody said the same of every row
+    return float(krippendorff.alpha(reliability_data=table, level_of_measurement="nominal"))
+
+
+def _flag_qualities(readings: Sequence[Reading], frame_rows: Mapping[str, int]) -> dict[str, FlagQuality]:
+    """Return how good each flag is, and any flag, with read rows weighted by the rows of their stratum."""
+    read = Counter(one.row.stratum for one in readings)
+    known = [(one, frame_rows[one.row.stratum] / read[one.row.stratum]) for one in readings if one.verdict != "unknown"]
+    names = sorted({flag for one in readings for flag in one.flags})
+    found = {}
+    for name in ["any flag", *names]:
+        flagged = [(one, weight) for one, weight in known if (one.flags if name == "any flag" else name in one.flags)]
+        wrong = [(one, weight) for one, weight in flagged if one.verdict == "erroneous"]
+        hit = sum(weight for _, weight in wrong)
+        marked = sum(weight for _, weight in flagged)
+        all_wrong = sum(weight for one, weight in known if one.verdict == "erroneous")
+        found[name] = FlagQuality(
+            len(flagged), len(wrong), hit / marked if marked else None, hit / all_wrong if all_wrong else None
+        )
+    return found
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    """Return the figures for programs."""
+    return {
+        "audits": summary.audits,
+        "drawn": summary.drawn,
+        "level": LEVEL,
+        "run": summary.whole._asdict() | {"bound_of_a_single_look": summary.single_look},
+        "strata": {name: rate._asdict() for name, rate in summary.strata.items()},
+        "templates": {
+            name: {"read": rate.read, "erroneous": rate.erroneous, "unknown": rate.unknown, "rate": rate.rate}
+            for name, rate in summary.templates.items()
+        },
+        "kinds": summary.kinds,
+        "readers": {name: {"read": read, "erroneous": wrong} for name, (read, wrong) in summary.readers.items()},
+        "agreement": {
+            "rows": summary.shared,
+            "agreed": summary.agreed,
+            "krippendorff_alpha": summary.alpha,
+            "differing": [
+                {"row_id": key.row_id, "sample": key.sample, "readers": found} for key, found in summary.differing
+            ],
+        },
+        "flags": {name: quality._asdict() for name, quality in summary.flags.items()},
+        "drawn_rows_with_another_text_now": summary.changed,
+        "reviewed_outside_the_draw": summary.elsewhere,
+        "advice": summary.advice,
+    }

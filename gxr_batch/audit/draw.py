@@ -80,7 +80,7 @@ def _rows(table: pa.Table, by: By | None) -> Iterator[tuple[Key, str, str]]:
         yield Key(row_id, sample), judged_sha256(text or "", prompt), stratum_of(flags, template, by)
 
 
-def _place(key: Key, seed: int) -> int:
+def _place(key: Key, seed: int | str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}\x1f{key.sample}\x1f{key.row_id}".encode()).digest())
 
 
@@ -100,7 +100,8 @@ def draw(frame: Frame, count: int, *, readers: int, overlap: int, seed: int, bef
     for name, own in shares(left, count).items():
         start = before.get(name, 0)
         chosen += [(*row, name) for row in frame.first[name][start : start + own]]
-    chosen.sort(key=lambda row: _place(row[0], seed))
+    # Another order than that of the draw, in which a stratum of which most is drawn would come last.
+    chosen.sort(key=lambda row: _place(row[0], f"{seed} read"))
     everybody = tuple(range(1, readers + 1))
     return [
         Drawn(key, judged, stratum, everybody if at < overlap else (1 + (at - overlap) % readers,))

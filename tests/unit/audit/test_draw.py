@@ -68,3 +68,15 @@ def test_every_row_is_drawn_as_often_as_any_other():
     times = Counter(row.key for seed in range(400) for row in drawn(90, seed=seed, tables=[table(1000)]))
     assert len(times) == 900
     assert 15 < min(times.values()) < 40 < max(times.values()) < 75, "40 on average"
+
+
+def test_the_rows_read_first_are_of_every_stratum_even_of_one_that_is_drawn_whole():
+    tables = [table(5000)]
+    frame = frame_of(tables, "flags", 0, 1200)
+    small = {**frame.rows, FLAGGED: 40}  # drawn whole, of thousands of other rows
+    cut = frame._replace(rows=small, first={**frame.first, FLAGGED: sorted(frame.first[FLAGGED])[:40]})
+    rows = draw(cut, 200, readers=2, overlap=100, seed=0, before={})
+    whole = Counter(row.stratum for row in rows)
+    first = Counter(row.stratum for row in rows[:100])
+    assert whole[FLAGGED] >= 30
+    assert whole[FLAGGED] / 4 < first[FLAGGED] < whole[FLAGGED] * 3 / 4

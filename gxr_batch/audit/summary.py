@@ -20,7 +20,7 @@ from gxr_batch.audit.error_bounds import LEVEL, Stratum, advice, bound, error_ra
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.join import stored_schema, stored_tables
-from gxr_batch.ledger.reviews import UNREVIEWED, judged_sha256
+from gxr_batch.ledger.reviews import UNREVIEWED, judged_sha256, same_person
 from gxr_batch.records import (
     ERROR_CATEGORIES,
     ERROR_COUNTS,
@@ -113,7 +113,7 @@ def summarise(reader: RunReader) -> Summary:
     errors = sum(one.erroneous for one in everything)
     shared = [one for one in readings if len(one.found) > 1]
     agreed = sum(len(set(one.found.values())) == 1 for one in shared)
-    reviewed = {review.key for review in reader.reviews.all if review.status != UNREVIEWED}
+    reviewed = {review.key for review in reader.reviews.all if _is_read(review)}
     return Summary(
         audits=len(audits),
         drawn=len(drawn),
@@ -149,6 +149,7 @@ def _readings(reader: RunReader, drawn: Mapping[Key, Drawn]) -> tuple[list[Readi
     """Return the drawn rows that were read, and how many drawn rows have another text now."""
     found: list[Reading] = []
     unchanged = 0
+    names: dict[str, str] = {}  # each reader's, as spelled first
     reviews = reader.reviews
     for table in _drawn_tables(reader, drawn):
         for row in table.select(_COLUMNS).to_pylist():
@@ -159,13 +160,16 @@ def _readings(reader: RunReader, drawn: Mapping[Key, Drawn]) -> tuple[list[Readi
             if text is None or judged_sha256(text, prompt) != drawn[key].judged_sha256:
                 continue
             unchanged += 1
-            said = [review for review in reviews.valid(key, text, prompt) if review.status != UNREVIEWED]
+            said = [review for review in reviews.valid(key, text, prompt) if _is_read(review)]
             if said:
                 flags = frozenset(row["gxr_flags"] or ()) - {STALE_REVIEW, REVIEWERS_DISAGREE}
                 found.append(
                     Reading(
                         drawn[key],
-                        {review.reviewer or "unnamed": finding_of(review) for review in said},
+                        {
+                            names.setdefault(same_person(one.reviewer), one.reviewer or "unnamed"): finding_of(one)
+                            for one in said
+                        },
                         frozenset(kind for review in said for kind in _kinds_of(review)),
                         flags,
                         row["gxr_template"] or "",
@@ -181,6 +185,11 @@ def _drawn_tables(reader: RunReader, drawn: Mapping[Key, Drawn]) -> Iterator[pa.
     tables = stored_tables(path, stored_schema(path), _ROWS_A_BATCH) if whole and path else reader.finished()
     for table in tables:
         yield table.filter(pc.is_in(table["gxr_row_id"], value_set=wanted))
+
+
+def _is_read(review: Review) -> bool:
+    """Return whether a review judges its text: a verdict, or counts without one. A comment alone does not."""
+    return review.status != UNREVIEWED or any(count is not None for count in review.errors)
 
 
 def finding_of(review: Review) -> Finding:
@@ -277,8 +286,9 @@ def _alpha(shared: Sequence[Reading]) -> float | None:
 
 def _flag_qualities(readings: Sequence[Reading], frame_rows: Mapping[str, int]) -> dict[str, FlagQuality]:
     """Return how good each flag is, and any flag, with read rows weighted by the rows of their stratum."""
-    read = Counter(one.row.stratum for one in readings)
-    known = [(one, frame_rows[one.row.stratum] / read[one.row.stratum]) for one in readings if one.verdict != "unknown"]
+    judged = [one for one in readings if one.verdict != "unknown"]
+    read = Counter(one.row.stratum for one in judged)
+    known = [(one, frame_rows[one.row.stratum] / read[one.row.stratum]) for one in judged]
     names = sorted({flag for one in readings for flag in one.flags})
     found = {}
     for name in ["any flag", *names]:

@@ -12,7 +12,7 @@ import pytest
 from running import Workplace
 
 from gxr_batch.audit.audit_files import audits_of
-from gxr_batch.audit.summary import summarise
+from gxr_batch.audit.summary import Finding, Reading, _flag_qualities, summarise
 from gxr_batch.errors import LaterVersion, RunError
 from gxr_batch.export.audit_workbooks import AuditChoice, export_audit
 from gxr_batch.ledger import RunReader
@@ -251,3 +251,45 @@ def test_two_readers_may_import_at_once(work):
     assert found.whole.read == 40
     assert found.shared == found.agreed == 10
     assert found.alpha is None, "all said the same"
+
+
+def test_two_spellings_of_a_name_are_one_reader(work):
+    run = run_of(work)
+    export_audit(RunReader(run), AuditChoice(rows=20))
+    sheet = run / "audit-001-reader-1.xlsx"
+    ids = read(sheet, "Dr. Ray", set())
+    book = openpyxl.load_workbook(sheet)
+    at = {cell.value: cell.column for cell in book["Cases"][HEADER]}
+    for row in range(FIRST, FIRST + 10):
+        book["Cases"].cell(row, at["gxr_reviewer"], "dr.  ray")
+    book.save(sheet)
+    taken(run, sheet)
+    assert [*summarise(RunReader(run)).readers.values()] == [(len(ids), 0)]
+
+
+def test_counts_without_a_verdict_count_and_a_comment_alone_does_not(work):
+    run = run_of(work)
+    export_audit(RunReader(run), AuditChoice(rows=20))
+    sheet = run / "audit-001-reader-1.xlsx"
+    book = openpyxl.load_workbook(sheet)
+    at = {cell.value: cell.column for cell in book["Cases"][HEADER]}
+    cells = [("missing_finding_significant", 1), ("missing_finding_significant", 0), ("comment", "Later.")]
+    for row, (name, value) in enumerate(cells, start=FIRST):
+        book["Cases"].cell(row, at[f"gxr_review_{name}"], value)
+        book["Cases"].cell(row, at["gxr_reviewer"], "Reader")
+    book.save(sheet)
+    taken(run, sheet)
+    found = summarise(RunReader(run))
+    assert (found.whole.read, found.whole.erroneous, found.whole.unknown) == (2, 1, 0)
+
+
+def test_if_every_row_has_a_flag_its_precision_is_the_rate(work):
+    """Unknown rows are left out of both, in the same way."""
+    run = run_of(work)
+    export_audit(RunReader(run), AuditChoice(rows=60, by="template"))
+    findings: list[Finding] = ["unknown"] * 10 + ["erroneous"] * 4 + ["good"] * 46
+    readings = [
+        Reading(row._replace(stratum="ab"[at >= 30]), {"R": finding}, frozenset(), frozenset({"refusal"}), "")
+        for at, (row, finding) in enumerate(zip(audits_of(run)[0].rows, findings, strict=True))
+    ]
+    assert _flag_qualities(readings, {"a": 100, "b": 300})["refusal"].precision == pytest.approx(0.2 * 100 / 400)

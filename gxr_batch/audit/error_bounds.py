@@ -61,7 +61,7 @@ def bound(strata: Sequence[Stratum], level: float = LEVEL) -> float:
     return _most_errors(evidence, most) / rows
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)  # an array of a million rows has 8 MB
 def _evidence(rows: int, read: int, erroneous: int) -> npt.NDArray[np.float64]:
     """Return the logarithm of the evidence against each number of erroneous rows, 0 to `rows`; infinite = ruled out."""
     from scipy.special import gammaln
@@ -126,17 +126,21 @@ def _after(stratum: Stratum, strata: Sequence[Stratum], more: int) -> Stratum:
     return Stratum(stratum.rows, stratum.read + own, stratum.erroneous + math.ceil(rate * own - 1e-9))
 
 
-def advice(strata: Sequence[Stratum], unit: str = "case") -> str:
-    """Return one sentence: what to do next."""
+def advice(strata: Sequence[Stratum], unknown: int = 0) -> str:
+    """Return one sentence: what to do next. `unknown`: how many of the erroneous rows only count as such."""
     read, erroneous = sum(one.read for one in strata), sum(one.erroneous for one in strata)
-    if not read:
-        return "Nothing has been read yet: import the readers' sheets."
     rate = error_rate(strata)
     if rate is None:
-        return "Read at least one row of every stratum."
+        nothing = "Nothing has been read yet: import the readers' sheets."
+        return "Read at least one row of every stratum." if read else nothing
     if rate > HOPELESS_RATE and erroneous > 1:
-        return f"{erroneous:,} of {read:,} are erroneous: change the prompt first."
+        fill_in = f"Fill in the error counts of rows approved with edits: {unknown:,} of {read:,} have none."
+        change = f"{erroneous - unknown:,} of {read:,} are erroneous: change the prompt first."
+        return fill_in if unknown and erroneous - unknown <= HOPELESS_RATE * read else change
+    left = sum(one.rows - one.read for one in strata)
     now = bound(strata)
+    if not left:
+        return f"Every row was read: at most {now:.1%} are erroneous."
     steps = [(target, to_read(strata, target)) for target in _TARGETS if rate < target < now]
     possible = [(target, more) for target, more in steps if more]
     # The lowest target within reach; if none is, the nearest one.
@@ -144,4 +148,6 @@ def advice(strata: Sequence[Stratum], unit: str = "case") -> str:
     if near:
         target, more = near[0]
         return f"Read {more:,} more to show at most {target:.1%}".replace(".0%", "%") + "."
-    return f"At most {now:.1%} of the {unit}s are erroneous; more reading shows little."
+    if rate >= _TARGETS[-1] and now > 2 * rate:
+        return f"Read {min(left, max(read, 30)):,} more: so few show little."
+    return f"At most {now:.1%} of the rows are erroneous; more reading shows little."

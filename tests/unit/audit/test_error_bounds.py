@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
 import pytest
 
-from gxr_batch.audit.error_bounds import Stratum, advice, bound, error_rate, single_look_bound, to_read
+from gxr_batch.audit.error_bounds import Stratum, _evidence, advice, bound, error_rate, single_look_bound, to_read
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,34 @@ def test_the_advice_is_kept():
 
 def test_many_errors_call_for_another_prompt():
     assert advice([Stratum(1000, 60, 14)]) == "14 of 60 are erroneous: change the prompt first."
+
+
+@pytest.mark.parametrize(
+    ("stratum", "unknown", "said"),
+    [
+        (Stratum(500, 5, 1), 0, "Read 30 more: so few show little."),
+        (Stratum(500, 30, 3), 0, "Read 30 more: so few show little."),
+        (Stratum(20, 10, 1), 0, "Read 10 more: so few show little."),
+        (Stratum(5, 5, 0), 0, "Every row was read: at most 0.0% are erroneous."),
+        (Stratum(500, 45, 5), 1, "Fill in the error counts of rows approved with edits: 1 of 45 have none."),
+        (Stratum(500, 40, 15), 1, "14 of 40 are erroneous: change the prompt first."),
+        (Stratum(500, 0, 0), 0, "Nothing has been read yet: import the readers' sheets."),
+    ],
+)
+def test_the_advice_is_true_of_few_rows_of_all_rows_and_of_unknown_ones(stratum, unknown, said):
+    assert advice([stratum], unknown) == said
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_bound_of_strata_is_never_below_the_worst_division_of_errors(seed):
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(1, 25, size=3)
+    read = rng.integers(0, rows + 1)
+    strata = [Stratum(*map(int, one)) for one in zip(rows, read, rng.integers(0, read + 1), strict=True)]
+    evidence = [_evidence(*one) for one in strata]
+    total = evidence[0][:, None, None] + evidence[1][:, None] + evidence[2]
+    worst = sum(np.indices(total.shape))[total < math.log(20)].max()
+    assert worst <= bound(strata) * rows.sum() + 1e-9 <= worst + 2
 
 
 CASES = [

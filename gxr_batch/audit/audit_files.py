@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gxr_batch.audit.draw import By, Drawn
+from gxr_batch.cells import is_unicode
 from gxr_batch.disk import reading, storage_errors, write_text
 from gxr_batch.errors import RunError
 from gxr_batch.files import read_json
@@ -23,7 +24,7 @@ from gxr_batch.records import Key
 
 # Grows with every change to the file.
 _FORMAT = 1
-_NAME = re.compile(r"audit-(\d{3,})\.json")
+_NAME = re.compile(r"audit-([0-9]{3,8})\.json")
 
 
 class Audit(NamedTuple):
@@ -49,7 +50,23 @@ def audits_of(folder: Path) -> list[Audit]:
             names = [path for path in home.iterdir() if _NAME.fullmatch(path.name)]
         except FileNotFoundError:
             return []
-    return [_read(path) for path in sorted(names, key=_number)]
+    found: list[Audit] = []
+    drawn: set[tuple[Key, str]] = set()
+    for path in sorted(names, key=_number):
+        audit = _read(path)
+        # Every draw continues the first one.
+        drawn |= {(row.key, row.stratum) for row in audit.rows}
+        count = Counter(stratum for _, stratum in drawn)
+        if _frame(audit) != _frame(found[0] if found else audit) or any(
+            count[name] > rows for name, rows in audit.frame_rows.items()
+        ):
+            raise damaged_record(path)
+        found.append(audit)
+    return found
+
+
+def _frame(audit: Audit) -> tuple[object, ...]:
+    return audit.by, audit.seed, audit.frame_rows, audit.frame_sha256
 
 
 def _number(path: Path) -> int:
@@ -89,12 +106,17 @@ def add_audit(folder: Path, audit: Audit) -> Path:
     return path
 
 
-def _read(path: Path) -> Audit:
-    damaged = RunError(
+def damaged_record(path: Path) -> RunError:
+    """Return the error for a record that no draw of this run can have written."""
+    return RunError(
         "The record of an audit is damaged.",
         where=str(path.absolute()),
         next_step=f"rename it to {path.name}.damaged; the reviews stay, and draw a new audit",
     )
+
+
+def _read(path: Path) -> Audit:
+    damaged = damaged_record(path)
     with reading(path, damaged):
         try:
             content = read_json(path)
@@ -137,6 +159,8 @@ def _audit(number: int, content: Mapping[str, Any]) -> Audit:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
+    if not is_unicode(value):
+        raise ValueError
     return value
 
 

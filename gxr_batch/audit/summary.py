@@ -14,13 +14,13 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.audit.audit_files import Audit, audits_of
+from gxr_batch.audit.audit_files import Audit, audits_of, damaged_record
 from gxr_batch.audit.draw import Drawn
 from gxr_batch.audit.error_bounds import LEVEL, Stratum, advice, bound, error_rate, single_look_bound
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.join import stored_schema, stored_tables
-from gxr_batch.ledger.reviews import UNREVIEWED, judged_sha256, same_person
+from gxr_batch.ledger.reviews import REVIEWS_NAME, UNREVIEWED, judged_sha256, same_person
 from gxr_batch.records import (
     ERROR_CATEGORIES,
     ERROR_COUNTS,
@@ -92,6 +92,7 @@ class Summary:
     changed: int = 0
     elsewhere: int = 0
     frame_rows: int = 0
+    generated: int = 0
     advice: str = ""
 
 
@@ -104,6 +105,9 @@ def summarise(reader: RunReader) -> Summary:
             where=str(reader.folder),
             next_step=f"gxr-batch export {reader.folder} --audit 150",
         )
+    counts, frame_rows = reader.state.counts(), sum(audits[-1].frame_rows.values())
+    if frame_rows > counts.total:
+        raise damaged_record(reader.folder / REVIEWS_NAME / f"audit-{audits[-1].number:03d}.json")
     drawn = {row.key: row for audit in audits for row in audit.rows}
     readings, changed = _readings(reader, drawn)
     strata = _strata(audits[-1], readings)
@@ -137,8 +141,9 @@ def summarise(reader: RunReader) -> Summary:
         flags=_flag_qualities(readings, audits[-1].frame_rows),
         changed=changed,
         elsewhere=len(reviewed - drawn.keys()),
-        frame_rows=sum(audits[-1].frame_rows.values()),
-        advice=advice(everything),
+        frame_rows=frame_rows,
+        generated=counts.ok,
+        advice=advice(everything, unknown=errors - sum(one.erroneous for one in known)),
     )
 
 

@@ -129,11 +129,13 @@ def _of_the_readers(found: Summary) -> Iterator[tuple[str, str]]:
 
 
 def _of_the_flags(found: Summary) -> Iterator[tuple[str, str]]:
+    from gxr_batch.cells import quoted
+
     for name, quality in found.flags.items() if found.whole.read else ():
         precision = "-" if quality.precision is None else f"{quality.precision:.0%}"
         recall = "-" if quality.recall is None else f"{quality.recall:.0%}"
         count = f"{quality.erroneous:,} of {quality.flagged:,} erroneous"
-        yield "flag", f"{name}: {count}, precision {precision}, recall {recall}"
+        yield "flag", f"{quoted(name)}: {count}, precision {precision}, recall {recall}"
 
 
 def _notes(found: Summary) -> Iterator[tuple[str, str]]:
@@ -141,6 +143,9 @@ def _notes(found: Summary) -> Iterator[tuple[str, str]]:
 
     if 0 < found.whole.read < found.drawn:
         yield "note", "the figures hold if the rows left unread were not left for what they say"
+    if found.generated != found.frame_rows:
+        rows = counted(found.generated, "generated row")
+        yield "note", f"the run has {rows} now; the figures are of the {found.frame_rows:,} that were drawn from"
     if found.changed:
         yield "note", f"{counted(found.changed, 'drawn row')} with another text now, not counted"
     if found.elsewhere:

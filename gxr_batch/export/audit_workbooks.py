@@ -20,7 +20,8 @@ from gxr_batch.export.export_rows import Exported, Source, open_source
 from gxr_batch.export.workbook import write_xlsx
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.exports import checked_target, keep_changed, kept_notes, remember, state_of
-from gxr_batch.ledger.reviews import one_import
+from gxr_batch.ledger.reviews import REVIEWS_NAME, one_import
+from gxr_batch.ledger.run_format import next_number
 from gxr_batch.records import REVIEWERS_DISAGREE, STALE_REVIEW, Key, review_schema
 from gxr_batch.rows.columns import counted
 
@@ -88,13 +89,13 @@ def _drawn(reader: RunReader, choice: AuditChoice) -> tuple[Audit, list[str]]:
     frame = frame_of(source.tables, by, seed, choice.rows + max(before.values(), default=0))
     if last is not None and frame.sha256 != last.frame_sha256:
         raise RunError(
-            "The texts of this run have changed since the earlier draw.",
+            "The generated rows of this run have changed since the earlier draw.",
             where=f"reviews/audit-{last.number:03d}.json",
             next_step=f"rename it to audit-{last.number:03d}.json.old to draw again; reviews of unchanged texts stay",
         )
     rows = draw(frame, choice.rows, readers=choice.readers, overlap=choice.overlap, seed=seed, before=before)
     audit = Audit(
-        number=last.number + 1 if last else 1,
+        number=next_number(reader.folder / REVIEWS_NAME, (one.number for one in earlier)),
         created_at=datetime.now().astimezone().isoformat(timespec="seconds"),
         seed=seed,
         by=by,

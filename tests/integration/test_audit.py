@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -196,6 +197,9 @@ def test_a_run_whose_texts_changed_is_not_drawn_from_again(work):
         lambda content: json.dumps({**content, "by": "moon"}),
         lambda content: json.dumps({**content, "created_at": 7}),
         lambda content: json.dumps({**content, "seed": "x"}),
+        lambda content: json.dumps({**content, "strata": [{"name": "all", "rows": 2**52}]}),
+        lambda content: "[" * 100_000,
+        lambda content: json.dumps({**content, "rows": [{**content["rows"][0], "row_id": "\ud800"}]}),
     ],
 )
 def test_a_damaged_record_is_one_message(work, damage):
@@ -293,3 +297,55 @@ def test_if_every_row_has_a_flag_its_precision_is_the_rate(work):
         for at, (row, finding) in enumerate(zip(audits_of(run)[0].rows, findings, strict=True))
     ]
     assert _flag_qualities(readings, {"a": 100, "b": 300})["refusal"].precision == pytest.approx(0.2 * 100 / 400)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: {**content, "by": "flags", "strata": [{"name": "with flags", "rows": 80}]},
+        lambda content: {**content, "rows": [{**row, "row_id": f"x{row['row_id']}"} for row in content["rows"]]},
+    ],
+)
+def test_a_record_that_does_not_continue_the_first_is_damaged(work, change):
+    run = run_of(work)
+    export_audit(RunReader(run), AuditChoice(rows=50))
+    content = json.loads((run / "reviews/audit-001.json").read_text())
+    (run / "reviews/audit-002.json").write_text(json.dumps(change(content)))
+    with pytest.raises(RunError, match="The record of an audit is damaged") as raised:
+        summarise(RunReader(run))
+    assert str(raised.value.where).endswith("audit-002.json")
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_a_record_that_is_no_plain_file_is_one_message(work, plant):
+    record = run_of(work) / "reviews/audit-001.json"
+    record.parent.mkdir()
+    plant(record)
+    for command in ("report", "export", "review"):
+        words = {"report": [], "export": ["--audit", "5"], "review": ["summary"]}[command]
+        arguments = [command, *words[:1], "outputs/j"] if command == "review" else [command, "outputs/j", *words]
+        failed = work.gxr(*arguments, expect=None)
+        assert failed.returncode in {2, 4}
+        assert "Traceback" not in failed.stderr
+        assert "audit-001.json" in failed.stderr
+
+
+def test_a_draw_from_an_unfinished_run_speaks_of_the_rows_that_it_had(tmp_path):
+    work = Workplace(tmp_path)
+    work.run(expect=4, faults={"crash_after": 30})
+    run = run_of(work)
+    work.gxr("export", "outputs/j", "--audit", "5", expect=2)
+    work.gxr("export", "outputs/j", "--audit", "5", "--partial")
+    frame = sum(audits_of(run)[0].frame_rows.values())
+    assert frame < 60
+    read(run / "audit-001-reader-1.xlsx", "Reader", set())
+    taken(run, run / "audit-001-reader-1.xlsx")
+    assert "now" not in work.gxr("review", "summary", "outputs/j").stdout
+    work.gxr("report", "outputs/j")
+    work.run()
+    said = " ".join(work.gxr("review", "summary", "outputs/j").stdout.split())
+    assert f"the run has 60 generated rows now; the figures are of the {frame} that were drawn from" in said
+    assert "have changed since" in work.gxr("export", "outputs/j", "--audit", "5", expect=2).stderr
+    (run / "results.parquet").unlink()
+    assert work.gxr("review", "summary", "outputs/j").stdout
+    assert "Traceback" not in work.gxr("report", "outputs/j", expect=None).stderr

@@ -6,7 +6,7 @@ without counts is unknown: the rate leaves it out, the bounds count it as errone
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -131,7 +131,7 @@ def summarise(reader: RunReader) -> Summary:
         ),
         single_look=single_look_bound(read, errors) if len(strata) == 1 and read else None,
         strata={name: _rate(one) for name, one in strata.items()},
-        templates=_by_template(readings),
+        templates=_by_template(readings, audits[-1].frame_rows),
         kinds=dict(Counter(kind for one in readings for kind in one.kinds)),
         readers=_by_reader(readings),
         shared=len(shared),
@@ -248,17 +248,24 @@ def _rate(one: _Read) -> Rate:
     )
 
 
-def _by_template(readings: Iterable[Reading]) -> dict[str, Rate]:
+def _by_template(readings: Sequence[Reading], frame_rows: Mapping[str, int]) -> dict[str, Rate]:
     """Return what was found by template; without bounds: how many rows of each there are is not counted."""
-    by: dict[str, Counter[Finding]] = defaultdict(Counter)
-    for one in readings:
-        by[one.template][one.verdict] += 1
+    known = _weighted(readings, frame_rows)
     found = {}
-    for name, verdicts in sorted(by.items()):
-        known = verdicts["erroneous"] + verdicts["good"]
-        rate = verdicts["erroneous"] / known if known else None
+    for name in sorted({one.template for one in readings}):
+        verdicts = Counter(one.verdict for one in readings if one.template == name)
+        own = [(one, weight) for one, weight in known if one.template == name]
+        wrong = sum(weight for one, weight in own if one.verdict == "erroneous")
+        rate = wrong / sum(weight for _, weight in own) if own else None
         found[name] = Rate(0, verdicts.total(), verdicts["erroneous"], verdicts["unknown"], rate, 1.0)
     return found
+
+
+def _weighted(readings: Iterable[Reading], frame_rows: Mapping[str, int]) -> list[tuple[Reading, float]]:
+    """Return the readings that are not unknown, each with the number of rows of its stratum that it stands for."""
+    judged = [one for one in readings if one.verdict != "unknown"]
+    read = Counter(one.row.stratum for one in judged)
+    return [(one, frame_rows[one.row.stratum] / read[one.row.stratum]) for one in judged]
 
 
 def _by_reader(readings: Iterable[Reading]) -> dict[str, tuple[int, int]]:
@@ -291,9 +298,7 @@ def _alpha(shared: Sequence[Reading]) -> float | None:
 
 def _flag_qualities(readings: Sequence[Reading], frame_rows: Mapping[str, int]) -> dict[str, FlagQuality]:
     """Return how good each flag is, and any flag, with read rows weighted by the rows of their stratum."""
-    judged = [one for one in readings if one.verdict != "unknown"]
-    read = Counter(one.row.stratum for one in judged)
-    known = [(one, frame_rows[one.row.stratum] / read[one.row.stratum]) for one in judged]
+    known = _weighted(readings, frame_rows)
     names = sorted({flag for one in readings for flag in one.flags})
     found = {}
     for name in ["any flag", *names]:

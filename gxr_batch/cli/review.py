@@ -107,7 +107,8 @@ def _of_the_run(found: Summary) -> Iterator[tuple[str, str]]:
     if whole.unknown:
         yield "unknown", "approved with edits, without counts: bounds count them as erroneous"
     for label, rates in (("stratum", found.strata), ("template", found.templates)):
-        if len(rates) > 1:
+        # Strata that are templates are not listed twice.
+        if len(rates) > 1 and (label == "stratum" or rates.keys() - found.strata.keys()):
             yield from ((label, _rate_line(name, rate)) for name, rate in rates.items())
     for kind, count in sorted(found.kinds.items(), key=lambda item: -item[1]):
         yield "error", f"{kind.replace('_', ' ')}: {counted(count, 'row')}"

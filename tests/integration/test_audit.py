@@ -13,7 +13,7 @@ import pytest
 from running import Workplace
 
 from gxr_batch.audit.audit_files import audits_of
-from gxr_batch.audit.summary import Finding, Reading, _flag_qualities, summarise
+from gxr_batch.audit.summary import Finding, Reading, _by_template, _flag_qualities, summarise
 from gxr_batch.errors import LaterVersion, RunError
 from gxr_batch.export.audit_workbooks import AuditChoice, export_audit
 from gxr_batch.ledger import RunReader
@@ -287,7 +287,7 @@ def test_counts_without_a_verdict_count_and_a_comment_alone_does_not(work):
     assert (found.whole.read, found.whole.erroneous, found.whole.unknown) == (2, 1, 0)
 
 
-def test_if_every_row_has_a_flag_its_precision_is_the_rate(work):
+def test_if_every_row_has_a_flag_or_template_its_figure_is_the_rate(work):
     """Unknown rows are left out of both, in the same way."""
     run = run_of(work)
     export_audit(RunReader(run), AuditChoice(rows=60, by="template"))
@@ -297,6 +297,7 @@ def test_if_every_row_has_a_flag_its_precision_is_the_rate(work):
         for at, (row, finding) in enumerate(zip(audits_of(run)[0].rows, findings, strict=True))
     ]
     assert _flag_qualities(readings, {"a": 100, "b": 300})["refusal"].precision == pytest.approx(0.2 * 100 / 400)
+    assert _by_template(readings, {"a": 100, "b": 300})[""].rate == pytest.approx(0.2 * 100 / 400)
 
 
 @pytest.mark.parametrize(
@@ -349,3 +350,16 @@ def test_a_draw_from_an_unfinished_run_speaks_of_the_rows_that_it_had(tmp_path):
     (run / "results.parquet").unlink()
     assert work.gxr("review", "summary", "outputs/j").stdout
     assert "Traceback" not in work.gxr("report", "outputs/j", expect=None).stderr
+
+
+def test_a_kill_between_workbooks_and_record_loses_no_reading(work):
+    """The same command draws the same rows again, and a workbook that was filled in meanwhile is kept."""
+    run = run_of(work)
+    export_audit(RunReader(run), AuditChoice(rows=20))
+    (run / "reviews/audit-001.json").unlink()  # as after a kill
+    first = read(run / "audit-001-reader-1.xlsx", "Reader", set())
+    work.gxr("export", "outputs/j", "--audit", "20")
+    kept = [path for path in run.glob("*.xlsx") if path.name != "audit-001-reader-1.xlsx"]
+    assert len(kept) == 1
+    taken(run, *kept)
+    assert summarise(RunReader(run)).whole.read == len(first) == 20

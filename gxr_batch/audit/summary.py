@@ -262,7 +262,7 @@ def _by_template(readings: Sequence[Reading], frame_rows: Mapping[str, int]) -> 
 
 
 def _weighted(readings: Iterable[Reading], frame_rows: Mapping[str, int]) -> list[tuple[Reading, float]]:
-    """Return the readings that are not unknown, each with the number of rows of its stratum that it stands for."""
+    """Return the readings that are not unknown, each with the number of rows of its stratum that it counts as."""
     judged = [one for one in readings if one.verdict != "unknown"]
     read = Counter(one.row.stratum for one in judged)
     return [(one, frame_rows[one.row.stratum] / read[one.row.stratum]) for one in judged]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.models.apply_lora import Applied, apply_adapter
-from gxr_batch.models.device_memory import MemoryBudget, out_of_memory
+from gxr_batch.models.device_memory import MemoryBudget, out_of_memory, release_cached
 from gxr_batch.models.foreign import loading, not_importable
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora import Adapter
@@ -33,6 +33,7 @@ _SUSPICIOUS = 2
 _BELONGS = "check that the folder is complete and that its config.json belongs to its weights"
 # What torch, accelerate and safetensors raise while an adapter is applied (the last one's error has no common base).
 _CANNOT_LOAD = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+_VISION = ("vision_tower", "multi_modal_projector")
 # transformers would load an adapter in a model's folder by itself, unchecked; it finds none in such a subfolder.
 _NO_ADAPTER = {"subfolder": "adapters-are-loaded-by-gxr-batch"}
 
@@ -52,6 +53,7 @@ def read_model(
             model, report = _load(source, config, placement, memory, device="cpu" if later else placement.device)
         _refuse_gaps(source, report)
         applied = None if adapter is None else apply_adapter(model, adapter)
+        _drop_vision(model)
         if later:
             model = _spread(model, memory, placement)
     except Exception as error:
@@ -68,6 +70,16 @@ def read_model(
             next_step=_BELONGS,
         ) from None
     return model.eval(), applied
+
+
+def _drop_vision(model: Any) -> None:
+    """Give back the memory of a multimodal checkpoint's vision part (0.8 GiB in Gemma 3 4B): only texts are read."""
+    inner = getattr(model, "model", model)
+    parts = [name for name in _VISION if getattr(inner, name, None) is not None]
+    for name in parts:
+        setattr(inner, name, None)
+    if parts:
+        release_cached()
 
 
 def check_whole(files: Iterable[Path]) -> None:

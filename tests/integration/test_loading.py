@@ -290,6 +290,7 @@ def test_a_multimodal_gemma_loads_for_text(tmp_path, gemma_tokenizer):
         out = loaded.model.generate(torch.tensor([[2, 5, 9]]), max_new_tokens=4, do_sample=False)
     assert out.shape == (1, 7)
     assert {1, 106} <= set(loaded.end_ids)
+    assert not any("vision" in name or "projector" in name for name, _ in loaded.model.named_parameters())
 
 
 def test_a_hash_is_read_from_the_cache_until_the_file_changes(tmp_path, monkeypatch):

@@ -31,8 +31,8 @@ from gxr_batch.models.device_memory import MemoryBudget
 @pytest.fixture(autouse=True)
 def _the_cpu_is_a_gpu(monkeypatch):
     monkeypatch.setattr(open_engine, "_is_on_one_gpu", lambda loaded: True)
-    monkeypatch.setattr(compare_forward, "_LENGTHS", (3, 20))
-    monkeypatch.setattr(compare_forward, "_ACROSS", 9)
+    monkeypatch.setattr(compare_forward, "_LENGTHS", (3,))
+    monkeypatch.setattr(compare_forward, "_ACROSS", 9)  # beyond the window
     monkeypatch.setattr(forward, "SPLIT_TOKENS", 128)
 
 

@@ -338,7 +338,7 @@ def test_what_is_on_its_way_for_a_row_that_left_changes_no_later_row():
 
 def test_the_comparison_needs_no_more_pages_than_one_row():
     model = tiny_llama()
-    assert not compare(model, forward_of(model, capacity=48, pages=3)).why
+    assert not compare(model, forward_of(model, capacity=32, pages=2)).why
 
 
 def test_without_anything_to_fall_back_to_the_failure_is_raised(monkeypatch):
@@ -350,17 +350,16 @@ def test_without_anything_to_fall_back_to_the_failure_is_raised(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # NumPy's; a GPU has none
 def test_the_comparison_with_the_library_finds_what_is_wrong(monkeypatch):
-    monkeypatch.setattr(compare_forward, "_LENGTHS", (3, 20))
-    monkeypatch.setattr(compare_forward, "_ACROSS", 9)
+    monkeypatch.setattr(compare_forward, "_LENGTHS", (3,))
+    monkeypatch.setattr(compare_forward, "_ACROSS", 9)  # 17 tokens: across the window of 8, and on a second page
     model = tiny_gemma(vocab=256)
     assert compare(model, forward_of(model, reproducible=True)) == Comparison("", same_bits=True)
     forward = forward_of(model)
-    assert not compare(model, forward).why
-    held = [len(group.free) for group in forward.cache.groups]
-    assert held == [60] * len(held)
     layer = forward.weights.layers[1]
     layer.down[5] *= 3.0  # `down` is the library's own matrix, so both change
     assert not compare(model, forward).why
+    held = [len(group.free) for group in forward.cache.groups]
+    assert held == [60] * len(held)
     layer.angles.mul_(1.2)  # these are ours
     assert "differ by" in compare(model, forward).why
     layer.angles.fill_(torch.nan)

@@ -2,7 +2,8 @@
 
 It keeps bfloat16 as 16-bit integers: it truncates where a GPU rounds to nearest even, and a dot multiplies the
 integers. In Triton 3.6 the bounds of a loop cannot be converted to integers with NumPy 2.4. In Triton 3.9 a condition
-that is broadcast becomes integers, which no mask may be.
+that is broadcast becomes integers, which no mask may be. Half of its time is work that it repeats: it prepares Triton's
+language again for every call of a function in a kernel, and builds a table of types for every operation.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ def correct_interpreter():
     _BUILDER.cast_impl, _BUILDER.create_dot = _cast, _dot
     _BUILDER.create_masked_load, _BUILDER.create_masked_store = _load, _store
     interpreter._patch_lang_tensor = _patch_tensor
+    interpreter._patch_lang, interpreter._get_np_dtype = _patch_language, _numpy_type
 
 
 _BUILDER = interpreter.InterpreterBuilder
@@ -26,7 +28,26 @@ _BEFORE = {
     "load": _BUILDER.create_masked_load,
     "store": _BUILDER.create_masked_store,
     "tensor": interpreter._patch_lang_tensor,
+    "language": interpreter._patch_lang,
+    "type": interpreter._get_np_dtype,
 }
+_PATCHED: set[int] = set()  # ids of the global variables of modules with kernels
+_TYPES: dict[str, np.dtype] = {}
+
+
+def _patch_language(function):
+    """Prepare the language that a module's kernels see, only once: the process runs kernels in no other way."""
+    if id(function.__globals__) not in _PATCHED:
+        _PATCHED.add(id(function.__globals__))
+        _BEFORE["language"](function)
+    return interpreter._LangPatchScope()
+
+
+def _numpy_type(kind):
+    name = kind.scalar.name
+    if name not in _TYPES:
+        _TYPES[name] = _BEFORE["type"](kind)
+    return _TYPES[name]
 
 
 def _patch_tensor(tensor, scope):

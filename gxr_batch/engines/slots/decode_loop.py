@@ -33,8 +33,10 @@ class _Work:
     plan: SlotPlan
     rows: list[RowState] = field(default_factory=list)
     admitted: list[RowState] = field(default_factory=list)
-    waiting: list[RowState] = field(default_factory=list)  # taken, but without memory or steps so far
+    waiting: list[RowState] = field(default_factory=list)  # taken, but without memory, steps or a turn so far
     exhausted: bool = False
+    filling: bool = True  # until the slots are full for the first time: few rows decode, and they may wait
+    refilling: bool = False  # the last admission was cut short
     short_since: float = float("inf")
 
 
@@ -170,8 +172,14 @@ class TransformersSession:
         row.finish, row.error = "error", "the device had no memory for a prompt of this length"
 
     def _admit(self, prompts: Iterator[Prompt], work: _Work) -> None:
-        """Take as many prompts as there are slots to fill now; those that the model cannot process end at once."""
-        for _ in range(min(work.plan.to_admit(), self._steps.most_new)):
+        """Take as many prompts as there are slots to fill now; those that the model cannot process end at once.
+
+        After the first fill, rows that decode wait for no more tokens at a time than a chunk, or for one longer prompt.
+        """
+        left = float("inf") if work.filling or not work.rows else self._steps.chunk
+        count = work.plan.free if work.refilling else work.plan.to_admit()
+        work.refilling = False
+        for _ in range(min(count, self._steps.most_new)):
             row = work.waiting.pop(0) if work.waiting else self._next(prompts)
             if row is None:
                 work.exhausted = True
@@ -179,13 +187,23 @@ class TransformersSession:
             if error := self._refusal(row.prompt):
                 row.finish, row.error = "error", error
             else:
-                row.slot = work.plan.take()
-                if not self._steps.reserve(row):
-                    work.plan.release(row.slot)
-                    row.slot = -1
+                tokens = len(row.known_ids)
+                work.refilling = tokens > left and bool(work.admitted)
+                row.slot = -1 if work.refilling else work.plan.take()
+                if work.refilling or not self._reserved(row, work):
                     work.waiting.insert(0, row)
                     return
+                left -= tokens
             work.admitted.append(row)
+        work.filling &= work.plan.free > 0
+
+    def _reserved(self, row: RowState, work: _Work) -> bool:
+        """Reserve the row's memory; if there is none now, release its slot and return False."""
+        if self._steps.reserve(row):
+            return True
+        work.plan.release(row.slot)
+        row.slot, work.filling = -1, False
+        return False
 
     @staticmethod
     def _next(prompts: Iterator[Prompt]) -> RowState | None:

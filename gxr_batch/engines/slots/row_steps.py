@@ -57,6 +57,7 @@ class Steps(Protocol):
     vocab: int
     capacity: int  # tokens of prompt and answer
     most_new: int  # rows in one prefill
+    chunk: float  # prompt tokens in one call of the model
     runs_ahead: bool  # tokens become known one call late, so that the device need not wait for the host
 
     @property
@@ -97,6 +98,7 @@ class LogitsSteps:
     """Steps of a backend that returns logits. Implements `Steps`."""
 
     most_new = _PREFILL_ROWS
+    chunk = float("inf")
     runs_ahead = False
 
     def __init__(self, backend: Backend, sampling: Sampling) -> None:

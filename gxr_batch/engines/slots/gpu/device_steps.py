@@ -56,7 +56,7 @@ class DeviceSteps:
         weights = forward.weights
         self.device, self.vocab, self.capacity = weights.device, weights.vocab, forward.cache.capacity
         self.splits = 0
-        self._forward, self._cache, self._chunk = forward, forward.cache, forward.chunk
+        self._forward, self._cache, self.chunk = forward, forward.cache, float(forward.chunk)
         self._state = SlotState(forward.cache.slots, weights.vocab, sampling, forward.launch, weights.device)
         self._record = record
         self._recorded: dict[int, tuple[torch.Tensor, Callable[[], None]]] = {}
@@ -127,7 +127,7 @@ class DeviceSteps:
             self._upload_tables([row.slot for row in rows])
             self._upload_state(rows)
             of_slot = {row.slot: row for row in rows}
-            for call in in_calls(self._pieces(rows), self._chunk):
+            for call in in_calls(self._pieces(rows), self._forward.chunk):
                 self._prefill_call(call, of_slot, decoding)
             for row in rows:
                 if prefix := self._shared.pop(row, None):

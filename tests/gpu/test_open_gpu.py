@@ -14,6 +14,7 @@ import torch
 from running import Workplace
 from tiny import tiny_gemma, tiny_llama
 from tiny_sessions import complete, prompts
+from triton.runtime.build import _build
 
 from gxr_batch import read_results
 from gxr_batch.cli import main
@@ -64,7 +65,11 @@ def test_our_forward_pass_is_compared_and_gives_the_texts_of_the_library(tiny_mo
         assert "GPU kernels, float32 (Triton" in opened.info.versions["forward"]
         assert opened.info.slots == 2
         assert not opened.info.notices
+        launches = opened._steps._forward.launch.launches
+        compiled = set(launches)
+        assert launches["draw_rows"] == 1
         assert drawn(opened) == expected
+        assert set(launches) == compiled  # no kernel is compiled after the first row has come
 
 
 def differs(monkeypatch):
@@ -91,7 +96,17 @@ def is_not_installed(monkeypatch):
     return "Triton is not installed"
 
 
-@pytest.mark.parametrize("fault", [differs, does_not_compile, has_no_memory, is_not_installed])
+def has_no_compiler(monkeypatch):
+    def build(*_, **__):
+        _build("launcher", "launcher.c", "", [], [], [], [])
+
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(norms, "embed", build)
+    return "there is no C compiler (gcc, clang, or one that CC names)"
+
+
+@pytest.mark.parametrize("fault", [differs, does_not_compile, has_no_compiler, has_no_memory, is_not_installed])
 def test_if_it_cannot_be_used_the_library_is_with_a_notice(tiny_model_dir, monkeypatch, fault):
     why = fault(monkeypatch)
     released = []
@@ -169,6 +184,29 @@ def memory_of(opened):
         return [*steps._backend._model.parameters(), *steps._backend._cache._stored()]
     pages = [tensor for group in steps._cache.groups for tensor in group.of_layer.values()]
     return [*pages, *(layer.qkv for layer in steps._forward.weights.layers), steps._forward._logits]
+
+
+def test_steps_whose_recording_fails_are_launched(tiny_model_dir, monkeypatch):
+    """The first is recorded, the second fails, and the memory allocator is left in a state in which it raises."""
+    recorded = []
+
+    def record(run):
+        if recorded:
+            raise RuntimeError("planted: operation not permitted when stream is capturing")
+        recorded.append(run())
+        return recorded[0], lambda: pytest.fail("a step of a failed recording was replayed")
+
+    def refuse():
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(open_gpu, "cuda_recorder", lambda: record)
+    monkeypatch.setattr(open_gpu, "release_cached", refuse)
+    with engine(tiny_model_dir, self_check=False, cuda_graphs=True, slots=9).open() as opened:
+        assert opened.info.notices[0] == "Decode steps are not recorded: the recording failed (RuntimeError)."
+        assert "GPU kernels" in opened.info.versions["forward"]
+        assert len(recorded) == 1
+        assert not opened._steps._recorded
+        assert len(drawn(opened)) == 2
 
 
 def test_a_gpu_that_cannot_compute_any_more_is_reported(tiny_model_dir, monkeypatch):

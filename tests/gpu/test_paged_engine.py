@@ -71,6 +71,12 @@ def library(model, sampling, work, ends=frozenset()):
     return texts(session(LibraryModel(model, slots=8, capacity=128), 8, sampling, ends), work)
 
 
+def test_an_output_layer_with_a_bias_is_refused():
+    model = tiny_llama()
+    model.lm_head.bias = torch.nn.Parameter(torch.ones(1024))
+    assert why_not(model) == "its output layer has a bias"
+
+
 @pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
 def test_texts_are_those_of_the_library(make):
     """Prompts of one token, across pages, the window and the chunk; more rows than slots; ends found a step late."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -268,9 +268,14 @@ class DeviceSteps:
             memory = False
         if memory:  # outside the handler, so that the error no longer keeps the tensors of the failed call alive
             if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+                with suppress(RuntimeError):  # raised after a recording that failed
+                    torch.cuda.empty_cache()
             self.splits += 1
             raise NoMemory
+
+    def warm_up(self) -> None:
+        """Run a step without rows and wait for it, so that every kernel of a step is compiled before the first row."""
+        self._launched(min(_LEAST_ROWS, self._cache.slots)).tolist()
 
     def record_steps(self) -> None:
         """Record the decode step of every bucket, the largest first, whose memory the others use. No row may be in it.

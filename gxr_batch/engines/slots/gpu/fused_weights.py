@@ -102,6 +102,7 @@ def why_not(model: Any) -> str:
     reasons = {
         "it is on several devices": len({one.device for one in parameters}) != 1,
         "its weights have several types": len({one.dtype for one in parameters if one.dim() == 2}) != 1,
+        "its output layer has a bias": getattr(model.lm_head, "bias", None) is not None,
         f"it is in {model.dtype}": model.dtype not in ACTIVATIONS,
         f"its heads have {head_size} numbers": head_size not in _HEAD_SIZES,
         "its key-value heads do not divide its heads": kv_heads < 1 or heads % kv_heads != 0,

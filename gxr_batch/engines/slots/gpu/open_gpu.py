@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -17,6 +18,9 @@ from gxr_batch.engines.slots.row_steps import Steps, device_failed
 from gxr_batch.job import EngineSection
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device_memory import is_lost, out_of_memory, release_cached
+
+if TYPE_CHECKING:
+    from gxr_batch.engines.slots.gpu.device_steps import DeviceSteps
 
 # Attempts to reserve the memory of a plan, and each plan's part of the one that did not fit.
 _ATTEMPTS = 3
@@ -72,10 +76,12 @@ def open_gpu(
         except Exception as error:  # whatever Triton, its compiler and the driver raise
             if is_lost(model.device):
                 raise device_failed(error) from None
-            why = "" if out_of_memory(error) else type(error).__name__
+            why = "" if out_of_memory(error) else f"a kernel failed ({type(error).__name__})"
+            if "find C compiler" in str(error):  # Triton's words; it builds its launcher with one
+                why = "there is no C compiler (gcc, clang, or one that CC names)"
         # Outside the handler, which keeps the tensors of the failed attempt alive.
         if why:
-            raise GpuUnavailable(f"a kernel failed ({why})")
+            raise GpuUnavailable(why)
         release_cached()
         most = min(budget(), int(_LESS * found.bytes))
     raise GpuUnavailable("there is too little memory for it")
@@ -92,18 +98,27 @@ def _opened(model: Any, found: MemoryPlan, engine: EngineSection, sampling: Samp
     compared = compare(model, forward) if engine.self_check else Comparison("", same_bits=False)
     if compared.why:
         raise GpuUnavailable(compared.why)
-    record = cuda_recorder() if engine.cuda_graphs and weights.device.type == "cuda" else None
-    steps = DeviceSteps(forward, sampling, record=record)
-    notices = []
-    if record:
-        try:
-            steps.record_steps()
-        except Exception as error:
-            if is_lost(weights.device):
-                raise
-            notices.append(f"Decode steps are not recorded: the recording failed ({type(error).__name__}).")
+    steps = DeviceSteps(forward, sampling, record=cuda_recorder() if engine.cuda_graphs else None)
+    steps.warm_up()
+    failed = _not_recorded(steps, weights.device) if engine.cuda_graphs else ""
+    notices = [f"Decode steps are not recorded: the recording failed ({failed})."] if failed else []
+    if failed:
+        with suppress(RuntimeError):  # the allocator may take the recording for unfinished
+            release_cached()
+        steps.warm_up()  # raises if that is so
     name = f"GPU kernels, {str(weights.dtype).removeprefix('torch.')} (Triton {TRITON_VERSION})"
     return OpenedGpu(steps, found, name, compared.same_bits, tuple(notices))
+
+
+def _not_recorded(steps: DeviceSteps, device: torch.device) -> str:
+    """Record the decode steps; return the type of the error if that failed. Raises it if the GPU is lost."""
+    try:
+        steps.record_steps()
+    except Exception as error:
+        if is_lost(device):
+            raise
+        return type(error).__name__
+    return ""
 
 
 def cache_of(weights: Weights, found: MemoryPlan) -> PagedCache:

@@ -1,16 +1,17 @@
 """Checks and times the forward pass for GPUs on one NVIDIA GPU, with random weights that are made there.
 
-It needs no network, bitsandbytes, tokenizer or model, but a checkout of this repository and its dependencies. On a
-machine without pydantic, pyarrow or httpx2, carry them: `pip install --target carry --only-binary=:all:
---python-version 3.12 pydantic pyarrow httpx2 filelock`, and put the folder in PYTHONPATH.
+It needs a checkout of this repository, torch, transformers and Triton, but no network, tokenizer or model. Of all other
+packages it needs two. On a machine without them, carry them, and put the folder in PYTHONPATH:
 
-    python benchmarks/cuda.py --first --out first.json      # is it right? at most 200 s on an H200
+    pip install --target carry --only-binary=:all: --python-version 3.12 pydantic pyarrow
+
+    python benchmarks/cuda.py --first --out first.json      # is it right? at most 200 s
     python benchmarks/cuda.py --second --out second.json    # how fast is it? at most 300 s
     python benchmarks/cuda.py --only graphs,memory          # single steps, by name
-    TRITON_INTERPRET=1 python benchmarks/cuda.py --device cpu --shape tiny --first   # a rehearsal: no times
+    TRITON_INTERPRET=1 python benchmarks/cuda.py --device cpu --shape tiny --first --second   # a rehearsal on the CPU
 
-Every step is guarded, and the results are written after each, so that a failure or a time limit loses only what
-follows.
+Every step is guarded and ends when the time is up. The results are written after each, with what a failed step found
+until then.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import random
+import signal
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,11 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from shapes import SHAPES, make
 
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
-from gxr_batch.engines.slots.cuda_graphs import cuda_recorder
+from gxr_batch.engines.slots.cuda_graphs import Record, cuda_recorder
 from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.decoding_row import RowState
 from gxr_batch.engines.slots.gpu.compare_forward import compare
@@ -45,6 +50,7 @@ from gxr_batch.engines.slots.row_steps import LogitsSteps, Steps
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
 
+Found = dict[str, Any]
 SAMPLED = Sampling(temperature=1.0)
 
 
@@ -55,6 +61,7 @@ class Bench:
     device: torch.device
     shape: str
     capacity: int
+    few: int
     rows: int
     new_tokens: int
     counts: tuple[int, ...]
@@ -69,10 +76,14 @@ class Bench:
     def model(self, dtype: torch.dtype = torch.bfloat16) -> Any:
         """Return the model in this type; only one is in memory."""
         if self._dtype != dtype:
-            self._model = None
-            self.clean()
+            self.forget()
             self._model, self._dtype = make(self.shape, dtype, self.device), dtype
         return self._model
+
+    def forget(self) -> None:
+        """Give back the model."""
+        self._model = self._dtype = None
+        self.clean()
 
     def clean(self) -> None:
         """Give back what nothing refers to any more."""
@@ -85,12 +96,13 @@ class Bench:
         sizes = sizes_of(self._model.config, self._model.dtype)
         found = plan(sizes, capacity=self.capacity, budget=gib * 2**30, slots=slots)
         if found is None:
-            raise SystemExit("too little memory for one row")
+            raise RuntimeError("too little memory for one row")
         return found
 
     def forward(self, slots: int, *, reproducible: bool) -> Forward:
         """Return our forward pass with an empty cache."""
-        assert not why_not(self._model)
+        if reason := why_not(self._model):
+            raise RuntimeError(reason)
         found = self.plan(slots)
         weights = fuse(self._model, self.capacity)
         return Forward(weights, cache_of(weights, found), chunk=found.chunk, reproducible=reproducible)
@@ -99,11 +111,15 @@ class Bench:
         self, slots: int, *, reproducible: bool, graphs: bool = False, sampling: Sampling = SAMPLED
     ) -> DeviceSteps:
         """Return our steps, recorded or not."""
-        record = cuda_recorder() if graphs else None
+        record = self.recorder() if graphs else None
         made = DeviceSteps(self.forward(slots, reproducible=reproducible), sampling, record=record)
         if graphs:
             made.record_steps()
         return made
+
+    def recorder(self) -> Record:
+        """Return a recorder of steps; on a CPU one that runs them again."""
+        return cuda_recorder() if self.on_gpu else lambda run: (run(), run)
 
     def session(self, steps: Steps, slots: int) -> TransformersSession:
         """Return a session of these steps; its texts are ids."""
@@ -129,6 +145,16 @@ class Bench:
             found.append(Prompt(Key(str(number), 1), Messages((), "t"), Encoded(ids, len(ids)), number, new))
         return sorted(found, key=lambda prompt: -len(prompt.encoded.token_ids or ()))
 
+    def reserved(self) -> int:
+        """Return the most bytes that torch has held on the GPU since the last reset."""
+        return torch.cuda.max_memory_reserved() if self.on_gpu else 0
+
+    def filling(self) -> torch.Tensor:
+        """Return a tensor that leaves 16 MiB of the GPU free."""
+        self.clean()
+        free = torch.cuda.mem_get_info()[0] - 2**24 if self.on_gpu else 2**20
+        return torch.empty(max(free, 0), dtype=torch.uint8, device=self.device)
+
     def synchronize(self) -> None:
         """Wait for the device."""
         if self.on_gpu:
@@ -143,9 +169,18 @@ class Numbers:
         return " ".join(map(str, ids))
 
 
-def texts(session: TransformersSession, work: Sequence[Prompt]) -> dict[str, str]:
-    """Return the texts by row; raise if one failed."""
-    done = [event for event in session.stream(iter(work), StopRequest()) if isinstance(event, Completion)]
+def texts(
+    session: TransformersSession, work: Sequence[Prompt], filling: Callable[[], torch.Tensor] | None = None
+) -> dict[str, str]:
+    """Return the texts by row; raise if one failed. What `filling` returns is kept until half of the rows are done."""
+    done: list[Completion] = []
+    kept = None
+    for event in session.stream(iter(work), StopRequest()):
+        done += [event] if isinstance(event, Completion) else []
+        if filling and kept is None:
+            kept = filling()
+        if 2 * len(done) >= len(work):
+            filling = kept = None
     failed = [event.error for event in done if event.error]
     if failed or len(done) != len(work):
         raise RuntimeError(f"{len(work) - len(done)} rows missing, {len(failed)} failed: {failed[:1]}")
@@ -160,106 +195,117 @@ def differing(found: dict[str, str], expected: dict[str, str]) -> int:
 # ---------------------------------------------------------------------- --first: is it right?
 
 
-def agree(bench: Bench) -> dict[str, Any]:
+def agree(bench: Bench, found: Found) -> None:
     """Compare logits with the library's, in float32 and bfloat16, alone and together, with both kinds of products."""
-    found: dict[str, Any] = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = bench.model(dtype)
         for reproducible in (True, False):
-            forward = bench.forward(8, reproducible=reproducible)
+            forward = bench.forward(bench.few, reproducible=reproducible)
             compared = compare(model, forward)
             name = f"{dtype}, reproducible = {reproducible}".removeprefix("torch.")
             found[name] = {"why": compared.why or "agrees", "same bits alone and together": compared.same_bits}
             del forward
             bench.clean()
-    return found
 
 
-def tokens(bench: Bench) -> dict[str, Any]:
+def tokens(bench: Bench, found: Found) -> None:
     """Compare greedy and sampled texts in float32 with the library's forward pass."""
     model = bench.model(torch.float32)
-    work = bench.work(bench.rows // 4)
-    found = {}
+    work = bench.work(max(2, bench.rows // 4))
+    found["of"] = len(work)
     for name, sampling in (("greedy", Sampling(temperature=0, repetition_penalty=1.0)), ("sampled", SAMPLED)):
-        library = LogitsSteps(LibraryModel(model, slots=8, capacity=bench.capacity), sampling)
-        expected = texts(bench.session(library, 8), work)
+        library = LogitsSteps(LibraryModel(model, slots=bench.few, capacity=bench.capacity), sampling)
+        expected = texts(bench.session(library, bench.few), work)
         del library
         bench.clean()
-        ours = texts(bench.session(bench.steps(8, reproducible=True, sampling=sampling), 8), work)
+        ours = texts(bench.session(bench.steps(bench.few, reproducible=True, sampling=sampling), bench.few), work)
         found[f"{name}: rows that differ from the library's"] = differing(ours, expected)
         bench.clean()
-    return found | {"of": len(work)}
 
 
-def alongside(bench: Bench) -> dict[str, Any]:
+def alongside(bench: Bench, found: Found) -> None:
     """Compare sampled texts in bfloat16 at several numbers of slots, in another order."""
     bench.model()
     work = bench.work(bench.rows)
-    expected = texts(bench.session(bench.steps(8, reproducible=True), 8), work)
-    found = {}
+    expected = texts(bench.session(bench.steps(bench.few, reproducible=True), bench.few), work)
+    found["of"] = len(work)
     for slots in bench.counts:
         shuffled = random.Random(slots).sample(work, len(work))
         other = texts(bench.session(bench.steps(slots, reproducible=True), slots), shuffled)
-        found[f"{slots} slots: rows that differ from 8 slots"] = differing(other, expected)
+        found[f"{slots} slots: rows that differ from {bench.few} slots"] = differing(other, expected)
         bench.clean()
-    return found | {"of": len(work)}
 
 
-def graphs(bench: Bench) -> dict[str, Any]:
+def graphs(bench: Bench, found: Found) -> None:
     """Compare texts of recorded steps with those of launched ones."""
-    if not bench.on_gpu:
-        return {"left out": "recording needs a GPU"}
     bench.model()
     work, slots = bench.work(bench.rows), bench.counts[-1]
     expected = texts(bench.session(bench.steps(slots, reproducible=False), slots), work)
     bench.clean()
     began = time.perf_counter()
     steps = bench.steps(slots, reproducible=False, graphs=True)
-    seconds = time.perf_counter() - began
+    found["seconds to record"] = time.perf_counter() - began
     recorded = texts(bench.session(steps, slots), work)
-    return {"rows that differ": differing(recorded, expected), "of": len(work), "seconds to record": seconds}
+    found |= {"rows that differ": differing(recorded, expected), "of": len(work)}
 
 
-def memory(bench: Bench) -> dict[str, Any]:
+def memory(bench: Bench, found: Found) -> None:
     """Compare what a session takes with its plan."""
     bench.model()
-    found = bench.plan()
-    if not bench.on_gpu:
-        return {"left out": "nothing to measure without a GPU", "plan bytes": found.bytes}
+    planned = bench.plan()
+    found |= {"plan bytes": planned.bytes, "slots": planned.slots}
     bench.clean()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_reserved()
-    steps = bench.steps(found.slots, reproducible=False)
-    texts(bench.session(steps, found.slots), bench.work(bench.rows))
-    took = torch.cuda.max_memory_reserved() - before
-    return {"plan bytes": found.bytes, "taken bytes": took, "slots": found.slots, "within": took <= found.bytes}
+    if bench.on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    before = bench.reserved()
+    steps = bench.steps(planned.slots, reproducible=False)
+    texts(bench.session(steps, planned.slots), bench.work(bench.rows))
+    took = bench.reserved() - before
+    found |= {"taken bytes": took, "within": took <= planned.bytes}
+
+
+def ballast(bench: Bench, found: Found) -> None:
+    """Compare texts while other tensors fill the GPU, from the first row that is done to half of them."""
+    model = bench.model()
+    work = bench.work(bench.rows)
+    slots = bench.counts[0]
+    found["of"] = len(work)
+
+    def library() -> Steps:
+        return LogitsSteps(LibraryModel(model, slots=slots, capacity=bench.capacity, reproducible=True), SAMPLED)
+
+    try:
+        for name, make_steps in (("ours", lambda: bench.steps(slots, reproducible=True)), ("the library's", library)):
+            expected = texts(bench.session(make_steps(), slots), work)
+            bench.clean()
+            session = bench.session(make_steps(), slots)
+            found[f"{name}: rows that differ"] = differing(texts(session, work, bench.filling), expected)
+            found[f"{name}: splits"] = session.splits
+            del session
+            bench.clean()
+    finally:
+        bench.forget()  # the library in reproducible mode changes the model
 
 
 # ---------------------------------------------------------------------- --second: how fast is it?
 
 
-def roofline(bench: Bench) -> dict[str, Any]:
+def roofline(bench: Bench, found: Found) -> None:
     """Measure the memory's speed, and what a step could do that only reads the weights once."""
-    if not bench.on_gpu:
-        return {"left out": "no times without a GPU"}
     model = bench.model()
-    block = torch.empty(2**32, dtype=torch.uint8, device=bench.device)
-    seconds = timed(bench, lambda: block.add_(1), 20)
-    bandwidth = 2 * len(block) / seconds
+    block = torch.empty(2**32 if bench.on_gpu else 2**20, dtype=torch.uint8, device=bench.device)
+    bandwidth = 2 * len(block) / timed(bench, lambda: block.add_(1), 20)
     weights = sum(one.numel() * one.element_size() for one in model.parameters())
-    return {"bytes a second": bandwidth, "weight bytes": weights, "seconds a step": weights / bandwidth}
+    found |= {"bytes a second": bandwidth, "weight bytes": weights, "seconds a step": weights / bandwidth}
 
 
-def step_times(bench: Bench) -> dict[str, Any]:
+def step_times(bench: Bench, found: Found) -> None:
     """Time a decode step, its draws and a prefill, by rows, launched and recorded, reproducible or not."""
     bench.model()
-    found: dict[str, Any] = {}
     for rows in bench.counts:
         for reproducible, recorded in ((False, False), (False, True), (True, False), (True, True)):
-            if recorded and not bench.on_gpu:
-                continue
             steps = bench.steps(rows, reproducible=reproducible, graphs=recorded)
-            own = [replace_new(prompt, bench.capacity // 2) for prompt in bench.work(rows)]
+            own = [prompt._replace(max_new_tokens=bench.capacity // 2) for prompt in bench.work(rows)]
             states = [RowState(prompt, 0.0, slot) for slot, prompt in enumerate(own)]
             for state in states:
                 if not steps.reserve(state):
@@ -278,7 +324,6 @@ def step_times(bench: Bench) -> dict[str, Any]:
                 found[name]["draw seconds"] = draw_seconds(bench, steps, rows)
             del steps
             bench.clean()
-    return found
 
 
 def draw_seconds(bench: Bench, steps: DeviceSteps, rows: int) -> float:
@@ -287,27 +332,31 @@ def draw_seconds(bench: Bench, steps: DeviceSteps, rows: int) -> float:
     return timed(bench, lambda: state.draw(logits, state.active[:rows]), 30 if bench.on_gpu else 1)
 
 
-def useful(bench: Bench) -> dict[str, Any]:
-    """Measure new tokens a second of whole streams, and those of transformers' own ways to do it."""
-    model = bench.model()
-    work = bench.work(2 * bench.counts[-1])
+def useful(bench: Bench, found: Found) -> None:
+    """Measure new tokens a second of whole streams."""
+    bench.model()
+    work, slots = bench.work(2 * bench.counts[-1]), bench.counts[-1]
     count = sum(prompt.max_new_tokens for prompt in work)
-    found: dict[str, Any] = {"new tokens": count}
-    for name, reproducible, recorded in (("ours", False, True), ("ours, reproducible", True, True)):
-        slots = bench.counts[-1]
-        steps = bench.steps(slots, reproducible=reproducible, graphs=recorded and bench.on_gpu)
-        session = bench.session(steps, slots)
+    found["new tokens"] = count
+    for name, reproducible in (("ours", False), ("ours, reproducible", True)):
+        session = bench.session(bench.steps(slots, reproducible=reproducible, graphs=True), slots)
         texts(session, work[:slots])  # compiles what is left to compile
         bench.synchronize()
         began = time.perf_counter()
         texts(session, work)
         found[f"{name}: tokens a second"] = count / (time.perf_counter() - began)
-        del steps, session
+        del session
         bench.clean()
-    if bench.on_gpu:
-        found["generate: tokens a second"] = count / static_seconds(bench, model, work)
-        found["generate_batch: tokens a second"] = count / continuous_seconds(model, work)
-    return found
+
+
+def generate(bench: Bench, found: Found) -> None:
+    """Measure new tokens a second of transformers' own ways to generate, on the prompts of `useful`."""
+    model = bench.model()
+    work = bench.work(2 * bench.counts[-1])
+    count = sum(prompt.max_new_tokens for prompt in work)
+    found["generate: tokens a second"] = count / static_seconds(bench, model, work)
+    bench.clean()
+    found["generate_batch: tokens a second"] = count / continuous_seconds(bench, model, work)
 
 
 def static_seconds(bench: Bench, model: Any, work: Sequence[Prompt]) -> float:
@@ -333,20 +382,18 @@ def static_seconds(bench: Bench, model: Any, work: Sequence[Prompt]) -> float:
     return time.perf_counter() - began
 
 
-def continuous_seconds(model: Any, work: Sequence[Prompt]) -> float:
+def continuous_seconds(bench: Bench, model: Any, work: Sequence[Prompt]) -> float:
     """Time transformers' continuous batching on the same prompts, with the mean number of new tokens."""
-    from transformers import GenerationConfig
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
     mean = round(statistics.mean(prompt.max_new_tokens for prompt in work))
     config = GenerationConfig(max_new_tokens=mean, do_sample=True, top_k=50, eos_token_id=-1, pad_token_id=0)
+    # It takes what is free of a GPU's memory, and would take all of a CPU's.
+    sizes = ContinuousBatchingConfig(**({} if bench.on_gpu else {"num_blocks": 16, "max_batch_tokens": 64}))
+    ids = [list(prompt.encoded.token_ids or ()) for prompt in work]
     began = time.perf_counter()
-    model.generate_batch(inputs=[list(prompt.encoded.token_ids or ()) for prompt in work], generation_config=config)
+    model.generate_batch(inputs=ids, generation_config=config, continuous_batching_config=sizes)
     return time.perf_counter() - began
-
-
-def replace_new(prompt: Prompt, new: int) -> Prompt:
-    """Return the prompt with another number of new tokens."""
-    return prompt._replace(max_new_tokens=new)
 
 
 def timed(bench: Bench, run: Callable[[], Any], times: int) -> float:
@@ -368,14 +415,20 @@ def timed(bench: Bench, run: Callable[[], Any], times: int) -> float:
     return statistics.median(seconds)
 
 
-FIRST: dict[str, Callable[[Bench], dict[str, Any]]] = {
+Step = Callable[[Bench, Found], None]
+FIRST: dict[str, Step] = {
     "agree": agree,
     "tokens": tokens,
     "alongside": alongside,
     "graphs": graphs,
     "memory": memory,
+    "ballast": ballast,
 }
-SECOND: dict[str, Callable[[Bench], dict[str, Any]]] = {"roofline": roofline, "steps": step_times, "useful": useful}
+SECOND: dict[str, Step] = {"roofline": roofline, "steps": step_times, "useful": useful, "generate": generate}
+
+
+class TimeUp(BaseException):
+    """The time is up; not an Exception, which the engine would take for a failed kernel."""
 
 
 def main() -> None:
@@ -385,42 +438,74 @@ def main() -> None:
     parser.add_argument("--second", action="store_true", help=f"steps {', '.join(SECOND)}")
     parser.add_argument("--only", default="", help="steps by name, separated by commas")
     parser.add_argument("--shape", choices=SHAPES, default="4b")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--seconds", type=float, default=300, help="begin no step after this (default 300)")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for a rehearsal (default cuda)")
+    parser.add_argument("--seconds", type=float, help="end after this (default 200 with --first alone, else 300)")
     parser.add_argument("--out", type=Path, help="write the results here, too")
     options = parser.parse_args()
-    small = options.device == "cpu"
-    bench = Bench(
-        device=torch.device(options.device),
-        shape=options.shape,
-        capacity=64 if small else 2048,
-        rows=4 if small else 48,
-        new_tokens=4 if small else 128,
-        counts=(2, 3) if small else (16, 64, 256),
-    )
     every = FIRST | SECOND
     names = [name for name in options.only.split(",") if name]
     names += [*(FIRST if options.first else ()), *(SECOND if options.second else ())]
     if unknown := [name for name in names if name not in every] or ([] if names else ["nothing asked for"]):
         parser.error(f"{', '.join(unknown)}: choose from {', '.join(every)}")
-    name_of = torch.cuda.get_device_name(bench.device) if bench.on_gpu else "CPU, interpreted: no times"
-    results: dict[str, Any] = {"device": name_of, "torch": torch.__version__, "shape": options.shape, "steps": {}}
+    small = options.device == "cpu"
+    if small:
+        rehearse(parser)
+    elif not torch.cuda.is_available():
+        parser.error("torch finds no GPU here; --device cpu rehearses without one")
+    bench = Bench(
+        device=torch.device(options.device),
+        shape=options.shape,
+        capacity=24 if small else 2048,
+        few=2 if small else 8,
+        rows=3 if small else 48,
+        new_tokens=3 if small else 128,
+        counts=(3,) if small else (16, 64, 256),
+    )
+    name_of = torch.cuda.get_device_name(bench.device) if bench.on_gpu else "CPU, interpreted: the times mean nothing"
+    results: Found = {"device": name_of, "torch": torch.__version__, "shape": options.shape, "steps": {}}
     torch.backends.cuda.matmul.allow_tf32 = False
-    began = time.monotonic()
+    until = time.monotonic() + (options.seconds or (200 if options.first and not options.second else 300))
+    signal.signal(signal.SIGALRM, out_of_time)
     for name in names:
-        if time.monotonic() - began > options.seconds:
-            results["steps"][name] = {"left out": "no time"}
-            continue
-        at = time.monotonic()
-        try:
-            found = every[name](bench)
-        except Exception as error:
-            found = {"failed": f"{type(error).__name__}: {error}"[:500], "traceback": traceback.format_exc()[-2000:]}
-        bench.clean()
-        results["steps"][name] = {**found, "seconds": round(time.monotonic() - at, 1)}
-        print(json.dumps({name: results["steps"][name]}, indent=1), flush=True)
+        results["steps"][name] = found = guarded(every[name], bench, until)
+        print(json.dumps({name: found}, indent=1), flush=True)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def guarded(step: Step, bench: Bench, until: float) -> Found:
+    """Return what a step found, why it failed, and its seconds; end it when the time is up."""
+    at = time.monotonic()
+    if at >= until:
+        return {"left out": "no time"}
+    found: Found = {}
+    signal.setitimer(signal.ITIMER_REAL, until - at)
+    try:
+        step(bench, found)
+        bench.clean()
+    except TimeUp:
+        found["failed"] = "the time is up"
+    except Exception as error:
+        found |= {"failed": f"{type(error).__name__}: {error}"[:500], "traceback": traceback.format_exc()[-2000:]}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return found | {"seconds": round(time.monotonic() - at, 1)}
+
+
+def out_of_time(*_: object) -> None:
+    """Raise TimeUp in whatever the step is doing."""
+    raise TimeUp
+
+
+def rehearse(parser: argparse.ArgumentParser) -> None:
+    """Prepare Triton's interpreter, which runs the kernels on the CPU."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        parser.error("a rehearsal on the CPU needs TRITON_INTERPRET=1 in the environment")
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+    from triton_interpreter import correct_interpreter
+
+    correct_interpreter()
+    np.seterr(all="ignore")  # a GPU computes infinities and NaN without a warning
 
 
 if __name__ == "__main__":

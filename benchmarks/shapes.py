@@ -15,7 +15,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 # hidden, inner, layers, heads, key-value heads, head size, vocabulary
 SHAPES = {
-    "tiny": (64, 128, 6, 4, 1, 32, 1024),
+    "tiny": (32, 64, 2, 2, 1, 16, 512),
     "270m": (640, 2048, 18, 4, 1, 256, 262_144),
     "1b": (1152, 6912, 26, 4, 1, 256, 262_144),
     "4b": (2560, 10_240, 34, 8, 4, 256, 262_208),
@@ -35,16 +35,19 @@ def make(shape: str, dtype: torch.dtype, device: torch.device) -> Any:
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         query_pre_attn_scalar=head_dim,
-        sliding_window=512,
-        layer_types=["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(layers)],
+        sliding_window=min(512, head_dim * 2),
+        layer_types=[
+            "sliding_attention" if (layer + 1) % min(6, layers) else "full_attention" for layer in range(layers)
+        ],
         max_position_embeddings=8192,
         initializer_range=0.05,
     )
-    with torch.device(device):
-        torch.set_default_dtype(dtype)
-        model = Gemma3ForCausalLM(config).eval()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return Gemma3ForCausalLM(config).eval()
+    finally:
         torch.set_default_dtype(torch.float32)
-    return model
 
 
 def write(shape: str, folder: Path) -> None:

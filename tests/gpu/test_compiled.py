@@ -31,5 +31,6 @@ def test_no_kernel_spills_registers(target, dtype, kernels):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)  # seven minutes of CPU time
 def test_no_kernel_spills_registers_for_any_model_and_gpu():
     assert compiled()[-1] == "no spills"

@@ -15,7 +15,7 @@ help:
 	@echo '                   then write a job file for your own table'
 	@echo
 	@echo 'For development:'
-	@echo '  make test        install the test tools and Triton too, and run lint, types and all tests except the long ones'
+	@echo '  make test        install the test tools too, and run lint, types and all tests except the long ones'
 	@echo '  make test-unit   only the tests without models and commands'
 	@echo '  make test-long   all tests, with every kill and every disk fault'
 	@echo '  make test-gpu-dry  the tests of the GPU kernels without a GPU, with Triton 3.6 and the newest'
@@ -43,10 +43,9 @@ docs: .venv/dev
 	$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build/html
 	@echo 'Open docs/_build/html/index.html in a browser.'
 
-# The GPU kernels with Triton 3.6, that of torch 2.11, take about 5 minutes of CPU time; the newest: test-gpu-dry.
-test: .venv/dev lint .triton/3.6.0
-	$(BIN)/python -m pytest -m "not long" --ignore tests/gpu $(PARALLEL)
-	PYTHONPATH='$(CURDIR)/.triton/3.6.0' $(BIN)/python -m pytest tests/gpu -m "not long" $(PARALLEL)
+# Without the GPU kernels, whose tests take longer than three minutes and are skipped without Triton: test-gpu-dry.
+test: .venv/dev lint
+	$(BIN)/python -m pytest -m "not long" $(PARALLEL)
 
 # One package at a time, without models, child processes and lint: about a minute.
 test-unit: .venv/dev

@@ -265,7 +265,8 @@ def parquet_file(path: Path, **options: Any) -> Iterator[pq.ParquetFile]:
     with open_plain(path) as file:
         # Arrow's threads may outlive a read, and one that holds a Python file aborts the process at its end.
         same = f"/dev/fd/{file.fileno()}"
-        parquet = pq.ParquetFile(same if os.path.exists(same) else path, **options)
+        # Buffered ahead, the whole file would stay in memory while its batches are read.
+        parquet = pq.ParquetFile(same if os.path.exists(same) else path, pre_buffer=False, **options)
     with parquet:
         yield parquet
 

@@ -212,7 +212,8 @@ GENERATED_COLUMNS = ("gxr_text", "gxr_reasoning")
 # What result columns are called in a job that reads a run: source_text for gxr_text.
 SOURCE_PREFIX = "source_"
 # The content hash stays inside the run folder: it identifies the row, and is not a result.
-PRIVATE_COLUMNS = ("gxr_content_hash",)
+CONTENT_HASH = "gxr_content_hash"
+PRIVATE_COLUMNS = (CONTENT_HASH,)
 
 
 def part_schema() -> pa.Schema:

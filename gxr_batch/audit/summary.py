@@ -48,8 +48,7 @@ class Reading(NamedTuple):
     @property
     def verdict(self) -> Finding:
         """What counts: erroneous if any reader found it so, else unknown if any could not say."""
-        found = set(self.found.values())
-        return "erroneous" if "erroneous" in found else "unknown" if "unknown" in found else "good"
+        return overall(self.found.values()) or "unknown"
 
 
 class Rate(NamedTuple):
@@ -117,7 +116,7 @@ def summarise(reader: RunReader) -> Summary:
     errors = sum(one.erroneous for one in everything)
     shared = [one for one in readings if len(one.found) > 1]
     agreed = sum(len(set(one.found.values())) == 1 for one in shared)
-    reviewed = {review.key for review in reader.reviews.all if _is_read(review)}
+    reviewed = {review.key for review in reader.reviews.all if is_read(review)}
     return Summary(
         audits=len(audits),
         drawn=len(drawn),
@@ -165,7 +164,7 @@ def _readings(reader: RunReader, drawn: Mapping[Key, Drawn]) -> tuple[list[Readi
             if text is None or judged_sha256(text, prompt) != drawn[key].judged_sha256:
                 continue
             unchanged += 1
-            said = [review for review in reviews.valid(key, text, prompt) if _is_read(review)]
+            said = [review for review in reviews.valid(key, text, prompt) if is_read(review)]
             if said:
                 flags = frozenset(row["gxr_flags"] or ()) - {STALE_REVIEW, REVIEWERS_DISAGREE}
                 found.append(
@@ -192,9 +191,16 @@ def _drawn_tables(reader: RunReader, drawn: Mapping[Key, Drawn]) -> Iterator[pa.
         yield table.filter(pc.is_in(table["gxr_row_id"], value_set=wanted))
 
 
-def _is_read(review: Review) -> bool:
+def is_read(review: Review) -> bool:
     """Return whether a review judges its text: a verdict, or counts without one. A comment alone does not."""
     return review.status != UNREVIEWED or any(count is not None for count in review.errors)
+
+
+def overall(found: Iterable[Finding]) -> Finding | None:
+    """Return what counts of several readers' findings: one error is enough, None without a reader."""
+    said = set(found)
+    worst_first: tuple[Finding, ...] = ("erroneous", "unknown", "good")
+    return next((finding for finding in worst_first if finding in said), None)
 
 
 def finding_of(review: Review) -> Finding:

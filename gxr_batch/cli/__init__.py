@@ -27,6 +27,7 @@ VERBS = {
     "export": "Write a workbook for reviewers, or another format.",
     "review": "Import reviewed sheets into a run.",
     "report": "Write an HTML report of a run.",
+    "compare": "Say which of two runs over the same rows is better.",
     "generate": "Generate from one prompt, or chat.",
     "bench": "Measure load time, speed and memory on this machine.",
     "finetune": "Train a LoRA adapter on reviewed cases.",

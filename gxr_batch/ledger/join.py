@@ -23,7 +23,7 @@ from gxr_batch.ledger.input_copy import KEY_COLUMNS_OF_INPUT, batches_of, own_fi
 from gxr_batch.ledger.parts import footer_of, read_group
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, refuse_later_file, require_readable, with_missing_columns
 from gxr_batch.ledger.state import FAILED, HELD, TODO, State
-from gxr_batch.records import GENERATED_COLUMNS, part_schema, result_schema
+from gxr_batch.records import CONTENT_HASH, GENERATED_COLUMNS, part_schema, result_schema
 
 INPUT_NAME = "input.parquet"
 RESULTS_NAME = "results.parquet"
@@ -88,11 +88,16 @@ class _Parts:
 
 
 def merged(
-    folder: Path, state: State, provenance: Mapping[str, Any], *, include_held: bool = False
+    folder: Path,
+    state: State,
+    provenance: Mapping[str, Any],
+    *,
+    include_held: bool = False,
+    with_content_hash: bool = False,
 ) -> Iterator[pa.Table]:
     """Yield the finished keys as tables with the user's and the result columns, in input order, then by sample.
 
-    The text of a held row is null unless `include_held` is set.
+    The text of a held row is null unless `include_held` is set. `with_content_hash` adds the private column.
     """
     parts = _Parts(folder)
     start = 0
@@ -106,7 +111,10 @@ def merged(
         if not include_held:
             results = _without_held_texts(results)
         own = pa.Table.from_batches([batch.drop_columns(list(KEY_COLUMNS_OF_INPUT))]).take(pa.array(row))
-        yield _with_provenance(own, results, provenance)
+        table = _with_provenance(own, results, provenance)
+        if with_content_hash:
+            table = table.append_column(CONTENT_HASH, results[CONTENT_HASH])
+        yield table
 
 
 def _belong(results: pa.Table, batch: pa.RecordBatch, row: npt.NDArray[np.intp]) -> bool:

@@ -74,17 +74,20 @@ class RunReader:
         """The reviews of the generated texts. Raises RunError if a review file is damaged."""
         return Reviews.load(self.folder)
 
-    def finished(self, *, include_held: bool = False) -> Iterator[pa.Table]:
+    def finished(self, *, include_held: bool = False, with_content_hash: bool = False) -> Iterator[pa.Table]:
         """Yield the rows finished so far, in input order, as tables of `schema`, with reviews applied.
 
-        The text of a held row is null unless `include_held` is set.
+        The text of a held row is null unless `include_held` is set. `with_content_hash` adds the private column.
         """
-        return self.finished_in(self.sound_state(), include_held=include_held)
+        return self.finished_in(self.sound_state(), include_held=include_held, with_content_hash=with_content_hash)
 
-    def finished_in(self, state: State, *, include_held: bool = False) -> Iterator[pa.Table]:
+    def finished_in(
+        self, state: State, *, include_held: bool = False, with_content_hash: bool = False
+    ) -> Iterator[pa.Table]:
         """Like `finished`, for the rows that were finished in an earlier `sound_state`."""
         marks = self.manifest.model.get("provenance", {})
-        return map(self.reviews.apply_to, merged(self.folder, state, marks, include_held=include_held))
+        rows = merged(self.folder, state, marks, include_held=include_held, with_content_hash=with_content_hash)
+        return map(self.reviews.apply_to, rows)
 
     def sound_state(self) -> State:
         """Return the current state, after reading every column of the parts; damaged parts are ignored."""

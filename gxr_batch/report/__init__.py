@@ -38,13 +38,13 @@ def report(reader: RunReader, against: RunReader | None, target: Path | None, *,
     state = state_of(reader.folder)  # before any read: later changes make the report outdated
     name = REPORT_NAME.replace(".", "-with-held.") if include_held else REPORT_NAME
     path = checked_target(reader, target or reader.folder / name)
-    surveyed = survey(reader, compared=against is not None, include_held=include_held)
+    surveyed = survey(reader, other=against, include_held=include_held)
     comparison = None
     if against is not None:
-        comparison = compare(surveyed, survey(against, most_cases=0, compared=True, include_held=include_held))
+        comparison = compare(surveyed, survey(against, most_cases=0, other=reader, include_held=include_held))
     cases = case_table(surveyed, comparison, include_held)
     notices = (*_of_the_run(reader), *cases.notices)
-    if comparison is not None and not comparison.matched:
+    if comparison is not None and not comparison.compared.matched:
         notices = ("The two runs have no row id in common, so nothing is compared.", *notices)
     text = page(Content(surveyed, reader.state.counts(), cases, notices, comparison))
     data = text.encode("utf-8", "backslashreplace")  # for paths that are not UTF-8

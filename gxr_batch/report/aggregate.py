@@ -16,8 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gxr_batch.audit.row_digest import Digest
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.parts import STATUS_NAMES
+from gxr_batch.records import CONTENT_HASH
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -37,14 +39,18 @@ class Surveyed(NamedTuple):
 
 
 def survey(
-    reader: RunReader, *, most_cases: int = MOST_CASES, compared: bool = False, include_held: bool = False
+    reader: RunReader, *, most_cases: int = MOST_CASES, other: RunReader | None = None, include_held: bool = False
 ) -> Surveyed:
-    """Read all finished rows; held ones have texts only with `include_held`. Raises RunError, StorageError."""
-    tally, chooser, digest = Tally(), Chooser(most_cases), Digest() if compared else None
-    for table in reader.finished(include_held=include_held):
-        chooser.add(table, tally.add(table))
+    """Read all finished rows, and keep a digest to compare them with `other`. Raises RunError, StorageError.
+
+    Held rows have texts only with `include_held`.
+    """
+    tally, chooser, digest = Tally(), Chooser(most_cases), Digest(reader, other) if other is not None else None
+    for table in reader.finished(include_held=include_held, with_content_hash=digest is not None):
         if digest is not None:
             digest.add(table)
+            table = table.drop_columns([CONTENT_HASH])  # noqa: PLW2901
+        chooser.add(table, tally.add(table))
     return Surveyed(reader, tally, chooser, digest, include_held)
 
 
@@ -179,57 +185,6 @@ class Chooser:
         places = np.concatenate([np.zeros(0, np.int64), *(piece.places for piece in pieces)])
         order = np.argsort(places)
         return Cases(table.take(pa.array(order)), places[order], marked_only=self._counts[True] >= most)
-
-
-_SEPARATOR = "\x1f"
-
-
-def keys_of(table: pa.Table) -> pa.Array:
-    """Return row id and sample of each row as one string."""
-    joined = pc.binary_join_element_wise(table["gxr_row_id"], table["gxr_sample"].cast(pa.string()), _SEPARATOR)
-    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined
-
-
-class Digest:
-    """Keys and hashes of the added rows. Hashes are valid within this process only; 0 = no text."""
-
-    def __init__(self) -> None:
-        self._keys: list[pa.Array] = []
-        self._texts: list[npt.NDArray[np.int64]] = []
-        self._prompts: list[npt.NDArray[np.int64]] = []
-        self._lengths: list[npt.NDArray[np.float64]] = []
-
-    def add(self, table: pa.Table) -> None:
-        """Add finished rows."""
-        self._keys.append(keys_of(table))
-        self._texts.append(_hashes(table["gxr_text"]))
-        self._prompts.append(_hashes(table["gxr_prompt_sha256"]))
-        length = pc.utf8_length(table["gxr_text"]).cast(pa.float64())
-        self._lengths.append(np.asarray(length.to_numpy(), np.float64))
-
-    @cached_property
-    def keys(self) -> pa.Array:
-        """The keys, in row order."""
-        return pa.chunked_array(self._keys, pa.string()).combine_chunks()
-
-    @cached_property
-    def texts(self) -> npt.NDArray[np.int64]:
-        """A hash of each generated text."""
-        return np.concatenate([np.zeros(0, np.int64), *self._texts])
-
-    @cached_property
-    def prompts(self) -> npt.NDArray[np.int64]:
-        """A hash of each prompt."""
-        return np.concatenate([np.zeros(0, np.int64), *self._prompts])
-
-    @cached_property
-    def lengths(self) -> npt.NDArray[np.float64]:
-        """Characters of each generated text, NaN if there is none."""
-        return np.concatenate([np.zeros(0), *self._lengths])
-
-
-def _hashes(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    return np.fromiter((0 if text is None else hash(text) for text in column.to_pylist()), np.int64, len(column))
 
 
 _STEPS_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21_600)

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gxr_batch.audit.comparison import SAME, VERDICTS
+from gxr_batch.audit.row_digest import keys_of
 from gxr_batch.cells import as_text, values_of
 from gxr_batch.records import GENERATED_COLUMNS
-from gxr_batch.report.aggregate import MOST_CASES, Cases, Surveyed, keys_of
-from gxr_batch.report.compare import SAME, VERDICTS, Comparison
+from gxr_batch.report.aggregate import MOST_CASES, Cases, Surveyed
+from gxr_batch.report.compare import Comparison
 from gxr_batch.report.invocations import mapping
 from gxr_batch.text_checks.descriptions import EVERY_FLAG
 
@@ -225,7 +227,7 @@ def _other_columns(
 
     A text that is the same in both runs is stored once: its cell here is null.
     """
-    verdicts = comparison.verdicts[cases.places]
+    verdicts = comparison.compared.verdicts[cases.places]
     columns, shortened = columns_of(rows, hidden, other=True)
     texts = next(column for column in columns if column.name == "gxr_text")
     texts.values[:] = [None if verdict == SAME else text for verdict, text in zip(verdicts, texts.values, strict=True)]

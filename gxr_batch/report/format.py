@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from math import isfinite
 from typing import Any
 
+from gxr_batch.audit.comparison import difference_texts, method_text, p_text
+from gxr_batch.audit.paired_tests import PairedCounts
 from gxr_batch.ledger import RunReader
 from gxr_batch.report.aggregate import Surveyed
 from gxr_batch.report.compare import Comparison, Line
@@ -122,11 +124,13 @@ def change(before: Invocation, now: Invocation) -> list[tuple[str, str, str, str
 def compared_with(this: Surveyed, comparison: Comparison) -> dict[str, Any]:
     """Return the report's section that compares two runs."""
     other, name = comparison.other.reader, comparison.name
+    compared = comparison.compared
+    changed = f", {compared.changed:,} have other cells" if compared.changed else ""
     sentence = (
-        f"{comparison.matched:,} rows are in both runs: {comparison.same:,} have the same text, "
-        f"{comparison.different:,} have different texts, {comparison.without_text:,} have no text in one run. "
-        f"{comparison.other_prompt:,} have different prompts. "
-        f"{comparison.only_this:,} rows are only in this run, {comparison.only_other:,} only in {name}."
+        f"{compared.matched:,} rows are in both runs: {compared.same:,} have the same text, "
+        f"{compared.different:,} have different texts, {compared.without_text:,} have no text in one run{changed}. "
+        f"{compared.other_prompt:,} have different prompts. "
+        f"{compared.only_this:,} rows are only in this run, {compared.only_other:,} only in {name}."
     )
     return {
         "name": name,
@@ -134,8 +138,21 @@ def compared_with(this: Surveyed, comparison: Comparison) -> dict[str, Any]:
         "this": _identity(this.reader),
         "other": _identity(other),
         "lines": _lines(comparison.lines),
-        "flags": _lines(comparison.flags),
+        "texts": f"{compared.texts:,}",
+        "means": [
+            (f"{name} per text", figure(mean.this), figure(mean.other), *difference_texts(mean))
+            for name, mean in compared.means.items()
+            if mean is not None
+        ],
+        "counts": [(name, *_counts(counts)) for name, counts in compared.flags.items()],
+        "judged": _counts(compared.judged) if compared.read else (),
+        "read": f"{compared.read:,}",
+        "method": method_text(compared),
     }
+
+
+def _counts(counts: PairedCounts) -> tuple[str, ...]:
+    return (*(f"{count:,}" for count in counts[:4]), p_text(counts.p))
 
 
 def _identity(reader: RunReader) -> Pairs:

@@ -24,6 +24,7 @@ VERBS = (
     ("show", "outputs/j"),
     ("export", "outputs/j", "--format", "csv", "--partial"),
     ("report", "outputs/j"),
+    ("compare", "outputs/j", "outputs/other"),
     ("run", "j.toml", "--quiet", "--retry", "failed"),
     ("check", "j.toml", "--quiet"),
 )
@@ -97,7 +98,7 @@ def test_a_broken_json_file_of_a_run_ends_in_one_message(base, desk):
     found = []
     for name, count in (("run.json", 14), ("run.lock", 5), ("inflight.json", 4), ("exports.json", 4)):
         for number, case in enumerate(sample(cases(base, name), count, seed=3)):
-            verbs = VERBS if number < 2 else (VERBS[0], VERBS[1 + number % 6])
+            verbs = VERBS if number < 2 else (VERBS[0], VERBS[1 + number % 7])
             found += desk.troubles(name, case, verbs)
     assert not found, "\n".join(found)
 
@@ -109,6 +110,6 @@ def test_many_broken_json_files_end_in_one_message(base, desk, name):
     count = int(os.environ.get("GXR_BROKEN", "800"))
     found = []
     for number, case in enumerate(sample(cases(base, name), count, seed=4)):
-        found += desk.troubles(name, case, (VERBS[0], VERBS[1 + number % 6]))
+        found += desk.troubles(name, case, (VERBS[0], VERBS[1 + number % 7]))
     print(f"{name}: {sum(desk.seen.values()):,} commands, exits {dict(desk.seen)}, slowest {desk.slowest:.1f} s")
     assert not found, f"{len(found)}:\n" + "\n".join(found[:40])

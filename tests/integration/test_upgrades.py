@@ -15,6 +15,7 @@ from places import DATA
 from running import Workplace, without_times
 
 from gxr_batch import read_results
+from gxr_batch.audit.comparison import as_json, compare_runs
 from gxr_batch.audit.summary import summarise
 from gxr_batch.errors import FingerprintError, LaterVersion, RunError
 from gxr_batch.export import FORMATS, Choice, export
@@ -450,3 +451,14 @@ def test_rows_of_a_finished_run_can_be_drawn_for_an_audit(old):
     assert [done.rows for done in drew.workbooks] == [28, 28]
     found = summarise(RunReader(run))
     assert (found.frame_rows, found.whole.read) == (48, 20), "what was reviewed before counts if it was drawn"
+
+
+def test_a_run_of_an_earlier_version_does_not_differ_from_itself(old):
+    run = old("finished").folder / "outputs/j"
+    found = as_json(compare_runs(RunReader(run), RunReader(run)))
+    assert found["compared"] == {"rows": 24, "texts": 48, "same_text": 48, "other_prompt": 0}
+    assert set(found["left_out"].values()) == {0}
+    assert all(mean["low"] == mean["difference"] == mean["high"] == 0 for mean in found["means"].values())
+    tests = [*found["flags"].values(), found["erroneous"]]
+    assert all((one["this"], one["only_this"], one["p"]) == (one["other"], one["only_other"], None) for one in tests)
+    assert found["erroneous"]["read"] > 0

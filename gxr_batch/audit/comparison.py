@@ -87,13 +87,17 @@ def _digested(reader: RunReader, other: RunReader) -> tuple[Digest, int]:
 
 
 def compare(this: Digest, other: Digest) -> Compared:
-    """Compare the rows of two runs."""
+    """Compare the rows of two runs; frees most of the digests."""
     mine, theirs = _matched(this, other)
     changed = this.contents[mine] != other.contents[theirs]
     if this.cells is not None and other.cells is not None:
         changed &= this.cells[mine] != other.cells[theirs]
     texts = np.isfinite(this.lengths[mine]) & np.isfinite(other.lengths[theirs])
     same = this.texts[mine] == other.texts[theirs]
+    other_prompt = int((this.prompts[mine] != other.prompts[theirs]).sum())
+    for digest in (this, other):
+        digest.forget("keys", "contents", "cells", "texts", "prompts")
+    pa.default_memory_pool().release_unused()
     verdicts = np.full(this.size, ALONE, np.int8)
     verdicts[mine] = np.select([changed, ~texts, same], [CHANGED, TEXTLESS, SAME], DIFFERENT)
     counts = np.bincount(verdicts, minlength=len(VERDICTS))
@@ -108,7 +112,7 @@ def compare(this: Digest, other: Digest) -> Compared:
         different=int(counts[DIFFERENT]),
         without_text=int(counts[TEXTLESS]),
         changed=int(counts[CHANGED]),
-        other_prompt=int((this.prompts[mine] != other.prompts[theirs]).sum()),
+        other_prompt=other_prompt,
         only_this=int(counts[ALONE]),
         only_other=other.size - len(mine),
         verdicts=verdicts,

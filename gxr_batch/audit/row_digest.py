@@ -114,7 +114,8 @@ class Digest:
     @cached_property
     def keys(self) -> pa.Array:
         """The keys, in row order."""
-        return pa.chunked_array(self._keys, pa.string()).combine_chunks()
+        pieces, self._keys = self._keys, []
+        return pa.chunked_array(pieces, pa.string()).combine_chunks()
 
     @cached_property
     def rows(self) -> Numbers:
@@ -155,6 +156,11 @@ class Digest:
     def findings(self) -> npt.NDArray[np.int8]:
         """What reviewers found in each text, as indices into FINDINGS."""
         return self._all("findings", np.int8)
+
+    def forget(self, *names: str) -> None:
+        """Free the memory of arrays that are not needed again."""
+        for name in names:
+            self.__dict__.pop(name, None)
 
     def _all(self, name: str, kind: type[np.generic]) -> npt.NDArray[Any]:
         return np.concatenate([np.zeros(0, kind), *self._kept.pop(name, ())])

@@ -635,6 +635,11 @@ def test_nothing_is_wider_than_the_window(opened, width):
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_the_comparison_is_not_wider_than_a_small_window(compared):
+    compared.set_viewport_size({"width": 400, "height": 800})
+    assert compared.evaluate("document.documentElement.scrollWidth") <= 400
+
+
 def test_the_report_prints(opened):
     assert opened.pdf(format="A4").startswith(b"%PDF")
 

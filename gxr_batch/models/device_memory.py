@@ -118,7 +118,14 @@ class Cuda:
         uuid = getattr(torch.cuda.get_device_properties(self._number), "uuid", "")
         command = ["nvidia-smi", query, "--format=csv,noheader,nounits", f"--id=GPU-{uuid}"]
         try:
-            asked = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_SECONDS, check=False)
+            asked = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",  # a path of another user's program
+                timeout=_NVIDIA_SMI_SECONDS,
+                check=False,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return ""
         return asked.stdout if asked.returncode == 0 else ""

@@ -91,6 +91,8 @@ def place(
     weights = four_bit_bytes(weight_bytes) if four_bit and not stored_in_four_bits else full
     spread = on_cuda and section.device_map == "auto" and not fits(weights, a_row, most)
     if four_bit or spread:
+        if (spread or chosen_here) and _asks_too_much(section, config):
+            _wait_for_others(full, a_row, alike, memory)
         refuse_float16(section, config, "its weights are in 4 bits" if four_bit else "it does not fit on a single GPU")
     notices = []
     if four_bit and chosen_here:
@@ -132,6 +134,12 @@ def refuse_float16(section: ModelSection, config: Any, reason: str) -> None:
             next_step='use "auto", "bfloat16" or "float32"; a run that began in float16 can be resumed where the '
             "kernels run, or start from scratch with --fresh",
         )
+
+
+def _wait_for_others(weights: int, a_row: int, devices: list[Device], memory: MemoryBudget) -> None:
+    """Raise ModelUnavailable if a model would fit on a GPU that other processes use now."""
+    if fits(weights, a_row, max(memory.capacity(device) for device in devices)):
+        raise memory.too_little(memory.freest(devices), bytes_needed(weights, a_row))
 
 
 def _spread_over(devices: list[Device], memory: MemoryBudget) -> str:

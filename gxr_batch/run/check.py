@@ -202,15 +202,18 @@ def _measure_memory(found: CheckResult, job: Job) -> bool:
         f"{placement.device}, {gib(seen.free_bytes)} free, {gib(placement.weight_bytes)} of weights{in_four_bits}"
     )
     found.notices += placement.notices
-    most = most_slots(placement.device)
+    most = most_slots(job, placement.device, placement.dtype)
     for length in sorted({*_LENGTHS, job.model.max_seq_length}):
         a_row = length * seen.bytes_a_token
         left = seen.cache_bytes - PREFIX_SLOTS * a_row
         if not seen.longest or length <= seen.longest:
             slots = slots_for_memory(left, seen.bytes_a_token, length, most) if left >= a_row else 0
             found.fits.append(Fit(max_seq_length=length, slots=slots))
-            if length == job.model.max_seq_length and job.engine.slots != "auto" and job.engine.slots > slots:
-                found.notices.append(f"engine.slots = {job.engine.slots}, but only {slots} rows fit in free memory.")
+            fit = max(left, 0) // a_row
+            if length == job.model.max_seq_length and job.engine.slots != "auto" and job.engine.slots > fit:
+                found.notices.append(
+                    f"engine.slots = {job.engine.slots}, but only {fit} rows of {length} tokens fit in free memory."
+                )
     return placement.four_bit
 
 

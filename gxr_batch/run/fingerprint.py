@@ -37,10 +37,10 @@ _PACKAGES = (
     "pyarrow",
     "pandas",
 )
-# Job keys whose automatic value is decided once per run, and the value that means "decide".
+# Job keys whose automatic value is decided once per run, and the value that means "decide". Slots are not: they change
+# no text, and tonight's free memory decides how many there are. (Earlier versions kept the first night's.)
 _AUTOMATIC = {
     "engine.kind": "auto",
-    "engine.slots": "auto",
     "ray.worker": "auto",
     "model.dtype": "auto",
     "model.load_in_4bit": "auto",
@@ -87,8 +87,6 @@ def _same_path(job: Job, manifest: Manifest) -> bool:
 def settle(job: Job, info: EngineInfo) -> Job:
     """Return the job with the values that the opened engine chose for automatic ones."""
     chosen = {
-        # A pool counts the slots of all its workers, which may differ in the next invocation.
-        "engine.slots": "auto" if job.engine.kind == "ray" else info.slots,
         "model.dtype": info.dtype or "auto",
         "model.load_in_4bit": info.quantization is not None if info.dtype else "auto",
         **info.identity.pins,

@@ -830,6 +830,9 @@ def test_what_a_job_leaves_open_is_pinned_by_the_first_invocation():
     manifest = Manifest(name="j", created_at="", job=settled.model_dump(), resolved=resolved(settled))
     again = follow(asked.with_values({"engine.kind": "generate"}), manifest)
     assert (again.model.revision, again.model.adapter) == ("1" * 40, "c/d@" + "2" * 40)
+    assert again.engine.slots == "auto", "as many as fit in memory tonight"
+    earlier = Manifest(name="j", created_at="", job=settled.model_dump(), resolved={"engine.slots": 512})
+    assert follow(asked, earlier).engine.slots == "auto", "earlier versions kept the slots of the first night"
     none = follow(asked.with_values({"engine.kind": "generate", "model.adapter": "none"}), manifest)
     assert none.model.adapter == "none", "the fingerprint refuses another adapter"
     other = follow(asked.with_values({"engine.kind": "generate", "model.path": "x/y"}), manifest)
@@ -856,7 +859,7 @@ def test_weights_with_an_extra_tensor_are_refused(bases, tmp_path, gemma_tokeniz
 class BudgetOfMainMemory(MemoryBudget):
     """Lets accelerate divide a model among devices although the main memory is the only one."""
 
-    def by_device(self) -> dict[int | str, int]:
+    def by_device(self, weights_share: float) -> dict[int | str, int]:
         return {"cpu": 2**30}
 
 

@@ -119,7 +119,13 @@ def test_gemma_in_float16_is_refused_if_it_would_be_spread():
     gpus = [FakeDevice("cuda:0", 5), FakeDevice("cuda:1", 5)]
     section = ModelSection(dtype="float16", load_in_4bit=False)
     with pytest.raises(JobFileError, match="does not fit on a single GPU"):
-        place(section, CONFIG, 8 * GIB, budget(*gpus), why_no_kernels=lambda: "")
+        place(section, CONFIG, 8 * GIB, budget(*gpus, memory_limit="5GiB"), why_no_kernels=lambda: "")
+
+
+def test_gemma_in_float16_waits_for_a_gpu_that_others_use_now():
+    section = ModelSection(dtype="float16")  # as a run keeps it that began in it
+    with pytest.raises(ModelUnavailable, match="too little memory on cuda:0"):
+        place(section, CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", 5)), why_no_kernels=lambda: "")
 
 
 def test_a_model_that_does_not_fit_on_one_gpu_is_spread_and_every_gpu_is_limited():

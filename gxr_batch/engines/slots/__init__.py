@@ -72,11 +72,12 @@ class TransformersEngine:
             yield session
 
 
-def most_slots(device: str) -> int:
-    """Return how many slots engine.slots = "auto" takes at most on a device with this torch name.
+def most_slots(job: Job, device: str, dtype: str) -> int:
+    """Return how many slots engine.slots = "auto" takes at most, for a device with this torch name and a number format.
 
     Our kernels for CPUs were measured with up to 128 rows (two cores), and were fastest with those.
     """
     from gxr_batch.engines.slots.native import compile_kernels
 
-    return 128 if device == "cpu" and compile_kernels.supported() else 64
+    ours = job.engine.kind == KIND and job.engine.kernels == "auto" and (device, dtype) == ("cpu", "bfloat16")
+    return 128 if ours and compile_kernels.supported() else 64

@@ -195,7 +195,7 @@ class TransformersSession:
                     return
                 left -= tokens
             work.admitted.append(row)
-        work.filling &= work.plan.free > 0
+        work.filling &= work.plan.free >= work.plan.refill
 
     def _reserved(self, row: RowState, work: _Work) -> bool:
         """Reserve the row's memory; if there is none now, release its slot and return False."""

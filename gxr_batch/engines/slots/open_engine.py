@@ -194,7 +194,10 @@ def _fallback(
             )
         steps.close()
         release_cached()
-        slots, _ = _share(job, loaded, memory)
+        # Not the slots that were asked for: our pages hold more rows than full rows fit.
+        slots = _share(job.with_values({"engine.slots": "auto"}), loaded, memory).slots
+        if job.engine.slots != "auto":
+            slots = min(slots, job.engine.slots)
         with no_memory_is(_no_memory(slots, job.model.max_seq_length)):
             backend = LibraryModel(loaded.model, slots=slots, capacity=job.model.max_seq_length)
         return LogitsSteps(backend, job.sampling.settings()), slots, backend.name
@@ -244,7 +247,7 @@ def _share(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> _Share:
     parts = _cache_parts(loaded.model)
     budget = int(min(memory.for_cache(memory.at(place)) / part for place, part in parts.items()))
     budget -= PREFIX_SLOTS * bytes_a_token * capacity
-    most = most_slots(next(iter(parts)))
+    most = most_slots(job, next(iter(parts)), str(loaded.model.dtype).removeprefix("torch."))
     if job.engine.cuda_graphs and _is_on_one_gpu(loaded):  # the recordings' logits
         recorded = most if job.engine.slots == "auto" else job.engine.slots
         budget -= recorded * loaded.config.vocab_size * element

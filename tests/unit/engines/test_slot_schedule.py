@@ -9,6 +9,7 @@ import pytest
 from gxr_batch.engines.slots import most_slots
 from gxr_batch.engines.slots.native import compile_kernels
 from gxr_batch.engines.slots.slot_schedule import SlotPlan, bucket, slots_for_memory
+from gxr_batch.job import Job
 
 
 def test_a_step_computes_the_next_bucket_and_never_more_than_all_slots():
@@ -80,8 +81,17 @@ def test_slots_fit_the_memory_budget():
 
 
 @pytest.mark.parametrize(
-    ("device", "supported", "most"), [("cpu", True, 128), ("cpu", False, 64), ("cuda:0", True, 64)]
+    ("engine", "device", "dtype", "supported", "most"),
+    [
+        ({}, "cpu", "bfloat16", True, 128),
+        ({}, "cpu", "bfloat16", False, 64),
+        ({}, "cpu", "float32", True, 64),
+        ({"kernels": "library"}, "cpu", "bfloat16", True, 64),
+        ({"kind": "generate"}, "cpu", "bfloat16", True, 64),
+        ({}, "cuda:0", "bfloat16", True, 64),
+    ],
 )
-def test_auto_takes_more_slots_where_our_kernels_for_cpus_run(monkeypatch, device, supported, most):
+def test_auto_takes_more_slots_where_our_kernels_for_cpus_run(monkeypatch, *, engine, device, dtype, supported, most):
     monkeypatch.setattr(compile_kernels, "supported", lambda: supported)
-    assert most_slots(device) == most
+    sections = {"name": "j", "input": {"path": "x"}, "engine": {"kind": "transformers", **engine}}
+    assert most_slots(Job.model_validate(sections), device, dtype) == most

@@ -1,7 +1,8 @@
 """Keeps the products of a layer with float16 weights within float16, whose largest number is 65,504.
 
 The residual is in float32, but a product's output is in float16, and Gemma's may exceed it. Powers of two, which change
-no digit, keep every product below it, proven from the weights:
+no digit, keep every product of a layer below it, proven from the weights. The logits are not covered: a row
+with one that is not finite fails.
 
 - A row out of an RMS norm is at most sqrt(hidden) long before the norm's weights. A number of its product with a matrix
   is therefore at most sqrt(hidden) times the length of the matrix' row, each column times its weight (Cauchy-Schwarz);

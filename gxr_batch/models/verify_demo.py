@@ -20,12 +20,14 @@ _SHA256 = {
     "model.safetensors": "d9df495ac8121f17441f73a45548b59cd75068fbd5e57ed0883c9e4a443fe908",
     "tokenizer.json": "3c01ed742c180439796d05b781d1cc02ce30801903444b53a73c57fe9d798a84",
 }
-# Of the values in these, without the library's version.
+# Of the values in these, without those of _NOT_OF_THE_MODEL.
 _VALUES_SHA256 = {
     "config.json": "64a22f25bffc3032908bb5ae4de467b1575442b297307df271be5d5cfe2d579c",
     "generation_config.json": "f910da57f7a3766499027a833ebc281aff8ea664c436e0e57ba0cb76e485ed3a",
-    "tokenizer_config.json": "86b2eb80d49c652b1bbb4ede006bf417a3b42dc8ed17c7eb1cd126f86a6a6639",
+    "tokenizer_config.json": "49d311430767f6de70b51c0b9d446bfb49eb77dd3550656f61aed29b87613776",
 }
+# The library's version, and whether it was offline while it wrote the file.
+_NOT_OF_THE_MODEL = ("transformers_version", "local_files_only")
 _NOT_LOADED = {"NOTICE", "gxr-batch.json"}
 _RECORD = "demo-verified.json"
 _MOST_JSON_BYTES = 2**20
@@ -70,7 +72,8 @@ def _values_sha256(path: Path) -> str:
         return ""
     try:
         values = json.loads(path.read_bytes())
-        values.pop("transformers_version", None)
+        for name in _NOT_OF_THE_MODEL:
+            values.pop(name, None)
     except (ValueError, AttributeError, RecursionError):
         return ""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

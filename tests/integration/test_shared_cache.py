@@ -217,6 +217,14 @@ def test_the_demo_model_of_a_group_is_verified_once(shared_demo, read):
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_demo_model_that_was_made_offline_or_not_is_the_same(shared_demo, offline):
+    path = shared_demo / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "local_files_only": offline}))
+    assert demo.ensure_demo_model() == shared_demo
+
+
+@pytest.mark.model
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"]
 )

@@ -32,6 +32,7 @@ REVIEW_QUALITIES = range(1, 6)
 APPROVED: tuple[ReviewStatus, ...] = ("approved", "approved_with_edits")
 # Flags for rows whose newest review judged an earlier text, and for rows on which reviewers disagree.
 STALE_REVIEW, REVIEWERS_DISAGREE = "stale_review", "reviewers_disagree"
+FLAGS_OF_REVIEWS = frozenset({STALE_REVIEW, REVIEWERS_DISAGREE})
 # The error categories counted by reviewers of radiology texts, each as significant or insignificant.
 ERROR_CATEGORIES = {
     "false_finding": "false finding",

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from gxr_batch.errors import RunError
 from gxr_batch.ledger.reviews import judged_sha256
-from gxr_batch.records import REVIEWERS_DISAGREE, STALE_REVIEW, Key
+from gxr_batch.records import FLAGS_OF_REVIEWS, Key
 
 By = Literal["flags", "template"]
 ALL, FLAGGED, PLAIN = "all", "with flags", "without flags"
@@ -48,7 +48,7 @@ def stratum_of(flags: Iterable[str] | None, template: str | None, by: By | None)
     if by == "template":
         return template or ""
     if by == "flags":
-        return FLAGGED if set(flags or ()) - {STALE_REVIEW, REVIEWERS_DISAGREE} else PLAIN
+        return FLAGGED if set(flags or ()) - FLAGS_OF_REVIEWS else PLAIN
     return ALL
 
 

@@ -16,7 +16,7 @@ from gxr_batch.audit.paired_tests import Bools
 from gxr_batch.audit.summary import Finding, finding_of, is_read, overall
 from gxr_batch.cells import as_text, values_of
 from gxr_batch.ledger import RunReader
-from gxr_batch.records import CONTENT_HASH, REVIEWERS_DISAGREE, STALE_REVIEW, Key
+from gxr_batch.records import CONTENT_HASH, FLAGS_OF_REVIEWS, Key
 
 Hashes = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.int32]
@@ -24,7 +24,6 @@ Figures = npt.NDArray[np.float32]
 FINDINGS: tuple[Finding | None, ...] = (None, "good", "erroneous", "unknown")
 ANY_FLAG = "any flag"
 _SEPARATOR = "\x1f"
-_FLAGS_OF_REVIEWS = pa.array([STALE_REVIEW, REVIEWERS_DISAGREE])
 
 
 def keys_of(table: pa.Table) -> pa.Array:
@@ -87,7 +86,7 @@ class Digest:
     def _add_flags(self, column: pa.ChunkedArray) -> None:
         lists = column.combine_chunks()
         names, places = pc.list_flatten(lists), pc.list_parent_indices(lists)
-        own = pc.and_(names.is_valid(), pc.invert(pc.is_in(names, value_set=_FLAGS_OF_REVIEWS)))
+        own = pc.and_(names.is_valid(), pc.invert(pc.is_in(names, value_set=pa.array(FLAGS_OF_REVIEWS, pa.string()))))
         coded = names.filter(own).dictionary_encode()
         at = places.filter(own).to_numpy().astype(np.int32) + np.int32(self.size)
         if not len(at):

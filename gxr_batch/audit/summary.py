@@ -19,20 +19,17 @@ from gxr_batch.audit.draw import Drawn
 from gxr_batch.audit.error_bounds import LEVEL, Stratum, advice, bound, error_rate, single_look_bound
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.join import stored_schema, stored_tables
 from gxr_batch.ledger.reviews import REVIEWS_NAME, UNREVIEWED, judged_sha256, same_person
 from gxr_batch.records import (
     ERROR_CATEGORIES,
     ERROR_COUNTS,
-    REVIEWERS_DISAGREE,
-    STALE_REVIEW,
+    FLAGS_OF_REVIEWS,
     Key,
     Review,
 )
 
 _SIGNIFICANT = [f"{category}_significant" for category in ERROR_CATEGORIES]
 _COLUMNS = ["gxr_row_id", "gxr_sample", "gxr_status", "gxr_text", "gxr_prompt_sha256", "gxr_flags", "gxr_template"]
-_ROWS_A_BATCH = 4096
 Finding = Literal["erroneous", "good", "unknown"]
 
 
@@ -110,26 +107,19 @@ def summarise(reader: RunReader) -> Summary:
     drawn = {row.key: row for audit in audits for row in audit.rows}
     readings, changed = _readings(reader, drawn)
     strata = _strata(audits[-1], readings)
+    whole = _rate(strata.values())
     everything = [_counted(one, unknown_is="erroneous") for one in strata.values()]
-    known = [_counted(one, unknown_is="left out") for one in strata.values()]
-    read = sum(one.read for one in everything)
-    errors = sum(one.erroneous for one in everything)
     shared = [one for one in readings if len(one.found) > 1]
     agreed = sum(len(set(one.found.values())) == 1 for one in shared)
     reviewed = {review.key for review in reader.reviews.all if is_read(review)}
     return Summary(
         audits=len(audits),
         drawn=len(drawn),
-        whole=Rate(
-            sum(one.rows for one in everything),
-            read,
-            sum(one.erroneous for one in known),
-            sum(one.read for one in everything) - sum(one.read for one in known),
-            error_rate(known),
-            bound(everything),
+        whole=whole,
+        single_look=(
+            single_look_bound(whole.read, whole.erroneous + whole.unknown) if len(strata) == 1 and whole.read else None
         ),
-        single_look=single_look_bound(read, errors) if len(strata) == 1 and read else None,
-        strata={name: _rate(one) for name, one in strata.items()},
+        strata={name: _rate([one]) for name, one in strata.items()},
         templates=_by_template(readings, audits[-1].frame_rows),
         kinds=dict(Counter(kind for one in readings for kind in one.kinds)),
         readers=_by_reader(readings),
@@ -142,7 +132,7 @@ def summarise(reader: RunReader) -> Summary:
         elsewhere=len(reviewed - drawn.keys()),
         frame_rows=frame_rows,
         generated=counts.ok,
-        advice=advice(everything, unknown=errors - sum(one.erroneous for one in known)),
+        advice=advice(everything, unknown=whole.unknown),
     )
 
 
@@ -155,8 +145,10 @@ def _readings(reader: RunReader, drawn: Mapping[Key, Drawn]) -> tuple[list[Readi
     unchanged = 0
     names: dict[str, str] = {}  # each reader's, as spelled first
     reviews = reader.reviews
-    for table in _drawn_tables(reader, drawn):
-        for row in table.select(_COLUMNS).to_pylist():
+    wanted = pa.array({key.row_id for key in drawn}, pa.string())
+    for table in reader.finished():
+        some = table.filter(pc.is_in(table["gxr_row_id"], value_set=wanted))
+        for row in some.select(_COLUMNS).to_pylist():
             key = Key(row["gxr_row_id"], row["gxr_sample"])
             if key not in drawn:
                 continue
@@ -166,7 +158,7 @@ def _readings(reader: RunReader, drawn: Mapping[Key, Drawn]) -> tuple[list[Readi
             unchanged += 1
             said = [review for review in reviews.valid(key, text, prompt) if is_read(review)]
             if said:
-                flags = frozenset(row["gxr_flags"] or ()) - {STALE_REVIEW, REVIEWERS_DISAGREE}
+                flags = frozenset(row["gxr_flags"] or ()) - FLAGS_OF_REVIEWS
                 found.append(
                     Reading(
                         drawn[key],
@@ -180,15 +172,6 @@ def _readings(reader: RunReader, drawn: Mapping[Key, Drawn]) -> tuple[list[Readi
                     )
                 )
     return found, len(drawn) - unchanged
-
-
-def _drawn_tables(reader: RunReader, drawn: Mapping[Key, Drawn]) -> Iterator[pa.Table]:
-    wanted = pa.array({key.row_id for key in drawn}, pa.string())
-    path = reader.results
-    whole = not reader.state.counts().left and path is not None
-    tables = stored_tables(path, stored_schema(path), _ROWS_A_BATCH) if whole and path else reader.finished()
-    for table in tables:
-        yield table.filter(pc.is_in(table["gxr_row_id"], value_set=wanted))
 
 
 def is_read(review: Review) -> bool:
@@ -242,15 +225,18 @@ def _counted(one: _Read, *, unknown_is: Literal["erroneous", "left out"]) -> Str
     return Stratum(one.rows, len(one.readings) - verdicts["unknown"], verdicts["erroneous"])
 
 
-def _rate(one: _Read) -> Rate:
-    known, everything = (_counted(one, unknown_is=how) for how in ("left out", "erroneous"))
+def _rate(strata: Iterable[_Read]) -> Rate:
+    parts = list(strata)
+    known = [_counted(one, unknown_is="left out") for one in parts]
+    everything = [_counted(one, unknown_is="erroneous") for one in parts]
+    read = sum(one.read for one in everything)
     return Rate(
-        one.rows,
-        everything.read,
-        known.erroneous,
-        everything.read - known.read,
-        error_rate([known]),
-        bound([everything]),
+        sum(one.rows for one in parts),
+        read,
+        sum(one.erroneous for one in known),
+        read - sum(one.read for one in known),
+        error_rate(known),
+        bound(everything),
     )
 
 

@@ -22,7 +22,7 @@ from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.exports import checked_target, keep_changed, kept_notes, remember, state_of
 from gxr_batch.ledger.reviews import REVIEWS_NAME, one_import
 from gxr_batch.ledger.run_format import next_number
-from gxr_batch.records import REVIEWERS_DISAGREE, STALE_REVIEW, Key, review_schema
+from gxr_batch.records import FLAGS_OF_REVIEWS, Key, review_schema
 from gxr_batch.rows.columns import counted
 
 # What a blind workbook keeps: what the import needs, and what every output says.
@@ -60,9 +60,9 @@ def export_audit(reader: RunReader, choice: AuditChoice) -> Drew:
         raise RunError("--overlap is more than --audit.", where=f"--overlap {choice.overlap}")
     with one_import(reader.folder):
         audit, notes = _drawn(reader, choice)
-        table = _table(reader, audit, partial=choice.partial)
-        numbers = range(1, choice.readers + 1)
-        workbooks = [_workbook(reader, audit, number, table, partial=choice.partial) for number in numbers]
+        source = open_source(reader, partial=choice.partial)
+        table = _table(source, audit)
+        workbooks = [_workbook(source, audit, number, table) for number in range(1, choice.readers + 1)]
         # Last: rows count as drawn only if somebody can read them. The same draw would choose the same rows.
         record = add_audit(reader.folder, audit)
     return Drew(record, workbooks, notes)
@@ -110,13 +110,13 @@ def _drawn(reader: RunReader, choice: AuditChoice) -> tuple[Audit, list[str]]:
     return audit, notes
 
 
-def _table(reader: RunReader, audit: Audit, *, partial: bool) -> pa.Table:
+def _table(source: Source, audit: Audit) -> pa.Table:
     """Return the drawn rows in reading order, as if nobody had reviewed them."""
     places = {row.key: at for at, row in enumerate(audit.rows)}
     wanted = pa.array({key.row_id for key in places}, pa.string())
     found: list[pa.Table] = []
     order: list[int] = []
-    for table in open_source(reader, partial=partial).tables:
+    for table in source.tables:
         some = table.filter(pc.is_in(table["gxr_row_id"], value_set=wanted))
         keys = [Key(*pair) for pair in zip(some["gxr_row_id"].to_pylist(), some["gxr_sample"].to_pylist(), strict=True)]
         mine = [at for at, key in enumerate(keys) if key in places]
@@ -147,24 +147,21 @@ def _unreviewed(table: pa.Table, *, blind: bool) -> pa.Table:
 
 
 def _own(flags: Iterable[str] | None) -> list[str]:
-    return [flag for flag in flags or () if flag not in {STALE_REVIEW, REVIEWERS_DISAGREE}]
+    return [flag for flag in flags or () if flag not in FLAGS_OF_REVIEWS]
 
 
-def _workbook(reader: RunReader, audit: Audit, number: int, table: pa.Table, *, partial: bool) -> Exported:
+def _workbook(source: Source, audit: Audit, number: int, table: pa.Table) -> Exported:
+    reader = source.reader
     state = state_of(reader.folder)
     path = checked_target(reader, reader.folder / f"audit-{audit.number:03d}-reader-{number}.xlsx")
     kept = kept_notes(keep_changed(reader.folder, path))
     at = [place for place, row in enumerate(audit.rows) if number in row.readers]
-    whole = open_source(reader, partial=partial)
-    source = Source(
-        reader,
-        table.schema,
-        iter([table.take(pa.array(at, pa.int64()))]),
-        whole.counts,
-        whole.partial,
+    own = source._replace(
+        schema=table.schema,
+        tables=iter([table.take(pa.array(at, pa.int64()))]),
         part=f"audit {audit.number:03d}, reader {number} of {audit.readers}: {counted(len(at), 'row')} drawn at random",
         blind=audit.blind,
     )
-    done = write_xlsx(source, path)
+    done = write_xlsx(own, path)
     remember(reader.folder, path, state)
     return done._replace(notes=(*done.notes, *kept))

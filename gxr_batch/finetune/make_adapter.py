@@ -35,6 +35,7 @@ from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.load_weights import LoadedModel, load_model, load_tokenizer
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.placement import SPREAD
+from gxr_batch.models.read_weights import VISION
 from gxr_batch.models.source import id_and_commit
 from gxr_batch.run.fingerprint import environment
 from gxr_batch.run.stop import Stopper
@@ -202,6 +203,9 @@ def _fill(folder: Path, model: Any, base: _Base, loaded: LoadedModel) -> None:
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base.name, base.revision or None
     config.target_modules = sorted(config.target_modules)  # the order of a set differs between processes
+    # Where the adapter is loaded, a multimodal base has a vision part again, whose layers have the same names.
+    if getattr(loaded.model.config, "vision_config", None) is not None:
+        config.exclude_modules = rf".*({'|'.join(VISION)}).*"
     config.inference_mode = True
     config.save_pretrained(str(folder))
     follow_umask(folder)

@@ -7,7 +7,6 @@ stop takes effect after the current step. Imported only when a training starts, 
 from __future__ import annotations
 
 import random
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -38,8 +37,6 @@ from gxr_batch.models.foreign import loading
 from gxr_batch.models.load_weights import LoadedModel
 from gxr_batch.run.stop import Stopper
 
-# The vision part of a multimodal checkpoint has linear layers of the same names, which texts cannot train.
-_NOT_TRAINED = re.compile(r".*(vision_tower|multi_modal_projector).*")
 # Peak memory of a token's logits and their gradients, in bytes per vocabulary entry, and the limit for a micro-batch.
 # The trainer's chunked loss needs a fraction of that, but computes the logits twice and in float32, which doubles the
 # time on a CPU: 9.6 instead of 4.9 core seconds for 2 x 266 tokens of Gemma 3 270M.
@@ -312,7 +309,6 @@ def _trainer(job: Job, rows: Rows, loaded: LoadedModel, tokenizer: Any, argument
                     lora_alpha=section.lora_alpha,
                     lora_dropout=section.lora_dropout,
                     target_modules=list(section.lora_targets),
-                    exclude_modules=_excluded(model),
                     bias="none",
                     task_type="CAUSAL_LM",
                 ),
@@ -333,11 +329,6 @@ def _loss_type(rows: Rows, batch_size: int, loaded: LoadedModel) -> str:
     longest = max(len(row.input_ids) for row in [*rows.training, *rows.held_out])
     size = batch_size * longest * int(loaded.config.vocab_size) * _LOGITS_BYTES
     return "nll" if loaded.placement.device == "cpu" and size <= _MOST_LOGITS_BYTES else "chunked_nll"
-
-
-def _excluded(model: Any) -> str | None:
-    # PEFT warns about a pattern that excludes nothing.
-    return _NOT_TRAINED.pattern if any(_NOT_TRAINED.match(name) for name, _ in model.named_modules()) else None
 
 
 def _dataset(rows: list[TrainingRow]) -> Dataset:

@@ -33,7 +33,7 @@ _SUSPICIOUS = 2
 _BELONGS = "check that the folder is complete and that its config.json belongs to its weights"
 # What torch, accelerate and safetensors raise while an adapter is applied (the last one's error has no common base).
 _CANNOT_LOAD = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
-_VISION = ("vision_tower", "multi_modal_projector")
+VISION = ("vision_tower", "multi_modal_projector")
 # transformers would load an adapter in a model's folder by itself, unchecked; it finds none in such a subfolder.
 _NO_ADAPTER = {"subfolder": "adapters-are-loaded-by-gxr-batch"}
 
@@ -75,7 +75,7 @@ def read_model(
 def _drop_vision(model: Any) -> None:
     """Give back the memory of a multimodal checkpoint's vision part (0.8 GiB in Gemma 3 4B): only texts are read."""
     inner = getattr(model, "model", model)
-    parts = [name for name in _VISION if getattr(inner, name, None) is not None]
+    parts = [name for name in VISION if getattr(inner, name, None) is not None]
     for name in parts:
         setattr(inner, name, None)
     if parts:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from running import Workplace
-from tiny import tiny_gemma
+from tiny import tiny_gemma, tiny_multimodal
 from trainings import FINDINGS, Stopping, chat, equal, job, row, small_job, small_model, train, weights, write
 
 from gxr_batch.errors import FingerprintError, GxrError, JobFileError, RunError, StorageError, TableError
@@ -430,6 +430,19 @@ def test_a_pinned_base_from_the_hub_is_recorded_by_id_and_revision(place, tiny_d
     sources = find(ModelSection(path=str(folder)), weights=False)
     assert fetched == [("owner/name", commit)]
     assert sources.pins()["model.base"] == f"owner/name@{commit}"
+
+
+def test_an_adapter_of_a_multimodal_base_leaves_its_vision_part_alone(place, tmp_path):
+    base = small_model(tmp_path / "base", tiny_multimodal())
+    train(f"model.path={base}", "finetune.sample_rows=0")
+    folder = place / "outputs/j-adapter"
+    assert "vision_tower" in json.loads((folder / "adapter_config.json").read_text())["exclude_modules"]
+    from gxr_batch.models.device_memory import MemoryBudget
+    from gxr_batch.models.load_weights import load_model, load_tokenizer
+
+    made = job(f"model.path={folder}")
+    loaded = load_model(made.model, load_tokenizer(made.model), MemoryBudget(made.engine))
+    assert loaded.adapter is not None
 
 
 @pytest.mark.parametrize(

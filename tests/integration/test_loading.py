@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_hub import COMMIT, SmallHub
-from tiny import tiny_gemma, tiny_llama
+from tiny import tiny_gemma, tiny_llama, tiny_multimodal
 
 from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
 from gxr_batch.job import EngineSection, ModelSection
@@ -277,13 +277,7 @@ def test_code_that_comes_with_a_model_is_not_run(tiny_dir, tmp_path):
 
 
 def test_a_multimodal_gemma_loads_for_text(tmp_path, gemma_tokenizer):
-    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
-
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-    text = tiny_gemma().config.to_dict()
-    # The image tokens are outside the tiny vocabulary, since no text may contain them.
-    config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
-    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tiny_multimodal().save_pretrained(tmp_path)
     gemma_tokenizer.save_pretrained(tmp_path)
     loaded = load_model(section(tmp_path, dtype="float32"), gemma_tokenizer, HERE)
     with torch.inference_mode():

@@ -70,3 +70,13 @@ def _settled(model: Any, dtype: torch.dtype) -> Any:
         if "norm" in name:
             torch.nn.init.normal_(parameter, mean=0.0 if "Gemma" in type(model).__name__ else 1.0, std=0.2)
     return model.to(dtype).eval()
+
+
+def tiny_multimodal() -> Any:
+    """Return a multimodal Gemma 3 with the tiny text model; image tokens are outside its vocabulary."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = tiny_gemma().config.to_dict()
+    config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
+    return Gemma3ForConditionalGeneration(config)

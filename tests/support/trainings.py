@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -16,8 +17,8 @@ from gxr_batch.run.stop import Stopper
 FINDINGS = ["a left pleural effusion", "clear lungs", "a right apical pneumothorax", "an enlarged heart"]
 
 
-def small_model(folder: Path) -> Path:
-    """Save a tiny Gemma with a small vocabulary, for fast steps; control tokens have Gemma's names and ids."""
+def small_model(folder: Path, model: Any = None) -> Path:
+    """Save a tiny model, or a Gemma, with a small vocabulary, for fast steps; control tokens are Gemma's."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -33,7 +34,7 @@ def small_model(folder: Path) -> Path:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
     )
-    tiny_gemma().save_pretrained(folder)
+    (model or tiny_gemma()).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

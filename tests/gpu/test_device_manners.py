@@ -10,10 +10,11 @@ from collections import Counter
 
 import pytest
 import torch
+from tiny import shape_4b
 from tiny_sessions import prompts
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import Gemma3ForCausalLM
 
 from gxr_batch.engines.slots.decoding_row import RowState
 from gxr_batch.engines.slots.gpu.device_steps import DeviceSteps
@@ -53,21 +54,8 @@ class Counted(TorchDispatchMode):
 
 @pytest.fixture(scope="module")
 def model():
-    config = Gemma3TextConfig(
-        vocab_size=262_208,
-        hidden_size=2560,
-        intermediate_size=10_240,
-        num_hidden_layers=34,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=256,
-        query_pre_attn_scalar=256,
-        sliding_window=1024,
-        layer_types=["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(34)],
-        max_position_embeddings=8192,
-    )
     with torch.device("meta"):
-        made = Gemma3ForCausalLM(config).to(torch.bfloat16).eval()
+        made = Gemma3ForCausalLM(shape_4b(max_position_embeddings=8192)).to(torch.bfloat16).eval()
     assert not why_not(made)
     return made
 

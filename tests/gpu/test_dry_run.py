@@ -18,8 +18,9 @@ from typing import NamedTuple
 import pytest
 import torch
 from fake_cuda import GIB, FakeGpu, LaunchedPastLauncher, fake_cuda, load_guard
+from tiny import shape_4b
 from tiny_sessions import prompts
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import Gemma3ForCausalLM
 
 from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.slots import TransformersEngine
@@ -30,21 +31,7 @@ from gxr_batch.job import Job
 # What a step may launch, our kernels and torch's together; the library's forward pass launches about 3,000.
 MOST_KERNELS = 450
 PAGE = (Path(__file__).parents[2] / "docs" / "sharing-a-gpu.md").read_text()
-CONFIG = Gemma3TextConfig(
-    architectures=["Gemma3ForCausalLM"],
-    vocab_size=262_208,
-    hidden_size=2560,
-    intermediate_size=10_240,
-    num_hidden_layers=34,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=256,
-    query_pre_attn_scalar=256,
-    sliding_window=1024,
-    layer_types=["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(34)],
-    max_position_embeddings=131_072,
-    dtype="bfloat16",
-)
+CONFIG = shape_4b(architectures=["Gemma3ForCausalLM"], max_position_embeddings=131_072, dtype="bfloat16")
 
 
 @pytest.fixture(scope="module", autouse=True)

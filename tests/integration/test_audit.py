@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 from pathlib import Path
 
@@ -34,10 +33,7 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def work(tmp_path: Path, finished: Path) -> Workplace:
-    shutil.copytree(finished, tmp_path / "w")
-    made = Workplace.__new__(Workplace)
-    made.folder = tmp_path / "w"
-    return made
+    return Workplace.copy_of(finished, tmp_path / "w")
 
 
 def run_of(work: Workplace) -> Path:

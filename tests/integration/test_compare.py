@@ -45,10 +45,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def work(tmp_path: Path, made: Path) -> Workplace:
-    shutil.copytree(made, tmp_path / "w")
-    copy = Workplace.__new__(Workplace)
-    copy.folder = tmp_path / "w"
-    return copy
+    return Workplace.copy_of(made, tmp_path / "w")
 
 
 def compared(work: Workplace, this: str, other: str) -> dict:

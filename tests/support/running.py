@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,14 @@ class Workplace:
         self.folder = folder
         self.job("[engine]\nkind = 'echo'\n")
         self.table(60)
+
+    @classmethod
+    def copy_of(cls, made: Path, folder: Path) -> Workplace:
+        """Return a workplace that continues from a copy of another one's folder."""
+        shutil.copytree(made, folder)
+        place = cls.__new__(cls)
+        place.folder = folder
+        return place
 
     def job(self, sections: str, *, head: str = "path = 'f.csv'\nid_column = 'case_id'\n") -> None:
         text = f"name = 'j'\n[input]\n{head}{sections}"

@@ -80,3 +80,22 @@ def tiny_multimodal() -> Any:
     text = tiny_gemma().config.to_dict()
     config = Gemma3Config(text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14})
     return Gemma3ForConditionalGeneration(config)
+
+
+def shape_4b(**more: Any) -> Any:
+    """Return the configuration of Gemma 3 4B's text part, for tests that need its shapes and no numbers."""
+    from transformers import Gemma3TextConfig
+
+    return Gemma3TextConfig(
+        vocab_size=262_208,
+        hidden_size=2560,
+        intermediate_size=10_240,
+        num_hidden_layers=34,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        sliding_window=1024,
+        layer_types=["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in range(34)],
+        **more,
+    )

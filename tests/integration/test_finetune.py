@@ -39,8 +39,12 @@ def real_dir(tmp_path_factory, gemma_tokenizer) -> Path:
 @pytest.fixture
 def real_tokenizer(gemma_tokenizer, monkeypatch):
     """The real tokenizer, loaded once and used in place of every other."""
-    for module in ("models.load_weights", "finetune.make_adapter"):
-        monkeypatch.setattr(f"gxr_batch.{module}.load_tokenizer", lambda section: gemma_tokenizer)
+    # Both are imported before either is patched: one imported in between would keep the other's patch for good.
+    from gxr_batch.finetune import make_adapter
+    from gxr_batch.models import load_weights
+
+    for module in (load_weights, make_adapter):
+        monkeypatch.setattr(module, "load_tokenizer", lambda section: gemma_tokenizer)
     return gemma_tokenizer
 
 

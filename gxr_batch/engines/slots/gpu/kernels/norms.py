@@ -129,7 +129,7 @@ def embed(
         },
         {"scale": scale, "eps": eps, "vocabulary": len(table)},
         {"WIDTH": width, "BLOCK": triton.next_power_of_2(width), "ROUND_FIRST": round_first},
-        warps=_warps(width),
+        warps=_warps(width, residual, out),
     )
 
 
@@ -172,9 +172,10 @@ def add_norms(
             "HAS_AFTER": after is not None,
             "ROUND_FIRST": round_first,
         },
-        warps=_warps(width),
+        warps=_warps(width, residual, out),
     )
 
 
-def _warps(width: int) -> int:
-    return 8 if width > 1024 else 4
+def _warps(width: int, residual: torch.Tensor, out: torch.Tensor) -> int:
+    # With a residual of another type, 8 warps spill registers on compute capability 8.0 (Triton 3.9).
+    return 8 if width > 1024 and residual.dtype == out.dtype else 4

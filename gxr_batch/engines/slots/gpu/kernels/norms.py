@@ -177,5 +177,5 @@ def add_norms(
 
 
 def _warps(width: int, residual: torch.Tensor, out: torch.Tensor) -> int:
-    # With a residual of another type, 8 warps spill registers on compute capability 8.0 (Triton 3.9).
-    return 8 if width > 1024 and residual.dtype == out.dtype else 4
+    # With a residual of another type, 8 warps spill registers for wide rows on compute capability 8.0 (Triton 3.9).
+    return 8 if width > 1024 and (residual.dtype == out.dtype or width <= 2048) else 4

@@ -39,7 +39,7 @@ def real_dir(tmp_path_factory, gemma_tokenizer) -> Path:
 @pytest.fixture
 def real_tokenizer(gemma_tokenizer, monkeypatch):
     """The real tokenizer, loaded once and used in place of every other."""
-    # Both are imported before either is patched: one imported in between would keep the other's patch for good.
+    # Both are imported before either is patched: one imported in between would keep the patch of the other permanently.
     from gxr_batch.finetune import make_adapter
     from gxr_batch.models import load_weights
 

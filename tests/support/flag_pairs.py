@@ -74,6 +74,11 @@ def cases(name: str) -> list[Case]:
     return found
 
 
+def _is_whole(pair: str) -> bool:
+    """Return whether a pair's texts name all that their row has; others have a sentence or two about one thing."""
+    return any(kind in pair for kind in ("-lost-", "-invented-", "-kept-"))
+
+
 def scores(texts: Iterable[Case]) -> tuple[dict[str, Score], list[str]]:
     """Return how each flag did, and a line for each text whose flags are not those planted.
 
@@ -86,8 +91,9 @@ def scores(texts: Iterable[Case]) -> tuple[dict[str, Score], list[str]]:
         if case.planted:
             counts[case.planted][0] += 1
             counts[case.planted][1] += case.planted in flags
-        wrong = [flag for flag in flags if flag != case.planted and flag not in case.also]
         pair = case.name.split()[0]
+        also = case.also if _is_whole(pair) else case.also | {"finding_lost"}
+        wrong = [flag for flag in flags if flag != case.planted and flag not in also]
         for flag in wrong:
             counts[flag][2] += (pair, flag) not in known  # its clean text and its faulty ones share most sentences
             known.add((pair, flag))

@@ -1,140 +1,142 @@
-"""Compares what a text and its row say about chest findings: present or absent, left or right.
-
-A finding counts as present or absent only if the findings cell says so without a hedge, and in only one way. If other
-cells say otherwise (an earlier effusion, a history of pneumonia), there is no contradiction: a text may mention them.
-"""
+"""Compares what a text and its row say about chest findings: present or absent, left or right, everything normal."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Sequence
 
 from gxr_batch.text_checks.flags.evidence import Reading
-from gxr_batch.text_checks.flags.lexicon import HEADS, TABLES, WORDS, Status
-from gxr_batch.text_checks.flags.mentions import Mention, mentions_in
-from gxr_batch.text_checks.flags.sentences import sentences_of, words_of
-from gxr_batch.text_checks.word_lists import names_by_word
-
-# Synonyms: one film's opacity is another's consolidation. The same goes for lines and generators.
-_SAME_PLACE = names_by_word(TABLES["findings"]["same_place"])
-
-
-@dataclass
-class _Fact:
-    """What a row says about one finding, with its sides ("" = no side given)."""
-
-    present: set[str] = field(default_factory=set)
-    absent: set[str] = field(default_factory=set)
-    open: bool = False
-
-
-class Facts:
-    """The facts in the cells of one row; `story` is everything besides its findings."""
-
-    def __init__(self, findings: str, story: str) -> None:
-        self._facts: dict[str, _Fact] = {}
-        self._sides: dict[str, set[str]] = {}
-        for mention, side in _said(findings):
-            fact = self._facts.setdefault(mention.finding, _Fact())
-            if mention.status == "open":
-                fact.open = True
-            else:
-                (fact.absent if mention.status == "absent" else fact.present).add(side)
-            if mention.status != "absent":
-                self._sides.setdefault(_place(mention.finding), set()).add(side)
-        self._had: set[str] = set()
-        self._lacked: set[str] = set()
-        for mention, side in _said(story):
-            (self._lacked if mention.status == "absent" else self._had).add(mention.finding)
-            self._sides.setdefault(_place(mention.finding), set()).add(side)
-
-    def absent(self, finding: str) -> set[str]:
-        """Return the sides on which the row clearly says that a finding is absent; empty if none."""
-        fact = self._facts.get(finding)
-        if fact is None or fact.present or fact.open or finding in self._had:
-            return set()
-        return fact.absent
-
-    def present(self, finding: str) -> set[str]:
-        """Return the sides on which the row clearly has a finding; empty if none."""
-        fact = self._facts.get(finding)
-        if fact is None or fact.absent - {"left", "right"} or finding in self._lacked:
-            return set()
-        return fact.present
-
-    def only_side(self, finding: str) -> str:
-        """Return "left" or "right" if the row has a finding, by any name, on that side only; else ""."""
-        known = self._sides.get(_place(finding), set()) - {""}
-        return next(iter(known)) if len(known) == 1 and known <= {"left", "right"} else ""
-
-
-def _place(finding: str) -> str:
-    return _SAME_PLACE.get(finding, finding)
-
-
-def _said(cell: str) -> Iterator[tuple[Mention, str]]:
-    """Yield the mentions of findings in a cell, with the side of each ("" = no side given)."""
-    for sentence in sentences_of(words_of(cell)):
-        if not HEADS.isdisjoint(sentence):
-            for mention in mentions_in(sentence):
-                yield mention, mention.side if mention.status == "absent" else mention.guess
-
-
-@lru_cache(maxsize=64)  # the samples of a row are adjacent
-def facts_of(findings: str, story: str) -> Facts:
-    """Return the facts of a row."""
-    return Facts(findings, story)
-
+from gxr_batch.text_checks.flags.facts import Facts, facts_of
+from gxr_batch.text_checks.flags.lexicon import DEVICES, KIN, WORDS, Spot
+from gxr_batch.text_checks.flags.mentions import Mention
 
 # Words that state a finding in this case, rather than in general.
 _ANCHORS = WORDS["case.anchors"]
+_PRESUMES = WORDS["case.presumes"]
+_STATES = WORDS["case.states"]
+_SEEN = WORDS["case.seen"]
+_PLACES = WORDS["case.places"] | {"\n"}
+_NOT_SEEN = WORDS["case.not_seen"]
+_BEFORE, _BEHIND = 6, 10
 _PLURAL = re.compile(r".*[^siu]s").fullmatch
+_STATED = ("present", "likely")
+_NAMED = (*_STATED, "open")
+_FIRST_WORDS = 4  # a sentence without a verb that begins with a finding states it
 
-
-class _Claim(NamedTuple):
-    """What a text says about a finding in the case; `side` is "" if it gives none."""
-
-    finding: str
-    status: Status
-    side: str
+# "Normal chest X-ray" denies only what the text does not name anyway.
+_NO_ABNORMALITY = re.compile(
+    r"\b(?:no (?:radiographic |visible )?abnormality to discuss|without any abnormality|"
+    r"(?:no|without) (?:radiographic |visible )?abnormalit(?:y|ies) (?:is|are|was|were|[.,:;]))"
+)
+_NORMAL_FILM = re.compile(r"\bnormal (?:\w+ )?(?:chest|film|x ray|xray|radiograph|study|examination)\b")
+_BLANKET_CUES = WORDS["case.blanket_cues"]
+_NOT_BLANKET = WORDS["case.not_blanket"]
 
 
 def finding_flags(reading: Reading) -> set[str]:
-    """Return which of side_flipped, asserts_negated_finding and negates_given_finding apply to a text."""
-    if HEADS.isdisjoint(reading.vocabulary) or not reading.findings:
-        return set()
-    claims = set(_claims(reading.case))
-    if not claims:
+    """Return which flags that compare findings apply to a text."""
+    if not reading.findings:
         return set()
     facts = facts_of(reading.findings, reading.story)
-    return {flag for claim in claims if (flag := _contradiction(claim, facts))}
+    flags: set[str] = set()
+    for sentence, of_the_case, mentions in reading.mentions:
+        if of_the_case:
+            flags.update(flag for mention in mentions if (flag := _contradiction(sentence, mention, facts)))
+    kept, lost = kept_and_lost(reading)
+    given = [*kept, *lost]
+    if (not DEVICES.issuperset(given) and _says(reading, _NO_ABNORMALITY)) or (
+        not DEVICES.issuperset(lost) and _says(reading, _NORMAL_FILM)
+    ):
+        flags.add("negates_given_finding")
+    if not _denied(reading).issuperset(lost):
+        flags.add("finding_lost")
+    return flags
 
 
-def _claims(sentences: Iterable[Sequence[str]]) -> Iterator[_Claim]:
-    for sentence in sentences:
-        if HEADS.isdisjoint(sentence):
-            continue
-        anchored = not _ANCHORS.isdisjoint(sentence)
-        for finding, status, side, spot, _ in mentions_in(sentence):
-            # "middle lobe consolidation erases ..." is about the case, "right-sided fractures endanger ..." is teaching
-            of_the_case = anchored or (side and not _PLURAL(sentence[spot.end - 1]))
-            if status == "absent" or (status != "open" and of_the_case):
-                yield _Claim(finding, status, side)
+def kept_and_lost(reading: Reading) -> tuple[list[str], list[str]]:
+    """Return the findings that a row has and the text names, in whatever way, and those that it does not name."""
+    given = facts_of(reading.findings, reading.story).positives()
+    named = {
+        mention.finding
+        for _, of_the_case, mentions in reading.mentions
+        for mention in mentions
+        if mention.status in (_NAMED if of_the_case else _STATED)
+    }
+    kept = [finding for finding in given if not named.isdisjoint(KIN[finding])]
+    return kept, [finding for finding in given if finding not in kept]
 
 
-def _contradiction(claim: _Claim, facts: Facts) -> str:
-    finding, status, side = claim
-    if status == "absent":
-        given = facts.present(finding)
+def _denied(reading: Reading) -> set[str]:
+    """Return the findings that a text denies: negates_given_finding tells of those that the row has."""
+    case = (mentions for _, of_the_case, mentions in reading.mentions if of_the_case)
+    return {mention.finding for mentions in case for mention in mentions if mention.status == "absent"}
+
+
+def _says(reading: Reading, pattern: re.Pattern[str]) -> bool:
+    """Return whether a sentence says by a pattern that all is normal, and does not speak of normal films in general."""
+    return not _BLANKET_CUES.isdisjoint(reading.vocabulary) and any(
+        _NOT_BLANKET.isdisjoint(words) and pattern.search(" ".join(words))
+        for words in reading.sentences
+        if not _BLANKET_CUES.isdisjoint(words)
+    )
+
+
+def _contradiction(sentence: Sequence[str], mention: Mention, facts: Facts) -> str:
+    if mention.status == "absent":
+        given = facts.present(mention.finding)
         # "no effusion on the right" contradicts only a row that has one on the right
-        denies = given and (side in {"", "both"} or given & {side, "both"})
-        return "negates_given_finding" if denies else ""
-    denied = facts.absent(finding)
-    if denied:
-        asserts = status == "present" and (side == "" or denied & {side, "", "both"})
-        return "asserts_negated_finding" if asserts else ""
+        denies = given and (mention.side in {"", "both"} or given & {mention.side, "both"})
+        if denies:
+            return "negates_given_finding"
+    presumed = _is_presumed(sentence, mention.spot)
+    if presumed or _is_stated(sentence, mention):
+        return _against(sentence, mention, presumed, facts)
+    return ""
+
+
+def _against(sentence: Sequence[str], mention: Mention, presumed: bool, facts: Facts) -> str:
+    """Return the flag of a finding that a text states of this case, "" if the row has nothing against it."""
+    finding, side, spot = mention.finding, mention.side, mention.spot
+    present = presumed or mention.status == "present"
+    if denied := facts.absent(finding):
+        where = side or mention.guess
+        same = denied & {where, "", "both"} or (spot.device and not where)
+        return "asserts_negated_finding" if present and same else ""
+    if present and not facts.narrowly_absent(finding).isdisjoint(sentence[max(spot.start - 2, 0) : spot.end]):
+        return "asserts_negated_finding"
+    if facts.lacks(KIN[finding]):
+        return "finding_invented" if present and (presumed or _is_seen(sentence, spot)) else ""
     known = facts.only_side(finding)
     return "side_flipped" if side and known and side != known else ""
+
+
+def _is_stated(sentence: Sequence[str], mention: Mention) -> bool:
+    """Return whether a sentence states a finding of this case rather than in general."""
+    if mention.status in ("absent", "open"):
+        return False
+    if not _ANCHORS.isdisjoint(sentence) or _is_seen(sentence, mention.spot):
+        return True
+    # "middle lobe consolidation erases ..." is about the case, "right-sided fractures endanger ..." is teaching
+    return bool(mention.side) and not _PLURAL(sentence[mention.spot.end - 1])
+
+
+def _is_seen(sentence: Sequence[str], spot: Spot) -> bool:
+    """Return whether a sentence states no more than that a finding is there, and perhaps where."""
+    before, rest = sentence[: spot.start], sentence[spot.end :]
+    if not _STATES.isdisjoint(before):
+        return True
+    if spot.start > _BEFORE or not _NOT_SEEN.isdisjoint(before):
+        return False
+    return _comes_first(sentence, spot) or (_PLACES.issuperset(rest) or not _SEEN.isdisjoint(rest[:_BEHIND]))
+
+
+def _is_presumed(sentence: Sequence[str], spot: Spot) -> bool:
+    """Return whether a sentence takes a finding for given: "no cause for the effusion"."""
+    before = sentence[max(spot.start - 3, 0) : spot.start]
+    return "the" in before and not _PRESUMES.isdisjoint(before[: before.index("the")])
+
+
+def _comes_first(sentence: Sequence[str], spot: Spot) -> bool:
+    """Return whether a sentence, after a heading such as "Impression:", begins with a finding as its subject."""
+    begin = sentence.index(":") + 1 if ":" in sentence[:2] else 0
+    return spot.start - begin <= _FIRST_WORDS and ":" in sentence[spot.end : spot.end + _FIRST_WORDS]

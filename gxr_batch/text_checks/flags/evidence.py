@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from gxr_batch.text_checks.flags.lexicon import HEADS
+from gxr_batch.text_checks.flags.mentions import Mention, mentions_in
 from gxr_batch.text_checks.flags.sentences import case_sentences, sentences_of, words_of
 
 # A shorter prompt may be part of any answer by chance.
@@ -41,7 +43,18 @@ class Reading:
     differential diagnoses. Words are in lower case; punctuation marks are separate words.
     """
 
-    __slots__ = ("case", "evidence", "new", "prompt", "says_prompt", "sentences", "text", "vocabulary", "words")
+    __slots__ = (
+        "_mentions",
+        "case",
+        "evidence",
+        "new",
+        "prompt",
+        "says_prompt",
+        "sentences",
+        "text",
+        "vocabulary",
+        "words",
+    )
 
     def __init__(self, evidence: Evidence) -> None:
         self.evidence = evidence
@@ -53,6 +66,21 @@ class Reading:
         self.vocabulary = frozenset(self.words)
         self.sentences = sentences_of(self.words)
         self.case = case_sentences(self.sentences, self.vocabulary)
+        self._mentions: list[tuple[Sequence[str], bool, list[Mention]]] | None = None
+
+    @property
+    def mentions(self) -> list[tuple[Sequence[str], bool, list[Mention]]]:
+        """The sentences that name findings, whether each is about the case, and its mentions."""
+        if self._mentions is None:
+            self._mentions = []
+            if not HEADS.isdisjoint(self.vocabulary):
+                case = set(map(id, self.case))
+                self._mentions = [
+                    (words, id(words) in case, mentions_in(words))
+                    for words in self.sentences
+                    if not HEADS.isdisjoint(words)
+                ]
+        return self._mentions
 
     @property
     def findings(self) -> str:

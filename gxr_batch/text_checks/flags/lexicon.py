@@ -103,8 +103,28 @@ def _pair_at(sentence: Sequence[str], at: int) -> Spot | None:
     for pair in _PAIRED.get(sentence[at], ()):
         for step in (-1, 1):
             place = at + step
-            while 0 <= place < len(sentence) and abs(place - at) <= _REACH and sentence[place] not in _BARRIERS:
+            while 0 <= place < len(sentence) and abs(place - at) <= _REACH:
+                if sentence[place] in _BARRIERS and not _is_label(sentence, place, pair.near):
+                    break
                 if sentence[place] in pair.near:
                     return Spot(min(at, place), max(at, place) + 1, pair.findings, pair.normal, True)
                 place += step
     return None
+
+
+def _is_label(sentence: Sequence[str], at: int, near: frozenset[str]) -> bool:
+    """Return whether a mark is the colon after a label: "Heart: enlarged"."""
+    return sentence[at] == ":" and at > 0 and sentence[at - 1] in near
+
+
+def _kin() -> dict[str, frozenset[str]]:
+    """Return, for each finding, those that name it as well, if less exactly, and itself."""
+    groups = [frozenset(words.split()) for words in TABLES["findings"]["kin"].values()]
+    names = {
+        *TABLES["findings"]["phrases"],
+        *(name for pair in TABLES["findings"]["pairs"] for name in pair["names"].split()),
+    }
+    return {name: frozenset({name}).union(*(group for group in groups if name in group)) for name in names}
+
+
+KIN = _kin()

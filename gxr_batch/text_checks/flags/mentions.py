@@ -19,13 +19,17 @@ from gxr_batch.text_checks.word_lists import sets_by_word
 
 
 class Mention(NamedTuple):
-    """A finding named in a sentence. `side` is "" if its clause has none; `guess` is then the only one."""
+    """A finding named in a sentence. `side` is "" if its clause has none; `guess` is then the only one.
+
+    `restricted`: the words of "no large effusion" with which only that kind is absent, and the status open.
+    """
 
     finding: str
     status: Status
     side: str
     spot: Spot
     guess: str
+    restricted: frozenset[str] = frozenset()
 
 
 GENERAL = WORDS["status.general"]
@@ -39,7 +43,9 @@ _CONNECTS = WORDS["status.connects"]
 _FRESH_START = WORDS["status.fresh_start"]
 _VERBS = WORDS["status.verbs"]
 _BACK = 7  # words between a cue and its finding, counted again for each item of a list
+_LIST = 16  # words after a finding in which its list may end
 
+_JOINS = _CONNECTS | {"or"}
 _BEFORE_CUES = NO | _HEDGES | _CONCLUDES | _TURNS | _CONNECTS | _VERBS | {"or"}
 
 _BE = WORDS["status.be"]
@@ -53,6 +59,7 @@ _FORWARD = 16
 _AFTER_CUES = _AFTER_STOPS | _AFTER_HEDGES | _CONNECTS | _BE | _ACTS | NO | _GONE | {":", "ruled"}
 _EARLIER = WORDS["status.earlier"]
 _REST = WORDS["status.rest"]
+_BORDERLINE = WORDS["status.borderline"]
 
 
 def mentions_in(sentence: Sequence[str]) -> list[Mention]:
@@ -71,8 +78,14 @@ def mentions_in(sentence: Sequence[str]) -> list[Mention]:
             side = sides.of(finding, spot) if sides else ""
             # a line near a left effusion may be on the right: no guess
             guess = side or (sides.only if sides and not spot.device else "")
-            found.append(Mention(finding, status, side, spot, guess))
+            found.append(Mention(finding, status, side, spot, guess, _restriction(sentence, spot, status)))
     return found
+
+
+def _restriction(sentence: Sequence[str], spot: Spot, status: Status) -> frozenset[str]:
+    """Return the words before an open finding that restrict its negation, if they are why it is open."""
+    words = _RESTRICTED.intersection(sentence[max(spot.start - 2, 0) : spot.start]) if status == "open" else frozenset()
+    return words if words and any(_negates(sentence, at) for at in range(spot.start)) else frozenset()
 
 
 def _is_general(sentence: Sequence[str], spot: Spot) -> bool:
@@ -87,10 +100,13 @@ def _status(sentence: Sequence[str], spot: Spot) -> Status:
     before = _before(sentence, spot.start)
     if before == "open" or (before == "absent" and spot.normal):
         return "open"
-    negated = spot.paired and not NO.isdisjoint(sentence[spot.start : spot.end])
     if spot.normal:
-        return "open" if negated or not _REST.isdisjoint(sentence) else "absent"
-    if before == "absent" or negated:
+        # "Clear" itself is such a cue: "the lungs are clear of consolidation".
+        negated = not (NO - _OF.keys()).isdisjoint(sentence[spot.start : spot.end])
+        near = sentence[max(spot.start - 3, 0) : spot.end + 2]
+        doubtful = negated or not _REST.isdisjoint(sentence) or not _BORDERLINE.isdisjoint(near)
+        return "open" if doubtful else "absent"
+    if before == "absent" or (spot.paired and any(_negates(sentence, at) for at in range(spot.start, spot.end))):
         return "absent"
     after = _after(sentence, spot.end)
     if after == "absent" and not _RESTRICTED.isdisjoint(sentence[max(spot.start - 3, 0) : spot.start]):
@@ -102,41 +118,67 @@ def _before(sentence: Sequence[str], start: int) -> Status:
     """Return the status of a finding from the words to its left, beginning with the nearest."""
     origin = start  # where the words are counted from
     connected = False  # a comma or "and" is between here and the finding
+    said: Status = "present"  # unless a negation comes first: "suggests pneumonia", "no opacity to suggest pneumonia"
+    alternative = _has_alternative(sentence, start)
     for at in range(start - 1, -1, -1):
         word = sentence[at]
         if word not in _BEFORE_CUES or (word == "there" and "nor" in sentence[max(at - 2, 0) : at]):
             continue
-        if origin - at > _BACK or word in _TURNS or (connected and word in _VERBS):
-            return "present"
+        if word in _OF and not _applies(sentence, at):
+            continue
+        if origin - at > _BACK or word in _TURNS or (connected and _is_verb(sentence, at)):
+            return said
         if word in NO:
             return _negation(sentence, at, start)
         if word in _HEDGES:
             return "open"
         if word in _CONCLUDES:
-            return "likely"
-        if word in _CONNECTS:
-            if sentence[at + 1] in _FRESH_START:
-                return "present"
+            said, origin = "likely", at
+        elif word in _CONNECTS:
+            if said == "likely" or (sentence[at + 1] in _FRESH_START and not alternative):
+                return said
             connected, origin = True, at
         elif word == "or":
-            origin = at
-    return "present"
+            alternative, origin = True, at
+    return said
+
+
+def _has_alternative(sentence: Sequence[str], start: int) -> bool:
+    """Return whether a list that continues after a finding ends with "or": one negation then covers all of it."""
+    for word in sentence[start : start + _LIST]:
+        if word == "or" or word in _TURNS or word in _VERBS:
+            return word == "or"
+    return False
+
+
+def _applies(sentence: Sequence[str], at: int) -> bool:
+    """Return whether a word that is a cue only before certain others is one here."""
+    return not _OF[sentence[at]].isdisjoint(sentence[at + 1 : at + 2])
+
+
+def _is_verb(sentence: Sequence[str], at: int) -> bool:
+    """Return whether a word ends the reach of what comes before it; that of "no visible effusion" does not."""
+    return sentence[at] in _VERBS and not (at and sentence[at - 1] in NO)
+
+
+def _negates(sentence: Sequence[str], at: int) -> bool:
+    return sentence[at] in NO and (sentence[at] not in _OF or _applies(sentence, at))
 
 
 def _negation(sentence: Sequence[str], at: int, start: int) -> Status:
     between = sentence[at + 1 : start]
-    if sentence[at] in _OF and (not between or between[0] not in _OF[sentence[at]]):
-        return "present"
-    if not _NO_NEGATION_BEFORE.isdisjoint(between[:2]) or not _RESTRICTED.isdisjoint(between):
+    # Of a list, only the finding's own item is restricted: "no large effusion or pneumothorax".
+    item = next((place for place in range(start, at, -1) if sentence[place - 1] in _JOINS), at)
+    if not _NO_NEGATION_BEFORE.isdisjoint(between[:2]) or not _RESTRICTED.isdisjoint(sentence[item:start]):
         return "open"
     return "absent"
 
 
 def _after(sentence: Sequence[str], end: int) -> Status:
     """Return the status of a finding from the words to its right, to the end of its clause."""
+    if _defines(sentence[end : end + 2]):
+        return "open"
     verb = False
-    if end < len(sentence) and sentence[end] in _BE and not _ARTICLES.isdisjoint(sentence[end + 1 : end + 2]):
-        return "open"  # "pneumothorax is a collection of air"
     for at in range(end, min(end + _FORWARD, len(sentence))):
         word = sentence[at]
         if word not in _AFTER_CUES:
@@ -154,12 +196,21 @@ def _after(sentence: Sequence[str], end: int) -> Status:
     return "present"
 
 
+def _defines(following: Sequence[str]) -> bool:
+    """Return whether the two words after a finding teach what it is: "is a collection of air", "shows as a line"."""
+    if len(following) < 2:
+        return False
+    return following[1] in {"as", "like"} or (following[0] in _BE and following[1] in _ARTICLES)
+
+
 def _negation_after(sentence: Sequence[str], at: int) -> Status:
     following = sentence[at + 1 : at + 4]
     if not _EARLIER.isdisjoint(sentence[at + 1 : at + 4]):
         return "present"  # "a pneumothorax, not seen before the procedure": present now, but not then
     if sentence[at] == "no":
-        return "absent" if "longer" in following[:1] or sentence[at - 1] == ":" else "present"
+        # "Effusion: no." denies it, "Small effusion: no sign of a cause" does not.
+        alone = sentence[at - 1] == ":" and (not following or not following[0].isalpha())
+        return "absent" if alone or "longer" in following[:1] else "present"
     return "absent" if not _SEEN.isdisjoint(following) else "open"
 
 

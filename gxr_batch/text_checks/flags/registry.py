@@ -45,6 +45,8 @@ FLAGS: Mapping[str, str] = MappingProxyType(
         "have.",
         "asserts_negated_finding": "The text says that a finding is present, but the row says it is absent.",
         "negates_given_finding": "The text says that a finding is absent, but the row says it is present.",
+        "finding_invented": "The text states a finding or a device that the row neither has nor denies.",
+        "finding_lost": "The text does not name a finding or a device that the row has.",
         # A run names the rule instead: identifier_in_output:RULE.
         "possible_identifier": "The text contains something that looks like a real person's name, date or number.",
         NOT_COMPUTED: "The rules failed on this row because of a bug; its flags are unknown.",
@@ -67,6 +69,10 @@ _RULES = {
 }
 
 
+# Texts that are no teaching case at all, of which nobody expects findings.
+_NO_CASE = frozenset({"empty_text", "refusal", "other_language", "echoes_prompt"})
+
+
 def flags_of(evidence: Evidence) -> list[str]:
     """Return the names of the flags that apply to a generated text, in the order of FLAGS.
 
@@ -75,6 +81,8 @@ def flags_of(evidence: Evidence) -> list[str]:
     reading = Reading(evidence)
     found = {name for name, rule in _RULES.items() if rule(reading)}
     found |= finding_flags(reading)
+    if not _NO_CASE.isdisjoint(found):
+        found.discard("finding_lost")
     screened = identifiers_in(reading.text) if evidence.identifiers is None else evidence.identifiers
     if screened:
         found.add("possible_identifier")

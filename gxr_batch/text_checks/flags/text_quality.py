@@ -65,6 +65,8 @@ def repeats(reading: Reading) -> bool:
         word.isalpha() for word, one, two in zip(words, again, again[1:], strict=False) if one and two
     ):
         return _in_a_row(words)
+    if _TWICE.search(reading.new):
+        return True
     sentences = [tuple(sentence) for sentence in reading.sentences]
     if len(sentences) - len(set(sentences)) >= _SENTENCE_REPEATS - 1:
         long = Counter(sentence for sentence in sentences if len(sentence) > _SENTENCE_WORDS)
@@ -75,6 +77,10 @@ def repeats(reading: Reading) -> bool:
             return True
     few_words = len(words) * 10 < len(reading.new)  # prose has a word or mark in every five characters
     return few_words and len(reading.new) >= _DENSE_CHARS and _density(reading.new) > _DENSE_RATIO
+
+
+# "irritation and irritation"
+_TWICE = re.compile(r"\b([a-z]{5,}) (?:and|or) \1\b", re.IGNORECASE)
 
 
 def _has_few_triples(words: list[str]) -> bool:

@@ -11,17 +11,21 @@ from running import Workplace
 
 from gxr_batch.run.pipeline import TRUNCATED
 from gxr_batch.text_checks.flags import FLAGS, NOT_COMPUTED, Evidence, flags_of
+from gxr_batch.text_checks.flags.contradictions import kept_and_lost
+from gxr_batch.text_checks.flags.evidence import Reading
 from gxr_batch.text_checks.flags.lexicon import DEVICES, TABLES, WORDS, spots_in
 from gxr_batch.text_checks.flags.sentences import words_of
 
 FLOOR = 0.9
 PHRASES, PAIRS = TABLES["findings"]["phrases"], TABLES["findings"]["pairs"]
-BELOW_FLOOR = {("held out", "invented_comparison"): 0.85}  # it misses one of seven: "since the film taken at admission"
+# Of the held-out pairs, which were written without knowledge of the rules: recall and precision.
+BELOW_FLOOR = {("held out", "finding_invented"): (0.5, 1.0), ("held out", "finding_lost"): (0.8, 0.85)}
 CLEAR = "The lungs are clear. Heart size is normal. No pleural effusion and no pneumothorax."
 
 
 def flags(text: str, findings: str = "Small right pleural effusion.", **cells: str) -> list[str]:
-    return flags_of(evidence(text, findings=findings, **cells))
+    """Return the flags of a text, without that of findings it leaves out: most texts here are about one of them."""
+    return [name for name in flags_of(evidence(text, findings=findings, **cells)) if name != "finding_lost"]
 
 
 # --- the seeded errors
@@ -35,8 +39,9 @@ def table(request):
 @pytest.mark.parametrize("flag", RULED)
 def test_seeded_errors_are_found_and_clean_texts_left_alone(table, flag):
     name, found = table
-    assert found[flag].recall >= BELOW_FLOOR.get((name, flag), FLOOR)
-    assert found[flag].precision >= FLOOR
+    recall, precision = BELOW_FLOOR.get((name, flag), (FLOOR, FLOOR))
+    assert found[flag].recall >= recall
+    assert found[flag].precision >= precision
 
 
 def test_every_flag_has_enough_seeded_errors():
@@ -186,7 +191,7 @@ def test_a_finding_on_the_other_side_is_flagged_and_a_side_of_something_else_is_
 def test_a_device_on_the_other_side_is_flagged_and_the_side_where_a_line_ends_is_not():
     drain, line = "Right basal drain.", "Left subclavian line with its tip in the right atrium. Right effusion."
     assert flags("Left basal drain in place.", drain) == ["side_flipped"]
-    assert flags("Fluid of the left pleural space is drained: drainage, then drain it again.", drain) == []
+    assert flags("Air in the left pleural space is drained: drainage, then drain it again.", drain) == []
     assert flags("A right subclavian line is seen.", line) == ["side_flipped"]
     assert flags("The central line ends in the right atrium, and projects over the right heart.", line) == []
     assert flags("Right effusion with a central venous catheter in place.", line) == []
@@ -326,3 +331,150 @@ def test_every_spelling_of_a_finding_is_found_as_that_finding():
         assert [spot.findings for spelling in spellings for spot in spots_in(words_of(spelling))] == [(finding,)] * len(
             spellings
         )
+
+
+# --- what real reports and texts about them taught
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "No effusion, large left bulla, or pneumothorax.",
+        "The lungs are clear of focal airspace disease, pneumothorax, or pleural effusion.",
+        "No focal consolidation, suspicious pulmonary opacity, or pneumothorax.",
+        "There is no pleural line to suggest pneumothorax.",
+        "No visible pneumothorax, focal opacity, or effusion is seen.",
+        "Negative for focal consolidation, large effusion, or pneumothorax.",
+    ],
+)
+def test_a_list_under_one_negation_is_denied_as_a_whole(row):
+    assert flags("There is a small pneumothorax.", row) == ["asserts_negated_finding"]
+    assert flags("No pneumothorax is seen.", row) == []
+
+
+def test_a_new_item_after_a_negated_one_is_a_finding():
+    row = "No pneumothorax, a small left effusion and bilateral nodules."
+    assert flags("No effusion. Nodules on both sides.", row) == ["negates_given_finding"]
+    assert flags("Left effusion, nodules, no pneumothorax.", row) == []
+
+
+def test_an_upper_limit_is_neither_normal_nor_enlarged():
+    row = "Heart size upper limits of normal."
+    assert flags("The heart is enlarged.", row) == []
+    assert flags("The heart is normal.", row) == []
+
+
+@pytest.mark.parametrize("text", ["Cardiomegaly: no sign of a cause.", "Mild cardiomegaly: no visible oedema."])
+def test_a_denial_after_a_colon_is_about_what_it_names(text):
+    assert flags(text, "Mild cardiomegaly.") == []
+
+
+@pytest.mark.parametrize("text", ["Effusion: no.", "Effusion: none.", "Pleural effusion: absent."])
+def test_a_denial_that_is_all_there_is_after_a_colon_is_one(text):
+    assert flags(text) == ["negates_given_finding"]
+
+
+def test_no_large_effusion_denies_only_a_large_one():
+    row = "No large pleural effusion. Scoliosis."
+    assert flags("Large pleural effusion: fluid in the pleura. Scoliosis.", row) == ["asserts_negated_finding"]
+    assert flags("There is a small effusion. Scoliosis.", row) == []
+
+
+def test_a_finding_that_is_taken_for_given_is_stated():
+    row = "No pneumothorax. Rib fractures."
+    assert flags("Rib fractures. No cause for the pneumothorax is seen.", row) == ["asserts_negated_finding"]
+
+
+@pytest.mark.parametrize(
+    ("text", "denied"),
+    [
+        ("Normal chest X-ray without pneumonia.", True),
+        ("Normal chest X-ray with scoliosis.", False),
+        ("A scoliosis. There is no radiographic abnormality to discuss.", True),
+        ("Scoliosis. A normal film does not exclude tuberculosis.", False),
+        ("Scoliosis, no acute abnormality.", False),
+    ],
+)
+def test_a_film_called_normal_denies_what_the_row_has(text, denied):
+    assert ("negates_given_finding" in flags(text, "Scoliosis. The lungs are clear.")) is denied
+
+
+def test_a_film_with_nothing_but_a_device_may_be_called_normal():
+    assert flags("Normal chest film without any abnormality.", "PICC in place. The lungs are clear.") == []
+
+
+@pytest.mark.parametrize(
+    ("cells", "invented"),
+    [
+        ({"findings": "The heart is enlarged."}, True),
+        ({"findings": "The heart is enlarged.", "comparison": "None available."}, True),
+        ({"findings": "The heart is enlarged.", "comparison": "2019-05-02"}, True),
+        ({"findings": "The heart is enlarged.", "history": "48-year-old man"}, True),
+        ({"findings": "The heart is enlarged. Stable scoliosis."}, True),
+        ({"findings": "The enlarged heart is stable."}, False),
+        ({"findings": "The heart is enlarged.", "comparison": "Film of May: normal heart."}, False),
+    ],
+)
+def test_a_comparison_needs_one_of_the_same_thing_in_the_row(cells, invented):
+    text = "The heart is enlarged, unchanged from the earlier film. Scoliosis."
+    assert ("invented_comparison" in flags(text, **cells)) is invented
+
+
+def test_a_word_that_is_joined_with_itself_is_a_loop():
+    assert flags("Effusion after irritation and irritation.") == ["repeats_itself"]
+    assert flags("Effusion on the left and the left lung is small.", "Left effusion.") == []
+
+
+# --- findings that are kept, lost and invented
+
+
+def kept_and_lost_of(text: str, findings: str) -> tuple[list[str], list[str]]:
+    return kept_and_lost(Reading(evidence(text, findings=findings)))
+
+
+def test_findings_are_kept_under_any_name_and_lost_if_the_text_has_none():
+    row = "Cardiomegaly. Calcified granuloma at the right apex. Degenerative changes of the spine. No effusion."
+    text = "The heart is large. A calcified nodule lies in the right apex. No effusion."
+    kept, lost = kept_and_lost_of(text, row)
+    assert kept == ["cardiomegaly", "granuloma"]
+    assert lost == ["degenerative_spine"]
+    assert flags_of(evidence(text, findings=row)) == ["finding_lost"]
+
+
+def test_a_denied_finding_is_lost_but_has_one_flag():
+    text = "Normal heart size, no effusion."
+    assert kept_and_lost_of(text, "Cardiomegaly.") == ([], ["cardiomegaly"])
+    assert flags_of(evidence(text, findings="Cardiomegaly.")) == ["negates_given_finding"]
+
+
+def test_a_finding_that_only_the_differential_names_in_general_is_lost():
+    text = "Impression: clear lungs.\n\nDifferential: Pneumonia may cause an effusion."
+    assert kept_and_lost_of(text, "Small effusion.") == ([], ["pleural_effusion"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "I am an AI and cannot help with that.",
+        "El derrame pleural en el lado derecho no es grande, y los pulmones están bien.",
+    ],
+)
+def test_a_text_that_is_no_case_loses_nothing(text):
+    assert "finding_lost" not in flags_of(evidence(text, findings="Small right pleural effusion."))
+
+
+@pytest.mark.parametrize(
+    ("text", "invented"),
+    [
+        ("Small right effusion. A left chest drain is in place.", True),
+        ("Small right effusion. There is also a nodule.", True),
+        ("- Small right effusion\n- Calcified granuloma in the left upper lobe", True),
+        ("Small right effusion. A nodule may hide behind it.", False),
+        ("Small right effusion. A nodule is a round opacity.", False),
+        ("Small right effusion.\n\nDifferential: Pneumothorax is also seen in this age.", False),
+        ("Small right effusion. Nodules are common at this age.", False),
+    ],
+)
+def test_a_finding_that_the_row_does_not_have_is_invented(text, invented):
+    assert ("finding_invented" in flags(text)) is invented

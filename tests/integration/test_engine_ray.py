@@ -188,6 +188,16 @@ def test_a_host_without_this_package_is_named_as_a_cause(monkeypatch):
     assert "this version of gxr-batch" in raised.value.next_step
 
 
+def test_a_worker_that_gets_more_slots_gets_more_rows():
+    """The driver must know: the engine waits for rows as long as a slot is free."""
+    said: list[str] = []
+    with session(job({"tokens_per_second": 100}, workers=1), said, faults={"more_slots": 9}) as opened:
+        seen = Watched().watch(opened, prompts(40))
+    assert sorted(seen.keys()) == sorted(tuple(given.key) for given in prompts(40))
+    assert 4 < seen.ahead <= 9
+    assert said.count("9 slots from now on.") == 1
+
+
 def test_an_engine_that_keeps_failing_ends_the_stream_with_its_own_message():
     said: list[str] = []
     seen = Watched()

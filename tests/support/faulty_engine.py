@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ class Faults(NamedTuple):
     `fail_every` fails every Nth prompt, by its row seed; `fail_containing` fails prompts that contain this text;
     `crash_after` ends the engine after so many completions; `kill_containing` kills the process over such a prompt,
     like a fault in a kernel or the system's OOM killer; `hang_containing` hangs over it permanently, like a driver that
-    never returns.
+    never returns; `more_slots` is how many slots there are after the first completion.
     """
 
     fail_every: int = 0
@@ -35,6 +36,7 @@ class Faults(NamedTuple):
     crash_after: int = 0
     kill_containing: str = ""
     hang_containing: str = ""
+    more_slots: int = 0
 
 
 def faulty(faults: Mapping[str, Any]) -> Create:
@@ -94,6 +96,9 @@ class FaultySession:
 
         for event in self._echo.stream(noted(), stop):
             yield self._spoil(taken.pop(event.key), event) if isinstance(event, Completion) else event
+            if self._faults.more_slots > self.info.slots:
+                self._echo.info = replace(self.info, slots=self._faults.more_slots)
+                yield Pulse(0, 0, notices=(f"{self.info.slots} slots from now on.",))
 
     def _spoil(self, prompt: Prompt, completion: Completion) -> Completion:
         self._done += 1

@@ -78,7 +78,7 @@ class Worker:
         if current:
             self._ended.clear()
         self._said.clear()
-        info = self._info if order.greet else None
+        info = self._info if order.greet or said else None
         return Report(
             life=self._life,
             errand=order.errand,
@@ -119,6 +119,10 @@ class Worker:
                 self._stirred_at = time.monotonic()
                 if isinstance(event, Pulse):
                     self._pulse = event
+                    if event.notices:  # by which the driver learns that the slots may have changed
+                        self._info = session.info
+                        self._said += event.notices
+                        self._changed.notify_all()
                 elif errand == self._errand:
                     queued = event.seconds_queued + waited.pop(event.key)
                     self._ended.append(event._replace(seconds_queued=queued))

@@ -64,8 +64,8 @@ class Report(NamedTuple):
     """A worker's report. `life` identifies its process: after a loss Ray starts another.
 
     `received_at` and `sent_at` are its wall clock (seconds since 1970) for the order. `info` is set once the engine is
-    open and the order greets; `pulse` is the engine's newest, `quiet_seconds` the time since its last heartbeat; `said`
-    are sentences for the user.
+    open, if the order greets or something is said; `pulse` is the engine's newest, `quiet_seconds` the time since its
+    last heartbeat; `said` are sentences for the user.
     """
 
     life: str

@@ -111,10 +111,10 @@ class Bench:
         self, slots: int, *, reproducible: bool, graphs: bool = False, sampling: Sampling = SAMPLED
     ) -> DeviceSteps:
         """Return our steps, recorded or not."""
-        record = self.recorder() if graphs else None
-        made = DeviceSteps(self.forward(slots, reproducible=reproducible), sampling, record=record)
-        if graphs:
-            made.record_steps()
+        recorder = self.recorder if graphs else None
+        made = DeviceSteps(self.forward(slots, reproducible=reproducible), sampling, recorder=recorder)
+        if graphs and (failed := made.record_steps()):
+            raise RuntimeError(failed[0])
         return made
 
     def recorder(self) -> Record:

@@ -310,12 +310,15 @@ class MemoryBudget:
         total = device.total() - device.context
         return total if limit is None else min(total, limit)
 
-    def for_cache(self, device: Device, *, weight_bytes: int = 0) -> int:
-        """Return the bytes that the KV cache may take; `weight_bytes` are still to be loaded."""
+    def for_cache(self, device: Device, *, weight_bytes: int = 0, held: int = 0) -> int:
+        """Return the bytes that the KV cache may take.
+
+        `weight_bytes` are still to be loaded; `held` are the cache's already, and part of the result.
+        """
         if device.name == "cpu" and self.size_limit is not None:
             return self.size_limit
         return int(
-            max(0, self.free(device) - weight_bytes)
+            max(0, self.free(device) + held - weight_bytes)
             * (_CACHE_SHARE if self.size_limit is None else _CACHE_SHARE_OF_LIMIT)
         )
 

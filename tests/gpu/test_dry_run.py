@@ -24,7 +24,7 @@ from transformers import Gemma3ForCausalLM
 
 from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.slots import TransformersEngine
-from gxr_batch.engines.slots.gpu import forward
+from gxr_batch.engines.slots.gpu import forward, open_gpu
 from gxr_batch.engines.slots.gpu.kernels import TRITON_VERSION, norms
 from gxr_batch.job import Job
 
@@ -255,3 +255,30 @@ def test_memory_stays_within_the_gpu_and_the_limit(folder, monkeypatch, gigabyte
     if limited:
         assert used <= limit * GIB
     assert row in PAGE, "docs/sharing-a-gpu.md says otherwise"
+
+
+def test_while_it_grows_only_one_layer_is_there_twice(folder, monkeypatch):
+    """Another process, which holds 28 GiB while the engine opens, ends."""
+    monkeypatch.setattr(open_gpu, "_LOOK_SECONDS", 0.0)
+    gpu, limit, found = FakeGpu(40 * GIB, others=28 * GIB), 20, []
+    with fake_cuda(gpu), engine(folder, memory_limit=f"{limit}GiB", self_check=False).open() as opened:
+        grow, slots = opened._steps.grow, opened.info.slots
+
+        def watched(*sizes):
+            a_layer = max(one.nbytes for group in opened._steps._cache.groups for one in group.of_layer.values())
+            gpu.reserved = gpu.peak = gpu.live
+            grown = grow(*sizes)
+            found.append((gpu.peak - gpu.live, a_layer))
+            return grown
+
+        opened._steps.grow = watched
+        gpu.others = 0
+        work = prompts([40] * 2 * slots, new=4)
+        pulses = [event for event in opened.stream(iter(work), StopRequest()) if isinstance(event, Pulse)]
+        assert (slots, opened.info.slots) == (64, 128)
+    assert [one for pulse in pulses for one in pulse.notices] == [
+        "The GPU has more free memory: 128 slots instead of 64."
+    ]
+    ((more, a_layer),) = found
+    assert more <= a_layer + 2**21  # rounded up
+    assert gpu.peak + gpu.context <= limit * GIB

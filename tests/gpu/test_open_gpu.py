@@ -149,7 +149,7 @@ def test_what_is_asked_for_after_a_failed_reservation_is_what_is_free_then(tiny_
     free = [10**9, 5 * 10**6, 10**6]
     budgets = []
     plan = open_gpu.plan
-    monkeypatch.setattr(MemoryBudget, "for_cache", lambda self, device: free.pop(0))
+    monkeypatch.setattr(MemoryBudget, "for_cache", lambda self, device, **_: free.pop(0))
     monkeypatch.setattr(open_gpu, "plan", lambda sizes, **rest: budgets.append(rest["budget"]) or plan(sizes, **rest))
     Taken(monkeypatch, 1)
     with engine(tiny_model_dir, slots=64, self_check=False).open() as opened:
@@ -202,7 +202,7 @@ def test_steps_whose_recording_fails_are_launched(tiny_model_dir, monkeypatch):
         raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
 
     monkeypatch.setattr(open_gpu, "cuda_recorder", lambda: record)
-    monkeypatch.setattr(open_gpu, "release_cached", refuse)
+    monkeypatch.setattr(device_steps, "release_cached", refuse)
     with engine(tiny_model_dir, self_check=False, cuda_graphs=True, slots=9).open() as opened:
         assert opened.info.notices[0] == "Decode steps are not recorded: the recording failed (RuntimeError)."
         assert "GPU kernels" in opened.info.versions["forward"]
@@ -357,6 +357,22 @@ def run(*options: str) -> int:
 
 def recorded(workplace, key):
     return json.loads((workplace / "out" / "run.json").read_text())["fingerprint"][key]
+
+
+def test_a_run_gets_more_slots_when_the_gpu_has_more_memory(workplace, monkeypatch, gemma_tokenizer):
+    config = tiny_gemma(vocab=gemma_tokenizer.vocab_size).config
+    sizes = open_gpu.sizes_of(config, torch.float32)
+    one, two = (memory_plan.plan(sizes, capacity=64, budget=2**40, slots=slots).bytes for slots in (1, 2))
+    monkeypatch.setattr(MemoryBudget, "for_cache", lambda self, device, *, held=0: two if held else one)
+    monkeypatch.setattr(open_gpu, "_LOOK_SECONDS", 0.0)
+    assert run("--set=engine.slots=auto", "--set=model.dtype=float32") == 0
+    notice = "The GPU has more free memory: 2 slots instead of 1."
+    log = [json.loads(line) for line in (workplace / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in log if line["event"] == "notice" and "GPU" in line["text"]] == [notice]
+    manifest = json.loads((workplace / "out" / "run.json").read_text())
+    assert manifest["invocations"][-1]["engine"]["slots"] == 2
+    assert not any("slots" in key for key in manifest["fingerprint"])
+    assert sorted(read_results(workplace / "out")["case_id"]) == ["a", "b", "c"]
 
 
 def test_a_run_in_float16_ends_with_one_error_when_a_kernel_fails_and_resumes(

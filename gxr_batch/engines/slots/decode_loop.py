@@ -50,10 +50,15 @@ class TransformersSession:
         tokenizer: Any,
         end_ids: frozenset[int],
         fallback: Callable[[str], tuple[Steps, int, str]] | None = None,
+        *,
+        grow: Callable[[], tuple[int, list[str]]] | None = None,
     ) -> None:
-        """`fallback` gets why the steps failed, closes them, and returns others, their slots, and their name."""
+        """`fallback` gets why the steps failed, closes them, and returns others, their slots, and their name.
+
+        `grow` enlarges the steps if it can and returns how many slots they have, and notices.
+        """
         self.info = info
-        self._fallback = fallback
+        self._fallback, self._grow = fallback, grow
         self._notices: list[str] = []
         self._splits_before = 0
         self._steps, self._tokenizer, self._end_ids = steps, tokenizer, end_ids
@@ -63,7 +68,7 @@ class TransformersSession:
     def close(self) -> None:
         """Release the memory of the steps and of the model."""
         self._steps.close()
-        self._fallback = None
+        self._fallback = self._grow = None
 
     @property
     def splits(self) -> int:
@@ -109,6 +114,8 @@ class TransformersSession:
                 self._steps.release(row)
                 work.plan.release(row.slot)
         try:
+            if not work.filling and (work.waiting or not work.exhausted) and stop.admitting:
+                self._enlarge(work)
             if work.admitted and self._prefilled(work.admitted, work.rows):
                 work.rows, work.admitted, self._gave_up = work.rows + work.admitted, [], False
                 self._take_drawn()
@@ -146,7 +153,7 @@ class TransformersSession:
             row.slot = -1
         work.waiting = going + work.waiting
         self._splits_before += self._steps.splits
-        fallback, self._fallback = self._fallback, None
+        fallback, self._fallback, self._grow = self._fallback, None, None
         self._steps, slots, name = fallback(why)
         versions = {**self.info.versions, "forward": name}
         self.info = replace(self.info, slots=slots, reproducible=False, versions=versions)
@@ -155,6 +162,17 @@ class TransformersSession:
         )
         work.plan = SlotPlan.of(slots, self._steps.most_new)
         return ended
+
+    def _enlarge(self, work: _Work) -> None:
+        """Continue with more slots if the steps have become larger."""
+        if self._grow is None:
+            return
+        slots, notices = self._grow()
+        self._notices += notices
+        if slots > work.plan.slots:
+            self._notices.append(f"The GPU has more free memory: {slots} slots instead of {work.plan.slots}.")
+            self.info = replace(self.info, slots=slots)
+            work.plan = replace(SlotPlan.of(slots, self._steps.most_new), taken=work.plan.taken)
 
     def _give_up_on(self, admitted: Sequence[RowState]) -> None:
         """Fail the longest new row for lack of memory; if the one before failed too, no row is at fault.

@@ -70,7 +70,8 @@ def _session(job: Job, local: LocalModel, memory: MemoryBudget) -> TransformersS
     steps, info = _opened(job, loaded, memory, on_gpu, why_not)
     fallback = _fallback(job, loaded, memory, steps)
     info = replace(info, identity=local.identity())
-    return TransformersSession(info, steps, tokenizer, frozenset(loaded.end_ids), fallback)
+    grow = on_gpu.grow if on_gpu else None
+    return TransformersSession(info, steps, tokenizer, frozenset(loaded.end_ids), fallback, grow=grow)
 
 
 def _loaded(job: Job, tokenizer: Any, memory: MemoryBudget) -> tuple[LoadedModel, OpenedGpu | None, str]:
@@ -108,13 +109,14 @@ def _opened_on_gpu(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> tuple
         return None, ""
     from gxr_batch.engines.slots.gpu.open_gpu import GpuUnavailable, open_gpu
 
+    device = memory.at(loaded.model.device)  # `budget` outlives this call, and must not keep the model
     try:
         opened = open_gpu(
             loaded.model,
             job.engine,
             job.sampling.settings(),
             capacity=job.model.max_seq_length,
-            budget=lambda: memory.for_cache(memory.at(loaded.model.device)),
+            budget=lambda held: memory.for_cache(device, held=held),
         )
     except GpuUnavailable as error:
         why_not = str(error)

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from gxr_batch.engines.slots.gpu import paged_cache
 from gxr_batch.engines.slots.gpu.memory_plan import Sizes, plan, windows_of
 from gxr_batch.engines.slots.gpu.page_groups import groups_of
 from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
@@ -99,6 +100,77 @@ def test_a_prefix_is_shared_and_comes_back_when_its_last_user_has_left():
     assert prefix.users == 0
     cache.drop(prefix)
     assert [set(group.free) for group in cache.groups] == everything
+
+
+def filled(cache: PagedCache) -> list[torch.Tensor]:
+    """Write something into every page and table; return a copy of it."""
+    for group in cache.groups:
+        for layer in group.of_layer.values():
+            layer.copy_(torch.rand_like(layer))
+        group.table.copy_(torch.from_numpy(group.rows))
+    return [one.clone() for group in cache.groups for one in (*group.of_layer.values(), group.table)]
+
+
+def test_a_cache_that_grows_keeps_every_bit_and_page_number():
+    cache = cache_of([0, 8, 8], slots=3, pages=30)
+    cache.take(0, 100)
+    cache.take(2, 40)
+    before, rows = filled(cache), [group.rows.copy() for group in cache.groups]
+    cache.resize([50, 35])
+    assert cache.pages == [30, 30]  # nobody uses the others yet
+    cache.extend(5)
+    assert (cache.slots, cache.pages) == (5, [50, 35])
+    after = [one for group in cache.groups for one in (*group.of_layer.values(), group.table)]
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(new[: len(old)], old)
+        assert not new[len(old) :].any()
+    for group, old in zip(cache.groups, rows, strict=True):
+        assert (group.rows[:3] == old).all()
+    cache.take(4, 200)
+    taken = {0: 100, 2: 40, 4: 200}
+    for group, owned, count in zip(cache.groups, owners(cache, taken), cache.pages, strict=True):
+        assert sorted([*owned, *group.free]) == list(range(count))
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+@pytest.mark.parametrize("gives_back", [True, False])
+def test_a_cache_that_could_not_grow_is_used_as_before_and_grows_later(monkeypatch, fails_at, gives_back):
+    cache = cache_of([0, 8, 8], slots=3, pages=30)
+    cache.take(0, 100)
+    before, resized, calls = filled(cache), paged_cache._resized, []
+
+    def failing(tensor, rows):
+        calls.append(rows)
+        if len(calls) == fails_at or (len(calls) > fails_at and not gives_back):
+            raise torch.OutOfMemoryError
+        return resized(tensor, rows)
+
+    with monkeypatch.context() as planted:
+        planted.setattr(paged_cache, "_resized", failing)
+        with pytest.raises(torch.OutOfMemoryError):
+            cache.resize([50, 50])
+        if gives_back:
+            cache.resize([30, 30])
+    layers = [layer for group in cache.groups for layer in group.of_layer.values()]
+    assert (sum(map(len, layers)) == 90) == (gives_back or fails_at == 1)
+    assert cache.pages == [30, 30]
+    assert [len(group.free) for group in cache.groups] == [30 - 7, 30 - cache.groups[1].shape.columns]
+    cache.resize([40, 40])
+    cache.extend(4)
+    assert cache.pages == [40, 40]
+    after = [one for group in cache.groups for one in (*group.of_layer.values(), group.table)]
+    assert all(torch.equal(new[: len(old)], old) for old, new in zip(before, after, strict=True))
+
+
+def test_a_larger_plan_for_the_same_prefills_only_has_more_of_everything():
+    for capacity in (64, 256, 2048):
+        small = plan(GEMMA_4B, capacity=capacity, budget=2**30)
+        for gib in (1, 2, 8, 100):
+            large = plan(GEMMA_4B, capacity=capacity, budget=gib * 2**30, chunk=small.chunk)
+            assert large.bytes <= gib * 2**30
+            assert small.slots <= large.slots <= large.chunk == small.chunk
+            assert large.groups == small.groups
+            assert all(new >= old for new, old in zip(large.pages, small.pages, strict=True))
 
 
 def test_a_ring_that_comes_round_shares_no_prefix():

@@ -28,7 +28,7 @@ from gxr_batch.engines.slots.oom_retry import NoMemory
 from gxr_batch.engines.slots.row_steps import Drawn, KernelsFailed, device_failed
 from gxr_batch.engines.slots.slot_schedule import BUCKETS, bucket
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.device_memory import is_lost, out_of_memory
+from gxr_batch.models.device_memory import is_lost, out_of_memory, release_cached
 
 _PREFILL_ROWS = 64
 _ALIGNED = 4  # int32 in 16 bytes
@@ -51,14 +51,14 @@ class DeviceSteps:
     runs_ahead = True
     most_new = _PREFILL_ROWS
 
-    def __init__(self, forward: Forward, sampling: Sampling, *, record: Record | None = None) -> None:
-        """`record` is for `record_steps`."""
+    def __init__(self, forward: Forward, sampling: Sampling, *, recorder: Callable[[], Record] | None = None) -> None:
+        """`recorder` is for `record_steps`."""
         weights = forward.weights
         self.device, self.vocab, self.capacity = weights.device, weights.vocab, forward.cache.capacity
         self.splits = 0
         self._forward, self._cache, self.chunk = forward, forward.cache, float(forward.chunk)
         self._state = SlotState(forward.cache.slots, weights.vocab, sampling, forward.launch, weights.device)
-        self._record = record
+        self._recorder = recorder
         self._recorded: dict[int, tuple[torch.Tensor, Callable[[], None]]] = {}
         self._calls: deque[_Call] = deque()
         self._new_call = False
@@ -277,17 +277,58 @@ class DeviceSteps:
         """Run a step without rows and wait for it, so that every kernel of a step is compiled before the first row."""
         self._launched(min(_LEAST_ROWS, self._cache.slots)).tolist()
 
-    def record_steps(self) -> None:
+    def record_steps(self) -> list[str]:
         """Record the decode step of every bucket, the largest first, whose memory the others use. No row may be in it.
 
-        Raises whatever the recording raises; steps then stay as they are.
+        Return a notice if that failed: steps are then launched. Raises the error if the GPU is lost, or the allocator.
         """
-        assert self._record is not None
+        assert self._recorder is not None
         counts = sorted({bucket(size, self._cache.slots) for size in (_LEAST_ROWS, *BUCKETS)}, reverse=True)
-        recorded = {}
-        for count in counts:
-            recorded[count] = self._record(partial(self._launched, count))
-        self._recorded = recorded
+        failed, record = "", self._recorder()
+        try:
+            for count in counts:
+                self._recorded[count] = record(partial(self._launched, count))
+        except Exception as error:
+            if is_lost(self.device):
+                raise
+            failed = type(error).__name__
+        if not failed:
+            return []
+        self._recorded.clear()
+        with suppress(RuntimeError):  # the allocator may take the recording for unfinished
+            release_cached()
+        self.warm_up()  # raises if that is so
+        return [f"Decode steps are not recorded: the recording failed ({failed})."]
+
+    def grow(self, slots: int, pages: Sequence[int]) -> tuple[bool, list[str]]:
+        """Enlarge cache and buffers between two steps; rows keep their slots and pages, to the last bit.
+
+        Return whether there was memory for it, else all is used as before; and notices. Raises EngineFailed,
+        KernelsFailed.
+        """
+        before, recorded = self._cache.pages, bool(self._recorded)
+        grown, notices = False, []
+        with self._failures(repeatable=False):
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # what is on its way may be a recording
+            self._recorded.clear()  # they use the old addresses
+            try:
+                self._cache.resize(pages)
+                state = self._state.enlarged(slots)
+                self._forward.reserve(slots)
+                self._cache.extend(slots)
+                self._state, self._active, grown = state, (), True
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+            if not grown:  # outside the handler, so that the error no longer keeps the new tensors alive
+                with suppress(torch.OutOfMemoryError):  # then some layers keep pages that nobody uses
+                    self._cache.resize(before)
+            if recorded:
+                self._state.active.fill_(-1)
+                self._active = ()
+                notices = self.record_steps()
+        return grown, notices
 
     def close(self) -> None:
         """Give back cache, buffers and recordings; the weights stay."""

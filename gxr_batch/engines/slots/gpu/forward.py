@@ -124,13 +124,9 @@ class Forward:
         self._reproducible = reproducible and self.launch.capability(weights.head) >= 80
         self.chunk = chunk
         most_tokens = max(chunk, cache.slots)
-        splits = -(-cache.capacity // SPLIT_TOKENS)
-        slots, heads, size = cache.slots, weights.heads, weights.head_size
+        heads, size = weights.heads, weights.head_size
         queries = heads * size
-
-        def buffer(*shape: int, dtype: torch.dtype = weights.dtype) -> torch.Tensor:
-            return torch.zeros(*shape, dtype=dtype, device=weights.device)
-
+        buffer = self._buffer
         wide = weights.dtype == torch.float16  # in which Gemma's residual overflows
         self._residual = buffer(most_tokens, weights.hidden, dtype=torch.float32 if wide else weights.dtype)
         self._factors = buffer(most_tokens if wide else 0, dtype=torch.float32)
@@ -141,11 +137,22 @@ class Forward:
         self._mixed = buffer(most_tokens, queries)
         self._gate_up = buffer(most_tokens, 2 * weights.inner)
         self._inner = buffer(most_tokens, weights.inner)
-        self._partial = buffer(slots, heads, splits, size, dtype=torch.float32)
-        self._sums = buffer(slots, heads, splits, 2, dtype=torch.float32)
-        self._ends = buffer(slots, weights.hidden)
-        self._logits = buffer(slots, weights.vocab)
         self._every = torch.arange(most_tokens, dtype=torch.int32, device=weights.device)
+        self.reserve(cache.slots)
+
+    def reserve(self, slots: int) -> None:
+        """Reserve the buffers for so many slots, at most a chunk after the first time; all of them or none."""
+        weights, buffer = self.weights, self._buffer
+        splits = -(-self.cache.capacity // SPLIT_TOKENS)
+        self._partial, self._sums, self._ends, self._logits = (
+            buffer(slots, weights.heads, splits, weights.head_size, dtype=torch.float32),
+            buffer(slots, weights.heads, splits, 2, dtype=torch.float32),
+            buffer(slots, weights.hidden),
+            buffer(slots, weights.vocab),
+        )
+
+    def _buffer(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.zeros(*shape, dtype=dtype or self.weights.dtype, device=self.weights.device)
 
     @torch.inference_mode()
     def decode(self, tokens: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:

@@ -59,13 +59,25 @@ class MemoryPlan:
         """How many rows of the full capacity fit in the pages."""
         return min(pages // group.columns for pages, group in zip(self.pages, self.groups, strict=True))
 
+    @property
+    def reserved(self) -> int:
+        """What of `bytes` is taken as soon as it is opened."""
+        return self.bytes - _SPARE_BYTES
 
-def plan(sizes: Sizes, *, capacity: int, budget: int, slots: int | None = None) -> MemoryPlan | None:
-    """Return the plan with the most slots within `budget` bytes, or with `slots`; None if not even one row fits."""
+
+def plan(
+    sizes: Sizes, *, capacity: int, budget: int, slots: int | None = None, chunk: int | None = None
+) -> MemoryPlan | None:
+    """Return the plan with the most slots within `budget` bytes, or with `slots`; None if not even one row fits.
+
+    With the `chunk` of another plan, its buffers for prefills suffice for this one.
+    """
     choices = [slots] if slots else [size for size in reversed(BUCKETS) if size <= MOST_SLOTS] + [4, 2, 1]
     for count in choices:
-        for chunk in _CHUNKS:
-            found = _plan(sizes, count, capacity, min(chunk, max(capacity, count)), budget)
+        for tokens in [chunk] if chunk else _CHUNKS:
+            if chunk and count > chunk:
+                continue
+            found = _plan(sizes, count, capacity, min(tokens, max(capacity, count)), budget)
             if found is not None and (slots or _roomy(found, count)):
                 return found
     return None

@@ -1,10 +1,15 @@
-"""Opens the GPU's forward pass: reserves its memory, and compares it with the library's before the first row."""
+"""Opens the GPU's forward pass: reserves its memory, and compares it with the library's before the first row.
+
+`Growth` reserves more during the run.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import operator
+import time
 from collections.abc import Callable
-from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,7 +19,7 @@ from gxr_batch.engines.slots.decoder_layout import layer_kinds
 from gxr_batch.engines.slots.gpu.fused_weights import Weights, fuse, why_not
 from gxr_batch.engines.slots.gpu.memory_plan import MemoryPlan, Sizes, plan, windows_of
 from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
-from gxr_batch.engines.slots.row_steps import Steps, device_failed
+from gxr_batch.engines.slots.row_steps import device_failed
 from gxr_batch.job import EngineSection
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device_memory import is_lost, out_of_memory, release_cached
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 # Attempts to reserve the memory of a plan, and each plan's part of the one that did not fit.
 _ATTEMPTS = 3
 _LESS = 0.75
+# How long after the last look for memory that other processes gave back.
+_LOOK_SECONDS = 300.0
 
 
 class GpuUnavailable(Exception):
@@ -34,14 +41,48 @@ class GpuUnavailable(Exception):
 class OpenedGpu(NamedTuple):
     """The steps, the plan of their memory, their name for run.json, and sentences for the user.
 
-    `same_bits`: on this device, a row's logits next to others were those alone, to the last bit.
+    `same_bits`: on this device, a row's logits next to others were those alone, to the last bit. `grow` enlarges the
+    steps if it can, None if their slots were set.
     """
 
-    steps: Steps
+    steps: DeviceSteps
     plan: MemoryPlan
     name: str
     same_bits: bool
     notices: tuple[str, ...]
+    grow: Growth | None = None
+
+
+@dataclass
+class Growth:
+    """Enlarges steps to more slots once other processes have given back the memory for them; asks now and then."""
+
+    steps: DeviceSteps
+    plan: MemoryPlan
+    sizes: Sizes
+    budget: Callable[[int], int]
+    asked_at: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> tuple[int, list[str]]:
+        """Return the number of slots, enlarged or not, and sentences for the user. Raises EngineFailed, KernelsFailed.
+
+        No call of the steps may be under way; what they launched may be.
+        """
+        now = self.plan
+        if time.monotonic() - self.asked_at < _LOOK_SECONDS:
+            return now.slots, []
+        self.asked_at = time.monotonic()
+        try:
+            release_cached()  # else what the allocator keeps would count as taken
+            most = self.budget(now.reserved)
+        except RuntimeError:  # the GPU is lost: the next step says so
+            return now.slots, []
+        found = plan(self.sizes, capacity=now.capacity, budget=most, chunk=now.chunk)
+        if found is None or found.slots <= now.slots or any(map(operator.lt, found.pages, now.pages)):
+            return now.slots, []
+        grown, notices = self.steps.grow(found.slots, found.pages)
+        self.plan = found if grown else now
+        return self.plan.slots, notices
 
 
 def why_not_here(model: Any) -> str:
@@ -51,26 +92,27 @@ def why_not_here(model: Any) -> str:
 
 
 def open_gpu(
-    model: Any, engine: EngineSection, sampling: Sampling, *, capacity: int, budget: Callable[[], int]
+    model: Any, engine: EngineSection, sampling: Sampling, *, capacity: int, budget: Callable[[int], int]
 ) -> OpenedGpu:
     """Return the steps of a loaded model, compared with the library. Raises GpuUnavailable.
 
-    `budget` returns the bytes that may be reserved now. It is asked again if they cannot be reserved, because another
-    process took some of them in the meantime. Raises EngineFailed if the GPU cannot compute any more. The model stays
-    usable by the library: see fused_weights.
+    `budget` gets how many bytes are reserved already and returns how many may be. It is asked again if they cannot be,
+    because another process took some of them in the meantime. Raises EngineFailed if the GPU cannot compute any more.
+    The model stays usable by the library: see fused_weights.
     """
     if reason := why_not_here(model):
         raise GpuUnavailable(reason)
     sizes = sizes_of(model.config.get_text_config(), model.dtype)
     slots = None if engine.slots == "auto" else engine.slots
-    most = budget()
+    most = budget(0)
     for _ in range(_ATTEMPTS):
         found = plan(sizes, capacity=capacity, budget=most, slots=slots)
         if found is None:
             raise GpuUnavailable("there is too little memory for its buffers and one row")
         why = ""
         try:
-            return _opened(model, found, engine, sampling)
+            opened = _opened(model, found, engine, sampling)
+            return opened if slots else opened._replace(grow=Growth(opened.steps, found, sizes, budget))
         except GpuUnavailable:
             raise
         except Exception as error:  # whatever Triton, its compiler and the driver raise
@@ -83,7 +125,7 @@ def open_gpu(
         if why:
             raise GpuUnavailable(why)
         release_cached()
-        most = min(budget(), int(_LESS * found.bytes))
+        most = min(budget(0), int(_LESS * found.bytes))
     raise GpuUnavailable("there is too little memory for it")
 
 
@@ -98,27 +140,11 @@ def _opened(model: Any, found: MemoryPlan, engine: EngineSection, sampling: Samp
     compared = compare(model, forward) if engine.self_check else Comparison("", same_bits=False)
     if compared.why:
         raise GpuUnavailable(compared.why)
-    steps = DeviceSteps(forward, sampling, record=cuda_recorder() if engine.cuda_graphs else None)
+    steps = DeviceSteps(forward, sampling, recorder=cuda_recorder if engine.cuda_graphs else None)
     steps.warm_up()
-    failed = _not_recorded(steps, weights.device) if engine.cuda_graphs else ""
-    notices = [f"Decode steps are not recorded: the recording failed ({failed})."] if failed else []
-    if failed:
-        with suppress(RuntimeError):  # the allocator may take the recording for unfinished
-            release_cached()
-        steps.warm_up()  # raises if that is so
+    notices = steps.record_steps() if engine.cuda_graphs else []
     name = f"GPU kernels, {str(weights.dtype).removeprefix('torch.')} (Triton {TRITON_VERSION})"
     return OpenedGpu(steps, found, name, compared.same_bits, tuple(notices))
-
-
-def _not_recorded(steps: DeviceSteps, device: torch.device) -> str:
-    """Record the decode steps; return the type of the error if that failed. Raises it if the GPU is lost."""
-    try:
-        steps.record_steps()
-    except Exception as error:
-        if is_lost(device):
-            raise
-        return type(error).__name__
-    return ""
 
 
 def cache_of(weights: Weights, found: MemoryPlan) -> PagedCache:

@@ -31,12 +31,36 @@ class _Pages:
         device: torch.device,
     ) -> None:
         """`page` is (key-value heads, tokens, head size)."""
-        self.shape = shape
+        self.shape, self.count = shape, pages
         self.free = list(range(pages))
         self.rows = np.zeros((slots, shape.columns), np.int32)
         self.table = torch.zeros(slots, shape.columns, dtype=torch.int32, device=device)
         # Zeros: a masked position still takes part in a product, and 0 x NaN is NaN.
         self.of_layer = {layer: torch.zeros(pages, 2, *page, dtype=dtype, device=device) for layer in shape.layers}
+
+    def resize(self, pages: int) -> None:
+        """Reserve so many pages, one layer after the other: at any time only one layer's are there twice."""
+        for layer in self.of_layer:
+            self.of_layer[layer] = _resized(self.of_layer[layer], pages)
+            torch.cuda.empty_cache()  # what was freed is too small for the next layer; does nothing without CUDA
+
+    def extend(self, table: torch.Tensor) -> None:
+        """Use `table`, which holds the one before, and the pages that all layers have."""
+        self.table, rows = table, self.rows
+        self.rows = np.zeros(table.shape, np.int32)
+        self.rows[: len(rows)] = rows
+        before, self.count = self.count, min(map(len, self.of_layer.values()))
+        self.free.extend(range(before, self.count))
+
+
+def _resized(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return the tensor with so many rows: as many of the old ones as fit, then zeros."""
+    if len(tensor) == rows:
+        return tensor
+    made = torch.zeros(rows, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
+    kept = min(len(tensor), rows)
+    made[:kept].copy_(tensor[:kept])
+    return made
 
 
 @dataclass
@@ -86,6 +110,26 @@ class PagedCache:
             for shape, most in zip(shapes, pages, strict=True)
         ]
         return cls(slots, capacity, tuple(groups), page_tokens)
+
+    @property
+    def pages(self) -> list[int]:
+        """How many pages each group has, free or not."""
+        return [group.count for group in self.groups]
+
+    def resize(self, pages: Sequence[int]) -> None:
+        """Reserve `pages` of each group, no fewer than it has; those of rows keep numbers and contents.
+
+        If it raises for lack of memory, the cache is used as before, and another call sets the number of pages again.
+        """
+        for group, count in zip(self.groups, pages, strict=True):
+            group.resize(count)
+
+    def extend(self, slots: int) -> None:
+        """Use the pages that `resize` reserved, and so many slots."""
+        tables = [_resized(group.table, slots) for group in self.groups]
+        for group, table in zip(self.groups, tables, strict=True):
+            group.extend(table)
+        self.slots = slots
 
     def layer(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a layer's pages [pages, 2, heads, tokens, size] and its table [slots, columns]."""

@@ -106,8 +106,18 @@ class SlotState:
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """Copy all that is known of a slot to another one."""
-        for tensor in (self.tokens, self.positions, self.seeds, self.steps, self.seen):
+        for tensor in self._known_of_slots():
             tensor[target].copy_(tensor[source])
+
+    def enlarged(self, slots: int) -> SlotState:
+        """Return a copy for more slots, none of which is active."""
+        made = SlotState(slots, self._vocab, self._sampling, self._launch, self.tokens.device)
+        for new, old in zip(made._known_of_slots(), self._known_of_slots(), strict=True):
+            new[: len(old)].copy_(old)
+        return made
+
+    def _known_of_slots(self) -> tuple[torch.Tensor, ...]:
+        return self.tokens, self.positions, self.seeds, self.steps, self.seen
 
 
 def bitmap(ids: Sequence[int], vocab: int) -> npt.NDArray[np.int32]:

@@ -19,6 +19,13 @@ _FORMATS = ("xlsx", "csv", "csv-plain", "jsonl", "parquet", "openai-batch", "cha
 @click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(_FORMATS), default="xlsx", show_default=True, help="File format.")
 @click.option("--only", type=click.Choice(["approved"]), help="Export only rows that a reviewer approved.")
+@click.option(
+    "--order",
+    type=click.Choice(["input", "flags"]),
+    default="input",
+    show_default=True,
+    help="Order of the rows: that of the input, or those with most flags first.",
+)
 @click.option("--partial", is_flag=True, help="Export the finished rows of an unfinished run.")
 @click.option("--include-held", is_flag=True, help="Include the texts of rows held by identifier screening.")
 @click.option("--to", "target", type=click.Path(path_type=Path), help="Output file. Default: results.<format> in RUN.")
@@ -32,6 +39,7 @@ def command(
     run_folder: Path,
     form: str,
     only: str | None,
+    order: str,
     partial: bool,
     include_held: bool,
     target: Path | None,
@@ -62,13 +70,18 @@ def command(
     given = [f"--{name}" for name, value in draw.items() if value is not None]
     if rows is None and given:
         raise click.UsageError(f"{given[0]} needs --audit.")
-    if rows is not None and (form != "xlsx" or only or include_held or target):
-        raise click.UsageError("--audit names its workbooks itself: leave out --format, --only, --include-held, --to.")
+    if rows is not None and (form != "xlsx" or only or include_held or target or order != "input"):
+        raise click.UsageError(
+            "--audit draws rows and names its workbooks itself: leave out --format, --only, --order, "
+            "--include-held, --to."
+        )
     reader = open_run(run_folder)
     if rows is not None:
         _draw(reader, rows, partial, draw)
         return
-    choice = Choice(partial=partial, approved=only == "approved", include_held=include_held)
+    choice = Choice(
+        partial=partial, approved=only == "approved", include_held=include_held, flagged_first=order == "flags"
+    )
     done = export(reader, form, target, choice)
     click.echo(f"{quoted(done.path)}: {counted(done.rows, 'row')}{', of an unfinished run' if done.partial else ''}")
     for note in done.notes:

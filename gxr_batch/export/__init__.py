@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gxr_batch.export.chat_jsonl import write_chat_jsonl
 from gxr_batch.export.csv_files import write_csv, write_plain_csv
-from gxr_batch.export.export_rows import Exported, Source, only_approved, open_source
+from gxr_batch.export.export_rows import Exported, Source, flagged_first, only_approved, open_source
 from gxr_batch.export.jsonl_and_parquet import write_jsonl, write_openai_batch, write_parquet
 from gxr_batch.export.workbook import write_xlsx
 from gxr_batch.ledger import RunReader
@@ -30,11 +30,15 @@ APPROVED_ONLY = {"chat-jsonl"}
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which rows to export: allow an unfinished run, only approved rows, include the texts of held rows."""
+    """Which rows to export: allow an unfinished run, only approved rows, include the texts of held rows.
+
+    `flagged_first`: those with most flags first, instead of the order of the input.
+    """
 
     partial: bool = False
     approved: bool = False
     include_held: bool = False
+    flagged_first: bool = False
 
 
 def export(reader: RunReader, form: str, target: Path | None, choice: Choice) -> Exported:
@@ -47,10 +51,15 @@ def export(reader: RunReader, form: str, target: Path | None, choice: Choice) ->
     write, _ = FORMATS[form]
     state = state_of(reader.folder)  # before any read: later changes make the file outdated
     path = checked_target(reader, target or default_path(reader, form, choice))
-    source = open_source(reader, partial=choice.partial, include_held=choice.include_held)
     approved = choice.approved or form in APPROVED_ONLY
+
+    def opened() -> Source:
+        source = open_source(reader, partial=choice.partial, include_held=choice.include_held)
+        return only_approved(source) if approved else source
+
+    source = flagged_first(opened) if choice.flagged_first else opened()
     kept = kept_notes(keep_changed(reader.folder, path))
-    done = write(only_approved(source) if approved else source, path)
+    done = write(source, path)
     remember(reader.folder, path, state)
     none = ("no row of this run is approved yet",) if approved and not done.rows else ()
     return done._replace(notes=(*done.notes, *none, *kept))

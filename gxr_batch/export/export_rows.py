@@ -5,7 +5,8 @@ Yields small tables, so that every format is written in constant memory. The oth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,6 +119,37 @@ def final_text(row: Mapping[str, Any]) -> str | None:
 def only_approved(source: Source) -> Source:
     """Return the source with its approved rows only."""
     return source._replace(tables=map(approved, source.tables), approved=True)
+
+
+def flagged_first(again: Callable[[], Source]) -> Source:
+    """Return a source with the rows of most flags first, those with as many in their usual order.
+
+    `again` opens the source: its rows are read once for each number of flags, so that they never are in memory at once.
+    Raises RunError, while rows are read, if the run has changed meanwhile.
+    """
+    of: Counter[int] = Counter()
+    for table in again().tables:
+        of.update(_flags_of(table).to_pylist())
+    return again()._replace(tables=_by_flags(again, of))
+
+
+def _by_flags(again: Callable[[], Source], of: Counter[int]) -> Iterator[pa.Table]:
+    for number in sorted(of, reverse=True):
+        source, found = again(), 0
+        for table in source.tables:
+            rows = table.filter(pc.equal(_flags_of(table), number))
+            found += rows.num_rows
+            yield rows
+        if found != of[number]:
+            raise RunError(
+                "The run has changed during the export.",
+                where=str(source.reader.folder),
+                next_step="run the same command again once the run has finished",
+            )
+
+
+def _flags_of(table: pa.Table) -> pa.ChunkedArray:
+    return pc.fill_null(pc.list_value_length(table["gxr_flags"]), 0)
 
 
 def _stored(results: Path, schema: pa.Schema) -> Iterator[pa.Table]:

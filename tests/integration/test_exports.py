@@ -7,10 +7,12 @@ import json
 import shutil
 from pathlib import Path
 
+import openpyxl
 import pyarrow.parquet as pq
 import pytest
 from running import Workplace
 
+import gxr_batch.export as export_module
 from gxr_batch.errors import RunError
 from gxr_batch.export import FORMATS, Choice, export
 from gxr_batch.ledger import RunReader
@@ -121,3 +123,53 @@ def test_an_export_of_this_run_is_replaced_wherever_it_is(work):
     assert not list(work.folder.rglob("*.before-*"))
     (found,) = json.loads(work.gxr("status", "outputs/j", "--json").stdout)
     assert found["outdated_exports"] == []
+
+
+@pytest.fixture
+def flagged(tmp_path: Path) -> Workplace:
+    """A run whose rows have 1, 3, 2 and no flags; the last failed."""
+    made = Workplace(tmp_path)
+    cells = ["clear lungs", "<start_of_turn> MRN 4711", "<bos> clear lungs", "a failing row", "clear heart"]
+    made.table([(f"C{number}", cell) for number, cell in enumerate(cells)])
+    made.job("[engine]\nkind = 'echo'\n[privacy]\nidentifiers = 'flag'\n")
+    made.faults = {"fail_containing": "failing"}
+    made.run(expect=3)
+    return made
+
+
+@pytest.mark.parametrize("more", [[], ["--partial"]])
+def test_rows_can_be_ordered_by_their_number_of_flags(flagged, more):
+    flagged.gxr("export", "outputs/j", "--format", "jsonl", "--order", "flags", *more)
+    text = (flagged.folder / "outputs/j/results.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    numbers = {row["case_id"]: len(row["gxr_flags"] or []) for row in rows}
+    assert len(set(numbers.values())) >= 3
+    assert [row["case_id"] for row in rows] == sorted(numbers, key=lambda name: (-numbers[name], name))
+
+
+def test_a_workbook_ordered_by_flags_can_be_imported(flagged):
+    flagged.gxr("export", "outputs/j", "--order", "flags")
+    found = openpyxl.load_workbook(flagged.folder / "outputs/j/results.xlsx")["Cases"]
+    head = [cell.value for cell in found[3]]
+    assert [row[head.index("case_id")] for row in found.iter_rows(4, values_only=True)] == [
+        "C1",
+        "C2",
+        "C0",
+        "C4",
+        "C3",
+    ]
+
+
+def test_a_run_that_changes_while_its_rows_are_ordered_is_no_export(flagged, monkeypatch):
+    reader = RunReader(flagged.folder / "outputs/j")
+    opened = export_module.open_source
+    passes = iter([1, 1, 0.5, 0.5, 0.5])
+
+    def shrinking(*args, **kwargs):
+        source, share = opened(*args, **kwargs), next(passes)
+        return source._replace(tables=(table.slice(0, int(len(table) * share)) for table in source.tables))
+
+    monkeypatch.setattr(export_module, "open_source", shrinking)
+    with pytest.raises(RunError, match="has changed during the export"):
+        export(reader, "jsonl", None, Choice(flagged_first=True))
+    assert not (flagged.folder / "outputs/j/results.jsonl").exists()

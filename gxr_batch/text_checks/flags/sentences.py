@@ -11,7 +11,8 @@ from gxr_batch.text_checks.flags.lexicon import WORDS
 # what the first one does, but more slowly: most words are plain.
 _WORD = re.compile(r"[a-z]++(?=[ \n.,;:-])|[.;:,!?()%<>|\n]|[^\W\d_]+(?:'[^\W\d_]+)?|\d+(?:[.,]\d+)*")
 _ENDS = frozenset(".;!?\n")
-
+# A longer sentence, such as that of a model in a loop, is cut: rules compare each finding with its whole sentence.
+_MAX_WORDS = 150
 
 _GENERAL_SECTIONS = WORDS["sections.general"]
 _CASE_SECTIONS = WORDS["sections.case"]
@@ -24,7 +25,10 @@ def words_of(text: str) -> list[str]:
 
 
 def sentences_of(words: Sequence[str]) -> list[Sequence[str]]:
-    """Return the words of each sentence, with the mark that ends it. Line ends and semicolons also end sentences."""
+    """Return the words of each sentence, with the mark that ends it.
+
+    Line ends and semicolons also end sentences. A sentence of more than _MAX_WORDS is several.
+    """
     found = []
     start = 0
     for at in [place for place, word in enumerate(words) if word in _ENDS]:
@@ -33,7 +37,9 @@ def sentences_of(words: Sequence[str]) -> list[Sequence[str]]:
         start = at + 1
     if start < len(words):
         found.append(words[start:])
-    return found
+    if max(map(len, found), default=0) <= _MAX_WORDS:
+        return found
+    return [sentence[at : at + _MAX_WORDS] for sentence in found for at in range(0, len(sentence), _MAX_WORDS)]
 
 
 def case_sentences(sentences: list[Sequence[str]], vocabulary: frozenset[str]) -> list[Sequence[str]]:

@@ -14,7 +14,7 @@ from gxr_batch.text_checks.flags import FLAGS, NOT_COMPUTED, Evidence, flags_of
 from gxr_batch.text_checks.flags.contradictions import kept_and_lost
 from gxr_batch.text_checks.flags.evidence import Reading
 from gxr_batch.text_checks.flags.lexicon import DEVICES, TABLES, WORDS, spots_in
-from gxr_batch.text_checks.flags.sentences import words_of
+from gxr_batch.text_checks.flags.sentences import sentences_of, words_of
 
 FLOOR = 0.9
 PHRASES, PAIRS = TABLES["findings"]["phrases"], TABLES["findings"]["pairs"]
@@ -255,6 +255,13 @@ def test_cells_of_any_type_and_length_are_read():
     values = {"findings": ["an", "effusion"], "age": 65, "comparison": None, "presentation": b"\xff"}
     assert flags_of(Evidence("An effusion. " + "é" * 5, "", values, "stop")) == []
     flags_of(Evidence("<" * 50_000 + "no " * 50_000, "no " * 90_000, {"findings": "not a nodule, " * 50_000}, "stop"))
+
+
+def test_a_sentence_without_end_is_cut():
+    words = words_of("a left effusion and " * 1000 + ". The lungs are clear.")
+    sentences = sentences_of(words)
+    assert max(map(len, sentences)) <= 150
+    assert sentences[-1] == words_of("The lungs are clear.")
 
 
 PIECES = ["a ", "no ", "no effusion, ", "1 ", "1 mm ", "<a ", "[", "i can ", "prior ", "\n", "x" * 9, "left nodule "]

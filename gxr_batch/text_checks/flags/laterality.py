@@ -18,6 +18,15 @@ _NOT_OF_DEVICES = WORDS["sides.not_of_devices"]
 _STOPS_BEFORE_DEVICES = _STOPS_BEFORE | {"and"}
 _STOPS_AFTER_DEVICES = _STOPS | WORDS["sides.stops_after_devices"]
 _TIPS = WORDS["sides.tips"]
+_LOBES = WORDS["sides.lobes"]
+_MORE = WORDS["sides.more"]
+_GAP = 8  # words between two sides of one finding
+_BETWEEN = _LOBES | {"and", ",", "the", "in", "of", "at", "on"}
+_BETWEEN_MORE = _LOBES | _MORE | {"the", "on"}
+_STARTS = frozenset({",", ":", "with", "and", "but"})
+_AFTER_SIDES = WORDS["status.stops_after"] | WORDS["status.concludes"] | WORDS["status.hedges"] | {"in"}
+_ENDS = _STARTS | _AFTER_SIDES | WORDS["status.verbs"]
+_BE, _SEEN = WORDS["status.be"], WORDS["status.seen"]
 
 
 class Sides:
@@ -30,6 +39,8 @@ class Sides:
         self._sentence, self._spots = sentence, spots
         places = [at for at, word in enumerate(sentence) if word in SIDE_WORDS]
         self.known = {at: side for at in places if (side := _side_at(sentence, at))}
+        if len(set(self.known.values())) > 1:
+            self._join()
         sides = set(self.known.values())
         self.only = sides.pop() if len(sides) == 1 else ""
 
@@ -47,6 +58,38 @@ class Sides:
             if side:
                 return side
         return self._before(spot) or self._after(spot, spot.end)
+
+    def _join(self) -> None:
+        """Make both sides of one finding "both": "right upper lobe and left lower lobe", "right more than left"."""
+        places, first = list(self.known), 0
+        for number, at in enumerate(places):
+            following = places[number + 1] if number + 1 < len(places) else None
+            if following is not None and _is_link(self._sentence[at + 1 : following]):
+                continue
+            group = places[first : number + 1]
+            first = number + 1
+            if len({self.known[place] for place in group}) > 1 and self._is_of_one(group[0], at):
+                self.known.update(dict.fromkeys(group, "both"))
+
+    def _is_of_one(self, start: int, last: int) -> bool:
+        """Return whether sides in words `start` to `last` belong to one finding: only before or only after them."""
+        sentence = self._sentence
+        if not _MORE.isdisjoint(sentence[start:last]):
+            return True
+        end = next((at for at in range(last + 1, len(sentence)) if sentence[at] not in _LOBES), len(sentence))
+        reach = next((at for at in range(end, min(end + 3, len(sentence))) if sentence[at] in _ENDS), end + 3)
+        follows = any(end <= spot.start < reach for spot in self._spots)
+        begin = next((at for at in range(start - 1, -1, -1) if sentence[at] in _STARTS), 0)
+        precedes = any(begin <= spot.start < start for spot in self._spots)
+        if follows or not precedes:
+            return follows and not precedes
+        rest = sentence[end : end + 2]
+        return (
+            not rest
+            or not rest[0].isalpha()
+            or rest[0] in _AFTER_SIDES
+            or (rest[0] in _BE and not _SEEN.isdisjoint(rest))
+        )
 
     def _known_for(self, spot: Spot) -> dict[int, str]:
         if not spot.device:
@@ -96,13 +139,20 @@ class Sides:
         )
 
 
+def _is_link(between: Sequence[str]) -> bool:
+    """Return whether words between two sides join them: "lobe and", "lobe, in the", "greater than"."""
+    if len(between) > _GAP:
+        return False
+    if not _MORE.isdisjoint(between):
+        return _BETWEEN_MORE.issuperset(between)
+    return not between or (not {"and", ","}.isdisjoint(between) and _BETWEEN.issuperset(between))
+
+
 def _side_at(sentence: Sequence[str], at: int) -> str:
     word = sentence[at]
     if word == "middle":
         return "right" if sentence[at + 1 : at + 2] and sentence[at + 1] in {"lobe", "and"} else ""
     for words in (sentence[at + 1 : at + 5], sentence[max(at - 4, 0) : at][::-1]):
-        if len(words) > 1 and words[0] == "and" and words[1] in _SIDES:
-            return "both"
         either = [word for word in words if word not in {"the", "on"}]
         if len(either) > 1 and either[0] == "or" and either[1] in _SIDES:
             return ""  # "on the right or on the left": on either side, so no side

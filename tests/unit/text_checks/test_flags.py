@@ -214,6 +214,43 @@ def test_either_side_counts_as_no_side():
     assert flags("The right or left pleural effusion may grow.", "Left pleural effusion.") == []
 
 
+TWO_LOBES = "Consolidation in the right upper lobe and left lower lobe."
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (TWO_LOBES, "Left lower lobe and right upper lobe consolidation."),
+        (TWO_LOBES, "There is consolidation in the left lower lobe."),
+        (TWO_LOBES, "Bilateral consolidation is present."),
+        (TWO_LOBES.replace(".", " without effusion."), "Bilateral consolidation, no effusion."),
+        (TWO_LOBES.replace(".", ", consistent with pneumonia."), "Bilateral pneumonia is seen."),
+        ("Right middle lobe and left lower lobe opacities.", "Opacities on both sides."),
+        ("Nodules in the left upper lobe, right middle lobe and right base are seen.", "Bilateral nodules."),
+        ("Left greater than right effusions.", "Bilateral effusions."),
+        ("Consolidations have developed in the left upper lobe and both lower lobes.", "Bilateral consolidation."),
+        ("Effusions, right > left.", "There are effusions on both sides."),
+    ],
+)
+def test_a_finding_in_two_lobes_may_be_on_both_sides(row, text):
+    assert flags(text, row) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (TWO_LOBES.replace("left", "right"), TWO_LOBES),
+        ("Effusion on the left and right lower lobe consolidation.", "Right effusion, left consolidation."),
+        ("Effusion at the left base and the right lung is clear.", "Effusion at the right base."),
+        ("Cardiomegaly, left effusion and right basal nodule.", "Right effusion. Cardiomegaly. Left basal nodule."),
+        ("RLL consolidation.", "Left lower lobe consolidation."),
+        ("Lt effusion.", "A right effusion is present."),
+    ],
+)
+def test_a_side_stays_with_its_finding(row, text):
+    assert flags(text, row) == ["side_flipped"]
+
+
 def test_a_measurement_may_be_given_in_another_unit():
     assert flags("The nodule measures 22 mm.", "a nodule of 2.2 cm") == []
     assert flags("The nodule measures 23 mm.", "a nodule of 2.2 cm") == ["number_not_in_input"]

@@ -46,6 +46,7 @@ class _Pair(NamedTuple):
     near: frozenset[str]
     findings: tuple[str, ...]
     normal: bool
+    reach: int
 
 
 def _phrases_by_head() -> dict[str, list[tuple[tuple[str, ...], str]]]:
@@ -61,7 +62,8 @@ def _phrases_by_head() -> dict[str, list[tuple[tuple[str, ...], str]]]:
 def _pairs_by_head() -> dict[str, list[_Pair]]:
     by_head: dict[str, list[_Pair]] = {}
     for pair in TABLES["findings"]["pairs"]:
-        made = _Pair(frozenset(pair["near"].split()), tuple(pair["names"].split()), pair.get("normal", False))
+        near, names = frozenset(pair["near"].split()), tuple(pair["names"].split())
+        made = _Pair(near, names, pair.get("normal", False), pair.get("reach", _REACH))
         for head in pair["heads"].split():
             by_head.setdefault(head, []).append(made)
     return by_head
@@ -79,7 +81,7 @@ def spots_in(sentence: Sequence[str]) -> list[Spot]:
     for at in [place for place, word in enumerate(sentence) if word in HEADS]:
         if at < taken:
             continue
-        spot = _phrase_at(sentence, at) or _pair_at(sentence, at)
+        spot = _phrase_at(sentence, at) or _pair_at(sentence, at, taken)
         if spot is not None:
             found.append(spot)
             taken = spot.end
@@ -99,13 +101,17 @@ def _phrase_at(sentence: Sequence[str], at: int) -> Spot | None:
     return None
 
 
-def _pair_at(sentence: Sequence[str], at: int) -> Spot | None:
+def _pair_at(sentence: Sequence[str], at: int, taken: int) -> Spot | None:
     for pair in _PAIRED.get(sentence[at], ()):
         for step in (-1, 1):
             place = at + step
-            while 0 <= place < len(sentence) and abs(place - at) <= _REACH:
+            while 0 <= place < len(sentence) and abs(place - at) <= pair.reach:
                 if sentence[place] in _BARRIERS and not _is_label(sentence, place, pair.near):
                     break
+                if place < taken and (pair.normal or (sentence[place] in HEADS and "and" in sentence[taken:at])):
+                    break  # "the heart is enlarged and vascularity is normal"
+                if (pair.normal or pair.reach < _REACH) and _phrase_at(sentence, place):
+                    break  # "a small nodule behind the heart"
                 if sentence[place] in pair.near:
                     return Spot(min(at, place), max(at, place) + 1, pair.findings, pair.normal, True)
                 place += step

@@ -377,6 +377,22 @@ def test_every_spelling_of_a_finding_is_found_as_that_finding():
         )
 
 
+@pytest.mark.parametrize(
+    ("said", "finding", "not_said"),
+    [
+        ("Large hiatal hernia behind the heart.", "hiatus_hernia", "cardiomegaly"),
+        ("A small nodule behind the heart.", "nodule", "cardiomegaly"),
+        ("The large left effusion obscures the heart border.", "pleural_effusion", "cardiomegaly"),
+        ("A central mass near the mediastinum.", "mass", "mediastinal_shift"),
+        ("The heart is enlarged and vascularity is normal.", "cardiomegaly", "congestion"),
+    ],
+)
+def test_words_of_one_finding_do_not_name_another(said, finding, not_said):
+    row = f"{said} No pneumothorax."
+    assert kept_and_lost_of("", row) == ([], [finding])
+    assert flags_of(evidence(f"{said} The lungs are expanded.", findings=row)) == []
+
+
 # --- what real reports and texts about them taught
 
 

@@ -15,7 +15,6 @@ from gxr_batch.text_checks.flags.mentions import Mention, mentions_in
 from gxr_batch.text_checks.flags.sentences import sentences_of, words_of
 from gxr_batch.text_checks.word_lists import names_by_word
 
-# Synonyms: one film's opacity is another's consolidation. The same goes for lines and generators.
 _SAME_PLACE = names_by_word(TABLES["findings"]["same_place"])
 
 

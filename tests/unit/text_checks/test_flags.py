@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from collections import Counter
+from importlib import resources
 
 import pytest
 from flag_pairs import RULED, SETS, cases, evidence, scores
@@ -367,6 +370,13 @@ def test_every_word_of_the_lexicon_is_written_as_texts_are_split():
     }
     assert not wrong
     assert not {word for words in TABLES["findings"]["same_place"].values() for word in words.split()} - names
+
+
+def test_no_word_is_in_a_list_twice():
+    text = resources.files("gxr_batch.text_checks").joinpath("flags/lexicon.toml").read_text(encoding="utf-8")
+    lists = re.findall(r'^(.+?) = "(?:"")?([^"]*)"', text, re.MULTILINE)
+    assert len(lists) > 100
+    assert not [(name, word) for name, words in lists for word, n in Counter(words.split()).items() if n > 1]
 
 
 def test_every_spelling_of_a_finding_is_found_as_that_finding():

@@ -40,7 +40,7 @@ _COMPARES = re.compile(
 _CUES = WORDS["comparison.cues"]
 _WISHED = WORDS["comparison.wished"]
 _KNOWN = WORDS["comparison.known"]
-_NONE = re.compile(rf"\b(?:no|without|lacking|not) (?:an? |any |the )?(?:{_BEFORE}|comparison)\b")
+_NONE = re.compile(rf"\b(?:no|without|lacking|not|absence of) (?:an? |any |the )?(?:{_BEFORE}|comparison)\b")
 _SUBJECTS = {
     word: frozenset(name for name, words in TABLES["comparison"]["subjects"].items() if word in words.split())
     for words in TABLES["comparison"]["subjects"].values()

@@ -58,6 +58,7 @@ _AFTER_STOPS = WORDS["status.stops_after"]
 _FORWARD = 16
 _AFTER_CUES = _AFTER_STOPS | _AFTER_HEDGES | _CONNECTS | _BE | _ACTS | NO | _GONE | {":", "ruled"}
 _EARLIER = WORDS["status.earlier"]
+_COMPARED = WORDS["status.compared"]
 _REST = WORDS["status.rest"]
 _BORDERLINE = WORDS["status.borderline"]
 
@@ -205,8 +206,9 @@ def _defines(following: Sequence[str]) -> bool:
 
 def _negation_after(sentence: Sequence[str], at: int) -> Status:
     following = sentence[at + 1 : at + 4]
-    if not _EARLIER.isdisjoint(sentence[at + 1 : at + 4]):
-        return "present"  # "a pneumothorax, not seen before the procedure": present now, but not then
+    further = sentence[at + 1 : at + 6]
+    if not _EARLIER.isdisjoint(further) and _COMPARED.isdisjoint(further):
+        return "present"  # "a nodule, not well seen on the prior film": present now, but not then
     if sentence[at] == "no":
         # "Effusion: no." denies it, "Small effusion: no sign of a cause" does not.
         alone = sentence[at - 1] == ":" and (not following or not following[0].isalpha())

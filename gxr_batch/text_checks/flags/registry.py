@@ -39,7 +39,7 @@ FLAGS: Mapping[str, str] = MappingProxyType(
         "other_language": "The text, or a part of it, is not in English.",
         "claims_to_see_image": "The text claims to have looked at an image, or points to a figure; the model was "
         "given only text.",
-        "invented_comparison": "The text compares with an earlier film, but the row mentions none.",
+        "invented_comparison": "The text compares something with an earlier film that the row does not compare.",
         "side_flipped": "The text places a finding or a device on a side where the row does not have it.",
         "number_not_in_input": "The text gives a measurement, an age or a duration of the case that the row does not "
         "have.",

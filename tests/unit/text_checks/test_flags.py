@@ -182,6 +182,21 @@ def test_a_finding_not_seen_before_is_present_now():
     assert flags("There is a small right apical pneumothorax.", findings) == []
     assert flags("No pneumothorax is seen.", findings) == ["negates_given_finding"]
     assert flags("There is a pneumothorax.", "A pneumothorax is not seen.") == ["asserts_negated_finding"]
+    findings = "9 mm right lower lobe nodule, not well seen on prior exams."
+    assert flags("There is a 9 mm nodule in the right lower lobe.", findings) == []
+    findings = "A pneumothorax is not seen, compared with the prior film."
+    assert flags("There is a pneumothorax.", findings) == ["asserts_negated_finding"]
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ("Interval resolution of right pneumothorax. Scoliosis.", "No pneumothorax. Scoliosis."),
+        ("Limited evaluation of fractures. Scoliosis.", "No fracture. Scoliosis."),
+    ],
+)
+def test_what_is_resolved_or_looked_for_may_be_denied(row, text):
+    assert flags_of(evidence(text, findings=row)) == []
 
 
 def test_a_finding_on_the_other_side_is_flagged_and_a_side_of_something_else_is_not():

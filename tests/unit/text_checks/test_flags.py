@@ -99,6 +99,11 @@ def test_a_text_that_reaches_its_limit_at_the_end_of_a_sentence_is_not_cut(endin
         ("The heart is not enlarged.", "cardiomegaly"),
         ("There isn't any pneumothorax.", "a pneumothorax"),
         ("The trachea is midline.", "the trachea is deviated to the left"),
+        ("Bones: Normal.", "a right rib fracture"),
+        ("The pleural spaces are normal.", "a small effusion"),
+        ("The lungs are clear.", "pneumonia"),
+        ("The mediastinal contours are normal.", "a wide mediastinum"),
+        ("The cardiomediastinal silhouette is normal.", "cardiomegaly"),
     ],
 )
 def test_a_negation_of_a_given_finding_is_flagged(said, given):
@@ -204,6 +209,15 @@ def test_a_finding_on_the_other_side_is_flagged_and_a_side_of_something_else_is_
     assert flags("A small effusion is present. The left lung is clear.") == []
     assert flags("A small effusion is present, and the left heart border is sharp.") == []
     assert flags("Bilateral effusions are present.", "Effusion on both sides.") == []
+
+
+def test_other_words_for_a_finding_are_known():
+    assert flags("The cardiothoracic ratio is increased.", "Heart size is normal.") == ["asserts_negated_finding"]
+    assert flags("The heart rate is increased.", "Heart size is normal.") == []
+    assert kept_and_lost_of("The mass pushes the trachea to the left.", "Tracheal shift to the left.")[1] == []
+    assert kept_and_lost_of("Free subdiaphragmatic gas is seen.", "Pneumoperitoneum.")[1] == []
+    assert flags("Right midlung scar is seen.", "Right midlung opacity.") == []
+    assert flags("There is a clear pleural line.", "A left pneumothorax.") == []
 
 
 def test_a_device_on_the_other_side_is_flagged_and_the_side_where_a_line_ends_is_not():
@@ -445,6 +459,7 @@ def test_a_new_item_after_a_negated_one_is_a_finding():
 
 def test_an_upper_limit_is_neither_normal_nor_enlarged():
     row = "Heart size upper limits of normal."
+    assert flags("The heart is enlarged.", "The heart is borderline in size.") == []
     assert flags("The heart is enlarged.", row) == []
     assert flags("The heart is normal.", row) == []
 

@@ -10,11 +10,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from gxr_batch.text_checks.flags.lexicon import HEADS, TABLES
+from gxr_batch.text_checks.flags.lexicon import HEADS, NO, TABLES, WORDS
 from gxr_batch.text_checks.flags.mentions import Mention, mentions_in
 from gxr_batch.text_checks.flags.sentences import sentences_of, words_of
 from gxr_batch.text_checks.word_lists import names_by_word
 
+_NORMAL_ROW = WORDS["case.normal_row"] | {"\n"}
+_SAYS_NORMAL = NO | {"normal", "unremarkable"}
 _SAME_PLACE = names_by_word(TABLES["findings"]["same_place"])
 
 
@@ -32,6 +34,7 @@ class Facts:
     """The facts in the cells of one row; `story` is everything besides its findings."""
 
     def __init__(self, findings: str, story: str) -> None:
+        self._normal = _is_normal(findings)
         self._facts: dict[str, _Fact] = {}
         self._sides: dict[str, set[str]] = {}
         for mention, side in _said(findings):
@@ -71,11 +74,11 @@ class Facts:
         return [name for name, fact in self._facts.items() if fact.present]
 
     def lacks(self, findings: Collection[str]) -> bool:
-        """Return whether no cell names one of these findings, in whatever way, although the row names others.
+        """Return whether no cell names one of these findings, although the row names others or only says it is normal.
 
-        A row that names none may be in words that the lexicon lacks.
+        Any other row that names none may be in words that the lexicon lacks.
         """
-        return bool(self._facts) and (self._facts.keys() | self._named).isdisjoint(findings)
+        return (bool(self._facts) or self._normal) and (self._facts.keys() | self._named).isdisjoint(findings)
 
     def narrowly_absent(self, finding: str) -> set[str]:
         """Return the words of "no large effusion" that say which kind of a finding the row denies; mostly empty."""
@@ -90,6 +93,14 @@ class Facts:
 
 def _place(finding: str) -> str:
     return _SAME_PLACE.get(finding, finding)
+
+
+def _is_normal(findings: str) -> bool:
+    """Return whether a cell says no more than that the film is normal: "No acute cardiopulmonary disease"."""
+    sentences = sentences_of(words_of(findings))
+    return bool(sentences) and all(
+        _NORMAL_ROW.issuperset(words) and not _SAYS_NORMAL.isdisjoint(words) for words in sentences
+    )
 
 
 def _said(cell: str) -> Iterator[tuple[Mention, str]]:

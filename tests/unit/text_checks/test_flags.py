@@ -578,3 +578,21 @@ def test_a_text_that_is_no_case_loses_nothing(text):
 )
 def test_a_finding_that_the_row_does_not_have_is_invented(text, invented):
     assert ("finding_invented" in flags(text)) is invented
+
+
+@pytest.mark.parametrize(
+    ("row", "invented"),
+    [
+        ("Normal.", True),
+        ("Normal chest radiograph.", True),
+        ("No acute cardiopulmonary abnormality.", True),
+        ("The chest is normal.\nNo active disease.\n", True),
+        ("No acute disease. Haziness at the left base.", False),
+        ("Abnormal study.", False),
+        ("Bronchial wall changes.", False),
+    ],
+)
+def test_a_row_that_is_only_normal_has_no_finding(row, invented):
+    text = "There is a right pleural effusion."
+    assert ("finding_invented" in flags(text, row)) is invented
+    assert flags("Normal chest. No effusion. An effusion would be seen as a meniscus.", row) == []

@@ -107,6 +107,8 @@ class Sides:
             return ""
         between = self._sentence[at + 1 : spot.start]
         stops = _STOPS_BEFORE_DEVICES if spot.device else _STOPS_BEFORE
+        if spot.normal and at <= 1:  # "The right lung and pleura are normal"
+            stops -= {"and"}
         if not stops.isdisjoint(between) or "to" in self._sentence[max(at - 2, 0) : at]:
             return ""
         # "On the left, a small effusion", with nothing else before the comma

@@ -54,6 +54,7 @@ _ACTS = WORDS["status.acts"]
 _GONE = WORDS["status.gone"]
 _AFTER_HEDGES = WORDS["status.hedges_after"]
 _ARTICLES = WORDS["status.articles"]
+_GENERAL_BEFORE = _ARTICLES | {"in", "on", "of", "than", "to"}  # an article here begins the sentence
 _AFTER_STOPS = WORDS["status.stops_after"]
 _FORWARD = 16
 _AFTER_CUES = _AFTER_STOPS | _AFTER_HEDGES | _CONNECTS | _BE | _ACTS | NO | _GONE | {":", "ruled"}
@@ -99,7 +100,7 @@ def _is_general(sentence: Sequence[str], spot: Spot) -> bool:
 
 def _status(sentence: Sequence[str], spot: Spot) -> Status:
     before = _before(sentence, spot.start)
-    if before == "open" or (before == "absent" and spot.normal):
+    if before == "open" or (spot.normal and (before == "absent" or _is_in_general(sentence, spot.start))):
         return "open"
     if spot.normal:
         # "Clear" itself is such a cue: "the lungs are clear of consolidation".
@@ -113,6 +114,12 @@ def _status(sentence: Sequence[str], spot: Spot) -> Status:
     if after == "absent" and not _RESTRICTED.isdisjoint(sentence[max(spot.start - 3, 0) : spot.start]):
         return "open"  # "a further effusion is not seen"
     return before if after == "present" else after
+
+
+def _is_in_general(sentence: Sequence[str], start: int) -> bool:
+    """Return whether a normal part is that of anybody: "A normal heart occupies less than half of the thorax"."""
+    begin = sentence[max(start - 2, 0) : start + 1]
+    return len(begin) > 1 and begin[-1] == "normal" and begin[-2] in _ARTICLES and begin[0] in _GENERAL_BEFORE
 
 
 def _before(sentence: Sequence[str], start: int) -> Status:

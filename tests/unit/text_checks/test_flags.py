@@ -220,6 +220,13 @@ def test_other_words_for_a_finding_are_known():
     assert flags("There is a clear pleural line.", "A left pneumothorax.") == []
 
 
+def test_the_other_side_may_be_normal():
+    text = "Left rib fracture and effusion. The right lung and pleura are normal."
+    assert flags(text, "Left rib fracture. Left effusion.") == []
+    text = "The left lung and pleura are normal."
+    assert flags(text, "Left effusion.") == ["negates_given_finding"]
+
+
 def test_a_device_on_the_other_side_is_flagged_and_the_side_where_a_line_ends_is_not():
     drain, line = "Right basal drain.", "Left subclavian line with its tip in the right atrium. Right effusion."
     assert flags("Left basal drain in place.", drain) == ["side_flipped"]
@@ -497,6 +504,20 @@ def test_a_finding_that_is_taken_for_given_is_stated():
 )
 def test_a_film_called_normal_denies_what_the_row_has(text, denied):
     assert ("negates_given_finding" in flags(text, "Scoliosis. The lungs are clear.")) is denied
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ("Cardiomegaly.", "Cardiomegaly. A normal heart occupies less than half of the thorax."),
+        ("Cardiomegaly.", "Cardiomegaly. In a normal film the heart is less than half of the thorax."),
+        ("Left hilar fullness.", "Left hilar fullness. The normal left hilum is higher than the right."),
+        ("Right effusion.", "Right effusion. A normal pleura is not visible."),
+    ],
+)
+def test_teaching_what_is_normal_denies_nothing(row, text):
+    assert flags(text, row) == []
+    assert flags("The film shows a normal heart.", "Cardiomegaly.") == ["negates_given_finding"]
 
 
 def test_a_film_with_nothing_but_a_device_may_be_called_normal():

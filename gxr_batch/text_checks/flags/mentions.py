@@ -58,6 +58,8 @@ _GENERAL_BEFORE = _ARTICLES | {"in", "on", "of", "than", "to"}  # an article her
 _AFTER_STOPS = WORDS["status.stops_after"]
 _FORWARD = 16
 _AFTER_CUES = _AFTER_STOPS | _AFTER_HEDGES | _CONNECTS | _BE | _ACTS | NO | _GONE | {":", "ruled"}
+_DENIALS = [[word] for word in sorted(_GONE | {"no"})]
+_SHORT = 5  # words and marks with which such a denial ends a sentence
 _EARLIER = WORDS["status.earlier"]
 _COMPARED = WORDS["status.compared"]
 _REST = WORDS["status.rest"]
@@ -110,7 +112,7 @@ def _status(sentence: Sequence[str], spot: Spot) -> Status:
         return "open" if doubtful else "absent"
     if before == "absent" or (spot.paired and any(_negates(sentence, at) for at in range(spot.start, spot.end))):
         return "absent"
-    after = _after(sentence, spot.end)
+    after = "absent" if _is_only_denied(sentence, spot.end) else _after(sentence, spot.end)
     if after == "absent" and not _RESTRICTED.isdisjoint(sentence[max(spot.start - 3, 0) : spot.start]):
         return "open"  # "a further effusion is not seen"
     return before if after == "present" else after
@@ -202,6 +204,11 @@ def _after(sentence: Sequence[str], end: int) -> Status:
         elif verb and (word in _GONE or word == "ruled"):
             return "absent"
     return "present"
+
+
+def _is_only_denied(sentence: Sequence[str], end: int) -> bool:
+    """Return whether a denial is all that follows a finding: "| Effusion | no |", "Effusion - none"."""
+    return len(sentence) - end <= _SHORT and [word for word in sentence[end:] if word.isalpha()] in _DENIALS
 
 
 def _defines(following: Sequence[str]) -> bool:

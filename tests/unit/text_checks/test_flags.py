@@ -169,6 +169,7 @@ def test_what_small_models_leave_in_a_text_is_flagged(text, flag):
         "The provided X-ray findings point to an effusion.",
         "A right effusion (from Greek πλευρά, the side) is present.",
         "| sign | left | right |\n|---|---|---|\n| effusion | yes | yes |",
+        "| sign | right | left |\n|---|---|---|\n| effusion | yes | no |",
         "The level of T10 to L1 is normal.",
         "Old films, if there are any, should be compared.",
     ],
@@ -216,6 +217,8 @@ def test_other_words_for_a_finding_are_known():
     assert flags("The heart rate is increased.", "Heart size is normal.") == []
     assert kept_and_lost_of("The mass pushes the trachea to the left.", "Tracheal shift to the left.")[1] == []
     assert kept_and_lost_of("Free subdiaphragmatic gas is seen.", "Pneumoperitoneum.")[1] == []
+    assert flags("A left IJ catheter is seen.", "Right IJ line.") == ["side_flipped"]
+    assert kept_and_lost_of("An endotracheal tube.", "ETT and NGT in situ.")[1] == ["enteric_tube"]
     assert flags("Right midlung scar is seen.", "Right midlung opacity.") == []
     assert flags("There is a clear pleural line.", "A left pneumothorax.") == []
 
@@ -476,8 +479,10 @@ def test_a_denial_after_a_colon_is_about_what_it_names(text):
     assert flags(text, "Mild cardiomegaly.") == []
 
 
-@pytest.mark.parametrize("text", ["Effusion: no.", "Effusion: none.", "Pleural effusion: absent."])
-def test_a_denial_that_is_all_there_is_after_a_colon_is_one(text):
+@pytest.mark.parametrize(
+    "text", ["Effusion: no.", "Effusion: none.", "Pleural effusion: absent.", "Effusion - none", "| Effusion | no |"]
+)
+def test_a_denial_that_is_all_there_is_after_a_finding_is_one(text):
     assert flags(text) == ["negates_given_finding"]
 
 

@@ -470,6 +470,8 @@ def test_a_new_item_after_a_negated_one_is_a_finding():
 def test_an_upper_limit_is_neither_normal_nor_enlarged():
     row = "Heart size upper limits of normal."
     assert flags("The heart is enlarged.", "The heart is borderline in size.") == []
+    assert flags("The heart is not enlarged.", "Borderline enlarged heart.") == ["negates_given_finding"]
+    assert flags("The heart is not enlarged.", "Heart size remains slightly large.") == ["negates_given_finding"]
     assert flags("The heart is enlarged.", row) == []
     assert flags("The heart is normal.", row) == []
 

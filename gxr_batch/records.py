@@ -135,7 +135,10 @@ class Completion(NamedTuple):
 
 
 class Result(NamedTuple):
-    """One finished key, as parts store it: the fields are the columns `gxr_...` in this order."""
+    """One finished key, as parts store it: the fields are the columns `gxr_...` in this order.
+
+    `findings_kept` and `findings_lost` are None if nothing was compared: see `Checked` in text_checks/flags.
+    """
 
     row_id: str
     sample: int
@@ -161,6 +164,8 @@ class Result(NamedTuple):
     template: str
     prompt_sha256: str | None
     reasoning: str | None
+    findings_kept: list[str] | None = None
+    findings_lost: list[str] | None = None
 
 
 class Review(NamedTuple):
@@ -210,6 +215,8 @@ PROVENANCE_COLUMNS = (
 )
 # What the model wrote, which is withheld in held rows.
 GENERATED_COLUMNS = ("gxr_text", "gxr_reasoning")
+# Lists of names, which people see joined by commas.
+LIST_COLUMNS = ("gxr_flags", "gxr_findings_kept", "gxr_findings_lost")
 # What result columns are called in a job that reads a run: source_text for gxr_text.
 SOURCE_PREFIX = "source_"
 # The content hash stays inside the run folder: it identifies the row, and is not a result.
@@ -225,7 +232,6 @@ def part_schema() -> pa.Schema:
     moment = pa.timestamp("ms", tz="UTC")
     types: dict[str, pa.DataType] = {
         "sample": pa.int32(),
-        "flags": pa.list_(pa.string()),
         "prompt_tokens": pa.int32(),
         "new_tokens": pa.int32(),
         "max_new_tokens": pa.int32(),
@@ -239,6 +245,7 @@ def part_schema() -> pa.Schema:
         "rows_in_batch": pa.float64(),
         "started_at": moment,
         "finished_at": moment,
+        **{name.removeprefix("gxr_"): pa.list_(pa.string()) for name in LIST_COLUMNS},
     }
     return pa.schema([pa.field(f"gxr_{name}", types.get(name, pa.string())) for name in Result._fields])
 

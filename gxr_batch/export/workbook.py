@@ -25,7 +25,7 @@ from gxr_batch.export.export_rows import Exported, Source
 from gxr_batch.export.workbook_layout import Column, Formats, layout, make_formats, row_height
 from gxr_batch.export.workbook_readme import APPROVED_BANNER, state, write_readme
 from gxr_batch.files import scratch_folder
-from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema
+from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, LIST_COLUMNS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema
 from gxr_batch.rows.columns import counted
 from gxr_batch.text_checks.descriptions import SHORTENED
 
@@ -228,7 +228,7 @@ def _rows(table: pa.Table, columns: Sequence[Column]) -> Iterator[tuple[Any, ...
             cells.append([exact_number(value) for value in values])
         elif column.name == "gxr_reviewed_at":
             cells.append(values)
-        elif column.name == "gxr_flags":
+        elif column.name in LIST_COLUMNS:
             cells.append([", ".join(value or ()) for value in values])
         else:
             cells.append([as_text(value) for value in values])

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from gxr_batch.records import ERROR_CATEGORIES, ERROR_WEIGHTS, SOURCE_PREFIX, result_schema, review_schema
+from gxr_batch.records import ERROR_CATEGORIES, ERROR_WEIGHTS, LIST_COLUMNS, SOURCE_PREFIX, result_schema, review_schema
 
 Role = Literal["key", "mark", "input", "text", "review", "flags", "provenance"]
 
@@ -31,6 +31,8 @@ _CAPTIONS = {
     "gxr_ai_generated": "AI-generated",
     "gxr_text": "Generated text (AI)",
     "gxr_reasoning": "Reasoning before the text (AI)",
+    "gxr_findings_kept": "Findings that the text names",
+    "gxr_findings_lost": "Findings that it does not name, or denies",
     "gxr_review_quality": "Quality, 1 to 5",
     "gxr_review_text": "Corrected text",
     "gxr_review_comment": "Comment",
@@ -74,14 +76,15 @@ def layout(names: Sequence[str], longest: Mapping[str, int]) -> list[Column]:
     own = [name for name in own if name not in minor]
     first = ("gxr_row_id", "gxr_sample")
     review = review_schema().names
-    placed = {*first, *review, "gxr_review_status", "gxr_text", "gxr_flags", "gxr_ai_generated"}
+    placed = {*first, *review, "gxr_review_status", "gxr_text", "gxr_ai_generated", *LIST_COLUMNS}
     rest = [name for name in names if name.startswith("gxr_") and name not in placed]
     columns = [_column(name, "key") for name in first]
     columns += [_column("gxr_review_status", "review"), _column("gxr_ai_generated", "mark")]
     columns += [Column(name, "input", _fitting(name, longest.get(name, _WIDTHS["input"]))) for name in own]
     columns += [_column("gxr_text", "text")]
     columns += [_column(name, "review") for name in review]
-    columns += [_column("gxr_flags", "flags"), *(_column(name, "provenance") for name in [*rest, *minor])]
+    columns += [_column(name, "flags") for name in LIST_COLUMNS if name in names]
+    columns += [_column(name, "provenance") for name in [*rest, *minor]]
     return columns
 
 

@@ -33,7 +33,10 @@ _HOW = {
     "your own changes": "You may sort, filter or delete rows, and move or add columns: rows are matched by gxr_row_id "
     "and gxr_sample. Keep the row of small column names below the captions: the import finds the columns by them.",
 }
-_FLAGS = "Flags in gxr_flags mark what to check first. A flag is not a score, and a case without flags may have errors."
+_FLAGS = (
+    "Flags in gxr_flags mark what to check first. A flag is not a score, and a case without flags may have errors. "
+    "gxr_findings_lost lists findings of the row that the text does not name, or denies; gxr_findings_kept the others."
+)
 _WIDTHS = (30, 110)
 _LINE_POINTS = 15
 

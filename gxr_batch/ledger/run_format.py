@@ -15,11 +15,13 @@ import pyarrow.compute as pc
 
 from gxr_batch.cells import quoted
 from gxr_batch.errors import LaterVersion, StorageError
+from gxr_batch.records import LIST_COLUMNS
 
 # 1: up to commit 2d832e8, only run.json carries it. 2: parts carry it too.
 # 3: gxr_reasoning; cells of more types, input.null_values = "common", run.lock with boot and file.
 # 4: input.only, and a run folder as input.path.
-FORMAT = 4
+# 5: gxr_findings_kept, gxr_findings_lost.
+FORMAT = 5
 FORMAT_MARK = "gxr_format"
 # Columns that earlier versions wrote and this one no longer reads. None so far.
 RETIRED_COLUMNS: frozenset[str] = frozenset()
@@ -85,8 +87,9 @@ def require_readable(table: pa.Table) -> None:
         found = pc.min_max(table[name].cast(pa.int64()))
         if found["min"].is_valid and not 0 <= found["min"].as_py() <= found["max"].as_py() < _END_OF_TIME:
             raise ValueError
-    if "gxr_flags" in table.column_names and pc.list_flatten(table["gxr_flags"]).null_count:
-        raise ValueError
+    for name in {*LIST_COLUMNS} & {*table.column_names}:
+        if pc.list_flatten(table[name]).null_count:
+            raise ValueError
 
 
 def with_missing_columns(table: pa.Table, wanted: Sequence[str], schema: pa.Schema) -> pa.Table:

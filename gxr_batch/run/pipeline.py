@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from gxr_batch.run.prepare import Prepared
 from gxr_batch.text_checks.identifiers import identifiers_in
 from gxr_batch.text_checks.reasoning import without_reasoning
 from gxr_batch.text_checks.screening import IN_INPUT, IN_OUTPUT, Screen, flags, reason
+
+if TYPE_CHECKING:
+    from gxr_batch.text_checks.flags import Checked
 
 TRUNCATED = "findings_truncated"
 
@@ -217,22 +220,23 @@ class Pipeline:
         work = work._replace(fitted=work.fitted.flagged(*flags(IN_OUTPUT, hits)))
         if hits and work.screening == "hold":
             return _result(work, completion, "held", reason(IN_OUTPUT, hits)), ""
-        found, fault = _flags(work, completion)
-        return _result(work._replace(fitted=work.fitted.flagged(*found)), completion, "ok", None), fault
+        found, fault = _checked(work, completion)
+        result = _result(work._replace(fitted=work.fitted.flagged(*found.flags)), completion, "ok", None)
+        return result._replace(findings_kept=found.kept, findings_lost=found.lost), fault
 
 
-def _flags(work: Work, completion: Completion) -> tuple[Sequence[str], str]:
-    """Return the flags of a generated text. A rule that fails is a bug, but must not fail rows."""
+def _checked(work: Work, completion: Completion) -> tuple[Checked, str]:
+    """Return what the rules find in a generated text. A rule that fails is a bug, but must not fail rows."""
     # Not for `check`, which imports this module and has no texts: compiling the rules takes time.
-    from gxr_batch.text_checks.flags import NOT_COMPUTED, Evidence, flags_of
+    from gxr_batch.text_checks.flags import NOT_COMPUTED, Checked, Evidence, checked
 
     end: Literal["stop", "length"] = "length" if completion.finish_reason == "length" else "stop"
     prompt = work.fitted.messages.turns[-1].text
     try:
         # Screening has its own flags, by rule, and may be disabled, so it is skipped here.
-        return flags_of(Evidence(completion.text, prompt, work.row.values, end, identifiers=())), ""
+        return checked(Evidence(completion.text, prompt, work.row.values, end, identifiers=())), ""
     except Exception as error:
-        return [NOT_COMPUTED], type(error).__name__
+        return Checked([NOT_COMPUTED]), type(error).__name__
 
 
 def _result(work: Work, completion: Completion, status: Status, error: str | None) -> Result:

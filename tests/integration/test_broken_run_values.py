@@ -76,6 +76,9 @@ def change(path: Path, name: str, value: object) -> None:
         ("gxr_finished_at", 10**15),
         ("gxr_flags", [None]),
         ("gxr_flags", ["\x1b[2J\x00\ufffe<b>"]),
+        ("gxr_findings_kept", [None]),
+        ("gxr_findings_lost", [None]),
+        ("gxr_findings_lost", ["\x1b[2J\x00\ufffe<b>"]),
         ("gxr_finish_reason", "\x1b[2J\x00\ufffe" + "x" * 40_000),
     ],
 )

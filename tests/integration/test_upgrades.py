@@ -73,6 +73,7 @@ def test_a_finished_run_of_an_earlier_version_is_read_with_its_reviews_and_has_n
     before = texts(run)
     status = Counter(read_results(run)["gxr_review_status"])
     assert (len(before), status["approved"], status["rejected"], status["approved_with_edits"]) == (48, 14, 2, 4)
+    assert read_results(run)[["gxr_findings_kept", "gxr_findings_lost"]].isna().all(axis=None)
     assert place.run_json()["generated_now"] == 0
     assert texts(run) == before
     assert json.loads(place.gxr("status", "outputs/j", "--json").stdout)[0]["state"] == "finished"

@@ -33,16 +33,13 @@ _BLANKET_CUES = WORDS["case.blanket_cues"]
 _NOT_BLANKET = WORDS["case.not_blanket"]
 
 
-def finding_flags(reading: Reading) -> set[str]:
-    """Return which flags that compare findings apply to a text."""
-    if not reading.findings:
-        return set()
+def finding_flags(reading: Reading, kept: Sequence[str], lost: Sequence[str]) -> set[str]:
+    """Return which flags that compare findings apply to a text; `kept` and `lost` are those of `kept_and_lost`."""
     facts = facts_of(reading.findings, reading.story)
     flags: set[str] = set()
     for sentence, of_the_case, mentions in reading.mentions:
         if of_the_case:
             flags.update(flag for mention in mentions if (flag := _contradiction(sentence, mention, facts)))
-    kept, lost = kept_and_lost(reading)
     given = [*kept, *lost]
     if (not DEVICES.issuperset(given) and _says(reading, _NO_ABNORMALITY)) or (
         not DEVICES.issuperset(lost) and _says(reading, _NORMAL_FILM)

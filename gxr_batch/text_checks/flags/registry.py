@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
-from gxr_batch.text_checks.flags.contradictions import finding_flags
+from gxr_batch.text_checks.flags.contradictions import finding_flags, kept_and_lost
 from gxr_batch.text_checks.flags.evidence import Evidence, Reading
 from gxr_batch.text_checks.flags.invented_comparison import invents_comparison
 from gxr_batch.text_checks.flags.number_claims import invents_number
@@ -73,17 +74,39 @@ _RULES = {
 _NO_CASE = frozenset({"empty_text", "refusal", "other_language", "echoes_prompt"})
 
 
+class Checked(NamedTuple):
+    """The names of the flags that apply to a generated text, in the order of FLAGS, and the findings that it keeps.
+
+    `kept` and `lost` are the findings and devices that the row has, in words: those that the text names, and those that
+    it does not name or denies. Both are None if the row has no findings cell, or if the text is no teaching case.
+    """
+
+    flags: list[str]
+    kept: list[str] | None = None
+    lost: list[str] | None = None
+
+
 def flags_of(evidence: Evidence) -> list[str]:
     """Return the names of the flags that apply to a generated text, in the order of FLAGS.
 
     Flags that compare with a field missing from the row's template are not computed.
     """
+    return checked(evidence).flags
+
+
+def checked(evidence: Evidence) -> Checked:
+    """Return the flags of a generated text, as `flags_of` does, and the findings that it keeps and loses."""
     reading = Reading(evidence)
     found = {name for name, rule in _RULES.items() if rule(reading)}
-    found |= finding_flags(reading)
+    kept = lost = None
+    if reading.findings:
+        given = kept_and_lost(reading)
+        found |= finding_flags(reading, *given)
+        kept, lost = ([name.replace("_", " ") for name in names] for names in given)
     if not _NO_CASE.isdisjoint(found):
         found.discard("finding_lost")
+        kept = lost = None
     screened = identifiers_in(reading.text) if evidence.identifiers is None else evidence.identifiers
     if screened:
         found.add("possible_identifier")
-    return [name for name in FLAGS if name in found] if found else []
+    return Checked([name for name in FLAGS if name in found] if found else [], kept, lost)

@@ -13,7 +13,7 @@ from flag_pairs import RULED, SETS, cases, evidence, scores
 from running import Workplace
 
 from gxr_batch.run.pipeline import TRUNCATED
-from gxr_batch.text_checks.flags import FLAGS, NOT_COMPUTED, Evidence, flags_of
+from gxr_batch.text_checks.flags import FLAGS, NOT_COMPUTED, Evidence, checked, flags_of
 from gxr_batch.text_checks.flags.contradictions import kept_and_lost
 from gxr_batch.text_checks.flags.evidence import Reading
 from gxr_batch.text_checks.flags.lexicon import DEVICES, TABLES, WORDS, spots_in
@@ -387,9 +387,11 @@ def test_a_rule_that_fails_loses_no_row_and_its_message_is_not_logged(tmp_path, 
     work = Workplace(tmp_path)
     work.table(3)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("gxr_batch.text_checks.flags.flags_of", fail)
+    monkeypatch.setattr("gxr_batch.text_checks.flags.checked", fail)
     run(load_job(tmp_path / "j.toml"), Options(), Stopper(), lambda _: None, lambda _: None)
-    assert [row["gxr_flags"] for row in work.results()] == [[NOT_COMPUTED]] * 3
+    rows = work.results()
+    assert [row["gxr_flags"] for row in rows] == [[NOT_COMPUTED]] * 3
+    assert {(row["gxr_findings_kept"], row["gxr_findings_lost"]) for row in rows} == {(None, None)}
     log = (tmp_path / "outputs/j/log.jsonl").read_text()
     assert "SECRET" not in log
     logged = [line for line in map(json.loads, log.splitlines()) if line["event"] == NOT_COMPUTED]
@@ -567,6 +569,7 @@ def test_findings_are_kept_under_any_name_and_lost_if_the_text_has_none():
     assert kept == ["cardiomegaly", "granuloma"]
     assert lost == ["degenerative_spine"]
     assert flags_of(evidence(text, findings=row)) == ["finding_lost"]
+    assert checked(evidence(text, findings=row)) == (["finding_lost"], kept, ["degenerative spine"]), "in words"
 
 
 def test_a_denied_finding_is_lost_but_has_one_flag():
@@ -589,7 +592,24 @@ def test_a_finding_that_only_the_differential_names_in_general_is_lost():
     ],
 )
 def test_a_text_that_is_no_case_loses_nothing(text):
-    assert "finding_lost" not in flags_of(evidence(text, findings="Small right pleural effusion."))
+    found = checked(evidence(text, findings="Small right pleural effusion."))
+    assert "finding_lost" not in found.flags
+    assert (found.kept, found.lost) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("cells", "named"),
+    [
+        ({"findings": "Small effusion. Sternal wires."}, (["pleural effusion"], ["sternotomy"])),
+        ({"findings": "Clear lungs."}, ([], [])),
+        ({"findings": None}, (None, None)),
+        ({"findings": " "}, (None, None)),
+        ({"topic": "effusion"}, (None, None)),
+    ],
+)
+def test_findings_are_compared_only_if_the_row_has_a_findings_cell(cells, named):
+    found = checked(Evidence("There is a small effusion on the right.", "", cells, "stop"))
+    assert (found.kept, found.lost) == named
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,12 @@ def _lines(case: dict[str, Any], width: int) -> Iterator[str]:
         yield f"[AI-generated, {_review(case)}]"
         for line in for_terminal(shown).splitlines():
             yield from wrapped(line, width=width)
-    if case["gxr_flags"]:
+    hints = {"Flags": case["gxr_flags"], "Not named in the text, or denied": case["gxr_findings_lost"]}
+    if any(hints.values()):
         yield ""
-        yield from wrapped(f"Flags: {', '.join(case['gxr_flags'])}", width=width)
+    for hint, names in hints.items():
+        if names:
+            yield from wrapped(for_terminal(f"{hint}: {', '.join(names)}"), width=width)
     yield ""
     yield from wrapped(case["gxr_disclaimer"], width=width)
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from gxr_batch.audit.comparison import SAME, VERDICTS
 from gxr_batch.audit.row_digest import keys_of
 from gxr_batch.cells import as_text, values_of
-from gxr_batch.records import GENERATED_COLUMNS
+from gxr_batch.records import GENERATED_COLUMNS, LIST_COLUMNS
 from gxr_batch.report.aggregate import MOST_CASES, Cases, Surveyed
 from gxr_batch.report.compare import Comparison
 from gxr_batch.report.invocations import mapping
@@ -32,13 +32,15 @@ MOST_CHARACTERS = 20_000
 SHORTENED = " … [shortened in this report]"
 _HASH_DIGITS = 8
 _HASHES = frozenset({"gxr_prompt_sha256"})
-# Columns that hold text of a held row, besides the user's columns.
-_QUOTING = frozenset({*GENERATED_COLUMNS, "gxr_review_text", "gxr_review_comment"})
+# Columns that hold text of a held row or tell of its cells, besides the user's columns.
+_QUOTING = frozenset(
+    {*GENERATED_COLUMNS, "gxr_review_text", "gxr_review_comment", "gxr_findings_kept", "gxr_findings_lost"}
+)
 _DIGITS = 4  # significant digits of seconds and rates
 # Columns of the other run in the case view; a column with one value in all rows is stored once.
 _OF_THE_OTHER = (
     "gxr_text", "gxr_status", "gxr_flags", "gxr_error", "gxr_finish_reason", "gxr_new_tokens", "gxr_seconds_generating",
-    "gxr_review_status", "gxr_review_text", "gxr_template", "gxr_model", "gxr_adapter",
+    "gxr_review_status", "gxr_review_text", "gxr_template", "gxr_model", "gxr_adapter", "gxr_findings_lost",
 )  # fmt: skip
 _KEY = ("gxr_row_id", "gxr_sample")
 
@@ -56,7 +58,7 @@ class CaseTable(NamedTuple):
 class Column(NamedTuple):
     """One column: `own` if it is the user's, `other` if it is of the run compared with.
 
-    `kind`: text, number, moment (UTC milliseconds) or flags (a list).
+    `kind`: text, number, moment (UTC milliseconds) or list.
     """
 
     name: str
@@ -170,8 +172,8 @@ def _shown(field: pa.Field) -> tuple[str, Callable[[Any], Any]]:
     kind = field.type
     if field.name in _HASHES:
         return "text", lambda value: f"{value[:_HASH_DIGITS]}…"
-    if field.name == "gxr_flags":
-        return "flags", list
+    if field.name in LIST_COLUMNS:
+        return "list", list
     if pa.types.is_timestamp(kind) and field.name.startswith("gxr_"):
         return "moment", lambda value: round(value.timestamp() * 1000)
     if pa.types.is_integer(kind):  # JavaScript numbers are exact up to there

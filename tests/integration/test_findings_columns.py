@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
 import json
+import re
 
 import openpyxl
 import pyarrow as pa
@@ -92,6 +95,17 @@ def test_the_workbook_has_them_in_words_after_the_flags(work):
     assert shown["all"] == ("pleural effusion, surgical clips, cardiomegaly", None)
     assert shown["refused"] == (None, None)
     work.gxr("review", "import", "outputs/j", "outputs/j/results.xlsx")
+
+
+def test_show_and_the_report_name_what_is_lost(work):
+    assert "Not named in the text, or denied: cardiomegaly\n" in work.gxr("show", "outputs/j", "--row", "some").stdout
+    assert "Not named" not in work.gxr("show", "outputs/j", "--row", "all").stdout
+    work.gxr("report", "outputs/j")
+    page = (work.folder / "outputs/j/report.html").read_text(encoding="utf-8")
+    block = re.search(r'<script type="text/plain" id="packed-cases">(.*?)</script>', page, re.DOTALL)
+    packed = json.loads(gzip.decompress(base64.b64decode(block[1])))
+    columns = {column["name"]: column for column in packed["columns"]}
+    assert (columns[LOST]["kind"], columns[LOST]["values"]) == ("list", [lost for _, lost in EXPECTED.values()])
 
 
 def test_a_job_that_reads_the_run_has_them_as_fields(work):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from running import Workplace
 
@@ -288,6 +289,7 @@ def test_held_cells_and_texts_are_withheld():
             "gxr_status": ["held", "ok"],
             "gxr_text": ["t1", "t2"],
             "gxr_error": ["rule mrn", None],
+            "gxr_findings_lost": [["nodule"], ["mass"]],
         }
     )
     made, _ = columns_of(table, held(table))
@@ -295,6 +297,7 @@ def test_held_cells_and_texts_are_withheld():
     assert values["name"] == [None, "Bob"]
     assert values["gxr_text"] == [None, "t2"]
     assert values["gxr_error"] == ["rule mrn", None]
+    assert values["gxr_findings_lost"] == [None, ["mass"]]
 
 
 def test_a_row_held_in_one_run_is_withheld_in_the_other(made, monkeypatch):
@@ -606,6 +609,24 @@ def test_a_case_shows_every_column(opened, made):
             assert name in text, name
     assert row["gxr_text"].split("\n")[0] in text
     assert "site 0 </td>" in text
+
+
+def test_a_case_names_the_findings_that_its_text_lost(browser, tmp_path):
+    work = Workplace(tmp_path)
+    work.table(2)
+    work.run()
+    (part,) = work.parts()
+    table = pq.read_table(part)
+    lost = pa.array([["pleural effusion", "nodule"], []], pa.list_(pa.string()))
+    at = table.schema.names.index("gxr_findings_lost")
+    pq.write_table(table.set_column(at, table.schema.field(at), lost), part)
+    work.gxr("report", "outputs/j")
+    for page in in_browser(browser, tmp_path / "outputs/j/report.html"):
+        page.locator("#rows .open").first.click()
+        assert "Not named in the text, or denied: pleural effusion, nodule" in page.inner_text("#case-body")
+        page.keyboard.press("j")
+        page.locator("#case-title", has_text="C1").wait_for()
+        assert "Not named" not in page.inner_text("#case-body")
 
 
 def test_light_and_dark(opened):

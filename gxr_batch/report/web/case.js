@@ -87,10 +87,12 @@ function show(at) {
   const by = reviewer && `by ${reviewer} on ${cases.of("gxr_reviewed_at", row) ?? "an unknown date"}`;
   const labels = element("div", { class: "labels" }, state(cases.of("gxr_status", row)), state(cases.of("gxr_review_status", row)),
     by ? write(element("span"), by) : null, cases.other.size ? state(cases.ofOther("comparison", row), "compared") : null, ...cases.flags(row).map(chip));
+  const lost = cases.of("gxr_findings_lost", row) ?? [];
   const rest = [...cases.own.values()].filter((column) => !column.own && !["gxr_text", "gxr_review_text", "gxr_review_comment"].includes(column.name));
   const others = [...cases.other.values()].filter((column) => !["gxr_text", "comparison"].includes(column.name));
   byId("case-body").replaceChildren(labels,
     ...(error === null ? [] : [write(element("p", { class: "error" }), error)]),
+    ...(lost.length ? [write(element("p"), `Not named in the text, or denied: ${lost.join(", ")}`)] : []),
     sides(row),
     element("details", {}, element("summary", {}, "All other columns"), table([...rest, ...others], row)));
   byId("case-body").scrollTop = 0;

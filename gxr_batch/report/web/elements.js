@@ -23,7 +23,7 @@ const chip = (flag) => element("span", { class: "flag", title: cases.legend[flag
 function shown(value, kind) {
   if (value === null || value === undefined) return "";
   if (kind === "moment") return new Date(value).toISOString().replace("T", " ").replace("Z", " UTC");
-  if (kind === "flags") return value.join(", ");
+  if (kind === "list") return value.join(", ");
   return typeof value === "number" ? String(value) : value;
 }
 

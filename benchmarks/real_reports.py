@@ -4,7 +4,7 @@ The reports are not in this repository: get `indiana_reports.csv` of the Indiana
 (Open-i; columns uid, findings, indication, comparison). `real_reports.csv` names 90 of its rows by uid (66 with an
 abnormality, 24 without, drawn at random) and has what two readers found in each text at temperatures 0.3 and 0.7; the
 readers were language models that read independently, and a third settled the 25 texts on which they differed. Rules
-were tuned on the texts of the half `tuning`; those of `held out` were evaluated once, when the rules were finished.
+were tuned on the texts of the half `tuning`; those of `held out` were evaluated, but never looked at.
 
     python benchmarks/real_reports.py indiana_reports.csv                 # generates the texts: about ten minutes
     python benchmarks/real_reports.py indiana_reports.csv --runs FOLDER   # keeps them there, or takes them from there

@@ -102,7 +102,8 @@ def test_a_blind_workbook_shows_neither_model_nor_flags_nor_what_others_said(wor
     book = openpyxl.load_workbook(drew.workbooks[0].path)
     values = {str(cell.value) for sheet in book for row in sheet.iter_rows() for cell in row if cell.value}
     names = {cell.value for cell in book["Cases"][HEADER]}
-    assert not {"gxr_model", "gxr_template", "gxr_adapter", "gxr_seed"} & names
+    hidden = {"gxr_model", "gxr_template", "gxr_adapter", "gxr_seed", "gxr_findings_kept", "gxr_findings_lost"}
+    assert not hidden & names
     assert not any("echo" in value and "[echo" not in value for value in values)
     assert not values & {"seen by the first reader", "Reader 1", "approved with edits", "echoes_prompt"}
     statuses = [row[0].value for row in book["Cases"].iter_rows(min_row=FIRST, min_col=3, max_col=3)]

@@ -490,6 +490,10 @@ def test_a_denial_that_is_all_there_is_after_a_finding_is_one(text):
     assert flags(text) == ["negates_given_finding"]
 
 
+def test_what_is_not_fully_there_is_not_denied():
+    assert flags("The lung is not fully collapsed, so some air moves.", "The right lung is collapsed.") == []
+
+
 def test_no_large_effusion_denies_only_a_large_one():
     row = "No large pleural effusion. Scoliosis."
     assert flags("Large pleural effusion: fluid in the pleura. Scoliosis.", row) == ["asserts_negated_finding"]

@@ -200,6 +200,15 @@ def is_lost(device: torch.device) -> bool:
     return False
 
 
+def cached_bytes(device: torch.device) -> int:
+    """Return the bytes that torch's allocator keeps of a GPU without a tensor in them, 0 on any other device."""
+    import torch
+
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
 def release_cached() -> None:
     """Give unused GPU memory back to the driver, also that of tensors which only a cycle of objects keeps alive.
 

@@ -109,6 +109,19 @@ def test_memory_is_asked_for_again_after_minutes_not_at_every_step(model, monkey
     assert made.grow.asked_at > 0
 
 
+def test_a_look_gives_no_memory_back_and_counts_what_the_allocator_keeps(model, monkeypatch):
+    asked = []
+    settings = EngineSection(self_check=False, reproducible=False)
+    budget = bytes_of(model, 2)
+    made = open_gpu.open_gpu(
+        model, settings, SAMPLED, capacity=CAPACITY, budget=lambda held: asked.append(held) or budget
+    )
+    monkeypatch.setattr(open_gpu, "cached_bytes", lambda device: 7)
+    monkeypatch.setattr(open_gpu, "release_cached", lambda: pytest.fail("a step may need it"))
+    assert made.grow() == (2, [])
+    assert asked == [0, made.plan.reserved + 7]
+
+
 def test_slots_that_were_set_stay(model):
     settings = EngineSection(slots=2, self_check=False, reproducible=False)
     made = open_gpu.open_gpu(model, settings, SAMPLED, capacity=CAPACITY, budget=lambda held: 2**30)

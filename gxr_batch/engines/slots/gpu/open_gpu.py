@@ -22,7 +22,7 @@ from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
 from gxr_batch.engines.slots.row_steps import device_failed
 from gxr_batch.job import EngineSection
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.device_memory import is_lost, out_of_memory, release_cached
+from gxr_batch.models.device_memory import cached_bytes, is_lost, out_of_memory, release_cached
 
 if TYPE_CHECKING:
     from gxr_batch.engines.slots.gpu.device_steps import DeviceSteps
@@ -73,12 +73,13 @@ class Growth:
             return now.slots, []
         self.asked_at = time.monotonic()
         try:
-            release_cached()  # else what the allocator keeps would count as taken
-            most = self.budget(now.reserved)
-        except RuntimeError:  # the GPU is lost: the next step says so
-            return now.slots, []
-        found = plan(self.sizes, capacity=now.capacity, budget=most, chunk=now.chunk)
-        if found is None or found.slots <= now.slots or any(map(operator.lt, found.pages, now.pages)):
+            # A look gives nothing back: a step may need what the allocator keeps, and others take what is free.
+            most = self.budget(now.reserved + cached_bytes(self.steps.device))
+            found = plan(self.sizes, capacity=now.capacity, budget=most, chunk=now.chunk)
+            if found is None or found.slots <= now.slots or any(map(operator.lt, found.pages, now.pages)):
+                return now.slots, []
+            release_cached()  # raises after a recording that failed
+        except RuntimeError:  # or the GPU is lost: the next step says so
             return now.slots, []
         grown, notices = self.steps.grow(found.slots, found.pages)
         self.plan = found if grown else now

@@ -12,7 +12,8 @@ from tiny_sessions import GREEDY, Ids, prompt, prompts, session, texts
 from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
 from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.decoding_row import RowState
-from gxr_batch.engines.slots.gpu import forward, memory_plan, open_gpu, paged_cache
+from gxr_batch.engines.slots.gpu import compare_forward, forward, memory_plan, open_gpu, paged_cache
+from gxr_batch.engines.slots.gpu.compare_forward import Comparison
 from gxr_batch.engines.slots.gpu.memory_plan import plan
 from gxr_batch.engines.slots.gpu.open_gpu import OpenedGpu, sizes_of
 from gxr_batch.engines.slots.library_backend import LibraryModel
@@ -120,6 +121,14 @@ def test_a_look_gives_no_memory_back_and_counts_what_the_allocator_keeps(model, 
     monkeypatch.setattr(open_gpu, "release_cached", lambda: pytest.fail("a step may need it"))
     assert made.grow() == (2, [])
     assert asked == [0, made.plan.reserved + 7]
+
+
+@pytest.mark.parametrize(("set_to", "fit", "same"), [("auto", 1, False), ("auto", 2, True), (1, 1, True)])
+def test_the_bits_of_several_rows_are_not_promised_after_a_comparison_of_one(model, monkeypatch, set_to, fit, same):
+    monkeypatch.setattr(compare_forward, "compare", lambda *_: Comparison("", same_bits=True))
+    settings, budget = EngineSection(slots=set_to), bytes_of(model, fit)
+    made = open_gpu.open_gpu(model, settings, SAMPLED, capacity=CAPACITY, budget=lambda held: budget)
+    assert (made.plan.slots, made.same_bits) == (fit, same)
 
 
 def test_slots_that_were_set_stay(model):

@@ -113,7 +113,11 @@ def open_gpu(
         why = ""
         try:
             opened = _opened(model, found, engine, sampling)
-            return opened if slots else opened._replace(grow=Growth(opened.steps, found, sizes, budget))
+            if slots:
+                return opened
+            # With one slot a row was compared with itself.
+            same_bits = opened.same_bits and found.slots > 1
+            return opened._replace(same_bits=same_bits, grow=Growth(opened.steps, found, sizes, budget))
         except GpuUnavailable:
             raise
         except Exception as error:  # whatever Triton, its compiler and the driver raise

@@ -101,6 +101,7 @@ def generate(invocation: Invocation, watch: Watch, show: Show) -> None:
             try:
                 stream(session, Dispatch(invocation, encoder), watch, show)
             finally:
+                invocation.info = session.info  # that of several workers changes without a notice
                 invocation.ledger.seal()
     except ApiOutage as outage:  # not an error, and sealed rows are safe: stop as for a time limit
         watch.stopper.ask("api_outage")

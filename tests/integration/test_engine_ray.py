@@ -193,6 +193,7 @@ def test_a_worker_that_gets_more_slots_gets_more_rows():
     said: list[str] = []
     with session(job({"tokens_per_second": 100}, workers=1), said, faults={"more_slots": 9}) as opened:
         seen = Watched().watch(opened, prompts(40))
+        assert (opened.info.slots, opened.info.reproducible) == (9, False)
     assert sorted(seen.keys()) == sorted(tuple(given.key) for given in prompts(40))
     assert 4 < seen.ahead <= 9
     assert said.count("9 slots from now on.") == 1

@@ -113,6 +113,14 @@ def texts(work: Workplace) -> dict[str, str]:
     return {row["case_id"]: row["gxr_text"] for row in work.results()}
 
 
+def test_the_run_folder_records_what_became_of_a_worker(work):
+    work.table(12)
+    work.job("[engine]\nkind = 'ray'\nslots = 4\n[ray]\nworker = 'echo'\nworkers = 1\n")
+    assert "9 slots from now on." in work.run(faults={"more_slots": 9}).stderr
+    (entry,) = work.manifest()["invocations"]
+    assert (entry["engine"]["slots"], entry["engine"]["reproducible"]) == (9, False)
+
+
 @pytest.mark.model
 def test_two_workers_write_the_same_texts_as_one_process(work, demo_model_dir):
     work.table(12)

@@ -28,7 +28,8 @@ class Faults(NamedTuple):
     `fail_every` fails every Nth prompt, by its row seed; `fail_containing` fails prompts that contain this text;
     `crash_after` ends the engine after so many completions; `kill_containing` kills the process over such a prompt,
     like a fault in a kernel or the system's OOM killer; `hang_containing` hangs over it permanently, like a driver that
-    never returns; `more_slots` is how many slots there are after the first completion.
+    never returns; `more_slots` is how many slots there are after the first completion, and then texts are not
+    reproducible.
     """
 
     fail_every: int = 0
@@ -97,7 +98,7 @@ class FaultySession:
         for event in self._echo.stream(noted(), stop):
             yield self._spoil(taken.pop(event.key), event) if isinstance(event, Completion) else event
             if self._faults.more_slots > self.info.slots:
-                self._echo.info = replace(self.info, slots=self._faults.more_slots)
+                self._echo.info = replace(self.info, slots=self._faults.more_slots, reproducible=False)
                 yield Pulse(0, 0, notices=(f"{self.info.slots} slots from now on.",))
 
     def _spoil(self, prompt: Prompt, completion: Completion) -> Completion:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -238,7 +238,7 @@ class Head:
 _NOTABLE_SECONDS = 1.0
 
 
-def joined(members: Sequence[Member], load_seconds: float, versions: dict[str, str]) -> EngineInfo:
+def joined(members: Sequence[Member], load_seconds: float, versions: Mapping[str, str]) -> EngineInfo:
     """Return the pool's info. Raises ModelUnavailable if two workers would write different texts."""
     first, *others = members
     for other in others:

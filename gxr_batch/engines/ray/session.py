@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from gxr_batch.engines.base import EngineInfo, Pulse, Say, StopRequest
-from gxr_batch.engines.ray.pool import Lost, Member, Pool, check_alike
+from gxr_batch.engines.ray.pool import Lost, Member, Pool, check_alike, joined
 from gxr_batch.engines.ray.row_assignment import Dealer, Taken
 from gxr_batch.engines.ray.worker_messages import Order, Report
 from gxr_batch.engines.suspects import CRASHED
@@ -140,6 +141,10 @@ class RaySession:
             self._failed(member, error)
         else:
             member.hand.slots = info.slots
+            opened = [one for one in self._pool.members if one.info is not None]
+            now = joined(opened, self.info.load_seconds, self.info.versions)
+            reproducible = self.info.reproducible and now.reproducible  # of all texts so far
+            self.info = replace(now, reproducible=reproducible, notices=self.info.notices)
 
     def _replace_hung(self, dealer: Dealer) -> Iterator[Completion]:
         """Have workers replaced that hold rows without progress, in their engine or altogether."""

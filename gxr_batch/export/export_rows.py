@@ -128,9 +128,10 @@ def flagged_first(again: Callable[[], Source]) -> Source:
     Raises RunError, while rows are read, if the run has changed meanwhile.
     """
     of: Counter[int] = Counter()
-    for table in again().tables:
+    source = again()
+    for table in source.tables:
         of.update(_flags_of(table).to_pylist())
-    return again()._replace(tables=_by_flags(again, of))
+    return source._replace(tables=_by_flags(again, of))
 
 
 def _by_flags(again: Callable[[], Source], of: Counter[int]) -> Iterator[pa.Table]:

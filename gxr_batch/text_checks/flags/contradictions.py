@@ -124,7 +124,7 @@ def _is_seen(sentence: Sequence[str], spot: Spot) -> bool:
         return True
     if spot.start > _BEFORE or not _NOT_SEEN.isdisjoint(before):
         return False
-    return _comes_first(sentence, spot) or (_PLACES.issuperset(rest) or not _SEEN.isdisjoint(rest[:_BEHIND]))
+    return _comes_first(sentence, spot) or _PLACES.issuperset(rest) or not _SEEN.isdisjoint(rest[:_BEHIND])
 
 
 def _is_presumed(sentence: Sequence[str], spot: Spot) -> bool:

@@ -6,7 +6,7 @@ cells say otherwise (an earlier effusion, a history of pneumonia), there is no c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -34,10 +34,11 @@ class Facts:
     """The facts in the cells of one row; `story` is everything besides its findings."""
 
     def __init__(self, findings: str, story: str) -> None:
-        self._normal = _is_normal(findings)
+        sentences = sentences_of(words_of(findings))
+        self._normal = _is_normal(sentences)
         self._facts: dict[str, _Fact] = {}
         self._sides: dict[str, set[str]] = {}
-        for mention, side in _said(findings):
+        for mention, side in _said(sentences):
             fact = self._facts.setdefault(mention.finding, _Fact())
             if mention.status == "open":
                 fact.open = True
@@ -49,7 +50,7 @@ class Facts:
         self._named: set[str] = set()
         self._had: set[str] = set()
         self._lacked: set[str] = set()
-        for mention, side in _said(story):
+        for mention, side in _said(sentences_of(words_of(story))):
             self._named.add(mention.finding)
             if mention.status in ("absent", "present"):
                 (self._lacked if mention.status == "absent" else self._had).add(mention.finding)
@@ -95,17 +96,16 @@ def _place(finding: str) -> str:
     return _SAME_PLACE.get(finding, finding)
 
 
-def _is_normal(findings: str) -> bool:
+def _is_normal(sentences: Sequence[Sequence[str]]) -> bool:
     """Return whether a cell says no more than that the film is normal: "No acute cardiopulmonary disease"."""
-    sentences = sentences_of(words_of(findings))
     return bool(sentences) and all(
         _NORMAL_ROW.issuperset(words) and not _SAYS_NORMAL.isdisjoint(words) for words in sentences
     )
 
 
-def _said(cell: str) -> Iterator[tuple[Mention, str]]:
+def _said(sentences: Sequence[Sequence[str]]) -> Iterator[tuple[Mention, str]]:
     """Yield the mentions of findings in a cell, with the side of each ("" = no side given)."""
-    for sentence in sentences_of(words_of(cell)):
+    for sentence in sentences:
         if not HEADS.isdisjoint(sentence):
             for mention in mentions_in(sentence):
                 yield mention, mention.side if mention.status == "absent" else mention.guess

@@ -41,11 +41,7 @@ _CUES = WORDS["comparison.cues"]
 _WISHED = WORDS["comparison.wished"]
 _KNOWN = WORDS["comparison.known"]
 _NONE = re.compile(rf"\b(?:no|without|lacking|not|absence of) (?:an? |any |the )?(?:{_BEFORE}|comparison)\b")
-_SUBJECTS = {
-    word: frozenset(name for name, words in TABLES["comparison"]["subjects"].items() if word in words.split())
-    for words in TABLES["comparison"]["subjects"].values()
-    for word in words.split()
-}
+_SUBJECTS = {name: frozenset(words.split()) for name, words in TABLES["comparison"]["subjects"].items()}
 # Of a comparison cell: it tells what the earlier film shows, and so of all that is compared with it.
 _TELLS = WORDS["comparison.tells"]
 _ALL = "all"
@@ -82,7 +78,7 @@ def _is_known(claim: set[str], basis: set[str]) -> bool:
 
 
 def _subjects(words: Sequence[str]) -> set[str]:
-    return set().union(*(_SUBJECTS[word] for word in words if word in _SUBJECTS))
+    return {name for name, own in _SUBJECTS.items() if not own.isdisjoint(words)}
 
 
 def _compared(words: Sequence[str]) -> set[str] | None:

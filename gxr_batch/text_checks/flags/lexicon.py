@@ -125,7 +125,8 @@ def _is_label(sentence: Sequence[str], at: int, near: frozenset[str]) -> bool:
 
 def _kin() -> dict[str, frozenset[str]]:
     """Return, for each finding, those that name it as well, if less exactly, and itself."""
-    groups = [frozenset(words.split()) for words in TABLES["findings"]["kin"].values()]
+    tables = (TABLES["findings"]["kin"], TABLES["findings"]["same_place"])
+    groups = [frozenset(words.split()) for table in tables for words in table.values()]
     names = {
         *TABLES["findings"]["phrases"],
         *(name for pair in TABLES["findings"]["pairs"] for name in pair["names"].split()),

@@ -79,7 +79,7 @@ def bench(job: Job, slots: Sequence[int], rows_a_slot: int, say: Say) -> Bench:
     found, loads = [], []
     info: EngineInfo | None = None
     for count in sorted(set(slots)):
-        settled = follow(job, None).with_values({"engine.slots": count})
+        settled = follow(job, None).with_values({"engine.slots": count, "form.name": "", "form.sections": ()})
         engine = create(settled, say)
         encoder = engine.encoder()
         began = time.perf_counter()

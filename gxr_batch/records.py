@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Status = Literal["ok", "failed", "held"]
-FinishReason = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "closed", "length", "error"]
+# A token limit ended the text, or with a form at least one of its sections: --retry truncated takes such rows.
+TRUNCATED_REASONS: tuple[FinishReason, ...] = ("length", "closed")
 ReviewStatus = Literal["unreviewed", "approved", "approved_with_edits", "rejected"]
 Role = Literal["system", "user", "model"]
 
@@ -110,6 +112,9 @@ class Prompt(NamedTuple):
 class Completion(NamedTuple):
     """What an engine made of one prompt. A failed row has `finish_reason` "error" and its reason in `error`.
 
+    With a form, "stop" means that the model ended every section, "closed" that the text has all of them and the token
+    limit ended at least one, the parts in `cut_sections` (from 0).
+
     Seconds come from one monotonic clock, stamped after the device was synchronised: `seconds_queued` from taking the
     prompt to its prefill, `seconds_to_first_token` and `seconds_generating` from its prefill on. `seconds_share` is a
     step's time divided among the rows active in it. `rows_in_batch` is the mean over the row's steps, itself included.
@@ -132,6 +137,7 @@ class Completion(NamedTuple):
     started_at_ms: int
     finished_at_ms: int
     reasoning: str | None = None
+    cut_sections: tuple[int, ...] = ()
 
 
 class Result(NamedTuple):

@@ -168,9 +168,10 @@ def _filled(job: Job, fields: tuple[str, ...]) -> Question:
     from gxr_batch.cells import quoted
     from gxr_batch.chat import filled
     from gxr_batch.errors import RowError, UserError
+    from gxr_batch.forms import form_of
     from gxr_batch.prompts import Templates
 
-    template = Templates(job.prompt).default
+    template = Templates(job.prompt, form_of(job)).default
     values = {}
     for field in fields:
         name, equals, value = field.partition("=")

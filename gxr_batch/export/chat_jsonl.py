@@ -60,7 +60,7 @@ class _Prompts:
             raise RunError(
                 "The job in the run's manifest cannot be read.", where=str(source.reader.folder / "run.json")
             ) from None
-        self._system, self._templates = job.prompt.system, Templates(job.prompt)
+        self._system, self._templates = job.prompt.system, Templates(job.prompt, source.reader.form)
         own = [name for name in source.schema.names if not name.startswith("gxr_")]
         self._fields = field_map(self._templates, job, own)
 

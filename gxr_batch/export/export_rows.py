@@ -74,7 +74,7 @@ def open_source(reader: RunReader, *, partial: bool, include_held: bool = False)
             next_step="add --partial to export the finished rows, or finish the run with `gxr-batch run`",
         )
     with damage(reader.results):
-        schema = stored_schema(reader.results)
+        schema = stored_schema(reader.results, reader.form)
     tables = map(reader.reviews.apply_to, _stored(reader.results, schema))
     return Source(
         reader, with_review_columns(schema), map(_withheld, tables), _counts_of(schema) or counts, partial=False

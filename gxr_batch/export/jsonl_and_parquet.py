@@ -84,7 +84,7 @@ def _batch_line(row: Mapping[str, Any], several: bool) -> dict[str, Any]:
             {
                 "index": 0,
                 "message": {"role": "assistant", "content": final_text(row)},
-                "finish_reason": row["gxr_finish_reason"],
+                "finish_reason": "length" if row["gxr_finish_reason"] == "closed" else row["gxr_finish_reason"],
             }
         ],
         "usage": {"prompt_tokens": row["gxr_prompt_tokens"], "completion_tokens": row["gxr_new_tokens"]},

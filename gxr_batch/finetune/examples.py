@@ -20,6 +20,7 @@ from gxr_batch.cells import quoted
 from gxr_batch.disk import expanded, storage_errors
 from gxr_batch.errors import JobFileError, RowError, RunError, TableError, TemplateError
 from gxr_batch.files import MOST_TEXT_BYTES, open_plain
+from gxr_batch.forms import form_of
 from gxr_batch.job import FinetuneSection, Job
 from gxr_batch.ledger import is_run
 from gxr_batch.prompts import Template, Templates
@@ -64,7 +65,7 @@ def read_examples(job: Job) -> tuple[list[Example], list[DataFile]]:
 
     Raises JobFileError and RunError for a source that cannot be used, TableError for invalid lines, TemplateError.
     """
-    templates = Templates(job.prompt)
+    templates = Templates(job.prompt, form_of(job))
     examples: list[Example] = []
     files: list[DataFile] = []
     wrong: list[tuple[str, str]] = []

@@ -7,6 +7,8 @@ from gxr_batch.job.schema import (
     EchoSection,
     EngineSection,
     FinetuneSection,
+    FormPart,
+    FormSection,
     InputSection,
     Job,
     ModelSection,
@@ -15,6 +17,7 @@ from gxr_batch.job.schema import (
     RunSection,
     SamplingSection,
     Screening,
+    SectionKind,
 )
 
 __all__ = [
@@ -23,6 +26,8 @@ __all__ = [
     "EchoSection",
     "EngineSection",
     "FinetuneSection",
+    "FormPart",
+    "FormSection",
     "InputSection",
     "Job",
     "ModelSection",
@@ -31,6 +36,7 @@ __all__ = [
     "RunSection",
     "SamplingSection",
     "Screening",
+    "SectionKind",
     "load_job",
     "make_job",
     "recorded_job",

@@ -293,6 +293,78 @@ class ModelSection(Section):
     max_seq_length: int = Field(default=2048, ge=16, le=MOST_TOKENS)
 
 
+MOST_SECTIONS = 24
+_MOST_HEADING = 80  # characters
+
+
+def _one_line(value: str) -> str:
+    """Return text unchanged; raise ValueError unless it is one printable line without blanks around it."""
+    if not value or value != value.strip() or not value.isprintable() or len(value) > _MOST_HEADING:
+        raise ValueError(
+            f"must be one line of 1 to {_MOST_HEADING} characters that can be printed, without blanks around it"
+        )
+    return value
+
+
+def _heading(value: str) -> str:
+    """Return a heading unchanged; raise ValueError if no text can have it."""
+    if _one_line(value).endswith(":"):
+        raise ValueError("must not end with a colon, which is added")
+    return value
+
+
+Heading = Annotated[str, AfterValidator(_heading)]
+SectionKind = Literal["text", "line", "bullets", "choice", "number"]
+
+
+class FormPart(Section):
+    """What one section of a form may hold; `ask` is what the prompt says about it."""
+
+    kind: SectionKind = "text"
+    max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    choices: tuple[Annotated[str, AfterValidator(_one_line)], ...] = ()
+    ask: str = ""
+    hidden: bool = False
+
+    @model_validator(mode="after")
+    def _what_the_kind_has(self) -> FormPart:
+        if (self.kind == "choice") != bool(self.choices):
+            raise ValueError('choices and kind = "choice" need each other, as in choices = ["easy", "hard"]')
+        if len(set(self.choices)) < len(self.choices):
+            raise ValueError("choices must be different")
+        if self.max_tokens is not None and self.kind in {"choice", "number"}:
+            raise ValueError(f'max_tokens has no meaning with kind = "{self.kind}", which is never cut')
+        return self
+
+
+class FormSection(Section):
+    """The form of every text: headings in order, and what may be under each. Without `sections`, `name` says where.
+
+    `request` is added to the prompt, with `{headings}` replaced by the headings.
+    """
+
+    name: FilePath = ""
+    sections: tuple[Heading, ...] = Field(default=(), max_length=MOST_SECTIONS)
+    request: str = ""
+    section: dict[str, FormPart] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> FormSection:
+        if self.name and (self.sections or self.section or self.request):
+            raise ValueError(
+                "name cannot be combined with sections, section or request: copy the form "
+                "(gxr-batch forms show NAME), change it, and name its file"
+            )
+        folded = [heading.casefold() for heading in self.sections]
+        if len(set(folded)) < len(folded):
+            raise ValueError("sections must be different headings")
+        if unknown := [heading for heading in self.section if heading not in self.sections]:
+            raise ValueError(f"sections lacks the heading of [form.section.{_quoted(unknown[0])}]")
+        if self.request and "{headings}" not in self.request:
+            raise ValueError("request must contain {headings}, where the headings are named")
+        return self
+
+
 MOST_SAMPLES = 1000  # of one row
 
 
@@ -396,6 +468,7 @@ class Job(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     input: InputSection
     prompt: PromptSection = PromptSection()
+    form: FormSection = FormSection()
     model: ModelSection = ModelSection()
     sampling: SamplingSection = SamplingSection()
     engine: EngineSection = EngineSection()

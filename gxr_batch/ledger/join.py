@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from gxr_batch.disk import parquet_file, write_whole
 from gxr_batch.errors import RunError, StorageError
+from gxr_batch.forms import Form, parts_of
 from gxr_batch.ledger.compaction import locations, part_infos
 from gxr_batch.ledger.input_copy import KEY_COLUMNS_OF_INPUT, batches_of, own_fields
 from gxr_batch.ledger.parts import footer_of, read_group
@@ -31,6 +32,7 @@ FAILED_NAME = "failed.parquet"
 # Row groups kept in memory: work is in input order except within the window, so a batch's rows are in few adjacent
 # groups.
 _OPEN_GROUPS = 4
+_SECTION_TYPES = {"bullets": pa.list_(pa.string()), "number": pa.float64()}
 _Lines = npt.NDArray[np.int64]
 
 
@@ -91,13 +93,15 @@ def merged(
     folder: Path,
     state: State,
     provenance: Mapping[str, Any],
+    form: Form | None = None,
     *,
     include_held: bool = False,
     with_content_hash: bool = False,
 ) -> Iterator[pa.Table]:
     """Yield the finished keys as tables with the user's and the result columns, in input order, then by sample.
 
-    The text of a held row is null unless `include_held` is set. `with_content_hash` adds the private column.
+    The text of a held row is null unless `include_held` is set. With a `form`, each of its sections is a column, null
+    in a row whose text lacks the form. `with_content_hash` adds the private column.
     """
     parts = _Parts(folder)
     start = 0
@@ -111,7 +115,7 @@ def merged(
         if not include_held:
             results = _without_held_texts(results)
         own = pa.Table.from_batches([batch.drop_columns(list(KEY_COLUMNS_OF_INPUT))]).take(pa.array(row))
-        table = _with_provenance(own, results, provenance)
+        table = with_sections(_with_provenance(own, results, provenance), form)
         if with_content_hash:
             table = table.append_column(CONTENT_HASH, results[CONTENT_HASH])
         yield table
@@ -123,9 +127,25 @@ def _belong(results: pa.Table, batch: pa.RecordBatch, row: npt.NDArray[np.intp])
     return bool(results["gxr_row_id"].equals(ids))
 
 
-def merged_schema(folder: Path) -> pa.Schema:
-    """Return the schema of `merged`: the user's columns, then the result columns."""
-    return pa.schema(own_fields(folder / INPUT_NAME) + list(result_schema()))
+def merged_schema(folder: Path, form: Form | None = None) -> pa.Schema:
+    """Return the schema of `merged`: the user's columns, then the result columns, then those of a form's sections."""
+    return pa.schema([*own_fields(folder / INPUT_NAME), *result_schema(), *section_fields(form)])
+
+
+def section_fields(form: Form | None) -> list[pa.Field]:
+    """Return the columns of a form's sections: text, a list of text, or a number; none without a form."""
+    return [pa.field(part.column, _SECTION_TYPES.get(part.kind, pa.string())) for part in form.parts] if form else []
+
+
+def with_sections(table: pa.Table, form: Form | None, text: str = "gxr_text", prefix: str = "") -> pa.Table:
+    """Return the table with the sections of a column of texts, under their names with `prefix` in front."""
+    if form is None:
+        return table
+    found = [parts_of(form, one) if one else None for one in table[text].to_pylist()]
+    for at, field in enumerate(section_fields(form)):
+        cells = [parts[at] if parts else None for parts in found]
+        table = table.append_column(field.with_name(prefix + field.name), pa.array(cells, field.type))
+    return table
 
 
 def _without_held_texts(results: pa.Table) -> pa.Table:
@@ -146,30 +166,34 @@ def _with_provenance(own: pa.Table, results: pa.Table, provenance: Mapping[str, 
     return pa.Table.from_arrays(columns, schema=pa.schema(list(own.schema) + list(result_schema())))
 
 
-def write_results(folder: Path, state: State, provenance: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+def write_results(
+    folder: Path, state: State, provenance: Mapping[str, Any], metadata: Mapping[str, str], form: Form | None = None
+) -> None:
     """Replace results.parquet with the current merge. Raises StorageError."""
-    schema = merged_schema(folder).with_metadata({**metadata, FORMAT_MARK: str(FORMAT)})
+    schema = merged_schema(folder, form).with_metadata({**metadata, FORMAT_MARK: str(FORMAT)})
 
     def write(file: BinaryIO) -> None:
         with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
-            for table in merged(folder, state, provenance):
+            for table in merged(folder, state, provenance, form):
                 writer.write_table(table)
 
     write_whole(folder / RESULTS_NAME, write)
 
 
-def stored_schema(results: Path) -> pa.Schema:
+def stored_schema(results: Path, form: Form | None = None) -> pa.Schema:
     """Return the columns of results.parquet as this version reads it: the user's as stored, then the result columns.
 
-    The table's columns may have changed since. Raises LaterVersion, and pyarrow's errors for damage.
+    The table's columns may have changed since; the run's `form` may not. Raises LaterVersion, and pyarrow's errors for
+    damage.
     """
     with parquet_file(results) as file:
         stored = file.schema_arrow
     if len(set(stored.names)) < len(stored):
         raise ValueError
     own = [field for field in stored if not field.name.startswith("gxr_")]
-    refuse_later_file(results, stored, [field.name for field in own] + result_schema().names)
-    return pa.schema([*own, *result_schema()], metadata=stored.metadata)
+    of_results = [*result_schema(), *section_fields(form)]
+    refuse_later_file(results, stored, [field.name for field in own + of_results])
+    return pa.schema(own + of_results, metadata=stored.metadata)
 
 
 def stored_tables(results: Path, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:

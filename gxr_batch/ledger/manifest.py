@@ -181,8 +181,13 @@ def load_manifest(folder: Path) -> Manifest | None:
     except NotPlain as error:
         raise not_plain(path, error) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        raise RunError(
-            "The run's manifest is damaged.",
-            where=str(path.absolute()),
-            next_step=f"rename it to {MANIFEST_NAME}.damaged and run the job again: no generated row is lost",
-        ) from None
+        raise damaged_manifest(folder) from None
+
+
+def damaged_manifest(folder: Path) -> RunError:
+    """Return the error for a run.json that cannot be used."""
+    return RunError(
+        "The run's manifest is damaged.",
+        where=str((folder / MANIFEST_NAME).absolute()),
+        next_step=f"rename it to {MANIFEST_NAME}.damaged and run the job again: no generated row is lost",
+    )

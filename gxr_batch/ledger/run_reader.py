@@ -12,10 +12,18 @@ import pyarrow as pa
 
 from gxr_batch.disk import denied, parquet_file, reading
 from gxr_batch.errors import RunError
+from gxr_batch.forms import Form, form_of_run
 from gxr_batch.ledger.input_copy import has_footer, own_fields, sha256_of_copy
 from gxr_batch.ledger.join import INPUT_NAME, RESULTS_NAME, merged, merged_schema, stored_schema
 from gxr_batch.ledger.lock import Holder, writing
-from gxr_batch.ledger.manifest import MANIFEST_NAME, Manifest, load_manifest, refuse_later_files, refuse_links
+from gxr_batch.ledger.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    damaged_manifest,
+    load_manifest,
+    refuse_later_files,
+    refuse_links,
+)
 from gxr_batch.ledger.reviews import Reviews, with_review_columns
 from gxr_batch.ledger.state import State
 
@@ -53,6 +61,14 @@ class RunReader:
         samples = int(self.manifest.job["sampling"]["samples_per_row"])
         return State.scan(self.folder, self.folder / INPUT_NAME, samples, whole=whole)
 
+    @cached_property
+    def form(self) -> Form | None:
+        """The form of the run's texts, None if they have none. Raises RunError if its record is damaged."""
+        try:
+            return form_of_run(self.manifest.fingerprint, self.manifest.job)
+        except ValueError:
+            raise damaged_manifest(self.folder) from None
+
     @property
     def holder(self) -> Holder | None:
         """The process that is writing to this run: a live one here, or one on another host, alive or dead."""
@@ -67,7 +83,7 @@ class RunReader:
     @property
     def schema(self) -> pa.Schema:
         """The columns of the finished rows, those of reviews included."""
-        return with_review_columns(merged_schema(self.folder))
+        return with_review_columns(merged_schema(self.folder, self.form))
 
     @cached_property
     def reviews(self) -> Reviews:
@@ -86,7 +102,9 @@ class RunReader:
     ) -> Iterator[pa.Table]:
         """Like `finished`, for the rows that were finished in an earlier `sound_state`."""
         marks = self.manifest.model.get("provenance", {})
-        rows = merged(self.folder, state, marks, include_held=include_held, with_content_hash=with_content_hash)
+        rows = merged(
+            self.folder, state, marks, self.form, include_held=include_held, with_content_hash=with_content_hash
+        )
         return map(self.reviews.apply_to, rows)
 
     def sound_state(self) -> State:
@@ -147,8 +165,8 @@ def _whole(reader: RunReader) -> pa.Table | None:
     except RunError:
         return None
     if (
-        stored_schema(reader.results).names != stored.schema.names
-        or stored.schema.names != merged_schema(reader.folder).names
+        stored_schema(reader.results, reader.form).names != stored.schema.names
+        or stored.schema.names != merged_schema(reader.folder, reader.form).names
     ):  # written by another version
         return None
     slices = range(0, stored.num_rows, _ROWS_A_SLICE)

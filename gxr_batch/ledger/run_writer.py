@@ -29,6 +29,7 @@ from gxr_batch.disk import (
 )
 from gxr_batch.errors import EngineFailed, GxrError, RunError
 from gxr_batch.files import remove_leftovers, temporary_path
+from gxr_batch.forms import Form
 from gxr_batch.ledger.compaction import (
     FULL_BYTES,
     FULL_ROWS,
@@ -195,13 +196,15 @@ class RunWriter:
         """Count the keys of the table by state."""
         return self.state.counts()
 
-    def write_results(self, provenance: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    def write_results(
+        self, provenance: Mapping[str, Any], metadata: Mapping[str, str], form: Form | None = None
+    ) -> str:
         """Replace results.parquet and failed.parquet with the current state; return the sha256 of the results.
 
         Raises StorageError.
         """
         self.require_lock()
-        write_results(self.folder, self.state, provenance, metadata)
+        write_results(self.folder, self.state, provenance, metadata, form)
         self.write_failed()
         with storage_errors(self.folder / RESULTS_NAME):
             return sha256_of(self.folder / RESULTS_NAME)

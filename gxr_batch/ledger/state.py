@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from gxr_batch.errors import StorageError
 from gxr_batch.ledger.input_copy import Index, rows_of
 from gxr_batch.ledger.parts import KEY_COLUMNS, STATUS_NAMES, DamagedPart, groups_of, part_numbers, part_path
-from gxr_batch.records import Result, Status
+from gxr_batch.records import TRUNCATED_REASONS, Result, Status
 
+_TRUNCATED = pa.array(TRUNCATED_REASONS)
 TODO, OK, FAILED, HELD = 0, 1, 2, 3
 CODES: dict[Status, int] = {"ok": OK, "failed": FAILED, "held": HELD}
 
@@ -129,7 +130,7 @@ class State:
         found["row"] = position[known]
         found["sample"] = sample[known] - 1
         found["status"] = pc.index_in(table["gxr_status"], value_set=STATUS_NAMES).to_numpy()[known] + 1
-        found["truncated"] = pc.equal(table["gxr_finish_reason"], "length").to_numpy()[known]
+        found["truncated"] = pc.is_in(table["gxr_finish_reason"], value_set=_TRUNCATED).to_numpy()[known]
         found["attempt"] = table["gxr_attempt"].to_numpy()[known]
         found["part"], found["line"] = part, start + np.flatnonzero(known)
         return found
@@ -147,7 +148,7 @@ class State:
         if self.status[at] == OK and result.status != "ok":
             return
         self.status[at] = CODES[result.status]
-        self.truncated[at] = result.finish_reason == "length"
+        self.truncated[at] = result.finish_reason in TRUNCATED_REASONS
         self.attempt[at] = result.attempt
         self.part[at] = part
         self.line[at] = line

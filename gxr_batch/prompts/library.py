@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from gxr_batch.cells import quoted
 from gxr_batch.errors import TemplateError
 from gxr_batch.files import read_text
+from gxr_batch.forms import Form, request_of
 from gxr_batch.job import PromptSection
 from gxr_batch.prompts.template import Template, compile_template
 
@@ -19,11 +21,13 @@ _SUFFIX = ".md.j2"
 class Templates:
     """All templates of one job. Raises TemplateError if one that the job names is missing or invalid."""
 
-    def __init__(self, section: PromptSection) -> None:
+    def __init__(self, section: PromptSection, form: Form | None = None) -> None:
+        """`form` is what every prompt asks for, whichever template makes it."""
         self.column = section.template_column
+        self._request = request_of(form) if form else ""
         self._own = {name: _read(name, Path(path)) for name, path in section.templates.items()}
         chosen = section.template
-        self.default = _read(Path(chosen).name, Path(chosen)) if chosen.endswith(".j2") else self.get(chosen)
+        self.default = self._asking(_read(Path(chosen).name, Path(chosen))) if _is_path(chosen) else self.get(chosen)
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -33,9 +37,9 @@ class Templates:
     def get(self, name: str) -> Template:
         """Return a template by name. Raises TemplateError, with the closest name, if there is none."""
         if name in self._own:
-            return self._own[name]
+            return self._asking(self._own[name])
         if name in builtin_names():
-            return _builtin(name)
+            return self._asking(_builtin(name))
         if hasattr(self, "default") and name == self.default.name:
             return self.default
         known = [*self._own, *builtin_names()]
@@ -48,10 +52,17 @@ class Templates:
             else f"known: {', '.join(map(quoted, known))}; or give the path of a .j2 file",
         )
 
+    def _asking(self, template: Template) -> Template:
+        return replace(template, request=self._request) if self._request else template
+
     def available(self) -> dict[str, str]:
         """Return every name that a row may choose, with what the template is for."""
         names = [self.default.name, *self._own, *builtin_names()]
         return {name: self.get(name).description for name in dict.fromkeys(names)}
+
+
+def _is_path(chosen: str) -> bool:
+    return chosen.endswith(".j2")
 
 
 @cache

@@ -20,6 +20,8 @@ from gxr_batch.errors import TemplateError
 from gxr_batch.prompts.field_uses import Uses, read_uses
 from gxr_batch.prompts.sandbox import Sandbox, TooMuchWork, concatenated
 
+# The word of a template for what the job's form asks; no column has this name.
+FORM_SECTIONS = "form_sections"
 _FILE_NODES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
@@ -28,7 +30,8 @@ class Template:
     """A template that compiles. `fields` are in order of appearance, `required` are those that it needs.
 
     `uses` says which fields are optional (field_uses); any other is required. `literal_prefix` is the text before the
-    first field or condition. `sha256` is over the source with LF line ends.
+    first field or condition. `sha256` is over the source with LF line ends. `request` is what the job's form adds to
+    every prompt: at its end, or if the template `places_form`, where that has the word form_sections.
     """
 
     name: str
@@ -40,6 +43,8 @@ class Template:
     uses: Uses
     literal_prefix: str
     compiled: Compiled = field(repr=False, compare=False)
+    places_form: bool = False
+    request: str = ""
 
     @property
     def fingerprint(self) -> str:
@@ -49,7 +54,9 @@ class Template:
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the prompt text; `values` has every field, None if the row has none. Raises jinja2's errors."""
         # Like `compiled.render`, without rewriting tracebacks, which are never shown.
-        return concatenated(self.compiled.root_render_func(self.compiled.new_context(dict(values)))).strip()
+        cells = {**values, FORM_SECTIONS: self.request} if self.places_form else dict(values)
+        text = concatenated(self.compiled.root_render_func(self.compiled.new_context(cells))).strip()
+        return f"{text}\n\n{self.request}" if text and self.request and not self.places_form else text
 
 
 def compile_template(name: str, source: str, where: str) -> Template:
@@ -59,6 +66,8 @@ def compile_template(name: str, source: str, where: str) -> Template:
     try:
         tree = environment.parse(source)
         undeclared = meta.find_undeclared_variables(tree)
+        places_form = FORM_SECTIONS in undeclared
+        undeclared.discard(FORM_SECTIONS)
         prefix = _literal_prefix(tree)
         fields = tuple(dict.fromkeys(name.name for name in tree.find_all(nodes.Name) if name.name in undeclared))
         _refuse_words_as_fields(tree, environment.globals.keys(), where)
@@ -94,6 +103,7 @@ def compile_template(name: str, source: str, where: str) -> Template:
         uses=uses,
         literal_prefix=prefix,
         compiled=compiled,
+        places_form=places_form,
     )
     _refuse_escapes(template, where)
     return template

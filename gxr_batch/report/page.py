@@ -181,7 +181,12 @@ def _row_charts(tally: Tally) -> list[Chart]:
     return charts
 
 
-_ENDINGS = {"stop": "at an end token", "length": "at the token limit", "error": "with an error"}
+_ENDINGS = {
+    "stop": "at an end token",
+    "closed": "with a section at its token limit",
+    "length": "at the token limit",
+    "error": "with an error",
+}
 
 
 def _slot_use(tally: Tally, slots: float | None, period: Period | None) -> str:

@@ -113,6 +113,7 @@ def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, A
         "prompt.system": hashlib.sha256(prompt.system.encode()).hexdigest(),
         "prompt.format": prompt.format,
         "prompt.too_long": prompt.too_long,
+        **({"form": prepared.form.recorded} if prepared.form else {}),
         **of_the_opened_model(job, identity),
         "model.max_seq_length": job.model.max_seq_length,
         "engine.kind": job.engine.kind,
@@ -154,7 +155,7 @@ def refuse_other_texts(
             continue
         if isinstance(value, dict) and isinstance(old, dict):
             changed += [f"template {quoted(name)}" for name, digest in value.items() if old.get(name, digest) != digest]
-        elif key in {"prompt.system", "templates"}:  # the system text belongs to the prompt, which is never shown
+        elif key in {"prompt.system", "templates", "form"}:  # these belong to the prompt, which is never shown
             changed.append(key)
         else:
             changed.append(f"{quoted(key)} ({_brief(old)} -> {_brief(value)})")

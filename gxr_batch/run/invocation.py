@@ -329,7 +329,7 @@ class Invocation:
                 "gxr_invocation": self.record.register(),
                 "gxr_counts": counts._asdict(),
             }
-            written = self.ledger.write_results(provenance(self.identity), encode_metadata(marks))
+            written = self.ledger.write_results(provenance(self.identity), encode_metadata(marks), self.prepared.form)
             self.record.entry["results_sha256"] = written
         outcome = self.record.entry["outcome"]
         self.record.log("ended", outcome=outcome, done=self.progress.done, **counts._asdict())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from gxr_batch.errors import TableError, TemplateError
+from gxr_batch.forms import Form, form_of, with_form_inline
 from gxr_batch.job import InputSection, Job
 from gxr_batch.ledger import Manifest
 from gxr_batch.prompts import Templates
@@ -33,6 +34,7 @@ class Prepared:
     templates: Templates
     survey: Survey
     fields: FieldMap
+    form: Form | None = None
     mismatch: TemplateError | None = None
 
     def source_key(self, limit: int | None) -> str:
@@ -70,13 +72,18 @@ def refuse_emptied(rows: int, manifest: Manifest | None, job: Job) -> None:
 
 
 def prepare(job: Job) -> Prepared:
-    """Compile the templates, survey the table, match the two. Raises TemplateError, TableError."""
-    templates = Templates(job.prompt)
+    """Compile the templates, survey the table, match the two. Raises JobFileError, TemplateError, TableError.
+
+    The form that the job names is written out in the job.
+    """
+    job = with_form_inline(job)
+    form = form_of(job)
+    templates = Templates(job.prompt, form)
     job, table = survey_of(job)
     fields = field_map(templates, job, table.schema.names)
     refuse_nested(templates, fields, table.schema)
     wrong = mismatch(templates, fields, table.schema)
-    return Prepared(job=job, templates=templates, survey=table, fields=fields, mismatch=wrong)
+    return Prepared(job=job, templates=templates, survey=table, fields=fields, form=form, mismatch=wrong)
 
 
 def survey_of(job: Job) -> tuple[Job, Survey]:

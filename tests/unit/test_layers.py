@@ -23,7 +23,7 @@ LEVELS = (
     {"models"},
     {"text_checks"},
     {"ledger", "prompts"},
-    {"rows"},
+    {"rows", "forms"},
     {"job"},
     {"records", "cells", "disk", "extras"},
     {"errors", "files"},

@@ -1,0 +1,130 @@
+r"""How a form is laid out in a text, and how a text is taken apart again.
+
+    Impression:
+    Right basal consolidation.
+
+    Key findings:
+    - Consolidation in the right lower zone
+    - No effusion
+
+    Difficulty: easy
+
+A blank line separates sections, and none is inside one. So a text has exactly as many pieces between blank lines as
+the form has sections, and each begins with its heading: nothing in a section can close it or be taken for a heading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from gxr_batch.forms.form import Form, Part
+
+SEPARATOR = "\n\n"
+BULLET = "- "
+Content = str | list[str] | float
+
+_ASKS = {"text": "", "line": "one line", "bullets": 'a list, each item on a line that begins with "- "', "number": ""}
+_REQUEST = (
+    "Write your answer in these parts, in this order, each under its heading and separated by a blank line:\n{headings}"
+)
+_NUMBER = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})?")
+# A heading as models write it that are not held to the form: bold, numbered, with or without marks.
+_MARKS = r"[ \t]*(?:\#{1,6}[ \t]+)?(?:[*_]{1,3})?(?:\d{1,2}[.)][ \t]+)?(?:[*_]{1,3})?"
+
+
+def request_of(form: Form) -> str:
+    """Return what a prompt says about the form: its request, with the headings and what is asked under each."""
+    lines = [f"{part.heading}: {ask}" if (ask := _ask(part)) else f"{part.heading}:" for part in form.parts]
+    return (form.request.strip() or _REQUEST).replace("{headings}", "\n".join(lines))
+
+
+def _ask(part: Part) -> str:
+    if part.ask:
+        return " ".join(part.ask.split())
+    return f"one of: {', '.join(part.choices)}" if part.kind == "choice" else _ASKS[part.kind]
+
+
+def parts_of(form: Form, text: str) -> list[Content] | None:
+    """Return what is under each heading of a text, None unless it has the form exactly.
+
+    A section of bullets is a list of its items, a number a float, any other a text without blanks around it.
+    """
+    pieces = text.strip().split(SEPARATOR)
+    if len(pieces) != len(form.parts):
+        return None
+    found: list[Content] = []
+    for part, piece in zip(form.parts, pieces, strict=True):
+        if not piece.startswith(part.opening):
+            return None
+        content = _content(part, piece[len(part.opening) :].strip())
+        if content is None:
+            return None
+        found.append(content)
+    return found
+
+
+def _content(part: Part, text: str) -> Content | None:
+    if part.kind == "bullets":
+        items = [line.removeprefix("-").strip() for line in text.split("\n")]
+        return [item for item in items if item] or None
+    if part.kind == "number":
+        return float(text) if _NUMBER.fullmatch(text) else None
+    if part.kind == "choice":
+        return text if text in part.choices else None
+    return text or None
+
+
+def composed(form: Form, contents: Sequence[Content]) -> str:
+    """Return the text with these sections, as `parts_of` takes it apart again; blank lines in a section are dropped.
+
+    Raises ValueError, naming the heading, for a section that its kind does not allow.
+    """
+    return SEPARATOR.join(
+        part.opening + _laid_out(part, content) for part, content in zip(form.parts, contents, strict=True)
+    )
+
+
+def _laid_out(part: Part, content: Content) -> str:
+    if isinstance(content, list):
+        lines = [" ".join(item.split()) for item in content]
+        text = "\n".join(BULLET + line for line in lines if line)
+    else:
+        text = f"{content:g}" if isinstance(content, float) else content
+        lines = [line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+        lines = [line for line in lines if line.strip()]
+        if part.kind == "bullets":
+            lines = [BULLET + re.sub(r"^\s*(?:[-*\u2022]\s*)?", "", line) for line in lines]
+        text = "\n".join(lines).strip()
+    if part.kind not in {"text", "bullets"}:
+        text = " ".join(text.split())
+    if not text or _content(part, text) is None:
+        raise ValueError(part.heading)
+    return text.removeprefix("-") if part.kind == "bullets" else text if part.kind == "text" else f" {text}"
+
+
+def recovered(form: Form, text: str) -> str | None:
+    """Return a text that was asked for the form, but not held to it, in the form's layout; None if it lacks the form.
+
+    Each heading must begin exactly one line, in the form's order and with nothing before the first; marks of Markdown
+    around it, its capitals and what separates sections do not matter.
+    """
+    places: list[tuple[int, int]] = []
+    for part in form.parts:
+        pattern = rf"^{_MARKS}{re.escape(part.heading)}[ \t]*(?:[*_]{{1,3}})?[ \t]*(?::[ \t]*(?:[*_]{{1,3}})?|$)"
+        hits = list(re.finditer(pattern, text, re.MULTILINE | re.IGNORECASE))
+        if len(hits) != 1:
+            return None
+        places.append(hits[0].span())
+    if places != sorted(places) or text[: places[0][0]].strip():
+        return None
+    ends = [*(start for start, _ in places[1:]), len(text)]
+    contents = [text[start:end].strip() for (_, start), end in zip(places, ends, strict=True)]
+    choices = [
+        next((choice for choice in part.choices if choice.casefold() == content.rstrip(".").casefold()), content)
+        for part, content in zip(form.parts, contents, strict=True)
+    ]
+    try:
+        return composed(form, choices)
+    except ValueError:
+        return None

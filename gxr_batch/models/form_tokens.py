@@ -1,0 +1,328 @@
+"""A form as tokens: which ids a row may draw next, what is written for it, and when each section ends.
+
+llguidance turns the content of a section into the ids that may follow. Of a heading each id is the only one allowed,
+which costs a step of the row: a call for a few rows alone would read all weights once more. A section ends with the
+blank line that the model draws after it, which its end token counts as, or at the section's token limit; a row always
+has the tokens for the headings and sections that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import llguidance.hf
+import llguidance.numpy
+import numpy as np
+import numpy.typing as npt
+import torch
+from llguidance import LLExecutor, LLMatcher
+
+from gxr_batch.errors import JobFileError, ModelUnavailable
+from gxr_batch.forms import Form, Part, composed, parts_of
+from gxr_batch.forms.layout import SEPARATOR
+
+Masks = npt.NDArray[np.int32]
+# Of a section without a limit of its own: fewer tokens hold no content.
+_LEAST = 8
+# A character of four bytes may be as many tokens; none is begun that the limit would cut.
+_BYTES = 4
+# What may follow a section's opening. Masks of states in which all ids without a line feed may follow are computed
+# hundred times faster than others, so that beyond the first token of a section little is asked.
+_CONTENT = {
+    "text": r"[^\s]([^\n]|\n[^\n])*",
+    "line": r" [^\s][^\n]*",
+    "bullets": r" [^\s][^\n]*(\n-[^\n]+)*",
+    "number": r" [0-9]{1,6}(\.[0-9]{1,3})?",
+}
+_NUMBER_TOKENS = 12  # a digit each, at most
+NO_ID = -1
+
+
+class Allowed(NamedTuple):
+    """What rows may draw next.
+
+    `masks` [rows, ceil(vocab / 32)] int32: id i is bit i % 32 of word i // 32. `closing` [rows] int64 is the id that
+    stands for the model's end tokens, NO_ID where they stand for themselves or nothing may end.
+    """
+
+    masks: Masks
+    closing: npt.NDArray[np.int64]
+
+
+class FormTokens:
+    """A form for one tokenizer (a fast one of transformers) and a model with `vocab` ids.
+
+    Raises ModelUnavailable if the tokenizer cannot write the form's headings.
+    """
+
+    def __init__(self, form: Form, tokenizer: Any, end_ids: frozenset[int], vocab: int) -> None:
+        self.form, self.end_ids = form, end_ids
+        self._words = -(-vocab // 32)
+        self._guide = llguidance.hf.from_tokenizer(tokenizer, n_vocab=max(vocab, len(tokenizer)))
+        self._executor = LLExecutor()
+        self.separator = self._guide.tokenize_str(SEPARATOR)
+        self.line_end = self._guide.tokenize_str("\n")
+        self.openings = [self._guide.tokenize_str(part.opening) for part in form.parts]
+        self._check(tokenizer)
+        special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._never = ~_bits(special | {*tokenizer.all_special_ids}, self._words)
+        self._ends = _bits(end_ids, self._words)
+        self._whole = ~_bits((id for id in range(vocab) if self._begins_a_character(id)), self._words)
+        self._starts = [self._matcher(part) for part in form.parts]
+        self._first = self._filled(self._starts)
+        self._cost = max(len(self.separator), len(self.line_end))
+
+    def _check(self, tokenizer: Any) -> None:
+        """Raise ModelUnavailable unless the headings come out of this tokenizer as they are written."""
+        contents = [_EXAMPLES.get(part.kind, part.choices[0] if part.choices else "x") for part in self.form.parts]
+        text = composed(self.form, contents)
+        rest = text
+        ids: list[int] = []
+        for part, opening in zip(self.form.parts, self.openings, strict=True):
+            content = rest.removeprefix(part.opening).partition(SEPARATOR)[0]
+            rest = rest[len(part.opening) + len(content) + len(SEPARATOR) :]
+            ids += [*opening, *self._guide.tokenize_str(content), *(self.separator if rest else ())]
+        if parts_of(self.form, tokenizer.decode(ids, skip_special_tokens=True)) != parts_of(self.form, text):
+            raise ModelUnavailable(
+                "The model's tokenizer cannot write the headings of the form.",
+                where="[form]",
+                next_step="use headings with common letters, or remove [form]",
+            )
+
+    def _matcher(self, part: Part) -> LLMatcher:
+        """Return a matcher at the beginning of a section."""
+        choices = "|".join(map(_escaped, part.choices))
+        content = f" ({choices})" if part.kind == "choice" else _CONTENT[part.kind]
+        matcher = LLMatcher(self._guide, LLMatcher.grammar_from_regex(f"({content})\n\n"))
+        if matcher.is_error():
+            raise RuntimeError(f"llguidance refuses the content of a section: {part.kind}")
+        return matcher
+
+    def _begins_a_character(self, id: int) -> bool:
+        """Return whether a token begins a character that it does not end."""
+        text = self.text(id)
+        if text.isascii():
+            return False
+        for back, byte in enumerate(reversed(text[-_BYTES:]), start=1):
+            if byte >= 0xC0:
+                return back < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4)
+            if byte < 0x80:
+                break
+        return False
+
+    def least(self, part: Part) -> int:
+        """Return the fewest tokens that a section may have to itself."""
+        if part.kind == "choice":  # a model may spell it in single bytes
+            return 1 + max(len(choice.encode()) for choice in part.choices)
+        return _NUMBER_TOKENS if part.kind == "number" else min(part.max_tokens or _LEAST, _LEAST)
+
+    @property
+    def least_tokens(self) -> int:
+        """The fewest tokens of a text that holds every heading and a few tokens of each section."""
+        return self._reserved(0) + len(self.openings[0]) + 1
+
+    def _reserved(self, part: int) -> int:
+        """Return the fewest tokens from the content of a section to the end, without the end token."""
+        after = sum(len(opening) + self._cost for opening in self.openings[part + 1 :])
+        return after + sum(map(self.least, self.form.parts[part:]))
+
+    def limit(self, part: int, left: int) -> int:
+        """Return the token limit of a section when the text may have `left` more tokens.
+
+        A section without a limit of its own gets an equal share of what the headings and limits after it leave.
+        """
+        left -= 1  # the end token
+        own, after = self.form.parts[part], self.form.parts[part + 1 :]
+        most = left - self._reserved(part) + self.least(own)
+        if own.kind in {"choice", "number"}:
+            return self.least(own)
+        if own.max_tokens is not None:
+            return min(own.max_tokens, most)
+        headings = sum(len(opening) + self._cost for opening in self.openings[part + 1 :])
+        fixed = [self.least(one) if one.kind in {"choice", "number"} else one.max_tokens for one in after]
+        given = sum(tokens for tokens in fixed if tokens is not None)
+        share = (left - headings - given) // (1 + fixed.count(None))
+        return min(max(share, self.least(own)), most)
+
+    def start(self, part: int) -> LLMatcher:
+        """Return a matcher at the beginning of a section."""
+        return self._starts[part].deep_copy()
+
+    def row(self, max_new_tokens: int) -> FormRow:
+        """Return the state of a new row, whose text begins with `FormRow.opening`. Raises ValueError if it is short."""
+        if max_new_tokens < self.least_tokens:
+            raise ValueError(f"the form needs at least {self.least_tokens} tokens")
+        return FormRow(self, max_new_tokens)
+
+    def text(self, id: int) -> bytes:
+        """Return the text of a token."""
+        return bytes(self._guide.decode_bytes([id]))
+
+    def allowed(self, rows: Sequence[FormRow]) -> Allowed:
+        """Return what each row may draw next."""
+        masks = self._first[[row.part for row in rows]]
+        begun = [at for at, row in enumerate(rows) if row.begun and not row.forced]
+        masks[begun] = self._filled([rows[at].matcher for at in begun])
+        masks &= self._never
+        short = [at for at, row in enumerate(rows) if row.left < _BYTES]
+        masks[short] &= self._whole
+        closing = np.full(len(rows), NO_ID)
+        for at, row in enumerate(rows):
+            id = row.closing_id
+            if row.forced:
+                masks[at] = _bits(row.forced[:1], self._words)
+            elif masks[at, id // 32] >> (id % 32) & 1:
+                if row.is_last:
+                    masks[at] |= self._ends
+                else:
+                    closing[at] = id
+        return Allowed(masks, closing)
+
+    def _filled(self, matchers: Sequence[LLMatcher]) -> Masks:
+        found = llguidance.numpy.allocate_token_bitmask(len(matchers), self._guide.vocab_size)
+        each = [(matcher, at) for at, matcher in enumerate(matchers)]
+        if each:
+            llguidance.numpy.fill_next_token_bitmask_par(self._executor, each, found)
+        return found[:, : self._words]
+
+    def hold(self, logits: torch.Tensor, allowed: Allowed, forbid: Forbid | None = None) -> None:
+        """Change logits [rows, vocab] so that each row can only draw what it may: -inf for any other id.
+
+        Where an end token would come too early, its probability goes to the blank line that ends a section. `forbid`
+        is a faster way to write the -inf.
+        """
+        early = [at for at, id in enumerate(allowed.closing.tolist()) if id != NO_ID]
+        if early:
+            at = torch.tensor(early, device=logits.device)
+            to = torch.from_numpy(allowed.closing[early]).to(logits.device)
+            ends = logits[at][:, sorted(self.end_ids)].float()
+            both = torch.cat([logits[at, to].float()[:, None], ends], dim=1)
+            logits[at, to] = both.logsumexp(dim=1).to(logits.dtype)
+        (forbid or _forbid)(logits, allowed.masks)
+
+
+Forbid = Callable[[torch.Tensor, Masks], None]
+
+
+def _forbid(logits: torch.Tensor, masks: Masks) -> None:
+    rows, vocab = logits.shape
+    if logits.device.type == "cpu":
+        bits = np.unpackbits(masks.view(np.uint8), axis=1, count=vocab, bitorder="little")
+        logits.masked_fill_(torch.from_numpy(bits == 0), -torch.inf)
+        return
+    words = torch.from_numpy(masks).to(logits.device, non_blocking=True)
+    each = torch.arange(32, dtype=torch.int32, device=logits.device)
+    kept = ((words[:, :, None] >> each) & 1).bool().view(rows, -1)[:, :vocab]
+    logits.masked_fill_(~kept, -torch.inf)
+
+
+@dataclass(eq=False)
+class FormRow:
+    """Where a row is in its form, before its next token.
+
+    `used` counts the tokens of its text, `left` those that the section may still have, `forced` are ids that come next
+    whatever the model makes of it. `cut` are the sections that their limit ended; `begun` is False until the section
+    has a token.
+    """
+
+    tokens: FormTokens
+    max_new_tokens: int
+    part: int = 0
+    used: int = 0
+    left: int = 0
+    forced: list[int] = field(default_factory=list)
+    cut: tuple[int, ...] = ()
+    begun: bool = False
+    matcher: LLMatcher = field(init=False)
+    _after_line_end: bool = False
+    _chosen: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.opening = self.tokens.openings[0]
+        self._open(0)
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the section is the last one."""
+        return self.part + 1 == len(self.tokens.form.parts)
+
+    @property
+    def closing_id(self) -> int:
+        """The id with which the blank line after the section begins; the first of its line ends may be there."""
+        return (self.tokens.line_end if self._after_line_end else self.tokens.separator)[0]
+
+    @property
+    def finish(self) -> Literal["stop", "closed"]:
+        """How the text ended, if it has: "closed" if a limit ended a section."""
+        return "closed" if self.cut else "stop"
+
+    def take(self, id: int) -> bool:
+        """Add the token that was drawn; return whether the text has ended."""
+        if self.forced:
+            if id != self.forced.pop(0):
+                raise RuntimeError("a row drew another token than the one that was forced")
+            return False
+        if id in self.tokens.end_ids and self.is_last:
+            return True
+        if not self.matcher.consume_token(id):
+            raise RuntimeError("a row drew a token that its form does not allow")
+        self.used, self.left, self.begun = self.used + 1, self.left - 1, True
+        if self.matcher.is_stopped():
+            return self._end_section([])
+        self._after_line_end = self.tokens.text(id).endswith(b"\n")
+        if self.tokens.form.parts[self.part].kind == "choice" and self._has_chosen(id):
+            return self._end_section(self.tokens.separator)
+        if self.left > 0:
+            return False
+        self.cut += (self.part,)
+        return self._end_section(self.tokens.line_end if self._after_line_end else self.tokens.separator)
+
+    def _has_chosen(self, id: int) -> bool:
+        """Return whether the section is a whole choice that cannot become a longer one, after one more token."""
+        self._chosen += self.tokens.text(id)
+        choices = [f" {choice}".encode() for choice in self.tokens.form.parts[self.part].choices]
+        return [choice for choice in choices if choice.startswith(self._chosen)] == [self._chosen]
+
+    def _end_section(self, blank: list[int]) -> bool:
+        """Go on to the next section, if there is one, after the ids of a blank line; return whether there is none."""
+        if self.is_last:
+            return True
+        self.forced = [*blank, *self.tokens.openings[self.part + 1]]
+        self.used += len(blank)
+        self._open(self.part + 1)
+        return False
+
+    def _open(self, part: int) -> None:
+        self.part, self.used = part, self.used + len(self.tokens.openings[part])
+        self.matcher, self._after_line_end, self.begun = self.tokens.start(part), False, False
+        self._chosen = b""
+        self.left = self.tokens.limit(part, self.max_new_tokens - self.used)
+
+
+_EXAMPLES: dict[str, Any] = {"number": 1.0, "bullets": ["x"]}
+
+
+def _bits(ids: Any, words: int) -> Masks:
+    """Return a bitmap of ids, [words]; ids beyond it are left out."""
+    found = np.zeros(words, np.uint32)
+    each = np.fromiter(ids, np.int64)
+    each = each[each < words * 32]
+    np.bitwise_or.at(found, each // 32, np.uint32(1) << (each % 32).astype(np.uint32))
+    return found.view(np.int32)
+
+
+def _escaped(text: str) -> str:
+    """Return a regular expression for exactly this text, in the syntax of llguidance."""
+    return "".join(letter if letter.isalnum() or letter == " " else f"\\x{{{ord(letter):x}}}" for letter in text)
+
+
+def refuse_short_limit(tokens: FormTokens, max_new_tokens: int) -> None:
+    """Raise JobFileError if a text of this many tokens cannot hold the form."""
+    if max_new_tokens < tokens.least_tokens:
+        raise JobFileError(
+            f"The form needs at least {tokens.least_tokens} tokens: its headings, and a few for each section.",
+            where=f"[form], sampling.max_new_tokens = {max_new_tokens}",
+            next_step=f"--set sampling.max_new_tokens={tokens.least_tokens}, or more",
+        )

@@ -8,7 +8,7 @@ has the tokens for the headings and sections that are left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -20,8 +20,9 @@ import torch
 from llguidance import LLExecutor, LLMatcher
 
 from gxr_batch.errors import JobFileError, ModelUnavailable
-from gxr_batch.forms import Form, Part, composed, parts_of
+from gxr_batch.forms import Form, Part, composed, form_of, parts_of
 from gxr_batch.forms.layout import SEPARATOR
+from gxr_batch.job import Job
 
 Masks = npt.NDArray[np.int32]
 # Of a section without a limit of its own: fewer tokens hold no content.
@@ -187,12 +188,16 @@ class FormTokens:
             llguidance.numpy.fill_next_token_bitmask_par(self._executor, each, found)
         return found[:, : self._words]
 
-    def hold(self, logits: torch.Tensor, allowed: Allowed, forbid: Forbid | None = None) -> None:
+    def hold(self, logits: torch.Tensor, allowed: Allowed, write: Forbid | None = None) -> None:
         """Change logits [rows, vocab] so that each row can only draw what it may: -inf for any other id.
 
-        Where an end token would come too early, its probability goes to the blank line that ends a section. `forbid`
-        is a faster way to write the -inf.
+        Where an end token would come too early, its probability goes to the blank line that ends a section. `write`
+        is a faster way to set the -inf than `forbid`.
         """
+        with torch.inference_mode():
+            self._hold(logits, allowed, write or forbid)
+
+    def _hold(self, logits: torch.Tensor, allowed: Allowed, write: Forbid) -> None:
         early = [at for at, id in enumerate(allowed.closing.tolist()) if id != NO_ID]
         if early:
             at = torch.tensor(early, device=logits.device)
@@ -200,13 +205,14 @@ class FormTokens:
             ends = logits[at][:, sorted(self.end_ids)].float()
             both = torch.cat([logits[at, to].float()[:, None], ends], dim=1)
             logits[at, to] = both.logsumexp(dim=1).to(logits.dtype)
-        (forbid or _forbid)(logits, allowed.masks)
+        write(logits, allowed.masks)
 
 
 Forbid = Callable[[torch.Tensor, Masks], None]
 
 
-def _forbid(logits: torch.Tensor, masks: Masks) -> None:
+def forbid(logits: torch.Tensor, masks: Masks) -> None:
+    """Set the logits [rows, vocab] of ids that are not in the masks to -inf."""
     rows, vocab = logits.shape
     if logits.device.type == "cpu":
         bits = np.unpackbits(masks.view(np.uint8), axis=1, count=vocab, bitorder="little")
@@ -318,11 +324,20 @@ def _escaped(text: str) -> str:
     return "".join(letter if letter.isalnum() or letter == " " else f"\\x{{{ord(letter):x}}}" for letter in text)
 
 
-def refuse_short_limit(tokens: FormTokens, max_new_tokens: int) -> None:
-    """Raise JobFileError if a text of this many tokens cannot hold the form."""
-    if max_new_tokens < tokens.least_tokens:
+def form_tokens(job: Job, tokenizer: Any, end_ids: Iterable[int] = (), vocab: int = 0) -> FormTokens | None:
+    """Return a job's form for its model's tokenizer, None without a form; `vocab` is the tokenizer's if it is 0.
+
+    Raises JobFileError if sampling.max_new_tokens cannot hold the form, ModelUnavailable.
+    """
+    form = form_of(job)
+    if form is None:
+        return None
+    tokens = FormTokens(form, tokenizer, frozenset(end_ids), vocab or len(tokenizer))
+    limit = job.sampling.settings().max_new_tokens
+    if limit < tokens.least_tokens:
         raise JobFileError(
             f"The form needs at least {tokens.least_tokens} tokens: its headings, and a few for each section.",
-            where=f"[form], sampling.max_new_tokens = {max_new_tokens}",
+            where=f"[form], sampling.max_new_tokens = {limit}",
             next_step=f"--set sampling.max_new_tokens={tokens.least_tokens}, or more",
         )
+    return tokens

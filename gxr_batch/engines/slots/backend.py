@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from gxr_batch.engines.slots.token_sampling import Candidates, Seen
     from gxr_batch.job.sampling import Sampling
+    from gxr_batch.models.form_tokens import Masks
 
 # Shared prefixes kept at a time, one per template of a run; further templates get none.
 PREFIX_SLOTS = 4
@@ -47,6 +48,10 @@ class Backend(Protocol):
 
     def clear(self, slot: int) -> None:
         """Reset a slot that holds NaN or infinity: masked columns still take part in sums, and 0 x NaN is NaN."""
+        ...
+
+    def forbid(self, logits: torch.Tensor, masks: Masks) -> None:
+        """Set the logits [rows, vocab] of ids that are not in the masks (`models.form_tokens.Allowed`) to -inf."""
         ...
 
     def candidates(self, logits: torch.Tensor, seen: Seen, sampling: Sampling) -> Candidates:

@@ -19,6 +19,7 @@ from gxr_batch.engines.slots.oom_retry import NoMemory
 from gxr_batch.engines.slots.row_steps import KernelsFailed, Steps
 from gxr_batch.engines.slots.slot_schedule import SlotPlan
 from gxr_batch.errors import OutOfDeviceMemory
+from gxr_batch.models.form_tokens import FormTokens
 from gxr_batch.records import Completion, Prompt
 
 _PULSE_SECONDS = 0.5
@@ -52,13 +53,15 @@ class TransformersSession:
         fallback: Callable[[str], tuple[Steps, int, str]] | None = None,
         *,
         grow: Callable[[], tuple[int, list[str]]] | None = None,
+        form: FormTokens | None = None,
     ) -> None:
-        """`fallback` gets why the steps failed, closes them, and returns others, their slots, and their name.
+        """`form` is what every answer must have.
 
-        `grow` enlarges the steps if it can and returns how many slots they have, and notices.
+        `fallback` gets why the steps failed, closes them, and returns others, their slots, and their name. `grow`
+        enlarges the steps if it can and returns how many slots they have, and notices.
         """
         self.info = info
-        self._fallback, self._grow = fallback, grow
+        self._fallback, self._grow, self._form = fallback, grow, form
         self._notices: list[str] = []
         self._splits_before = 0
         self._steps, self._tokenizer, self._end_ids = steps, tokenizer, end_ids
@@ -202,7 +205,7 @@ class TransformersSession:
             if row is None:
                 work.exhausted = True
                 return
-            if error := self._refusal(row.prompt):
+            if error := self._refusal(row):
                 row.finish, row.error = "error", error
             else:
                 tokens = len(row.known_ids)
@@ -223,18 +226,26 @@ class TransformersSession:
         row.slot, work.filling = -1, False
         return False
 
-    @staticmethod
-    def _next(prompts: Iterator[Prompt]) -> RowState | None:
+    def _next(self, prompts: Iterator[Prompt]) -> RowState | None:
         prompt = next(prompts, None)
-        return None if prompt is None else RowState(prompt, time.monotonic())
+        if prompt is None:
+            return None
+        row = RowState(prompt, time.monotonic())
+        if self._form is not None and prompt.max_new_tokens >= self._form.least_tokens:
+            row.form = self._form.row(prompt.max_new_tokens)
+            row.ids = list(row.form.opening)
+        return row
 
-    def _refusal(self, prompt: Prompt) -> str:
-        """Return why the model cannot process a prompt, empty if it can."""
+    def _refusal(self, row: RowState) -> str:
+        """Return why the model cannot process a row's prompt, empty if it can."""
+        prompt = row.prompt
         ids = prompt.encoded.token_ids
         if not ids:
             return "no prompt"
         if len(ids) + prompt.max_new_tokens > self._steps.capacity:
             return f"prompt and answer need more than {self._steps.capacity} tokens"
+        if self._form is not None and row.form is None:
+            return f"the form needs at least {self._form.least_tokens} tokens"
         if max(ids) >= self._steps.vocab:
             return "the prompt holds a token that the model does not have: its tokenizer belongs to another model"
         return ""
@@ -268,7 +279,10 @@ class TransformersSession:
     def _take(self, row: RowState, token: int) -> None:
         row.ids.append(token)
         self._tokens += 1
-        if token in self._end_ids:
+        if row.form is not None:
+            if row.form.take(token):
+                row.finish = row.form.finish
+        elif token in self._end_ids:
             row.finish = "stop"
         elif len(row.ids) == row.prompt.max_new_tokens:
             row.finish = "length"
@@ -300,9 +314,9 @@ class TransformersSession:
             row.slot = target
 
     def _text(self, row: RowState) -> str:
-        ids = row.ids[:-1] if row.finish == "stop" else row.ids
+        ids = row.ids[:-1] if row.finish and row.ids and row.ids[-1] in self._end_ids else row.ids
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        return text.rstrip() if row.form and row.finish else text
 
 
 def memory_in_use(device: torch.device) -> int:

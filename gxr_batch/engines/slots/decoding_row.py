@@ -6,15 +6,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from gxr_batch.models.form_tokens import FormRow
 from gxr_batch.records import Completion, FinishReason, Prompt
 
 
 @dataclass(eq=False)
 class RowState:
-    """One row between prompt and completion. `ids` are the answer's tokens so far; seconds as in `Completion`."""
+    """One row between prompt and completion. `ids` are the answer's tokens so far; seconds as in `Completion`.
+
+    With a form, an answer begins with its first heading.
+    """
 
     prompt: Prompt
     taken_at: float
+    form: FormRow | None = None
     slot: int = -1
     ids: list[int] = field(default_factory=list)
     finish: FinishReason | None = None
@@ -66,4 +71,5 @@ def completion(row: RowState, text: str) -> Completion:
         rows_in_batch=row.row_steps / row.steps if row.steps else 0.0,
         started_at_ms=started_at_ms,
         finished_at_ms=started_at_ms + round((ended - began) * 1000),
+        cut_sections=row.form.cut if row.form else (),
     )

@@ -22,6 +22,7 @@ from gxr_batch.engines.slots.kv_cache import SlotCache, attended
 from gxr_batch.engines.slots.slot_schedule import bucket
 from gxr_batch.engines.slots.token_sampling import Candidates, Seen, top_candidates
 from gxr_batch.job.sampling import Sampling
+from gxr_batch.models.form_tokens import Masks, forbid
 
 LEAST_ROWS = 8
 
@@ -132,6 +133,10 @@ class LibraryModel:
     def clear(self, slot: int) -> None:
         """Reset a slot that holds NaN or infinity."""
         self._cache.clear(slot)
+
+    def forbid(self, logits: torch.Tensor, masks: Masks) -> None:
+        """Set the logits of ids that are not in the masks to -inf."""
+        forbid(logits, masks)
 
     def candidates(self, logits: torch.Tensor, seen: Seen, sampling: Sampling) -> Candidates:
         """Return what top-k keeps of each row. With several devices the logits are on the last one."""

@@ -26,6 +26,7 @@ from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.errors import EngineFailed, ModelUnavailable
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import MemoryBudget, no_memory_is, release_cached
+from gxr_batch.models.form_tokens import form_tokens
 from gxr_batch.models.load_weights import LoadedModel, load_model
 from gxr_batch.models.local_model import LocalModel
 from gxr_batch.models.memory_estimate import kv_bytes_a_token
@@ -71,7 +72,9 @@ def _session(job: Job, local: LocalModel, memory: MemoryBudget) -> TransformersS
     fallback = _fallback(job, loaded, memory, steps)
     info = replace(info, identity=local.identity())
     grow = on_gpu.grow if on_gpu else None
-    return TransformersSession(info, steps, tokenizer, frozenset(loaded.end_ids), fallback, grow=grow)
+    ends = frozenset(loaded.end_ids)
+    form = form_tokens(job, tokenizer, ends, steps.vocab)
+    return TransformersSession(info, steps, tokenizer, ends, fallback, grow=grow, form=form)
 
 
 def _loaded(job: Job, tokenizer: Any, memory: MemoryBudget) -> tuple[LoadedModel, OpenedGpu | None, str]:

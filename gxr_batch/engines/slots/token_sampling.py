@@ -169,7 +169,8 @@ def _in_blocks(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor
     ids = (chosen[:, :, None] * _BLOCK + torch.arange(_BLOCK, device=scores.device)).view(rows, -1)
     values, order = padded.gather(1, ids).sort(dim=-1, descending=True, stable=True)
     values, ids = values[:, :wanted], ids.gather(1, order[:, :wanted])
-    complete = values[:, -1] < values[:, k - 1] if wanted < vocab else values[:, 0] == values[:, 0]
+    few = values[:, k - 1] == -torch.inf  # fewer than k that can be drawn
+    complete = (values[:, -1] < values[:, k - 1]) | few if wanted < vocab else values[:, 0] == values[:, 0]
     return values, ids, complete
 
 

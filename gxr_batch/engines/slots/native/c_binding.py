@@ -54,7 +54,8 @@ def declared(library: ctypes.CDLL) -> ctypes.CDLL:
         *(POINTER, size, integer, integer, integer, POINTER, POINTER, integer),
         *(ctypes.c_float, integer, POINTER, POINTER, POINTER),
     ]
-    for function in (library.gxr_forward, library.gxr_logits, library.gxr_candidates):
+    library.gxr_forbid.argtypes = [POINTER, size, integer, integer, POINTER, integer]
+    for function in (library.gxr_forward, library.gxr_logits, library.gxr_candidates, library.gxr_forbid):
         function.restype = _succeeded
     return library
 

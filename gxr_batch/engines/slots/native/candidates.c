@@ -33,8 +33,8 @@ static int candidates_of(bf16 *logits, int vocab, int k, const int *seen, int se
     __mmask16 odd = 0;
     for (int i = 0; i < seen_count; i++) {  // seen ids are listed first, with their penalised value
         float v = up(saved[i] = logits[seen[i]]);
-        odd |= !isfinite(v);
-        if (found < most) {
+        odd |= isnan(v) || v == INFINITY;
+        if (found < most && v != -INFINITY) {
             values[found] = v > 0 ? v / penalty : v * penalty;
             ids[found++] = seen[i];
         }
@@ -69,6 +69,24 @@ static int candidates_of(bf16 *logits, int vocab, int k, const int *seen, int se
     }
     for (int i = 0; i < seen_count; i++) logits[seen[i]] = saved[i];
     return odd ? NOT_FINITE : overflow ? TOO_MANY : found;
+}
+
+// Sets the logits of each row to -infinity whose bit is 0: id i is bit i % 32 of allowed[row][i / 32]. Returns 0, or
+// BAD_NUMBER before it touches anything.
+int gxr_forbid(bf16 *logits, size_t stride, int rows, int vocab, const uint32_t *allowed, int words) {
+    if (rows < 1 || vocab < 1 || stride < (size_t)vocab || words != (vocab + 31) / 32) return BAD_NUMBER;
+#pragma omp parallel for schedule(static)
+    for (int r = 0; r < rows; r++) {
+        const uint32_t *own = allowed + (size_t)r * words;
+        for (int w = 0; w < words; w++) {
+            if (own[w] == UINT32_MAX) continue;
+            bf16 *here = logits + r * stride + w * 32;
+            int count = vocab - w * 32 < 32 ? vocab - w * 32 : 32;
+            for (int i = 0; i < count; i++)
+                if (!(own[w] >> i & 1)) here[i] = 0xff80;
+        }
+    }
+    return 0;
 }
 
 // For each row: everything that top-k may keep, seen ids penalised, in values[row][most] and ids[row][most];

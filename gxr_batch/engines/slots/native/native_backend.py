@@ -13,6 +13,7 @@ from gxr_batch.engines.slots.native.compile_kernels import NativeUnavailable, lo
 from gxr_batch.engines.slots.native.packed_weights import ROWS, Packed, why_not
 from gxr_batch.engines.slots.token_sampling import Candidates, Seen, top_candidates
 from gxr_batch.job.sampling import Sampling
+from gxr_batch.models.form_tokens import Masks
 
 _MOST_CANDIDATES = 2048  # per row; a row with more is sorted in full
 _BLOCK = 512  # tokens that the candidate scan reads at a time
@@ -87,6 +88,11 @@ class NativeModel:
 
     def clear(self, slot: int) -> None:
         """Do nothing: attention reads no column beyond a row's position."""
+
+    def forbid(self, logits: torch.Tensor, masks: Masks) -> None:
+        """Set the logits of ids that are not in the masks to -inf."""
+        rows, words = masks.shape
+        self._library.gxr_forbid(logits.data_ptr(), logits.stride(0), rows, logits.shape[1], masks.ctypes.data, words)
 
     def candidates(self, logits: torch.Tensor, seen: Seen, sampling: Sampling) -> Candidates:
         """Return what top-k keeps of each row; [rows, n]. Rows whose logits are not finite come back as NaN."""

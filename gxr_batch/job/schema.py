@@ -295,6 +295,7 @@ class ModelSection(Section):
 
 MOST_SECTIONS = 24
 _MOST_HEADING = 80  # characters
+LEAST_SECTION = 8  # tokens: fewer may not hold a character
 
 
 def _one_line(value: str) -> str:
@@ -321,7 +322,7 @@ class FormPart(Section):
     """What one section of a form may hold; `ask` is what the prompt says about it."""
 
     kind: SectionKind = "text"
-    max_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    max_tokens: int | None = Field(default=None, ge=LEAST_SECTION, le=MOST_TOKENS)
     choices: tuple[Annotated[str, AfterValidator(_one_line)], ...] = ()
     ask: str = ""
     hidden: bool = False

@@ -23,18 +23,19 @@ from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.forms import Form, Part, composed, form_of, parts_of
 from gxr_batch.forms.layout import SEPARATOR
 from gxr_batch.job import Job
+from gxr_batch.job.schema import LEAST_SECTION
 
 Masks = npt.NDArray[np.int32]
-# Of a section without a limit of its own: fewer tokens hold no content.
-_LEAST = 8
 # A character of four bytes may be as many tokens; none is begun that the limit would cut.
 _BYTES = 4
 # What may follow a section's opening. Masks of states in which all ids without a line feed may follow are computed
 # hundred times faster than others, so that beyond the first token of a section little is asked.
+_ANY = r"[^\x00-\x1f\x7f]"  # no control characters, which no spreadsheet takes
+_FIRST = r"[^\s\x00-\x1f\x7f]"
 _CONTENT = {
-    "text": r"[^\s]([^\n]|\n[^\n])*",
-    "line": r" [^\s][^\n]*",
-    "bullets": r" [^\s][^\n]*(\n-[^\n]+)*",
+    "text": rf"{_FIRST}({_ANY}|\n{_ANY})*",
+    "line": rf" {_FIRST}{_ANY}*",
+    "bullets": rf" {_FIRST}{_ANY}*(\n-{_ANY}+)*",
     "number": r" [0-9]{1,6}(\.[0-9]{1,3})?",
 }
 _NUMBER_TOKENS = 12  # a digit each, at most
@@ -61,7 +62,15 @@ class FormTokens:
     def __init__(self, form: Form, tokenizer: Any, end_ids: frozenset[int], vocab: int) -> None:
         self.form, self.end_ids = form, end_ids
         self._words = -(-vocab // 32)
-        self._guide = llguidance.hf.from_tokenizer(tokenizer, n_vocab=max(vocab, len(tokenizer)))
+        try:
+            self._guide = llguidance.hf.from_tokenizer(tokenizer, n_vocab=max(vocab, len(tokenizer)))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ModelUnavailable(
+                f"Texts of this model cannot be held to a form: its tokenizer is of a kind unknown to llguidance "
+                f"({type(error).__name__}).",
+                where="[form]",
+                next_step="remove [form], or use another model",
+            ) from None
         self._executor = LLExecutor()
         self.separator = self._guide.tokenize_str(SEPARATOR)
         self.line_end = self._guide.tokenize_str("\n")
@@ -117,7 +126,7 @@ class FormTokens:
         """Return the fewest tokens that a section may have to itself."""
         if part.kind == "choice":  # a model may spell it in single bytes
             return 1 + max(len(choice.encode()) for choice in part.choices)
-        return _NUMBER_TOKENS if part.kind == "number" else min(part.max_tokens or _LEAST, _LEAST)
+        return _NUMBER_TOKENS if part.kind == "number" else LEAST_SECTION
 
     @property
     def least_tokens(self) -> int:
@@ -151,11 +160,14 @@ class FormTokens:
         """Return a matcher at the beginning of a section."""
         return self._starts[part].deep_copy()
 
-    def row(self, max_new_tokens: int) -> FormRow:
-        """Return the state of a new row, whose text begins with `FormRow.opening`. Raises ValueError if it is short."""
-        if max_new_tokens < self.least_tokens:
-            raise ValueError(f"the form needs at least {self.least_tokens} tokens")
-        return FormRow(self, max_new_tokens)
+    def row(self, max_new_tokens: int, *, opened: bool = True) -> FormRow:
+        """Return the state of a new row of at least `least_tokens`.
+
+        Its text begins with `FormRow.opening`; if it is not `opened`, these ids are the first to be drawn.
+        """
+        row = FormRow(self, max_new_tokens)
+        row.forced = [] if opened else list(row.opening)
+        return row
 
     def text(self, id: int) -> bytes:
         """Return the text of a token."""
@@ -322,6 +334,12 @@ def _bits(ids: Any, words: int) -> Masks:
 def _escaped(text: str) -> str:
     """Return a regular expression for exactly this text, in the syntax of llguidance."""
     return "".join(letter if letter.isalnum() or letter == " " else f"\\x{{{ord(letter):x}}}" for letter in text)
+
+
+def hold_rows(rows: Sequence[FormRow], logits: torch.Tensor, write: Forbid | None = None) -> None:
+    """Change the logits [rows, vocab] so that each row can only draw what it may, as `FormTokens.hold` does."""
+    if rows:
+        rows[0].tokens.hold(logits, rows[0].tokens.allowed(rows), write)
 
 
 def form_tokens(job: Job, tokenizer: Any, end_ids: Iterable[int] = (), vocab: int = 0) -> FormTokens | None:

@@ -49,6 +49,23 @@ def tiny_llama(dtype: torch.dtype = torch.float32) -> Any:
     return _settled(LlamaForCausalLM(config), dtype)
 
 
+def tiny_tokenizer(folder: Path) -> Any:
+    """Return a fast byte-level tokenizer with some words, line ends and a special token; its ids fit VOCAB."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["ĊĊ", ".ĊĊ", "Ġa", "ing", "Ġx", "ĠĊ", "Ċ-", "Ã©x"]
+    vocab = {token: number for number, token in enumerate(["<s>", "</s>", "<turn>", *letters, *words])}
+    parts = {"ĊĊ": "Ċ Ċ", ".ĊĊ": ". ĊĊ", "Ġa": "Ġ a", "Ġx": "Ġ x", "ĠĊ": "Ġ Ċ", "Ċ-": "Ċ -"}
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[tuple(pair.split()) for pair in parts.values()]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    marks = {"bos_token": "<s>", "eos_token": "</s>", "additional_special_tokens": ["<turn>"]}
+    PreTrainedTokenizerFast(tokenizer_object=made, **marks).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def save_adapter(model: Any, folder: Path, **settings: Any) -> Any:
     """Apply an adapter with random matrices to a model, save it as peft does, and return peft's model with it."""
     from peft import LoraConfig, get_peft_model

@@ -27,7 +27,9 @@ class Ids:
         return " ".join(map(str, ids))
 
 
-def session(backend: Backend, slots: int, sampling: Sampling, end_ids=frozenset()) -> TransformersSession:
+def session(
+    backend: Backend, slots: int, sampling: Sampling, end_ids=frozenset(), *, tokenizer=None, form=None
+) -> TransformersSession:
     info = EngineInfo(
         identity=Identity(kind="transformers", model="tiny"),
         device="cpu",
@@ -37,7 +39,7 @@ def session(backend: Backend, slots: int, sampling: Sampling, end_ids=frozenset(
         load_seconds=0,
         reproducible=True,
     )
-    return TransformersSession(info, LogitsSteps(backend, sampling), Ids(), frozenset(end_ids))
+    return TransformersSession(info, LogitsSteps(backend, sampling), tokenizer or Ids(), frozenset(end_ids), form=form)
 
 
 def prompt(name: str, ids: list[int], new: int = 24, seed: int = 0, shared: int = 0) -> Prompt:

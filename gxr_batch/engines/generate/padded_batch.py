@@ -20,11 +20,12 @@ from gxr_batch.engines.base import StopRequest
 from gxr_batch.engines.generate.logits_processors import processors
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device_memory import out_of_memory
+from gxr_batch.models.form_tokens import FormRow, FormTokens, hold_rows
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.load_weights import LoadedModel
 from gxr_batch.records import Prompt
 
-End = Literal["stop", "length", "overflow"]
+End = Literal["stop", "closed", "length", "overflow"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -46,9 +47,11 @@ class RowState:
     ended_at: float = 0.0
     steps: int = 0
     rows_in_steps: int = 0
+    form: FormRow | None = None
 
-    def begin(self, now: float, now_ms: int) -> None:
-        """Start an attempt."""
+    def begin(self, now: float, now_ms: int, form: FormTokens | None) -> None:
+        """Start an attempt; with a form, it begins with the first heading."""
+        self.form = form.row(self.prompt.max_new_tokens, opened=False) if form else None
         self.began_at, self.began_at_ms = now, now_ms
         self.end, self.new_ids = None, []
         self.first_token_at = self.ended_at = 0.0
@@ -61,8 +64,9 @@ class Batch:
     `no_memory` is True if that error was about memory.
     """
 
-    def __init__(self, rows: Sequence[RowState], stop: StopRequest) -> None:
+    def __init__(self, rows: Sequence[RowState], stop: StopRequest, form: FormTokens | None = None) -> None:
         self.rows = list(rows)
+        self._form = form
         self.ended: queue.SimpleQueue[RowState] = queue.SimpleQueue()
         self.abandoned = threading.Event()
         self.tokens = 0
@@ -82,7 +86,7 @@ class Batch:
         self._clock = time.monotonic()
         now_ms = int(time.time() * 1000)
         for row in self.rows:
-            row.begin(self._clock, now_ms)
+            row.begin(self._clock, now_ms, self._form)
         try:
             self._generate(loaded, sampling)
         except Exception as error:  # whatever a row does to the model, the other rows get their chance without it
@@ -105,9 +109,12 @@ class Batch:
                 torch.tensor(ids, device=model.device),
                 attention_mask=torch.tensor(mask, device=model.device),
                 generation_config=_settings(max(row.prompt.max_new_tokens for row in self.rows)),
-                logits_processor=LogitsProcessorList([_Overflow(self.overflowed), *chain]),
+                logits_processor=LogitsProcessorList([_Overflow(self.overflowed), *self._held(), *chain]),
                 stopping_criteria=StoppingCriteriaList([_EveryStep(self, width, frozenset(loaded.end_ids))]),
             )
+
+    def _held(self) -> list[LogitsProcessor]:
+        return [_FormOnly(self)] if self._form else []
 
     def step(self, tokens: Sequence[int], end_ids: frozenset[int]) -> list[bool]:
         """Record one token per row now, pass on the rows that end, and return which rows need no more."""
@@ -123,6 +130,9 @@ class Batch:
             row.first_token_at = row.first_token_at or now
             if place in self.overflowed:
                 row.end = "overflow"
+            elif row.form is not None:
+                if row.form.take(token):
+                    row.end = row.form.finish
             elif token in end_ids:
                 row.end = "stop"
             elif len(row.new_ids) >= row.prompt.max_new_tokens:
@@ -160,6 +170,22 @@ class _Overflow(LogitsProcessor):
         places = bad.nonzero().flatten().tolist()
         self._found.update(places)
         return scores.masked_fill(bad[:, None], 0.0) if places else scores
+
+
+class _FormOnly(LogitsProcessor):
+    """Leaves each row that has not ended only what its form allows next."""
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        rows = self._batch.rows
+        places = [place for place, row in enumerate(rows) if row.end is None]
+        held: torch.Tensor = scores[places]
+        hold_rows([form for place in places if (form := rows[place].form)], held)
+        found = scores.clone()
+        found[places] = held
+        return found
 
 
 class _EveryStep(StoppingCriteria):

@@ -21,6 +21,7 @@ from gxr_batch.engines.generate.padded_batch import Batch, RowState
 from gxr_batch.errors import EngineFailed, OutOfDeviceMemory
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import MemoryBudget
+from gxr_batch.models.form_tokens import form_tokens
 from gxr_batch.models.load_weights import LoadedModel, load_model
 from gxr_batch.models.memory_estimate import row_bytes, rows_that_fit
 from gxr_batch.records import Completion, Prompt
@@ -67,6 +68,7 @@ class GenerateSession:
         self._max_seq_length = job.model.max_seq_length
         self._tokenizer = tokenizer
         self._loaded = loaded
+        self._form = form_tokens(job, tokenizer, loaded.end_ids, loaded.config.vocab_size)
         slots = self._auto_slots(memory) if job.engine.slots == "auto" else job.engine.slots
         self.info = EngineInfo(
             identity=identity,
@@ -132,7 +134,7 @@ class GenerateSession:
         groups = [rows]
         short_since = float("inf")
         while groups and not stop.must_return(time.monotonic()):
-            batch = Batch(groups.pop(), stop)
+            batch = Batch(groups.pop(), stop, self._form)
             waiting = sum(map(len, groups))
             yield from self._watch(batch, stop, counts, waiting)
             left = batch.unfinished
@@ -210,20 +212,23 @@ class GenerateSession:
                 f"the prompt is too long: {count} tokens, and model.max_seq_length - sampling.max_new_tokens "
                 f"leaves room for {longest}"
             )
+        if self._form and row.prompt.max_new_tokens < self._form.least_tokens:
+            return f"the form needs at least {self._form.least_tokens} tokens"
         return None if count else "the prompt has no tokens"
 
     def _completed(self, row: RowState) -> Completion:
         if row.end == "overflow":
             return _failed(row, _OVERFLOW)
-        answer = row.new_ids[:-1] if row.end == "stop" else row.new_ids
+        answer = row.new_ids[:-1] if row.new_ids[-1] in self._loaded.end_ids else row.new_ids
         text = str(self._tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        text = text.rstrip() if row.form else text
         if row.prompt.on_text is not None and text:
             row.prompt.on_text(text)
         generating = row.ended_at - row.began_at
         return Completion(
             key=row.prompt.key,
             text=text,
-            finish_reason="stop" if row.end == "stop" else "length",
+            finish_reason=row.end or "length",
             error=None,
             prompt_tokens=len(row.token_ids),
             new_tokens=len(row.new_ids),
@@ -234,6 +239,7 @@ class GenerateSession:
             rows_in_batch=row.rows_in_steps / row.steps,
             started_at_ms=row.began_at_ms,
             finished_at_ms=row.began_at_ms + round(generating * 1000),
+            cut_sections=row.form.cut if row.form else (),
         )
 
     def _memory(self) -> int:

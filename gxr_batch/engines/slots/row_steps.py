@@ -18,7 +18,7 @@ from gxr_batch.engines.slots.oom_retry import Splitter
 from gxr_batch.engines.slots.token_sampling import Chooser
 from gxr_batch.errors import EngineFailed
 from gxr_batch.job.sampling import Sampling
-from gxr_batch.models.form_tokens import Forbid
+from gxr_batch.models.form_tokens import hold_rows
 
 # Rows prefilled in one call: enough to fill a call of the kernels, few enough that decoding rows wait briefly.
 _PREFILL_ROWS = 8
@@ -95,13 +95,6 @@ class Steps(Protocol):
         ...
 
 
-def hold_to_form(rows: Sequence[RowState], logits: torch.Tensor, forbid: Forbid | None = None) -> None:
-    """Change the logits [rows, vocab] of rows that have a form so that they can only draw what it allows."""
-    forms = [row.form for row in rows if row.form is not None]
-    if forms:  # then every row has one
-        forms[0].tokens.hold(logits, forms[0].tokens.allowed(forms), forbid)
-
-
 class LogitsSteps:
     """Steps of a backend that returns logits. Implements `Steps`."""
 
@@ -173,7 +166,7 @@ class LogitsSteps:
 
     def _sample(self, rows: Sequence[RowState], logits: torch.Tensor, faults: Mapping[int, str]) -> float:
         """Draw one token per row and return the time; a row whose logits are not finite fails alone."""
-        hold_to_form(rows, logits, self._backend.forbid)
+        hold_rows([row.form for row in rows if row.form is not None], logits, self._backend.forbid)  # all or none
         tokens, finite = self._chooser.choose(rows, logits)
         now = time.monotonic()
         for index, (row, token, good) in enumerate(zip(rows, tokens, finite, strict=True)):

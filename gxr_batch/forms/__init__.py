@@ -5,7 +5,7 @@ heading: a blank line separates sections, and no section has one.
 """
 
 from gxr_batch.forms.form import Form, Part, form_of_run
-from gxr_batch.forms.layout import composed, parts_of, request_of
+from gxr_batch.forms.layout import composed, parts_of, request_of, sections_of
 from gxr_batch.forms.library import builtin_form_names, form_of, with_form_inline
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "form_of_run",
     "parts_of",
     "request_of",
+    "sections_of",
     "with_form_inline",
 ]

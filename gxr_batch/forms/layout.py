@@ -16,9 +16,9 @@ the form has sections, and each begins with its heading: nothing in a section ca
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from gxr_batch.forms.form import Form, Part
+from gxr_batch.forms.form import PREFIX, Form, Part
 
 SEPARATOR = "\n\n"
 BULLET = "- "
@@ -73,6 +73,15 @@ def _content(part: Part, text: str) -> Content | None:
     if part.kind == "choice":
         return text if text in part.choices else None
     return text or None
+
+
+def sections_of(form: Form, text: str, which: Collection[int]) -> dict[str, str]:
+    """Return some sections of a text, each under its column's name without the prefix; {} if it lacks the form."""
+    contents = parts_of(form, text) if which else None
+    if contents is None:
+        return {}
+    texts = {at: "\n".join(each) if isinstance(each, list) else str(each) for at, each in enumerate(contents)}
+    return {form.parts[at].column.removeprefix(PREFIX): texts[at] for at in which}
 
 
 def composed(form: Form, contents: Sequence[Content]) -> str:

@@ -122,12 +122,6 @@ class FormTokens:
                 break
         return False
 
-    def least(self, part: Part) -> int:
-        """Return the fewest tokens that a section may have to itself."""
-        if part.kind == "choice":  # a model may spell it in single bytes
-            return 1 + max(len(choice.encode()) for choice in part.choices)
-        return _NUMBER_TOKENS if part.kind == "number" else LEAST_SECTION
-
     @property
     def least_tokens(self) -> int:
         """The fewest tokens of a text that holds every heading and a few tokens of each section."""
@@ -135,8 +129,11 @@ class FormTokens:
 
     def _reserved(self, part: int) -> int:
         """Return the fewest tokens from the content of a section to the end, without the end token."""
-        after = sum(len(opening) + self._cost for opening in self.openings[part + 1 :])
-        return after + sum(map(self.least, self.form.parts[part:]))
+        return self._headings(part) + sum(map(_least, self.form.parts[part:]))
+
+    def _headings(self, part: int) -> int:
+        """Return the tokens of the headings after a section, with the blank lines before them."""
+        return sum(len(opening) + self._cost for opening in self.openings[part + 1 :])
 
     def limit(self, part: int, left: int) -> int:
         """Return the token limit of a section when the text may have `left` more tokens.
@@ -145,16 +142,15 @@ class FormTokens:
         """
         left -= 1  # the end token
         own, after = self.form.parts[part], self.form.parts[part + 1 :]
-        most = left - self._reserved(part) + self.least(own)
+        most = left - self._reserved(part) + _least(own)
         if own.kind in {"choice", "number"}:
-            return self.least(own)
+            return _least(own)
         if own.max_tokens is not None:
             return min(own.max_tokens, most)
-        headings = sum(len(opening) + self._cost for opening in self.openings[part + 1 :])
-        fixed = [self.least(one) if one.kind in {"choice", "number"} else one.max_tokens for one in after]
+        fixed = [_least(one) if one.kind in {"choice", "number"} else one.max_tokens for one in after]
         given = sum(tokens for tokens in fixed if tokens is not None)
-        share = (left - headings - given) // (1 + fixed.count(None))
-        return min(max(share, self.least(own)), most)
+        share = (left - self._headings(part) - given) // (1 + fixed.count(None))
+        return min(max(share, _least(own)), most)
 
     def start(self, part: int) -> LLMatcher:
         """Return a matcher at the beginning of a section."""
@@ -331,6 +327,13 @@ def _bits(ids: Any, words: int) -> Masks:
     return found.view(np.int32)
 
 
+def _least(part: Part) -> int:
+    """Return the fewest tokens that a section may have to itself."""
+    if part.kind == "choice":  # a model may spell it in single bytes
+        return 1 + max(len(choice.encode()) for choice in part.choices)
+    return _NUMBER_TOKENS if part.kind == "number" else LEAST_SECTION
+
+
 def _escaped(text: str) -> str:
     """Return a regular expression for exactly this text, in the syntax of llguidance."""
     return "".join(letter if letter.isalnum() or letter == " " else f"\\x{{{ord(letter):x}}}" for letter in text)
@@ -351,11 +354,27 @@ def form_tokens(job: Job, tokenizer: Any, end_ids: Iterable[int] = (), vocab: in
     if form is None:
         return None
     tokens = FormTokens(form, tokenizer, frozenset(end_ids), vocab or len(tokenizer))
-    limit = job.sampling.settings().max_new_tokens
-    if limit < tokens.least_tokens:
-        raise JobFileError(
-            f"The form needs at least {tokens.least_tokens} tokens: its headings, and a few for each section.",
-            where=f"[form], sampling.max_new_tokens = {limit}",
-            next_step=f"--set sampling.max_new_tokens={tokens.least_tokens}, or more",
-        )
+    _refuse_short_limit(job, tokens.least_tokens)
     return tokens
+
+
+def check_limit(job: Job, count: Callable[[str], int]) -> None:
+    """Raise JobFileError if sampling.max_new_tokens cannot hold the job's form; `count` returns a text's tokens.
+
+    Needs no llguidance, so that a job can be refused before its model is loaded.
+    """
+    form = form_of(job)
+    if form is not None:
+        headings = sum(count(part.opening) for part in form.parts)
+        blanks = (len(form.parts) - 1) * max(count(SEPARATOR), count("\n"))
+        _refuse_short_limit(job, headings + blanks + sum(map(_least, form.parts)) + 1)
+
+
+def _refuse_short_limit(job: Job, least: int) -> None:
+    limit = job.sampling.settings().max_new_tokens
+    if limit < least:
+        raise JobFileError(
+            f"The form needs at least {least} tokens: its headings, and a few for each section.",
+            where=f"[form], sampling.max_new_tokens = {limit}",
+            next_step=f"--set sampling.max_new_tokens={least}, or more",
+        )

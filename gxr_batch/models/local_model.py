@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gxr_batch.job import Job
+from gxr_batch.job import FormSection, Job
 from gxr_batch.records import Identity
 
 if TYPE_CHECKING:
@@ -39,7 +39,15 @@ class LocalModel:
         return self._tokenizer
 
     def encoder(self) -> ChatEncoder:
-        """Return the encoder of the model's tokenizer. Raises ModelUnavailable if it cannot be loaded."""
+        """Return the encoder of the model's tokenizer.
+
+        Raises ModelUnavailable if it cannot be loaded, JobFileError if the job's answers are too short for its form.
+        """
         from gxr_batch.models.tokens import ChatEncoder
 
-        return ChatEncoder(self.tokenizer(), format=self._job.prompt.format)
+        encoder = ChatEncoder(self.tokenizer(), format=self._job.prompt.format)
+        if self._job.form != FormSection():
+            from gxr_batch.models.form_tokens import check_limit
+
+            check_limit(self._job, encoder.count)
+        return encoder

@@ -88,6 +88,10 @@ class ChatEncoder:
             shared = 0
         return Encoded(ids, len(ids), shared)
 
+    def count(self, text: str) -> int:
+        """Return how many tokens a text has in which nothing is a control token."""
+        return len(self._plain(text))
+
     def encode_answer(self, text: str) -> list[int]:
         """Return the ids of an answer as the model should give it after a prompt: its text, then its end token.
 

@@ -19,6 +19,7 @@ import numpy as np
 from gxr_batch.engines.base import Encoder
 from gxr_batch.engines.suspects import CRASHED, Suspects
 from gxr_batch.errors import MachineError, RowError
+from gxr_batch.forms import Form, sections_of
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import HELD, State
 from gxr_batch.ledger.state import Bools
@@ -155,6 +156,7 @@ class Pipeline:
         self._fitter = Fitter(prepared.templates, job, encoder)
         self._held: Bools = np.any(state.status == HELD, axis=1)  # before this invocation, which may release some
         self._seed = int(job.sampling.seed)
+        self._form = prepared.form
         self._max_new_tokens = job.sampling.settings().max_new_tokens
 
     def rows(self, table: Path, todo: Bools, suspects: Suspects) -> Iterator[Work | Kept]:
@@ -220,12 +222,12 @@ class Pipeline:
         work = work._replace(fitted=work.fitted.flagged(*flags(IN_OUTPUT, hits)))
         if hits and work.screening == "hold":
             return _result(work, completion, "held", reason(IN_OUTPUT, hits)), ""
-        found, fault = _checked(work, completion)
+        found, fault = _checked(work, completion, self._form)
         result = _result(work._replace(fitted=work.fitted.flagged(*found.flags)), completion, "ok", None)
         return result._replace(findings_kept=found.kept, findings_lost=found.lost), fault
 
 
-def _checked(work: Work, completion: Completion) -> tuple[Checked, str]:
+def _checked(work: Work, completion: Completion, form: Form | None) -> tuple[Checked, str]:
     """Return what the rules find in a generated text. A rule that fails is a bug, but must not fail rows."""
     # Not for `check`, which imports this module and has no texts: compiling the rules takes time.
     from gxr_batch.text_checks.flags import NOT_COMPUTED, Checked, Evidence, checked
@@ -234,7 +236,8 @@ def _checked(work: Work, completion: Completion) -> tuple[Checked, str]:
     prompt = work.fitted.messages.turns[-1].text
     try:
         # Screening has its own flags, by rule, and may be disabled, so it is skipped here.
-        return checked(Evidence(completion.text, prompt, work.row.values, end, identifiers=())), ""
+        cut = sections_of(form, completion.text, completion.cut_sections) if form else {}
+        return checked(Evidence(completion.text, prompt, work.row.values, end, identifiers=(), cut=cut)), ""
     except Exception as error:
         return Checked([NOT_COMPUTED]), type(error).__name__
 

@@ -4,6 +4,6 @@ A flag marks where to look more closely. It is never a score, and its absence pr
 """
 
 from gxr_batch.text_checks.flags.evidence import Evidence
-from gxr_batch.text_checks.flags.registry import FLAGS, NOT_COMPUTED, Checked, checked, flags_of
+from gxr_batch.text_checks.flags.registry import CUT_SECTION, FLAGS, NOT_COMPUTED, Checked, checked, flags_of
 
-__all__ = ["FLAGS", "NOT_COMPUTED", "Checked", "Evidence", "checked", "flags_of"]
+__all__ = ["CUT_SECTION", "FLAGS", "NOT_COMPUTED", "Checked", "Evidence", "checked", "flags_of"]

@@ -24,6 +24,8 @@ _STORIES = ("comparison", "history", "presentation")
 class Evidence(NamedTuple):
     """A generated text, its user turn, the row's cells by template field, and its finish reason.
 
+    `cut` has the sections of a form that their token limit ended: the end of a flag's name, and the section's text.
+
     `values` has exactly the fields of the row's template; None is a missing cell. `identifiers` are the screening rules
     that hit the text, None if it has not been screened.
     """
@@ -33,6 +35,7 @@ class Evidence(NamedTuple):
     values: Mapping[str, Any]
     finish_reason: Literal["stop", "length"]
     identifiers: Sequence[str] | None = None
+    cut: Mapping[str, str] = {}
 
 
 class Reading:

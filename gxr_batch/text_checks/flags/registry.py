@@ -20,10 +20,13 @@ from gxr_batch.text_checks.flags.text_quality import (
     leaks_markers,
     refuses,
     repeats,
+    stops_mid_sentence,
 )
 from gxr_batch.text_checks.identifiers import identifiers_in
 
 NOT_COMPUTED = "flags_not_computed"
+# Followed by the section of a form: the part of its column after gxr_section_.
+CUT_SECTION = "cut_mid_sentence:"
 
 FLAGS: Mapping[str, str] = MappingProxyType(
     {
@@ -109,4 +112,5 @@ def checked(evidence: Evidence) -> Checked:
     screened = identifiers_in(reading.text) if evidence.identifiers is None else evidence.identifiers
     if screened:
         found.add("possible_identifier")
-    return Checked([name for name in FLAGS if name in found] if found else [], kept, lost)
+    cut = [f"{CUT_SECTION}{name}" for name, text in evidence.cut.items() if stops_mid_sentence(text)]
+    return Checked([*(name for name in FLAGS if name in found), *cut] if found or cut else [], kept, lost)

@@ -49,9 +49,12 @@ def is_empty(reading: Reading) -> bool:
 
 def is_cut(reading: Reading) -> bool:
     """Return whether a text reached its token limit and does not end like a sentence."""
-    if reading.evidence.finish_reason != "length":
-        return False
-    tail = reading.evidence.text.rstrip()[-_TAIL:]
+    return reading.evidence.finish_reason == "length" and stops_mid_sentence(reading.evidence.text)
+
+
+def stops_mid_sentence(text: str) -> bool:
+    """Return whether a text does not end like a sentence."""
+    tail = text.rstrip()[-_TAIL:]
     return _SENTENCE_END.search(tail) is None or _LIST_NUMBER.search(tail) is not None
 
 

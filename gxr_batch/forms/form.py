@@ -73,11 +73,13 @@ class Form:
 def form_of_run(fingerprint: Mapping[str, Any], job: Mapping[str, Any] | None = None) -> Form | None:
     """Return the form of a run from its fingerprint, None if it has none; the run's job says which parts are hidden.
 
-    Raises ValueError for a record that is no form.
+    A run that never opened an engine has no fingerprint, and its form is the job's. Raises ValueError for a record that
+    is no form.
     """
     recorded = fingerprint.get("form")
     if recorded is None:
-        return None
+        section = FormSection.model_validate((job or {}).get("form") or {}) if not fingerprint else FormSection()
+        return Form.of(section) if section.sections else None
     try:
         data = json.loads(str(recorded))
         entries = {entry.pop("heading"): entry for entry in data["sections"]}

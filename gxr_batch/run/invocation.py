@@ -144,6 +144,7 @@ class Invocation:
             return False
         self.progress.counts = Counts(**last["counts"])
         self.record.log("nothing_to_do", **last["counts"])
+        self.record.save_form(self.job)
         return True
 
     def read_table(self) -> Drift | None:

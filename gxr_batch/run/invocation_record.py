@@ -75,6 +75,13 @@ class InvocationRecord:
         self.register()
         self._ledger.save_manifest(manifest)
 
+    def save_form(self, job: Job) -> None:
+        """Write run.json if the job now hides other sections, which changes no text and needs no invocation."""
+        manifest, form = self._manifest(), job.model_dump(mode="json", include={"form"})
+        if manifest.job.get("form", form["form"]) != form["form"]:
+            manifest.job |= form
+            self._ledger.save_manifest(manifest)
+
     def register(self) -> int:
         """Add this invocation to the manifest, once, and return its number."""
         invocations = self._manifest().invocations

@@ -82,11 +82,11 @@ def form_of_run(fingerprint: Mapping[str, Any], job: Mapping[str, Any] | None = 
         return Form.of(section) if section.sections else None
     try:
         data = json.loads(str(recorded))
-        entries = {entry.pop("heading"): entry for entry in data["sections"]}
+        entries: dict[str, Any] = {entry.pop("heading"): entry for entry in data["sections"]}
         own = ((job or {}).get("form") or {}).get("section") or {}
         hidden = {heading for heading in entries if (own.get(heading) or {}).get("hidden") is True}
-        section = {heading: {**entry, "hidden": heading in hidden} for heading, entry in entries.items()}
-        values = {"request": data["request"], "sections": tuple(entries), "section": section}
+        parts = {heading: {**entry, "hidden": heading in hidden} for heading, entry in entries.items()}
+        values = {"request": data["request"], "sections": tuple(entries), "section": parts}
     except (RecursionError, LookupError, TypeError, AttributeError):
         raise ValueError from None
     return Form.of(FormSection.model_validate(values))

@@ -52,6 +52,12 @@ class Allowed(NamedTuple):
     masks: Masks
     closing: npt.NDArray[np.int64]
 
+    def spread(self, places: Sequence[int], rows: int) -> Allowed:
+        """Return the same for rows at these places of `rows`; the others may draw anything."""
+        masks, closing = np.full((rows, self.masks.shape[1]), -1, np.int32), np.full(rows, NO_ID)
+        masks[places], closing[places] = self.masks, self.closing
+        return Allowed(masks, closing)
+
 
 class FormTokens:
     """A form for one tokenizer (a fast one of transformers) and a model with `vocab` ids.
@@ -226,10 +232,11 @@ def forbid(logits: torch.Tensor, masks: Masks) -> None:
         bits = np.unpackbits(masks.view(np.uint8), axis=1, count=vocab, bitorder="little")
         logits.masked_fill_(torch.from_numpy(bits == 0), -torch.inf)
         return
-    words = torch.from_numpy(masks).to(logits.device, non_blocking=True)
+    words = torch.from_numpy(masks).to(logits.device)
     each = torch.arange(32, dtype=torch.int32, device=logits.device)
-    kept = ((words[:, :, None] >> each) & 1).bool().view(rows, -1)[:, :vocab]
-    logits.masked_fill_(~kept, -torch.inf)
+    for row in range(rows):  # bits of all rows at once would take a hundred times the memory of the masks
+        kept = ((words[row, :, None] >> each) & 1).bool().view(-1)[:vocab]
+        logits[row].masked_fill_(~kept, -torch.inf)
 
 
 @dataclass(eq=False)

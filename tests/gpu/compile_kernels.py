@@ -24,7 +24,7 @@ from gxr_batch.engines.slots.gpu.kernels.attention import decode, prefill
 from gxr_batch.engines.slots.gpu.kernels.norms import add_norms, embed
 from gxr_batch.engines.slots.gpu.kernels.products import product
 from gxr_batch.engines.slots.gpu.kernels.rotation import rotate_and_store
-from gxr_batch.engines.slots.gpu.kernels.sampling import blocks, capacity, draw
+from gxr_batch.engines.slots.gpu.kernels.sampling import blocks, capacity, draw, forbid
 from gxr_batch.engines.slots.gpu.launch import Launcher
 
 
@@ -136,6 +136,7 @@ def compile_all(launch: Launcher, model: Shape, dtype: torch.dtype) -> None:
     product(launch, out, tensor(inner, hidden), tensor(ROWS, inner))
     known = {name: tensor(SLOTS, dtype=kind) for name, kind in _SLOT_TENSORS.items()}
     seen = tensor(SLOTS, -(-vocabulary // 32), dtype=i32)
+    forbid(launch, tensor(ROWS, vocabulary), tensor(ROWS, -(-vocabulary // 32), dtype=i32))
     maxima, results = tensor(ROWS, blocks(vocabulary), dtype=f32), tensor(ROWS, dtype=i32)
     for top_k in (0, 50, 256):
         candidates = tensor(ROWS, capacity(top_k), dtype=torch.int64) if top_k else None

@@ -295,11 +295,11 @@ def test_without_memory_for_ties_no_token_is_lost(monkeypatch):
     monkeypatch.setattr(state, "draw_ties", no_memory)
     step = made._steps._step
 
-    def second(count):
+    def second(count, going):
         if len(calls) == 2:
             made._steps._ties.add(made._steps._calls[-1].rows[0])
-            return made._steps._ties_drawn(count)
-        return step(count)
+            return made._steps._ties_drawn(count, going)
+        return step(count, going)
 
     monkeypatch.setattr(made._steps, "_step", second)
     assert texts(made, work) == expected

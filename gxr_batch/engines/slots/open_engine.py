@@ -24,6 +24,7 @@ from gxr_batch.engines.slots.native.native_backend import NativeModel
 from gxr_batch.engines.slots.row_steps import LogitsSteps, Steps
 from gxr_batch.engines.slots.slot_schedule import slots_for_memory
 from gxr_batch.errors import EngineFailed, ModelUnavailable
+from gxr_batch.forms import form_of
 from gxr_batch.job import Job
 from gxr_batch.models.device_memory import MemoryBudget, no_memory_is, release_cached
 from gxr_batch.models.form_tokens import form_tokens
@@ -120,6 +121,7 @@ def _opened_on_gpu(job: Job, loaded: LoadedModel, memory: MemoryBudget) -> tuple
             job.sampling.settings(),
             capacity=job.model.max_seq_length,
             budget=lambda held: memory.for_cache(device, held=held),
+            with_form=form_of(job) is not None,
         )
     except GpuUnavailable as error:
         why_not = str(error)

@@ -21,7 +21,7 @@ from gxr_batch.engines.slots.backend import PREFIX_SLOTS
 from gxr_batch.engines.slots.cuda_graphs import Record
 from gxr_batch.engines.slots.decoding_row import RowState, charge
 from gxr_batch.engines.slots.gpu.forward import Forward, Packed, Piece, in_calls
-from gxr_batch.engines.slots.gpu.kernels.sampling import NOT_FINITE, TOO_MANY_TIES
+from gxr_batch.engines.slots.gpu.kernels.sampling import NOT_FINITE, TOO_MANY_TIES, forbid
 from gxr_batch.engines.slots.gpu.paged_cache import Prefix
 from gxr_batch.engines.slots.gpu.slot_state import SlotState, bitmap
 from gxr_batch.engines.slots.oom_retry import NoMemory
@@ -29,6 +29,7 @@ from gxr_batch.engines.slots.row_steps import Drawn, KernelsFailed, device_faile
 from gxr_batch.engines.slots.slot_schedule import BUCKETS, bucket
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device_memory import is_lost, out_of_memory, release_cached
+from gxr_batch.models.form_tokens import Masks
 
 _PREFILL_ROWS = 64
 _ALIGNED = 4  # int32 in 16 bytes
@@ -48,11 +49,22 @@ class _Call(NamedTuple):
 class DeviceSteps:
     """Steps of our forward pass for GPUs. Implements `row_steps.Steps`."""
 
-    runs_ahead = True
     most_new = _PREFILL_ROWS
 
-    def __init__(self, forward: Forward, sampling: Sampling, *, recorder: Callable[[], Record] | None = None) -> None:
-        """`recorder` is for `record_steps`."""
+    def __init__(
+        self,
+        forward: Forward,
+        sampling: Sampling,
+        *,
+        recorder: Callable[[], Record] | None = None,
+        runs_ahead: bool = True,
+    ) -> None:
+        """`recorder` is for `record_steps`.
+
+        For rows with a form, `runs_ahead` is False: what a row may draw depends on the token before it, which the host
+        must know. It finds that out while the device computes the logits.
+        """
+        self.runs_ahead = runs_ahead
         weights = forward.weights
         self.device, self.vocab, self.capacity = weights.device, weights.vocab, forward.cache.capacity
         self.splits = 0
@@ -151,8 +163,9 @@ class DeviceSteps:
         packed = Packed.of(call, self._sent)
         logits = self._forward.prefill(packed)
         if logits is not None:
-            results = self._state.draw(logits, packed.end_slots)
             drawing = [of_slot[piece.slot] for piece in call if piece.ends]
+            self._hold(logits, drawing, range(len(drawing)))
+            results = self._state.draw(logits, packed.end_slots)
             self._note(drawing, range(len(drawing)), results, decoding + len(drawing))
 
     def _upload_state(self, rows: Sequence[RowState]) -> None:
@@ -215,27 +228,41 @@ class DeviceSteps:
             if slots != self._active:
                 self._upload_active(slots)
         with self._failures(repeatable=False):  # some rows may have advanced on the device, and would do so twice
-            results = self._ties_drawn(count) if self._ties else self._step(count)
+            results = self._ties_drawn(count, going) if self._ties else self._step(count, going)
             self._note(going, [row.slot for row in going], results, len(going))
 
-    def _step(self, count: int) -> torch.Tensor:
+    def _step(self, count: int, going: Sequence[RowState]) -> torch.Tensor:
         """Run the step over the first `count` slots, recorded if steps are; return its results."""
         if count not in self._recorded:
-            return self._launched(count)
+            return self._launched(count, going)
         results, replay = self._recorded[count]
         replay()
         return results
 
-    def _launched(self, count: int) -> torch.Tensor:
-        return self._state.draw(self._logits(count), self._state.active[:count])
+    def _launched(self, count: int, going: Sequence[RowState] = ()) -> torch.Tensor:
+        logits = self._logits(count)
+        self._hold(logits, going, [row.slot for row in going])
+        return self._state.draw(logits, self._state.active[:count])
 
     def _logits(self, count: int) -> torch.Tensor:
         state = self._state
         return self._forward.decode(state.tokens, state.positions, state.active[:count])
 
-    def _ties_drawn(self, count: int) -> torch.Tensor:
+    def _hold(self, logits: torch.Tensor, rows: Sequence[RowState], places: Sequence[int]) -> None:
+        """Hold rows that have a form to it; `places` are theirs in the logits."""
+        forms = [row.form for row in rows if row.form is not None]  # all or none
+        if forms:
+            tokens = forms[0].tokens
+            tokens.hold(logits, tokens.allowed(forms).spread(places, len(logits)), self._forbid)
+
+    def _forbid(self, logits: torch.Tensor, masks: Masks) -> None:
+        (sent,) = self._sent([masks.ravel()])
+        forbid(self._forward.launch, logits, sent[: masks.size].view(masks.shape))
+
+    def _ties_drawn(self, count: int, going: Sequence[RowState]) -> torch.Tensor:
         """Run a step in which some rows have more ties than the kernel holds."""
         logits = self._logits(count)
+        self._hold(logits, going, [row.slot for row in going])
         results = self._state.draw(logits, self._state.active[:count])
         self._state.draw_ties(logits, self._state.active[:count])
         self._ties.clear()
@@ -355,9 +382,12 @@ class DeviceSteps:
         self._new_call = True
 
     def drawn(self) -> list[Drawn]:
-        """Return the tokens of all calls but the newest, or of all if none was launched since the last time."""
+        """Return the tokens of all calls but the newest, or of all if none was launched since the last time.
+
+        Without running ahead, of all.
+        """
         found: list[Drawn] = []
-        while len(self._calls) > (1 if self._new_call else 0):
+        while len(self._calls) > (1 if self._new_call and self.runs_ahead else 0):
             found += self._read(self._calls.popleft())
         self._new_call = False
         return found

@@ -93,9 +93,17 @@ def why_not_here(model: Any) -> str:
 
 
 def open_gpu(
-    model: Any, engine: EngineSection, sampling: Sampling, *, capacity: int, budget: Callable[[int], int]
+    model: Any,
+    engine: EngineSection,
+    sampling: Sampling,
+    *,
+    capacity: int,
+    budget: Callable[[int], int],
+    with_form: bool = False,
 ) -> OpenedGpu:
     """Return the steps of a loaded model, compared with the library. Raises GpuUnavailable.
+
+    `with_form` says that texts are held to a form; such steps do not run ahead of the host, and are not recorded.
 
     `budget` gets how many bytes are reserved already and returns how many may be. It is asked again if they cannot be,
     because another process took some of them in the meantime. Raises EngineFailed if the GPU cannot compute any more.
@@ -112,7 +120,7 @@ def open_gpu(
             raise GpuUnavailable("there is too little memory for its buffers and one row")
         why = ""
         try:
-            opened = _opened(model, found, engine, sampling)
+            opened = _opened(model, found, engine, sampling, with_form=with_form)
             if slots:
                 return opened
             # With one slot a row was compared with itself.
@@ -134,7 +142,7 @@ def open_gpu(
     raise GpuUnavailable("there is too little memory for it")
 
 
-def _opened(model: Any, found: MemoryPlan, engine: EngineSection, sampling: Sampling) -> OpenedGpu:
+def _opened(model: Any, found: MemoryPlan, engine: EngineSection, sampling: Sampling, *, with_form: bool) -> OpenedGpu:
     from gxr_batch.engines.slots.gpu.compare_forward import Comparison, compare
     from gxr_batch.engines.slots.gpu.device_steps import DeviceSteps
     from gxr_batch.engines.slots.gpu.forward import Forward
@@ -145,9 +153,12 @@ def _opened(model: Any, found: MemoryPlan, engine: EngineSection, sampling: Samp
     compared = compare(model, forward) if engine.self_check else Comparison("", same_bits=False)
     if compared.why:
         raise GpuUnavailable(compared.why)
-    steps = DeviceSteps(forward, sampling, recorder=cuda_recorder if engine.cuda_graphs else None)
+    recorder = cuda_recorder if engine.cuda_graphs and not with_form else None
+    steps = DeviceSteps(forward, sampling, recorder=recorder, runs_ahead=not with_form)
     steps.warm_up()
-    notices = steps.record_steps() if engine.cuda_graphs else []
+    notices = steps.record_steps() if recorder else []
+    if engine.cuda_graphs and with_form:
+        notices.append("engine.cuda_graphs has no effect: what a row may draw is computed between two steps.")
     name = f"GPU kernels, {str(weights.dtype).removeprefix('torch.')} (Triton {TRITON_VERSION})"
     return OpenedGpu(steps, found, name, compared.same_bits, tuple(notices))
 

@@ -82,7 +82,7 @@ class SlotState:
         plain = self._sampling.replace(repetition_penalty=1.0)
         candidates = top_candidates(scores, nothing, plain, thorough=True)
         drawn = draw(candidates, self.seeds[own], self.steps[own], plain).int()
-        finite = scores.isfinite().all(dim=-1)
+        finite = (scores < torch.inf).all(dim=-1) & (candidates.values[:, 0] > -torch.inf)  # as in the kernel
         results.copy_(torch.where(wanted, torch.where(finite, drawn, kernel.NOT_FINITE), results))
         good = wanted & finite
         # Rows without a draw write back to their slot what it holds.

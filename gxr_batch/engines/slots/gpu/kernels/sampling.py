@@ -25,6 +25,7 @@ MOST_CANDIDATES = 256  # the largest top_k
 
 _BLOCK = 256  # tokens under one maximum
 _TILE = 16  # blocks that one program of the first kernel reads
+_WORDS_A_PROGRAM = 64  # of a row's mask
 _CHUNK = 16  # blocks that the second kernel reads at a time
 
 # The same for the kernels, which count a block as groups of 32 tokens, one word of the bitmap of seen ids each.
@@ -105,6 +106,34 @@ def draw(
     numbers |= {"temperature": temperature, "top_p": top_p, "top_k": top_k}
     own_sizes = {"PADDED": triton.next_power_of_2(blocks(vocab)), "CHUNK": _CHUNK, "SPACE": space, "GREEDY": greedy}
     launch(draw_rows, (rows,), {**shared, **own}, numbers, {**sizes, **own_sizes}, warps=16)
+
+
+def forbid(launch: Launcher, logits: torch.Tensor, masks: torch.Tensor) -> None:
+    """Set the logits [rows, vocab] of ids that are not in `masks` to -inf.
+
+    `masks` is [rows, ceil(vocab / 32)] int32, id i at bit i % 32 of word i // 32. The row stride of the logits may
+    exceed the vocabulary.
+    """
+    rows, vocab = logits.shape
+    words = -(-vocab // 32)
+    tensors = {
+        "logits": Operand(logits, (rows, vocab), ACTIVATIONS, stride="row_stride", wide=True),
+        "masks": Operand(masks, (rows, words), INDICES, wide=True),
+    }
+    launch(forbid_ids, (rows, -(-words // _WORDS_A_PROGRAM)), tensors, {}, {
+        "VOCAB": vocab, "WORDS": words, "TILE": _WORDS_A_PROGRAM,
+    })  # fmt: skip
+
+
+@triton.jit
+def forbid_ids(logits, row_stride, masks, VOCAB: tl.constexpr, WORDS: tl.constexpr, TILE: tl.constexpr):
+    """Write -inf where a bit of TILE words of a row is 0."""
+    row = tl.program_id(0).to(tl.int64)
+    groups = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    words = tl.load(masks + row * WORDS + groups, mask=groups < WORDS, other=-1)
+    forbidden = ((words[:, None] >> tl.arange(0, 32)[None, :]) & 1) == 0
+    ids = _ids(groups)
+    tl.store(logits + row * row_stride + ids, float("-inf"), mask=forbidden & (ids < VOCAB))
 
 
 @triton.jit

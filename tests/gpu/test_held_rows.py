@@ -1,0 +1,113 @@
+"""Rows held to a form on the GPU's steps: their texts are those of the library's, and each has the form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gpu_checks import TYPES
+from test_paged_engine import forward_of
+from tiny import tiny_gemma, tiny_tokenizer
+from tiny_sessions import GREEDY, complete, prompts, session
+
+from gxr_batch.engines.base import EngineInfo, Identity
+from gxr_batch.engines.slots.decode_loop import TransformersSession
+from gxr_batch.engines.slots.gpu.device_steps import DeviceSteps
+from gxr_batch.engines.slots.gpu.kernels import sampling as kernels
+from gxr_batch.engines.slots.library_backend import LibraryModel
+from gxr_batch.engines.slots.row_steps import KernelsFailed, LogitsSteps
+from gxr_batch.forms import Form, parts_of
+from gxr_batch.forms.form import Part
+from gxr_batch.job.sampling import Sampling
+from gxr_batch.models.form_tokens import FormTokens, forbid
+
+VOCAB = 288
+ENDS = frozenset({1})
+FORM = Form((Part("A", "a", "text"), Part("B", "b", "bullets"), Part("C", "c", "choice", choices=("x", "y"))))
+SAMPLED = Sampling(temperature=1.0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def tokens(tokenizer) -> FormTokens:
+    return FormTokens(FORM, tokenizer, ENDS, VOCAB)
+
+
+def gpu_session(model, sampling, tokenizer, tokens, *, fallback=None, slots=3, pages=60) -> TransformersSession:
+    steps = DeviceSteps(forward_of(model, slots=slots, pages=pages), sampling, runs_ahead=False)
+    info = EngineInfo(
+        identity=Identity(kind="transformers", model="tiny"),
+        device="cpu",
+        dtype=None,
+        quantization=None,
+        slots=slots,
+        load_seconds=0,
+        reproducible=True,
+    )
+    return TransformersSession(info, steps, tokenizer, ENDS, fallback, form=tokens)
+
+
+def by_the_library(model, sampling, work, tokenizer, tokens):
+    made = session(LibraryModel(model, slots=8, capacity=128), 8, sampling, ENDS, tokenizer=tokenizer, form=tokens)
+    return {name: done.text for name, done in complete(made, work).items()}
+
+
+# The last setting is drawn from the sorted vocabulary, without the kernel.
+@pytest.mark.parametrize("sampling", [SAMPLED, GREEDY, Sampling(temperature=1.0, top_k=0)], ids=str)
+def test_texts_are_those_of_the_library_and_each_has_the_form(sampling, tokenizer, tokens):
+    model = tiny_gemma(vocab=VOCAB)
+    work = prompts([1, 17, 40, 5], new=tokens.least_tokens + 4, vocab=VOCAB)
+    done = complete(gpu_session(model, sampling, tokenizer, tokens), work)
+    found = {name: one.text for name, one in done.items()}
+    assert found == by_the_library(model, sampling, work, tokenizer, tokens)
+    assert all(parts_of(FORM, text) is not None for text in found.values())
+    assert {one.finish_reason for one in done.values()} <= {"stop", "closed"}
+
+
+def test_rows_continue_inside_their_form_without_our_kernels(tokenizer, tokens, monkeypatch):
+    model = tiny_gemma(vocab=VOCAB)
+    work = prompts([9, 4], new=tokens.least_tokens, vocab=VOCAB)
+
+    def library(_why):
+        return LogitsSteps(LibraryModel(model, slots=3, capacity=128), GREEDY), 3, "library"
+
+    made = gpu_session(model, GREEDY, tokenizer, tokens, fallback=library)
+    decode, calls = made._steps.decode, []
+
+    def broken(rows):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KernelsFailed("a test")
+        decode(rows)
+
+    monkeypatch.setattr(made._steps, "decode", broken)
+    found = {name: one.text for name, one in complete(made, work).items()}
+    assert found == by_the_library(model, GREEDY, work, tokenizer, tokens)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_kernel_forbids_what_torch_forbids(launch, device, dtype):
+    rows, vocab = 5, 5_003
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(rows, vocab, generator=generator).to(dtype)
+    masks = torch.randint(-(2**31), 2**31 - 1, (rows, -(-vocab // 32)), generator=generator, dtype=torch.int32)
+    masks[1], masks[2], masks[3, :100] = -1, 0, 0
+    wide = torch.zeros(rows, vocab + 9, dtype=dtype, device=device)
+    wide[:, :vocab] = logits
+    kernels.forbid(launch, wide[:, :vocab], masks.to(device))
+    expected = logits.clone()
+    forbid(expected, masks.numpy())
+    assert torch.equal(wide[:, :vocab].cpu(), expected)
+    assert not wide[:, vocab:].any(), "nothing is written beside the vocabulary"
+
+
+def test_what_other_rows_may_draw_is_not_changed(tokens):
+    row = tokens.row(60)
+    spread = tokens.allowed([row, row]).spread([3, 1], 5)
+    assert (spread.masks[[0, 2, 4]] == -1).all()
+    assert np.array_equal(spread.masks[3], spread.masks[1])
+    assert not (spread.masks[1] == -1).all()

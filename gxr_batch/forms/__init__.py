@@ -5,7 +5,7 @@ heading: a blank line separates sections, and no section has one.
 """
 
 from gxr_batch.forms.form import Form, Part, form_of_run
-from gxr_batch.forms.layout import composed, parts_of, request_of, sections_of
+from gxr_batch.forms.layout import composed, in_layout, parts_of, request_of, sections_of
 from gxr_batch.forms.library import builtin_form_names, form_of, with_form_inline
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "composed",
     "form_of",
     "form_of_run",
+    "in_layout",
     "parts_of",
     "request_of",
     "sections_of",

@@ -15,6 +15,7 @@ the form has sections, and each begins with its heading: nothing in a section ca
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Sequence
 
@@ -29,6 +30,7 @@ _REQUEST = (
     "Write your answer in these parts, in this order, each under its heading and separated by a blank line:\n{headings}"
 )
 _NUMBER = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})?")
+_FENCE = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
 # A heading as models write it that are not held to the form: bold, numbered, with or without marks.
 _MARKS = r"[ \t]*(?:\#{1,6}[ \t]+)?(?:[*_]{1,3})?(?:\d{1,2}[.)][ \t]+)?(?:[*_]{1,3})?"
 
@@ -128,12 +130,53 @@ def recovered(form: Form, text: str) -> str | None:
     if places != sorted(places) or text[: places[0][0]].strip():
         return None
     ends = [*(start for start, _ in places[1:]), len(text)]
-    contents = [text[start:end].strip() for (_, start), end in zip(places, ends, strict=True)]
-    choices = [
-        next((choice for choice in part.choices if choice.casefold() == content.rstrip(".").casefold()), content)
-        for part, content in zip(form.parts, contents, strict=True)
-    ]
+    return _composed_leniently(form, [text[start:end].strip() for (_, start), end in zip(places, ends, strict=True)])
+
+
+def _composed_leniently(form: Form, contents: Sequence[Content]) -> str | None:
+    """Return the text with these sections, None if one is not allowed; a choice may have other capitals."""
     try:
-        return composed(form, choices)
+        return composed(form, [_choice(part, content) for part, content in zip(form.parts, contents, strict=True)])
     except ValueError:
         return None
+
+
+def _choice(part: Part, content: Content) -> Content:
+    if not isinstance(content, str):
+        return content
+    wanted = content.rstrip(".").casefold()
+    return next((choice for choice in part.choices if choice.casefold() == wanted), content)
+
+
+def in_layout(form: Form, text: str) -> str | None:
+    """Return the answer of a model that was asked for the form, but not held to it, in the form's layout.
+
+    An answer that has the layout stays as it is, one with the form's headings is `recovered`, and so is a JSON object
+    that has exactly the headings as keys. A fence of Markdown around all of it is dropped. None for any other.
+    """
+    text = text.strip()
+    if fenced := _FENCE.fullmatch(text):
+        text = fenced[1].strip()
+    if parts_of(form, text) is not None:
+        return text
+    return _of_json(form, text) if text.startswith("{") else recovered(form, text)
+
+
+def _of_json(form: Form, text: str) -> str | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    values = {str(key).strip().casefold(): value for key, value in found.items()}
+    if len(found) != len(form.parts) or {*values} != {part.heading.casefold() for part in form.parts}:
+        return None
+    contents: list[Content] = []
+    for part in form.parts:
+        value = values[part.heading.casefold()]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            contents.append(float(value))
+        elif isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+            contents.append(value)
+        else:
+            return None
+    return _composed_leniently(form, contents)

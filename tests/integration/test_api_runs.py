@@ -198,6 +198,39 @@ def test_empty_answers_fail_and_unknown_counts_stay_unknown(work):
     work.gxr("export", "outputs/j", "--format", "openai-batch")
 
 
+def test_rows_whose_answers_lack_the_form_fail_and_count_as_one_attempt(work):
+    def behave(body: dict, number: int) -> Act | None:
+        text = body["messages"][-1]["content"]
+        assert "Impression:\nTeaching point: one line" in text or text == "Say OK."
+        return Act(
+            body=completion("zebrafish" if "number 7" in text else "**Impression**\nClear.\n# teaching point\nA")
+        )
+
+    with FaultServer(behave) as server:
+        sections = (
+            "[form]\nsections = ['Impression', 'Teaching point']\n[form.section.'Teaching point']\nkind = 'line'\n"
+        )
+        job(work, server, sections=sections)
+        work.run("--limit", "12", expect=3)
+    rows = {row["case_id"]: row for row in work.results()}
+    failed = rows.pop("C7")
+    assert (failed["gxr_status"], failed["gxr_attempt"]) == ("failed", 1)
+    assert failed["gxr_error"] == "the server's answer does not have the form's headings, twice in a row"
+    assert sum("number 7" in seen.body["messages"][-1]["content"] for seen in server.rows) == 2
+    assert b"zebrafish" not in everything_written(work)
+    assert {row["gxr_text"] for row in rows.values()} == {"Impression:\nClear.\n\nTeaching point: A"}
+    assert {(row["gxr_section_impression"], row["gxr_section_teaching_point"]) for row in rows.values()} == {
+        ("Clear.", "A")
+    }
+
+
+def test_a_server_that_ignores_the_form_fails_every_row(work):
+    with FaultServer() as server:
+        job(work, server, sections="[form]\nsections = ['Impression', 'Teaching point']\n")
+        summary = json.loads(work.run("--json", "--limit", "5", expect=3).stdout)
+    assert (summary["ok"], summary["failed"]) == (0, 5)
+
+
 def test_ctrl_c_lets_requests_in_flight_finish(work):
     with FaultServer(lambda body, number: Act(body=completion("Text."), delay=0.5)) as server:
         job(work, server, "concurrency = 3\n")

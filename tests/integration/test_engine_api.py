@@ -33,7 +33,7 @@ WORDS = "a small pleural effusion on the left and a normal heart"
 
 def job(url: str, **api: object) -> Job:
     patience = {"first_wait": "0.01s", "longest_wait": "0.05s", "give_up_after": "20s", "timeout": "10s"}
-    sampling = api.pop("sampling", {})
+    sampling, form = api.pop("sampling", {}), api.pop("form", {})
     settings = {"model": "m", "base_url": url, "concurrency": 4, "max_retries": 2} | patience | api
     return Job.model_validate(
         {
@@ -42,6 +42,7 @@ def job(url: str, **api: object) -> Job:
             "engine": {"kind": "api"},
             "api": settings,
             "sampling": {"max_new_tokens": 32} | sampling,
+            "form": form,
         }
     )
 
@@ -823,3 +824,98 @@ def test_keys_without_effect_on_a_server_are_named_in_a_notice():
 def test_what_needs_a_local_tokenizer_is_refused_with_the_reason(values):
     with pytest.raises(ValueError, match="needs a local engine"):
         job("http://localhost/v1").with_values(values)
+
+
+# --- texts with a form: the prompt asks for it, and the answer may come in another dress
+
+FORM = {
+    "sections": ["Impression", "Key findings", "Grade"],
+    "section": {"Key findings": {"kind": "bullets"}, "Grade": {"kind": "choice", "choices": ["easy", "hard"]}},
+}
+LAID_OUT = "Impression:\nNo effusion.\n\nKey findings:\n- normal heart\n- clear lungs\n\nGrade: easy"
+DRESSES = {
+    "the layout": LAID_OUT,
+    "blank lines and Windows line ends": "\nImpression:\r\n\r\nNo effusion.\r\n\r\n\r\nKey findings:\r\n"
+    "* normal heart\r\n* clear lungs\r\n\r\nGrade: easy\r\n",
+    "Markdown": "**Impression:**\nNo effusion.\n\n## Key findings\n- normal heart\n\n- clear lungs\n\n**Grade**: Easy.",
+    "lower case": "impression: No effusion.\nkey findings:\n- normal heart\n- clear lungs\ngrade: EASY",
+    "a fence": f"```markdown\n{LAID_OUT}\n```",
+    "reasoning first": f"<think>Impression: none yet.</think>\n{LAID_OUT}",
+    "JSON": '{"Impression": "No effusion.", "key findings": ["normal heart", "clear lungs"], "Grade": "easy"}',
+    "JSON in a fence": '```json\n{"Grade": "easy", "Key findings": "normal heart\\nclear lungs", '
+    '"Impression": "No effusion."}\n```',
+}
+NOT_THE_FORM = {
+    "a heading is missing": LAID_OUT.replace("Key findings:\n", ""),
+    "a heading is there twice": LAID_OUT.replace("- clear lungs", "- clear lungs\n\nImpression:\nnone"),
+    "another order": "Key findings:\n- normal heart\n\nImpression:\nNo effusion.\n\nGrade: easy",
+    "prose first": f"Here is the case you asked for.\n\n{LAID_OUT}",
+    "an empty section": "Impression:\n\nKey findings:\n- normal heart\n\nGrade: easy",
+    "a choice that is none": LAID_OUT.replace("easy", "simple"),
+    "no text": "",
+    "JSON with another key": '{"Impression": "x", "Key findings": ["y"], "Difficulty": "easy"}',
+    "JSON with one key more": '{"Impression": "x", "Key findings": ["y"], "Grade": "easy", "Note": "z"}',
+    "JSON with a key twice": '{"Impression": "x", "impression": "y", "Key findings": ["y"], "Grade": "easy"}',
+    "JSON of another kind": '{"Impression": {"x": 1}, "Key findings": ["y"], "Grade": true}',
+    "half of a JSON": '{"Impression": "No effusion.", "Key findings": ["normal heart", "clear',
+    "deep JSON": '{"Impression": ' + "[" * 20000,
+}
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+def test_an_answer_with_the_forms_headings_is_put_into_its_layout(dress):
+    with FaultServer(about_rows(lambda _: Act(body=completion(DRESSES[dress])))) as server:
+        made = one(server, form=FORM)
+    assert (made.text, made.finish_reason, made.error, made.cut_sections) == (LAID_OUT, "stop", None, ())
+    assert len(server.rows) == 1
+
+
+@pytest.mark.parametrize("answer", NOT_THE_FORM)
+def test_an_answer_without_the_forms_headings_is_asked_for_once_again(answer):
+    answers = [Act(body=completion(NOT_THE_FORM[answer])), Act(body=completion(LAID_OUT))]
+    with FaultServer(about_rows(lambda number: answers[number - 1])) as server:
+        made = one(server, form=FORM)
+    assert (made.text, made.finish_reason, made.error) == (LAID_OUT, "stop", None)
+    first, second = (seen.body for seen in server.rows)
+    assert first["seed"] != second["seed"]
+    assert first | {"seed": 0} == second | {"seed": 0}
+
+
+def test_a_row_whose_second_answer_lacks_the_form_too_fails_without_a_word_of_it():
+    bad = completion(f"{CANARY} all clear.", usage={"prompt_tokens": 9, "completion_tokens": 4})
+    with FaultServer(about_rows(lambda _: Act(body=bad))) as server, session(server, form=FORM) as opened:
+        seen = Watched().watch(opened, prompts(3))
+        again = opened._calls.retries
+    assert [made.error for made in seen.completions] == [
+        "the server's answer does not have the form's headings, twice in a row"
+    ] * 3
+    assert all((made.text, made.finish_reason, made.new_tokens) == ("", "error", 4) for made in seen.completions)
+    assert (len(server.rows), again) == (6, 3)
+
+
+@pytest.mark.parametrize(("ends", "asked"), [("Grade: easy", 1), ("Grade: ea", 2), ("", 2)])
+def test_the_token_limit_closes_the_last_section_if_all_are_there(ends, asked):
+    cut = completion(LAID_OUT.replace("Grade: easy", ends), reason="length")
+    with FaultServer(about_rows(lambda _: Act(body=cut))) as server:
+        made = one(server, form=FORM)
+    assert len(server.rows) == asked
+    if asked == 1:
+        assert (made.text, made.finish_reason, made.cut_sections) == (LAID_OUT, "closed", (2,))
+    else:
+        assert "does not have the form's headings" in made.error
+
+
+def test_a_text_with_a_form_is_shown_whole_and_in_its_layout():
+    shown: list[str] = []
+    answers = [Act(body=completion("No headings.")), Act(body=completion(DRESSES["Markdown"]))]
+    with FaultServer(about_rows(lambda number: answers[number - 1])) as server, session(server, form=FORM) as opened:
+        Watched().watch(opened, [prompt(0, on_text=shown.append)])
+    assert shown == [LAID_OUT]
+
+
+def test_requests_are_the_same_with_and_without_a_form():
+    with FaultServer(about_rows(lambda _: Act(body=completion(LAID_OUT)))) as server:
+        one(server)
+        one(server, form=FORM)
+    without, with_form = (seen.body for seen in server.rows)
+    assert without == with_form

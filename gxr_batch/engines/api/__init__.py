@@ -23,6 +23,7 @@ from huggingface_hub import get_token
 from gxr_batch.cells import quoted
 from gxr_batch.engines.base import EngineInfo, Identity, Say
 from gxr_batch.errors import ModelUnavailable, RowError
+from gxr_batch.forms import form_of
 from gxr_batch.job import Job
 from gxr_batch.job.units import parse_clock, parse_duration, seconds_until
 from gxr_batch.models.network import is_loopback, proxy_of
@@ -57,7 +58,7 @@ class ApiEngine:
 
     def __init__(self, job: Job, say: Say) -> None:
         self._settings, self._sampling, self._say = job.api, job.sampling.settings(), say
-        self._run = job.run
+        self._run, self._job = job.run, job
         own = self._settings.base_url
         self._place = f"api.base_url = {own}" if own else f"api.provider = {self._settings.provider}"
 
@@ -85,7 +86,7 @@ class ApiEngine:
         with ExitStack() as opened:
             try:
                 client = Client(settings, self._token(), self._sampling)
-                calls = Calls(client, settings, outage)
+                calls = Calls(client, settings, outage, form_of(self._job))
                 loop = opened.enter_context(loop_in_thread(client))
                 refused = self._greeted(asyncio.run_coroutine_threadsafe(calls.greet(), loop), outage)
             except Unusable as fault:

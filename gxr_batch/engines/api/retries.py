@@ -19,20 +19,27 @@ from gxr_batch.engines.api.answers import Answer
 from gxr_batch.engines.api.openai_client import OPTIONAL, Client
 from gxr_batch.engines.api.outage import Outage
 from gxr_batch.engines.api.server_faults import Refusal, Trouble, Unusable
+from gxr_batch.engines.base import in_form
+from gxr_batch.forms import Form
 from gxr_batch.job import ApiSection
 from gxr_batch.job.units import parse_duration
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Turn
+from gxr_batch.text_checks.reasoning import without_reasoning
 
 _Spent = Callable[[RetryCallState], Awaitable[bool]]
 _LOOK_SECONDS = 0.02
+_SEEDS = 2**31
 _TEST_QUESTION = Prompt(Key("", 0), Messages((Turn("user", "Say OK."),), ""), Encoded(None, None), 1, 1)
 
 
 class Calls:
-    """All requests of a session. Lives on one event loop; `retries` may be read from any thread."""
+    """All requests of a session. Lives on one event loop; `retries` may be read from any thread.
 
-    def __init__(self, client: Client, settings: ApiSection, outage: Outage) -> None:
-        self._client, self._outage = client, outage
+    With a form, an answer without its headings is asked for a second time, and then its row fails.
+    """
+
+    def __init__(self, client: Client, settings: ApiSection, outage: Outage, form: Form | None = None) -> None:
+        self._client, self._outage, self._form = client, outage, form
         self._max_retries = settings.max_retries
         first, longest = parse_duration(settings.first_wait), parse_duration(settings.longest_wait)
         self._backoff = wait_random_exponential(multiplier=first or 0.0, max=longest or 0.0)
@@ -44,6 +51,26 @@ class Calls:
 
     async def row(self, prompt: Prompt, taken_at: float) -> Completion:
         """Return the completion of a row taken at `taken_at` (monotonic). Raises Unusable if all rows would fail."""
+        if self._form is None:
+            return await self._row(prompt, taken_at)
+        # Shown at its end: what arrives may have to be put into the layout, or be asked for again.
+        asked = prompt._replace(on_text=None)
+        answer = without_reasoning(await self._row(asked, taken_at))
+        completion = in_form(self._form, answer)
+        if completion is None:
+            self.retries += 1
+            asked = asked._replace(row_seed=(prompt.row_seed + 1) % _SEEDS)
+            answer = without_reasoning(await self._row(asked, taken_at))
+            completion = in_form(self._form, answer)
+        if completion is None:
+            error = "the server's answer does not have the form's headings, twice in a row"
+            return answer._replace(text="", finish_reason="error", error=error, reasoning=None)
+        if prompt.on_text is not None and completion.text:
+            prompt.on_text(completion.text)
+        return completion
+
+    async def _row(self, prompt: Prompt, taken_at: float) -> Completion:
+        """Return the completion of a row, whatever its text."""
         alive = self._max_retries == 0  # whether the server answered others before this try
 
         async def spent(state: RetryCallState) -> bool:

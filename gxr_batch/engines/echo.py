@@ -1,23 +1,26 @@
 """The echo engine: no model, no device, the same protocol. It repeats the prompt's words.
 
 Texts depend only on the prompt and its row seed. Words count as tokens, so that everything around an engine can be
-tried, tested and timed without one.
+tried, tested and timed without one. With a form, the words are divided among its sections.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
+from gxr_batch.forms import Form, composed, form_of
 from gxr_batch.job import EchoSection, Job
-from gxr_batch.records import Completion, Encoded, Messages, Prompt
+from gxr_batch.records import Completion, Encoded, FinishReason, Messages, Prompt
 
 _SLOTS = 8
 _PULSE_SECONDS = 0.5
 _TICK_SECONDS = 0.05
+_BULLETS = 3
+_NUMBERS = 10
 
 
 class EchoEncoder:
@@ -33,7 +36,7 @@ class EchoEngine:
 
     def __init__(self, job: Job) -> None:
         self._slots = _SLOTS if job.engine.slots == "auto" else job.engine.slots
-        self._settings = job.echo
+        self._settings, self._form = job.echo, form_of(job)
 
     def identity(self) -> Identity:
         """Return an identity without weights."""
@@ -56,7 +59,7 @@ class EchoEngine:
             reproducible=True,
             notices=("The echo engine repeats the prompt; its texts are not teaching cases.",),
         )
-        yield EchoSession(info, self._settings)
+        yield EchoSession(info, self._settings, self._form)
 
 
 @dataclass
@@ -76,9 +79,9 @@ class _InFlight:
 class EchoSession:
     """Rows decoded side by side in slots, each at its own speed, in simulated time or at once."""
 
-    def __init__(self, info: EngineInfo, settings: EchoSection) -> None:
+    def __init__(self, info: EngineInfo, settings: EchoSection, form: Form | None = None) -> None:
         self.info = info
-        self._settings = settings
+        self._settings, self._form = settings, form
         self._tokens = 0
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
@@ -129,13 +132,19 @@ class EchoSession:
         kept = row.words[: prompt.max_new_tokens]
         seconds = now - row.taken_at
         self._tokens += len(kept)
-        text = " ".join(kept)
+        text, whole = " ".join(kept), len(kept) == len(row.words)
+        finish: FinishReason = "stop" if whole else "length"
+        cut: tuple[int, ...] = ()
+        if self._form is not None:
+            text, worded = _in_sections(self._form, kept, prompt.row_seed)
+            cut = () if whole else worded[-1:]
+            finish = "closed" if cut else "stop"
         if prompt.on_text and text:
             prompt.on_text(text)
         return Completion(
             key=prompt.key,
             text=text,
-            finish_reason="stop" if len(kept) == len(row.words) else "length",
+            finish_reason=finish,
             error=None,
             prompt_tokens=prompt.encoded.length,
             new_tokens=len(kept),
@@ -146,4 +155,26 @@ class EchoSession:
             rows_in_batch=row.row_steps / row.steps,
             started_at_ms=row.started_at_ms,
             finished_at_ms=int(time.time() * 1000),
+            cut_sections=cut,
         )
+
+
+def _in_sections(form: Form, words: Sequence[str], seed: int) -> tuple[str, tuple[int, ...]]:
+    """Return a text of the form, and which sections hold the words; choices and numbers come from the row seed."""
+    worded = tuple(at for at, part in enumerate(form.parts) if part.kind in {"text", "line", "bullets"})
+    contents: list[str | list[str] | float] = []
+    for at, part in enumerate(form.parts):
+        if part.kind == "choice":
+            contents.append(part.choices[seed % len(part.choices)])
+        elif part.kind == "number":
+            contents.append(float(seed % _NUMBERS))
+        else:
+            own = _share(words, worded.index(at), len(worded)) or ["[echo]"]
+            items = [" ".join(_share(own, item, _BULLETS)) for item in range(_BULLETS)]
+            contents.append(items if part.kind == "bullets" else " ".join(own))
+    return composed(form, contents), worded
+
+
+def _share(words: Sequence[str], at: int, shares: int) -> Sequence[str]:
+    """Return one of as many consecutive, nearly equal shares of the words."""
+    return words[len(words) * at // shares : len(words) * (at + 1) // shares]

@@ -120,6 +120,25 @@ class _Numbers:
         return " ".join(map(str, ids))
 
 
+@pytest.mark.parametrize(("new_tokens", "finish"), [(500, "stop"), (5, "closed")])
+def test_the_echo_engine_writes_every_kind_of_section(tmp_path, new_tokens, finish):
+    work = Workplace(tmp_path)
+    work.table(4)
+    kinds = {"B": "bullets", "C": "choice", "D": "number", "E": "line"}
+    sections = "".join(f"[form.section.{heading}]\nkind = '{kind}'\n" for heading, kind in kinds.items())
+    sections = sections.replace("'choice'\n", "'choice'\nchoices = ['easy', 'hard']\n")
+    engine = f"[engine]\nkind = 'echo'\n[sampling]\nmax_new_tokens = {new_tokens}\n"
+    work.job(f"{engine}[form]\nsections = ['A', 'B', 'C', 'D', 'E']\n{sections}")
+    work.run()
+    for row in work.results():
+        assert row["gxr_finish_reason"] == finish
+        assert row["gxr_section_a"].startswith("[echo")
+        assert 1 <= len(row["gxr_section_b"]) <= 3
+        assert row["gxr_section_c"] in {"easy", "hard"}
+        assert row["gxr_section_d"] in range(10)
+        assert row["gxr_section_e"]
+
+
 class TestTransformersContract(EngineContract):
     """The slot engine with a tiny model, slowed down so that a row takes a second."""
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gxr_batch.engines.base import Create, Encoder, Identity, Say
+from gxr_batch.forms import with_form_inline
 from gxr_batch.job import Job
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class RayEngine:
 
     def __init__(self, job: Job, say: Say, create: Create) -> None:
         """`create` makes the workers' engine from a job, here and in each of them; `job.ray.worker` is resolved."""
-        self._job = job.with_values({"engine.kind": job.ray.worker})
+        # A worker on another host may not have the form's file.
+        self._job = with_form_inline(job).with_values({"engine.kind": job.ray.worker})
         self._say, self._create = say, create
         self._inner = create(self._job, say)
 

@@ -41,7 +41,12 @@ def one_ray():
     cloudpickle.unregister_pickle_by_value(faulty_engine)
 
 
-def job(echo: dict[str, object] | None = None, api: dict[str, object] | None = None, **ray: object) -> Job:
+def job(
+    echo: dict[str, object] | None = None,
+    api: dict[str, object] | None = None,
+    form: dict[str, object] | None = None,
+    **ray: object,
+) -> Job:
     return Job.model_validate(
         {
             "name": "j",
@@ -50,6 +55,7 @@ def job(echo: dict[str, object] | None = None, api: dict[str, object] | None = N
             "ray": {"worker": "echo", "workers": 2, "cpus_per_worker": 1} | ray,
             "echo": echo or {},
             "api": api or {},
+            "form": form or {},
         }
     )
 
@@ -234,6 +240,23 @@ def test_a_text_from_a_worker_is_shown_in_the_drivers_process():
     with session(job(workers=1)) as opened:
         (completion,) = Watched().watch(opened, [prompt(1, on_text=shown.append)]).completions
     assert shown == [completion.text]
+
+
+def test_workers_write_the_jobs_form_and_report_the_sections_that_were_cut(tmp_path, monkeypatch):
+    (tmp_path / "own.toml").write_text('sections = ["Impression", "Teaching point"]\n')
+    monkeypatch.chdir(tmp_path)
+    made = job(form={"name": "own.toml"}, workers=1)
+    engine = create(made)
+    (tmp_path / "own.toml").unlink()  # as on another host
+    with engine.open() as opened:
+        done = Watched().watch(opened, [prompt(1), prompt(2, new=6)]).completions
+    whole, cut = sorted(done, key=lambda completion: completion.key)
+    assert whole.text == (
+        "Impression:\n[echo 2] a small pleural effusion on\n\nTeaching point:\nthe left and a normal heart 1"
+    )
+    assert (whole.finish_reason, whole.cut_sections) == ("stop", ())
+    assert cut.text == "Impression:\n[echo 3] a\n\nTeaching point:\nsmall pleural effusion"
+    assert (cut.finish_reason, cut.cut_sections) == ("closed", (1,))
 
 
 def test_without_ray_the_message_names_what_to_install(monkeypatch):

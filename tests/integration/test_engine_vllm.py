@@ -19,8 +19,10 @@ from engine_contract import CANARY, EngineContract, Subject, Watched
 from running import Workplace
 from tiny import save_adapter, tiny_gemma
 
+from gxr_batch.engines import create
 from gxr_batch.engines.vllm import VllmEngine
 from gxr_batch.errors import ModelUnavailable
+from gxr_batch.forms import form_of, parts_of
 from gxr_batch.job import Job
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
 
@@ -161,6 +163,47 @@ def test_greedy_tokens_equal_transformers_and_an_answer_ends_at_each_of_the_mode
     decoded = [gemma_tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
     assert [by_row[f"r{row}"].text for row in range(3)] == decoded
     assert (by_row["r0"].finish_reason, by_row["r0"].new_tokens) == ("stop", len(expected[0]) + 1)
+
+
+FORM = {
+    "sections": ["Impression", "Key findings", "Grade", "Size", "Point"],
+    "section": {
+        "Key findings": {"kind": "bullets"},
+        "Grade": {"kind": "choice", "choices": ["high", "high grade", "low"]},
+        "Size": {"kind": "number"},
+        "Point": {"kind": "line"},
+    },
+}
+FORM_NEW = 110
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, {"temperature": 2.0, "top_k": 0, "top_p": 1.0}])
+def test_every_text_has_the_form_with_rows_coming_and_going(demo_model_dir, sampling):
+    asked = job(demo_model_dir, model={"dtype": "float32"}, sampling=sampling | {"max_new_tokens": FORM_NEW}, form=FORM)
+    form = form_of(asked)
+    work = [one._replace(max_new_tokens=FORM_NEW + 7 * (row % 5)) for row, one in enumerate(prompts(14))]
+    pieces: list[str] = []
+    work[3] = work[3]._replace(on_text=pieces.append)
+    with VllmEngine(asked).open() as session:
+        done = {completion.key: completion for completion in Watched().watch(session, work).completions}
+        (short,) = Watched().watch(session, prompts(1, new=30)).completions
+    for prompt in work:
+        completion = done[prompt.key]
+        assert completion.error is None
+        assert parts_of(form, completion.text)
+        assert completion.finish_reason == ("closed" if completion.cut_sections else "stop")
+        assert completion.new_tokens <= prompt.max_new_tokens
+        assert set(completion.cut_sections) <= {0, 1, 3, 4}
+    assert "".join(pieces) == done[work[3].key].text
+    assert len(pieces) > 3
+    assert "form needs at least" in short.error
+    if sampling == GREEDY:
+        with create(asked.with_values({"engine.kind": "transformers"})).open() as own:
+            ours = {completion.key: completion for completion in Watched().watch(own, work).completions}
+        same = [
+            (done[key].text, done[key].cut_sections) == (made.text, made.cut_sections) for key, made in ours.items()
+        ]
+        assert sum(same) >= 12, "almost all: the last bits of the logits differ"
 
 
 def test_an_adapter_applied_by_vllm_gives_pefts_tokens(tiny, gemma_tokenizer):

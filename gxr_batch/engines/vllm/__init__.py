@@ -75,7 +75,7 @@ class VllmEngine:
         most_tokens, most_restarts = self._job.model.max_seq_length, self._job.vllm.max_restarts
         limits = Limits(opening.vocab, most_tokens, most_restarts, opening.gpu_bytes)
         info = self._info(opening, version, time.monotonic() - began)
-        session = VllmSession(info, host, start, tokenizer, limits, say=self._say)
+        session = VllmSession(info, host, start, tokenizer, limits, say=self._say, form=opening.form)
         try:
             yield session
         finally:

@@ -19,12 +19,16 @@ from gxr_batch.models.source import Source, find
 
 if TYPE_CHECKING:
     from gxr_batch.models.check_adapter import Fitting
+    from gxr_batch.models.form_tokens import FormTokens
 
 # Rows side by side if the job does not set them; vLLM makes rows wait if its cache holds fewer.
 _MOST_SLOTS = {"cpu": 64, "cuda": 256}
 # The LoRA ranks that vLLM supports; an adapter gets the smallest that holds it.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _PROBE_TOKENS = 16
+# Where vLLM's configuration holds the form, for our logits processor in vLLM's process.
+FORM = "gxr_batch_form"
+_PROCESSOR = "gxr_batch.engines.vllm.form_processor:FormProcessor"
 # What vLLM's process takes of a GPU before it checks whether its share is still free.
 _CONTEXT_BYTES = 2**30
 _NOT_REPRODUCIBLE = (
@@ -37,7 +41,7 @@ _NOT_REPRODUCIBLE = (
 class Opening:
     """All that opening vLLM takes. `vocab` is the number of token ids, `adapter` describes how one is applied.
 
-    `gpu_bytes` is the GPU memory that vLLM takes at once and keeps, 0 on a CPU.
+    `gpu_bytes` is the GPU memory that vLLM takes at once and keeps, 0 on a CPU; `form` is what every text must have.
     """
 
     setup: Setup
@@ -48,6 +52,7 @@ class Opening:
     gpu_bytes: int
     notices: tuple[str, ...]
     adapter: str | None = None
+    form: FormTokens | None = None
 
 
 class _Adapter(NamedTuple):
@@ -63,6 +68,8 @@ def prepare_opening(job: Job, tokenizer: Any, memory: MemoryBudget) -> Opening:
 
     Raises ModelUnavailable, JobFileError.
     """
+    from gxr_batch.models.form_tokens import form_tokens
+
     sources = find(job.model, weights=True)
     whole = load_config(job.model)
     config = whole.get_text_config()
@@ -71,6 +78,8 @@ def prepare_opening(job: Job, tokenizer: Any, memory: MemoryBudget) -> Opening:
     _refuse(placement)
     own = sources.adapter
     adapter = None if own is None else _adapter(own, sources.base, whole, tokenizer)
+    ends = end_ids_of(job.model, tokenizer)
+    form = form_tokens(job, tokenizer, ends, config.vocab_size)
     slots = _MOST_SLOTS["cpu" if _on_cpu(placement) else "cuda"] if job.engine.slots == "auto" else job.engine.slots
     row_bytes = kv_bytes_a_token(config, 4 if placement.dtype == "float32" else 2) * job.model.max_seq_length
     gpu_bytes = 0 if _on_cpu(placement) else _gpu_bytes(placement, memory)
@@ -79,23 +88,26 @@ def prepare_opening(job: Job, tokenizer: Any, memory: MemoryBudget) -> Opening:
         "max_num_seqs": slots,
         **_arguments(job, placement, adapter),
         **_memory(placement, memory, gpu_bytes, slots * row_bytes),
+        **({} if form is None else _held_to(form, tokenizer, config.vocab_size)),
         # Only the language side of a multimodal model is used.
         **({"limit_mm_per_prompt": {"image": 0}} if whole.model_type == "gemma3" else {}),
     }
     sampling = job.sampling.settings()
     drawn = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
-    drawn["stop_token_ids"] = list(end_ids_of(job.model, tokenizer))
+    drawn["stop_token_ids"] = list(ends)
     formats = notices_of_format(job.model, sources.base, placement, None if adapter is None else adapter.config)
     probe = [2 + (7 * step) % min(config.vocab_size - 2, 1000) for step in range(_PROBE_TOKENS)]
     return Opening(
         setup=Setup(arguments, drawn, str(sources.adapter.folder) if sources.adapter else None, probe),
-        environment=_environment(job, placement),
+        # The newer model runner takes logits processors of another kind.
+        environment=_environment(job, placement) | ({"VLLM_USE_V2_MODEL_RUNNER": "0"} if form else {}),
         placement=placement,
         slots=slots,
         vocab=config.vocab_size,
         gpu_bytes=gpu_bytes,
         notices=(*placement.notices, *formats, *([_NOT_REPRODUCIBLE] if job.engine.reproducible else [])),
         adapter=adapter and f"beside the weights, by vLLM: {adapter.modules} LoRA modules, rank {adapter.rank}",
+        form=form,
     )
 
 
@@ -117,6 +129,16 @@ def _arguments(job: Job, placement: Placement, adapter: _Adapter | None) -> dict
         room_for = next(rank for rank in _RANKS if rank >= adapter.rank)
         found |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room_for}
     return found
+
+
+def _held_to(form: FormTokens, tokenizer: Any, vocab: int) -> dict[str, Any]:
+    """Return the vLLM arguments by which its texts are held to a form."""
+    settings = {"form": form.form.recorded, "tokenizer": tokenizer.name_or_path, "end_ids": sorted(form.end_ids)}
+    return {
+        "logits_processors": [_PROCESSOR],
+        "additional_config": {FORM: settings | {"vocab": vocab}},
+        "async_scheduling": False,  # a row's next token depends on its last one
+    }
 
 
 def _on_cpu(placement: Placement) -> bool:

@@ -10,14 +10,18 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gxr_batch.engines.base import EngineInfo, Pulse, Say, StopRequest
 from gxr_batch.engines.suspects import Suspects
 from gxr_batch.engines.vllm.host_messages import Answer, Ask, Count, Forget, Gone, Opened, Piece, Unopened
 from gxr_batch.engines.vllm.host_process import HostProcess
 from gxr_batch.errors import EngineFailed
+from gxr_batch.forms import parts_of
 from gxr_batch.records import Completion, FinishReason, Prompt
+
+if TYPE_CHECKING:
+    from gxr_batch.models.form_tokens import FormTokens
 
 _PULSE_SECONDS = 0.5
 _TICK_SECONDS = 0.05
@@ -67,9 +71,13 @@ class VllmSession:
         limits: Limits,
         *,
         say: Say,
+        form: FormTokens | None = None,
     ) -> None:
-        """`host` is already open, `start` starts another one; `say` reports hosts that died."""
-        self.info = info
+        """`host` is already open, `start` starts another one; `say` reports hosts that died.
+
+        `form` is what hosts hold every text to.
+        """
+        self.info, self._form = info, form
         self._start, self._host, self._tokenizer, self._limits, self._say = start, host, tokenizer, limits, say
         # Whether the host listens; whether it died and has no successor; whether it never will have one.
         self._ready, self._lost, self._given_up = True, False, False
@@ -126,6 +134,8 @@ class VllmSession:
             return "no prompt"
         if len(ids) + prompt.max_new_tokens > capacity:
             return f"prompt and answer need more than {capacity} tokens"
+        if self._form is not None and prompt.max_new_tokens < self._form.least_tokens:
+            return f"the form needs at least {self._form.least_tokens} tokens"
         if max(ids) >= self._limits.vocab:
             return "the prompt holds a token that the model does not have: its tokenizer belongs to another model"
         return ""
@@ -153,11 +163,11 @@ class VllmSession:
             return []
         if isinstance(event, Answer) and event.number in work.flight:
             row = work.flight.pop(event.number)
-            completion = completed(row, event, self._tokenizer)
+            completion = completed(row, event, self._tokenizer, self._form)
             row.show(completion.text)
             return [completion]
         if isinstance(event, Piece) and event.number in work.flight:
-            work.flight[event.number].take(event.token_ids, self._tokenizer)
+            work.flight[event.number].take(event.token_ids, self._tokenizer, held=self._form is not None)
         elif isinstance(event, Count):
             self._counted = event
         elif isinstance(event, Opened):
@@ -217,10 +227,11 @@ class RowState:
     ids: list[int] = field(default_factory=list)
     shown: str = ""
 
-    def take(self, ids: Sequence[int], tokenizer: Any) -> None:
-        """Show the text of new tokens; an incomplete character waits for the rest."""
+    def take(self, ids: Sequence[int], tokenizer: Any, *, held: bool = False) -> None:
+        """Show the text of new tokens; an incomplete character waits for the rest, and so do blanks in a form."""
         self.ids += ids
         text = str(tokenizer.decode(self.ids, skip_special_tokens=True))
+        text = text.rstrip() if held else text
         if not text.endswith("\ufffd"):
             self.show(text)
 
@@ -231,17 +242,24 @@ class RowState:
             self.shown = text
 
 
-def completed(row: RowState, answer: Answer, tokenizer: Any) -> Completion:
-    """Return the completion of a row that the host answered."""
+def completed(row: RowState, answer: Answer, tokenizer: Any, form: FormTokens | None = None) -> Completion:
+    """Return the completion of a row that the host answered, held to a form if there is one."""
     finish = _FINISHES.get(answer.finish)
     if finish is None:
         return failed(row, answer.error or f"vLLM ended this row for a reason of its own ({answer.finish})")
     ids = answer.token_ids[:-1] if finish == "stop" else answer.token_ids
+    cut: tuple[int, ...] = ()
+    text = str(tokenizer.decode(ids, skip_special_tokens=True))
+    if form is not None:
+        text = text.rstrip()
+        if finish != "stop" or parts_of(form.form, text) is None:
+            return failed(row, "vLLM did not hold this row to its form")
+        finish, cut = _ended(form, row.prompt.max_new_tokens, ids)
     generating = answer.ended_at - answer.scheduled_at
     ended_ms = (time.time() - (time.monotonic() - answer.ended_at)) * 1000
     return Completion(
         key=row.prompt.key,
-        text=str(tokenizer.decode(ids, skip_special_tokens=True)),
+        text=text,
         finish_reason=finish,
         error=None,
         prompt_tokens=len(row.prompt.encoded.token_ids or ()),
@@ -253,7 +271,16 @@ def completed(row: RowState, answer: Answer, tokenizer: Any) -> Completion:
         rows_in_batch=answer.rows,
         started_at_ms=round(ended_ms - generating * 1000),
         finished_at_ms=round(ended_ms),
+        cut_sections=cut,
     )
+
+
+def _ended(form: FormTokens, max_new_tokens: int, ids: Sequence[int]) -> tuple[FinishReason, tuple[int, ...]]:
+    """Return how a text with a form ended and which sections a limit cut, by drawing its ids (no end token) again."""
+    row = form.row(max_new_tokens, opened=False)
+    for id in ids:
+        row.take(id)
+    return row.finish, row.cut
 
 
 def failed(row: RowState, error: str) -> Completion:

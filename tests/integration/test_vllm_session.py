@@ -23,15 +23,17 @@ from tiny import save_adapter, tiny_gemma
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
 from gxr_batch.engines.vllm import VllmEngine, _opened, engine_args, host_process
 from gxr_batch.engines.vllm.host import Steps
-from gxr_batch.engines.vllm.host_messages import Setup
+from gxr_batch.engines.vllm.host_messages import Answer, Setup
 from gxr_batch.engines.vllm.host_process import HostProcess
-from gxr_batch.engines.vllm.session import Limits, VllmSession
+from gxr_batch.engines.vllm.session import Limits, RowState, VllmSession, completed
 from gxr_batch.errors import EngineFailed, JobFileError, ModelUnavailable
 from gxr_batch.extras import install_command
-from gxr_batch.job import Job, load_job
+from gxr_batch.forms import form_of, form_of_run
+from gxr_batch.job import Job, load_job, make_job
 from gxr_batch.models.device_memory import MemoryBudget
+from gxr_batch.models.form_tokens import FormTokens
 from gxr_batch.models.placement import Placement
-from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
+from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Turn
 from gxr_batch.run.check import check
 
 FAKE = (sys.executable, str(SUPPORT / "fake_vllm_host.py"))
@@ -220,7 +222,7 @@ def test_a_host_without_a_parent_leaves_no_process_and_no_file():
 STARTER = """
 import time
 from gxr_batch.engines.vllm.host_process import HostProcess
-from gxr_batch.engines.vllm.host_messages import Setup
+from gxr_batch.engines.vllm.host_messages import Answer, Setup
 host = HostProcess(Setup({}, {}, None, []), {})
 time.sleep(600)
 """
@@ -342,6 +344,43 @@ def test_the_jobs_settings_become_vllms(tiny_model_dir, gemma_tokenizer):
     assert made.setup.sampling == sampling | {"stop_token_ids": [1, 106]}
     assert made.adapter is None
     assert made.vocab == 1024
+
+
+FORM = {"sections": ["Impression", "Point"], "section": {"Impression": {"max_tokens": 9}}}
+
+
+def test_a_form_is_passed_to_vllm_and_changes_no_argument_of_a_job_without_one(tiny_model_dir, gemma_tokenizer):
+    plain, made = (
+        prepared(job(tiny_model_dir), gemma_tokenizer),
+        prepared(job(tiny_model_dir, form=FORM), gemma_tokenizer),
+    )
+    arguments = dict(made.setup.arguments)
+    assert arguments.pop("logits_processors") == ["gxr_batch.engines.vllm.form_processor:FormProcessor"]
+    assert arguments.pop("async_scheduling") is False
+    settings = arguments.pop("additional_config")[engine_args.FORM]
+    assert (settings["end_ids"], settings["vocab"]) == ([1, 106], 1024)
+    assert form_of_run(settings) == made.form.form
+    assert arguments == plain.setup.arguments
+    assert made.environment == plain.environment | {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+
+
+def test_how_a_text_with_a_form_ended_is_found_from_its_ids(gemma_tokenizer):
+    form = form_of(make_job("x", [], {"form": FORM}))
+    tokens = FormTokens(form, gemma_tokenizer, frozenset({1, 106}), len(gemma_tokenizer))
+    row = RowState(prompts(1, new=80)[0], 0.0)
+
+    def made(text: str, *, end: bool = True) -> Completion:
+        ids = gemma_tokenizer(text, add_special_tokens=False)["input_ids"]
+        return completed(
+            row, Answer(0, [*ids, 106] if end else ids, "stop" if end else "length"), gemma_tokenizer, tokens
+        )
+
+    whole = made("Impression:\nClear lungs.\n\nPoint:\nLook twice.\n\n")
+    assert (whole.text, whole.finish_reason) == ("Impression:\nClear lungs.\n\nPoint:\nLook twice.", "stop")
+    cut = made("Impression:\none two three four five six seven eight nine\n\nPoint:\nLook twice.")
+    assert (cut.finish_reason, cut.cut_sections) == ("closed", (0,))
+    for text, end in (("Clear lungs.", True), ("Impression:\nClear lungs.\n\nPoint:\nLook", False)):
+        assert made(text, end=end).error == "vLLM did not hold this row to its form"
 
 
 def test_on_the_cpu_the_cache_gets_the_memory_limit_or_what_the_slots_need(tiny_model_dir, gemma_tokenizer):

@@ -86,6 +86,23 @@ def test_a_run_through_a_real_server(served, tmp_path):
     assert all(0 < row["gxr_seconds_share"] <= row["gxr_seconds_generating"] for row in rows)
 
 
+def test_a_run_with_a_form_through_a_real_server(served, tmp_path):
+    work = Workplace(tmp_path)
+    form = "[form]\nsections = ['Impression', 'Teaching point']\n"
+    work.job(f"[sampling]\nmax_new_tokens = 64\n[run]\nmax_failed = 'off'\n{form}")
+    work.table(3)
+    work.run(*(part for setting in settings(served) for part in ("--set", setting)), expect=None)
+    rows = work.results()
+    assert len(rows) == 3
+    for row in rows:  # the demo model may or may not write the headings
+        if row["gxr_status"] == "ok":
+            assert row["gxr_section_impression"]
+            assert row["gxr_section_teaching_point"]
+            assert row["gxr_finish_reason"] in {"stop", "closed"}
+        else:
+            assert row["gxr_error"] == "the server's answer does not have the form's headings, twice in a row"
+
+
 def test_a_real_server_streams_its_answer(served, tmp_path):
     (tmp_path / "j.toml").write_text("name = 'j'\n[input]\npath = 'f.csv'\n[sampling]\nmax_new_tokens = 8\n")
     job = load_job(tmp_path / "j.toml", settings(served))

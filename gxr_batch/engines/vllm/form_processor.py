@@ -1,6 +1,6 @@
 """Holds texts to the job's form inside vLLM: a logits processor, which vLLM imports and runs in its engine's process.
 
-The only module here that imports vLLM at its top: nothing of ours imports it, `engine_args` passes its name to vLLM.
+The only module here that imports vLLM at its top: no other module imports it, `engine_args` passes its name to vLLM.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A form as tokens: which ids a row may draw next, what is written for it, and when each section ends.
 
 llguidance turns the content of a section into the ids that may follow. Of a heading each id is the only one allowed,
-which costs a step of the row: a call for a few rows alone would read all weights once more. A section ends with the
+which costs a step of the row: a call for a few rows alone would read all weights again. A section ends with the
 blank line that the model draws after it, which its end token counts as, or at the section's token limit; a row always
 has the tokens for the headings and sections that are left.
 """
@@ -45,8 +45,8 @@ NO_ID = -1
 class Allowed(NamedTuple):
     """What rows may draw next.
 
-    `masks` [rows, ceil(vocab / 32)] int32: id i is bit i % 32 of word i // 32. `closing` [rows] int64 is the id that
-    stands for the model's end tokens, NO_ID where they stand for themselves or nothing may end.
+    `masks` [rows, ceil(vocab / 32)] int32: id i is bit i % 32 of word i // 32. `closing` [rows] int64 is the id to
+    which the probability of the end tokens goes, NO_ID where they may be drawn or nothing may end.
     """
 
     masks: Masks
@@ -144,7 +144,7 @@ class FormTokens:
     def limit(self, part: int, left: int) -> int:
         """Return the token limit of a section when the text may have `left` more tokens.
 
-        A section without a limit of its own gets an equal share of what the headings and limits after it leave.
+        A section without its own limit gets an equal share of what the headings and limits after it leave.
         """
         left -= 1  # the end token
         own, after = self.form.parts[part], self.form.parts[part + 1 :]
@@ -307,7 +307,7 @@ class FormRow:
         return [choice for choice in choices if choice.startswith(self._chosen)] == [self._chosen]
 
     def _end_section(self, blank: list[int]) -> bool:
-        """Go on to the next section, if there is one, after the ids of a blank line; return whether there is none."""
+        """Open the next section, if there is one, after the ids of a blank line; return whether there is none."""
         if self.is_last:
             return True
         self.forced = [*blank, *self.tokens.openings[self.part + 1]]

@@ -102,7 +102,7 @@ def test_the_kernel_forbids_what_torch_forbids(launch, device, dtype):
     expected = logits.clone()
     forbid(expected, masks.numpy())
     assert torch.equal(wide[:, :vocab].cpu(), expected)
-    assert not wide[:, vocab:].any(), "nothing is written beside the vocabulary"
+    assert not wide[:, vocab:].any(), "nothing is written next to the vocabulary"
 
 
 def test_what_other_rows_may_draw_is_not_changed(tokens):

@@ -18,6 +18,7 @@ from gxr_batch.audit.draw import By, draw, frame_of
 from gxr_batch.errors import RunError
 from gxr_batch.export.export_rows import Exported, Source, open_source
 from gxr_batch.export.workbook import write_xlsx
+from gxr_batch.forms import PREFIX
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.exports import checked_target, keep_changed, kept_notes, remember, state_of
 from gxr_batch.ledger.reviews import REVIEWS_NAME, one_import
@@ -25,7 +26,7 @@ from gxr_batch.ledger.run_format import next_number
 from gxr_batch.records import FLAGS_OF_REVIEWS, Key, review_schema
 from gxr_batch.rows.columns import counted
 
-# What a blind workbook keeps: what the import needs, and what every output says.
+# What a blind workbook keeps besides sections: what the import needs, and what every output says.
 _BLIND = {"gxr_row_id", "gxr_sample", "gxr_text", "gxr_prompt_sha256", "gxr_ai_generated", "gxr_disclaimer"}
 # Without a seed of the user's own: the draw is the same every time, and no row is chosen by hand.
 _SEED = 0
@@ -139,7 +140,7 @@ def _unreviewed(table: pa.Table, *, blind: bool) -> pa.Table:
         elif field.name == "gxr_flags":
             flags = [_own(one) for one in column.to_pylist()]
             column = pa.array([None] * table.num_rows if blind else flags, field.type)
-        elif blind and field.name.startswith("gxr_") and field.name not in _BLIND:
+        elif blind and field.name.startswith("gxr_") and not field.name.startswith(PREFIX) and field.name not in _BLIND:
             continue
         arrays.append(column)
         fields.append(field)

@@ -13,9 +13,9 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from gxr_batch.cells import as_text, guard, is_number, quoted, values_of
+from gxr_batch.cells import as_text, guard, is_number, quoted
 from gxr_batch.disk import lines_into, write_whole
-from gxr_batch.export.export_rows import Exported, Source
+from gxr_batch.export.export_rows import Exported, Source, cells_of
 
 
 def write_csv(source: Source, path: Path) -> Exported:
@@ -53,7 +53,7 @@ def _write(
 
 
 def _column(table: pa.Table, name: str, guarded: dict[str, None] | None) -> list[str]:
-    cells = [as_text(value) for value in values_of(table[name])]
+    cells = [as_text(value) for value in cells_of(table, name)]
     if guarded is None or is_number(table.schema.field(name).type):
         return cells
     safe = [guard(cell) for cell in cells]

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from gxr_batch.cells import values_of
 from gxr_batch.disk import denied
 from gxr_batch.errors import RunError
 from gxr_batch.files import DEEPEST, json_object
+from gxr_batch.forms import PREFIX, in_a_cell
 from gxr_batch.ledger import Counts, RunReader
 from gxr_batch.ledger.join import stored_schema, stored_tables
 from gxr_batch.ledger.reviews import approved, with_review_columns
@@ -114,6 +116,12 @@ def final_text(row: Mapping[str, Any]) -> str | None:
     edited: str | None = row["gxr_review_text"] if row["gxr_review_status"] == "approved_with_edits" else None
     generated: str | None = row["gxr_text"]
     return edited or generated
+
+
+def cells_of(table: pa.Table, name: str) -> list[Any]:
+    """Return a column as Python values for a sheet: a section of bullets is a text of lines, not a list."""
+    values = values_of(table[name])
+    return [value and in_a_cell(value) for value in values] if name.startswith(PREFIX) else values
 
 
 def only_approved(source: Source) -> Source:

@@ -18,13 +18,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gxr_batch.cells import as_text, exact_number, for_workbook, is_number, values_of
+from gxr_batch.cells import as_text, exact_number, for_workbook, is_number, printed
 from gxr_batch.disk import write_whole
 from gxr_batch.errors import StorageError
-from gxr_batch.export.export_rows import Exported, Source
+from gxr_batch.export.export_rows import Exported, Source, cells_of
 from gxr_batch.export.workbook_layout import Column, Formats, layout, make_formats, row_height
-from gxr_batch.export.workbook_readme import APPROVED_BANNER, state, write_readme
+from gxr_batch.export.workbook_readme import approved_banner, state, write_readme
 from gxr_batch.files import scratch_folder
+from gxr_batch.forms import PREFIX, Content, Form, in_a_cell, parts_of
 from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, LIST_COLUMNS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema
 from gxr_batch.rows.columns import counted
 from gxr_batch.text_checks.descriptions import SHORTENED
@@ -34,6 +35,8 @@ ROWS_A_SHEET = 1_000_000
 _BANNER_ROW, _CAPTION_ROW, _HEADER_ROW, _FIRST_ROW = 0, 1, 2, 3
 _FROZEN_COLUMNS = 1
 _REVIEW_TYPES = {field.name: field.type for field in review_schema()}
+_WHOLE_TEXTS = ("gxr_text", "gxr_review_text")
+_MOST_CHOICES = 255  # characters
 _BANNER = f"AI-GENERATED, UNREVIEWED until a status says otherwise. {DISCLAIMER}"
 _OPTIONS = {
     "constant_memory": True,
@@ -86,16 +89,18 @@ class _Book:
         self._shortened = self._rows = 0
         self._one_answer = source.reader.manifest.job.get("sampling", {}).get("samples_per_row", 1) == 1
         floats = {field.name for field in source.schema if pa.types.is_floating(field.type)}
-        self._measured = {name for name in floats if name.startswith("gxr_")}
+        self._measured = {name for name in floats if name.startswith("gxr_") and not name.startswith(PREFIX)}
+        self._form = source.reader.form
+        self._banner = approved_banner(self._form) if source.approved else ""
         self._sheet: Any = None
         self._at = _FIRST_ROW
         workbook.set_properties(
             {
                 "title": "Teaching cases" if source.blind else f"Teaching cases: {source.reader.manifest.name}",
-                "subject": APPROVED_BANNER if source.approved else DISCLAIMER,
+                "subject": self._banner or DISCLAIMER,
                 "category": "AI-generated",
                 "keywords": f"AI-generated, {state(source)}, research and education only",
-                "comments": APPROVED_BANNER if source.approved else DISCLAIMER,
+                "comments": self._banner or DISCLAIMER,
             }
         )
         workbook.set_custom_property("AI-generated", True)
@@ -105,9 +110,9 @@ class _Book:
         write_readme(self._workbook, self._formats, self._source)
         tables = iter(self._source.tables)
         first = next(tables, self._source.schema.empty_table())
-        columns = layout(self._source.schema.names, _longest(first))
+        columns = layout(self._source.schema.names, _longest(first), self._form)
         for table in chain([first], tables):
-            for row in _rows(table, columns):
+            for row in _rows(_with_corrections(table, self._form), columns):
                 if self._sheet is None or self._at - _FIRST_ROW == ROWS_A_SHEET:
                     self._close_sheet(columns)
                     self._open_sheet(columns)
@@ -130,13 +135,7 @@ class _Book:
             hidden = {"hidden": column.name == "gxr_sample" and self._one_answer}
             sheet.set_column(place, place, column.width, _column_format(column, self._formats), hidden)
         sheet.set_row(_BANNER_ROW, 20, self._formats.strip)
-        _text(
-            sheet,
-            _BANNER_ROW,
-            0,
-            APPROVED_BANNER if self._source.approved else _BANNER,
-            self._formats.strip,
-        )
+        _text(sheet, _BANNER_ROW, 0, self._banner or _BANNER, self._formats.strip)
         self._write_header(columns)
         sheet.freeze_panes(_FIRST_ROW, _FROZEN_COLUMNS)
         sheet.ignore_errors({"number_stored_as_text": "A1:XFD1048576"})
@@ -165,11 +164,14 @@ class _Book:
         sheet, last = self._sheet, max(self._at - 1, _FIRST_ROW)
         sheet.autofilter(_HEADER_ROW, 0, last, len(columns) - 1)
         # Print the cases only; with the review and provenance columns they would be too small to read.
-        sheet.print_area(_BANNER_ROW, 0, last, [column.role for column in columns].index("text"))
+        sheet.print_area(_BANNER_ROW, 0, last, max(at for at, column in enumerate(columns) if column.role == "text"))
         places = {column.name: place for place, column in enumerate(columns)}
         status = places["gxr_review_status"]
         _choose(sheet, status, last, REVIEW_STATUSES, "Choose a status.")
         _choose(sheet, places["gxr_review_quality"], last, REVIEW_QUALITIES, "1 = unusable … 5 = ready to teach with.")
+        for part in self._form.parts if self._form else ():
+            if _fits_a_list(part.choices):
+                _choose(sheet, places[part.review_column], last, part.choices, "Empty = good as generated.")
         for name in ERROR_COUNTS:
             _count(sheet, places[f"gxr_review_{name}"], last)
         _day(sheet, places["gxr_reviewed_at"], last)
@@ -212,7 +214,7 @@ def _column_format(column: Column, formats: Formats) -> Any:
     kind = _REVIEW_TYPES.get(column.name)
     if column.role == "review" and kind is not None and not pa.types.is_string(kind):
         return formats.review_date if pa.types.is_date(kind) else formats.review_number
-    by_role = {"key": formats.key, "text": formats.generated, "review": formats.review}
+    by_role = {"key": formats.key, "text": formats.generated, "whole": formats.generated, "review": formats.review}
     return by_role.get(column.role, formats.text)
 
 
@@ -223,7 +225,7 @@ def _rows(table: pa.Table, columns: Sequence[Column]) -> Iterator[tuple[Any, ...
     """
     cells: list[Sequence[Any]] = []
     for column in columns:
-        values = values_of(table[column.name])
+        values = cells_of(table, column.name)
         if is_number(table.schema.field(column.name).type):
             cells.append([exact_number(value) for value in values])
         elif column.name == "gxr_reviewed_at":
@@ -233,6 +235,24 @@ def _rows(table: pa.Table, columns: Sequence[Column]) -> Iterator[tuple[Any, ...
         else:
             cells.append([as_text(value) for value in values])
     yield from zip(*cells, strict=True)
+
+
+def _with_corrections(table: pa.Table, form: Form | None) -> pa.Table:
+    """Return the table with the columns in which sections are corrected, as text: those that a reviewer changed."""
+    if form is None:
+        return table
+    rows = [_changed(form, *texts) for texts in zip(*(table[name].to_pylist() for name in _WHOLE_TEXTS), strict=True)]
+    for at, part in enumerate(form.parts):
+        table = table.append_column(part.review_column, pa.array([row[at] for row in rows], pa.string()))
+    return table
+
+
+def _changed(form: Form, text: str | None, edited: str | None) -> list[str | None]:
+    after = edited and parts_of(form, edited)
+    if not after:
+        return [None] * len(form.parts)
+    before: Sequence[Content | None] = parts_of(form, text or "") or [None] * len(after)
+    return [str(printed(in_a_cell(new))) if new != old else None for old, new in zip(before, after, strict=True)]
 
 
 def _longest(table: pa.Table) -> Mapping[str, int]:
@@ -257,6 +277,11 @@ def _checked(code: int) -> None:
             where="the sheet Cases",
             next_step="export as csv, and report this bug",
         )
+
+
+def _fits_a_list(choices: Sequence[str]) -> bool:
+    """Return whether Excel can offer these choices: 255 characters with the commas that separate them."""
+    return bool(choices) and not any("," in choice for choice in choices) and len(",".join(choices)) <= _MOST_CHOICES
 
 
 def _choose(sheet: Any, place: int, last: int, values: Sequence[object], hint: str) -> None:

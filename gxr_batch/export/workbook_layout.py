@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from gxr_batch.forms import Form
 from gxr_batch.records import ERROR_CATEGORIES, ERROR_WEIGHTS, LIST_COLUMNS, SOURCE_PREFIX, result_schema, review_schema
 
-Role = Literal["key", "mark", "input", "text", "review", "flags", "provenance"]
+Role = Literal["key", "mark", "input", "text", "whole", "review", "flags", "provenance"]
 
-_WIDTHS = {"key": 16, "mark": 13, "input": 24, "text": 80, "review": 15, "flags": 28, "provenance": 18}
+_WIDTHS = {"key": 16, "mark": 13, "input": 24, "text": 80, "whole": 30, "review": 15, "flags": 28, "provenance": 18}
+_SECTION_WIDTHS = {"text": 50, "bullets": 44, "line": 32, "choice": 14, "number": 12}
 _OWN_WIDTHS = {
     "gxr_sample": 12,
     "gxr_review_status": 20,
@@ -55,34 +57,49 @@ _LETTERS_A_DIGIT = 1.1
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the sheet; reviewers fill in the `review` columns."""
+    """One column of the sheet; reviewers fill in the `review` columns. `heading`: of its section, if it has one."""
 
     name: str
     role: Role
     width: float
+    heading: str = ""
 
     @property
     def caption(self) -> str:
         """Return the readable name of the column; the user's columns keep their names."""
         if not self.name.startswith("gxr_"):
             return self.name
+        if self.heading:
+            return f"Corrected: {self.heading}" if self.role == "review" else f"{self.heading} (AI)"
         return _CAPTIONS.get(self.name) or self.name.removeprefix("gxr_").replace("_", " ").capitalize()
 
 
-def layout(names: Sequence[str], longest: Mapping[str, int]) -> list[Column]:
-    """Return the sheet's columns for these result columns; `longest`: length of each column's longest cell."""
+def layout(names: Sequence[str], longest: Mapping[str, int], form: Form | None = None) -> list[Column]:
+    """Return the sheet's columns for these result columns; `longest`: length of each column's longest cell.
+
+    With a form, its sections come before the whole text, and a reviewer corrects each in a column of its own instead of
+    the whole text.
+    """
     own = [name for name in names if not name.startswith("gxr_")]
     minor = [name for name in own if _is_minor(name)]
     own = [name for name in own if name not in minor]
     first = ("gxr_row_id", "gxr_sample")
     review = review_schema().names
-    placed = {*first, *review, "gxr_review_status", "gxr_text", "gxr_ai_generated", *LIST_COLUMNS}
+    parts = form.parts if form else ()
+    sections = {part.column for part in parts}
+    placed = {*first, *review, *sections, "gxr_review_status", "gxr_text", "gxr_ai_generated", *LIST_COLUMNS}
     rest = [name for name in names if name.startswith("gxr_") and name not in placed]
     columns = [_column(name, "key") for name in first]
     columns += [_column("gxr_review_status", "review"), _column("gxr_ai_generated", "mark")]
     columns += [Column(name, "input", _fitting(name, longest.get(name, _WIDTHS["input"]))) for name in own]
-    columns += [_column("gxr_text", "text")]
-    columns += [_column(name, "review") for name in review]
+    columns += [Column(part.column, "text", _SECTION_WIDTHS[part.kind], part.heading) for part in parts]
+    columns += [_column("gxr_text", "whole" if parts else "text")]
+    for name in review:
+        if parts and name == "gxr_review_text":
+            widths = [(part, _SECTION_WIDTHS[part.kind]) for part in parts]
+            columns += [Column(part.review_column, "review", width, part.heading) for part, width in widths]
+        else:
+            columns.append(_column(name, "review"))
     columns += [_column(name, "flags") for name in LIST_COLUMNS if name in names]
     columns += [_column(name, "provenance") for name in [*rest, *minor]]
     return columns

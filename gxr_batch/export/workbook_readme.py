@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 from gxr_batch.cells import for_workbook
 from gxr_batch.export.export_rows import Source
 from gxr_batch.export.workbook_layout import Formats
+from gxr_batch.forms import Form
 from gxr_batch.records import DISCLAIMER, ERROR_CATEGORIES
 from gxr_batch.text_checks.descriptions import LEGEND
 
-APPROVED_BANNER = (
-    "AI-generated teaching material. Each case was approved by the person in gxr_reviewer; gxr_review_text, if "
-    "filled, replaces gxr_text. Research and education only; not for diagnosis, treatment or any clinical use."
+_APPROVED_BANNER = (
+    "AI-generated teaching material. Each case was approved by the person in gxr_reviewer; {corrected}, if "
+    "filled, replaces {text}. Research and education only; not for diagnosis, treatment or any clinical use."
 )
 _STATUS_MEANINGS = {
     "unreviewed": "not yet reviewed",
@@ -33,12 +34,24 @@ _HOW = {
     "your own changes": "You may sort, filter or delete rows, and move or add columns: rows are matched by gxr_row_id "
     "and gxr_sample. Keep the row of small column names below the captions: the import finds the columns by them.",
 }
+# For texts with a form, which are corrected by section.
+_OF_A_FORM = {
+    "approved_with_edits": "good with the corrections in the columns Corrected",
+    "Corrected text": "a column for each section, for approved_with_edits: the corrected section, a list as lines "
+    'that begin with "- "; empty if the section is good as generated',
+}
 _FLAGS = (
     "Flags in gxr_flags mark what to check first. A flag is not a score, and a case without flags may have errors. "
     "gxr_findings_lost lists findings of the row that the text does not name, or denies; gxr_findings_kept the others."
 )
 _WIDTHS = (30, 110)
 _LINE_POINTS = 15
+
+
+def approved_banner(form: Form | None) -> str:
+    """Return what a workbook of approved cases says of itself."""
+    corrected, text = ("a column Corrected", "its section") if form else ("gxr_review_text", "gxr_text")
+    return _APPROVED_BANNER.format(corrected=corrected, text=text)
 
 
 def state(source: Source) -> str:
@@ -58,13 +71,15 @@ def write_readme(workbook: Any, formats: Formats, source: Source) -> None:
     sheet.set_paper(9)
     sheet.fit_to_pages(1, 0)
     title = f"AI-generated teaching cases, {state(source)}"
-    banner = APPROVED_BANNER if source.approved else DISCLAIMER
+    banner = approved_banner(source.reader.form) if source.approved else DISCLAIMER
+    own = _OF_A_FORM if source.reader.form else {}
     lines: list[_Line] = [_Line(title, "", formats.title), _Line("", banner, formats.banner), _BLANK]
     lines += [_Line(name, value) for name, value in _facts(source).items() if value]
     lines += [_BLANK, _Line("How to review", "", formats.heading)]
-    lines += [_Line(name, text) for name, text in _HOW.items()]
+    lines += [_Line(name, own.get(name, text)) for name, text in _HOW.items()]
     lines += [_BLANK, _Line("Status", "", formats.heading)]
-    lines += [_Line(status, text, label=formats.statuses[status]) for status, text in _STATUS_MEANINGS.items()]
+    meanings = {status: own.get(status, text) for status, text in _STATUS_MEANINGS.items()}
+    lines += [_Line(status, text, label=formats.statuses[status]) for status, text in meanings.items()]
     if not source.blind:
         lines += [_BLANK, _Line("Flags", "", formats.heading), _Line("", _FLAGS)]
         lines += [_Line(flag, text) for flag, text in LEGEND.items()]

@@ -11,7 +11,7 @@ from typing import Any
 
 from gxr_batch.job import FormPart, FormSection, SectionKind
 
-PREFIX = "gxr_section_"
+PREFIX, REVIEW_PREFIX = "gxr_section_", "gxr_review_section_"
 _MOST_NAME = 60  # characters of a column's name after the prefix
 _AFTER_HEADING = {"text": "\n", "bullets": "\n-"}
 
@@ -27,6 +27,11 @@ class Part:
     choices: tuple[str, ...] = ()
     ask: str = ""
     hidden: bool = False
+
+    @property
+    def review_column(self) -> str:
+        """The column of a sheet in which a reviewer corrects the section."""
+        return REVIEW_PREFIX + self.column.removeprefix(PREFIX)
 
     @property
     def opening(self) -> str:

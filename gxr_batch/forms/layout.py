@@ -86,6 +86,11 @@ def sections_of(form: Form, text: str, which: Collection[int]) -> dict[str, str]
     return {form.parts[at].column.removeprefix(PREFIX): texts[at] for at in which}
 
 
+def in_a_cell(content: Content) -> str | float:
+    """Return a section as a cell of a sheet shows it: a list as lines that begin with "- "."""
+    return "\n".join(BULLET + item for item in content) if isinstance(content, list) else content
+
+
 def composed(form: Form, contents: Sequence[Content]) -> str:
     """Return the text with these sections, as `parts_of` takes it apart again; blank lines in a section are dropped.
 

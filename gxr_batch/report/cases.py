@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from gxr_batch.audit.comparison import SAME, VERDICTS
 from gxr_batch.audit.row_digest import keys_of
 from gxr_batch.cells import as_text, values_of
+from gxr_batch.forms import Part
 from gxr_batch.records import GENERATED_COLUMNS, LIST_COLUMNS
 from gxr_batch.report.aggregate import MOST_CASES, Cases, Surveyed
 from gxr_batch.report.compare import Comparison
@@ -93,7 +94,9 @@ def _table(surveyed: Surveyed, cases: Cases, comparison: Comparison | None, incl
     if other_rows is not None:  # a row held in one run must not be shown by the other
         hidden = [here or there for here, there in zip(hidden, held(other_rows), strict=True)]
     hidden = [one and not include_held for one in hidden]
-    columns, shortened = columns_of(cases.table, hidden)
+    form = surveyed.reader.form
+    # The page takes texts apart itself: columns of sections would hold every text twice.
+    columns, shortened = columns_of(cases.table.drop_columns(form.columns) if form else cases.table, hidden)
     mapped = mapping(mapping(surveyed.reader.manifest.job.get("input")).get("columns")).get("findings", "findings")
     findings = _findings_of(columns, mapped)
     if comparison and other_rows is not None:
@@ -107,11 +110,16 @@ def _table(surveyed: Surveyed, cases: Cases, comparison: Comparison | None, incl
             "other": comparison.name if comparison else "",
             "legend": EVERY_FLAG,
             "include_held": include_held,
+            "form": [_part(part) for part in form.parts] if form else [],
             "columns": [column.as_dict() for column in columns],
         }
     )
     notices = _notices(shortened, sum(hidden))
     return CaseTable(packed, findings, cases.table.num_rows, _sentence(surveyed, cases), notices)
+
+
+def _part(part: Part) -> dict[str, Any]:
+    return {"heading": part.heading, "opening": part.opening, "kind": part.kind, "hidden": part.hidden}
 
 
 def _packed(cases: dict[str, Any]) -> str:

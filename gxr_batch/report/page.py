@@ -27,7 +27,7 @@ from gxr_batch.report.format import change, compared_with, figure, invocations_t
 from gxr_batch.report.invocations import Invocation, invocations_of, newest_that_generated, previous, zone_of
 from gxr_batch.text_checks.descriptions import EVERY_FLAG
 
-_SCRIPTS = ("theme.js", "elements.js", "table.js", "case.js", "start.js")
+_SCRIPTS = ("theme.js", "elements.js", "table.js", "sections.js", "case.js", "start.js")
 # The part of the disclaimer that is replaced once texts are reviewed.
 _UNREVIEWED = "not reviewed by a radiologist"
 _REVIEWED = ("approved", "approved_with_edits", "rejected")

@@ -8,7 +8,7 @@ A row is imported completely or not at all, and a refused row does not affect th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -21,23 +21,25 @@ import pyarrow.compute as pc
 from gxr_batch.cells import CUT_MARK, for_workbook, is_unicode, quoted
 from gxr_batch.disk import sha256_of
 from gxr_batch.errors import RunError
+from gxr_batch.forms import Form
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.reviews import Reviews, add_reviews, disagree, one_import, same_person
 from gxr_batch.records import Key, Review
 from gxr_batch.review.match_rows import Case, Elsewhere, cases, leads_to_its_text
 from gxr_batch.review.parse_row import (
-    COLUMNS_READ,
     Defaults,
     Generated,
-    InvalidRow,
     Judged,
+    columns_read,
     is_filled_in,
     lost_letters,
     may_withdraw,
+    review_columns_of,
     review_of,
     same_text,
 )
 from gxr_batch.review.read_sheets import SheetRow, read_sheets
+from gxr_batch.review.row_text import InvalidRow
 from gxr_batch.run.invocation_record import user_name
 
 # What a reviewer wrote as text.
@@ -107,9 +109,9 @@ def import_reviews(reader: RunReader, paths: Sequence[Path], reviewer: str = "")
     judged: dict[Key, list[_Line]] = {}
     samples = int(reader.manifest.job["sampling"]["samples_per_row"])
     for path in paths:
-        _collect(path, samples, judged, done)
+        _collect(path, samples, reader.form, judged, done)
     with one_import(reader.folder):
-        _take(reader, judged, Defaults(reviewer.strip(), date.today()), _metadata(paths), done)
+        _take(reader, judged, Defaults(reviewer.strip(), date.today(), reader.form), _metadata(paths), done)
     return done
 
 
@@ -122,7 +124,7 @@ def _take(
 ) -> None:
     """Store new reviews, and find the texts on which reviewers now disagree."""
     known, texts = Reviews.load(reader.folder), dict(_texts(reader, judged))
-    judged = _without_lost_letters(_placed(reader, judged, texts, done), texts, done)
+    judged = _without_lost_letters(_placed(reader, judged, texts, done), texts, reader.form, done)
     new: list[Review] = []
     for key, rows in judged.items():
         exact = _exact(key, texts)
@@ -144,28 +146,29 @@ def _take(
     done.disagreements = list(_disagreements(Reviews([*known.all, *new]), texts))
 
 
-def _collect(path: Path, samples: int, judged: dict[Key, list[_Line]], done: Imported) -> None:
+def _collect(path: Path, samples: int, form: Form | None, judged: dict[Key, list[_Line]], done: Imported) -> None:
     """Collect the filled-in rows of one file by key."""
+    names = columns_read(form)
     for row in read_sheets(path):
         row_id, sample = _row_id(row.cells.get("gxr_row_id")), _sample(row.cells.get("gxr_sample"), samples)
-        if not is_filled_in(row.cells) and not may_withdraw(row.cells):
+        if not is_filled_in(row.cells, form) and not may_withdraw(row.cells):
             done.unreviewed += bool(row_id)
         elif not row_id.strip() or sample is None:
             why = "gxr_row_id is empty" if not row_id.strip() else "gxr_sample is missing or not a number"
             done.refused.append(Refused("", 0, path.name, row.sheet, row.number, why))
         elif row.out_of_sight:
             done.refused.append(Refused(row_id, sample, path.name, row.sheet, row.number, _OUT_OF_SIGHT))
-        elif half := _half_character(row.cells):
+        elif half := _half_character(row.cells, names):
             why = f"{half} has half a character, such as _xD800_; type it again"
             done.refused.append(Refused("", sample, path.name, row.sheet, row.number, why))
         else:
-            read = {name: cell for name, cell in row.cells.items() if name in COLUMNS_READ}
+            read = {name: cell for name, cell in row.cells.items() if name in names}
             judged.setdefault(Key(row_id, sample), []).append(_Line(path.name, row._replace(cells=read)))
 
 
-def _half_character(cells: Mapping[str, Any]) -> str:
+def _half_character(cells: Mapping[str, Any], names: Collection[str]) -> str:
     """Return the first column that is read whose cell has half a character, "" if none has."""
-    texts = ((name, cell) for name, cell in cells.items() if name in COLUMNS_READ and isinstance(cell, str))
+    texts = ((name, cell) for name, cell in cells.items() if name in names and isinstance(cell, str))
     return next((name for name, text in texts if not is_unicode(text)), "")
 
 
@@ -239,7 +242,7 @@ def _placed(
 
 
 def _without_lost_letters(
-    judged: Mapping[Key, list[_Line]], texts: Mapping[Key, Generated], done: Imported
+    judged: Mapping[Key, list[_Line]], texts: Mapping[Key, Generated], form: Form | None, done: Imported
 ) -> Mapping[Key, list[_Line]]:
     """Refuse reviews that may have lost letters, because generated texts of the same file did.
 
@@ -248,9 +251,10 @@ def _without_lost_letters(
     lossy = {line.file for key, lines in judged.items() for line in lines if _lost_letters(key, line, texts)}
     kept: dict[Key, list[_Line]] = {}
     foreign: Counter[str] = Counter()
+    names = [*_OWN_TEXTS, *review_columns_of(form)]
     for key, lines in judged.items():
         for line in lines:
-            own = "".join(str(line.row.cells.get(name) or "") for name in _OWN_TEXTS)
+            own = "".join(str(line.row.cells.get(name) or "") for name in names)
             if line.file in lossy and "?" in own and not _lost_letters(key, line, texts):
                 done.refused.append(line.refused(_exact(key, texts), _MAYBE_LOST))
                 continue

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gxr_batch.records import Key
-from gxr_batch.review.parse_row import Generated, InvalidRow, lost_letters, same_text, shown_forms, squeezed
+from gxr_batch.review.parse_row import Generated, lost_letters, same_text, shown_forms
+from gxr_batch.review.row_text import InvalidRow, squeezed
 
 # A spreadsheet shows numbers of more digits than this rounded.
 _MOST_DIGITS = 11

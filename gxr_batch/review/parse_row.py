@@ -11,16 +11,18 @@ from datetime import date, datetime
 from typing import Any, NamedTuple, get_args
 
 from gxr_batch.cells import for_workbook, unguard
+from gxr_batch.forms import Form
 from gxr_batch.ledger.reviews import judged_sha256
 from gxr_batch.records import ERROR_COUNTS, REVIEW_QUALITIES, Key, Review, ReviewStatus
+from gxr_batch.review.parse_sections import corrected, laid_out, refuse_changed_sections
+from gxr_batch.review.row_text import InvalidRow, squeezed, text_of_cell
 
 _COUNTS = {f"gxr_review_{name}" for name in ERROR_COUNTS}
-# The columns that reviewers fill in, except the status.
-REVIEW_COLUMNS = frozenset(
+# The columns that reviewers fill in, except the status and those of sections.
+_REVIEW_COLUMNS = frozenset(
     {"gxr_review_quality", "gxr_review_text", "gxr_review_comment", "gxr_reviewer", "gxr_reviewed_at", *_COUNTS}
 )
-# All columns that are read from a sheet.
-COLUMNS_READ = REVIEW_COLUMNS | {
+_OTHER_COLUMNS = {
     "gxr_row_id",
     "gxr_sample",
     "gxr_text",
@@ -31,15 +33,9 @@ COLUMNS_READ = REVIEW_COLUMNS | {
 _ISO = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[T ].*)?")
 _DOTTED = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})")
 _SLASHED = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")
-# What a spreadsheet shows if it read a text as a formula.
-_SHEET_ERROR = re.compile(r"#(NAME\?|VALUE!|REF!|N/A|DIV/0!|NUM!|NULL!)|Err:\d+")
 _BLANKS = re.compile(r"\s+")
 _ASCII_OR_NOT = re.compile(r"[\x00-\x7f]+|[^\x00-\x7f]+")
 _MOST_FOR_A_LETTER = 4  # UTF-8 read as another encoding shows up to four letters for one
-
-
-class InvalidRow(Exception):
-    """A row is refused; the message gives the reason and names columns, and never quotes a cell."""
 
 
 class Judged(NamedTuple):
@@ -50,15 +46,27 @@ class Judged(NamedTuple):
 
 
 class Defaults(NamedTuple):
-    """Values for cells that the reviewer left empty."""
+    """What cells are read with: values for those that the reviewer left empty, and the form of the run's texts."""
 
     reviewer: str
     today: date
+    form: Form | None = None
 
 
-def is_filled_in(cells: Mapping[str, Any]) -> bool:
+def columns_read(form: Form | None) -> frozenset[str]:
+    """Return all columns that are read from a sheet of a run with this form."""
+    return (_REVIEW_COLUMNS | _OTHER_COLUMNS).union(form.columns if form else (), review_columns_of(form))
+
+
+def review_columns_of(form: Form | None) -> tuple[str, ...]:
+    """Return the columns in which a reviewer corrects sections, in order."""
+    return tuple(part.review_column for part in form.parts) if form else ()
+
+
+def is_filled_in(cells: Mapping[str, Any], form: Form | None) -> bool:
     """Return whether a reviewer filled in anything besides name and date."""
-    filled = {name for name in REVIEW_COLUMNS - {"gxr_reviewer", "gxr_reviewed_at"} if cells.get(name) is not None}
+    own = (_REVIEW_COLUMNS - {"gxr_reviewer", "gxr_reviewed_at"}).union(review_columns_of(form))
+    filled = {name for name in own if cells.get(name) is not None}
     return bool(filled) or _status_word(cells) not in {"", "unreviewed"}
 
 
@@ -78,7 +86,7 @@ class Generated(NamedTuple):
 
 def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults: Defaults) -> Judged:
     """Return the review in these cells, of the text generated for `key`. Raises InvalidRow."""
-    text = generated.text
+    text, form = generated.text, defaults.form
     if text is None or generated.status != "ok":
         raise InvalidRow(_no_text(generated.status))
     if "gxr_text" not in cells:
@@ -91,10 +99,13 @@ def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults
                 "letters of the generated text were lost when the file was saved; save it again as CSV UTF-8 (not CSV) "
                 "or as a workbook"
             )
-        raise InvalidRow("the generated text was changed; corrections go into gxr_review_text")
+        where = f"gxr_review_text{' or the columns gxr_review_section_...' if form else ''}"
+        raise InvalidRow(f"the generated text was changed; corrections go into {where}")
+    if form:
+        refuse_changed_sections(form, text, cells)
     status = _status(cells)
-    edited = _edited(status, text, cells)
-    reviewer = _text(cells, "gxr_reviewer") or defaults.reviewer
+    edited = _edited(status, text, cells, form)
+    reviewer = text_of_cell(cells, "gxr_reviewer") or defaults.reviewer
     if not reviewer and status != "unreviewed":
         raise InvalidRow("gxr_reviewer is empty; fill it in, or add --reviewer NAME")
     review = Review(
@@ -106,7 +117,7 @@ def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults
         quality=_number(cells, "gxr_review_quality", REVIEW_QUALITIES),
         errors=tuple(_number(cells, f"gxr_review_{name}", range(1000)) for name in ERROR_COUNTS),
         text=edited,
-        comment=_text(cells, "gxr_review_comment"),
+        comment=text_of_cell(cells, "gxr_review_comment"),
     )
     return Judged(review, cells.get("gxr_reviewed_at") is not None)
 
@@ -163,11 +174,6 @@ def _same_but_for_letters(text: str, seen: str) -> bool:
     return min(letters, 1) <= len(seen) - at <= _MOST_FOR_A_LETTER * letters
 
 
-def squeezed(text: str) -> str:
-    """Return a text with every whitespace as one blank."""
-    return _BLANKS.sub(" ", text).strip()
-
-
 def _status_word(cells: Mapping[str, Any]) -> str:
     return _BLANKS.sub("_", str(cells.get("gxr_review_status") or "").strip().lower())
 
@@ -181,26 +187,24 @@ def _status(cells: Mapping[str, Any]) -> ReviewStatus:
     raise InvalidRow(f"gxr_review_status must be one of {', '.join(get_args(ReviewStatus))}")
 
 
-def _edited(status: ReviewStatus, text: str, cells: Mapping[str, Any]) -> str | None:
-    edited = _text(cells, "gxr_review_text")
-    differs = edited is not None and squeezed(edited) != squeezed(text)
-    if status == "approved_with_edits" and not differs:
-        raise InvalidRow("approved_with_edits needs the full corrected text in gxr_review_text")
-    if status == "approved" and differs:
-        raise InvalidRow("approved, but gxr_review_text has a different text; choose approved_with_edits, or clear it")
-    return edited if differs else None
-
-
-def _text(cells: Mapping[str, Any], name: str) -> str | None:
-    value = cells.get(name)
-    if value is None:
-        return None
-    text = str(value).replace("\r\n", "\n").strip()
-    if _SHEET_ERROR.fullmatch(text):
-        raise InvalidRow(
-            f"{name} has a spreadsheet error; type an apostrophe before a text that starts with = + - or @"
-        )
-    return text or None
+def _edited(status: ReviewStatus, text: str, cells: Mapping[str, Any], form: Form | None) -> str | None:
+    """Return the whole corrected text, None if the reviewer changed nothing. Raises InvalidRow."""
+    edited, where = text_of_cell(cells, "gxr_review_text"), "gxr_review_text"
+    if edited is not None and squeezed(edited) == squeezed(text):
+        edited = None
+    if form:
+        by_section = corrected(form, text, cells)
+        edited = edited and laid_out(form, edited)
+        if edited and by_section and squeezed(edited) != squeezed(by_section):
+            raise InvalidRow("gxr_review_text and the corrected sections differ; clear gxr_review_text")
+        where = where if edited else "a column gxr_review_section_..."
+        edited = by_section or edited
+    if status == "approved_with_edits" and edited is None:
+        what = "a corrected section" if form else "the full corrected text"
+        raise InvalidRow(f"approved_with_edits needs {what} in {where}")
+    if status == "approved" and edited is not None:
+        raise InvalidRow(f"approved, but {where} has a different text; choose approved_with_edits, or clear it")
+    return edited
 
 
 def _number(cells: Mapping[str, Any], name: str, allowed: range) -> int | None:

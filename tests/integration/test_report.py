@@ -7,18 +7,20 @@ import gzip
 import json
 import re
 import shutil
-from datetime import UTC
+from datetime import UTC, date
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from form_runs import TEXT, run_with_form
 from running import Workplace
 
 from gxr_batch.errors import RunError
 from gxr_batch.ledger import RunReader
-from gxr_batch.records import DISCLAIMER
+from gxr_batch.ledger.reviews import add_reviews, judged_sha256, one_import
+from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, Key, Review
 from gxr_batch.report import aggregate, charts, report
 from gxr_batch.report import cases as case_module
 from gxr_batch.report.aggregate import Chooser, Tally
@@ -673,3 +675,77 @@ def test_texts_of_two_runs_are_shown_side_by_side_with_their_differences(compare
     assert "Generated text, other" in text
     assert compared.locator("#case-body mark.added").count() > 0
     assert compared.locator("#case-body mark.gone").count() > 0
+
+
+# ---- texts with a form ----
+
+
+@pytest.fixture
+def by_section(browser, tmp_path):
+    """The report of a run with a form; row b has a corrected text, row c a text that lacks the form."""
+    run = run_with_form(tmp_path / "run", {"a": TEXT, "b": TEXT, "c": "A text\n\nwithout the form, with <b>."})
+    review = Review(
+        key=Key("b", 1),
+        judged_sha256=judged_sha256(TEXT, "p"),
+        status="approved_with_edits",
+        reviewer="Dr A",
+        reviewed_at=date(2026, 1, 31),
+        quality=None,
+        errors=(None,) * len(ERROR_COUNTS),
+        comment=None,
+        text=TEXT.replace("Right", "Left").replace("It is", "This is"),
+    )
+    with one_import(run):
+        add_reviews(run, [review], {})
+    report(RunReader(run), None, tmp_path / "report.html", include_held=False)
+    yield from in_browser(browser, tmp_path / "report.html")
+
+
+def case(page, name: str):
+    page.locator("#rows .open", has_text=re.compile(f"^{name}$")).click()
+    return page.locator("#case-body")
+
+
+def test_a_case_is_shown_by_section_with_a_hidden_one_folded(by_section):
+    body = case(by_section, "a")
+    assert body.locator("h4").all_inner_texts() == ["Impression", "Key findings", "Difficulty", "Grade"]
+    assert body.locator(".section li").all_inner_texts() == ["Consolidation", "=no effusion"]
+    assert body.locator("summary").first.inner_text() == "Show Answer"
+    assert not body.get_by_text("It is pneumonia").is_visible()
+    by_section.keyboard.press("Tab")
+    while by_section.evaluate("document.activeElement.textContent") != "Show Answer":
+        by_section.keyboard.press("Tab")
+    by_section.keyboard.press("Enter")
+    assert body.get_by_text("It is pneumonia").is_visible()
+    assert "gxr_section" not in body.text_content()
+    assert "not reviewed" in by_section.inner_text(".banner")
+
+
+def test_the_table_hides_a_hidden_section_and_print_shows_it(by_section):
+    row = by_section.locator("#rows tr[data-row='0']")
+    assert "Answer: hidden" in row.inner_text()
+    assert "pneumonia" not in row.inner_text()
+    assert "without the form, with <b>." in by_section.inner_text("#rows tr[data-row='2']")
+    by_section.emulate_media(media="print")
+    assert "Answer: It is pneumonia" in row.inner_text()
+    assert "hidden" not in row.inner_text()
+    by_section.emulate_media(media="screen")
+
+
+def test_search_finds_the_words_of_sections_hidden_ones_too(by_section):
+    by_section.fill("#search", "pneumonia")
+    by_section.locator("#count", has_text="2 of 3 cases").wait_for()
+    assert case(by_section, "a").locator("details.section mark").inner_text() == "pneumonia"
+
+
+def test_a_corrected_text_is_shown_by_section_with_what_changed(by_section):
+    corrected = case(by_section, "b").locator(".side", has_text="Corrected text")
+    assert corrected.locator("h4").count() == 4
+    assert corrected.locator("mark.added").first.inner_text().strip() == "Left"
+    assert not corrected.get_by_text("pneumonia").is_visible()
+
+
+def test_a_text_without_the_form_is_shown_whole(by_section):
+    body = case(by_section, "c")
+    assert "A text\n\nwithout the form, with <b>." in body.inner_text()
+    assert body.locator("h4").count() == 0

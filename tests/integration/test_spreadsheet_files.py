@@ -21,7 +21,8 @@ from gxr_batch.ledger import RunReader
 from gxr_batch.records import Key
 from gxr_batch.review.import_reviews import Imported, import_reviews
 from gxr_batch.review.match_rows import Elsewhere, may_show
-from gxr_batch.review.parse_row import InvalidRow, lost_letters
+from gxr_batch.review.parse_row import lost_letters
+from gxr_batch.review.row_text import InvalidRow
 
 FINDINGS = {
     "0007": "Effusion ≤ 2 cm, “small”",

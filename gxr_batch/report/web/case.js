@@ -36,11 +36,8 @@ function difference(before, after) {
   return [left, right].map((list) => list.map(({ kind, text }) => (kind ? element("mark", { class: kind }, text) : text)));
 }
 
-function side(title, text, pieces = null) {
-  const prose = element("div", { class: text === null ? "prose none" : "prose" });
-  if (text !== null && pieces) { prose.setAttribute("dir", "auto"); prose.append(...pieces); }
-  else write(prose, text ?? "no text", text === null ? [] : view.words);
-  return element("section", { class: "side" }, element("h3", {}, title), prose);
+function side(title, ...body) {
+  return element("section", { class: "side" }, element("h3", {}, title), ...body);
 }
 
 function table(columns, row) {
@@ -57,21 +54,21 @@ function sides(row) {
   const edited = cases.of("gxr_review_text", row);
   const found = [];
   const own = [...cases.own.values()].filter((column) => column.own);
-  const input = side(cases.head.findings, cases.of(cases.head.findings, row));
+  const input = side(cases.head.findings, prose(cases.of(cases.head.findings, row)));
   input.append(table(own.filter((column) => column.name !== cases.head.findings), row));
   found.push(input);
   if (cases.head.other) {
     const other = cases.otherText(row);
-    const marked = text !== null && other !== null && text !== other ? difference(other, text) : null;
-    const [left, right] = marked ?? [null, null];
+    const marked = changes(other, text);
     const kind = marked || text === other ? "(AI)" : "(AI, too different to mark)";
-    found.push(side(`Generated text, this run ${kind}`, text, right), side(`Generated text, ${cases.head.other} ${kind}`, other, left));
+    found.push(side(`Generated text, this run ${kind}`, ...laidOut(text, marked?.[1])),
+      side(`Generated text, ${cases.head.other} ${kind}`, ...laidOut(other, marked?.[0])));
   } else {
-    found.push(side("Generated text (AI)", text));
+    found.push(side("Generated text (AI)", ...laidOut(text)));
   }
-  if (edited !== null) found.push(side("Corrected text", edited, text === null ? null : (difference(text, edited)?.[1] ?? null)));
+  if (edited !== null) found.push(side("Corrected text", ...laidOut(edited, changes(text, edited)?.[1])));
   const comment = cases.of("gxr_review_comment", row);
-  if (comment !== null) found.push(side("Reviewer's comment", comment));
+  if (comment !== null) found.push(side("Reviewer's comment", prose(comment)));
   return element("div", { class: "sides" }, ...found);
 }
 

@@ -12,7 +12,7 @@ function element(name, options = {}, ...children) {
 
 const whole = new Intl.NumberFormat("en-GB");
 const SPOKEN = {
-  ok: "generated", stop: "end token", length: "token limit", error: "error", approved_with_edits: "approved with edits",
+  ok: "generated", stop: "end token", length: "token limit", closed: "token limit in a section", error: "error", approved_with_edits: "approved with edits",
 };
 const spoken = (value) => SPOKEN[value] ?? String(value);
 const state = (value, kind = value) => element("span", { class: `state ${kind}` }, spoken(value));

@@ -98,7 +98,7 @@ function line(row) {
       element("span", { class: "place" }, `row ${whole.format(cases.head.places[row] + 1)}`)),
     element("td", {}, state(status), state(cases.of("gxr_review_status", row)), verdict ? state(verdict, "compared") : null),
     clamped(cases.of(cases.head.findings, row), withheld ? "withheld" : "empty"),
-    clamped(cases.of("gxr_text", row), cases.of("gxr_error", row) ?? (withheld ? "withheld" : "no text")),
+    textCell(cases.of("gxr_text", row), cases.of("gxr_error", row) ?? (withheld ? "withheld" : "no text")),
     element("td", {}, ...cases.flags(row).map(chip)),
     element("td", { class: "figure" }, tokens === null ? "" : whole.format(tokens)),
     element("td", { class: "figure" }, seconds === null ? "" : seconds.toFixed(seconds < 10 ? 2 : 1)));

@@ -1,4 +1,4 @@
-// The page's scripts are joined into one element: theme, elements, table, case, start. They make no network requests.
+// The page's scripts are joined into one element: theme, elements, table, sections, case, start. They make no network requests.
 // This one sets light or dark, from the saved choice or the system's setting, before the page is drawn.
 "use strict";
 

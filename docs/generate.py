@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from gxr_batch.cli import VERBS, main
-from gxr_batch.job import Job
+from gxr_batch.job import FormPart, Job
 from gxr_batch.job.sampling import PRESETS
 from gxr_batch.text_checks.descriptions import LEGEND
 from gxr_batch.text_checks.identifiers import RULES
@@ -65,6 +65,7 @@ After the run has begun, keys that decide a row's text cannot change: see
 SEE_ALSO = {
     "input": "[Tables](tables.md), [words for missing values](templates.md#words-for-missing-values)",
     "prompt": "[Templates](templates.md)",
+    "form": "[Texts with a form](review.md#texts-with-a-form), [HTML report](html-report.md)",
     "model": "[Models and adapters](models.md)",
     "sampling": "[The model's guide](guide.md#generating)",
     "engine": "[Engines](engines.md), [Sharing a GPU](sharing-a-gpu.md)",
@@ -117,6 +118,9 @@ def job_file_page() -> str:
             else f"{_sentence(comments[name])}\n",
         ]
         parts.append(_table([_line(model, key, comments, name) for key in model.model_fields]))
+        if name == "form":
+            parts += ['### [form.section."HEADING"]\n', f"{_sentence(comments['form.section'])}\n"]
+            parts.append(_table([_line(FormPart, key, comments, "form.section") for key in FormPart.model_fields]))
         if name == "sampling":
             parts += ["### Presets\n", _presets()]
     return "\n".join(parts)

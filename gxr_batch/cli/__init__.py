@@ -32,6 +32,7 @@ VERBS = {
     "bench": "Measure load time, speed and memory on this machine.",
     "finetune": "Train a LoRA adapter on reviewed cases.",
     "templates": "List, show or preview prompt templates.",
+    "forms": "List or show forms, the headings that every text has.",
 }
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 import openpyxl
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from form_runs import CONTENTS, FORM, TEXT, run_with_form
 
 from gxr_batch import read_results
+from gxr_batch.cli import main
 from gxr_batch.export import Choice, export
 from gxr_batch.export.audit_workbooks import AuditChoice, export_audit
+from gxr_batch.forms.library import form_source
 from gxr_batch.ledger import RunReader
 from gxr_batch.review.import_reviews import Imported, import_reviews
 
@@ -208,3 +211,13 @@ def test_a_text_without_the_form_is_corrected_in_all_sections(tmp_path):
     assert refused.why.startswith("the generated text lacks its form; fill in every section, also gxr_review_section_k")
     assert taken(run, filled(run, {"a": edited(**dict(zip((n[12:] for n in NAMES), SHOWN, strict=True)))})).taken == 1
     assert review_of(run)["gxr_review_text"] == TEXT
+
+
+def test_forms_are_listed_and_shown():
+    listed = CliRunner().invoke(main, ["forms", "list"])
+    assert listed.exit_code == 0
+    assert "quiz: A quiz" in listed.output
+    assert "  Answer: line, hidden\n" in listed.output
+    assert "  Difficulty: choice (easy, moderate, hard)\n" in listed.output
+    assert CliRunner().invoke(main, ["forms", "show", "quiz"]).output == form_source("quiz")
+    assert CliRunner().invoke(main, ["forms", "show", "quizz"]).exit_code == 2

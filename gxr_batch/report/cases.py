@@ -24,7 +24,7 @@ from gxr_batch.records import GENERATED_COLUMNS, LIST_COLUMNS
 from gxr_batch.report.aggregate import MOST_CASES, Cases, Surveyed
 from gxr_batch.report.compare import Comparison
 from gxr_batch.report.invocations import mapping
-from gxr_batch.text_checks.descriptions import EVERY_FLAG
+from gxr_batch.text_checks.descriptions import described
 
 # The report stays under 8 MB; charts and their tables, style and script take the rest.
 MOST_PACKED_BYTES = 7_780_000
@@ -108,7 +108,7 @@ def _table(surveyed: Surveyed, cases: Cases, comparison: Comparison | None, incl
             "places": cases.places.tolist(),
             "findings": findings,
             "other": comparison.name if comparison else "",
-            "legend": EVERY_FLAG,
+            "legend": described(form),
             "include_held": include_held,
             "form": [_part(part) for part in form.parts] if form else [],
             "columns": [column.as_dict() for column in columns],

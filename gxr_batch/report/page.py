@@ -25,7 +25,7 @@ from gxr_batch.report.charts import Chart, bar_chart, histogram_chart, period_ch
 from gxr_batch.report.compare import Comparison
 from gxr_batch.report.format import change, compared_with, figure, invocations_table, job_facts, model_facts
 from gxr_batch.report.invocations import Invocation, invocations_of, newest_that_generated, previous, zone_of
-from gxr_batch.text_checks.descriptions import EVERY_FLAG
+from gxr_batch.text_checks.descriptions import described
 
 _SCRIPTS = ("theme.js", "elements.js", "table.js", "sections.js", "case.js", "start.js")
 # The part of the disclaimer that is replaced once texts are reviewed.
@@ -154,13 +154,14 @@ def _figures(content: Content) -> dict[str, Any]:
     newest = newest_that_generated(invocations_of(reader.manifest))
     slots = newest.slots if newest else None
     charts = period_charts(period, content.counts.left, slots, zone_of(reader.manifest)) if period else []
+    flags = described(reader.form)
     common = tally.reasons.most_common(_REASONS_SHOWN)
     return {
         "total": f"{tally.rows:,}",
         "charts": charts + _row_charts(tally),
         "slot_use": _slot_use(tally, slots, period),
         "reasons": [(reason, f"{count:,}", tally.reason_rows[reason]) for reason, count in common],
-        "legend": [(flag, EVERY_FLAG[flag]) for flag in sorted(tally.flags) if flag in EVERY_FLAG],
+        "legend": [(flag, flags[flag]) for flag in sorted(tally.flags) if flag in flags],
     }
 
 

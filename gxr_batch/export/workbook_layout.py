@@ -77,7 +77,8 @@ class Column:
 def layout(names: Sequence[str], longest: Mapping[str, int], form: Form | None = None) -> list[Column]:
     """Return the sheet's columns for these result columns; `longest`: length of each column's longest cell.
 
-    With a form, its sections come before the whole text, and a reviewer corrects each of them instead of the whole text.
+    With a form, its sections come before the whole text, and a reviewer corrects each of them instead of the
+    whole text.
     """
     own = [name for name in names if not name.startswith("gxr_")]
     minor = [name for name in own if _is_minor(name)]

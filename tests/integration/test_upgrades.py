@@ -164,6 +164,29 @@ def with_column(path: Path, name: str, values: pa.Array) -> None:
     pq.write_table(table.append_column(name, values), path, write_page_checksum=True)
 
 
+@pytest.mark.parametrize("name", [name for name in SETS if (RUNS / name / "formed").is_dir()])
+def test_a_run_with_a_form_of_an_earlier_version_keeps_its_form_its_reviews_and_its_texts(name, tmp_path):
+    place = Workplace(tmp_path)
+    shutil.copytree(RUNS / name / "formed", tmp_path, dirs_exist_ok=True)
+    before = texts(tmp_path / "outputs/j")
+    assert "other settings: form" in place.run("--set", "form.request=X {headings}", expect=2).stderr
+    place.run()
+    frame = read_results(tmp_path / "outputs/j")
+    assert len(frame) == 30
+    after = texts(tmp_path / "outputs/j")
+    assert {key: after[key] for key in before} == before
+    for column in ("impression", "key_findings", "grade", "size"):
+        assert frame[f"gxr_section_{column}"].notna().all()
+    corrected = frame[frame["gxr_review_status"] == "approved_with_edits"]
+    assert len(corrected) == 2
+    assert all(text.startswith("Impression:\nA corrected impression.\n\n") for text in corrected["gxr_review_text"])
+    form = RunReader(tmp_path / "outputs/j").form
+    assert form
+    assert [part.heading for part in form.parts if part.hidden] == ["Grade"]
+    for kind in FORMATS:
+        export(RunReader(tmp_path / "outputs/j"), kind, None, Choice())
+
+
 def test_a_part_with_a_column_of_a_later_version_is_refused_and_nothing_is_changed(tmp_path):
     place = Workplace(tmp_path)
     place.run("--limit", "20")

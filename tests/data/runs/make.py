@@ -1,6 +1,6 @@
 """Makes the fixtures of one version: run folders as it leaves them, which every later version must go on with.
 
-`python tests/data/runs/make.py NAME` writes four folders below tests/data/runs/NAME with the gxr-batch that this Python
+`python tests/data/runs/make.py NAME` writes five folders below tests/data/runs/NAME with the gxr-batch that this Python
 imports. A change of a column, a key or a file of a run adds a set, made by the last commit before it; no set is ever
 made again or taken away. Every folder holds the job file, the table and `outputs/j`, the run:
 
@@ -8,6 +8,7 @@ made again or taken away. Every folder holds the job file, the table and `output
 - unfinished   killed by SIGKILL in the middle
 - retried      failed, held, released and retried rows
 - grown        finished; its table then grew by 100 rows
+- formed       finished, with a form, and reviewed by section; its table then grew (from format 6 on)
 """
 
 from __future__ import annotations
@@ -120,6 +121,39 @@ def grown(folder: Path) -> None:
     write_table(folder, cases(140))
 
 
+FORM = """[form]
+sections = ["Impression", "Key findings", "Grade", "Size"]
+[form.section."Key findings"]
+kind = "bullets"
+[form.section.Grade]
+kind = "choice"
+choices = ["easy", "hard"]
+hidden = true
+[form.section.Size]
+kind = "number"
+"""
+
+
+def formed(folder: Path) -> None:
+    """Finished with a form; a reviewer corrected one section of each of two rows; then 10 rows more."""
+    (folder / "j.toml").write_text(HEAD + FORM)
+    write_table(folder, cases(20))
+    gxr(folder, "run", "j.toml")
+    gxr(folder, "export", "outputs/j", "--format", "csv", "--to", "sheet.csv")
+    with (folder / "sheet.csv").open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows[3:5]:
+        row |= {"gxr_review_status": "approved_with_edits", "gxr_reviewer": "Ada", "gxr_reviewed_at": "2026-11-30"}
+        row["gxr_review_section_impression"] = "A corrected impression."
+    with (folder / "sheet.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    gxr(folder, "review", "import", "outputs/j", "sheet.csv")
+    (folder / "sheet.csv").unlink()
+    write_table(folder, cases(30))
+
+
 def echo_keys() -> set[str]:
     """Return the keys of [echo] that this version knows."""
     from gxr_batch.job import EchoSection
@@ -138,7 +172,7 @@ def main(name: str) -> None:
     """Make all of a set, in a scratch folder first."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        for make in (finished, unfinished, retried, grown):
+        for make in (finished, unfinished, retried, grown, formed):
             place = scratch / make.__name__
             place.mkdir()
             make(place)

@@ -148,7 +148,7 @@ def formed(folder: Path) -> None:
         row |= {"gxr_review_status": "approved_with_edits", "gxr_reviewer": "Ada", "gxr_reviewed_at": "2026-11-30"}
         row["gxr_review_section_impression"] = "A corrected impression."
     with (folder / "sheet.csv").open("w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.DictWriter(file, [*rows[0].keys(), "gxr_review_section_impression"])
+        writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
     gxr(folder, "review", "import", "outputs/j", "sheet.csv")

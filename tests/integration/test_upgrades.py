@@ -244,12 +244,12 @@ def later_manifest(folder: Path, change: dict) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
-@pytest.mark.parametrize("key", ["shards", "job.form", "job.sampling.min_p"])
+@pytest.mark.parametrize("key", ["shards", "job.shape", "job.sampling.min_p"])
 def test_a_manifest_with_a_key_of_a_later_version_is_refused_and_left_unchanged(tmp_path, key):
     place = Workplace(tmp_path)
     place.run("--limit", "20")
     job = place.manifest()["job"]
-    new = {"shards": 3} if key == "shards" else {"job": job | {"form": {"sections": []}}}
+    new = {"shards": 3} if key == "shards" else {"job": job | {"shape": {"sides": 3}}}
     if key == "job.sampling.min_p":
         new = {"job": job | {"sampling": job["sampling"] | {"min_p": 0.1}}}
     later_manifest(tmp_path, new)

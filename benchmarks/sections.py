@@ -36,6 +36,7 @@ from gxr_batch.forms import form_of, parts_of
 from gxr_batch.job import make_job
 
 FORM = "teaching_case"
+_SPEED_ROWS, _SPEED_TOKENS = 64, 96
 JOB = """name = "sections"
 [input]
 path = "{table}"
@@ -148,15 +149,15 @@ def opened(overrides: Sequence[str]) -> Iterator[Any]:
     from gxr_batch.prompts.render import render
     from gxr_batch.records import Completion, Key, Prompt
 
-    job = make_job("speed", ["model.path=demo", "engine.slots=64", *overrides])
+    job = make_job("speed", ["model.path=demo", "engine.kind=transformers", "engine.slots=64", *overrides])
     templates = Templates(PromptSection(), form_of(job))
     rows = table_of("sample")
     engine = create(job)
     encoder = engine.encoder()
     prompts = []
-    for number in range(128):
+    for number in range(_SPEED_ROWS):
         messages = render(templates.get("basic"), {"findings": rows[number % 48]["findings"]}, system="")
-        prompts.append(Prompt(Key(str(number), 1), messages, encoder.encode(messages), number, 128))
+        prompts.append(Prompt(Key(str(number), 1), messages, encoder.encode(messages), number, _SPEED_TOKENS))
     with engine.open() as session:
 
         def measure() -> float:

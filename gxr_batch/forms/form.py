@@ -13,7 +13,8 @@ from gxr_batch.job import FormPart, FormSection, SectionKind
 
 PREFIX, REVIEW_PREFIX = "gxr_section_", "gxr_review_section_"
 _MOST_NAME = 60  # characters of a column's name after the prefix
-_AFTER_HEADING = {"text": "\n", "bullets": "\n-"}
+# Texts begin on the line of their heading, as models write them: below it, one goes on with a list.
+_AFTER_HEADING = {"bullets": "\n-"}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 r"""How a form is laid out in a text, and how a text is taken apart again.
 
-    Impression:
-    Right basal consolidation.
+    Impression: Right basal consolidation.
 
     Key findings:
     - Consolidation in the right lower zone
@@ -116,7 +115,7 @@ def _laid_out(part: Part, content: Content) -> str:
         text = " ".join(text.split())
     if not text or _content(part, text) is None:
         raise ValueError(part.heading)
-    return text.removeprefix("-") if part.kind == "bullets" else text if part.kind == "text" else f" {text}"
+    return text.removeprefix("-") if part.kind == "bullets" else f" {text}"
 
 
 def recovered(form: Form, text: str) -> str | None:

@@ -33,7 +33,7 @@ _BYTES = 4
 _ANY = r"[^\x00-\x1f\x7f]"  # no control characters, which no spreadsheet takes
 _FIRST = r"[^\s\x00-\x1f\x7f]"
 _CONTENT = {
-    "text": rf"{_FIRST}({_ANY}|\n{_ANY})*",
+    "text": rf" {_FIRST}({_ANY}|\n{_ANY})*",
     "line": rf" {_FIRST}{_ANY}*",
     "bullets": rf" {_FIRST}{_ANY}*(\n-{_ANY}+)*",
     "number": r" [0-9]{1,6}(\.[0-9]{1,3})?",

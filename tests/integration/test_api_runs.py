@@ -201,7 +201,7 @@ def test_empty_answers_fail_and_unknown_counts_stay_unknown(work):
 def test_rows_whose_answers_lack_the_form_fail_and_count_as_one_attempt(work):
     def behave(body: dict, number: int) -> Act | None:
         text = body["messages"][-1]["content"]
-        assert "Impression:\nTeaching point: one line" in text or text == "Say OK."
+        assert "Impression: Teaching point: one line" in text or text == "Say OK."
         return Act(
             body=completion("zebrafish" if "number 7" in text else "**Impression**\nClear.\n# teaching point\nA")
         )
@@ -218,7 +218,7 @@ def test_rows_whose_answers_lack_the_form_fail_and_count_as_one_attempt(work):
     assert failed["gxr_error"] == "the server's answer does not have the form's headings, twice in a row"
     assert sum("number 7" in seen.body["messages"][-1]["content"] for seen in server.rows) == 2
     assert b"zebrafish" not in everything_written(work)
-    assert {row["gxr_text"] for row in rows.values()} == {"Impression:\nClear.\n\nTeaching point: A"}
+    assert {row["gxr_text"] for row in rows.values()} == {"Impression: Clear.\n\nTeaching point: A"}
     assert {(row["gxr_section_impression"], row["gxr_section_teaching_point"]) for row in rows.values()} == {
         ("Clear.", "A")
     }

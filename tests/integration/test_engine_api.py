@@ -832,7 +832,7 @@ FORM = {
     "sections": ["Impression", "Key findings", "Grade"],
     "section": {"Key findings": {"kind": "bullets"}, "Grade": {"kind": "choice", "choices": ["easy", "hard"]}},
 }
-LAID_OUT = "Impression:\nNo effusion.\n\nKey findings:\n- normal heart\n- clear lungs\n\nGrade: easy"
+LAID_OUT = "Impression: No effusion.\n\nKey findings:\n- normal heart\n- clear lungs\n\nGrade: easy"
 DRESSES = {
     "the layout": LAID_OUT,
     "blank lines and Windows line ends": "\nImpression:\r\n\r\nNo effusion.\r\n\r\n\r\nKey findings:\r\n"
@@ -847,8 +847,8 @@ DRESSES = {
 }
 NOT_THE_FORM = {
     "a heading is missing": LAID_OUT.replace("Key findings:\n", ""),
-    "a heading is there twice": LAID_OUT.replace("- clear lungs", "- clear lungs\n\nImpression:\nnone"),
-    "another order": "Key findings:\n- normal heart\n\nImpression:\nNo effusion.\n\nGrade: easy",
+    "a heading is there twice": LAID_OUT.replace("- clear lungs", "- clear lungs\n\nImpression: none"),
+    "another order": "Key findings:\n- normal heart\n\nImpression: No effusion.\n\nGrade: easy",
     "prose first": f"Here is the case you asked for.\n\n{LAID_OUT}",
     "an empty section": "Impression:\n\nKey findings:\n- normal heart\n\nGrade: easy",
     "a choice that is none": LAID_OUT.replace("easy", "simple"),

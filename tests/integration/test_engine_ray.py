@@ -252,10 +252,10 @@ def test_workers_write_the_jobs_form_and_report_the_sections_that_were_cut(tmp_p
         done = Watched().watch(opened, [prompt(1), prompt(2, new=6)]).completions
     whole, cut = sorted(done, key=lambda completion: completion.key)
     assert whole.text == (
-        "Impression:\n[echo 2] a small pleural effusion on\n\nTeaching point:\nthe left and a normal heart 1"
+        "Impression: [echo 2] a small pleural effusion on\n\nTeaching point: the left and a normal heart 1"
     )
     assert (whole.finish_reason, whole.cut_sections) == ("stop", ())
-    assert cut.text == "Impression:\n[echo 3] a\n\nTeaching point:\nsmall pleural effusion"
+    assert cut.text == "Impression: [echo 3] a\n\nTeaching point: small pleural effusion"
     assert (cut.finish_reason, cut.cut_sections) == ("closed", (1,))
 
 

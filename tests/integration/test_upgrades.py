@@ -179,7 +179,7 @@ def test_a_run_with_a_form_of_an_earlier_version_keeps_its_form_its_reviews_and_
         assert frame[f"gxr_section_{column}"].notna().all()
     corrected = frame[frame["gxr_review_status"] == "approved_with_edits"]
     assert len(corrected) == 2
-    assert all(text.startswith("Impression:\nA corrected impression.\n\n") for text in corrected["gxr_review_text"])
+    assert all(text.startswith("Impression: A corrected impression.\n\n") for text in corrected["gxr_review_text"])
     form = RunReader(tmp_path / "outputs/j").form
     assert form
     assert [part.heading for part in form.parts if part.hidden] == ["Grade"]
@@ -325,10 +325,10 @@ def test_a_key_of_the_fingerprint_missing_on_one_side_has_its_neutral_value(monk
     for recorded, wanted in ((old, now | {"sampling.min_p": 0.1}), (now | {"sampling.min_p": 0.1}, old)):
         with pytest.raises(FingerprintError, match=r"sampling\.min_p \("):
             refuse_other_texts(recorded, wanted, where="run")
-    with pytest.raises(FingerprintError, match=r"form \(None -> abc\)"):
-        refuse_other_texts(old, old | {"form": "abc"}, where="run")
-    with pytest.raises(FingerprintError, match=r"form \(abc -> None\)"):
-        refuse_other_texts(old | {"form": "abc"}, old, where="run")
+    with pytest.raises(FingerprintError, match=r"shape \(None -> abc\)"):
+        refuse_other_texts(old, old | {"shape": "abc"}, where="run")
+    with pytest.raises(FingerprintError, match=r"shape \(abc -> None\)"):
+        refuse_other_texts(old | {"shape": "abc"}, old, where="run")
 
 
 def test_a_changed_fingerprint_names_the_keys_and_the_next_steps():

@@ -375,11 +375,11 @@ def test_how_a_text_with_a_form_ended_is_found_from_its_ids(gemma_tokenizer):
             row, Answer(0, [*ids, 106] if end else ids, "stop" if end else "length"), gemma_tokenizer, tokens
         )
 
-    whole = made("Impression:\nClear lungs.\n\nPoint:\nLook twice.\n\n")
-    assert (whole.text, whole.finish_reason) == ("Impression:\nClear lungs.\n\nPoint:\nLook twice.", "stop")
-    cut = made("Impression:\none two three four five six seven eight nine\n\nPoint:\nLook twice.")
+    whole = made("Impression: Clear lungs.\n\nPoint: Look twice.\n\n")
+    assert (whole.text, whole.finish_reason) == ("Impression: Clear lungs.\n\nPoint: Look twice.", "stop")
+    cut = made("Impression: one two three four five six seven eight nine\n\nPoint: Look twice.")
     assert (cut.finish_reason, cut.cut_sections) == ("closed", (0,))
-    for text, end in (("Clear lungs.", True), ("Impression:\nClear lungs.\n\nPoint:\nLook", False)):
+    for text, end in (("Clear lungs.", True), ("Impression: Clear lungs.\n\nPoint: Look", False)):
         assert made(text, end=end).error == "vLLM did not hold this row to its form"
 
 

@@ -82,23 +82,23 @@ def test_a_section_ends_at_its_own_limit_to_the_token(tokenizer):
     made = Form((Part("A", "a", "text", max_tokens=9), Part("B", "b", "text")))
     tokens = FormTokens(made, tokenizer, frozenset({END}), VOCAB)
     row = tokens.row(200)
-    letter = tokenizer.convert_tokens_to_ids("x")
-    for _ in range(8):
+    blank, letter = tokenizer.convert_tokens_to_ids(["Ġ", "x"])
+    row.take(blank)
+    for _ in range(7):
         assert not row.take(letter)
         assert not row.forced
     row.take(letter)
     assert row.forced
     assert row.cut == (0,)
-    blank, opening = tokens.separator, tokens.openings[1]
-    assert row.forced == [*blank, *opening]
-    assert tokenizer.decode([*[letter] * 9, *row.forced]) == "xxxxxxxxx\n\nB:\n"
+    assert row.forced == [*tokens.separator, *tokens.openings[1]]
+    assert tokenizer.decode([blank, *[letter] * 8, *row.forced]) == " xxxxxxxx\n\nB:"
 
 
 def test_what_a_short_section_leaves_goes_to_the_later_ones(tokenizer):
     tokens = FormTokens(form("text", "text"), tokenizer, frozenset({END}), VOCAB)
     first = tokens.row(100)
     equal = first.left
-    first.take(tokenizer.convert_tokens_to_ids("x"))
+    first.take(tokenizer.convert_tokens_to_ids("Ġx"))
     first.take(tokens.separator[0])
     assert first.part == 1
     assert first.left > 1.5 * equal
@@ -107,7 +107,7 @@ def test_what_a_short_section_leaves_goes_to_the_later_ones(tokenizer):
 def test_an_early_end_token_counts_as_the_blank_line_after_the_section(tokenizer):
     tokens = FormTokens(form("text", "text"), tokenizer, frozenset({END}), VOCAB)
     row = tokens.row(100)
-    row.take(tokenizer.convert_tokens_to_ids("x"))
+    row.take(tokenizer.convert_tokens_to_ids("Ġx"))
     allowed = tokens.allowed([row])
     assert allowed.closing.tolist() == [tokens.separator[0]]
     logits = torch.zeros(1, VOCAB)
@@ -121,7 +121,7 @@ def test_in_the_last_section_the_end_token_ends_the_text(tokenizer):
     tokens = FormTokens(form("text"), tokenizer, frozenset({END}), VOCAB)
     row = tokens.row(100)
     assert END not in ids_in(tokens.allowed([row]).masks[0])  # not before there is content
-    row.take(tokenizer.convert_tokens_to_ids("x"))
+    row.take(tokenizer.convert_tokens_to_ids("Ġx"))
     allowed = tokens.allowed([row])
     assert END in ids_in(allowed.masks[0])
     assert allowed.closing.tolist() == [NO_ID]
@@ -132,7 +132,7 @@ def test_in_the_last_section_the_end_token_ends_the_text(tokenizer):
 def test_special_tokens_are_never_drawn(tokenizer):
     tokens = FormTokens(form("text"), tokenizer, frozenset({END}), VOCAB)
     row = tokens.row(100)
-    row.take(tokenizer.convert_tokens_to_ids("x"))
+    row.take(tokenizer.convert_tokens_to_ids("Ġx"))
     assert {0, 2}.isdisjoint(ids_in(tokens.allowed([row]).masks[0]))
 
 
@@ -171,5 +171,5 @@ def test_headings_that_a_tokenizer_cannot_write_are_refused(tokenizer, monkeypat
 def test_the_ids_beyond_the_tokenizer_are_never_allowed(tokenizer):
     tokens = FormTokens(form("text"), tokenizer, frozenset({END}), VOCAB)
     row = tokens.row(50)
-    row.take(tokenizer.convert_tokens_to_ids("x"))
+    row.take(tokenizer.convert_tokens_to_ids("Ġx"))
     assert max(ids_in(tokens.allowed([row]).masks[0])) < len(tokenizer)

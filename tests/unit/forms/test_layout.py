@@ -32,8 +32,7 @@ def form(**kinds: str) -> Form:
 
 CASE = form(Impression="text", Key_findings="bullets", Grade="choice", Size="number", Point="line")
 CONTENTS = ["Right basal consolidation.\nNo effusion.", ["Consolidation", "No effusion"], "hard", 2.5, "Look twice."]
-TEXT = """Impression:
-Right basal consolidation.
+TEXT = """Impression: Right basal consolidation.
 No effusion.
 
 Key findings:
@@ -98,14 +97,14 @@ def test_no_content_can_close_a_section_or_fake_a_heading(nasty):
     "text",
     [
         "",
-        "Impression:\nx",
+        "Impression: x",
         TEXT.replace("Grade", "Rank"),
         TEXT.replace("hard", "impossible"),
         TEXT.replace("2.5", "two"),
         TEXT + "\n\nMore:\nx",
         "Well:\n\n" + TEXT,
         TEXT.replace("- Consolidation\n- No effusion", "-"),
-        TEXT.replace("Impression:\nRight basal consolidation.\nNo effusion.", "Impression:\n"),
+        TEXT.replace("Impression: Right basal consolidation.\nNo effusion.", "Impression: "),
     ],
 )
 def test_a_text_that_lacks_the_form_has_no_sections(text):

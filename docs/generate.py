@@ -65,7 +65,7 @@ After the run has begun, keys that decide a row's text cannot change: see
 SEE_ALSO = {
     "input": "[Tables](tables.md), [words for missing values](templates.md#words-for-missing-values)",
     "prompt": "[Templates](templates.md)",
-    "form": "[Texts with a form](review.md#texts-with-a-form), [HTML report](html-report.md)",
+    "form": "[Texts with a form](forms.md)",
     "model": "[Models and adapters](models.md)",
     "sampling": "[The model's guide](guide.md#generating)",
     "engine": "[Engines](engines.md), [Sharing a GPU](sharing-a-gpu.md)",

@@ -105,7 +105,7 @@ def _laid_out(part: Part, content: Content) -> str:
         lines = [" ".join(item.split()) for item in content]
         text = "\n".join(BULLET + line for line in lines if line)
     else:
-        text = f"{content:g}" if isinstance(content, float) else content
+        text = f"{content:.3f}".rstrip("0").rstrip(".") if isinstance(content, float) else content
         lines = [line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
         lines = [line for line in lines if line.strip()]
         if part.kind == "bullets":

@@ -40,6 +40,7 @@ _CONTENT = {
 }
 _NUMBER_TOKENS = 12  # a digit each, at most
 NO_ID = -1
+_PIECE = 8  # rows
 
 
 class Allowed(NamedTuple):
@@ -214,10 +215,14 @@ class FormTokens:
     def _hold(self, logits: torch.Tensor, allowed: Allowed, write: Forbid) -> None:
         early = [at for at, id in enumerate(allowed.closing.tolist()) if id != NO_ID]
         if early:
-            at = torch.tensor(early, device=logits.device)
-            to = torch.from_numpy(allowed.closing[early]).to(logits.device)
-            ends = logits[at][:, sorted(self.end_ids)].float()
-            both = torch.cat([logits[at, to].float()[:, None], ends], dim=1)
+            ids = torch.from_numpy(
+                np.concatenate([early, allowed.closing[early], sorted(self.end_ids)]).astype(np.int64)
+            )
+            if logits.device.type == "cuda":
+                ids = ids.pin_memory()  # else the copy would wait until the device has computed the logits
+            ids = ids.to(logits.device, non_blocking=True)
+            at, to, ends = torch.split(ids, [len(early), len(early), len(self.end_ids)])
+            both = torch.cat([logits[at, to].float()[:, None], logits[at[:, None], ends].float()], dim=1)
             logits[at, to] = both.logsumexp(dim=1).to(logits.dtype)
         write(logits, allowed.masks)
 
@@ -227,16 +232,21 @@ Forbid = Callable[[torch.Tensor, Masks], None]
 
 def forbid(logits: torch.Tensor, masks: Masks) -> None:
     """Set the logits [rows, vocab] of ids that are not in the masks to -inf."""
-    rows, vocab = logits.shape
     if logits.device.type == "cpu":
-        bits = np.unpackbits(masks.view(np.uint8), axis=1, count=vocab, bitorder="little")
+        bits = np.unpackbits(masks.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
         logits.masked_fill_(torch.from_numpy(bits == 0), -torch.inf)
         return
-    words = torch.from_numpy(masks).to(logits.device)
+    _forbid_in_pieces(logits, torch.from_numpy(masks).to(logits.device))
+
+
+def _forbid_in_pieces(logits: torch.Tensor, words: torch.Tensor) -> None:
+    """Do the same with torch's operations, a few rows at a time: bits take a hundred times the memory of the masks."""
+    rows, vocab = logits.shape
     each = torch.arange(32, dtype=torch.int32, device=logits.device)
-    for row in range(rows):  # bits of all rows at once would take a hundred times the memory of the masks
-        kept = ((words[row, :, None] >> each) & 1).bool().view(-1)[:vocab]
-        logits[row].masked_fill_(~kept, -torch.inf)
+    for first in range(0, rows, _PIECE):
+        piece = slice(first, first + _PIECE)
+        kept = ((words[piece, :, None] >> each) & 1).bool().flatten(1)[:, :vocab]
+        logits[piece].masked_fill_(~kept, -torch.inf)
 
 
 @dataclass(eq=False)

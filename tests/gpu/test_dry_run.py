@@ -27,6 +27,7 @@ from gxr_batch.engines.slots import TransformersEngine
 from gxr_batch.engines.slots.gpu import forward, open_gpu
 from gxr_batch.engines.slots.gpu.kernels import TRITON_VERSION, norms
 from gxr_batch.job import Job
+from gxr_batch.models.form_tokens import FormRow, FormTokens
 
 # What a step may launch, our kernels and torch's together; the library's forward pass launches about 3,000.
 MOST_KERNELS = 450
@@ -75,15 +76,16 @@ def _no_bytes(gemma_tokenizer):
         yield
 
 
-def engine(folder: Path, **settings) -> TransformersEngine:
+def engine(folder: Path, form: dict | None = None, new: int = 8, **settings) -> TransformersEngine:
     return TransformersEngine(
         Job.model_validate(
             {
                 "name": "j",
                 "input": {"path": "x"},
                 "model": {"path": str(folder), "max_seq_length": 2048},
-                "sampling": {"max_new_tokens": 8},
+                "sampling": {"max_new_tokens": new},
                 "engine": settings,
+                **({"form": form} if form else {}),
             }
         )
     )
@@ -100,9 +102,11 @@ class Run(NamedTuple):
     replays: int
 
 
-def run(folder: Path, *gpus: FakeGpu, rows: int | None = None, new: int = 8, **settings) -> Run:
+def run(
+    folder: Path, *gpus: FakeGpu, rows: int | None = None, new: int = 8, form: dict | None = None, **settings
+) -> Run:
     """Open the engine on these GPUs, let it write `new` tokens for `rows` rows (as many as it has slots), close it."""
-    with fake_cuda(*gpus) as booked, engine(folder, **settings).open() as opened:
+    with fake_cuda(*gpus) as booked, engine(folder, form, new, **settings).open() as opened:
         steps, found = opened._steps, []
         decode = steps.decode
         launches = steps._forward.launch.launches if hasattr(steps, "_forward") else Counter()  # the library has none
@@ -149,6 +153,34 @@ def test_a_decode_step_launches_few_kernels_and_waits_once(plain, capsys):
     for kernels, waits in steps:
         assert 300 < sum(kernels.values()) <= MOST_KERNELS
         assert sum(waits.values()) <= 1
+
+
+def test_a_step_with_a_form_mixes_no_devices(folder, monkeypatch, capsys):
+    """Its tokens are no real ones, so a row cannot advance in its form: it stays at its beginning for a few steps."""
+
+    def take(row, id):
+        row.used += 1
+        return row.used == len(row.opening) + 6
+
+    allowed = FormTokens.allowed
+
+    def may_close(tokens, rows):
+        found = allowed(tokens, rows)
+        found.closing[:] = tokens.separator[0]
+        return found
+
+    monkeypatch.setattr(FormRow, "take", take)
+    monkeypatch.setattr(FormTokens, "allowed", may_close)
+    form = {"sections": ["Impression", "Teaching point"]}
+    done = run(folder, FakeGpu(24 * GIB), rows=24, new=40, form=form, cuda_graphs=True, self_check=False)
+    assert done.forward.startswith("GPU kernels")
+    assert any("engine.cuda_graphs has no effect" in notice for notice in done.notices)
+    kernels, waits = done.steps[len(done.steps) // 2]
+    with capsys.disabled():
+        print(f"\n{sum(kernels.values())} kernels a decode step with a form; waits: {dict(waits)}")
+    assert kernels["forbid_ids"] == 1
+    assert sum(kernels.values()) <= MOST_KERNELS
+    assert sum(waits.values()) <= 1
 
 
 def test_after_the_run_the_gpu_is_as_free_as_before_it(plain):

@@ -8,17 +8,21 @@ import torch
 from gpu_checks import TYPES
 from test_paged_engine import forward_of
 from tiny import tiny_gemma, tiny_tokenizer
-from tiny_sessions import GREEDY, complete, prompts, session
+from tiny_sessions import GREEDY, complete, prompt, prompts, session
 
 from gxr_batch.engines.base import EngineInfo, Identity
+from gxr_batch.engines.slots import decode_loop, slot_schedule
 from gxr_batch.engines.slots.decode_loop import TransformersSession
+from gxr_batch.engines.slots.gpu import open_gpu
 from gxr_batch.engines.slots.gpu.device_steps import DeviceSteps
 from gxr_batch.engines.slots.gpu.kernels import sampling as kernels
 from gxr_batch.engines.slots.library_backend import LibraryModel
 from gxr_batch.engines.slots.row_steps import KernelsFailed, LogitsSteps
 from gxr_batch.forms import Form, parts_of
 from gxr_batch.forms.form import Part
+from gxr_batch.job import EngineSection
 from gxr_batch.job.sampling import Sampling
+from gxr_batch.models import form_tokens
 from gxr_batch.models.form_tokens import FormTokens, forbid
 
 VOCAB = 288
@@ -68,6 +72,100 @@ def test_texts_are_those_of_the_library_and_each_has_the_form(sampling, tokenize
     assert {one.finish_reason for one in done.values()} <= {"stop", "closed"}
 
 
+def rows_of(limits):
+    return [prompt(f"r{at}", [3 + at, 70, 9, 40, 8 * at + 5], new, seed=at * 7919) for at, new in enumerate(limits)]
+
+
+def test_texts_have_the_form_at_any_limit_and_depend_on_neither_order_nor_slots(tokenizer, tokens):
+    model = tiny_gemma(vocab=VOCAB)
+    work = rows_of([tokens.least_tokens + more for more in (0, 1, 2, 6)] + [64])
+    expected = by_the_library(model, SAMPLED, work, tokenizer, tokens)
+    done = complete(gpu_session(model, SAMPLED, tokenizer, tokens), work[::-1])
+    assert {name: one.text for name, one in done.items()} == expected
+    assert all(parts_of(FORM, text) is not None for text in expected.values())
+    assert {one.finish_reason for one in done.values()} <= {"stop", "closed"}
+
+
+def tied(made, monkeypatch):
+    """Let every second draw find more ties than the kernel holds, and leave its rows as they were."""
+    state, calls = made._steps._state, []
+    plain = state.draw
+
+    def draw(logits, slots):
+        calls.append(1)
+        if len(calls) % 2:
+            return plain(logits, slots)
+        state.results[: len(slots)].fill_(kernels.TOO_MANY_TIES)
+        return state.results[: len(slots)]
+
+    monkeypatch.setattr(state, "draw", draw)
+    return lambda: len(calls) > 4
+
+
+def short_of_memory(made, monkeypatch):
+    """Let the second call of a prefill fail, after the first one has drawn."""
+    monkeypatch.setattr(decode_loop, "_PULSE_SECONDS", 0.0)
+    made._steps._forward.chunk = 8
+    forward, calls = made._steps._forward, []
+    plain = forward.prefill
+
+    def prefill(packed):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(packed)
+
+    monkeypatch.setattr(forward, "prefill", prefill)
+    return lambda: made.splits == 1
+
+
+def growing(made, monkeypatch):
+    """Let the steps get more slots while rows are inside their forms."""
+    steps, asked = made._steps, []
+
+    def grow():
+        asked.append(1)
+        if len(asked) == 3:
+            assert steps.grow(4, [80] * len(steps._cache.groups)) == (True, [])
+        return (4 if len(asked) > 2 else 2), []
+
+    made._grow = grow
+    return lambda: made.info.slots == 4
+
+
+def moving(made, monkeypatch):
+    """Let rows move closer together as soon as a slot is free."""
+    monkeypatch.setattr(slot_schedule, "BUCKETS", (1, 2))
+    moves, plain = [], made._steps.move
+    monkeypatch.setattr(made._steps, "move", lambda row, target: moves.append(len(row.ids)) or plain(row, target))
+    return lambda: any(moves)
+
+
+@pytest.mark.parametrize("disturb", [tied, short_of_memory, growing, moving], ids=lambda one: one.__name__)
+def test_what_happens_to_a_row_changes_no_token_of_it(tokenizer, monkeypatch, disturb):
+    form = Form((Part("A", "a", "line"), Part("C", "c", "choice", choices=("x", "y"))))
+    tokens = FormTokens(form, tokenizer, ENDS, VOCAB)
+    model = tiny_gemma(vocab=VOCAB)
+    work = rows_of([tokens.least_tokens + more for more in (0, 9, 4, 7)])
+    expected = by_the_library(model, SAMPLED, work, tokenizer, tokens)
+    made = gpu_session(model, SAMPLED, tokenizer, tokens, slots=2)
+    happened = disturb(made, monkeypatch)
+    assert {name: one.text for name, one in complete(made, work).items()} == expected
+    assert all(parts_of(form, text) is not None for text in expected.values())
+    assert happened()
+
+
+@pytest.mark.parametrize("with_form", [True, False])
+def test_steps_with_a_form_are_not_recorded_and_all_their_kernels_are_compiled_first(with_form, monkeypatch):
+    monkeypatch.setattr(open_gpu, "cuda_recorder", lambda: lambda run: (run(), run))
+    model, settings = tiny_gemma(vocab=VOCAB), EngineSection(slots=2, self_check=False, cuda_graphs=True)
+    made = open_gpu.open_gpu(model, settings, SAMPLED, capacity=128, budget=lambda held: 2**30, with_form=with_form)
+    assert any("engine.cuda_graphs has no effect" in notice for notice in made.notices) == with_form
+    assert bool(made.steps._recorded) != with_form
+    assert made.steps.runs_ahead != with_form
+    assert bool(made.steps._forward.launch.launches["forbid_ids"]) == with_form
+
+
 def test_rows_continue_inside_their_form_without_our_kernels(tokenizer, tokens, monkeypatch):
     model = tiny_gemma(vocab=VOCAB)
     work = prompts([9, 4], new=tokens.least_tokens, vocab=VOCAB)
@@ -91,7 +189,7 @@ def test_rows_continue_inside_their_form_without_our_kernels(tokenizer, tokens, 
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_the_kernel_forbids_what_torch_forbids(launch, device, dtype):
-    rows, vocab = 5, 5_003
+    rows, vocab = 11, 5_003
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(rows, vocab, generator=generator).to(dtype)
     masks = torch.randint(-(2**31), 2**31 - 1, (rows, -(-vocab // 32)), generator=generator, dtype=torch.int32)
@@ -102,6 +200,9 @@ def test_the_kernel_forbids_what_torch_forbids(launch, device, dtype):
     expected = logits.clone()
     forbid(expected, masks.numpy())
     assert torch.equal(wide[:, :vocab].cpu(), expected)
+    in_pieces = logits.to(device)
+    form_tokens._forbid_in_pieces(in_pieces, masks.to(device))
+    assert torch.equal(in_pieces.cpu(), expected)
     assert not wide[:, vocab:].any(), "nothing is written next to the vocabulary"
 
 

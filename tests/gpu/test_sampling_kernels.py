@@ -13,6 +13,7 @@ from gpu_checks import TYPES, indices
 
 from gxr_batch.engines.slots import token_sampling
 from gxr_batch.engines.slots.gpu.kernels import sampling as kernels
+from gxr_batch.engines.slots.gpu.slot_state import SlotState
 from gxr_batch.engines.slots.token_sampling import SeenIds
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.gumbel_noise import gumbel
@@ -267,6 +268,53 @@ def test_tokens_at_minus_infinity_are_never_drawn(launch, device):
         drawn = drawn_as_on_the_cpu(launch, device, logits, PLAIN.replace(repetition_penalty=penalty))
         assert drawn[0] in (5, 700)
         assert drawn[1:] == [VOCAB - 1, 2]
+
+
+@pytest.mark.parametrize(("dtype", "sampling"), SETTINGS, ids=str)
+def test_rows_that_may_draw_few_tokens_draw_those_of_the_cpu(launch, device, dtype, sampling):
+    """By the kernel, and from the sorted vocabulary as after TOO_MANY_TIES."""
+    rows = Rows(device)
+    seen = sorted(rows.ids[0])
+    allowed = [
+        seen[:1],
+        [VOCAB - 1],
+        [0, 31, 32, 255, 256, VOCAB - 1],
+        range(300, 360),
+        range(2, VOCAB, 9),
+        range(VOCAB),
+        [*seen, 5],
+    ]
+    slots = [*range(1, len(allowed)), 0]  # the last row has seen all that it may draw but one
+    logits = random_logits(len(allowed), dtype=dtype, seed=3)
+    logits[3] = 1.0  # ties, fewer than are kept of the best
+    held = logits.to(device)
+    kernels.forbid(launch, held, bitmap(allowed, VOCAB, device))
+    logits = held.cpu()
+    assert logits.isfinite().sum(dim=1).tolist() == [len({*ids}) for ids in allowed]
+    expected = rows.expected(logits, slots, sampling)
+    assert all(token in ids for token, ids in zip(expected, allowed, strict=True))
+    state = SlotState(SLOTS, VOCAB, sampling, launch, device)
+    for name, known in vars(rows.state).items():
+        getattr(state, name).copy_(known)
+    assert rows.draw(launch, logits, slots, sampling) == expected
+    state.results.fill_(kernels.TOO_MANY_TIES)
+    state.draw_ties(held, indices(slots, device))
+    assert state.results[: len(slots)].tolist() == expected
+    by_kernel, sorted_ = state_of(rows), {name: getattr(state, name).cpu() for name in vars(rows.state)}
+    assert all(torch.equal(by_kernel[name], sorted_[name]) for name in by_kernel)
+
+
+def test_ties_among_few_tokens_are_reported_and_drawn_from_the_sorted_vocabulary(launch, device):
+    logits = torch.full((1, VOCAB), -INF)
+    logits[0, 40 : 40 + 3 * 400 : 3] = 1.0  # more than the kernel holds
+    rows = Rows(device)
+    assert rows.draw(launch, logits, [0], PLAIN) == [kernels.TOO_MANY_TIES]
+    state = SlotState(SLOTS, VOCAB, PLAIN, launch, device)
+    for name, known in vars(rows.state).items():
+        getattr(state, name).copy_(known)
+    results = state.draw(logits.to(device), indices([0], device))
+    state.draw_ties(logits.to(device), indices([0], device))
+    assert results.tolist() == rows.expected(logits, [0], PLAIN)
 
 
 def test_extreme_settings(launch, device):

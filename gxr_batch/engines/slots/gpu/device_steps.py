@@ -302,7 +302,11 @@ class DeviceSteps:
 
     def warm_up(self) -> None:
         """Run a step without rows and wait for it, so that every kernel of a step is compiled before the first row."""
-        self._launched(min(_LEAST_ROWS, self._cache.slots)).tolist()
+        count = min(_LEAST_ROWS, self._cache.slots)
+        logits = self._logits(count)
+        if not self.runs_ahead:
+            self._forbid(logits, np.full((count, -(-self.vocab // 32)), -1, np.int32))
+        self._state.draw(logits, self._state.active[:count]).tolist()
 
     def record_steps(self) -> list[str]:
         """Record the decode step of every bucket, the largest first, whose memory the others use. No row may be in it.

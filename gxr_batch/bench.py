@@ -18,7 +18,7 @@ from typing import Any
 from gxr_batch.engines import create
 from gxr_batch.engines.base import EngineInfo, Pulse, Say, Session, StopRequest
 from gxr_batch.errors import EngineFailed
-from gxr_batch.job import Job, PromptSection
+from gxr_batch.job import FormSection, Job, PromptSection
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.render import render
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
@@ -79,7 +79,7 @@ def bench(job: Job, slots: Sequence[int], rows_a_slot: int, say: Say) -> Bench:
     found, loads = [], []
     info: EngineInfo | None = None
     for count in sorted(set(slots)):
-        settled = follow(job, None).with_values({"engine.slots": count, "form.name": "", "form.sections": ()})
+        settled = follow(job, None).with_values({"engine.slots": count}).model_copy(update={"form": FormSection()})
         engine = create(settled, say)
         encoder = engine.encoder()
         began = time.perf_counter()

@@ -37,6 +37,7 @@ _FROZEN_COLUMNS = 1
 _REVIEW_TYPES = {field.name: field.type for field in review_schema()}
 _WHOLE_TEXTS = ("gxr_text", "gxr_review_text")
 _MOST_CHOICES = 255  # characters
+_MOST_KNOWN = 200  # characters of a message that lists them
 _BANNER = f"AI-GENERATED, UNREVIEWED until a status says otherwise. {DISCLAIMER}"
 _OPTIONS = {
     "constant_memory": True,
@@ -281,12 +282,14 @@ def _checked(code: int) -> None:
 
 def _fits_a_list(choices: Sequence[str]) -> bool:
     """Return whether Excel can offer these choices: 255 characters with the commas that separate them."""
-    return bool(choices) and not any("," in choice for choice in choices) and len(",".join(choices)) <= _MOST_CHOICES
+    separate = not any(mark in choice for choice in choices for mark in ',"')
+    return bool(choices) and separate and len(",".join(choices)) <= _MOST_CHOICES
 
 
 def _choose(sheet: Any, place: int, last: int, values: Sequence[object], hint: str) -> None:
     rule = {"validate": "list", "source": list(values), "input_message": hint}
     known = ", ".join(map(str, values))
+    known = known if len(known) < _MOST_KNOWN else "those in the list"
     sheet.data_validation(_FIRST_ROW, place, last, place, rule | {"error_message": f"Choose one of: {known}"})
 
 

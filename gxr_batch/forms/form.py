@@ -65,7 +65,7 @@ class Form:
 
     @property
     def recorded(self) -> str:
-        """All that decides texts, as one line of JSON: the run's fingerprint holds it, and readers find it there."""
+        """The form but for what is hidden, as one line of JSON; the run's fingerprint has it, and readers take it there."""
         sections = []
         for part in self.parts:
             entry: dict[str, Any] = {"heading": part.heading, "kind": part.kind}
@@ -92,6 +92,8 @@ def form_of_run(fingerprint: Mapping[str, Any], job: Mapping[str, Any] | None = 
         own = ((job or {}).get("form") or {}).get("section") or {}
         hidden = {heading for heading in entries if (own.get(heading) or {}).get("hidden") is True}
         parts = {heading: {**entry, "hidden": heading in hidden} for heading, entry in entries.items()}
+        if not entries or len(entries) < len(data["sections"]):
+            raise ValueError
         values = {"request": data["request"], "sections": tuple(entries), "section": parts}
     except (RecursionError, LookupError, TypeError, AttributeError):
         raise ValueError from None

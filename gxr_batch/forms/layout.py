@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Collection, Sequence
 
+from gxr_batch.cells import is_unicode
 from gxr_batch.forms.form import PREFIX, Form, Part
 
 SEPARATOR = "\n\n"
@@ -28,10 +29,11 @@ _ASKS = {"text": "", "line": "one line", "bullets": 'a list, each item on a line
 _REQUEST = (
     "Write your answer in these parts, in this order, each under its heading and separated by a blank line:\n{headings}"
 )
+_TOO_LARGE = 10**9  # for a number
 _NUMBER = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})?")
 _FENCE = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
 # A heading as models write it that are not held to the form: bold, numbered, with or without marks.
-_MARKS = r"[ \t]*(?:\#{1,6}[ \t]+)?(?:[*_]{1,3})?(?:\d{1,2}[.)][ \t]+)?(?:[*_]{1,3})?"
+_MARKS = r"[ \t]*(?:\#{1,6}[ \t]+)?(?P<before>[*_]{1,3})?(?:\d{1,2}[.)][ \t]+)?(?P<after>[*_]{1,3})?"
 
 
 def request_of(form: Form) -> str:
@@ -58,7 +60,7 @@ def parts_of(form: Form, text: str) -> list[Content] | None:
     for part, piece in zip(form.parts, pieces, strict=True):
         if not piece.startswith(part.opening):
             return None
-        content = _content(part, piece[len(part.opening) :].strip())
+        content = _content(part, piece[len(part.heading) + 1 :].strip())
         if content is None:
             return None
         found.append(content)
@@ -109,7 +111,7 @@ def _laid_out(part: Part, content: Content) -> str:
         lines = [line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
         lines = [line for line in lines if line.strip()]
         if part.kind == "bullets":
-            lines = [BULLET + re.sub(r"^\s*(?:[-*\u2022]\s*)?", "", line) for line in lines]
+            lines = [BULLET + re.sub(r"^\s*(?:[-*\u2022]\s+)?", "", line) for line in lines]
         text = "\n".join(lines).strip()
     if part.kind not in {"text", "bullets"}:
         text = " ".join(text.split())
@@ -126,7 +128,8 @@ def recovered(form: Form, text: str) -> str | None:
     """
     places: list[tuple[int, int]] = []
     for part in form.parts:
-        pattern = rf"^{_MARKS}{re.escape(part.heading)}[ \t]*(?:[*_]{{1,3}})?[ \t]*(?::[ \t]*(?:[*_]{{1,3}})?|$)"
+        close = r"(?(before)[*_]{0,3}|(?(after)[*_]{0,3}))"  # marks that end only what they began
+        pattern = rf"^{_MARKS}{re.escape(part.heading)}[ \t]*{close}[ \t]*(?::[ \t]*{close}|$)"
         hits = list(re.finditer(pattern, text, re.MULTILINE | re.IGNORECASE))
         if len(hits) != 1:
             return None
@@ -171,6 +174,8 @@ def _of_json(form: Form, text: str) -> str | None:
         found = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    if not is_unicode(json.dumps(found, ensure_ascii=False)):
+        return None
     values = {str(key).strip().casefold(): value for key, value in found.items()}
     if len(found) != len(form.parts) or {*values} != {part.heading.casefold() for part in form.parts}:
         return None
@@ -178,7 +183,7 @@ def _of_json(form: Form, text: str) -> str | None:
     for part in form.parts:
         value = values[part.heading.casefold()]
         if isinstance(value, int | float) and not isinstance(value, bool):
-            contents.append(float(value))
+            contents.append(float(min(value, _TOO_LARGE)))
         elif isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
             contents.append(value)
         else:

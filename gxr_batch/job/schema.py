@@ -299,10 +299,10 @@ LEAST_SECTION = 8  # tokens: fewer may not hold a character
 
 
 def _one_line(value: str) -> str:
-    """Return text unchanged; raise ValueError unless it is one printable line without blanks around it."""
-    if not value or value != value.strip() or not value.isprintable() or len(value) > _MOST_HEADING:
+    """Return text unchanged; raise ValueError unless it is one printable line with single blanks between words."""
+    if not value or value != " ".join(value.split()) or not value.isprintable() or len(value) > _MOST_HEADING:
         raise ValueError(
-            f"must be one line of 1 to {_MOST_HEADING} characters that can be printed, without blanks around it"
+            f"must be one line of 1 to {_MOST_HEADING} characters that can be printed, with single blanks between words"
         )
     return value
 
@@ -359,6 +359,8 @@ class FormSection(Section):
         folded = [heading.casefold() for heading in self.sections]
         if len(set(folded)) < len(folded):
             raise ValueError("sections must be different headings")
+        if any(one.startswith(f"{other}:") for one in folded for other in folded):
+            raise ValueError("a heading must not be another one followed by a colon")
         if unknown := [heading for heading in self.section if heading not in self.sections]:
             raise ValueError(f"sections lacks the heading of [form.section.{_quoted(unknown[0])}]")
         if self.request and "{headings}" not in self.request:

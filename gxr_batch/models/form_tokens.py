@@ -84,7 +84,7 @@ class FormTokens:
         self.openings = [self._guide.tokenize_str(part.opening) for part in form.parts]
         self._check(tokenizer)
         special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._never = ~_bits(special | {*tokenizer.all_special_ids}, self._words)
+        self._never = ~_bits(special | {*tokenizer.all_special_ids} | end_ids, self._words)
         self._ends = _bits(end_ids, self._words)
         self._whole = ~_bits((id for id in range(vocab) if self._begins_a_character(id)), self._words)
         self._starts = [self._matcher(part) for part in form.parts]
@@ -154,9 +154,12 @@ class FormTokens:
             return _least(own)
         if own.max_tokens is not None:
             return min(own.max_tokens, most)
-        fixed = [_least(one) if one.kind in {"choice", "number"} else one.max_tokens for one in after]
-        given = sum(tokens for tokens in fixed if tokens is not None)
-        share = (left - self._headings(part) - given) // (1 + fixed.count(None))
+        left -= self._headings(part)
+        whole = [_least(one) for one in after if one.kind in {"choice", "number"}]
+        cut = [one.max_tokens for one in after if one.kind not in {"choice", "number"}]
+        equal = (left - sum(whole)) // (1 + len(cut))
+        given = sum(min(tokens, equal) for tokens in cut if tokens is not None)
+        share = (left - sum(whole) - given) // (1 + cut.count(None))
         return min(max(share, _least(own)), most)
 
     def start(self, part: int) -> LLMatcher:
@@ -182,7 +185,7 @@ class FormTokens:
         begun = [at for at, row in enumerate(rows) if row.begun and not row.forced]
         masks[begun] = self._filled([rows[at].matcher for at in begun])
         masks &= self._never
-        short = [at for at, row in enumerate(rows) if row.left < _BYTES]
+        short = [at for at, row in enumerate(rows) if row.left < _BYTES and not row.is_choice]
         masks[short] &= self._whole
         closing = np.full(len(rows), NO_ID)
         for at, row in enumerate(rows):
@@ -280,6 +283,11 @@ class FormRow:
         return self.part + 1 == len(self.tokens.form.parts)
 
     @property
+    def is_choice(self) -> bool:
+        """Whether the section is a choice, whose limit counts its bytes."""
+        return self.tokens.form.parts[self.part].kind == "choice"
+
+    @property
     def closing_id(self) -> int:
         """The id with which the blank line after the section begins; the first of its line ends may be there."""
         return (self.tokens.line_end if self._after_line_end else self.tokens.separator)[0]
@@ -303,7 +311,7 @@ class FormRow:
         if self.matcher.is_stopped():
             return self._end_section([])
         self._after_line_end = self.tokens.text(id).endswith(b"\n")
-        if self.tokens.form.parts[self.part].kind == "choice" and self._has_chosen(id):
+        if self.is_choice and self._has_chosen(id):
             return self._end_section(self.tokens.separator)
         if self.left > 0:
             return False

@@ -11,7 +11,10 @@ from gxr_batch.forms import Content, Form, Part, composed, in_a_cell, parts_of, 
 from gxr_batch.forms.layout import SEPARATOR
 from gxr_batch.review.row_text import InvalidRow, squeezed, text_of_cell
 
-_ALLOWED = {"bullets": "needs at least one line of text", "number": "must be a number from 0 to 999999"}
+_ALLOWED = {
+    "bullets": "needs at least one line of text",
+    "number": "must be a number from 0 to 999999, with at most three decimals",
+}
 
 
 def refuse_changed_sections(form: Form, text: str, cells: Mapping[str, Any]) -> None:

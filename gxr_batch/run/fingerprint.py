@@ -19,6 +19,7 @@ from gxr_batch.cells import quoted
 from gxr_batch.engines import resolve_kind, resolve_worker
 from gxr_batch.engines.base import EngineInfo, Identity
 from gxr_batch.errors import FingerprintError, RunError
+from gxr_batch.forms import Form, request_of
 from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest
 from gxr_batch.records import DISCLAIMER
@@ -113,7 +114,7 @@ def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, A
         "prompt.system": hashlib.sha256(prompt.system.encode()).hexdigest(),
         "prompt.format": prompt.format,
         "prompt.too_long": prompt.too_long,
-        **({"form": prepared.form.recorded} if prepared.form else {}),
+        **(_form(prepared.form) if prepared.form else {}),
         **of_the_opened_model(job, identity),
         "model.max_seq_length": job.model.max_seq_length,
         "engine.kind": job.engine.kind,
@@ -122,6 +123,11 @@ def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, A
         **{f"sampling.{name}": value for name, value in asdict(job.sampling.settings()).items()},
         "sampling.seed": job.sampling.seed,
     }
+
+
+def _form(form: Form) -> dict[str, Any]:
+    """Return the form, and what its prompt says, of which a later version may have other default words."""
+    return {"form": form.recorded, "form request": hashlib.sha256(request_of(form).encode()).hexdigest()}
 
 
 def of_the_opened_model(job: Job, identity: Identity) -> dict[str, Any]:
@@ -155,7 +161,12 @@ def refuse_other_texts(
             continue
         if isinstance(value, dict) and isinstance(old, dict):
             changed += [f"template {quoted(name)}" for name, digest in value.items() if old.get(name, digest) != digest]
-        elif key in {"prompt.system", "templates", "form"}:  # these belong to the prompt, which is never shown
+        elif key in {
+            "prompt.system",
+            "templates",
+            "form",
+            "form request",
+        }:  # these belong to the prompt, which is never shown
             changed.append(key)
         else:
             changed.append(f"{quoted(key)} ({_brief(old)} -> {_brief(value)})")

@@ -19,7 +19,7 @@ import numpy as np
 from gxr_batch.engines.base import Encoder
 from gxr_batch.engines.suspects import CRASHED, Suspects
 from gxr_batch.errors import MachineError, RowError
-from gxr_batch.forms import Form, sections_of
+from gxr_batch.forms import Form, parts_of, sections_of
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import HELD, State
 from gxr_batch.ledger.state import Bools
@@ -211,7 +211,8 @@ class Pipeline:
 
     def result(self, work: Work, completion: Completion) -> tuple[Result, str]:
         """Return the result of a completion, and the kind of error if a flag rule failed."""
-        completion = without_reasoning(completion)
+        if self._form is None or parts_of(self._form, completion.text) is None:  # in a form nothing is reasoning
+            completion = without_reasoning(completion)
         error = completion.error
         if error is None and not completion.text.strip():
             error = "the model returned empty text"

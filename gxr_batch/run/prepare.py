@@ -13,6 +13,7 @@ from gxr_batch.ledger import Manifest
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.column_types import mismatch, refuse_nested
 from gxr_batch.prompts.render import field_map, unfilled
+from gxr_batch.prompts.template import FORM_SECTIONS
 from gxr_batch.rows.columns import FieldMap
 from gxr_batch.rows.survey import Survey, survey
 from gxr_batch.run.output_folder import output_folder
@@ -81,6 +82,12 @@ def prepare(job: Job) -> Prepared:
     templates = Templates(job.prompt, form)
     job, table = survey_of(job)
     fields = field_map(templates, job, table.schema.names)
+    if FORM_SECTIONS in table.schema.names and any(templates.get(name).places_form for name in fields.templates):
+        raise TemplateError(
+            f"The word {FORM_SECTIONS} of a template is what a form asks for, and the table has a column of that name.",
+            where=job.input.path,
+            next_step="rename the column, or the word in the template",
+        )
     refuse_nested(templates, fields, table.schema)
     wrong = mismatch(templates, fields, table.schema)
     return Prepared(job=job, templates=templates, survey=table, fields=fields, form=form, mismatch=wrong)

@@ -276,3 +276,15 @@ def test_a_run_without_any_usable_row_knows_its_form(finished, tmp_path):
     place.run("--output", "u", expect=3)
     assert [name for name in place.results("u")[0] if name.startswith("gxr_section_")]
     place.gxr("export", "u", "--format", "csv")
+
+
+def test_a_mark_of_reasoning_inside_a_section_takes_no_heading_away(tmp_path):
+    place = Workplace(tmp_path)
+    place.job('[engine]\nkind = "echo"\n[form]\nsections = ["Impression", "Point"]\n')
+    place.table([("C1", "A nodule </think> on the left, and clear lungs otherwise, in a row of some words.")])
+    place.run()
+    (row,) = place.results()
+    assert "</think>" in row["gxr_text"]
+    assert row["gxr_section_impression"]
+    assert row["gxr_section_point"]
+    assert row["gxr_reasoning"] is None

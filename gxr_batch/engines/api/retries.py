@@ -55,19 +55,24 @@ class Calls:
             return await self._row(prompt, taken_at)
         # Shown at its end: what arrives may have to be put into the layout, or be asked for again.
         asked = prompt._replace(on_text=None)
-        answer = without_reasoning(await self._row(asked, taken_at))
-        completion = in_form(self._form, answer)
+        answer = await self._row(asked, taken_at)
+        completion = self._in_form(answer)
         if completion is None:
             self.retries += 1
             asked = asked._replace(row_seed=(prompt.row_seed + 1) % _SEEDS)
-            answer = without_reasoning(await self._row(asked, taken_at))
-            completion = in_form(self._form, answer)
+            answer = await self._row(asked, taken_at)
+            completion = self._in_form(answer)
         if completion is None:
             error = "the server's answer does not have the form's headings, twice in a row"
             return answer._replace(text="", finish_reason="error", error=error, reasoning=None)
         if prompt.on_text is not None and completion.text:
             prompt.on_text(completion.text)
         return completion
+
+    def _in_form(self, answer: Completion) -> Completion | None:
+        """Return an answer with the form, with or without what looks like reasoning; None if it lacks the form."""
+        assert self._form is not None
+        return in_form(self._form, answer) or in_form(self._form, without_reasoning(answer))
 
     async def _row(self, prompt: Prompt, taken_at: float) -> Completion:
         """Return the completion of a row, whatever its text."""

@@ -173,3 +173,20 @@ def test_the_ids_beyond_the_tokenizer_are_never_allowed(tokenizer):
     row = tokens.row(50)
     row.take(tokenizer.convert_tokens_to_ids("Ġx"))
     assert max(ids_in(tokens.allowed([row]).masks[0])) < len(tokenizer)
+
+
+def test_a_choice_of_characters_without_a_token_can_always_be_drawn(tokenizer):
+    made = Form(
+        (Part("A", "a", "choice", choices=("\u2161", "\u2160")), Part("B", "b", "choice", choices=("ab\u2265", "c")))
+    )
+    tokens = FormTokens(made, tokenizer, frozenset({END}), VOCAB)
+    for seed in range(20):
+        row = tokens.row(tokens.least_tokens)
+        (ids,) = drawn(tokens, [row], np.random.default_rng(seed), 0.1)
+        assert parts_of(made, tokenizer.decode(ids, skip_special_tokens=True).rstrip()) is not None
+
+
+def test_a_late_section_with_a_high_limit_starves_no_earlier_one(tokenizer):
+    made = Form((Part("A", "a", "text"), Part("B", "b", "text", max_tokens=400)))
+    row = FormTokens(made, tokenizer, frozenset({END}), VOCAB).row(256)
+    assert row.left > 100

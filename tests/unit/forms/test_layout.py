@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gxr_batch.errors import JobFileError
 from gxr_batch.forms import Form, builtin_form_names, composed, form_of, form_of_run, parts_of, request_of
 from gxr_batch.forms.form import Part, column_names
-from gxr_batch.forms.layout import recovered
+from gxr_batch.forms.layout import in_layout, recovered
 from gxr_batch.forms.library import read_form, with_form_inline
 from gxr_batch.job import Job, PromptSection, make_job
 from gxr_batch.prompts import Templates, compile_template
@@ -165,7 +165,10 @@ def test_a_run_knows_its_form_without_the_file_that_it_came_from():
     assert form_of_run({}, {}) is None
 
 
-@pytest.mark.parametrize("recorded", ["", "[]", "{}", '{"sections": [1]}', '{"request": "", "sections": [{}]}', 7])
+@pytest.mark.parametrize(
+    "recorded",
+    ["", "[]", "{}", '{"request": "", "sections": []}', '{"sections": [1]}', '{"request": "", "sections": [{}]}', 7],
+)
 def test_a_damaged_record_is_no_form(recorded):
     with pytest.raises(ValueError):
         form_of_run({"form": recorded})
@@ -187,7 +190,31 @@ def refused(*overrides: str, **values) -> str:
     return str(raised.value)
 
 
+@pytest.mark.parametrize("line", ["-5 HU", "**Nodule**: 5 mm", "- x"])
+def test_a_bullet_keeps_its_own_marks(line):
+    made = form(B="bullets")
+    parts = parts_of(made, composed(made, [line]))
+    assert parts == [[line.removeprefix("- ")]]
+
+
+def test_marks_are_dropped_only_around_a_heading():
+    made = form(Plan="text")
+    assert recovered(made, "Plan: **CT** now") == "Plan: **CT** now"
+    assert recovered(made, "**Plan:** CT now") == "Plan: CT now"
+
+
+@pytest.mark.parametrize("answer", ['{"Num": 1%s, "Text": "x"}' % ("0" * 400), '{"Num": 1, "Text": "x\\ud800"}'])
+def test_a_hostile_json_answer_has_no_form(answer):
+    made = form(Num="number", Text="text")
+    assert in_layout(made, answer) is None
+    assert in_layout(made, '{"Num": 1.5, "Text": "x"}') == "Num: 1.5\n\nText: x"
+
+
 def test_a_form_that_cannot_be_is_refused_with_its_place():
+    assert "single blanks" in refused(
+        'form.sections=["A"]', **{"form.section": {"A": {"kind": "choice", "choices": ["a  b", "c"]}}}
+    )
+    assert "followed by a colon" in refused('form.sections=["Find", "Find: more"]')
     assert "did you mean teaching_case?" in refused("form.name=teaching_cases")
     assert "There is no such form file" in refused("form.name=none.toml")
     assert "different headings" in refused('form.sections=["A", "a"]')

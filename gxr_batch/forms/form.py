@@ -13,7 +13,7 @@ from gxr_batch.job import FormPart, FormSection, SectionKind
 
 PREFIX, REVIEW_PREFIX = "gxr_section_", "gxr_review_section_"
 _MOST_NAME = 60  # characters of a column's name after the prefix
-# Texts begin on the line of their heading, as models write them: below it, one goes on with a list.
+# Texts begin on the line of their heading, as models write them: below it, one continues with a list.
 _AFTER_HEADING = {"bullets": "\n-"}
 
 
@@ -65,7 +65,7 @@ class Form:
 
     @property
     def recorded(self) -> str:
-        """The form but for what is hidden, as one line of JSON; the run's fingerprint has it, and readers take it there."""
+        """The form but for what is hidden, as one line of JSON, for the run's fingerprint and its readers."""
         sections = []
         for part in self.parts:
             entry: dict[str, Any] = {"heading": part.heading, "kind": part.kind}

@@ -201,7 +201,7 @@ def test_empty_answers_fail_and_unknown_counts_stay_unknown(work):
 def test_rows_whose_answers_lack_the_form_fail_and_count_as_one_attempt(work):
     def behave(body: dict, number: int) -> Act | None:
         text = body["messages"][-1]["content"]
-        assert "Impression: Teaching point: one line" in text or text == "Say OK."
+        assert "Impression:\nTeaching point: one line" in text or text == "Say OK."
         return Act(
             body=completion("zebrafish" if "number 7" in text else "**Impression**\nClear.\n# teaching point\nA")
         )

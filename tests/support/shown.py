@@ -116,7 +116,7 @@ class Reader:
             if engine is None:
                 path.write_text(f'{text}\n[engine]\nkind = "echo"\n')
             elif "kind" in engine:
-                path.write_text(re.sub(r'^kind = "\w+"', 'kind = "echo"', text, flags=re.MULTILINE))
+                path.write_text(re.sub(r'(^\[engine\][^\[]*^kind = )"\w+"', r'\1"echo"', text, flags=re.MULTILINE))
             else:
                 path.write_text(re.sub(r"^\[engine\].*$", '[engine]\nkind = "echo"', text, flags=re.MULTILINE))
 

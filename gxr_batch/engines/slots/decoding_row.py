@@ -19,8 +19,8 @@ class RowState:
 
     prompt: Prompt
     taken_at: float
-    form: FormRow | None = None
     slot: int = -1
+    form: FormRow | None = None
     ids: list[int] = field(default_factory=list)
     finish: FinishReason | None = None
     error: str | None = None

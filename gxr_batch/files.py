@@ -105,6 +105,11 @@ def read_text(path: Path) -> str:
     return read_bytes(path, MOST_TEXT_BYTES, links=True).decode("utf-8-sig")
 
 
+def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
+    """Return in words why `read_text` failed."""
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file of a run or of the cache. Raises NoObject, OSError."""
     return json_object(read_bytes(path, _MOST_JSON_BYTES), DEEPEST)

@@ -19,6 +19,17 @@ with suppress(ImportError):  # the environment for vLLM has no Hypothesis
     settings.load_profile("any machine")
 
 
+@pytest.fixture
+def one_thread():
+    """Tiny products on many threads spend their time waiting for the threads, especially on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def demo_model_dir():
     """The folder of the converted demo model, in the user's own cache, so that it is converted once a machine."""

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from gxr_batch.forms import Form, in_layout
 from gxr_batch.job import Job
 from gxr_batch.records import Completion, Encoded, Identity, Messages, Prompt
 
@@ -28,7 +27,6 @@ __all__ = [
     "Session",
     "StopRequest",
     "Workers",
-    "in_form",
     "silent",
 ]
 
@@ -156,19 +154,3 @@ class Engine(Protocol):
 
 
 Create = Callable[[Job, Say], Engine]
-
-
-def in_form(form: Form, completion: Completion) -> Completion | None:
-    """Return a completion with its text in the form's layout, None if the text does not have the form.
-
-    For engines that ask for a form and cannot hold a text to it. A failed completion stays as it is. Where the token
-    limit ended the text, it ended the last section.
-    """
-    if completion.error is not None:
-        return completion
-    text = in_layout(form, completion.text)
-    if text is None:
-        return None
-    if completion.finish_reason == "length":
-        return completion._replace(text=text, finish_reason="closed", cut_sections=(len(form.parts) - 1,))
-    return completion._replace(text=text)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from gxr_batch.cells import plain, rows_of
 from gxr_batch.disk import lines_into, write_whole
 from gxr_batch.export.export_rows import Exported, Source, final_text
+from gxr_batch.records import TRUNCATED_REASONS
 
 
 def write_jsonl(source: Source, path: Path) -> Exported:
@@ -84,7 +85,9 @@ def _batch_line(row: Mapping[str, Any], several: bool) -> dict[str, Any]:
             {
                 "index": 0,
                 "message": {"role": "assistant", "content": final_text(row)},
-                "finish_reason": "length" if row["gxr_finish_reason"] == "closed" else row["gxr_finish_reason"],
+                "finish_reason": "length"
+                if row["gxr_finish_reason"] in TRUNCATED_REASONS
+                else row["gxr_finish_reason"],
             }
         ],
         "usage": {"prompt_tokens": row["gxr_prompt_tokens"], "completion_tokens": row["gxr_new_tokens"]},

@@ -78,13 +78,9 @@ def _content(part: Part, text: str) -> Content | None:
     return text or None
 
 
-def sections_of(form: Form, text: str, which: Collection[int]) -> dict[str, str]:
-    """Return some sections of a text, each under its column's name without the prefix; {} if it lacks the form."""
-    contents = parts_of(form, text) if which else None
-    if contents is None:
-        return {}
-    texts = {at: "\n".join(each) if isinstance(each, list) else str(each) for at, each in enumerate(contents)}
-    return {form.parts[at].column.removeprefix(PREFIX): texts[at] for at in which}
+def sections_of(form: Form, contents: Sequence[Content], which: Collection[int]) -> dict[str, str]:
+    """Return some of these sections as text, each under its column's name without the prefix."""
+    return {form.parts[at].column.removeprefix(PREFIX): str(in_a_cell(contents[at])) for at in which}
 
 
 def in_a_cell(content: Content) -> str | float:

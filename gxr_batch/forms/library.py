@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gxr_batch.errors import JobFileError
-from gxr_batch.files import read_text
+from gxr_batch.files import read_text, why_unreadable
 from gxr_batch.forms.form import Form
 from gxr_batch.job import FormSection, Job
 
@@ -46,8 +46,9 @@ def form_source(name: str) -> str:
             next_step="relative paths start at the current directory",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise JobFileError(f"The form file cannot be read: {reason}.", where=str(path.absolute())) from None
+        raise JobFileError(
+            f"The form file cannot be read: {why_unreadable(error)}.", where=str(path.absolute())
+        ) from None
 
 
 def read_form(name: str) -> tuple[FormSection, str]:

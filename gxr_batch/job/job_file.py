@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gxr_batch.errors import JobFileError
-from gxr_batch.files import read_text
+from gxr_batch.files import read_text, why_unreadable
 from gxr_batch.job.schema import Job, Section
 from gxr_batch.job.validation_errors import explain
 
@@ -126,8 +126,9 @@ def _read(path: Path) -> str:
             next_step="name the job file, e.g. my.toml; resume a run with its job file",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise JobFileError(f"The job file cannot be read: {reason}.", where=str(path.absolute())) from None
+        raise JobFileError(
+            f"The job file cannot be read: {why_unreadable(error)}.", where=str(path.absolute())
+        ) from None
 
 
 def _apply(data: dict[str, Any], override: str) -> str:

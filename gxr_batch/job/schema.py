@@ -293,7 +293,7 @@ class ModelSection(Section):
     max_seq_length: int = Field(default=2048, ge=16, le=MOST_TOKENS)
 
 
-MOST_SECTIONS = 24
+_MOST_SECTIONS = 24
 _MOST_HEADING = 80  # characters
 LEAST_SECTION = 8  # tokens: fewer may not hold a character
 
@@ -345,7 +345,7 @@ class FormSection(Section):
     """
 
     name: FilePath = ""
-    sections: tuple[Heading, ...] = Field(default=(), max_length=MOST_SECTIONS)
+    sections: tuple[Heading, ...] = Field(default=(), max_length=_MOST_SECTIONS)
     request: str = ""
     section: dict[str, FormPart] = Field(default_factory=dict)
 

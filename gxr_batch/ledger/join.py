@@ -115,7 +115,7 @@ def merged(
         if not include_held:
             results = _without_held_texts(results)
         own = pa.Table.from_batches([batch.drop_columns(list(KEY_COLUMNS_OF_INPUT))]).take(pa.array(row))
-        table = with_sections(_with_provenance(own, results, provenance), form)
+        table = _with_sections(_with_provenance(own, results, provenance), form)
         if with_content_hash:
             table = table.append_column(CONTENT_HASH, results[CONTENT_HASH])
         yield table
@@ -129,22 +129,22 @@ def _belong(results: pa.Table, batch: pa.RecordBatch, row: npt.NDArray[np.intp])
 
 def merged_schema(folder: Path, form: Form | None = None) -> pa.Schema:
     """Return the schema of `merged`: the user's columns, then the result columns, then those of a form's sections."""
-    return pa.schema([*own_fields(folder / INPUT_NAME), *result_schema(), *section_fields(form)])
+    return pa.schema([*own_fields(folder / INPUT_NAME), *result_schema(), *_section_fields(form)])
 
 
-def section_fields(form: Form | None) -> list[pa.Field]:
+def _section_fields(form: Form | None) -> list[pa.Field]:
     """Return the columns of a form's sections: text, a list of text, or a number; none without a form."""
     return [pa.field(part.column, _SECTION_TYPES.get(part.kind, pa.string())) for part in form.parts] if form else []
 
 
-def with_sections(table: pa.Table, form: Form | None, text: str = "gxr_text", prefix: str = "") -> pa.Table:
-    """Return the table with the sections of a column of texts, under their names with `prefix` in front."""
+def _with_sections(table: pa.Table, form: Form | None) -> pa.Table:
+    """Return the table with the sections of its texts as columns."""
     if form is None:
         return table
-    found = [parts_of(form, one) if one else None for one in table[text].to_pylist()]
-    for at, field in enumerate(section_fields(form)):
+    found = [parts_of(form, one) if one else None for one in table["gxr_text"].to_pylist()]
+    for at, field in enumerate(_section_fields(form)):
         cells = [parts[at] if parts else None for parts in found]
-        table = table.append_column(field.with_name(prefix + field.name), pa.array(cells, field.type))
+        table = table.append_column(field, pa.array(cells, field.type))
     return table
 
 
@@ -191,7 +191,7 @@ def stored_schema(results: Path, form: Form | None = None) -> pa.Schema:
     if len(set(stored.names)) < len(stored):
         raise ValueError
     own = [field for field in stored if not field.name.startswith("gxr_")]
-    of_results = [*result_schema(), *section_fields(form)]
+    of_results = [*result_schema(), *_section_fields(form)]
     refuse_later_file(results, stored, [field.name for field in own + of_results])
     return pa.schema(own + of_results, metadata=stored.metadata)
 

@@ -9,7 +9,6 @@ has the tokens for the headings and sections that are left.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import llguidance.hf
@@ -19,11 +18,11 @@ import numpy.typing as npt
 import torch
 from llguidance import LLExecutor, LLMatcher
 
-from gxr_batch.errors import JobFileError, ModelUnavailable
+from gxr_batch.errors import ModelUnavailable
 from gxr_batch.forms import Form, Part, composed, form_of, parts_of
 from gxr_batch.forms.layout import SEPARATOR
+from gxr_batch.forms.limits import least_of_part, least_tokens
 from gxr_batch.job import Job
-from gxr_batch.job.schema import LEAST_SECTION
 
 Masks = npt.NDArray[np.int32]
 # A character of four bytes may be as many tokens; none is begun that the limit would cut.
@@ -38,7 +37,6 @@ _CONTENT = {
     "bullets": rf" {_FIRST}{_ANY}*(\n-{_ANY}+)*",
     "number": r" [0-9]{1,6}(\.[0-9]{1,3})?",
 }
-_NUMBER_TOKENS = 12  # a digit each, at most
 NO_ID = -1
 _PIECE = 8  # rows
 
@@ -132,11 +130,11 @@ class FormTokens:
     @property
     def least_tokens(self) -> int:
         """The fewest tokens of a text that holds every heading and a few tokens of each section."""
-        return self._reserved(0) + len(self.openings[0]) + 1
+        return least_tokens(self.form, [len(opening) for opening in self.openings], self._cost)
 
     def _reserved(self, part: int) -> int:
         """Return the fewest tokens from the content of a section to the end, without the end token."""
-        return self._headings(part) + sum(map(_least, self.form.parts[part:]))
+        return self._headings(part) + sum(map(least_of_part, self.form.parts[part:]))
 
     def _headings(self, part: int) -> int:
         """Return the tokens of the headings after a section, with the blank lines before them."""
@@ -149,18 +147,18 @@ class FormTokens:
         """
         left -= 1  # the end token
         own, after = self.form.parts[part], self.form.parts[part + 1 :]
-        most = left - self._reserved(part) + _least(own)
+        most = left - self._reserved(part) + least_of_part(own)
         if own.kind in {"choice", "number"}:
-            return _least(own)
+            return least_of_part(own)
         if own.max_tokens is not None:
             return min(own.max_tokens, most)
         left -= self._headings(part)
-        whole = [_least(one) for one in after if one.kind in {"choice", "number"}]
+        whole = [least_of_part(one) for one in after if one.kind in {"choice", "number"}]
         cut = [one.max_tokens for one in after if one.kind not in {"choice", "number"}]
         equal = (left - sum(whole)) // (1 + len(cut))
         given = sum(min(tokens, equal) for tokens in cut if tokens is not None)
         share = (left - sum(whole) - given) // (1 + cut.count(None))
-        return min(max(share, _least(own)), most)
+        return min(max(share, least_of_part(own)), most)
 
     def start(self, part: int) -> LLMatcher:
         """Return a matcher at the beginning of a section."""
@@ -169,10 +167,10 @@ class FormTokens:
     def row(self, max_new_tokens: int, *, opened: bool = True) -> FormRow:
         """Return the state of a new row of at least `least_tokens`.
 
-        Its text begins with `FormRow.opening`; if it is not `opened`, these ids are the first to be drawn.
+        Its text begins with the ids of the first opening; if it is not `opened`, these are the first to be drawn.
         """
         row = FormRow(self, max_new_tokens)
-        row.forced = [] if opened else list(row.opening)
+        row.forced = [] if opened else list(self.openings[0])
         return row
 
     def text(self, id: int) -> bytes:
@@ -234,7 +232,10 @@ Forbid = Callable[[torch.Tensor, Masks], None]
 
 
 def forbid(logits: torch.Tensor, masks: Masks) -> None:
-    """Set the logits [rows, vocab] of ids that are not in the masks to -inf."""
+    """Set the logits [rows, vocab] of ids that are not in the masks to -inf.
+
+    llguidance's own function is compiled by torch when it is first called, which takes a C++ compiler and seconds.
+    """
     if logits.device.type == "cpu":
         bits = np.unpackbits(masks.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
         logits.masked_fill_(torch.from_numpy(bits == 0), -torch.inf)
@@ -252,7 +253,6 @@ def _forbid_in_pieces(logits: torch.Tensor, words: torch.Tensor) -> None:
         logits[piece].masked_fill_(~kept, -torch.inf)
 
 
-@dataclass(eq=False)
 class FormRow:
     """Where a row is in its form, before its next token.
 
@@ -261,20 +261,11 @@ class FormRow:
     has a token.
     """
 
-    tokens: FormTokens
-    max_new_tokens: int
-    part: int = 0
-    used: int = 0
-    left: int = 0
-    forced: list[int] = field(default_factory=list)
-    cut: tuple[int, ...] = ()
-    begun: bool = False
-    matcher: LLMatcher = field(init=False)
-    _after_line_end: bool = False
-    _chosen: bytes = b""
-
-    def __post_init__(self) -> None:
-        self.opening = self.tokens.openings[0]
+    def __init__(self, tokens: FormTokens, max_new_tokens: int) -> None:
+        self.tokens, self._max_new_tokens = tokens, max_new_tokens
+        self.used = self.left = 0
+        self.forced: list[int] = []
+        self.cut: tuple[int, ...] = ()
         self._open(0)
 
     @property
@@ -289,8 +280,13 @@ class FormRow:
 
     @property
     def closing_id(self) -> int:
-        """The id with which the blank line after the section begins; the first of its line ends may be there."""
-        return (self.tokens.line_end if self._after_line_end else self.tokens.separator)[0]
+        """The id with which the blank line after the section begins."""
+        return self._blank[0]
+
+    @property
+    def _blank(self) -> list[int]:
+        """The ids of the blank line after the section, of which the first line end may be there."""
+        return self.tokens.line_end if self._after_line_end else self.tokens.separator
 
     @property
     def finish(self) -> Literal["stop", "closed"]:
@@ -312,11 +308,11 @@ class FormRow:
             return self._end_section([])
         self._after_line_end = self.tokens.text(id).endswith(b"\n")
         if self.is_choice and self._has_chosen(id):
-            return self._end_section(self.tokens.separator)
+            return self._end_section(self._blank)
         if self.left > 0:
             return False
         self.cut += (self.part,)
-        return self._end_section(self.tokens.line_end if self._after_line_end else self.tokens.separator)
+        return self._end_section(self._blank)
 
     def _has_chosen(self, id: int) -> bool:
         """Return whether the section is a whole choice that cannot become a longer one, after one more token."""
@@ -337,7 +333,7 @@ class FormRow:
         self.part, self.used = part, self.used + len(self.tokens.openings[part])
         self.matcher, self._after_line_end, self.begun = self.tokens.start(part), False, False
         self._chosen = b""
-        self.left = self.tokens.limit(part, self.max_new_tokens - self.used)
+        self.left = self.tokens.limit(part, self._max_new_tokens - self.used)
 
 
 _EXAMPLES: dict[str, Any] = {"number": 1.0, "bullets": ["x"]}
@@ -352,54 +348,25 @@ def _bits(ids: Any, words: int) -> Masks:
     return found.view(np.int32)
 
 
-def _least(part: Part) -> int:
-    """Return the fewest tokens that a section may have to itself."""
-    if part.kind == "choice":  # a model may spell it in single bytes
-        return 1 + max(len(choice.encode()) for choice in part.choices)
-    return _NUMBER_TOKENS if part.kind == "number" else LEAST_SECTION
-
-
 def _escaped(text: str) -> str:
     """Return a regular expression for exactly this text, in the syntax of llguidance."""
     return "".join(letter if letter.isalnum() or letter == " " else f"\\x{{{ord(letter):x}}}" for letter in text)
 
 
-def hold_rows(rows: Sequence[FormRow], logits: torch.Tensor, write: Forbid | None = None) -> None:
-    """Change the logits [rows, vocab] so that each row can only draw what it may, as `FormTokens.hold` does."""
+def hold_rows(
+    rows: Sequence[FormRow], logits: torch.Tensor, places: Sequence[int] | None = None, write: Forbid | None = None
+) -> None:
+    """Change the logits [any, vocab] so that each row can only draw what it may, as `FormTokens.hold` does.
+
+    `places` are the rows' places in the logits if these have others too, which may draw anything.
+    """
     if rows:
-        rows[0].tokens.hold(logits, rows[0].tokens.allowed(rows), write)
+        tokens = rows[0].tokens
+        allowed = tokens.allowed(rows)
+        tokens.hold(logits, allowed if places is None else allowed.spread(places, len(logits)), write)
 
 
-def form_tokens(job: Job, tokenizer: Any, end_ids: Iterable[int] = (), vocab: int = 0) -> FormTokens | None:
-    """Return a job's form for its model's tokenizer, None without a form; `vocab` is the tokenizer's if it is 0.
-
-    Raises JobFileError if sampling.max_new_tokens cannot hold the form, ModelUnavailable.
-    """
+def form_tokens(job: Job, tokenizer: Any, end_ids: Iterable[int], vocab: int) -> FormTokens | None:
+    """Return a job's form for its model's tokenizer and `vocab` ids, None without a form. Raises ModelUnavailable."""
     form = form_of(job)
-    if form is None:
-        return None
-    tokens = FormTokens(form, tokenizer, frozenset(end_ids), vocab or len(tokenizer))
-    _refuse_short_limit(job, tokens.least_tokens)
-    return tokens
-
-
-def check_limit(job: Job, count: Callable[[str], int]) -> None:
-    """Raise JobFileError if sampling.max_new_tokens cannot hold the job's form; `count` returns a text's tokens.
-
-    Needs no llguidance, so that a job can be refused before its model is loaded.
-    """
-    form = form_of(job)
-    if form is not None:
-        headings = sum(count(part.opening) for part in form.parts)
-        blanks = (len(form.parts) - 1) * max(count(SEPARATOR), count("\n"))
-        _refuse_short_limit(job, headings + blanks + sum(map(_least, form.parts)) + 1)
-
-
-def _refuse_short_limit(job: Job, least: int) -> None:
-    limit = job.sampling.settings().max_new_tokens
-    if limit < least:
-        raise JobFileError(
-            f"The form needs at least {least} tokens: its headings, and a few for each section.",
-            where=f"[form], sampling.max_new_tokens = {limit}",
-            next_step=f"--set sampling.max_new_tokens={least}, or more",
-        )
+    return FormTokens(form, tokenizer, frozenset(end_ids), vocab) if form else None

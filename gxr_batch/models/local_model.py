@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gxr_batch.job import FormSection, Job
+from gxr_batch.forms.limits import refuse_short_limit
+from gxr_batch.job import Job
 from gxr_batch.records import Identity
 
 if TYPE_CHECKING:
@@ -46,8 +47,5 @@ class LocalModel:
         from gxr_batch.models.tokens import ChatEncoder
 
         encoder = ChatEncoder(self.tokenizer(), format=self._job.prompt.format)
-        if self._job.form != FormSection():
-            from gxr_batch.models.form_tokens import check_limit
-
-            check_limit(self._job, encoder.count)
+        refuse_short_limit(self._job, encoder.count)
         return encoder

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gxr_batch.cells import quoted
 from gxr_batch.errors import TemplateError
-from gxr_batch.files import read_text
+from gxr_batch.files import read_text, why_unreadable
 from gxr_batch.forms import Form, request_of
 from gxr_batch.job import PromptSection
 from gxr_batch.prompts.template import Template, compile_template
@@ -25,9 +25,11 @@ class Templates:
         """`form` is what every prompt asks for, whichever template makes it."""
         self.column = section.template_column
         self._request = request_of(form) if form else ""
-        self._own = {name: _read(name, Path(path)) for name, path in section.templates.items()}
+        self._built_in: dict[str, Template] = {}
+        self._own = {name: self._asking(_read(name, Path(path))) for name, path in section.templates.items()}
         chosen = section.template
-        self.default = self._asking(_read(Path(chosen).name, Path(chosen))) if _is_path(chosen) else self.get(chosen)
+        file = chosen.endswith(".j2")
+        self.default = self._asking(_read(Path(chosen).name, Path(chosen))) if file else self.get(chosen)
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -37,9 +39,11 @@ class Templates:
     def get(self, name: str) -> Template:
         """Return a template by name. Raises TemplateError, with the closest name, if there is none."""
         if name in self._own:
-            return self._asking(self._own[name])
+            return self._own[name]
         if name in builtin_names():
-            return self._asking(_builtin(name))
+            if name not in self._built_in:
+                self._built_in[name] = self._asking(_builtin(name))
+            return self._built_in[name]
         if hasattr(self, "default") and name == self.default.name:
             return self.default
         known = [*self._own, *builtin_names()]
@@ -59,10 +63,6 @@ class Templates:
         """Return every name that a row may choose, with what the template is for."""
         names = [self.default.name, *self._own, *builtin_names()]
         return {name: self.get(name).description for name in dict.fromkeys(names)}
-
-
-def _is_path(chosen: str) -> bool:
-    return chosen.endswith(".j2")
 
 
 @cache
@@ -88,6 +88,7 @@ def _read(name: str, path: Path) -> Template:
             next_step="relative paths start at the current directory",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise TemplateError(f"The template cannot be read: {reason}.", where=str(path.absolute())) from None
+        raise TemplateError(
+            f"The template cannot be read: {why_unreadable(error)}.", where=str(path.absolute())
+        ) from None
     return compile_template(name, source, str(path))

@@ -33,7 +33,6 @@ _OTHER_COLUMNS = {
 _ISO = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[T ].*)?")
 _DOTTED = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})")
 _SLASHED = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")
-_BLANKS = re.compile(r"\s+")
 _ASCII_OR_NOT = re.compile(r"[\x00-\x7f]+|[^\x00-\x7f]+")
 _MOST_FOR_A_LETTER = 4  # UTF-8 read as another encoding shows up to four letters for one
 
@@ -175,7 +174,7 @@ def _same_but_for_letters(text: str, seen: str) -> bool:
 
 
 def _status_word(cells: Mapping[str, Any]) -> str:
-    return _BLANKS.sub("_", str(cells.get("gxr_review_status") or "").strip().lower())
+    return squeezed(str(cells.get("gxr_review_status") or "")).lower().replace(" ", "_")
 
 
 def _status(cells: Mapping[str, Any]) -> ReviewStatus:

@@ -51,6 +51,8 @@ _AUTOMATIC = {
 }
 # An adapter on the hub is pinned to its commit as well; "" means the model's own and needs no decision.
 _DECIDED = (*_AUTOMATIC, "model.adapter")
+# They belong to the prompt, which is never shown.
+_OF_THE_PROMPT = frozenset({"prompt.system", "templates", "form", "form request"})
 # The value of a fingerprint key in runs that lack it, if not None. A key that is added later gets the value here that
 # matches how earlier texts were made.
 NEUTRAL: dict[str, Any] = {}
@@ -161,12 +163,7 @@ def refuse_other_texts(
             continue
         if isinstance(value, dict) and isinstance(old, dict):
             changed += [f"template {quoted(name)}" for name, digest in value.items() if old.get(name, digest) != digest]
-        elif key in {
-            "prompt.system",
-            "templates",
-            "form",
-            "form request",
-        }:  # these belong to the prompt, which is never shown
+        elif key in _OF_THE_PROMPT:
             changed.append(key)
         else:
             changed.append(f"{quoted(key)} ({_brief(old)} -> {_brief(value)})")

@@ -19,7 +19,7 @@ import numpy as np
 from gxr_batch.engines.base import Encoder
 from gxr_batch.engines.suspects import CRASHED, Suspects
 from gxr_batch.errors import MachineError, RowError
-from gxr_batch.forms import Form, parts_of, sections_of
+from gxr_batch.forms import parts_of, sections_of
 from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import HELD, State
 from gxr_batch.ledger.state import Bools
@@ -211,7 +211,8 @@ class Pipeline:
 
     def result(self, work: Work, completion: Completion) -> tuple[Result, str]:
         """Return the result of a completion, and the kind of error if a flag rule failed."""
-        if self._form is None or parts_of(self._form, completion.text) is None:  # in a form nothing is reasoning
+        contents = parts_of(self._form, completion.text) if self._form else None
+        if contents is None:  # in a form nothing is reasoning
             completion = without_reasoning(completion)
         error = completion.error
         if error is None and not completion.text.strip():
@@ -223,13 +224,17 @@ class Pipeline:
         work = work._replace(fitted=work.fitted.flagged(*flags(IN_OUTPUT, hits)))
         if hits and work.screening == "hold":
             return _result(work, completion, "held", reason(IN_OUTPUT, hits)), ""
-        found, fault = _checked(work, completion, self._form)
+        cut = sections_of(self._form, contents, completion.cut_sections) if self._form and contents else {}
+        found, fault = _checked(work, completion, cut)
         result = _result(work._replace(fitted=work.fitted.flagged(*found.flags)), completion, "ok", None)
         return result._replace(findings_kept=found.kept, findings_lost=found.lost), fault
 
 
-def _checked(work: Work, completion: Completion, form: Form | None) -> tuple[Checked, str]:
-    """Return what the rules find in a generated text. A rule that fails is a bug, but must not fail rows."""
+def _checked(work: Work, completion: Completion, cut: Mapping[str, str]) -> tuple[Checked, str]:
+    """Return what the rules find in a generated text; a limit ended its sections in `cut`.
+
+    A rule that fails is a bug, but must not fail rows.
+    """
     # Not for `check`, which imports this module and has no texts: compiling the rules takes time.
     from gxr_batch.text_checks.flags import NOT_COMPUTED, Checked, Evidence, checked
 
@@ -237,7 +242,6 @@ def _checked(work: Work, completion: Completion, form: Form | None) -> tuple[Che
     prompt = work.fitted.messages.turns[-1].text
     try:
         # Screening has its own flags, by rule, and may be disabled, so it is skipped here.
-        cut = sections_of(form, completion.text, completion.cut_sections) if form else {}
         return checked(Evidence(completion.text, prompt, work.row.values, end, identifiers=(), cut=cut)), ""
     except Exception as error:
         return Checked([NOT_COMPUTED]), type(error).__name__

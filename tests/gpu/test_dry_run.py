@@ -160,7 +160,7 @@ def test_a_step_with_a_form_mixes_no_devices(folder, monkeypatch, capsys):
 
     def take(row, id):
         row.used += 1
-        return row.used == len(row.opening) + 6
+        return row.used == len(row.tokens.openings[0]) + 6
 
     allowed = FormTokens.allowed
 

@@ -7,9 +7,9 @@ import itertools
 import pytest
 import torch
 from tiny import tiny_gemma, tiny_llama
-from tiny_sessions import GREEDY, Ids, prompt, prompts, session, texts
+from tiny_sessions import GREEDY, Ids, info_of, prompt, prompts, session, texts
 
-from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
+from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.decoding_row import RowState
 from gxr_batch.engines.slots.gpu import compare_forward, forward, memory_plan, open_gpu, paged_cache
@@ -54,16 +54,7 @@ def opened(model, sampling, *budgets: int, graphs: bool = False) -> OpenedGpu:
 
 
 def session_of(made: OpenedGpu, fallback=None) -> TransformersSession:
-    info = EngineInfo(
-        identity=Identity(kind="transformers", model="tiny"),
-        device="cpu",
-        dtype=None,
-        quantization=None,
-        slots=made.plan.slots,
-        load_seconds=0,
-        reproducible=True,
-    )
-    return TransformersSession(info, made.steps, Ids(), frozenset(), fallback, grow=made.grow)
+    return TransformersSession(info_of(made.plan.slots), made.steps, Ids(), frozenset(), fallback, grow=made.grow)
 
 
 def written(session, work):

@@ -8,9 +8,8 @@ import torch
 from gpu_checks import TYPES
 from test_paged_engine import forward_of
 from tiny import tiny_gemma, tiny_tokenizer
-from tiny_sessions import GREEDY, complete, prompt, prompts, session
+from tiny_sessions import GREEDY, complete, info_of, prompt, prompts, session
 
-from gxr_batch.engines.base import EngineInfo, Identity
 from gxr_batch.engines.slots import decode_loop, slot_schedule
 from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.gpu import open_gpu
@@ -43,16 +42,7 @@ def tokens(tokenizer) -> FormTokens:
 
 def gpu_session(model, sampling, tokenizer, tokens, *, fallback=None, slots=3, pages=60) -> TransformersSession:
     steps = DeviceSteps(forward_of(model, slots=slots, pages=pages), sampling, runs_ahead=False)
-    info = EngineInfo(
-        identity=Identity(kind="transformers", model="tiny"),
-        device="cpu",
-        dtype=None,
-        quantization=None,
-        slots=slots,
-        load_seconds=0,
-        reproducible=True,
-    )
-    return TransformersSession(info, steps, tokenizer, ENDS, fallback, form=tokens)
+    return TransformersSession(info_of(slots), steps, tokenizer, ENDS, fallback, form=tokens)
 
 
 def by_the_library(model, sampling, work, tokenizer, tokens):

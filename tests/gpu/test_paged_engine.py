@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from tiny import tiny_gemma, tiny_llama
-from tiny_sessions import GREEDY, Ids, complete, prompt, prompts, session, texts
+from tiny_sessions import GREEDY, Ids, complete, info_of, prompt, prompts, session, texts
 
-from gxr_batch.engines.base import EngineInfo, Identity, Pulse, StopRequest
+from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.decoding_row import RowState
 from gxr_batch.engines.slots.gpu import compare_forward, device_steps, slot_state
@@ -55,16 +55,7 @@ def forward_of(model, *, slots=4, capacity=128, chunk=32, pages=60, reproducible
 
 def gpu_session(model, sampling, *, ends=frozenset(), fallback=None, **sizes) -> TransformersSession:
     steps = DeviceSteps(forward_of(model, **sizes), sampling)
-    info = EngineInfo(
-        identity=Identity(kind="transformers", model="tiny"),
-        device="cpu",
-        dtype=None,
-        quantization=None,
-        slots=sizes.get("slots", 4),
-        load_seconds=0,
-        reproducible=True,
-    )
-    return TransformersSession(info, steps, Ids(), ends, fallback)
+    return TransformersSession(info_of(sizes.get("slots", 4)), steps, Ids(), ends, fallback)
 
 
 def library(model, sampling, work, ends=frozenset()):

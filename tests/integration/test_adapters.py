@@ -36,20 +36,13 @@ from gxr_batch.models.placement import SPREAD, Placement
 from gxr_batch.records import DISCLAIMER, Identity
 from gxr_batch.run.fingerprint import follow, resolved, settle
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 pytestmark = pytest.mark.model
 
 HERE = MemoryBudget(EngineSection())
 IDS = torch.tensor([[2, 5, 9, 700, 44, 31, 8, 902, 17, 3, 60, 71]])
 TARGETS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products on many threads spend their time waiting for the threads, especially on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def section(path: object, **keys: object) -> ModelSection:

@@ -28,16 +28,9 @@ from gxr_batch.engines.slots.token_sampling import SeenIds, top_candidates
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Prompt
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MIXED_LENGTHS = (1, 3, 8, 100, 530, 900)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tiny products on many threads spend their time waiting for the threads, especially on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

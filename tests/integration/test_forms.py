@@ -24,6 +24,8 @@ from gxr_batch.job.sampling import Sampling
 from gxr_batch.ledger import RunReader
 from gxr_batch.models.form_tokens import FormTokens
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ENDS = frozenset({1})
 HOT = Sampling(temperature=2.0, top_k=50, top_p=0.95)
 SAMPLINGS = [HOT, Sampling(temperature=0), Sampling(temperature=1.5, top_k=0), Sampling(repetition_penalty=1.0)]
@@ -35,14 +37,6 @@ SECTIONS = {
     "Size": {"kind": "number"},
     "Point": {"kind": "line"},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

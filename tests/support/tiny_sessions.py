@@ -27,10 +27,9 @@ class Ids:
         return " ".join(map(str, ids))
 
 
-def session(
-    backend: Backend, slots: int, sampling: Sampling, end_ids=frozenset(), *, tokenizer=None, form=None
-) -> TransformersSession:
-    info = EngineInfo(
+def info_of(slots: int) -> EngineInfo:
+    """Return what an engine of a tiny model says of itself."""
+    return EngineInfo(
         identity=Identity(kind="transformers", model="tiny"),
         device="cpu",
         dtype=None,
@@ -39,7 +38,14 @@ def session(
         load_seconds=0,
         reproducible=True,
     )
-    return TransformersSession(info, LogitsSteps(backend, sampling), tokenizer or Ids(), frozenset(end_ids), form=form)
+
+
+def session(
+    backend: Backend, slots: int, sampling: Sampling, end_ids=frozenset(), *, tokenizer=None, form=None
+) -> TransformersSession:
+    return TransformersSession(
+        info_of(slots), LogitsSteps(backend, sampling), tokenizer or Ids(), frozenset(end_ids), form=form
+    )
 
 
 def prompt(name: str, ids: list[int], new: int = 24, seed: int = 0, shared: int = 0) -> Prompt:

@@ -58,7 +58,7 @@ class ApiEngine:
 
     def __init__(self, job: Job, say: Say) -> None:
         self._settings, self._sampling, self._say = job.api, job.sampling.settings(), say
-        self._run, self._job = job.run, job
+        self._run, self._form = job.run, form_of(job)
         own = self._settings.base_url
         self._place = f"api.base_url = {own}" if own else f"api.provider = {self._settings.provider}"
 
@@ -86,7 +86,7 @@ class ApiEngine:
         with ExitStack() as opened:
             try:
                 client = Client(settings, self._token(), self._sampling)
-                calls = Calls(client, settings, outage, form_of(self._job))
+                calls = Calls(client, settings, outage, self._form)
                 loop = opened.enter_context(loop_in_thread(client))
                 refused = self._greeted(asyncio.run_coroutine_threadsafe(calls.greet(), loop), outage)
             except Unusable as fault:

@@ -19,8 +19,7 @@ from gxr_batch.engines.api.answers import Answer
 from gxr_batch.engines.api.openai_client import OPTIONAL, Client
 from gxr_batch.engines.api.outage import Outage
 from gxr_batch.engines.api.server_faults import Refusal, Trouble, Unusable
-from gxr_batch.engines.base import in_form
-from gxr_batch.forms import Form
+from gxr_batch.forms import Form, in_layout
 from gxr_batch.job import ApiSection
 from gxr_batch.job.units import parse_duration
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Turn
@@ -56,23 +55,18 @@ class Calls:
         # Shown at its end: what arrives may have to be put into the layout, or be asked for again.
         asked = prompt._replace(on_text=None)
         answer = await self._row(asked, taken_at)
-        completion = self._in_form(answer)
+        completion = _in_form(self._form, answer)
         if completion is None:
             self.retries += 1
             asked = asked._replace(row_seed=(prompt.row_seed + 1) % _SEEDS)
             answer = await self._row(asked, taken_at)
-            completion = self._in_form(answer)
+            completion = _in_form(self._form, answer)
         if completion is None:
             error = "the server's answer does not have the form's headings, twice in a row"
             return answer._replace(text="", finish_reason="error", error=error, reasoning=None)
         if prompt.on_text is not None and completion.text:
             prompt.on_text(completion.text)
         return completion
-
-    def _in_form(self, answer: Completion) -> Completion | None:
-        """Return an answer with the form, with or without what looks like reasoning; None if it lacks the form."""
-        assert self._form is not None
-        return in_form(self._form, answer) or in_form(self._form, without_reasoning(answer))
 
     async def _row(self, prompt: Prompt, taken_at: float) -> Completion:
         """Return the completion of a row, whatever its text."""
@@ -299,3 +293,20 @@ class Meter:
             self._rows += (now - self._at) * self._inside
         self._at = now
         return now, self._shares, self._rows
+
+
+def _in_form(form: Form, answer: Completion) -> Completion | None:
+    """Return an answer with its text in the form's layout, None if it lacks the form; a failed one stays as it is.
+
+    What looks like reasoning is part of a text that has the form with it. If the token limit ended it, its last
+    section is cut.
+    """
+    if answer.error is not None:
+        return answer
+    for one in (answer, without_reasoning(answer)):
+        text = in_layout(form, one.text)
+        if text is not None and one.finish_reason == "length":
+            return one._replace(text=text, finish_reason="closed", cut_sections=(len(form.parts) - 1,))
+        if text is not None:
+            return one._replace(text=text)
+    return None

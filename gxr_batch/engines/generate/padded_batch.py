@@ -181,11 +181,8 @@ class _FormOnly(LogitsProcessor):
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         rows = self._batch.rows
         places = [place for place, row in enumerate(rows) if row.end is None]
-        held: torch.Tensor = scores[places]
-        hold_rows([form for place in places if (form := rows[place].form)], held)
-        found = scores.clone()
-        found[places] = held
-        return found
+        hold_rows([form for place in places if (form := rows[place].form)], scores, places)  # `generate`'s own copy
+        return scores
 
 
 class _EveryStep(StoppingCriteria):

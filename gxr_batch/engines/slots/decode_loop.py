@@ -233,7 +233,7 @@ class TransformersSession:
         row = RowState(prompt, time.monotonic())
         if self._form is not None and prompt.max_new_tokens >= self._form.least_tokens:
             row.form = self._form.row(prompt.max_new_tokens)
-            row.ids = list(row.form.opening)
+            row.ids = list(self._form.openings[0])
         return row
 
     def _refusal(self, row: RowState) -> str:

@@ -166,7 +166,8 @@ class LogitsSteps:
 
     def _sample(self, rows: Sequence[RowState], logits: torch.Tensor, faults: Mapping[int, str]) -> float:
         """Draw one token per row and return the time; a row whose logits are not finite fails alone."""
-        hold_rows([row.form for row in rows if row.form is not None], logits, self._backend.forbid)  # all or none
+        forms = [row.form for row in rows if row.form is not None]  # all or none
+        hold_rows(forms, logits, write=self._backend.forbid)
         tokens, finite = self._chooser.choose(rows, logits)
         now = time.monotonic()
         for index, (row, token, good) in enumerate(zip(rows, tokens, finite, strict=True)):

@@ -74,9 +74,5 @@ class FormProcessor(LogitsProcessor):  # type: ignore[misc]  # vLLM is not insta
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Change the logits [rows, vocab]: -inf for whatever a row may not draw."""
         places = sorted(at for at in self._rows if at < len(logits))
-        if places:
-            held = logits if len(places) == len(logits) else logits[places]
-            hold_rows([self._rows[at].catch_up() for at in places], held)
-            if held is not logits:
-                logits[places] = held
+        hold_rows([self._rows[at].catch_up() for at in places], logits, places)
         return logits

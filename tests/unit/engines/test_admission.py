@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_sessions import Ids, complete, prompts
+from tiny_sessions import Ids, complete, info_of, prompts
 
-from gxr_batch.engines.base import EngineInfo, Identity
 from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.decoding_row import RowState
 from gxr_batch.engines.slots.row_steps import Drawn
@@ -60,18 +59,10 @@ class NotedSteps:
 
 def ran(steps: NotedSteps, lengths: Sequence[int], new: Sequence[int], slots: int = 8) -> dict[str, Any]:
     """Generate `new` tokens for prompts of these lengths; return the texts."""
-    info = EngineInfo(
-        identity=Identity(kind="transformers", model="none"),
-        device="cpu",
-        dtype=None,
-        quantization=None,
-        slots=slots,
-        load_seconds=0,
-        reproducible=True,
-    )
     work = [one._replace(max_new_tokens=count) for one, count in zip(prompts(lengths), new, strict=True)]
     return {
-        name: done.text for name, done in complete(TransformersSession(info, steps, Ids(), frozenset()), work).items()
+        name: done.text
+        for name, done in complete(TransformersSession(info_of(slots), steps, Ids(), frozenset()), work).items()
     }
 
 

@@ -12,8 +12,9 @@ from tiny import VOCAB, tiny_tokenizer
 from gxr_batch.errors import JobFileError, ModelUnavailable
 from gxr_batch.forms import Form, form_of, parts_of
 from gxr_batch.forms.form import Part, column_names
+from gxr_batch.forms.limits import refuse_short_limit
 from gxr_batch.job import make_job
-from gxr_batch.models.form_tokens import NO_ID, FormRow, FormTokens, form_tokens
+from gxr_batch.models.form_tokens import NO_ID, FormRow, FormTokens
 
 END = 1
 KINDS = ("text", "line", "bullets", "choice", "number")
@@ -41,7 +42,7 @@ def ids_in(mask) -> list[int]:
 
 def drawn(tokens: FormTokens, rows: list[FormRow], rng: np.random.Generator, hasty: float) -> list[list[int]]:
     """Draw every row to its end at random; `hasty` is how often a row ends its section if it may."""
-    texts = [list(row.opening) if not row.forced else [] for row in rows]
+    texts = [list(tokens.openings[0]) if not row.forced else [] for row in rows]
     going = list(range(len(rows)))
     while going:
         allowed = tokens.allowed([rows[at] for at in going])
@@ -148,11 +149,16 @@ def test_a_choice_ends_by_itself_unless_it_may_become_a_longer_one(tokenizer):
 
 def test_a_limit_that_cannot_hold_the_form_names_the_least_that_can(tokenizer):
     job = make_job("x", ["form.name=teaching_case", "sampling.max_new_tokens=20"])
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False).input_ids)
+
     with pytest.raises(JobFileError, match="at least") as raised:
-        form_tokens(job, tokenizer)
-    least = FormTokens(form_of(job), tokenizer, frozenset(), VOCAB).least_tokens
+        refuse_short_limit(job, count)
+    least = FormTokens(form_of(job), tokenizer, frozenset({END}), VOCAB).least_tokens
     assert f"sampling.max_new_tokens={least}" in raised.value.next_step
-    assert form_tokens(job.with_values({"sampling.max_new_tokens": least}), tokenizer) is not None
+    refuse_short_limit(job.with_values({"sampling.max_new_tokens": least}), count)
+    refuse_short_limit(make_job("x", ["sampling.max_new_tokens=1"]), count)
 
 
 def test_a_tokenizer_of_an_unknown_kind_is_refused(tmp_path):

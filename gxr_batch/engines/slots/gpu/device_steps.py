@@ -29,7 +29,7 @@ from gxr_batch.engines.slots.row_steps import Drawn, KernelsFailed, device_faile
 from gxr_batch.engines.slots.slot_schedule import BUCKETS, bucket
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device_memory import is_lost, out_of_memory, release_cached
-from gxr_batch.models.form_tokens import Masks
+from gxr_batch.models.form_tokens import Masks, hold_rows
 
 _PREFILL_ROWS = 64
 _ALIGNED = 4  # int32 in 16 bytes
@@ -251,9 +251,7 @@ class DeviceSteps:
     def _hold(self, logits: torch.Tensor, rows: Sequence[RowState], places: Sequence[int]) -> None:
         """Hold rows that have a form to it; `places` are theirs in the logits."""
         forms = [row.form for row in rows if row.form is not None]  # all or none
-        if forms:
-            tokens = forms[0].tokens
-            tokens.hold(logits, tokens.allowed(forms).spread(places, len(logits)), self._forbid)
+        hold_rows(forms, logits, places, self._forbid)
 
     def _forbid(self, logits: torch.Tensor, masks: Masks) -> None:
         (sent,) = self._sent([masks.ravel()])

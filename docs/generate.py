@@ -86,7 +86,7 @@ def comments_of(reference: str) -> dict[str, str]:
     found: dict[str, str] = {}
     section = last = ""
     for line in reference.splitlines():
-        header = re.match(r"(?:# )?\[([a-z.]+)\]\s*# (.+)", line)
+        header = re.match(r"""(?:# )?\[([a-z.]+)(?:\."[^"]*")?\]\s*# (.+)""", line)
         key = re.match(r"""(?:# )?([a-z_0-9]+) = (?:"[^"]*"|\[[^]]*\]|[^#]*?)\s*(?:# (.+))?$""", line)
         more = re.match(r"\s+# (.+)", line)
         if header:

@@ -107,7 +107,7 @@ def _laid_out(part: Part, content: Content) -> str:
         lines = [line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
         lines = [line for line in lines if line.strip()]
         if part.kind == "bullets":
-            lines = [BULLET + re.sub(r"^\s*(?:[-*\u2022]\s+)?", "", line) for line in lines]
+            lines = [BULLET + re.sub(r"^\s*(?:[-*\u2022](?:\s+|$))?", "", line) for line in lines]
         text = "\n".join(lines).strip()
     if part.kind not in {"text", "bullets"}:
         text = " ".join(text.split())

@@ -42,10 +42,17 @@ OF(__m512, _mm512_max_ps, (__m512 a, __m512 b), a[i] > b[i] ? a[i] : b[i])
 OF(__m512, _mm512_abs_ps, (__m512 a), fabsf(a[i]))
 OF(__m512, _mm512_scalef_ps, (__m512 a, __m512 b), a[i] * exp2f(floorf(b[i])))
 OF(__m512, _mm512_maskz_mov_ps, (__mmask16 mask, __m512 a), mask >> i & 1 ? a[i] : 0)
+OF(__m512, _mm512_mask_mov_ps, (__m512 other, __mmask16 mask, __m512 a), mask >> i & 1 ? a[i] : other[i])
 OF(__m512, _mm512_mask_sub_ps, (__m512 other, __mmask16 mask, __m512 a, __m512 b), mask >> i & 1 ? a[i] - b[i] : other[i])
 #define _mm512_setzero_ps() _mm512_set1_ps(0)
 #define _mm512_roundscale_ps(a, bits) rounded(a)
 OF(__m512, rounded, (__m512 a), rintf(a[i]))
+
+// Two lanes of each vector: the first two selectors are for `a`, the others for `b`.
+OF(__m512, _mm512_shuffle_f32x4, (__m512 a, __m512 b, int by), (i < 8 ? a : b)[(by >> i / 4 * 2 & 3) * 4 + i % 4])
+OF(__m512, _mm512_shuffle_ps, (__m512 a, __m512 b, int by), (i % 4 < 2 ? a : b)[i / 4 * 4 + (by >> i % 4 * 2 & 3)])
+OF(__m512, _mm512_permutexvar_ps, (__m512i from, __m512 a), a[((u32x16)from)[i] & 15])
+#define _mm512_setr_epi32(...) ((__m512i)(u32x16){__VA_ARGS__})
 
 static inline float _mm512_reduce_add_ps(__m512 a) {  // in the order of the compiler's own
     for (int half = 8; half; half /= 2)
@@ -92,7 +99,15 @@ static inline void _mm512_store_ps(float *to, __m512 a) {
 
 static inline void _mm256_storeu_si256(__m256i *to, __m256i a) { memcpy((void *)to, &a, 32); }
 
-#define _MM_HINT_T0 0
+static inline void _mm512_storeu_si512(void *to, __m512i a) { memcpy(to, &a, 64); }
+
+static inline void _mm512_stream_si512(void *to, __m512i a) {
+    assert((uintptr_t)to % 64 == 0);
+    memcpy(to, &a, 64);
+}
+
+#define _mm_sfence() ((void)0)
+#define _MM_HINT_T1 0
 #define _mm_prefetch(from, hint) ((void)(from))
 
 // ---------------------------------------------------------------------------------------------------- bfloat16
@@ -127,6 +142,12 @@ static inline __m512i _mm512_slli_epi32(__m512i a, int by) { return (__m512i)((u
 static inline __m512 _mm512_castsi512_ps(__m512i a) { return (__m512)a; }
 
 OF(__m256bh, _mm512_cvtneps_pbh, (__m512 a), narrowed(a[i]))
+static inline __m512bh _mm512_cvtne2ps_pbh(__m512 high, __m512 low) {
+    __m512bh y;
+    EACH y[i] = narrowed(low[i]), y[i + 16] = narrowed(high[i]);
+    return y;
+}
+
 OF(__m512, _mm512_dpbf16_ps, (__m512 sum, __m512bh a, __m512bh b),
    sum[i] + widened(a[2 * i + 1]) * widened(b[2 * i + 1]) + widened(a[2 * i]) * widened(b[2 * i]))
 

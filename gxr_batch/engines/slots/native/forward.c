@@ -195,22 +195,47 @@ static inline __m512 exponential(__m512 x) {  // e^x for x <= 0, relative error 
     return _mm512_scalef_ps(p, n);
 }
 
-// Scores of one query head against `count` keys, softmaxed in place; returns 1 / sum.
+// The sum of each of 16 vectors, in their order. Each is added up as by _mm512_reduce_add_ps: halves, then halves of
+// those.
+static inline __m512 sixteen_sums(__m512 v[16]) {
+    for (int i = 0; i < 8; i++)
+        v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x44),
+                             _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xee));
+    for (int i = 0; i < 4; i++)
+        v[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0x88),
+                             _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], 0xdd));
+    for (int i = 0; i < 2; i++)
+        v[i] = _mm512_add_ps(_mm512_shuffle_ps(v[2 * i], v[2 * i + 1], 0x44),
+                             _mm512_shuffle_ps(v[2 * i], v[2 * i + 1], 0xee));
+    v[0] = _mm512_add_ps(_mm512_shuffle_ps(v[0], v[1], 0x88), _mm512_shuffle_ps(v[0], v[1], 0xdd));
+    // Lane l now holds the sums of vectors l, l + 4, l + 8, l + 12.
+    return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v[0]);
+}
+
+// Scores of one query head against `count` keys, softmaxed in place, 0 up to the next multiple of 16; returns 1 / sum.
 static float weigh(const bf16 *query, const bf16 *keys, int count, int dim, float scale, float *scores) {
-    for (int j = 0; j < count; j++) {
-        __m512 sum = _mm512_setzero_ps();
-        for (int i = 0; i < dim; i += 32)
-            sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(query + i),
-                                   (__m512bh)_mm512_loadu_si512(keys + (size_t)j * dim + i));
-        scores[j] = _mm512_reduce_add_ps(sum) * scale;
-    }
     __m512 top = _mm512_set1_ps(-INFINITY);
-    int padded = (count + 15) / 16 * 16;
-    for (int j = count; j < padded; j++) scores[j] = -INFINITY;
-    for (int j = 0; j < padded; j += 16) top = _mm512_max_ps(top, _mm512_load_ps(scores + j));
+    for (int j = 0; j < count; j += 16) {
+        const bf16 *row[16];
+        __m512 sums[16];
+        for (int c = 0; c < 16; c++) {
+            row[c] = keys + (size_t)(j + c < count ? j + c : count - 1) * dim;
+            sums[c] = _mm512_setzero_ps();
+        }
+        for (int i = 0; i < dim; i += 32) {
+            __m512bh part = (__m512bh)_mm512_loadu_si512(query + i);
+#pragma GCC unroll 16
+            for (int c = 0; c < 16; c++)
+                sums[c] = _mm512_dpbf16_ps(sums[c], part, (__m512bh)_mm512_loadu_si512(row[c] + i));
+        }
+        __m512 found = _mm512_mul_ps(sixteen_sums(sums), _mm512_set1_ps(scale));
+        if (j + 16 > count) found = _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (1u << (count - j)) - 1, found);
+        top = _mm512_max_ps(top, found);
+        _mm512_store_ps(scores + j, found);
+    }
     top = _mm512_set1_ps(_mm512_reduce_max_ps(top));
     __m512 sum = _mm512_setzero_ps();
-    for (int j = 0; j < padded; j += 16) {
+    for (int j = 0; j < count; j += 16) {
         __m512 e = exponential(_mm512_sub_ps(_mm512_load_ps(scores + j), top));
         if (j + 16 > count) e = _mm512_maskz_mov_ps((1u << (count - j)) - 1, e);
         _mm512_store_ps(scores + j, e);
@@ -219,47 +244,72 @@ static float weigh(const bf16 *query, const bf16 *keys, int count, int dim, floa
     return 1.0f / _mm512_reduce_add_ps(sum);
 }
 
-static void mix(const float *scores, float factor, const bf16 *values, int count, int dim, bf16 *out) {
-    for (int i = 0; i < dim; i += 64) {
-        int width = dim - i < 64 ? dim - i : 64;
-        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-        for (int j = 0; j < count; j++) {
-            __m512 w = _mm512_set1_ps(scores[j]);
-            const bf16 *v = values + (size_t)j * dim + i;
-            if (width == 64) {
-                sum[0] = _mm512_fmadd_ps(w, load16(v), sum[0]);
-                sum[1] = _mm512_fmadd_ps(w, load16(v + 16), sum[1]);
-                sum[2] = _mm512_fmadd_ps(w, load16(v + 32), sum[2]);
-                sum[3] = _mm512_fmadd_ps(w, load16(v + 48), sum[3]);
-            } else {
-                for (int c = 0; c < width / 16; c++) sum[c] = _mm512_fmadd_ps(w, load16(v + c * 16), sum[c]);
-            }
+// out[heads][16 * parts features] = the values, weighted with each head's scores, which are `apart`; the heads share
+// each value that is read.
+static inline __attribute__((always_inline)) void mix_part(const int heads, const int parts, const float *scores,
+                                                           size_t apart, const float *factors, const bf16 *values,
+                                                           int count, int dim, bf16 *out) {
+    __m512 sums[4][4];
+    for (int h = 0; h < heads; h++)
+        for (int c = 0; c < parts; c++) sums[h][c] = _mm512_setzero_ps();
+    for (int j = 0; j < count; j++)
+        for (int c = 0; c < parts; c++) {
+            __m512 value = load16(values + (size_t)j * dim + c * 16);
+#pragma GCC unroll 4
+            for (int h = 0; h < heads; h++)
+                sums[h][c] = _mm512_fmadd_ps(_mm512_set1_ps(scores[h * apart + j]), value, sums[h][c]);
         }
-        for (int c = 0; c < width / 16; c++) store16(out + i + c * 16, _mm512_mul_ps(sum[c], _mm512_set1_ps(factor)));
+    for (int h = 0; h < heads; h++)
+        for (int c = 0; c < parts; c++)
+            store16(out + (size_t)h * dim + c * 16, _mm512_mul_ps(sums[h][c], _mm512_set1_ps(factors[h])));
+}
+
+// For up to four heads. Their number must be known at compile time, so that all sums stay in registers.
+static void mix(int heads, const float *scores, size_t apart, const float *factors, const bf16 *values, int count,
+                int dim, bf16 *out) {
+    for (int i = 0; i < dim; i += 64) {
+#define MIX(n, parts) mix_part(n, parts, scores, apart, factors, values + i, count, dim, out + i)
+        switch (dim - i < 64 ? heads : heads + 4) {
+            case 1: MIX(1, 2); break;
+            case 2: MIX(2, 2); break;
+            case 3: MIX(3, 2); break;
+            case 4: MIX(4, 2); break;
+            case 5: MIX(1, 4); break;
+            case 6: MIX(2, 4); break;
+            case 7: MIX(3, 4); break;
+            case 8: MIX(4, 4); break;
+        }
+#undef MIX
     }
 }
 
-// Floats that one thread's scores take: a padded row, in whole cache lines.
+// Query heads that are computed together.
+enum { TOGETHER = 4 };
+
+// Floats of one head's scores: a padded row, in whole cache lines.
 static size_t scores_of(const Shape *s) { return ((size_t)s->capacity + 64) / 16 * 16; }
 
 static void attend(const Model *m, const Layer *layer, int tokens, const int *slot, const int *position,
                    float *scratch) {
     Shape s = m->shape;
     int width = (s.heads + 2 * s.kv_heads) * s.head_dim, group = s.heads / s.kv_heads;
+    size_t apart = scores_of(&s);
 #pragma omp parallel
     {
-        float *scores = scratch + omp_get_thread_num() * scores_of(&s);
+        float *scores = scratch + omp_get_thread_num() * apart * TOGETHER, factors[TOGETHER];
 #pragma omp for schedule(dynamic, 1)
         for (int task = 0; task < tokens * s.kv_heads; task++) {
             int t = task / s.kv_heads, h = task % s.kv_heads;
             int first = layer->window > 0 && position[t] >= layer->window ? position[t] - layer->window + 1 : 0;
             int count = position[t] + 1 - first;
             size_t at = (((size_t)slot[t] * s.kv_heads + h) * s.capacity + first) * s.head_dim;
-            for (int g = 0; g < group; g++) {
-                int head = h * group + g;
+            for (int g = 0; g < group; g += TOGETHER) {
+                int head = h * group + g, heads = group - g < TOGETHER ? group - g : TOGETHER;
                 const bf16 *query = m->qkv + (size_t)t * width + head * s.head_dim;
-                float factor = weigh(query, layer->keys + at, count, s.head_dim, s.scale, scores);
-                mix(scores, factor, layer->values + at, count, s.head_dim,
+                for (int i = 0; i < heads; i++)
+                    factors[i] = weigh(query + i * s.head_dim, layer->keys + at, count, s.head_dim, s.scale,
+                                       scores + i * apart);
+                mix(heads, scores, apart, factors, layer->values + at, count, s.head_dim,
                     m->mixed + ((size_t)t * s.heads + head) * s.head_dim);
             }
         }
@@ -314,7 +364,7 @@ static void embed(const Model *m, int tokens, const int *ids) {
 int gxr_forward(const Model *m, int tokens, const int *ids, const int *slot, const int *position) {
     Shape s = m->shape;
     if (!inside(&s, tokens, ids, slot, position)) return BAD_NUMBER;
-    float *scores = aligned_alloc(64, omp_get_max_threads() * scores_of(&s) * sizeof(float));
+    float *scores = aligned_alloc(64, omp_get_max_threads() * scores_of(&s) * TOGETHER * sizeof(float));
     if (!scores) return NO_MEMORY;
     int q = s.heads * s.head_dim, width = q + 2 * s.kv_heads * s.head_dim;
     embed(m, tokens, ids);

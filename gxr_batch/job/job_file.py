@@ -134,8 +134,8 @@ def _read(path: Path) -> str:
 def _apply(data: dict[str, Any], override: str) -> str:
     """Apply one `section.key=value` override to the job file's data and return its dotted key."""
     dotted, equals, raw = override.partition("=")
-    keys = [key.strip() for key in dotted.split(".")]
-    if not equals or not all(keys):
+    keys = _keys(dotted)
+    if not equals or not keys or not all(keys):
         raise JobFileError(
             "--set takes section.key=value.",
             where=_quoted(f"--set {dotted.split(' ')[0]}"),  # what follows may be a prompt
@@ -148,6 +148,19 @@ def _apply(data: dict[str, Any], override: str) -> str:
         value = raw  # a bare word is text: shells remove the quotes
     _put(data, keys, value, where=f"--set {dotted}")
     return ".".join(keys)
+
+
+def _keys(dotted: str) -> list[str]:
+    """Return the keys of a dotted one, which may be quoted as in TOML: form.section."Key findings".kind."""
+    try:
+        found: Any = tomllib.loads(f"{dotted} = 0")
+    except ValueError:
+        return [key.strip() for key in dotted.split(".")]
+    keys = []
+    while isinstance(found, dict) and found:
+        [(key, found)] = found.items()
+        keys.append(key)
+    return keys
 
 
 def _put(data: dict[str, Any], keys: Sequence[str], value: Any, *, where: str) -> None:

@@ -16,9 +16,11 @@ from gxr_batch import read_results
 from gxr_batch.cli import main
 from gxr_batch.export import Choice, export
 from gxr_batch.export.audit_workbooks import AuditChoice, export_audit
+from gxr_batch.forms import Form, Part
 from gxr_batch.forms.library import form_source
 from gxr_batch.ledger import RunReader
 from gxr_batch.review.import_reviews import Imported, import_reviews
+from gxr_batch.review.parse_sections import corrected
 
 CAPTIONS, HEADER, FIRST = 2, 3, 4
 BULLETS = "- Consolidation\n- =no effusion"
@@ -166,6 +168,14 @@ def test_what_a_section_cannot_hold_is_refused_by_row_and_column(run, cells, why
     (refused,) = taken(run, filled(run, {"b": cells})).refused
     assert refused.why.startswith(why) or why in refused.why
     assert (refused.row_id, refused.sheet, refused.row) == ("b", "Cases", FIRST + 1)
+
+
+def test_a_choice_of_digits_that_a_spreadsheet_turned_into_a_number_is_that_choice():
+    form = Form((Part("Grade", "gxr_section_grade", "choice", choices=("1", "2", "2.5")),))
+    for typed, choice in ((2.0, "2"), ("2,5", "2.5"), ("1", "1")):
+        assert corrected(form, "Grade: 1", {"gxr_review_section_grade": typed}) == (
+            None if choice == "1" else f"Grade: {choice}"
+        )
 
 
 def csv_with(run: Path, **cells: str) -> Path:

@@ -126,6 +126,12 @@ def test_an_error_names_the_option_that_overrides_a_line_instead_of_the_line(job
         assert caught.value.where == where
 
 
+@pytest.mark.parametrize("key", ['form.section."Key findings".max_tokens', "form.section.Key findings.max_tokens"])
+def test_set_takes_quoted_keys_as_in_the_job_file(job_file, key):
+    job = load_job(job_file, ['form.sections=["Impression", "Key findings"]', f"{key}=80"])
+    assert job.form.section["Key findings"].max_tokens == 80
+
+
 @pytest.mark.parametrize("value", ["[" * 5000, "{a=" * 5000, "9" * 5000])
 def test_toml_too_deep_or_too_long_for_python_is_a_job_file_error(job_file, value):
     with pytest.raises(JobFileError):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,11 @@ def test_in_bfloat16_sampled_texts_depend_only_on_the_row(kind, make):
     assert texts(lonely, work[20:]) == {item.key.row_id: reference[item.key.row_id] for item in work[20:]}
 
 
-@pytest.mark.parametrize("make", [tiny_gemma, tiny_llama])
+# The native kernels take four heads and 64 features at a time: here are more of both, and a rest.
+llama_of_six_heads = partial(tiny_llama, heads=6, head_dim=96)
+
+
+@pytest.mark.parametrize("make", [tiny_gemma, tiny_llama, llama_of_six_heads])
 def test_the_native_forward_agrees_with_the_librarys(make, product):
     ids = [random.Random(4).randrange(3, VOCAB) for _ in range(300)]
     with torch.inference_mode():

@@ -32,17 +32,17 @@ def tiny_gemma(dtype: torch.dtype = torch.float32, window: int = 8, vocab: int =
     return _settled(Gemma3ForCausalLM(config), dtype)
 
 
-def tiny_llama(dtype: torch.dtype = torch.float32) -> Any:
-    """Return a Llama with grouped-query attention."""
+def tiny_llama(dtype: torch.dtype = torch.float32, heads: int = 3, head_dim: int = 32) -> Any:
+    """Return a Llama in which all query heads share one key and value head."""
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=96,
         intermediate_size=192,
         num_hidden_layers=3,
-        num_attention_heads=3,
+        num_attention_heads=heads,
         num_key_value_heads=1,
-        head_dim=32,
+        head_dim=head_dim,
         max_position_embeddings=4096,
         initializer_range=0.2,
     )

@@ -57,7 +57,7 @@ static void of_tokens(int tokens, const bf16 *x, int k, const bf16 *w, bf16 *y, 
 void product(const bf16 *x, int m, int k, const bf16 *w, int n, bf16 *y, size_t stride) {
     int groups = (m + TOKENS - 1) / TOKENS;  // of nearly equal size
     // The CPU's own prefetching is too cautious for this amount of work. Each group fetches its part of the next block's
-    // weights, so that reads from memory go on evenly during the computation; past the last block this does nothing.
+    // weights, so that memory is read evenly during the computation; past the last block this does nothing.
     int lines = (32 + groups - 1) / groups;
     int streamed = (size_t)m * n * 2 > CACHED_BYTES && ((uintptr_t)y | stride * 2) % 64 == 0;
 #pragma omp parallel

@@ -301,6 +301,16 @@ def test_a_row_has_the_same_bits_with_any_number_of_others(make, product):
         assert all(torch.equal(row, alone) for row in logits), rows
 
 
+def test_logits_too_large_for_the_caches_have_the_same_bits():
+    native_or_skip("avx512")
+    native = NativeModel(tiny_gemma(torch.bfloat16, vocab=131_072), slots=33, capacity=32, product="avx512")
+    native.prefill([(slot, [5, 6, 7], 0) for slot in range(33)])
+    alone = native.decode([0], [8], [3])[0].clone()
+    together = native.decode(range(33), [8] * 33, [3] * 33)
+    assert together.nbytes > 8 * 2**20  # the bound of product_avx512.c
+    assert all(torch.equal(row, alone) for row in together)
+
+
 def test_the_kernel_finds_logits_that_are_not_finite(product):
     native = NativeModel(tiny_llama(torch.bfloat16), slots=8, capacity=64, product=product)
     native._stride = 65_536 + 64

@@ -244,12 +244,15 @@ static float weigh(const bf16 *query, const bf16 *keys, int count, int dim, floa
     return 1.0f / _mm512_reduce_add_ps(sum);
 }
 
+// Query heads that are computed together.
+enum { TOGETHER = 4 };
+
 // out[heads][16 * parts features] = the values, weighted with each head's scores, which are `apart`; the heads share
 // each value that is read.
 static inline __attribute__((always_inline)) void mix_part(const int heads, const int parts, const float *scores,
                                                            size_t apart, const float *factors, const bf16 *values,
                                                            int count, int dim, bf16 *out) {
-    __m512 sums[4][4];
+    __m512 sums[TOGETHER][4];
     for (int h = 0; h < heads; h++)
         for (int c = 0; c < parts; c++) sums[h][c] = _mm512_setzero_ps();
     for (int j = 0; j < count; j++)
@@ -264,7 +267,8 @@ static inline __attribute__((always_inline)) void mix_part(const int heads, cons
             store16(out + (size_t)h * dim + c * 16, _mm512_mul_ps(sums[h][c], _mm512_set1_ps(factors[h])));
 }
 
-// For up to four heads. Their number must be known at compile time, so that all sums stay in registers.
+// Their number must be known at compile time, so that all sums stay in registers.
+_Static_assert(TOGETHER == 4, "mix has a case for each number of heads");
 static void mix(int heads, const float *scores, size_t apart, const float *factors, const bf16 *values, int count,
                 int dim, bf16 *out) {
     for (int i = 0; i < dim; i += 64) {
@@ -282,9 +286,6 @@ static void mix(int heads, const float *scores, size_t apart, const float *facto
 #undef MIX
     }
 }
-
-// Query heads that are computed together.
-enum { TOGETHER = 4 };
 
 // Floats of one head's scores: a padded row, in whole cache lines.
 static size_t scores_of(const Shape *s) { return ((size_t)s->capacity + 64) / 16 * 16; }

@@ -1,6 +1,7 @@
 // The matrix product with AVX-512's dot products of bfloat16 pairs, for CPUs without tile registers.
 #include "kernels.h"
 
+#include <omp.h>
 #include <string.h>
 
 // Tokens at a time: with two sums each, the 16 sums hide each other's latency, and a weight is read once for all of
@@ -9,6 +10,8 @@ enum { TOKENS = 8 };
 // Results of more bytes than this are written past the caches, which would first read every line that is overwritten
 // and then not hold them until they are read.
 enum { CACHED_BYTES = 8 << 20 };
+// How many weights a block that fetches itself is ahead.
+enum { AHEAD = 4 * 1024 };
 
 int gxr_ready(void) { return 1; }
 
@@ -55,20 +58,26 @@ static void of_tokens(int tokens, const bf16 *x, int k, const bf16 *w, bf16 *y, 
 }
 
 void product(const bf16 *x, int m, int k, const bf16 *w, int n, bf16 *y, size_t stride) {
-    int groups = (m + TOKENS - 1) / TOKENS;  // of nearly equal size
-    // The CPU's own prefetching is too cautious for this amount of work. Each group fetches its part of the next block's
-    // weights, so that memory is read evenly during the computation; past the last block this does nothing.
-    int lines = (32 + groups - 1) / groups;
+    int groups = (m + TOKENS - 1) / TOKENS, blocks = n / 32;  // groups of nearly equal size
     int streamed = (size_t)m * n * 2 > CACHED_BYTES && ((uintptr_t)y | stride * 2) % 64 == 0;
 #pragma omp parallel
     {
-#pragma omp for schedule(static)
-        for (int nb = 0; nb < n / 32; nb++) {
-            const bf16 *block = w + (size_t)nb * 32 * k, *next = block + 32 * (size_t)k;
+        int threads = omp_get_num_threads(), thread = omp_get_thread_num();
+        int begin = (int64_t)blocks * thread / threads, end = (int64_t)blocks * (thread + 1) / threads;
+        for (int nb = begin; nb < end; nb++) {
+            const bf16 *block = w + (size_t)nb * 32 * k;
             for (int g = 0; g < groups; g++) {
+                // The CPU's own prefetching is too cautious for this amount of work. Each group fetches its part of the
+                // thread's next block, so that memory is read evenly during the computation.
+                int part = 32 * g / groups, lines = nb + 1 < end ? 32 * (g + 1) / groups - part : 0;
+                const bf16 *next = block + (32 + part) * (size_t)k;
+                if (end - begin == 1 && g == 0) {  // no block before it has fetched this one
+                    next = block + AHEAD;
+                    lines = 32;
+                }
                 int row = m * g / groups, tokens = m * (g + 1) / groups - row;
-                of_tokens(tokens, x + (size_t)row * k, k, block, y + row * stride + nb * 32, stride, streamed,
-                          next + (size_t)g * lines * k, lines);
+                of_tokens(tokens, x + (size_t)row * k, k, block, y + row * stride + nb * 32, stride, streamed, next,
+                          lines);
             }
         }
         if (streamed) _mm_sfence();

@@ -2,8 +2,8 @@
 
 Each peer runs in a separate process and, if needed, environment. The first round tries every setting of every peer; the
 fastest setting of each competitor, ours included, also runs in the other rounds, interleaved. The slowest peers run in
-the first round only. Prints medians, in one table for full-precision weights and one for quantised weights; a ratio
-compares our best setting with a peer in the same table. Machines differ and are shared: compare ratios of one run.
+the first round only. Prints medians, in one table for full-precision weights and one for quantised weights. A ratio
+compares our best setting with a peer in the same table, round by round: machines differ, and are shared.
 
     python benchmarks/engines.py                                # everything: several hours on 2 cores
     python benchmarks/engines.py --peers ours,openvino          # every ours-... and every openvino-...
@@ -169,6 +169,11 @@ class Outcome:
         return statistics.median(_inside(result, keys) for result in self.results)
 
 
+def times(ours: Outcome, theirs: Outcome) -> float:
+    """Return how many times as fast ours is: the median over the rounds that both ran, as the machine may change."""
+    return statistics.median(one / other for one, other in zip(ours.rates, theirs.rates, strict=False))
+
+
 def _inside(result: Any, keys: tuple[str, ...]) -> float:
     for key in keys:
         result = result[key]
@@ -323,7 +328,7 @@ def _print_table(lines: list[Peer], peers: list[Peer], outcomes: dict[str, Outco
             print(f"{name:<28}{'-':>8}{'':>42}  {outcome.problem}")
             continue
         last = outcome.results[-1]
-        ratio = f"{outcomes[reference].rate / outcome.rate:.2f}x" if reference else "-"
+        ratio = f"{times(outcomes[reference], outcome):.2f}x" if reference else "-"
         once = "; one round" if len(outcome.rates) == 1 else ""
         note = last["note"] + once + (f"; then {outcome.problem}" if outcome.problem else "")
         if last["tokens"] != useful:

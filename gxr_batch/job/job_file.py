@@ -135,7 +135,7 @@ def _apply(data: dict[str, Any], override: str) -> str:
     """Apply one `section.key=value` override to the job file's data and return its dotted key."""
     dotted, equals, raw = override.partition("=")
     keys = _keys(dotted)
-    if not equals or not keys or not all(keys):
+    if not equals or not all(keys):
         raise JobFileError(
             "--set takes section.key=value.",
             where=_quoted(f"--set {dotted.split(' ')[0]}"),  # what follows may be a prompt
@@ -153,11 +153,11 @@ def _apply(data: dict[str, Any], override: str) -> str:
 def _keys(dotted: str) -> list[str]:
     """Return the keys of a dotted one, which may be quoted as in TOML: form.section."Key findings".kind."""
     try:
-        found: Any = tomllib.loads(f"{dotted} = 0")
+        found: Any = tomllib.loads(f"x = {{{dotted} = 0}}")["x"]  # in one line: nothing but keys can be in it
     except ValueError:
         return [key.strip() for key in dotted.split(".")]
     keys = []
-    while isinstance(found, dict) and found:
+    while isinstance(found, dict):
         [(key, found)] = found.items()
         keys.append(key)
     return keys

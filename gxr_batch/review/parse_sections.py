@@ -62,8 +62,8 @@ def _piece(part: Part, typed: str) -> str:
         raise InvalidRow(f"{part.review_column} was cut on export at Excel's cell limit; write a shorter text")
     content = typed
     if part.kind == "choice":
-        spellings = {typed.casefold(), _number(typed).casefold()}  # a spreadsheet may turn "2" into 2.0
-        content = next((choice for choice in part.choices if choice.casefold() in spellings), typed)
+        spellings = (typed.casefold(), _number(typed).casefold())  # a spreadsheet may turn "2" into 2.0
+        content = next((choice for one in spellings for choice in part.choices if choice.casefold() == one), typed)
     elif part.kind == "number":
         content = _number(typed)
     try:

@@ -59,3 +59,12 @@ def test_each_competitors_fastest_setting_is_repeated_and_ratios_stay_in_a_table
     assert ratios["openvino-64-2048*"] == "1.14x"
     assert ratios["ours-128*"] == "1.00x"
     assert quantised.splitlines()[2].split()[4] == "-"
+
+
+def test_a_ratio_compares_within_rounds(engines):
+    ours, theirs, once = (
+        engines.Outcome([{"tokens": rate, "seconds": 1} for rate in rates])
+        for rates in ((100, 60, 90), (50, 20, 60), (80,))
+    )
+    assert engines.times(ours, theirs) == 2  # of 2, 3 and 1.5; that of the medians is 1.8
+    assert engines.times(ours, once) == 1.25

@@ -170,12 +170,11 @@ def test_what_a_section_cannot_hold_is_refused_by_row_and_column(run, cells, why
     assert (refused.row_id, refused.sheet, refused.row) == ("b", "Cases", FIRST + 1)
 
 
-def test_a_choice_of_digits_that_a_spreadsheet_turned_into_a_number_is_that_choice():
-    form = Form((Part("Grade", "gxr_section_grade", "choice", choices=("1", "2", "2.5")),))
-    for typed, choice in ((2.0, "2"), ("2,5", "2.5"), ("1", "1")):
-        assert corrected(form, "Grade: 1", {"gxr_review_section_grade": typed}) == (
-            None if choice == "1" else f"Grade: {choice}"
-        )
+@pytest.mark.parametrize(("typed", "choice"), [(2.0, "2"), ("2,5", "2.5"), ("3.0", "3.0"), ("Most", "most")])
+def test_a_choice_of_digits_that_a_spreadsheet_turned_into_a_number_is_that_choice(typed, choice):
+    form = Form((Part("Grade", "gxr_section_grade", "choice", choices=("1", "2", "2.5", "3", "3.0", "most")),))
+    assert corrected(form, "Grade: 1", {"gxr_review_section_grade": typed}) == f"Grade: {choice}"
+    assert corrected(form, f"Grade: {choice}", {"gxr_review_section_grade": typed}) is None
 
 
 def csv_with(run: Path, **cells: str) -> Path:

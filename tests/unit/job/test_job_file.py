@@ -160,7 +160,7 @@ def test_set_takes_toml_values_and_bare_words(job_file):
     assert job.input.null_values == ("-",)
 
 
-@pytest.mark.parametrize("override", ["sampling.temperature", "=3", "a..b=1"])
+@pytest.mark.parametrize("override", ["sampling.temperature", "=3", "a..b=1", "#=1", 'a.""=1', "[x]\n[y]\nz=1"])
 def test_a_malformed_set_is_refused(job_file, override):
     with pytest.raises(JobFileError):
         load_job(job_file, [override])

@@ -267,8 +267,9 @@ static inline __attribute__((always_inline)) void mix_part(const int heads, cons
             store16(out + (size_t)h * dim + c * 16, _mm512_mul_ps(sums[h][c], _mm512_set1_ps(factors[h])));
 }
 
-// Their number must be known at compile time, so that all sums stay in registers.
 _Static_assert(TOGETHER == 4, "mix has a case for each number of heads");
+
+// The numbers of heads and parts must be known at compile time, so that all sums stay in registers.
 static void mix(int heads, const float *scores, size_t apart, const float *factors, const bf16 *values, int count,
                 int dim, bf16 *out) {
     for (int i = 0; i < dim; i += 64) {

@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -27,6 +28,8 @@ MOST_TEXT_BYTES = 2**22
 # JSON of a run: deeper or longer than the program ever writes it. run.json names every row that a person released.
 DEEPEST = 40
 _MOST_JSON_BYTES = 2**28
+_LOCK_TRIES = 500
+_LOCK_PAUSE_S = 0.002
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFCHR: "a device",
@@ -177,11 +180,9 @@ def new_file(path: Path) -> BinaryIO:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         file = os.fdopen(os.open(path, flags, 0o666), "wb")
-        with suppress(OSError):
-            try_lock(file.fileno())
-        if is_same_file(file.fileno(), path):
+        if _claimed(file.fileno(), path):
             return file
-        file.close()  # another process removed it as a leftover before it was locked
+        file.close()
 
 
 @contextmanager
@@ -195,15 +196,38 @@ def scratch_folder(name: str, parent: Path | None = None) -> Iterator[Path]:
     path = temporary_path(parent / name)
     descriptor = -1
     try:
-        path.mkdir(0o700)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with suppress(OSError):
-            try_lock(descriptor)
+        while descriptor < 0:
+            path.mkdir(0o700)
+            descriptor = _claimed_folder(path)
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _claimed_folder(path: Path) -> int:
+    """Open and lock a folder that was just made; return its descriptor, or -1 if another process removed it."""
+    with suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        if _claimed(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+    return -1
+
+
+def _claimed(descriptor: int, path: Path) -> bool:
+    """Lock a file or folder that was just made; False if another process removed it as a leftover before that.
+
+    Such a process locks it first and removes it at once, so the lock is waited for, but not for ever: a user who can
+    read the file can lock it too.
+    """
+    with suppress(OSError):  # the file system has no locks
+        for _ in range(_LOCK_TRIES):
+            if try_lock(descriptor):
+                break
+            time.sleep(_LOCK_PAUSE_S)
+    return is_same_file(descriptor, path)
 
 
 def remove_leftovers(folder: Path, name: str = "", *, own: bool = False) -> None:

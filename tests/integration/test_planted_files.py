@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from running import COMMAND, Workplace
 from small_runs import finish, result, start
 
+from gxr_batch import files
 from gxr_batch.cli import main
 from gxr_batch.errors import StorageError
 from gxr_batch.files import new_file, open_plain, remove_leftovers, scratch_folder, temporary_path
@@ -330,6 +331,44 @@ def test_the_next_run_removes_what_killed_ones_left_of_any_version(place):
     (run / "results.xlsx.0123456789abcdef.tmp/rows").write_text("half")
     assert command("run", "j.toml").exit_code == 0
     assert not list(run.rglob("*.tmp*"))
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+@pytest.mark.parametrize("already_locked", [False, True])
+def test_what_another_process_takes_for_a_leftover_is_made_again(tmp_path, monkeypatch, folder, already_locked):
+    lock = files.try_lock
+    seen = []
+
+    def once_removed(descriptor):
+        """Another process finds what was made, and removes it before the first attempt to lock it, or during that."""
+        if not seen:
+            (found,) = tmp_path.iterdir()
+            seen.append(found)
+            if not already_locked:
+                remove_leftovers(tmp_path)
+                return lock(descriptor)
+            other = os.open(found, os.O_RDONLY)
+            assert lock(other)
+            assert not lock(descriptor)
+            found.rmdir() if folder else found.unlink()
+            os.close(other)
+            return False
+        return lock(descriptor)
+
+    monkeypatch.setattr(files, "try_lock", once_removed)
+    target = tmp_path / "results.csv"
+    with scratch_folder(target.name, tmp_path) if folder else new_file(temporary_path(target)):
+        assert seen
+        (found,) = tmp_path.iterdir()
+        remove_leftovers(tmp_path)
+        assert found.exists()
+
+
+def test_a_folder_removed_before_it_is_opened_is_made_again(tmp_path, monkeypatch):
+    make = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", lambda path, mode: (make(path, mode), monkeypatch.undo(), path.rmdir()))
+    with scratch_folder("results.csv", tmp_path) as scratch:
+        assert scratch.exists()
 
 
 def test_a_temporary_file_that_is_being_written_is_left_alone(tmp_path):

@@ -6,7 +6,7 @@ model has not seen the headings in training, unless its adapter has.
 
     python benchmarks/sections.py --reports indiana_reports.csv           # all settings; hours on two CPU cores
     python benchmarks/sections.py --rows 20 --tokens 128 --temperatures 0.3 --texts 5
-    python benchmarks/sections.py --speed                                 # tokens a second with a form / without
+    python benchmarks/sections.py --speed                  # tokens a second with and without a form
 
 `--rows` is how many rows of each of the three sets to take. `--runs FOLDER` keeps the runs, and does not repeat those
 that are there. Main findings are labelled in main_findings.csv (see `teaching.py`), for the first two sets.
@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, NamedTuple
@@ -32,11 +32,21 @@ from typing import Any, NamedTuple
 from teaching import COLUMNS, labels, names, table_of
 
 from gxr_batch import read_results
+from gxr_batch.engines import create
+from gxr_batch.engines.base import StopRequest
 from gxr_batch.forms import form_of, parts_of
-from gxr_batch.job import make_job
+from gxr_batch.job import PromptSection, make_job
+from gxr_batch.prompts import Templates
+from gxr_batch.prompts.render import render
+from gxr_batch.records import Completion, Key, Prompt
 
 FORM = "teaching_case"
-_SPEED_ROWS, _SPEED_TOKENS = 64, 96
+_SPEED_ROWS, _SHORTEST, _LONGEST = 128, 64, 128
+ABOVE = """{# One request about the findings, with the form above them. #}
+You are an expert radiologist. {{ form_sections }}
+
+Analyze this chest X-ray showing {{ findings | clause(lead="the following: ") }}{{ findings | stop }}
+"""
 JOB = """name = "sections"
 [input]
 path = "{table}"
@@ -138,46 +148,63 @@ def table(found: dict[Setting, dict[str, Any]]) -> Iterator[str]:
         yield f"{setting!s:<26}{cells[0]:>9}{cells[1]:>6}{cells[2]:>14}{cells[3]:>6}{one['tokens']:>8.0f}  {flags}"
 
 
-@contextmanager
-def opened(overrides: Sequence[str]) -> Iterator[Any]:
-    """Open the demo model's engine with these settings; yield a function that returns its tokens a second."""
-    from gxr_batch.engines import create
-    from gxr_batch.engines.base import StopRequest
-    from gxr_batch.forms import form_of
-    from gxr_batch.job import PromptSection
-    from gxr_batch.prompts import Templates
-    from gxr_batch.prompts.render import render
-    from gxr_batch.records import Completion, Key, Prompt
+def prompts_of(encoder: Any, templates: Templates) -> list[Prompt]:
+    """Return prompts about the findings of the sample table.
 
-    job = make_job("speed", ["model.path=demo", "engine.kind=transformers", "engine.slots=64", *overrides])
-    templates = Templates(PromptSection(), form_of(job))
+    Their token limits are spread: rows that all end in the same step would leave no slot empty, which no run does.
+    """
     rows = table_of("sample")
-    engine = create(job)
-    encoder = engine.encoder()
-    prompts = []
+    lengths = random.Random(21)
+    found = []
     for number in range(_SPEED_ROWS):
-        messages = render(templates.get("basic"), {"findings": rows[number % 48]["findings"]}, system="")
-        prompts.append(Prompt(Key(str(number), 1), messages, encoder.encode(messages), number, _SPEED_TOKENS))
-    with engine.open() as session:
+        length = lengths.randint(_SHORTEST, _LONGEST)
+        fields = {"findings": rows[number % len(rows)]["findings"]}
+        messages = render(templates.default, fields, system="")
+        found.append(Prompt(Key(str(number), 1), messages, encoder.encode(messages), number, length))
+    return found
 
-        def measure() -> float:
-            began = time.perf_counter()
-            events = session.stream(iter(prompts), StopRequest())
-            tokens = sum(event.new_tokens or 0 for event in events if isinstance(event, Completion))
-            return tokens / (time.perf_counter() - began)
 
-        yield measure
+def tokens_a_second(session: Any, prompts: Sequence[Prompt]) -> float:
+    """Return how fast these texts are generated, prefill included."""
+    began = time.perf_counter()
+    events = session.stream(iter(prompts), StopRequest())
+    tokens = sum(event.new_tokens or 0 for event in events if isinstance(event, Completion))
+    return tokens / (time.perf_counter() - began)
 
 
 def speed(rounds: int) -> dict[str, Any]:
-    """Return tokens a second without and with a form, in turns, and the ratio of each round."""
-    with opened([]) as free, opened([f"form.name={FORM}"]) as held:
-        found = [(free(), held()) for _ in range(rounds)]
-    ratios = [with_form / without for without, with_form in found]
+    """Return tokens a second with and without a form, in turns, and the ratios of the rounds.
+
+    A form costs in two ways: in the draws, which are compared with free draws after the same prompts; and in the
+    prompts, which are longer. A request above the findings is the same for all rows, and is computed once.
+    """
+    common = ["model.path=demo", "engine.kind=transformers", "engine.slots=64"]
+    free_job, held_job = make_job("speed", common), make_job("speed", [*common, f"form.name={FORM}"])
+    form = form_of(held_job)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        (folder / "above.md.j2").write_text(ABOVE, encoding="utf-8")
+        engine = create(free_job)
+        encoder = engine.encoder()
+        free = stack.enter_context(engine.open())
+        held = stack.enter_context(create(held_job).open())
+        asked = prompts_of(encoder, Templates(PromptSection(template="basic"), form))
+        above = prompts_of(encoder, Templates(PromptSection(template=str(folder / "above.md.j2")), form))
+        kinds = {
+            "no form": (free, prompts_of(encoder, Templates(PromptSection(template="basic"), None))),
+            "only asked for": (free, asked),
+            "form": (held, asked),
+            "form, request above the findings": (held, above),
+        }
+        found = [{name: tokens_a_second(*kind) for name, kind in kinds.items()} for _ in range(rounds)]
+    compared = [("form", "only asked for"), ("form", "no form"), ("form, request above the findings", "no form")]
+    ratios = {f"{one} / {other}": [each[one] / each[other] for each in found] for one, other in compared}
     return {
-        "tokens a second without": [round(one) for one, _ in found],
-        "tokens a second with": [round(one) for _, one in found],
-        "ratio": {"median": median(ratios), "min": min(ratios), "max": max(ratios)},
+        "tokens a prompt": {
+            name: mean(len(one.encoded.token_ids or ()) for one in kind[1]) for name, kind in kinds.items()
+        },
+        "tokens a second": {name: [round(each[name]) for each in found] for name in kinds},
+        "ratios": {name: {"median": median(each), "min": min(each), "max": max(each)} for name, each in ratios.items()},
     }
 
 
@@ -190,10 +217,11 @@ def main() -> None:
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.3, 0.7])
     parser.add_argument("--texts", type=int, default=0, help="print this many texts of each setting, with their rows")
     parser.add_argument("--runs", type=Path, help="keep the runs in this folder")
-    parser.add_argument("--speed", action="store_true", help="only measure the speed, in three rounds")
+    parser.add_argument("--speed", action="store_true", help="only measure the speed")
+    parser.add_argument("--rounds", type=int, default=3, help="of --speed")
     chosen = parser.parse_args()
     if chosen.speed:
-        print(json.dumps(speed(3), indent=2))
+        print(json.dumps(speed(chosen.rounds), indent=2))
         return
     with ExitStack() as stack:
         folder = chosen.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))

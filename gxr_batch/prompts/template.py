@@ -29,9 +29,10 @@ _FILE_NODES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 class Template:
     """A template that compiles. `fields` are in order of appearance, `required` are those that it needs.
 
-    `uses` says which fields are optional (field_uses); any other is required. `literal_prefix` is the text before the
-    first field or condition. `sha256` is over the source with LF line ends. `request` is what the job's form adds to
-    every prompt: at its end, or if the template `places_form`, where that has the word form_sections.
+    `uses` says which fields are optional (field_uses); any other is required. `leading` is the text before the first
+    field or condition, in pieces between which form_sections is. `sha256` is over the source with LF line ends.
+    `request` is what the job's form adds to every prompt: at its end, or if the template `places_form`, where that has
+    the word form_sections.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Template:
     fields: tuple[str, ...]
     required: tuple[str, ...]
     uses: Uses
-    literal_prefix: str
+    leading: tuple[str, ...]
     compiled: Compiled = field(repr=False, compare=False)
     places_form: bool = False
     request: str = ""
@@ -50,6 +51,11 @@ class Template:
     def fingerprint(self) -> str:
         """The template in a run's fingerprint: `sha256`, marked if earlier versions made other prompts with it."""
         return f"missing cells by newer rules: {self.sha256}" if self.uses.by_new_rules else self.sha256
+
+    @property
+    def literal_prefix(self) -> str:
+        """The text before the first field or condition: every prompt begins with it."""
+        return self.request.join(self.leading).lstrip()
 
     def fill(self, values: Mapping[str, Any]) -> str:
         """Return the prompt text; `values` has every field, None if the row has none. Raises jinja2's errors."""
@@ -68,7 +74,7 @@ def compile_template(name: str, source: str, where: str) -> Template:
         undeclared = meta.find_undeclared_variables(tree)
         places_form = FORM_SECTIONS in undeclared
         undeclared.discard(FORM_SECTIONS)
-        prefix = _literal_prefix(tree)
+        leading = _leading(tree)
         fields = tuple(dict.fromkeys(name.name for name in tree.find_all(nodes.Name) if name.name in undeclared))
         _refuse_words_as_fields(tree, environment.globals.keys(), where)
         uses = read_uses(tree, fields)
@@ -101,7 +107,7 @@ def compile_template(name: str, source: str, where: str) -> Template:
         fields=fields,
         required=tuple(name for name in fields if name not in uses.optional),
         uses=uses,
-        literal_prefix=prefix,
+        leading=leading,
         compiled=compiled,
         places_form=places_form,
     )
@@ -109,16 +115,19 @@ def compile_template(name: str, source: str, where: str) -> Template:
     return template
 
 
-def _literal_prefix(tree: nodes.Template) -> str:
-    text = ""
+def _leading(tree: nodes.Template) -> tuple[str, ...]:
+    pieces = [""]
     for statement in tree.body:
         if not isinstance(statement, nodes.Output):
             break
         for part in statement.nodes:
-            if not isinstance(part, nodes.TemplateData):
-                return text.lstrip()
-            text += part.data
-    return text.lstrip()
+            if isinstance(part, nodes.TemplateData):
+                pieces[-1] += part.data
+            elif isinstance(part, nodes.Name) and part.name == FORM_SECTIONS:
+                pieces.append("")
+            else:
+                return tuple(pieces)
+    return tuple(pieces)
 
 
 def _description(source: str) -> str:

@@ -248,6 +248,26 @@ def test_the_request_follows_the_prompt_and_a_template_of_ones_own_may_place_it(
     assert render(own, {"findings": "Clear."}, system="").turns[-1].text == "Findings: Clear."
 
 
+@pytest.mark.parametrize(
+    ("source", "shared"),
+    [
+        ("Read.\n{{ form_sections }}\nNow: {{ findings }}", "Read.\n{form}\nNow: "),
+        ("{{ form_sections }} {{ findings }} {{ form_sections }}", "{form} "),
+        ("{{ form_sections }}{% if age %}{{ age }}{% endif %}{{ findings }}", "{form}"),
+        ("Now: {{ form_sections | upper }} {{ findings }}", "Now: "),
+        ("Now: {{ findings }} {{ form_sections }}", "Now: "),
+        ("Now: {{ findings }}", "Now: "),
+    ],
+)
+def test_a_form_above_the_findings_is_text_that_all_prompts_share(tmp_path, source, shared):
+    path = tmp_path / "own.md.j2"
+    path.write_text(source)
+    for form, request in ((CASE, request_of(CASE)), (None, "")):
+        made = render(Templates(PromptSection(template=str(path)), form).default, {"findings": "Clear."}, system="")
+        beginning = made.turns[-1].text[: made.literal_chars]
+        assert beginning == shared.replace("{form}", request).lstrip()
+
+
 def test_a_job_without_a_form_is_as_it_was():
     assert form_of(make_job("x")) is None
     assert Job.model_validate({"name": "x", "input": {"path": "-"}}) == make_job("x")

@@ -1,6 +1,6 @@
 """Makes the fixtures of one version: run folders as it leaves them, which every later version must go on with.
 
-`python tests/data/runs/make.py NAME` writes five folders below tests/data/runs/NAME with the gxr-batch that this Python
+`python tests/data/runs/make.py NAME` writes six folders below tests/data/runs/NAME with the gxr-batch that this Python
 imports. A change of a column, a key or a file of a run adds a set, made by the last commit before it; no set is ever
 made again or taken away. Every folder holds the job file, the table and `outputs/j`, the run:
 
@@ -9,6 +9,7 @@ made again or taken away. Every folder holds the job file, the table and `output
 - retried      failed, held, released and retried rows
 - grown        finished; its table then grew by 100 rows
 - formed       finished, with a form, and reviewed by section; its table then grew (from format 6 on)
+- named        the same with a built-in form, without reviews (from format 6 on)
 """
 
 from __future__ import annotations
@@ -156,6 +157,14 @@ def formed(folder: Path) -> None:
     write_table(folder, cases(30))
 
 
+def named(folder: Path) -> None:
+    """Finished with a built-in form; then 10 rows more."""
+    (folder / "j.toml").write_text(f"{HEAD}[form]\nname = 'teaching_case'\n")
+    write_table(folder, cases(20))
+    gxr(folder, "run", "j.toml")
+    write_table(folder, cases(30))
+
+
 def echo_keys() -> set[str]:
     """Return the keys of [echo] that this version knows."""
     from gxr_batch.job import EchoSection
@@ -174,7 +183,7 @@ def main(name: str) -> None:
     """Make all of a set, in a scratch folder first."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        for make in (finished, unfinished, retried, grown, formed):
+        for make in (finished, unfinished, retried, grown, formed, named):
             place = scratch / make.__name__
             place.mkdir()
             make(place)

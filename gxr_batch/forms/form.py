@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from gxr_batch.job import FormPart, FormSection, SectionKind
+from gxr_batch.job import FORM_VERSION, FormPart, FormSection, SectionKind
 
 PREFIX, REVIEW_PREFIX = "gxr_section_", "gxr_review_section_"
 _MOST_NAME = 60  # characters of a column's name after the prefix
@@ -42,10 +42,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Form:
-    """The sections that every text of a run has; `request` is the sentence of the prompt that asks for them."""
+    """The sections that every text of a run has; `request` is the sentence of the prompt that asks for them.
+
+    Under `version` 1, a section without its own limit gets an equal share of the tokens that are left. Under 2 it may
+    take up to half as much again, as lists are longer than impressions, but leaves each section after it three quarters
+    of such a share; and the request is shorter. `checked` means that the engine cannot hold texts to the form, and
+    looks at them afterwards.
+    """
 
     parts: tuple[Part, ...]
     request: str = ""
+    version: int = FORM_VERSION
+    checked: bool = False
 
     @classmethod
     def of(cls, section: FormSection) -> Form:
@@ -56,7 +64,7 @@ class Form:
             Part(heading, column, **own[heading].model_dump())
             for heading, column in zip(section.sections, columns, strict=True)
         ]
-        return cls(tuple(parts), section.request)
+        return cls(tuple(parts), section.request, section.version)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -73,7 +81,8 @@ class Form:
             entry |= {"choices": list(part.choices)} if part.choices else {}
             entry |= {"ask": part.ask} if part.ask else {}
             sections.append(entry)
-        return json.dumps({"request": self.request, "sections": sections}, ensure_ascii=False)
+        version = {"version": self.version} if self.version > 1 else {}  # of which earlier versions knew nothing
+        return json.dumps({"request": self.request, "sections": sections} | version, ensure_ascii=False)
 
 
 def form_of_run(fingerprint: Mapping[str, Any], job: Mapping[str, Any] | None = None) -> Form | None:
@@ -95,9 +104,12 @@ def form_of_run(fingerprint: Mapping[str, Any], job: Mapping[str, Any] | None = 
         if not entries or len(entries) < len(data["sections"]):
             raise ValueError
         values = {"request": data["request"], "sections": tuple(entries), "section": parts}
+        values["version"] = data.get("version", 1)
     except (RecursionError, LookupError, TypeError, AttributeError):
         raise ValueError from None
-    return Form.of(FormSection.model_validate(values))
+    kind = fingerprint.get("engine.kind")
+    generator = fingerprint.get("ray.worker") if kind == "ray" else kind
+    return replace(Form.of(FormSection.model_validate(values)), checked=generator == "api")
 
 
 def column_names(headings: Sequence[str]) -> tuple[str, ...]:

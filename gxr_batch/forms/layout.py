@@ -29,6 +29,7 @@ _ASKS = {"text": "", "line": "one line", "bullets": 'a list, each item on a line
 _REQUEST = (
     "Write your answer in these parts, in this order, each under its heading and separated by a blank line:\n{headings}"
 )
+_BRIEF_REQUEST = "Write your answer under these headings: {headings}."
 _TOO_LARGE = 10**9  # for a number
 _NUMBER = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})?")
 _FENCE = re.compile(r"```\w*\n(.*)\n```", re.DOTALL)
@@ -37,7 +38,14 @@ _MARKS = r"[ \t]*(?:\#{1,6}[ \t]+)?(?P<before>[*_]{1,3})?(?:\d{1,2}[.)][ \t]+)?(
 
 
 def request_of(form: Form) -> str:
-    """Return what a prompt says about the form: its request, with the headings and what is asked under each."""
+    """Return what a prompt says about the form: its request, with the headings and what is asked under each.
+
+    A text that is held to the form needs no more than the headings if nothing is asked: the layout comes by itself, and
+    words about it are repeated by small models and computed for every row.
+    """
+    if form.version > 1 and not form.checked and not any(part.ask or part.choices for part in form.parts):
+        names = ", ".join(part.heading for part in form.parts)
+        return (form.request.strip() or _BRIEF_REQUEST).replace("{headings}", names)
     lines = [f"{part.heading}: {ask}" if (ask := _ask(part)) else f"{part.heading}:" for part in form.parts]
     return (form.request.strip() or _REQUEST).replace("{headings}", "\n".join(lines))
 

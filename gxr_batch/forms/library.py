@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from pydantic import ValidationError
 from gxr_batch.errors import JobFileError
 from gxr_batch.files import read_text, why_unreadable
 from gxr_batch.forms.form import Form
-from gxr_batch.job import FormSection, Job
+from gxr_batch.job import FORM_VERSION, FormSection, Job
 
 _SUFFIX = ".toml"
 
@@ -26,10 +28,10 @@ def builtin_form_names() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(_SUFFIX) for name in entries if name.endswith(_SUFFIX)))
 
 
-def form_source(name: str) -> str:
-    """Return the text of a built-in form or of a form file. Raises JobFileError if there is none."""
+def form_source(name: str, version: int = FORM_VERSION) -> str:
+    """Return the text of a built-in form, as it was in a version, or of a form file. Raises JobFileError if none."""
     if name in builtin_form_names():
-        return files(__package__).joinpath(name + _SUFFIX).read_text(encoding="utf-8")
+        return _builtin(name, version).read_text(encoding="utf-8")
     path = Path(name)
     if path.suffix != _SUFFIX:
         near = difflib.get_close_matches(name, builtin_form_names(), n=1)
@@ -51,9 +53,16 @@ def form_source(name: str) -> str:
         ) from None
 
 
-def read_form(name: str) -> tuple[FormSection, str]:
+def _builtin(name: str, version: int) -> Traversable:
+    """Return the file of a built-in form; those that a later version changed are kept for runs that have begun."""
+    folder = files(__package__)
+    earlier = [folder.joinpath(f"version_{older}", name + _SUFFIX) for older in range(version, FORM_VERSION)]
+    return next((file for file in earlier if file.is_file()), folder.joinpath(name + _SUFFIX))
+
+
+def read_form(name: str, version: int = FORM_VERSION) -> tuple[FormSection, str]:
     """Return a built-in form, or one in a file, and its description. Raises JobFileError."""
-    source = form_source(name)
+    source = form_source(name, version)
     where = f"built-in form {name}" if name in builtin_form_names() else str(Path(name).absolute())
     try:
         data: dict[str, Any] = tomllib.loads(source)
@@ -66,6 +75,12 @@ def read_form(name: str) -> tuple[FormSection, str]:
             "A form file has no [form] section: its keys are at the top.",
             where=where,
             next_step="remove the line [form], and write [section.X] instead of [form.section.X]",
+        )
+    if "version" in data:
+        raise JobFileError(
+            "A form file has no version: the job has it.",
+            where=where,
+            next_step="remove the line; --set form.version=... sets it",
         )
     try:
         section = FormSection.model_validate(data)
@@ -84,7 +99,9 @@ def read_form(name: str) -> tuple[FormSection, str]:
 
 
 def _inline(section: FormSection) -> FormSection:
-    return read_form(section.name)[0] if section.name else section
+    if not section.name:
+        return section
+    return read_form(section.name, section.version)[0].model_copy(update={"version": section.version})
 
 
 def with_form_inline(job: Job) -> Job:
@@ -101,4 +118,4 @@ def with_form_inline(job: Job) -> Job:
 def form_of(job: Job) -> Form | None:
     """Return the form of a job's texts, None if they have none. Raises JobFileError if it names an unknown one."""
     section = _inline(job.form)
-    return Form.of(section) if section.sections else None
+    return replace(Form.of(section), checked=job.generator == "api") if section.sections else None

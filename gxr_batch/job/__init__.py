@@ -3,6 +3,7 @@
 from gxr_batch.job.job_file import load_job, make_job, recorded_job
 from gxr_batch.job.schema import (
     COMMON,
+    FORM_VERSION,
     ApiSection,
     EchoSection,
     EngineSection,
@@ -22,6 +23,7 @@ from gxr_batch.job.schema import (
 
 __all__ = [
     "COMMON",
+    "FORM_VERSION",
     "ApiSection",
     "EchoSection",
     "EngineSection",

@@ -24,7 +24,7 @@ RETIRED_KEYS = frozenset(
     {"echo.fail_every", "echo.fail_containing", "echo.crash_after", "echo.kill_containing", "echo.hang_containing"}
 )
 # Keys added later whose default differs from what earlier versions did, with the value that matches it.
-AS_IT_WAS: dict[str, Any] = {}
+AS_IT_WAS: dict[str, Any] = {"form.version": 1}
 
 
 def load_job(
@@ -80,9 +80,8 @@ def recorded_job(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         keys = section.model_fields
         dotted = {key: f"{name}.{key}" for key in (*recorded, *keys)}
         unknown += [dotted[key] for key in recorded if key not in keys and not _retired(dotted[key])]
-        later = {
-            key: AS_IT_WAS.get(dotted[key], one.get_default(call_default_factory=True)) for key, one in keys.items()
-        }
+        then = {} if name == "form" and not recorded.get("sections") else AS_IT_WAS  # no form, no version of it
+        later = {key: then.get(dotted[key], one.get_default(call_default_factory=True)) for key, one in keys.items()}
         job[name] = {
             key: recorded.get(key, later[key]) for key in keys if key in recorded or not keys[key].is_required()
         }

@@ -338,16 +338,21 @@ class FormPart(Section):
         return self
 
 
+FORM_VERSION = 2
+
+
 class FormSection(Section):
     """The form of every text: headings in order, and what may be under each. Without `sections`, `name` says where.
 
-    `request` is added to the prompt, with `{headings}` replaced by the headings.
+    `request` is added to the prompt, with `{headings}` replaced by the headings. `version` is of the built-in forms'
+    words and of how sections share the token limit: a run that has begun keeps its own.
     """
 
     name: FilePath = ""
     sections: tuple[Heading, ...] = Field(default=(), max_length=_MOST_SECTIONS)
     request: str = ""
     section: dict[str, FormPart] = Field(default_factory=dict)
+    version: int = Field(default=FORM_VERSION, ge=1, le=FORM_VERSION)
 
     @model_validator(mode="after")
     def _one_source(self) -> FormSection:

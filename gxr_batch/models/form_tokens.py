@@ -143,7 +143,7 @@ class FormTokens:
     def limit(self, part: int, left: int) -> int:
         """Return the token limit of a section when the text may have `left` more tokens.
 
-        A section without its own limit gets an equal share of what the headings and limits after it leave.
+        A section without its own limit gets a share of what the headings and limits after it leave (`Form.version`).
         """
         left -= 1  # the end token
         own, after = self.form.parts[part], self.form.parts[part + 1 :]
@@ -157,7 +157,11 @@ class FormTokens:
         cut = [one.max_tokens for one in after if one.kind not in {"choice", "number"}]
         equal = (left - sum(whole)) // (1 + len(cut))
         given = sum(min(tokens, equal) for tokens in cut if tokens is not None)
-        share = (left - sum(whole) - given) // (1 + cut.count(None))
+        left -= sum(whole) + given
+        others = cut.count(None)
+        share = left // (1 + others)
+        if self.form.version > 1:
+            share += min(share // 2, others * share // 4)
         return min(max(share, least_of_part(own)), most)
 
     def start(self, part: int) -> LLMatcher:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 
-from gxr_batch.errors import TableError, TemplateError
-from gxr_batch.forms import Form, form_of, with_form_inline
+from gxr_batch.errors import GxrError, TableError, TemplateError
+from gxr_batch.forms import Form, form_of, form_of_run, with_form_inline
 from gxr_batch.job import InputSection, Job
 from gxr_batch.ledger import Manifest
+from gxr_batch.ledger.manifest import known_manifest
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.column_types import mismatch, refuse_nested
 from gxr_batch.prompts.render import field_map, unfilled
@@ -72,12 +74,12 @@ def refuse_emptied(rows: int, manifest: Manifest | None, job: Job) -> None:
         )
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: Job, *, fresh: bool = False) -> Prepared:
     """Compile the templates, survey the table, match the two. Raises JobFileError, TemplateError, TableError.
 
-    The form that the job names is written out in the job.
+    The form that the job names is written out in the job, as it was when the run began, unless it is to begin `fresh`.
     """
-    job = with_form_inline(job)
+    job = with_form_inline(job if fresh else _with_form_of_its_run(job))
     form = form_of(job)
     templates = Templates(job.prompt, form)
     job, table = survey_of(job)
@@ -91,6 +93,17 @@ def prepare(job: Job) -> Prepared:
     refuse_nested(templates, fields, table.schema)
     wrong = mismatch(templates, fields, table.schema)
     return Prepared(job=job, templates=templates, survey=table, fields=fields, form=form, mismatch=wrong)
+
+
+def _with_form_of_its_run(job: Job) -> Job:
+    """Return the job with the version of forms of the run that it resumes, if there is one."""
+    if not (job.form.name or job.form.sections):
+        return job
+    begun = None
+    with suppress(GxrError, ValueError):  # a damaged run is refused later, by name
+        manifest = known_manifest(output_folder(job, date.today()))
+        begun = form_of_run(manifest.fingerprint, manifest.job) if manifest else None
+    return job.with_values({"form.version": begun.version}) if begun else job
 
 
 def survey_of(job: Job) -> tuple[Job, Survey]:

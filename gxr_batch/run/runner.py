@@ -69,7 +69,7 @@ def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> R
     `say` receives messages for the user, `show` the progress, at least once a second while the engine works.
     """
     watch = Watch(job.run, stopper, time.monotonic())  # first, so that the time to read a long table counts too
-    prepared = prepare(job)
+    prepared = prepare(job, fresh=options.fresh)
     folder = output_folder(job, datetime.now().astimezone().date())
     if prepared.mismatch is not None and (options.fresh or known_manifest(folder) is None):
         raise prepared.mismatch  # before an earlier run is renamed

@@ -187,6 +187,26 @@ def test_a_run_with_a_form_of_an_earlier_version_keeps_its_form_its_reviews_and_
         export(RunReader(tmp_path / "outputs/j"), kind, None, Choice())
 
 
+@pytest.mark.parametrize("name", [name for name in SETS if (RUNS / name / "named").is_dir()])
+def test_a_run_with_a_built_in_form_of_an_earlier_version_keeps_its_words(name, tmp_path):
+    place = Workplace(tmp_path)
+    shutil.copytree(RUNS / name / "named", tmp_path, dirs_exist_ok=True)
+    version = RunReader(tmp_path / "outputs/j").form.version
+    place.run()
+    asked = prompts(tmp_path / "outputs/j")
+    assert len(asked) == 30
+    place.run("--output", "outputs/same", "--set", f"form.version={version}")
+    assert prompts(tmp_path / "outputs/same") == asked, "its own rows and the later ones"
+    place.run("--fresh")
+    assert prompts(tmp_path / "outputs/j").keys() == asked.keys()
+    assert not prompts(tmp_path / "outputs/j").items() & asked.items()
+
+
+def prompts(folder: Path) -> dict[str, str]:
+    frame = read_results(folder)
+    return dict(zip(frame["gxr_row_id"], frame["gxr_prompt_sha256"], strict=True))
+
+
 def test_a_part_with_a_column_of_a_later_version_is_refused_and_nothing_is_changed(tmp_path):
     place = Workplace(tmp_path)
     place.run("--limit", "20")
@@ -275,6 +295,14 @@ def test_an_old_manifest_is_in_the_new_format_once_the_run_is_resumed(tmp_path):
     assert place.manifest()["format"] == 1
     place.run()
     assert place.manifest()["format"] == FORMAT
+
+
+def test_a_finished_run_without_a_form_is_no_other_run_because_forms_have_a_version_now(tmp_path):
+    place = Workplace(tmp_path)
+    shutil.copytree(RUNS / "72fb5c3" / "finished", tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "outputs/j/run.json").read_bytes()
+    place.run()
+    assert (tmp_path / "outputs/j/run.json").read_bytes() == before
 
 
 def test_retired_keys_are_ignored_and_later_keys_have_their_former_meaning(monkeypatch):

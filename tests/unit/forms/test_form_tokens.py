@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -98,11 +100,32 @@ def test_a_section_ends_at_its_own_limit_to_the_token(tokenizer):
 def test_what_a_short_section_leaves_goes_to_the_later_ones(tokenizer):
     tokens = FormTokens(form("text", "text"), tokenizer, frozenset({END}), VOCAB)
     first = tokens.row(100)
-    equal = first.left
+    share = first.left
     first.take(tokenizer.convert_tokens_to_ids("Ġx"))
     first.take(tokens.separator[0])
     assert first.part == 1
-    assert first.left > 1.5 * equal
+    assert first.left > 1.3 * share
+
+
+@pytest.mark.parametrize(("version", "share"), [(1, 1.0), (2, 1.5)])
+def test_how_much_of_the_limit_a_section_may_take(tokenizer, version, share):
+    made = replace(form("text", "text", "text", "text"), version=version)
+    tokens = FormTokens(made, tokenizer, frozenset({END}), VOCAB)
+    row = tokens.row(200)
+    equal = (200 - row.used - 1 - tokens._headings(0)) / 4
+    assert row.left == pytest.approx(share * equal, abs=2)
+    lefts = []
+    for _ in range(4):  # every section takes all that it may
+        lefts.append(row.left)
+        for letter in ["Ġ", *"x" * (row.left - 1)]:
+            row.take(tokenizer.convert_tokens_to_ids(letter))
+        while row.forced:
+            row.take(row.forced[0])
+    assert lefts[-1] > (0.9 if version == 1 else 0.4) * equal
+    assert row.cut == (0, 1, 2, 3)
+    only = replace(form("text"), version=version)
+    alone = FormTokens(only, tokenizer, frozenset({END}), VOCAB).row(200)
+    assert alone.left == 200 - alone.used - 1
 
 
 def test_an_early_end_token_counts_as_the_blank_line_after_the_section(tokenizer):

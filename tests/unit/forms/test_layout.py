@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,32 @@ def test_a_damaged_record_is_no_form(recorded):
         form_of_run({"form": recorded})
 
 
+def test_a_text_that_is_held_to_the_form_is_asked_for_its_headings_only():
+    plain = form(Impression="text", Key_findings="bullets")
+    assert request_of(plain) == "Write your answer under these headings: Impression, Key findings."
+    lines = '\nImpression:\nKey findings: a list, each item on a line that begins with "- "'
+    for other in (replace(plain, checked=True), replace(plain, version=1)):
+        assert request_of(other).endswith(lines)
+    asking = replace(plain, parts=(replace(plain.parts[0], ask="one sentence"), plain.parts[1]))
+    assert request_of(asking).endswith("\nImpression: one sentence" + lines.removeprefix("\nImpression:"))
+    assert "one of: easy, hard" in request_of(form(Impression="text", Grade="choice"))
+    assert request_of(replace(plain, request="Use {headings}!")) == "Use Impression, Key findings!"
+    job = make_job("x", ["form.name=report", "engine.kind=api", "api.base_url=http://localhost:1/v1", "api.model=m"])
+    assert "separated by a blank line:\nFindings:\n" in request_of(form_of(job))
+
+
+def test_the_built_in_forms_of_an_earlier_version_are_kept():
+    now, before = (form_of(make_job("x", ["form.name=teaching_case", f"form.version={version}"])) for version in (2, 1))
+    assert [part.column for part in now.parts] == [part.column for part in before.parts]
+    assert "a student should remember" in request_of(before)
+    assert '"version"' not in before.recorded
+    assert form_of_run({"form": before.recorded}) == before
+    assert form_of_run({"form": now.recorded}) == now
+    for server in ({"engine.kind": "api"}, {"engine.kind": "ray", "ray.worker": "api"}):
+        assert request_of(form_of_run({"form": now.recorded, **server})) == request_of(replace(now, checked=True))
+    assert read_form("quiz", 1) == read_form("quiz", 2), "unchanged"
+
+
 @pytest.mark.parametrize("name", builtin_form_names())
 def test_every_built_in_form_says_what_it_asks_for(name):
     section, description = read_form(name)
@@ -236,6 +263,8 @@ def test_a_file_of_ones_own_is_a_form(tmp_path: Path):
     assert "no [form] section" in refused(f"form.name={json.dumps(str(path))}")
     path.write_text('sections = ["Befund"]\n[section.Befund]\nkind = "table"\n')
     assert "section.Befund.kind" in refused(f"form.name={json.dumps(str(path))}")
+    path.write_text('sections = ["Befund"]\nversion = 1\n')
+    assert "has no version" in refused(f"form.name={json.dumps(str(path))}")
 
 
 def test_the_request_follows_the_prompt_and_a_template_of_ones_own_may_place_it():

@@ -6,10 +6,13 @@ import json
 import shutil
 import subprocess
 import uuid
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
+from form_runs import FORM, run_with_form
 from places import SUPPORT
 from running import Workplace
 
@@ -17,6 +20,7 @@ from gxr_batch import read_results
 from gxr_batch.audit.summary import summarise
 from gxr_batch.export import Choice, export
 from gxr_batch.export.audit_workbooks import AuditChoice, export_audit
+from gxr_batch.forms import composed
 from gxr_batch.ledger import RunReader
 from gxr_batch.review.import_reviews import import_reviews
 
@@ -53,11 +57,11 @@ def office() -> str:
     return soffice
 
 
-def edited(soffice: str, workbook: Path, folder: Path) -> None:
+def edited(soffice: str, workbook: Path, folder: Path, edits: Mapping[str, Mapping[str, Any]] = EDITS) -> None:
     """Open the workbook in LibreOffice, fill it in, sort it and save it."""
     pipe = f"gxr{uuid.uuid4().hex}"
     home = (folder / "profile").absolute().as_uri()
-    (folder / "edits.json").write_text(json.dumps(EDITS))
+    (folder / "edits.json").write_text(json.dumps(edits))
     arguments = ["--headless", "--norestore", f"-env:UserInstallation={home}", f"--accept=pipe,name={pipe};urp"]
     process = subprocess.Popen([soffice, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -119,3 +123,43 @@ def test_an_audit_read_in_libreoffice_is_summed_up(tmp_path):
     assert done.refused == []
     found = summarise(RunReader(run))
     assert (found.whole.read, found.whole.erroneous, found.whole.unknown) == (4, 1, 0)
+
+
+SECTION_EDITS = {
+    "a": {
+        "gxr_review_status": "approved_with_edits",
+        "gxr_review_section_impression": 'Left basal consolidation;\nwith signs: "=1".',
+        "gxr_review_section_key_findings": "- Consolidation\n- =no effusion\n- A third item",
+        "gxr_review_section_difficulty": "hard",
+        "gxr_review_section_grade": "4.25",
+    },
+    "b": {"gxr_review_status": "approved_with_edits", "gxr_review_section_key_findings": "- One item, typed"},
+    "c": {"gxr_review_status": "approved"},
+}
+
+
+@pytest.fixture(scope="module")
+def reviewed_by_section(tmp_path_factory):
+    """The folder with a run that has a form, and its workbook as saved by LibreOffice."""
+    soffice = office()
+    folder = tmp_path_factory.mktemp("sections")
+    run = run_with_form(folder / "run")
+    edited(soffice, export(RunReader(run), "xlsx", None, Choice()).path, folder, SECTION_EDITS)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["reviewed.xlsx", "reviewed-Cases.csv"])
+def test_sections_corrected_in_libreoffice_become_the_whole_text(reviewed_by_section, name):
+    run = reviewed_by_section / "run"
+    for path in (run / "reviews").glob("*.parquet"):
+        path.unlink()  # so that each kind of file is imported alone
+    done = import_reviews(RunReader(run), [reviewed_by_section / name], "Dr A")
+    assert done.refused == []
+    assert done.taken == 3
+    frame = read_results(run).set_index("gxr_row_id")
+    first = SECTION_EDITS["a"]["gxr_review_section_impression"]
+    items = ["Consolidation", "=no effusion", "A third item"]
+    assert frame.loc["a", "gxr_review_text"] == composed(FORM, [first, items, "It is pneumonia", "hard", 4.25])
+    same = ["Right basal consolidation.", ["One item, typed"], "It is pneumonia", "easy", 3.5]
+    assert frame.loc["b", "gxr_review_text"] == composed(FORM, same)
+    assert frame.loc["c", "gxr_review_status"] == "approved"

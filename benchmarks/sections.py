@@ -4,9 +4,9 @@ The rows are the sample table, the rows held out of the demo adapter's training,
 University collection (Open-i, `indiana_reports.csv`), which are not in this repository and are left out without it. A
 model has not seen the headings in training, unless its adapter has.
 
-    python benchmarks/sections.py --reports indiana_reports.csv           # all settings; hours on two CPU cores
+    python benchmarks/sections.py --reports indiana_reports.csv           # all settings; 15 minutes on two fast cores
     python benchmarks/sections.py --rows 20 --tokens 128 --temperatures 0.3 --texts 5
-    python benchmarks/sections.py --speed                  # tokens a second with and without a form
+    python benchmarks/sections.py --speed                                 # tokens a second with and without a form
 
 `--rows` is how many rows of each of the three sets to take. `--runs FOLDER` keeps the runs, and does not repeat those
 that are there. Main findings are labelled in main_findings.csv (see `teaching.py`), for the first two sets.

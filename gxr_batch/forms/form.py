@@ -107,8 +107,7 @@ def form_of_run(fingerprint: Mapping[str, Any], job: Mapping[str, Any] | None = 
         values["version"] = data.get("version", 1)
     except (RecursionError, LookupError, TypeError, AttributeError):
         raise ValueError from None
-    kind = fingerprint.get("engine.kind")
-    generator = fingerprint.get("ray.worker") if kind == "ray" else kind
+    generator = fingerprint.get("ray.worker", fingerprint.get("engine.kind"))
     return replace(Form.of(FormSection.model_validate(values)), checked=generator == "api")
 
 

@@ -9,7 +9,7 @@ from gxr_batch.forms.form import Form, Part
 from gxr_batch.forms.layout import SEPARATOR
 from gxr_batch.forms.library import form_of
 from gxr_batch.job import Job
-from gxr_batch.job.schema import LEAST_SECTION
+from gxr_batch.job.form_section import LEAST_SECTION
 
 _NUMBER_TOKENS = 12  # a digit each, at most
 

@@ -1,15 +1,13 @@
 """The job file: its sections as frozen models, how it is read, and its error messages."""
 
+from gxr_batch.job.form_section import FORM_VERSION, FormPart, FormSection, SectionKind
 from gxr_batch.job.job_file import load_job, make_job, recorded_job
 from gxr_batch.job.schema import (
     COMMON,
-    FORM_VERSION,
     ApiSection,
     EchoSection,
     EngineSection,
     FinetuneSection,
-    FormPart,
-    FormSection,
     InputSection,
     Job,
     ModelSection,
@@ -18,7 +16,6 @@ from gxr_batch.job.schema import (
     RunSection,
     SamplingSection,
     Screening,
-    SectionKind,
 )
 
 __all__ = [

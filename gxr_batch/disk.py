@@ -214,10 +214,11 @@ def temporary_folder(name: str) -> Iterator[Path]:
             raise
 
 
-def write_whole(target: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_whole(target: Path, write: Callable[[BinaryIO], None], *, last: Callable[[Path], None] | None = None) -> None:
     """Call `write` with a new file, then make that durable under the name `target`. Raises StorageError.
 
-    It has a temporary name in the same folder until then. A link under the name `target` is replaced, not followed.
+    It has a temporary name in the same folder until then: `last` is called with that when nothing but the renaming is
+    left to do. A link under the name `target` is replaced, not followed.
     """
     temporary = temporary_path(target)
     with storage_errors(target):
@@ -225,7 +226,7 @@ def write_whole(target: Path, write: Callable[[BinaryIO], None]) -> None:
             with new_file(temporary) as file:
                 write(file)
                 file.flush()
-                publish(temporary, target)  # before the file is closed, and so no longer locked
+                publish(temporary, target, last)  # before the file is closed, and so no longer locked
         except BaseException:
             with suppress(OSError):  # on a full disk, half a file only takes up space
                 temporary.unlink()
@@ -249,10 +250,12 @@ def lines_into(file: BinaryIO, *, encoding: str = "utf-8", newline: str) -> Iter
     text.detach()  # also flushes; the file stays open
 
 
-def publish(temporary: Path, target: Path) -> None:
-    """Make a finished temporary file durable and give it its final name. Raises OSError."""
+def publish(temporary: Path, target: Path, last: Callable[[Path], None] | None = None) -> None:
+    """Make a finished temporary file durable and give it its final name, just after `last`. Raises OSError."""
     with open_plain(temporary) as file:
         os.fsync(file.fileno())
+    if last is not None:
+        last(temporary)
     temporary.replace(target)
     sync_folder(target.parent)
 

@@ -12,10 +12,10 @@ from gxr_batch.export.export_rows import Exported, Source, flagged_first, only_a
 from gxr_batch.export.jsonl_and_parquet import write_jsonl, write_openai_batch, write_parquet
 from gxr_batch.export.workbook import write_xlsx
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.exports import checked_target, keep_changed, kept_notes, remember, state_of
+from gxr_batch.ledger.exports import ExportFile
 
 # format -> (writer, default file name in the run folder)
-FORMATS: dict[str, tuple[Callable[[Source, Path], Exported], str]] = {
+FORMATS: dict[str, tuple[Callable[[Source, ExportFile], Exported], str]] = {
     "xlsx": (write_xlsx, "results.xlsx"),
     "csv": (write_csv, "results.csv"),
     "csv-plain": (write_plain_csv, "results-plain.csv"),
@@ -49,8 +49,7 @@ def export(reader: RunReader, form: str, target: Path | None, choice: Choice) ->
     export of this run is refused.
     """
     write, _ = FORMATS[form]
-    state = state_of(reader.folder)  # before any read: later changes make the file outdated
-    path = checked_target(reader, target or default_path(reader, form, choice))
+    file = ExportFile(reader, target or default_path(reader, form, choice))
     approved = choice.approved or form in APPROVED_ONLY
 
     def opened() -> Source:
@@ -58,11 +57,9 @@ def export(reader: RunReader, form: str, target: Path | None, choice: Choice) ->
         return only_approved(source) if approved else source
 
     source = flagged_first(opened) if choice.flagged_first else opened()
-    kept = kept_notes(keep_changed(reader.folder, path))
-    done = write(source, path)
-    remember(reader.folder, path, state)
+    done = write(source, file)
     none = ("no row of this run is approved yet",) if approved and not done.rows else ()
-    return done._replace(notes=(*done.notes, *none, *kept))
+    return done._replace(notes=(*done.notes, *none, *file.notes))
 
 
 def default_path(reader: RunReader, form: str, choice: Choice) -> Path:

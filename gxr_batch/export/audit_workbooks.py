@@ -20,7 +20,7 @@ from gxr_batch.export.export_rows import Exported, Source, open_source
 from gxr_batch.export.workbook import write_xlsx
 from gxr_batch.forms import PREFIX
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.exports import checked_target, keep_changed, kept_notes, remember, state_of
+from gxr_batch.ledger.exports import ExportFile
 from gxr_batch.ledger.reviews import REVIEWS_NAME, one_import
 from gxr_batch.ledger.run_format import next_number
 from gxr_batch.records import FLAGS_OF_REVIEWS, Key, review_schema
@@ -153,9 +153,7 @@ def _own(flags: Iterable[str] | None) -> list[str]:
 
 def _workbook(source: Source, audit: Audit, number: int, table: pa.Table) -> Exported:
     reader = source.reader
-    state = state_of(reader.folder)
-    path = checked_target(reader, reader.folder / f"audit-{audit.number:03d}-reader-{number}.xlsx")
-    kept = kept_notes(keep_changed(reader.folder, path))
+    file = ExportFile(reader, reader.folder / f"audit-{audit.number:03d}-reader-{number}.xlsx")
     at = [place for place, row in enumerate(audit.rows) if number in row.readers]
     own = source._replace(
         schema=table.schema,
@@ -163,6 +161,5 @@ def _workbook(source: Source, audit: Audit, number: int, table: pa.Table) -> Exp
         part=f"audit {audit.number:03d}, reader {number} of {audit.readers}: {counted(len(at), 'row')} drawn at random",
         blind=audit.blind,
     )
-    done = write_xlsx(own, path)
-    remember(reader.folder, path, state)
-    return done._replace(notes=(*done.notes, *kept))
+    done = write_xlsx(own, file)
+    return done._replace(notes=(*done.notes, *file.notes))

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from gxr_batch.disk import lines_into, write_whole
+from gxr_batch.disk import lines_into
 from gxr_batch.errors import RowError, RunError
 from gxr_batch.export.export_rows import Exported, Source, final_text
 from gxr_batch.job import Job
+from gxr_batch.ledger.exports import ExportFile
 from gxr_batch.prompts import Templates
 from gxr_batch.prompts.render import field_map, messages_sha256, render, row_template
 from gxr_batch.records import Messages
@@ -26,28 +26,28 @@ _ROLES = {"system": "system", "user": "user", "model": "assistant"}
 _MARKS = ("gxr_row_id", "gxr_sample", "gxr_review_status", "gxr_reviewer", "gxr_ai_generated", "gxr_disclaimer")
 
 
-def write_chat_jsonl(source: Source, path: Path) -> Exported:
+def write_chat_jsonl(source: Source, file: ExportFile) -> Exported:
     """Write approved rows as chat messages, one JSON object per line. Raises RunError, TemplateError, StorageError."""
     prompts = _Prompts(source)
     rows = lost = 0
 
     def write(target: BinaryIO) -> None:
         nonlocal rows, lost
-        with lines_into(target, newline="\n") as file:
+        with lines_into(target, newline="\n") as lines:
             for table in source.tables:
                 for row, messages in zip(table.to_pylist(), prompts.of(table), strict=True):
                     if messages is None:
                         lost += 1
                     else:
                         rows += 1
-                        file.write(json.dumps(_line(row, messages), ensure_ascii=False) + "\n")
+                        lines.write(json.dumps(_line(row, messages), ensure_ascii=False) + "\n")
 
-    write_whole(path, write)
+    file.write(write)
     note = (
         f"{counted(lost, 'row')} left out: the prompt cannot be reproduced (the template was edited since, or the "
         "prompt was cut)"
     )
-    return Exported(path, rows, source.partial, (note,) if lost else ())
+    return Exported(file.path, rows, source.partial, (note,) if lost else ())
 
 
 class _Prompts:

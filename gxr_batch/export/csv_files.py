@@ -8,47 +8,47 @@ cells.py formats dates and lists.
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
 
 from gxr_batch.cells import as_text, guard, is_number, quoted
-from gxr_batch.disk import lines_into, write_whole
+from gxr_batch.disk import lines_into
 from gxr_batch.export.export_rows import Exported, Source, cells_of
+from gxr_batch.ledger.exports import ExportFile
 
 
-def write_csv(source: Source, path: Path) -> Exported:
+def write_csv(source: Source, file: ExportFile) -> Exported:
     """Write CSV for Excel. Raises StorageError."""
     guarded: dict[str, None] = {}
-    rows = _write(source, path, guarded, encoding="utf-8-sig", line_end="\r\n", quoting=csv.QUOTE_ALL)
+    rows = _write(source, file, guarded, encoding="utf-8-sig", line_end="\r\n", quoting=csv.QUOTE_ALL)
     note = f"cells that look like formulas start with an apostrophe, in: {', '.join(map(quoted, guarded))}"
-    return Exported(path, rows, source.partial, (note,) if guarded else ())
+    return Exported(file.path, rows, source.partial, (note,) if guarded else ())
 
 
-def write_plain_csv(source: Source, path: Path) -> Exported:
+def write_plain_csv(source: Source, file: ExportFile) -> Exported:
     """Write CSV for pipelines: UTF-8, LF, verbatim cells. Raises StorageError."""
-    rows = _write(source, path, None, encoding="utf-8", line_end="\n", quoting=csv.QUOTE_MINIMAL)
-    return Exported(path, rows, source.partial)
+    rows = _write(source, file, None, encoding="utf-8", line_end="\n", quoting=csv.QUOTE_MINIMAL)
+    return Exported(file.path, rows, source.partial)
 
 
 def _write(
-    source: Source, path: Path, guarded: dict[str, None] | None, *, encoding: str, line_end: str, quoting: int
+    source: Source, file: ExportFile, guarded: dict[str, None] | None, *, encoding: str, line_end: str, quoting: int
 ) -> int:
     rows = 0
 
     def write(target: BinaryIO) -> None:
         nonlocal rows
         names = source.schema.names
-        with lines_into(target, encoding=encoding, newline="") as file:
-            writer = csv.writer(file, quoting=quoting, lineterminator=line_end)  # type: ignore[arg-type]
+        with lines_into(target, encoding=encoding, newline="") as lines:
+            writer = csv.writer(lines, quoting=quoting, lineterminator=line_end)  # type: ignore[arg-type]
             writer.writerow(names if guarded is None else [guard(name) for name in names])
             for table in source.tables:
                 rows += table.num_rows
                 columns = [_column(table, name, guarded) for name in names]
                 writer.writerows(zip(*columns, strict=True))
 
-    write_whole(path, write)
+    file.write(write)
     return rows
 
 

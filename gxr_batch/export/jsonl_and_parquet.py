@@ -8,32 +8,32 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
 from gxr_batch.cells import plain, rows_of
-from gxr_batch.disk import lines_into, write_whole
+from gxr_batch.disk import lines_into
 from gxr_batch.export.export_rows import Exported, Source, final_text
+from gxr_batch.ledger.exports import ExportFile
 from gxr_batch.records import TRUNCATED_REASONS
 
 
-def write_jsonl(source: Source, path: Path) -> Exported:
+def write_jsonl(source: Source, file: ExportFile) -> Exported:
     """Write one JSON object per row, with every column. Raises StorageError."""
-    return _lines(source, path, lambda row: row)
+    return _lines(source, file, lambda row: row)
 
 
-def write_openai_batch(source: Source, path: Path) -> Exported:
+def write_openai_batch(source: Source, file: ExportFile) -> Exported:
     """Write rows as lines of a batch output file. Raises StorageError.
 
     `custom_id` is the row id, or `id/2` if rows have several samples.
     """
     several = int(source.reader.manifest.job["sampling"]["samples_per_row"]) > 1
-    return _lines(source, path, lambda row: _batch_line(row, several))
+    return _lines(source, file, lambda row: _batch_line(row, several))
 
 
-def write_parquet(source: Source, path: Path) -> Exported:
+def write_parquet(source: Source, file: ExportFile) -> Exported:
     """Write Parquet with the column types kept. Raises StorageError."""
     rows = 0
 
@@ -44,25 +44,25 @@ def write_parquet(source: Source, path: Path) -> Exported:
                 rows += table.num_rows
                 writer.write_table(table.cast(source.schema))
 
-    write_whole(path, write)
-    return Exported(path, rows, source.partial)
+    file.write(write)
+    return Exported(file.path, rows, source.partial)
 
 
-def _lines(source: Source, path: Path, line: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Exported:
+def _lines(source: Source, file: ExportFile, line: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Exported:
     rows = 0
 
     def write(target: BinaryIO) -> None:
         nonlocal rows
-        with lines_into(target, newline="\n") as file:
+        with lines_into(target, newline="\n") as lines:
             for table in source.tables:
                 rows += table.num_rows
                 for row in rows_of(table):
-                    file.write(
+                    lines.write(
                         json.dumps(_finite(line(row)), ensure_ascii=False, allow_nan=False, default=plain) + "\n"
                     )
 
-    write_whole(path, write)
-    return Exported(path, rows, source.partial)
+    file.write(write)
+    return Exported(file.path, rows, source.partial)
 
 
 def _finite(value: Any) -> Any:

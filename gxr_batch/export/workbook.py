@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gxr_batch.cells import as_text, exact_number, for_workbook, is_number, printed
-from gxr_batch.disk import write_whole
 from gxr_batch.errors import StorageError
 from gxr_batch.export.export_rows import Exported, Source, cells_of
 from gxr_batch.export.workbook_layout import Column, Formats, layout, make_formats, row_height
 from gxr_batch.export.workbook_readme import approved_banner, state, write_readme
 from gxr_batch.files import scratch_folder
 from gxr_batch.forms import PREFIX, Content, Form, in_a_cell, parts_of
+from gxr_batch.ledger.exports import ExportFile
 from gxr_batch.records import DISCLAIMER, ERROR_COUNTS, LIST_COLUMNS, REVIEW_QUALITIES, REVIEW_STATUSES, review_schema
 from gxr_batch.rows.columns import counted
 from gxr_batch.text_checks.descriptions import SHORTENED
@@ -49,26 +49,26 @@ _OPTIONS = {
 }
 
 
-def write_xlsx(source: Source, path: Path) -> Exported:
+def write_xlsx(source: Source, file: ExportFile) -> Exported:
     """Write the workbook. Raises StorageError."""
     from xlsxwriter import Workbook
     from xlsxwriter.exceptions import FileCreateError
 
     written: list[Exported] = []
 
-    def write(file: BinaryIO) -> None:
+    def write(target: BinaryIO) -> None:
         # XlsxWriter's temporary rows go next to the workbook: texts of a run must not be written elsewhere.
-        with scratch_folder(path.name, path.parent) as scratch:
-            workbook = Workbook(file, _OPTIONS | {"tmpdir": str(scratch)})
+        with scratch_folder(file.path.name, file.path.parent) as scratch:
+            workbook = Workbook(target, _OPTIONS | {"tmpdir": str(scratch)})
             try:
-                written.append(_Book(workbook, source).fill(path))
+                written.append(_Book(workbook, source).fill(file.path))
                 workbook.close()
             except FileCreateError as error:  # it wraps the OSError
                 raise error.args[0] from None
             finally:
                 _abandon(workbook)
 
-    write_whole(path, write)
+    file.write(write)
     return written[-1]
 
 

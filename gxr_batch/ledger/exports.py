@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gxr_batch.cells import quoted
-from gxr_batch.disk import aside, storage_errors, sync_folder, write_text
+from gxr_batch.disk import aside, storage_errors, sync_folder, write_text, write_whole
 from gxr_batch.errors import RunError, StorageError
 from gxr_batch.files import read_json, remove_leftovers
 from gxr_batch.ledger.inflight import INFLIGHT_NAME
@@ -54,18 +55,42 @@ def state_of(folder: Path) -> str:
     return f"{made.st_mtime_ns if made else 0}-{made.st_size if made else 0}-{newest[0].name if newest else ''}"
 
 
-def remember(folder: Path, path: Path, state: str, *, comparison: bool = False) -> None:
-    """Note that an export was just made from a state. Raises StorageError.
+class ExportFile:
+    """A file to which an export of a run is about to be written, from the state of the run at this moment.
 
-    An export elsewhere is written even if the run folder cannot be.
+    Raises RunError if it is one of the run's own files, its input, not a regular file, or no export of this run;
+    StorageError. `notes` tells about the file that was there before.
     """
-    known = _known(folder)
-    with storage_errors(path):
-        name, made = _name(folder, path), path.stat()
-    state += _COMPARISON if comparison else ""
-    known[name] = {"state": state, "size": made.st_size, "mtime_ns": made.st_mtime_ns}
-    with suppress(StorageError) if name != path.name else nullcontext():
-        write_text(folder / EXPORTS_NAME, json.dumps(known, indent=1) + "\n")
+
+    def __init__(self, reader: RunReader, path: Path, *, comparison: bool = False) -> None:
+        self.path, self.notes = path, tuple[str, ...]()
+        self._folder = reader.folder
+        # Before any read, so that later changes make the file outdated.
+        self._state = state_of(reader.folder) + (_COMPARISON if comparison else "")
+        self._made: dict[str, int] = {}
+        with storage_errors(path):
+            _refuse(reader, path)
+        remove_leftovers(path.parent, path.name)  # of exports that were killed
+
+    def write(self, write: Callable[[BinaryIO], None]) -> None:
+        """Write the file, and note from which state. Raises StorageError.
+
+        An export elsewhere is written even if the run folder cannot be.
+        """
+        write_whole(self.path, write, last=self._look_again)
+        known = _known(self._folder)
+        with storage_errors(self.path):
+            name = _name(self._folder, self.path)
+        known[name] = {"state": self._state, **self._made}
+        with suppress(StorageError) if name != self.path.name else nullcontext():
+            write_text(self._folder / EXPORTS_NAME, json.dumps(known, indent=1) + "\n")
+
+    def _look_again(self, finished: Path) -> None:
+        """Set aside what a person saved while the export was written, which may take minutes."""
+        if kept := _keep_changed(self._folder, self.path):
+            self.notes = (f"the earlier file was changed since its export and is kept as {quoted(kept.name)}",)
+        made = finished.stat()  # not that of the final name, under which a person may save at once
+        self._made = {"size": made.st_size, "mtime_ns": made.st_mtime_ns}
 
 
 def _name(folder: Path, path: Path) -> str:
@@ -92,7 +117,7 @@ def outdated(folder: Path) -> list[str]:
     return sorted(name for name in own if (folder / name).is_file())
 
 
-def keep_changed(folder: Path, path: Path) -> Path | None:
+def _keep_changed(folder: Path, path: Path) -> Path | None:
     """Set aside a file that changed since it was exported; return its new name. Raises StorageError."""
     if not path.is_file():
         return None
@@ -106,29 +131,12 @@ def keep_changed(folder: Path, path: Path) -> Path | None:
     return kept
 
 
-def kept_notes(kept: Path | None) -> tuple[str, ...]:
-    """Return the note about what `keep_changed` set aside, none if that is None."""
-    return (f"the earlier file was changed since its export and is kept as {quoted(kept.name)}",) if kept else ()
-
-
 def _known(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the content of exports.json, {} if it cannot be read: it is only a convenience."""
     with suppress(OSError, ValueError):
         known = read_json(folder / EXPORTS_NAME)
         return {name: entry for name, entry in known.items() if isinstance(entry, dict)}
     return {}
-
-
-def checked_target(reader: RunReader, path: Path) -> Path:
-    """Return the path to write to.
-
-    Raises RunError if it is one of the run's own files, its input, not a regular file, or no export of this run;
-    StorageError.
-    """
-    with storage_errors(path):
-        _refuse(reader, path)
-    remove_leftovers(path.parent, path.name)  # of exports that were killed
-    return path
 
 
 def is_own(path: Path, folder: Path) -> bool:

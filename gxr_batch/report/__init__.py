@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from gxr_batch.disk import write_whole
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.exports import checked_target, keep_changed, kept_notes, remember, state_of
+from gxr_batch.ledger.exports import ExportFile
 from gxr_batch.report.aggregate import survey
 from gxr_batch.report.cases import case_table
 from gxr_batch.report.compare import compare
@@ -35,9 +34,8 @@ def report(reader: RunReader, against: RunReader | None, target: Path | None, *,
 
     A file that was changed since its export is kept under another name.
     """
-    state = state_of(reader.folder)  # before any read: later changes make the report outdated
     name = REPORT_NAME.replace(".", "-with-held.") if include_held else REPORT_NAME
-    path = checked_target(reader, target or reader.folder / name)
+    file = ExportFile(reader, target or reader.folder / name, comparison=against is not None)
     surveyed = survey(reader, other=against, include_held=include_held)
     comparison = None
     if against is not None:
@@ -48,14 +46,12 @@ def report(reader: RunReader, against: RunReader | None, target: Path | None, *,
         notices = ("The two runs have no row id in common, so nothing is compared.", *notices)
     text = page(Content(surveyed, reader.state.counts(), cases, notices, comparison))
     data = text.encode("utf-8", "backslashreplace")  # for paths that are not UTF-8
-    notices = (*notices, *kept_notes(keep_changed(reader.folder, path)))
 
-    def write(file: BinaryIO) -> None:
-        file.write(data)
+    def write(opened: BinaryIO) -> None:
+        opened.write(data)
 
-    write_whole(path, write)
-    remember(reader.folder, path, state, comparison=against is not None)
-    return Reported(path, len(data), surveyed.tally.rows, cases.shown, notices)
+    file.write(write)
+    return Reported(file.path, len(data), surveyed.tally.rows, cases.shown, (*notices, *file.notes))
 
 
 def _of_the_run(reader: RunReader) -> tuple[str, ...]:

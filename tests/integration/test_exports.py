@@ -125,6 +125,40 @@ def test_an_export_of_this_run_is_replaced_wherever_it_is(work):
     assert found["outdated_exports"] == []
 
 
+def test_what_a_person_saves_while_an_export_is_written_is_kept(work, monkeypatch):
+    folder = work.folder / "outputs/j"
+    path = exported(work, "csv", "results.csv")
+    whole, opened = path.read_bytes(), export_module.open_source
+
+    def slowly(*arguments, **options):
+        source = opened(*arguments, **options)
+
+        def tables():
+            yield from source.tables
+            path.write_bytes(b"saved by a reviewer")
+
+        return source._replace(tables=tables())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export_module, "open_source", slowly)
+        again = export(RunReader(folder), "csv", None, Choice())
+    (kept,) = folder.glob("results.before-*.csv")
+    assert kept.read_bytes() == b"saved by a reviewer"
+    assert kept.name in again.notes[-1]
+    assert path.read_bytes() == whole
+
+
+def test_what_a_person_saves_as_soon_as_an_export_is_there_is_no_export(work, monkeypatch):
+    folder = work.folder / "outputs/j"
+    path = folder / "results.csv"
+    with monkeypatch.context() as patched:  # called between the renaming and the note about the file
+        patched.setattr("gxr_batch.disk.sync_folder", lambda _: path.write_bytes(b"saved at once"))
+        export(RunReader(folder), "csv", None, Choice())
+    export(RunReader(folder), "csv", None, Choice())
+    (kept,) = folder.glob("results.before-*.csv")
+    assert kept.read_bytes() == b"saved at once"
+
+
 @pytest.fixture
 def flagged(tmp_path: Path) -> Workplace:
     """A run whose rows have 1, 3, 2 and no flags; the last failed."""

@@ -177,10 +177,10 @@ def test_killed_before_all_sources_are_deleted_every_key_counts_once(tmp_path, d
 def test_killed_while_writing_a_compacted_part_its_sources_all_exist(tmp_path):
     ids, real = names(MANY), disk.publish
 
-    def killed(temporary: Path, target: Path) -> None:
+    def killed(temporary: Path, target: Path, *last) -> None:
         if target.name == f"part-{PARTS_PER_COMPACTION + 1:08}.parquet":
             raise Killed
-        real(temporary, target)
+        real(temporary, target, *last)
 
     kill_by(disk, "publish", killed, tmp_path, ids)
     assert part_numbers(tmp_path) == list(range(1, PARTS_PER_COMPACTION + 1))

@@ -2,7 +2,8 @@
 
 A review never changes a generated text. It belongs to the exact text that was judged: if the row is generated again,
 the review becomes stale; it is marked as such and does not apply to the new text. Every import is one immutable file.
-The newest review of each reviewer of a text counts; if two reviewers disagree, the row is flagged.
+The newest review of each reviewer of a text counts, whatever was judged before or since; if two reviewers disagree, the
+row is flagged.
 """
 
 from __future__ import annotations
@@ -50,19 +51,18 @@ def judged_sha256(text: str, prompt_sha256: str | None) -> str:
 
 
 class Reviews:
-    """The reviews of one run: the newest of each reviewer for each key, in order of import."""
+    """The reviews of one run: the newest of each reviewer for each text of a key."""
 
     def __init__(self, reviews: Sequence[Review] = ()) -> None:
         self.all = list(reviews)
-        self._of: dict[Key, dict[str, Review]] = {}
+        self._of: dict[Key, dict[tuple[str, str], Review]] = {}
         self._history: dict[Key, list[Review]] = {}
         # By date of judgement: an old sheet that is imported late is not newer.
         for review in sorted(reviews, key=lambda review: review.reviewed_at):
             self._history.setdefault(review.key, []).append(review)
-            by_reviewer = self._of.setdefault(review.key, {})
-            name = same_person(review.reviewer)
-            by_reviewer.pop(name, None)  # so that the newest is last
-            by_reviewer[name] = review
+            said, who = self._of.setdefault(review.key, {}), (same_person(review.reviewer), review.judged_sha256)
+            said.pop(who, None)  # so that the newest is last
+            said[who] = review
 
     @classmethod
     def load(cls, folder: Path) -> Reviews:

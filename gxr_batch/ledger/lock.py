@@ -65,18 +65,27 @@ class Holder:
 
 
 class Lock:
-    """A folder's lock while this process holds it. `before` is the holder under another host name, if it took over."""
+    """A folder's lock while this process holds it: `record` is what it wrote into the file.
 
-    def __init__(self, path: Path, descriptor: int, before: Holder | None) -> None:
-        self._path, self._descriptor, self.before = path, descriptor, before
+    `before` is the holder under another host name, if it took over.
+    """
+
+    def __init__(self, path: Path, descriptor: int, record: bytes, before: Holder | None) -> None:
+        self._path, self._descriptor, self._record, self.before = path, descriptor, record, before
+
+    def is_recorded(self) -> bool:
+        """Return whether the file still names this process, and no other that took over. Raises OSError."""
+        return os.pread(self._descriptor, len(self._record) + 1, 0) == self._record
 
     def require(self) -> None:
-        """Raise StorageError if the lock file was deleted or replaced, or the folder moved: others may write there."""
-        if not is_same_file(self._descriptor, self._path):
-            with storage_errors(self._path):
-                self._path.parent.stat()  # a folder that is missing has a plainer message
+        """Raise StorageError if the lock was taken over, or its file or folder moved: others may write there."""
+        with storage_errors(self._path):
+            held = is_same_file(self._descriptor, self._path) and self.is_recorded()
+            self._path.parent.stat()  # a folder that is missing has a plainer message
+        if not held:
             raise StorageError(
-                "This process lost its lock: the lock file was deleted or replaced, or the folder was moved.",
+                "This process lost its lock: another took over, the lock file was deleted or replaced, or the folder "
+                "was moved.",
                 where=str(self._path.absolute()),
                 next_step="saved rows are safe; make sure that no other process writes there, then run the same "
                 "command again to resume",
@@ -99,11 +108,12 @@ def locked(folder: Path, *, take_over: bool = False) -> Iterator[Lock]:
         record = json.dumps(asdict(_own(path))).encode()
         with storage_errors(path):
             _write(descriptor, record)
+        lock = Lock(path, descriptor, record, before)
         try:
-            yield Lock(path, descriptor, before)
+            yield lock
         finally:
-            with suppress(OSError):  # unless somebody else took over
-                if os.pread(descriptor, len(record) + 1, 0) == record:
+            with suppress(OSError):
+                if lock.is_recorded():
                     _write(descriptor, b"")
     finally:
         os.close(descriptor)

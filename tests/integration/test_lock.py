@@ -128,6 +128,22 @@ def test_a_run_that_died_in_another_container_of_this_machine_is_resumed(work):
     assert len(work.results()) == 60
 
 
+def test_a_run_that_another_host_took_over_writes_nothing_more(work):
+    """As on a file system without locks, where two nodes may begin at the same moment."""
+    (work.folder / "j.toml").write_text((work.folder / "j.toml").read_text().partition("[engine]")[0] + SLOW)
+    before = len(work.parts())
+    child = work.start("run", "j.toml", "--quiet")
+    deadline = time.monotonic() + 60
+    while len(work.parts()) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    write_lock(work, host="node-7")
+    _, said = child.communicate(timeout=60)
+    assert (child.returncode, said.count("Error:")) == (4, 1), said
+    assert "This process lost its lock: another took over" in said
+    assert json.loads((work.folder / "outputs/j/run.lock").read_text())["host"] == "node-7"
+
+
 def test_a_run_that_was_set_aside_has_no_holder(work):
     work.job(SLOW)
     fresh = work.start("run", "j.toml", "--fresh")

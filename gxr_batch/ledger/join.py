@@ -122,9 +122,9 @@ def merged(
 
 
 def _belong(results: pa.Table, batch: pa.RecordBatch, row: npt.NDArray[np.intp]) -> bool:
-    """Return whether the results belong to these rows of the table."""
-    ids = pa.chunked_array([batch.column("gxr_row_id").take(pa.array(row))], pa.string())
-    return bool(results["gxr_row_id"].equals(ids))
+    """Return whether the results belong to these rows of the table, and their texts to these cells."""
+    keys = batch.select(list(KEY_COLUMNS_OF_INPUT)).take(pa.array(row))
+    return all(results[name].combine_chunks().equals(keys.column(name)) for name in KEY_COLUMNS_OF_INPUT)
 
 
 def merged_schema(folder: Path, form: Form | None = None) -> pa.Schema:

@@ -22,6 +22,7 @@ from small_runs import (
 from gxr_batch.disk import write_whole
 from gxr_batch.errors import RunError, RunLocked, StorageError
 from gxr_batch.ledger import RunReader, open_run, read_results
+from gxr_batch.ledger.join import merged
 from gxr_batch.ledger.manifest import load_manifest
 from gxr_batch.ledger.parts import part_numbers
 from gxr_batch.ledger.state import State
@@ -113,6 +114,18 @@ def test_the_newest_attempt_counts_but_a_failed_one_never_replaces_an_ok_one(tmp
     for name in ("status", "attempt", "part", "line", "truncated"):
         assert getattr(state, name).tolist() == getattr(before, name).tolist()
     assert read_with_manifest(tmp_path)["gxr_text"].tolist() == ["first", "second"]
+
+
+def test_edited_cells_are_never_shown_with_the_text_of_the_earlier_ones(tmp_path):
+    with open_run(tmp_path) as ledger:
+        start(ledger, ["a", "b"])
+        for position, letter in enumerate("ab"):
+            ledger.add(position, result(letter))
+        ledger.seal()
+        known = State.scan(tmp_path, tmp_path / "input.parquet", 1)  # as a reader has it when a run begins
+        start(ledger, ["a", "b"], {"b": "edited"})
+        with pytest.raises(RunError, match="table changed while it was being read"):
+            list(merged(tmp_path, known, PROVENANCE))
 
 
 def test_two_attempts_in_one_part_count_in_their_order(tmp_path):

@@ -2,8 +2,8 @@
 
 Arrays by row position and sample, 12 bytes per key, so that ten million rows fit. Keys are looked up by row id and
 content, never by position; only `State.scan` maps parts to a table. The newest attempt of a key counts; a failed one
-never replaces an ok one. rows/ids decides what counts as changed content (the cells that the template uses), and
-`source_key` in run/prepare whether a finished run looks again at all.
+never replaces an ok one, but counts as an attempt. rows/ids decides what counts as changed content (the cells that the
+template uses), and `source_key` in run/prepare whether a finished run looks again at all.
 """
 
 from __future__ import annotations
@@ -136,20 +136,22 @@ class State:
         return found
 
     def _put(self, found: npt.NDArray[np.void]) -> None:
-        was_ok = self.status[found["row"], found["sample"]] == OK
-        better = found[(found["status"] == OK) | ~was_ok]
+        at = (found["row"], found["sample"])
+        # Of any result, so that a failed one of an ok key counts too, and the next attempt has another seed.
+        self.attempt[at] = np.maximum(self.attempt[at], found["attempt"])
+        better = found[(found["status"] == OK) | (self.status[at] != OK)]
         at = (better["row"], better["sample"])
-        for name in ("status", "truncated", "attempt", "part", "line"):
+        for name in ("status", "truncated", "part", "line"):
             getattr(self, name)[at] = better[name]
 
     def record(self, position: int, result: Result, part: int, line: int) -> None:
         """Record one new result at line `line` (from 0) of part number `part`."""
         at = (position, result.sample - 1)
+        self.attempt[at] = max(self.attempt[at], result.attempt)
         if self.status[at] == OK and result.status != "ok":
             return
         self.status[at] = CODES[result.status]
         self.truncated[at] = result.finish_reason in TRUNCATED_REASONS
-        self.attempt[at] = result.attempt
         self.part[at] = part
         self.line[at] = line
 

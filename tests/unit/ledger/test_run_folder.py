@@ -110,6 +110,7 @@ def test_the_newest_attempt_counts_but_a_failed_one_never_replaces_an_ok_one(tmp
         ledger.add(1, result("b", text="second", attempt=2))
         ledger.seal()
         before = ledger.state
+    assert before.attempt[:, 0].tolist() == [2, 2], "a failed attempt counts, so that the next one has another seed"
     state = State.scan(tmp_path, tmp_path / "input.parquet", 1)
     for name in ("status", "attempt", "part", "line", "truncated"):
         assert getattr(state, name).tolist() == getattr(before, name).tolist()

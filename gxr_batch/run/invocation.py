@@ -17,7 +17,7 @@ from gxr_batch.engines.suspects import Suspects
 from gxr_batch.errors import TableError
 from gxr_batch.ledger import FAILED, HELD, OK, TODO, Counts, Drift, RunWriter, encode_metadata
 from gxr_batch.ledger.state import Bools
-from gxr_batch.records import Result
+from gxr_batch.records import Key, Result
 from gxr_batch.rows.ingest import ingest
 from gxr_batch.run import messages
 from gxr_batch.run.fingerprint import (
@@ -105,6 +105,7 @@ class Invocation:
         self.source_key = prepared.source_key(options.limit)
         self.todo: Bools = np.zeros((0, 1), np.bool_)
         self.raised = False
+        self.given_up: list[Key] = []  # rows that failed in this invocation for the deaths of processes before it
         self.progress = Progress(counts=ledger.counts())
         asked = {"set": list(options.overrides), "limit": options.limit}
         self.record = InvocationRecord(ledger, say, self.job, asked)
@@ -200,8 +201,9 @@ class Invocation:
         here = {
             key: (at[key.row_id], key.sample - 1) for key in keys if key.row_id in at and key.sample <= state.samples
         }
-        # Rows that are not in the table now, e.g. because of --limit, may come back.
-        finished = {key for key, place in here.items() if state.status[place] != TODO}
+        # Rows that are not in the table now, e.g. because of --limit, may come back. A row that is tried again has a
+        # result of before.
+        finished = {key for key, place in here.items() if state.status[place] != TODO and not self.todo[place]}
         deaths = self.ledger.in_flight.keep(set(keys) - finished)
         wanted = {key: died for key, died in deaths.items() if key in here and self.todo[here[key]]}
         suspects = Suspects(wanted)
@@ -307,6 +309,8 @@ class Invocation:
 
     def finish(self, reason: StopReason | None) -> None:
         """Write the results if the table is finished, the failed rows in any case, and the manifest last."""
+        for key in self.given_up:  # recorded by now: if somebody tries it again, it begins without a death
+            self.ledger.in_flight.settle(key)
         counts = self.progress.counts = self.ledger.counts()
         finished = counts.left == 0 and not self.unfinished
         self.record.entry |= {

@@ -182,6 +182,8 @@ class Dispatch:
             if isinstance(row, Kept):
                 self._ledger.add(row.position, row.result)
                 self.invocation.progress.keep(row.result)
+                if self._suspects.is_condemned(key := Key(row.result.row_id, row.result.sample)):
+                    self.invocation.given_up.append(key)
             elif self._suspects.is_suspect(row.prompt.key):
                 self._alone.append(row)
             else:

@@ -55,7 +55,13 @@ def test_a_row_that_kills_the_process_twice_is_marked_as_failed_in_the_third_inv
     good = [row for row in without_times(work.results()) if row["case_id"] != "C7"]
     assert good == [row for row in without_times(whole.results()) if row["case_id"] != "C7"]
     assert work.run(expect=3).stdout.startswith("j: nothing left")
-    work.run("--retry", "failed", expect=-signal.SIGKILL)
+    for attempt in (2, 3):  # each retry is an attempt that begins without a death
+        work.run("--retry", "failed", expect=-signal.SIGKILL)
+        assert "one at a time" in work.run("--retry", "failed", expect=-signal.SIGKILL).stderr
+        assert "died twice while generating C7" in work.run("--retry", "failed", expect=3).stderr
+        (bad,) = [row for row in work.results() if row["gxr_status"] != "ok"]
+        assert (bad["gxr_error"], bad["gxr_attempt"]) == ("crashed the process", attempt)
+    assert "1 not tried again: run.max_attempts = 3 is reached" in work.run("--retry", "failed", expect=3).stderr
 
 
 def test_rows_next_to_a_killer_are_done_before_the_suspects(work):

@@ -267,8 +267,10 @@ class Invocation:
             slots=info.slots,
             load_seconds=round(info.load_seconds, 3),
         )
-        self.ledger.part_metadata = encode_metadata(file_marks(self.job, info.identity, self.fingerprint))
         self.save()
+        # That of the run, not of this invocation, which may have raised a limit: it replaces a run.json that is lost.
+        known = self.ledger.manifest.fingerprint if self.ledger.manifest else self.fingerprint
+        self.ledger.part_metadata = encode_metadata(file_marks(self.job, info.identity, known))
 
     def changed(self, info: EngineInfo, notices: Sequence[str]) -> None:
         """Record that the engine continues in another way than it was opened."""

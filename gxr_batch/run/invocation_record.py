@@ -14,7 +14,6 @@ from gxr_batch.job import Job
 from gxr_batch.ledger import Manifest, RunWriter
 from gxr_batch.run.fingerprint import environment, provenance, resolved
 
-
 class InvocationRecord:
     """The entry of one invocation. It reaches run.json with `save`; log lines are written at once."""
 
@@ -31,6 +30,9 @@ class InvocationRecord:
             set=_without_prompts(asked.get("set", [])),
         )
         self._look_back()
+        manifest = ledger.manifest
+        if manifest is not None and not manifest.created_at:  # known from the parts, which do not have these
+            manifest.name, manifest.created_at = job.name, self.entry["started_at"]
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to the log. Raises StorageError."""

@@ -289,6 +289,27 @@ def test_a_lost_manifest_loses_no_row_and_the_settings_are_still_checked(work):
     assert work.run_json()["generated_now"] == 0
 
 
+def test_a_dated_run_whose_manifest_is_lost_is_resumed_in_its_folder(work):
+    work.job("[engine]\nkind = 'echo'\n[run]\noutput = 'outputs/{name}-{date}'\n")
+    work.run()
+    (made,) = (work.folder / "outputs").glob("j-2*")
+    folder = made.rename(made.with_name("j-2020-01-31"))
+    (folder / "run.json").rename(folder / "run.json.damaged")
+    assert work.run_json()["generated_now"] == 0
+    assert work.manifest("outputs/j-2020-01-31")["name"] == "j"
+    assert work.run_json()["generated_now"] == 60, "a finished run is not resumed on another day"
+
+
+def test_a_lost_manifest_is_replaced_by_the_settings_of_the_run_not_of_a_retry(work):
+    work.job("[engine]\nkind = 'echo'\n[sampling]\nmax_new_tokens = 4\n")
+    work.run("--limit", "30")
+    work.run("--limit", "30", "--retry", "truncated", "--set", "sampling.max_new_tokens=60")
+    assert {row["gxr_max_new_tokens"] for row in work.results()} == {60}
+    (work.folder / "outputs/j/run.json").unlink()
+    work.run()
+    assert [row["gxr_max_new_tokens"] for row in work.results()] == [60] * 30 + [4] * 30
+
+
 @pytest.mark.parametrize(
     ("sections", "part"),
     [

@@ -134,7 +134,7 @@ def _read(path: Path) -> str:
 def _apply(data: dict[str, Any], override: str) -> str:
     """Apply one `section.key=value` override to the job file's data and return its dotted key."""
     dotted, equals, raw = override.partition("=")
-    keys = _keys(dotted)
+    keys = dotted_keys(dotted)
     if not equals or not all(keys):
         raise JobFileError(
             "--set takes section.key=value.",
@@ -150,7 +150,7 @@ def _apply(data: dict[str, Any], override: str) -> str:
     return ".".join(keys)
 
 
-def _keys(dotted: str) -> list[str]:
+def dotted_keys(dotted: str) -> list[str]:
     """Return the keys of a dotted one, which may be quoted as in TOML: form.section."Key findings".kind."""
     try:
         found: Any = tomllib.loads(f"x = {{{dotted} = 0}}")["x"]  # in one line: nothing but keys can be in it

@@ -11,8 +11,12 @@ from typing import Any
 
 from gxr_batch.engines.base import EngineInfo, Identity
 from gxr_batch.job import Job
+from gxr_batch.job.job_file import dotted_keys
 from gxr_batch.ledger import Manifest, RunWriter
 from gxr_batch.run.fingerprint import environment, provenance, resolved
+
+_NO_PROMPTS = (["name"], ["version"])  # keys of [form] whose values are in no prompt
+
 
 class InvocationRecord:
     """The entry of one invocation. It reaches run.json with `save`; log lines are written at once."""
@@ -99,11 +103,13 @@ class InvocationRecord:
 
 
 def _without_prompts(overrides: Sequence[str]) -> list[str]:
-    """Return overrides for the log, which holds no prompt: the text of prompt.system is left out."""
-    keys = [".".join(key.strip() for key in one.partition("=")[0].split(".")) for one in overrides]
-    return [
-        f"{key}=..." if key in {"prompt", "prompt.system"} else one for key, one in zip(keys, overrides, strict=True)
-    ]
+    """Return overrides for the log, which holds no prompt: prompt.system and what a form asks for are left out."""
+    found = []
+    for one in overrides:
+        keys = dotted_keys(one.partition("=")[0])
+        prompt = keys in (["prompt"], ["prompt", "system"]) or (keys[0] == "form" and keys[1:] not in _NO_PROMPTS)
+        found.append(f"{'.'.join(keys)}=..." if prompt else one)
+    return found
 
 
 def _described(info: EngineInfo) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def test_a_long_key_of_a_job_file_is_cut(work):
     assert len(work.gxr("check", "j.toml", expect=2).stderr) < LONGEST_LINE
 
 
-@pytest.mark.parametrize("key", ["prompt.system", " prompt . system ", "prompt"])
+@pytest.mark.parametrize("key", ["prompt.system", " prompt . system ", 'prompt."system"', "prompt"])
 def test_a_system_text_of_the_command_line_is_neither_logged_nor_shown(work, key):
     canary = "kanarienvogel"
     value = f'{{template="basic", system="{canary}"}}' if key == "prompt" else canary
@@ -181,6 +181,15 @@ def test_a_system_text_of_the_command_line_is_neither_logged_nor_shown(work, key
     again = work.gxr("run", "j.toml", "--set", f"{key}={value.replace(canary, canary + '2')}", expect=2)
     wrong = work.gxr("check", "j.toml", "--set", f"prompt.system {canary}", expect=2)
     assert canary not in done.stderr + done.stdout.partition("AI-generated")[0] + again.stderr + wrong.stderr
+
+
+def test_what_a_form_on_the_command_line_asks_for_is_not_logged(work):
+    canary, log = "kanarienvogel", work.folder / "outputs/j/log.jsonl"
+    sections = ["form.sections=['Impression', 'Next step']", f"form.request={canary} {{headings}}"]
+    asked = [*sections, f"form.section.Impression.ask={canary}", f'form.section."Next step".ask={canary}']
+    work.gxr("run", "j.toml", *(word for one in asked for word in ("--set", one)), expect=3)
+    assert canary not in log.read_text()
+    assert "form.section.Next step.ask=..." in log.read_text()
 
 
 def test_what_is_piped_stays_as_it_is(work):

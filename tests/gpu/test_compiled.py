@@ -23,7 +23,7 @@ def compiled(*options: str) -> list[str]:
 
 
 # Three of them are the draws' with each top_k; in float16 the second norm is compiled with a factor for each row too.
-@pytest.mark.parametrize(("target", "dtype", "kernels"), [("75", "float16", 16), ("90", "bfloat16", 15)])
+@pytest.mark.parametrize(("target", "dtype", "kernels"), [("75", "float16", 17), ("90", "bfloat16", 16)])
 def test_no_kernel_spills_registers(target, dtype, kernels):
     lines = compiled("--model", "270m", "--target", target, "--type", dtype)
     assert lines[-1] == "no spills"

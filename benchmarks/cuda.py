@@ -10,8 +10,9 @@ packages it needs two. On a machine without them, carry them, and put the folder
     python benchmarks/cuda.py --only graphs,memory          # single steps, by name
     TRITON_INTERPRET=1 python benchmarks/cuda.py --device cpu --shape tiny --first --second   # a rehearsal on the CPU
 
-Every step is guarded and ends when the time is up. The results are written after each, with what a failed step found
-until then.
+`ballast` and `generate` take all of the GPU's free memory: leave them out on a GPU that others use. Every step is
+guarded and ends when the time is up, unless the GPU hangs. The results are written after each, with what a failed step
+found until then.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ class Bench:
             raise RuntimeError(reason)
         found = self.plan(slots)
         weights = fuse(self._model, self.capacity)
+        self.clean()
         return Forward(weights, cache_of(weights, found), chunk=found.chunk, reproducible=reproducible)
 
     def steps(
@@ -305,7 +307,7 @@ def step_times(bench: Bench, found: Found) -> None:
     for rows in bench.counts:
         for reproducible, recorded in ((False, False), (False, True), (True, False), (True, True)):
             steps = bench.steps(rows, reproducible=reproducible, graphs=recorded)
-            own = [prompt._replace(max_new_tokens=bench.capacity // 2) for prompt in bench.work(rows)]
+            own = [prompt._replace(max_new_tokens=bench.capacity // 8) for prompt in bench.work(rows)]
             states = [RowState(prompt, 0.0, slot) for slot, prompt in enumerate(own)]
             for state in states:
                 if not steps.reserve(state):
@@ -464,6 +466,8 @@ def main() -> None:
     name_of = torch.cuda.get_device_name(bench.device) if bench.on_gpu else "CPU, interpreted: the times mean nothing"
     results: Found = {"device": name_of, "torch": torch.__version__, "shape": options.shape, "steps": {}}
     torch.backends.cuda.matmul.allow_tf32 = False
+    if bench.on_gpu:
+        torch.cuda.set_device(bench.device)  # as the engine does: events and streams are those of the current device
     until = time.monotonic() + (options.seconds or (200 if options.first and not options.second else 300))
     signal.signal(signal.SIGALRM, out_of_time)
     for name in names:

@@ -34,6 +34,7 @@ _MEMORY_WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
 )
 
 

@@ -44,6 +44,13 @@ def device():
     return torch.device("cuda" if ON_GPU else "cpu")
 
 
+@pytest.fixture
+def interpreted():
+    """The CPU takes the GPU's part in these tests, which compiled kernels refuse."""
+    if ON_GPU:
+        pytest.skip("its model is on the CPU: run it with TRITON_INTERPRET=1")
+
+
 @pytest.fixture(autouse=True)
 def _no_warnings_of_overflow():
     """A GPU computes infinities and NaN without a warning; NumPy, which the interpreter uses, warns."""

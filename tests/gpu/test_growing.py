@@ -22,6 +22,8 @@ from gxr_batch.job import EngineSection
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 SAMPLED = Sampling(temperature=1.0)
 CAPACITY = 128
 VOCAB = 256

@@ -51,6 +51,7 @@ def by_the_library(model, sampling, work, tokenizer, tokens):
 
 
 # The last setting is drawn from the sorted vocabulary, without the kernel.
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("sampling", [SAMPLED, GREEDY, Sampling(temperature=1.0, top_k=0)], ids=str)
 def test_texts_are_those_of_the_library_and_each_has_the_form(sampling, tokenizer, tokens):
     model = tiny_gemma(vocab=VOCAB)
@@ -66,6 +67,7 @@ def rows_of(limits):
     return [prompt(f"r{at}", [3 + at, 70, 9, 40, 8 * at + 5], new, seed=at * 7919) for at, new in enumerate(limits)]
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_texts_have_the_form_at_any_limit_and_depend_on_neither_order_nor_slots(tokenizer, tokens):
     model = tiny_gemma(vocab=VOCAB)
     work = rows_of([tokens.least_tokens + more for more in (0, 1, 2, 6)] + [64])
@@ -109,6 +111,20 @@ def short_of_memory(made, monkeypatch):
     return lambda: made.splits == 1
 
 
+def short_of_memory_in_a_step(made, monkeypatch):
+    """Let the third decode step run out of memory before any row has advanced."""
+    calls, plain = [], made._steps._forward.decode
+
+    def decode(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(*arguments)
+
+    monkeypatch.setattr(made._steps._forward, "decode", decode)
+    return lambda: made.splits == 1
+
+
 def growing(made, monkeypatch):
     """Let the steps get more slots while rows are inside their forms."""
     steps, asked = made._steps, []
@@ -131,7 +147,10 @@ def moving(made, monkeypatch):
     return lambda: any(moves)
 
 
-@pytest.mark.parametrize("disturb", [tied, short_of_memory, growing, moving], ids=lambda one: one.__name__)
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    "disturb", [tied, short_of_memory, short_of_memory_in_a_step, growing, moving], ids=lambda one: one.__name__
+)
 def test_what_happens_to_a_row_changes_no_token_of_it(tokenizer, monkeypatch, disturb):
     form = Form((Part("A", "a", "line"), Part("C", "c", "choice", choices=("x", "y"))))
     tokens = FormTokens(form, tokenizer, ENDS, VOCAB)
@@ -145,6 +164,7 @@ def test_what_happens_to_a_row_changes_no_token_of_it(tokenizer, monkeypatch, di
     assert happened()
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("with_form", [True, False])
 def test_steps_with_a_form_are_not_recorded_and_all_their_kernels_are_compiled_first(with_form, monkeypatch):
     monkeypatch.setattr(open_gpu, "cuda_recorder", lambda: lambda run: (run(), run))
@@ -156,6 +176,7 @@ def test_steps_with_a_form_are_not_recorded_and_all_their_kernels_are_compiled_f
     assert bool(made.steps._forward.launch.launches["forbid_ids"]) == with_form
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_rows_continue_inside_their_form_without_our_kernels(tokenizer, tokens, monkeypatch):
     model = tiny_gemma(vocab=VOCAB)
     work = prompts([9, 4], new=tokens.least_tokens, vocab=VOCAB)

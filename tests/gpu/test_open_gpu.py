@@ -29,6 +29,8 @@ from gxr_batch.job import Job
 from gxr_batch.models import placement
 from gxr_batch.models.device_memory import MemoryBudget
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 
 @pytest.fixture(autouse=True)
 def _the_cpu_is_a_gpu(monkeypatch):

@@ -33,6 +33,8 @@ from gxr_batch.errors import EngineFailed, ModelUnavailable
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.records import Completion
 
+pytestmark = pytest.mark.usefixtures("interpreted")
+
 SAMPLED = Sampling(temperature=1.0)
 
 

@@ -24,17 +24,28 @@ from gxr_batch.models.form_tokens import hold_rows
 _PREFILL_ROWS = 8
 # A shared prefix shorter than this is recomputed faster than it is copied.
 _LEAST_PREFIX = 16
+_MOST_WORDS = 200  # characters of an error
 
 
 class KernelsFailed(Exception):
     """Our forward pass cannot continue, for the reason in the message; the library's can."""
 
 
+def in_words(error: Exception) -> str:
+    """Return what is said about an error of a kernel: its type, and the words of torch, CUDA or Triton.
+
+    Those do not know any row's text; an error of another type may.
+    """
+    of_libraries = type(error) is RuntimeError or isinstance(error, getattr(torch, "AcceleratorError", ()))
+    words = str(error).strip().partition("\n")[0][:_MOST_WORDS] if of_libraries else ""
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 def device_failed(error: Exception) -> EngineFailed:
     """Return the error for a GPU that cannot compute any more after `error`, until the process has ended."""
     return EngineFailed(
         "The device reported an error and cannot compute any more.",
-        where=type(error).__name__,
+        where=in_words(error),
         next_step='run the same command again; if it happens again, set engine.kernels = "library"',
     )
 

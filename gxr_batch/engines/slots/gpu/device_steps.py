@@ -25,8 +25,9 @@ from gxr_batch.engines.slots.gpu.kernels.sampling import NOT_FINITE, TOO_MANY_TI
 from gxr_batch.engines.slots.gpu.paged_cache import Prefix
 from gxr_batch.engines.slots.gpu.slot_state import SlotState, bitmap
 from gxr_batch.engines.slots.oom_retry import NoMemory
-from gxr_batch.engines.slots.row_steps import Drawn, KernelsFailed, device_failed
+from gxr_batch.engines.slots.row_steps import Drawn, KernelsFailed, device_failed, in_words
 from gxr_batch.engines.slots.slot_schedule import BUCKETS, bucket
+from gxr_batch.errors import EngineFailed
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device_memory import is_lost, out_of_memory, release_cached
 from gxr_batch.models.form_tokens import Masks, hold_rows
@@ -234,15 +235,20 @@ class DeviceSteps:
     def _step(self, count: int, going: Sequence[RowState]) -> torch.Tensor:
         """Run the step over the first `count` slots, recorded if steps are; return its results."""
         if count not in self._recorded:
-            return self._launched(count, going)
+            return self._state.draw(self._held_logits(count, going), self._state.active[:count])
         results, replay = self._recorded[count]
         replay()
         return results
 
-    def _launched(self, count: int, going: Sequence[RowState] = ()) -> torch.Tensor:
-        logits = self._logits(count)
-        self._hold(logits, going, [row.slot for row in going])
-        return self._state.draw(logits, self._state.active[:count])
+    def _launched(self, count: int) -> torch.Tensor:
+        return self._state.draw(self._logits(count), self._state.active[:count])
+
+    def _held_logits(self, count: int, going: Sequence[RowState]) -> torch.Tensor:
+        """Return the logits of the first `count` slots, held to the rows' forms. No row has advanced by that."""
+        with self._failures():
+            logits = self._logits(count)
+            self._hold(logits, going, [row.slot for row in going])
+        return logits
 
     def _logits(self, count: int) -> torch.Tensor:
         state = self._state
@@ -259,8 +265,7 @@ class DeviceSteps:
 
     def _ties_drawn(self, count: int, going: Sequence[RowState]) -> torch.Tensor:
         """Run a step in which some rows have more ties than the kernel holds."""
-        logits = self._logits(count)
-        self._hold(logits, going, [row.slot for row in going])
+        logits = self._held_logits(count, going)
         results = self._state.draw(logits, self._state.active[:count])
         self._state.draw_ties(logits, self._state.active[:count])
         self._ties.clear()
@@ -282,13 +287,15 @@ class DeviceSteps:
         """
         try:
             yield
+        except (NoMemory, KernelsFailed, EngineFailed):  # raised by an inner one
+            raise
         except Exception as error:
             self._calls = deque(call for call in self._calls if not any(row in new for row in call.rows))
             memory = out_of_memory(error)
             if not memory and is_lost(self.device):
                 raise device_failed(error) from None
             if not (memory and repeatable):
-                raise KernelsFailed(f"a kernel failed ({type(error).__name__})") from error
+                raise KernelsFailed(f"a kernel failed ({in_words(error)})") from error
         else:
             memory = False
         if memory:  # outside the handler, so that the error no longer keeps the tensors of the failed call alive

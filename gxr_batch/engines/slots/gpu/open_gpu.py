@@ -19,7 +19,7 @@ from gxr_batch.engines.slots.decoder_layout import layer_kinds
 from gxr_batch.engines.slots.gpu.fused_weights import Weights, fuse, why_not
 from gxr_batch.engines.slots.gpu.memory_plan import MemoryPlan, Sizes, plan, windows_of
 from gxr_batch.engines.slots.gpu.paged_cache import PagedCache
-from gxr_batch.engines.slots.row_steps import device_failed
+from gxr_batch.engines.slots.row_steps import device_failed, in_words
 from gxr_batch.job import EngineSection
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device_memory import cached_bytes, is_lost, out_of_memory, release_cached
@@ -131,7 +131,7 @@ def open_gpu(
         except Exception as error:  # whatever Triton, its compiler and the driver raise
             if is_lost(model.device):
                 raise device_failed(error) from None
-            why = "" if out_of_memory(error) else f"a kernel failed ({type(error).__name__})"
+            why = "" if out_of_memory(error) else f"a kernel failed ({in_words(error)})"
             if "find C compiler" in str(error):  # Triton's words; it builds its launcher with one
                 why = "there is no C compiler (gcc, clang, or one that CC names)"
         # Outside the handler, which keeps the tensors of the failed attempt alive.
@@ -149,6 +149,7 @@ def _opened(model: Any, found: MemoryPlan, engine: EngineSection, sampling: Samp
     from gxr_batch.engines.slots.gpu.kernels import TRITON_VERSION
 
     weights = fuse(model, found.capacity)
+    release_cached()  # the weights that were fused, which nobody planned with
     forward = Forward(weights, cache_of(weights, found), chunk=found.chunk, reproducible=engine.reproducible)
     compared = compare(model, forward) if engine.self_check else Comparison("", same_bits=False)
     if compared.why:

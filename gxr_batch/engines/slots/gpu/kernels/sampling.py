@@ -237,6 +237,7 @@ def draw_rows(
 
         # The list of these blocks replaces the maxima; a float32 holds any of their numbers exactly.
         hit = (keys >= floor).to(tl.int32)
+        tl.debug_barrier()  # a warp may still be reading the maxima if all hold the same few
         tl.store(maxima + tl.cumsum(hit, axis=0) - 1, block.to(tl.float32), mask=hit != 0)
         tl.debug_barrier()
         candidates += row * SPACE

@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def run(context: Context, prompts: list[list[int]], lengths: list[int], seeds: l
         while waiting and free and context.batch.n_tokens + len(prompts[waiting[0]]) <= BATCH:
             row, number = waiting.popleft(), free.pop()
             ids = prompts[row]
-            begin = _common(held[number], ids[:-1])
+            begin = sum(1 for _ in takewhile(_are_equal, zip(held[number], ids[:-1], strict=False)))
             context.keep(number, begin)
             held[number] = ids
             indices = [context.add(ids[at], at, number, at + 1 == len(ids)) for at in range(begin, len(ids))]
@@ -140,10 +141,8 @@ def run(context: Context, prompts: list[list[int]], lengths: list[int], seeds: l
     return found
 
 
-def _common(one: list[int], other: list[int]) -> int:
-    """Return how many leading ids two prompts share."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
+def _are_equal(pair: tuple[int, int]) -> bool:
+    return pair[0] == pair[1]
 
 
 def requantised(path: Path, kind: str) -> Path:

@@ -61,7 +61,7 @@ class InFlight:
             self._write()
 
     def settle(self, key: Key) -> None:
-        """Note that the engine returned a key, which therefore killed no process."""
+        """Forget a key and its deaths: the engine returned it, so that it killed no process, or it was given up."""
         self._held.pop(key, None)
         self._crashes.pop(key, None)
 

@@ -201,8 +201,8 @@ class Invocation:
         here = {
             key: (at[key.row_id], key.sample - 1) for key in keys if key.row_id in at and key.sample <= state.samples
         }
-        # Rows that are not in the table now, e.g. because of --limit, may come back. A row that is tried again has a
-        # result of before.
+        # Rows that are not in the table now, e.g. because of --limit, may come back. A row that is tried again is not
+        # finished, though it has an earlier result: without its deaths it would kill every retry.
         finished = {key for key, place in here.items() if state.status[place] != TODO and not self.todo[place]}
         deaths = self.ledger.in_flight.keep(set(keys) - finished)
         wanted = {key: died for key, died in deaths.items() if key in here and self.todo[here[key]]}

@@ -46,8 +46,8 @@ def device():
 
 @pytest.fixture
 def interpreted():
-    """The CPU takes the GPU's part in these tests, which compiled kernels refuse."""
-    if ON_GPU:
+    """The CPU takes the GPU's part in these tests, in Triton's interpreter."""
+    if ON_GPU:  # kernels compiled for a GPU refuse tensors of the CPU
         pytest.skip("its model is on the CPU: run it with TRITON_INTERPRET=1")
 
 

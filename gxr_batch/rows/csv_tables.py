@@ -123,7 +123,8 @@ def _read_header(path: Path, encoding: str, compression: str, layout: Layout) ->
 def batches(file: DelimitedFile, nulls: Collection[str], say: Say) -> Iterator[pa.Table]:
     """Yield the rows as tables of `file.own_schema`. Cells that are empty or one of `nulls` are null.
 
-    Raises TableError for a row that cannot be read, and if the file changed since the survey.
+    Rows without any cell at the end are left out: a spreadsheet writes them for cells that were cleared. Raises
+    TableError for a row that cannot be read, and if the file changed since the survey.
     """
     missing = frozenset(nulls) | {""}
     schema = file.own_schema
@@ -132,18 +133,30 @@ def batches(file: DelimitedFile, nulls: Collection[str], say: Say) -> Iterator[p
         records = _Records(file.path, lines, file.layout, file.header, named=file.named)
         if not file.named:
             records.take(1, None)
+        empty: list[pa.Table] = []  # rows that are left out unless others follow
         while True:
             rows, starts = records.take(ROWS_A_BATCH, width)
             if not rows:
                 break
             columns = records.checked(list(zip(*rows, strict=True)), rows, starts)
-            yield pa.Table.from_arrays(
-                [_text_column(file, columns[place], missing, starts) for place in file.places], schema=schema
-            )
+            arrays = [_text_column(file, columns[place], missing, starts) for place in file.places]
+            table, filled = pa.Table.from_arrays(arrays, schema=schema), _filled(rows)
+            if filled:
+                yield from empty
+                yield table.slice(0, filled)
+                empty = []
+            empty += [table.slice(filled)] if filled < len(rows) else []
         if lines.sha256() != file.sha256:
             raise changed_error(file)
+    if empty:
+        say(f"{file.path}: {counted(sum(map(len, empty)), 'row')} without any cell at the end, left out")
     for notice in records.notices():
         say(f"{file.path}: {notice}")
+
+
+def _filled(rows: Sequence[Sequence[str]]) -> int:
+    """Return how many rows there are up to the last one with a cell; a row of one column is one all the same."""
+    return next((at for at in range(len(rows), 0, -1) if len(rows[at - 1]) == 1 or any(rows[at - 1])), 0)
 
 
 def _text_column(

@@ -2,7 +2,8 @@
 
 The content hash is the sha256 of canonical JSON: sorted keys, no spaces, no escapes beyond what JSON needs. It covers
 what a prompt shows: values that JSON lacks are written as text, times in ISO form, anything else as in a prompt. What a
-prompt shows as it did in earlier versions has the hash that it had, and anything else has another one.
+prompt shows as it did in earlier versions has the hash that it had, and anything else has another one. Whole numbers
+keep their hash if their column turns from integers to floats.
 Rows with the same id form a family: A, A#2, A#3. Content decides which row gets which id: first the previous table,
 then the order of the content hashes, never the position. A generated id never equals an id in a cell.
 Only the ids of such families are held as text. Of every other id, memory holds 64 bits, enough to find ids that may
@@ -22,7 +23,7 @@ from itertools import chain, count, groupby
 from json.encoder import encode_basestring
 from math import isnan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ import pyarrow.compute as pc
 from gxr_batch.cells import Items, printed, quoted
 from gxr_batch.disk import parquet_file, table_copy
 from gxr_batch.errors import TableError
+from gxr_batch.files import DEEPEST, json_object
 from gxr_batch.rows.columns import FieldMap, prompt_values, python_values
 
 DERIVED_DIGITS = 16
@@ -40,15 +42,22 @@ _WHOLE = 10**15
 _SUFFIX = r"#([2-9]|[1-9][0-9]{1,8})$"
 _ROWS_A_BATCH = 65_536
 
+Whole = Literal["int", "float"]
+# In the metadata of input.parquet: columns whose whole numbers are hashed as those of another type.
+_WHOLE_NUMBERS = b"gxr_whole_numbers"
+
 Mask = npt.NDArray[np.bool_]
 Marks = npt.NDArray[np.int64]
 
 
 class ContentHasher:
-    """Computes the content hashes of rows, column by column."""
+    """Computes the content hashes of rows, column by column.
 
-    def __init__(self, fields: FieldMap) -> None:
-        self._fields = fields
+    `whole` names columns whose whole numbers are hashed as "int" or "float", whatever the type of the column is now.
+    """
+
+    def __init__(self, fields: FieldMap, whole: Mapping[str, Whole] | None = None) -> None:
+        self._fields, self._whole = fields, whole or {}
         self._used = fields.used()
         self._plans: dict[str, tuple[str, tuple[str, ...]]] = {}
 
@@ -56,10 +65,16 @@ class ContentHasher:
         """Return each row's content hash, 64 hex digits."""
         names = self._fields.template_names(table)
         used = self._fields.used_by(dict.fromkeys(names))
-        columns = {field: _json_texts(prompt_values(table, self._fields.columns[field])) for field in used}
+        columns = {field: _json_texts(self._values(table, self._fields.columns[field])) for field in used}
         rows = {name: self._rows(name, columns, table.num_rows) for name in dict.fromkeys(names)}
         sha256 = hashlib.sha256
         return [sha256(rows[name][number].encode()).hexdigest() for number, name in enumerate(names)]
+
+    def _values(self, table: pa.Table, column: str) -> list[Any]:
+        values, whole = prompt_values(table, column), self._whole.get(column)
+        if whole == "int":
+            return [int(one) if type(one) is float and one.is_integer() else one for one in values]
+        return [float(one) if type(one) is int else one for one in values] if whole == "float" else values
 
     def _rows(self, name: str, columns: Mapping[str, Sequence[str]], size: int) -> list[str]:
         """Return the canonical JSON that every row would have under a template."""
@@ -274,11 +289,34 @@ def _stems(ids: pa.Array | pa.ChunkedArray) -> Any:
     return pc.replace_substring_regex(ids, pattern=_SUFFIX, replacement="")
 
 
+def marked(schema: pa.Schema, whole: Mapping[str, Whole]) -> pa.Schema:
+    """Return the schema of input.parquet with a note of how whole numbers are hashed."""
+    return schema.with_metadata({_WHOLE_NUMBERS: json.dumps(whole)}) if whole else schema
+
+
+def _whole(kind: pa.DataType) -> Whole | None:
+    return "int" if pa.types.is_integer(kind) else "float" if pa.types.is_floating(kind) else None
+
+
 class PriorTable:
     """The ids and contents of a run's previous input.parquet. Raises RunError if it is damaged."""
 
     def __init__(self, path: Path, id_column: str) -> None:
         self._path, self._id_column = path, id_column
+
+    def whole_numbers(self, schema: pa.Schema) -> dict[str, Whole]:
+        """Return how the run hashes whole numbers in columns that had another type before.
+
+        A column of whole numbers is one of floats as soon as a cell is empty, and prompts show the same numbers.
+        """
+        with table_copy(self._path), parquet_file(self._path) as file:
+            prior = file.schema_arrow
+            known = json_object((prior.metadata or {}).get(_WHOLE_NUMBERS, b"{}"), DEEPEST)
+            if any(value not in ("int", "float") for value in known.values()):
+                raise ValueError
+        before = {field.name: _whole(field.type) for field in prior} | known
+        pairs = ((field.name, _whole(field.type), before.get(field.name)) for field in schema)
+        return {name: earlier for name, now, earlier in pairs if now and earlier and now != earlier}
 
     def families(self, bases: Bases) -> list[pa.Array]:
         """Return the ids of `bases` from which ids of the previous table may have been made."""

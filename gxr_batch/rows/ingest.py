@@ -34,6 +34,7 @@ from gxr_batch.rows.ids import (
     cell_ids,
     distinct,
     in_mask,
+    marked,
     marks,
     require_usable,
 )
@@ -68,12 +69,13 @@ def ingest(
     require_column(fields.template_column, survey.schema.names, key="prompt.template_column")
     if id_column:
         require_usable(survey.schema.field(id_column).type, id_column)
-    intake = _Intake(survey, fields, id_column)
+    before = PriorTable(prior, id_column) if prior else None
+    intake = _Intake(survey, fields, id_column, before)
     with _target_errors(target), _collecting_only_rows():
         if os.path.lexists(target):  # an earlier copy, or a link
             target.unlink()
         bases = Bases(target, ID, intake.copy(target, limit))
-        made = distinct(bases, lambda mask: _contents(target, mask), PriorTable(prior, id_column) if prior else None)
+        made = distinct(bases, lambda mask: _contents(target, mask), before)
         if made.ids:
             _replace_ids(target, made)
         for file in survey.files:
@@ -98,9 +100,11 @@ def _collecting_only_rows() -> Iterator[None]:
 class _Intake:
     """One pass over the files."""
 
-    def __init__(self, survey: Survey, fields: FieldMap, id_column: str) -> None:
+    def __init__(self, survey: Survey, fields: FieldMap, id_column: str, prior: PriorTable | None) -> None:
         self._survey, self._id_column = survey, id_column
-        self._hasher = ContentHasher(fields)
+        whole = prior.whole_numbers(survey.schema) if prior else {}
+        self._schema = marked(pa.schema([*survey.schema, *_KEY_FIELDS]), whole)
+        self._hasher = ContentHasher(fields, whole)
         self._doubtful = DoubtfulCells(fields, clears=survey.common_nulls)
         self._path: Path | None = None
         self._derived = 0
@@ -109,8 +113,7 @@ class _Intake:
     def copy(self, target: Path, limit: int | None) -> Marks:
         """Write the table with the ids from cells and hashes, and return their marks."""
         seen = [np.empty(0, np.int64)]
-        schema = pa.schema([*self._survey.schema, *_KEY_FIELDS])
-        with _Groups(target, schema) as groups:
+        with _Groups(target, self._schema) as groups:
             for read in _first_rows(self._tables(), limit):
                 table = self._doubtful.look(read)
                 with self._named_file():
@@ -118,7 +121,7 @@ class _Intake:
                     bases = self._bases(table, contents)
                 seen.append(marks(bases))
                 keys = [pa.array(bases, pa.string()), pa.array(contents, pa.string())]
-                groups.write(pa.Table.from_arrays([*table.columns, *keys], schema=schema))
+                groups.write(pa.Table.from_arrays([*table.columns, *keys], schema=self._schema))
         if self._derived:
             self.notices.append(f"{counted(self._derived, 'row')} without {self._id_column}: ids come from the content")
         self.notices += self._doubtful.notices()

@@ -136,6 +136,16 @@ def test_rows_of_empty_cells_are_rows(path):
     assert cells(path, "a,b\n,\n1,2\n") == [(None, None), ("1", "2")]
 
 
+def test_rows_without_a_cell_at_the_end_are_left_out_and_counted(path):
+    """As a spreadsheet saves cells that were cleared."""
+    path.write_text("a;b\n;\n1;2\n" + ";\n" * 20_000 + "3;4\n" + ';\n"";""\n' * 10_000)
+    table, taken = take(path)
+    assert table.num_rows == 20_003
+    assert (table["a"][0].as_py(), table["a"][-1].as_py()) == (None, "3")
+    assert taken.notices[0] == f"{path}: 20,000 rows without any cell at the end, left out"
+    assert cells(path, 'a\n1\n""\n') == [("1",), (None,)], "the only way to write such a row"
+
+
 @pytest.mark.parametrize("blank", ["\n", "\r\n", "   \n"])
 def test_blank_lines_are_not_rows(path, blank):
     assert cells(path, f"{blank}a,b\n{blank}1,2\n{blank}{blank}3,4\n{blank}") == [("1", "2"), ("3", "4")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,25 +71,30 @@ def command(
             signals.generating = True  # from now on there is progress to save
             display.draw(progress.step, progress.steps, lambda: _describe(progress))
 
-        export_approved(job)
+        for note in export_approved(job):
+            display.say(note)
         options = Options(fresh=fresh, take_over=take_over)
         outcome = finetune(job, options, stopper, display.say, show)
     click.echo(json.dumps(_summary(outcome), indent=2) if as_json else _text(job.name, outcome))
     click.get_current_context().exit(_EXITS[outcome.reason] if outcome.reason else Exit.DONE)
 
 
-def export_approved(job: Job) -> None:
-    """Export the approved rows of the runs in finetune.data, if their exports are older than the last review."""
+def export_approved(job: Job) -> Iterator[str]:
+    """Export the approved rows of the runs in finetune.data, if their exports are older than the last review.
+
+    Yields what to tell the user about each export.
+    """
+    from gxr_batch.cells import quoted
     from gxr_batch.export import Choice, default_path, export
-    from gxr_batch.finetune.examples import matches
-    from gxr_batch.ledger import RunReader, is_run
+    from gxr_batch.finetune.examples import matches, run_of
+    from gxr_batch.ledger import RunReader
     from gxr_batch.ledger.exports import is_current
 
-    for folder in chain.from_iterable(map(matches, job.finetune.data)):
-        if is_run(folder):
-            reader = RunReader(folder)
-            if not is_current(folder, default_path(reader, "chat-jsonl", Choice())):
-                export(reader, "chat-jsonl", None, Choice())
+    for folder in filter(None, map(run_of, chain.from_iterable(map(matches, job.finetune.data)))):
+        reader = RunReader(folder)
+        if not is_current(folder, default_path(reader, "chat-jsonl", Choice())):
+            done = export(reader, "chat-jsonl", None, Choice(partial=True))
+            yield from (f"{quoted(done.path)}: {note}" for note in done.notes)
 
 
 def _describe(progress: TrainingProgress) -> str:

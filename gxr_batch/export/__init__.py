@@ -58,7 +58,7 @@ def export(reader: RunReader, form: str, target: Path | None, choice: Choice) ->
 
     source = flagged_first(opened) if choice.flagged_first else opened()
     done = write(source, file)
-    none = ("no row of this run is approved yet",) if approved and not done.rows else ()
+    none = ("no row of this run is approved yet",) if approved and not done.rows and not done.notes else ()
     return done._replace(notes=(*done.notes, *none, *file.notes))
 
 

@@ -21,9 +21,9 @@ from gxr_batch.export.workbook import write_xlsx
 from gxr_batch.forms import PREFIX
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.exports import ExportFile
-from gxr_batch.ledger.reviews import REVIEWS_NAME, one_import
+from gxr_batch.ledger.reviews import REVIEWS_NAME, UNREVIEWED, one_import
 from gxr_batch.ledger.run_format import next_number
-from gxr_batch.records import FLAGS_OF_REVIEWS, Key, review_schema
+from gxr_batch.records import DISCLAIMER, FLAGS_OF_REVIEWS, Key, review_schema
 from gxr_batch.rows.columns import counted
 
 # What a blind workbook keeps besides sections: what the import needs, and what every output says.
@@ -136,7 +136,9 @@ def _unreviewed(table: pa.Table, *, blind: bool) -> pa.Table:
         if field.name in reviews.names:
             column = pa.nulls(table.num_rows, field.type)
         elif field.name == "gxr_review_status":
-            column = pa.array(["unreviewed"] * table.num_rows, field.type)
+            column = pa.array([UNREVIEWED] * table.num_rows, field.type)
+        elif field.name == "gxr_disclaimer":  # that of a reviewed row names the reviewer
+            column = pa.array([DISCLAIMER] * table.num_rows, field.type)
         elif field.name == "gxr_flags":
             flags = [_own(one) for one in column.to_pylist()]
             column = pa.array([None] * table.num_rows if blind else flags, field.type)

@@ -8,6 +8,7 @@ cells.py formats dates and lists.
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -41,12 +42,18 @@ def _write(
         nonlocal rows
         names = source.schema.names
         with lines_into(target, encoding=encoding, newline="") as lines:
-            writer = csv.writer(lines, quoting=quoting, lineterminator=line_end)  # type: ignore[arg-type]
-            writer.writerow(names if guarded is None else [guard(name) for name in names])
+            usual = csv.writer(lines, quoting=quoting, lineterminator=line_end)  # type: ignore[arg-type]
+            quoted_all = csv.writer(lines, quoting=csv.QUOTE_ALL, lineterminator=line_end)
+
+            def write_row(cells: Sequence[str]) -> None:
+                # Before Python 3.13 the library leaves a lone carriage return unquoted, and readers end the row there.
+                (quoted_all if any("\r" in cell for cell in cells) else usual).writerow(cells)
+
+            write_row(names if guarded is None else [guard(name) for name in names])
             for table in source.tables:
                 rows += table.num_rows
-                columns = [_column(table, name, guarded) for name in names]
-                writer.writerows(zip(*columns, strict=True))
+                for cells in zip(*(_column(table, name, guarded) for name in names), strict=True):
+                    write_row(cells)
 
     file.write(write)
     return rows

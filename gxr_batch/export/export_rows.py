@@ -58,29 +58,29 @@ class Exported(NamedTuple):
 
 
 def open_source(reader: RunReader, *, partial: bool, include_held: bool = False) -> Source:
-    """Return the rows of the last complete state, or with `partial` those finished so far, with reviews applied.
+    """Return the rows of a finished run, or with `partial` those finished so far, with reviews applied.
 
-    `include_held` reads the texts of held rows from the parts, since results.parquet does not hold them.
+    They are those of results.parquet, unless that is older than the newest invocation, as after a retry that was
+    killed: then the parts have the newer texts. `include_held` reads the texts of held rows from the parts too.
 
     Raises RunError if the run is unfinished and `partial` is not set.
     """
     counts = reader.state.counts()
-    if partial or (include_held and not counts.left):
-        tables = reader.finished(include_held=include_held)
-        shown = tables if include_held else map(_withheld, tables)
-        return Source(reader, reader.schema, _in_slices(shown), counts, counts.left > 0)
-    if reader.results is None or include_held:
+    results = None if partial or include_held else reader.results_of_newest
+    if results is not None:
+        with damage(results):
+            schema = stored_schema(results, reader.form)
+        tables = map(_withheld, map(reader.reviews.apply_to, _stored(results, schema)))
+        return Source(reader, with_review_columns(schema), tables, _counts_of(schema) or counts, partial=False)
+    if counts.left and not partial:
         raise RunError(
             f"This run is unfinished: {counted(counts.left, 'row')} left.",
             where=str(reader.folder),
             next_step="add --partial to export the finished rows, or finish the run with `gxr-batch run`",
         )
-    with damage(reader.results):
-        schema = stored_schema(reader.results, reader.form)
-    tables = map(reader.reviews.apply_to, _stored(reader.results, schema))
-    return Source(
-        reader, with_review_columns(schema), map(_withheld, tables), _counts_of(schema) or counts, partial=False
-    )
+    found = reader.finished(include_held=include_held)
+    shown = found if include_held else map(_withheld, found)
+    return Source(reader, reader.schema, _in_slices(shown), counts, counts.left > 0)
 
 
 def _in_slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

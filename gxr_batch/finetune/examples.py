@@ -23,6 +23,7 @@ from gxr_batch.files import MOST_TEXT_BYTES, open_plain
 from gxr_batch.forms import form_of
 from gxr_batch.job import FinetuneSection, Job
 from gxr_batch.ledger import is_run
+from gxr_batch.ledger.reviews import review_files
 from gxr_batch.prompts import Template, Templates
 from gxr_batch.prompts.render import render
 from gxr_batch.records import Messages, Role, Turn
@@ -112,10 +113,17 @@ def _files(sources: Sequence[str]) -> Iterator[Path]:
     seen: set[Path] = set()
     for source in sources:
         for path in matches(source):
-            file = _approved_rows(path) if path.is_dir() else path
+            folder = path if path.is_dir() else run_of(path)
+            file = _approved_rows(folder) if folder else path
             if file.resolve() not in seen:
                 seen.add(file.resolve())
                 yield file
+
+
+def run_of(path: Path) -> Path | None:
+    """Return the run folder that a source names, or whose approved rows it names; None for any other file or folder."""
+    folder = path.parent if path.name == APPROVED else path
+    return folder if is_run(folder) else None
 
 
 def matches(source: str) -> list[Path]:
@@ -155,8 +163,7 @@ def _approved_rows(folder: Path) -> Path:
         raise RunError("The run's approved rows are not exported yet.", where=str(file.absolute()), next_step=export)
     with storage_errors(file):
         open_plain(file).close()
-    reviews = [path.stat().st_mtime for path in (folder / "reviews").glob("*") if path.is_file()]
-    if max(reviews, default=0.0) > file.stat().st_mtime:
+    if max((path.stat().st_mtime for path in review_files(folder)), default=0.0) > file.stat().st_mtime:
         raise RunError(
             "The run was reviewed after its approved rows were exported.",
             where=str(file.absolute()),

@@ -81,6 +81,12 @@ class RunReader:
         return path if path.exists() and has_footer(path) else None
 
     @property
+    def results_of_newest(self) -> Path | None:
+        """The path of results.parquet if the newest invocation wrote it, else None: the parts may have newer texts."""
+        newest = (self.manifest.invocations or [{}])[-1]
+        return self.results if "results_sha256" in newest else None
+
+    @property
     def schema(self) -> pa.Schema:
         """The columns of the finished rows, those of reviews included."""
         return with_review_columns(merged_schema(self.folder, self.form))
@@ -151,21 +157,16 @@ def read_results(run_dir: str | Path, *, include_held: bool = False) -> pd.DataF
 
 def _whole(reader: RunReader) -> pa.Table | None:
     """Return results.parquet if it is readable and up to date, else None: the parts have everything."""
-    newest = (reader.manifest.invocations or [{}])[-1]
-    if "results_sha256" not in newest:  # killed before it wrote them: they are from an earlier invocation
-        return None
-    if reader.results is None or reader.state.counts().left or reader.holder:
+    results = reader.results_of_newest
+    if results is None or reader.state.counts().left or reader.holder:
         return None
     try:
-        with (
-            reading(reader.results, RunError("")),
-            parquet_file(reader.results, page_checksum_verification=True) as file,
-        ):
+        with reading(results, RunError("")), parquet_file(results, page_checksum_verification=True) as file:
             stored = file.read()
     except RunError:
         return None
     if (
-        stored_schema(reader.results, reader.form).names != stored.schema.names
+        stored_schema(results, reader.form).names != stored.schema.names
         or stored.schema.names != merged_schema(reader.folder, reader.form).names
     ):  # written by another version
         return None

@@ -105,7 +105,8 @@ def test_a_blind_workbook_shows_neither_model_nor_flags_nor_what_others_said(wor
     hidden = {"gxr_model", "gxr_template", "gxr_adapter", "gxr_seed", "gxr_findings_kept", "gxr_findings_lost"}
     assert not hidden & names
     assert not any("echo" in value and "[echo" not in value for value in values)
-    assert not values & {"seen by the first reader", "Reader 1", "approved with edits", "echoes_prompt"}
+    assert not values & {"seen by the first reader", "approved with edits", "echoes_prompt"}
+    assert not any("reviewed by Reader 1" in value or value == "Reader 1" for value in values)
     statuses = [row[0].value for row in book["Cases"].iter_rows(min_row=FIRST, min_col=3, max_col=3)]
     assert set(statuses) == {"unreviewed"}
     assert book.properties.title == "Teaching cases"
@@ -326,6 +327,18 @@ def test_a_record_that_is_no_plain_file_is_one_message(work, plant):
         assert failed.returncode in {2, 4}
         assert "Traceback" not in failed.stderr
         assert "audit-001.json" in failed.stderr
+
+
+def test_a_row_removed_from_the_table_does_not_end_an_audit(work):
+    run = run_of(work)
+    export_audit(RunReader(run), AuditChoice(rows=40))
+    read(run / "audit-001-reader-1.xlsx", "Reader", set())
+    taken(run, run / "audit-001-reader-1.xlsx")
+    drawn = summarise(RunReader(run)).drawn
+    work.table([(f"{number:03d}", f"Small effusion, film {number}.") for number in range(1, ROWS)])
+    work.run()
+    assert summarise(RunReader(run)).drawn == drawn
+    work.gxr("report", "outputs/j")
 
 
 def test_a_draw_from_an_unfinished_run_speaks_of_the_rows_that_it_had(tmp_path):

@@ -18,7 +18,7 @@ from gxr_batch.export import FORMATS, Choice, export
 from gxr_batch.ledger import RunReader
 from gxr_batch.records import DISCLAIMER, review_schema
 
-CELLS = ["=1+1", "a,b;c", 'say "x"', "two\nlines", "  blanks  ", "漢字 🫁", "-5", "\u2028"]
+CELLS = ["=1+1", "a,b;c", 'say "x"', "two\nlines", "a segment\ra segment", "  blanks  ", "漢字 🫁", "-5", "\u2028"]
 
 
 @pytest.fixture

@@ -245,7 +245,9 @@ def test_the_exported_approved_rows_of_a_run_folder_are_read(place):
     assert file.rows == 1
     (place / "run" / "reviews").mkdir()
     time.sleep(0.02)
-    (place / "run" / "reviews" / "r.parquet").write_text("")
+    (place / "run" / "reviews" / "audit-001.json").write_text("")
+    assert read_examples(job('finetune.data=["run"]')), "a draw for an audit is no review"
+    (place / "run" / "reviews" / "review-00000001.parquet").write_text("")
     with pytest.raises(RunError, match="was reviewed after its approved rows were exported"):
         read_examples(job('finetune.data=["run"]'))
 

@@ -167,6 +167,7 @@ def _summary(done: Imported) -> dict[str, object]:
         "unchanged": done.unchanged,
         "unreviewed": done.unreviewed,
         "without_verdict": done.remarks,
+        "withdrawn": done.withdrawn,
         "refused": [one._asdict() for one in done.refused],
         "disagreements": [
             {"row_id": one.row_id, "sample": one.sample, "verdicts": dict(one.verdicts)} for one in done.disagreements
@@ -195,6 +196,8 @@ def _text(run_folder: Path, done: Imported) -> str:
     ]
     lines += _more(len(done.disagreements))
     lines += [f"  note      {notice}" for notice in done.notices]
+    if done.withdrawn:
+        lines.append(f"  note      {done.withdrawn:,} of these withdraw an earlier review")
     if done.remarks:
         lines.append(f"  note      {done.remarks:,} of these have entries but no status in gxr_review_status")
     if done.disagreements:

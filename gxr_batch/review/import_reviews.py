@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from gxr_batch.disk import sha256_of
 from gxr_batch.errors import RunError
 from gxr_batch.forms import Form
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.reviews import Reviews, add_reviews, disagree, one_import, same_person
+from gxr_batch.ledger.reviews import UNREVIEWED, Reviews, add_reviews, disagree, one_import, same_person
 from gxr_batch.records import Key, Review
 from gxr_batch.review.match_rows import Case, Elsewhere, cases, leads_to_its_text
 from gxr_batch.review.parse_row import (
@@ -34,9 +34,10 @@ from gxr_batch.review.parse_row import (
     is_filled_in,
     lost_letters,
     may_withdraw,
+    refuse_edited_in_place,
     review_columns_of,
     review_of,
-    same_text,
+    shows_a_review,
 )
 from gxr_batch.review.read_sheets import SheetRow, read_sheets
 from gxr_batch.review.row_text import InvalidRow
@@ -77,20 +78,22 @@ class Disagreement(NamedTuple):
 class Imported:
     """The result of an import, in rows. `unreviewed` rows are not filled in; `unchanged` ones are already stored.
 
-    `remarks`: how many of the `taken` rows have entries but no verdict. `notices` are sentences about whole files.
+    `remarks`: how many of the `taken` rows have entries but no verdict. `withdrawn`: how many are empty, and end the
+    reviewer's earlier review. `notices` are sentences about whole files.
     """
 
     taken: int = 0
     unchanged: int = 0
     unreviewed: int = 0
     remarks: int = 0
+    withdrawn: int = 0
     refused: list[Refused] = field(default_factory=list)
     disagreements: list[Disagreement] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
 
 class _Line(NamedTuple):
-    """A row of a sheet that a reviewer filled in."""
+    """A row of a sheet."""
 
     file: str
     row: SheetRow
@@ -100,30 +103,56 @@ class _Line(NamedTuple):
         return Refused(*key, self.file, self.row.sheet, self.row.number, why)
 
 
+class _Found(NamedTuple):
+    """The rows of all sheets by key: those that a reviewer filled in, and the others."""
+
+    judged: dict[Key, list[_Line]]
+    untouched: dict[Key, list[_Line]]
+
+
 def import_reviews(reader: RunReader, paths: Sequence[Path], reviewer: str = "") -> Imported:
     """Import the reviews of these sheets into the run. Raises RunError, StorageError.
 
     `reviewer`: name for rows whose gxr_reviewer is empty.
     """
     done = Imported()
-    judged: dict[Key, list[_Line]] = {}
+    found = _Found({}, {})
     samples = int(reader.manifest.job["sampling"]["samples_per_row"])
     for path in paths:
-        _collect(path, samples, reader.form, judged, done)
+        _collect(path, samples, reader.form, found, done)
     with one_import(reader.folder):
-        _take(reader, judged, Defaults(reviewer.strip(), date.today(), reader.form), _metadata(paths), done)
+        texts = dict(_texts(reader, {*found.judged, *found.untouched}))
+        _refuse_edited_in_place(found.untouched, texts, reader.form, done)
+        defaults = Defaults(reviewer.strip(), date.today(), reader.form)
+        if new := _take(reader, found.judged, texts, defaults, done):
+            add_reviews(reader.folder, new, _metadata(paths))
     return done
+
+
+def _refuse_edited_in_place(
+    untouched: Mapping[Key, list[_Line]], texts: Mapping[Key, Generated], form: Form | None, done: Imported
+) -> None:
+    """Count the rows that are not filled in; refuse those whose generated text was edited in its own column."""
+    for key, lines in untouched.items():
+        exact = _exact(key, texts)
+        for line in lines:
+            try:
+                refuse_edited_in_place(texts.get(exact, Generated()), line.row.cells, form)
+            except InvalidRow as invalid:
+                done.refused.append(line.refused(exact, str(invalid)))
+            else:
+                done.unreviewed += 1
 
 
 def _take(
     reader: RunReader,
     judged: Mapping[Key, list[_Line]],
+    texts: dict[Key, Generated],
     defaults: Defaults,
-    metadata: Mapping[str, str],
     done: Imported,
-) -> None:
-    """Store new reviews, and find the texts on which reviewers now disagree."""
-    known, texts = Reviews.load(reader.folder), dict(_texts(reader, judged))
+) -> list[Review]:
+    """Return the new reviews, and find the texts on which reviewers now disagree."""
+    known = Reviews.load(reader.folder)
     judged = _without_lost_letters(_placed(reader, judged, texts, done), texts, reader.form, done)
     new: list[Review] = []
     for key, rows in judged.items():
@@ -132,38 +161,40 @@ def _take(
         said = known.valid(exact, generated.text, generated.prompt_sha256)
         earlier = known.history(exact) if said else ()
         for judged_now, line in _reviews(exact, generated, rows, defaults, done):
-            what = _news(judged_now, said, earlier, defaults)
+            what = _news(judged_now, said, earlier, defaults, shown=shows_a_review(line.row.cells))
             done.unchanged += what == "unchanged"
             done.unreviewed += what == "empty"
-            done.remarks += what == "new" and judged_now.review.status == "unreviewed"
             if what == "new":
                 new.append(judged_now.review)
+                empty = _is_empty(judged_now.review)
+                done.withdrawn += empty
+                done.remarks += not empty and judged_now.review.status == UNREVIEWED
             elif what not in {"unchanged", "empty"}:
                 done.refused.append(line.refused(exact, what))
-    if new:
-        add_reviews(reader.folder, new, metadata)
     done.taken = len(new)
     done.disagreements = list(_disagreements(Reviews([*known.all, *new]), texts))
+    return new
 
 
-def _collect(path: Path, samples: int, form: Form | None, judged: dict[Key, list[_Line]], done: Imported) -> None:
-    """Collect the filled-in rows of one file by key."""
+def _collect(path: Path, samples: int, form: Form | None, found: _Found, done: Imported) -> None:
+    """Add the rows of one file to what was found."""
     names = columns_read(form)
     for row in read_sheets(path):
         row_id, sample = _row_id(row.cells.get("gxr_row_id")), _sample(row.cells.get("gxr_sample"), samples)
+        read = row._replace(cells={name: cell for name, cell in row.cells.items() if name in names})
         if not is_filled_in(row.cells, form) and not may_withdraw(row.cells):
-            done.unreviewed += bool(row_id)
+            if row_id:
+                found.untouched.setdefault(Key(row_id, sample or 0), []).append(_Line(path.name, read))
         elif not row_id.strip() or sample is None:
             why = "gxr_row_id is empty" if not row_id.strip() else "gxr_sample is missing or not a number"
             done.refused.append(Refused("", 0, path.name, row.sheet, row.number, why))
         elif row.out_of_sight:
-            done.refused.append(Refused(row_id, sample, path.name, row.sheet, row.number, _OUT_OF_SIGHT))
+            done.refused.append(Refused("", sample, path.name, row.sheet, row.number, _OUT_OF_SIGHT))
         elif half := _half_character(row.cells, names):
             why = f"{half} has half a character, such as _xD800_; type it again"
             done.refused.append(Refused("", sample, path.name, row.sheet, row.number, why))
         else:
-            read = {name: cell for name, cell in row.cells.items() if name in names}
-            judged.setdefault(Key(row_id, sample), []).append(_Line(path.name, row._replace(cells=read)))
+            found.judged.setdefault(Key(row_id, sample), []).append(_Line(path.name, read))
 
 
 def _half_character(cells: Mapping[str, Any], names: Collection[str]) -> str:
@@ -188,7 +219,7 @@ def _sample(cell: Any, samples: int) -> int | None:
     return None
 
 
-def _texts(reader: RunReader, wanted: Mapping[Key, Any]) -> Iterator[Case]:
+def _texts(reader: RunReader, wanted: Collection[Key]) -> Iterator[Case]:
     """Yield the run's text and status of each wanted key."""
     ids = pa.array({name for key in wanted for name in (key.row_id, key.row_id.strip())}, pa.string())
     for table in reader.finished():
@@ -256,7 +287,9 @@ def _without_lost_letters(
         for line in lines:
             own = "".join(str(line.row.cells.get(name) or "") for name in names)
             if line.file in lossy and "?" in own and not _lost_letters(key, line, texts):
-                done.refused.append(line.refused(_exact(key, texts), _MAYBE_LOST))
+                exact = _exact(key, texts)
+                # An unknown id may be any text of a broken sheet, so it is not repeated in the message.
+                done.refused.append(line.refused(exact if exact in texts else Key("", key.sample), _MAYBE_LOST))
                 continue
             foreign[line.file] += line.file not in lossy and line.row.encoding == "cp1252" and not own.isascii()
             kept.setdefault(key, []).append(line)
@@ -271,8 +304,8 @@ def _without_lost_letters(
 
 
 def _lost_letters(key: Key, line: _Line, texts: Mapping[Key, Generated]) -> bool:
-    text, shown = texts.get(_exact(key, texts), Generated()).text, line.row.cells.get("gxr_text")
-    return text is not None and not same_text(text, shown) and lost_letters(text, shown)
+    text = texts.get(_exact(key, texts), Generated()).text
+    return text is not None and lost_letters(text, line.row.cells.get("gxr_text"))
 
 
 def _counted(rows: int) -> str:
@@ -288,7 +321,6 @@ def _reviews(
         try:
             judged = review_of(key, generated, line.row.cells, defaults)
         except InvalidRow as invalid:
-            # An unknown id may be any text of a broken sheet, so it is not repeated in the message.
             done.refused.append(line.refused(key if generated.status else Key("", key.sample), str(invalid)))
         else:
             found.setdefault(same_person(judged.review.reviewer), []).append((judged, line))
@@ -304,25 +336,39 @@ def _reviews(
     return taken
 
 
-def _news(judged: Judged, said: Sequence[Review], earlier: Sequence[Review], defaults: Defaults) -> str:
+def _news(judged: Judged, said: Sequence[Review], earlier: Sequence[Review], defaults: Defaults, *, shown: bool) -> str:
     """Return "new", "unchanged", "empty", or the reason why a review is refused.
 
-    A review without a date matches a stored one of any date. An empty review with a name withdraws this reviewer's
-    earlier review, if there is one.
+    A review without a date matches a stored one of any date. `shown`: the sheet shows a review of the row. Only then an
+    empty review with a name withdraws this reviewer's earlier review, if there is one.
     """
-    review, name = judged.review, same_person(judged.review.reviewer)
+    name = same_person(judged.review.reviewer)
     mine = [one for one in said if same_person(one.reviewer) == name]
     if any(_equal(one, judged) for one in mine):
         return "unchanged"
-    if review.status == "unreviewed" and not mine and _is_empty(review):
+    if _is_empty(judged.review) and not (mine and shown):
         return "empty"
+    replaced = [one for one in earlier if same_person(one.reviewer) == name]
+    return next(_refusals(judged, mine, replaced, defaults, shown=shown), "new")
+
+
+def _refusals(
+    judged: Judged, mine: Sequence[Review], replaced: Sequence[Review], defaults: Defaults, *, shown: bool
+) -> Iterator[str]:
+    """Yield reasons against a review; `mine` are the reviewer's valid ones, `replaced` are all of the reviewer's."""
+    review, latest = judged.review, max((one.reviewed_at for one in mine), default=date.min)
     if (review.text or "").endswith(CUT_MARK.strip()):
-        return "gxr_review_text was cut on export at Excel's cell limit; write a shorter text"
-    if mine and defaults.reviewer and name != same_person(defaults.reviewer):
-        return "the review was changed, but gxr_reviewer has another name than --reviewer; enter your name there"
-    if any(_equal(one, judged) for one in earlier if same_person(one.reviewer) == name):
-        return "the reviewer has replaced this review since; to restore it, enter a new gxr_reviewed_at"
-    return "new"
+        yield "gxr_review_text was cut on export at Excel's cell limit; write a shorter text"
+    if mine and defaults.reviewer and same_person(review.reviewer) != same_person(defaults.reviewer):
+        yield "the review was changed, but gxr_reviewer has another name than --reviewer; enter your name there"
+    if any(_equal(one, judged) for one in replaced):
+        yield "the reviewer has replaced this review since; to restore it, enter a new gxr_reviewed_at"
+    if review.status == UNREVIEWED and not shown and any(one.status != UNREVIEWED for one in mine):
+        yield "the reviewer's earlier verdict is not in this sheet; enter it in gxr_review_status, or export again"
+    if review.reviewed_at < latest:
+        yield f"the reviewer's stored review is newer, of {latest}; to replace it, enter that date or a later one"
+    if review.reviewed_at > max(latest, defaults.today + timedelta(days=1)):  # a day, for other time zones
+        yield "gxr_reviewed_at is in the future"
 
 
 def _equal(known: Review, judged: Judged) -> bool:
@@ -343,7 +389,7 @@ def _as_shown(known: str | None, seen: str | None) -> str | None:
 
 def _is_empty(review: Review) -> bool:
     filled = (review.text, review.comment, review.quality, *review.errors)
-    return all(value is None for value in filled)
+    return review.status == UNREVIEWED and all(value is None for value in filled)
 
 
 def _disagreements(reviews: Reviews, texts: Mapping[Key, Generated]) -> Iterator[Disagreement]:

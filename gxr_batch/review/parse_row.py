@@ -13,9 +13,10 @@ from typing import Any, NamedTuple, get_args
 from gxr_batch.cells import for_workbook, unguard
 from gxr_batch.forms import Form
 from gxr_batch.ledger.reviews import judged_sha256
-from gxr_batch.records import ERROR_COUNTS, REVIEW_QUALITIES, Key, Review, ReviewStatus
+from gxr_batch.records import ERROR_COUNTS, REVIEW_QUALITIES, REVIEWED_DISCLAIMER, Key, Review, ReviewStatus
 from gxr_batch.review.parse_sections import corrected, laid_out, refuse_changed_sections
 from gxr_batch.review.row_text import InvalidRow, squeezed, text_of_cell
+from gxr_batch.rows.workbook_container import unescaped
 
 _COUNTS = {f"gxr_review_{name}" for name in ERROR_COUNTS}
 # The columns that reviewers fill in, except the status and those of sections.
@@ -29,12 +30,14 @@ _OTHER_COLUMNS = {
     "gxr_review_status",
     "gxr_attempt",
     "gxr_prompt_sha256",
+    "gxr_disclaimer",
 }
 _ISO = re.compile(r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[T ].*)?")
 _DOTTED = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})")
 _SLASHED = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")
 _ASCII_OR_NOT = re.compile(r"[\x00-\x7f]+|[^\x00-\x7f]+")
 _MOST_FOR_A_LETTER = 4  # UTF-8 read as another encoding shows up to four letters for one
+_REVIEWED = REVIEWED_DISCLAIMER.partition("{")[0]
 
 
 class Judged(NamedTuple):
@@ -69,9 +72,18 @@ def is_filled_in(cells: Mapping[str, Any], form: Form | None) -> bool:
     return bool(filled) or _status_word(cells) not in {"", "unreviewed"}
 
 
+def shows_a_review(cells: Mapping[str, Any]) -> bool:
+    """Return whether the row had a review when the sheet was exported."""
+    return squeezed(str(cells.get("gxr_disclaimer") or "")).startswith(_REVIEWED)
+
+
 def may_withdraw(cells: Mapping[str, Any]) -> bool:
-    """Return whether a row that is not filled in may withdraw an earlier review: it still has the reviewer's name."""
-    return cells.get("gxr_reviewer") is not None and _status_word(cells) == "unreviewed"
+    """Return whether a row that is not filled in may withdraw the review that it was exported with.
+
+    A name alone does not: it may have been filled down the whole column.
+    """
+    named = cells.get("gxr_reviewer") is not None
+    return named and _status_word(cells) == "unreviewed" and shows_a_review(cells)
 
 
 class Generated(NamedTuple):
@@ -92,20 +104,16 @@ def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults
         raise InvalidRow("the sheet does not show the generated text (gxr_text)")
     if _regenerated(generated, cells):
         raise InvalidRow("the row was generated again since the sheet was written; export it again")
-    if not same_text(text, cells["gxr_text"]):
-        if lost_letters(text, cells["gxr_text"]):
-            raise InvalidRow(
-                "letters of the generated text were lost when the file was saved; save it again as CSV UTF-8 (not CSV) "
-                "or as a workbook"
-            )
-        where = f"gxr_review_text{' or the columns gxr_review_section_...' if form else ''}"
-        raise InvalidRow(f"the generated text was changed; corrections go into {where}")
-    if form:
-        refuse_changed_sections(form, text, cells)
+    if lost_letters(text, cells["gxr_text"]):
+        raise InvalidRow(
+            "letters of the generated text were lost when the file was saved; save it again as CSV UTF-8 (not CSV) or "
+            "as a workbook"
+        )
+    _refuse_changed_text(text, cells, form)
     status = _status(cells)
     edited = _edited(status, text, cells, form)
     reviewer = text_of_cell(cells, "gxr_reviewer") or defaults.reviewer
-    if not reviewer and status != "unreviewed":
+    if not reviewer:  # without names, two readers would be one
         raise InvalidRow("gxr_reviewer is empty; fill it in, or add --reviewer NAME")
     review = Review(
         key=key,
@@ -119,6 +127,23 @@ def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults
         comment=text_of_cell(cells, "gxr_review_comment"),
     )
     return Judged(review, cells.get("gxr_reviewed_at") is not None)
+
+
+def refuse_edited_in_place(generated: Generated, cells: Mapping[str, Any], form: Form | None) -> None:
+    """Raise InvalidRow if a row that is not filled in shows another text than the run's, because somebody edited it."""
+    text, seen = generated.text, cells.get("gxr_text")
+    if text is None or seen is None or generated.status != "ok":
+        return
+    if not _regenerated(generated, cells) and not lost_letters(text, seen):
+        _refuse_changed_text(text, cells, form)
+
+
+def _refuse_changed_text(text: str, cells: Mapping[str, Any], form: Form | None) -> None:
+    if not same_text(text, cells["gxr_text"]):
+        where = f"gxr_review_text{' or the columns gxr_review_section_...' if form else ''}"
+        raise InvalidRow(f"the generated text was changed; corrections go into {where}")
+    if form:
+        refuse_changed_sections(form, text, cells)
 
 
 def _no_text(status: str) -> str:
@@ -140,9 +165,11 @@ def _regenerated(generated: Generated, cells: Mapping[str, Any]) -> bool:
 def same_text(text: str, shown: Any) -> bool:
     """Return whether a cell shows the generated text: in full, as cut for the workbook, or guarded as in CSV.
 
-    Whitespace is ignored, because programs change line ends and trailing blanks.
+    Whitespace is ignored, because programs change line ends and trailing blanks. So are the escapes of workbooks, which
+    not every program that turns one into a CSV file resolves.
     """
-    return squeezed(str(shown or "")) in shown_forms(text)
+    seen = str(shown or "")
+    return not shown_forms(text).isdisjoint({squeezed(seen), squeezed(unescaped(seen))})
 
 
 def shown_forms(text: str) -> set[str]:
@@ -157,7 +184,9 @@ def lost_letters(text: str, shown: Any) -> bool:
     Excel saves "CSV" in the encoding of its Windows language: ? or a similar letter replaces what that encoding lacks.
     """
     seen = squeezed(str(shown or ""))
-    return any(_same_but_for_letters(form, seen) for form in shown_forms(text) if not form.isascii())
+    return not same_text(text, shown) and any(
+        _same_but_for_letters(form, seen) for form in shown_forms(text) if not form.isascii()
+    )
 
 
 def _same_but_for_letters(text: str, seen: str) -> bool:

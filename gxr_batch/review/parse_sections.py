@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -11,6 +12,7 @@ from gxr_batch.forms import Content, Form, Part, composed, in_a_cell, parts_of, 
 from gxr_batch.forms.layout import SEPARATOR
 from gxr_batch.review.row_text import InvalidRow, squeezed, text_of_cell
 
+_GROUPED = re.compile(r"-?\d{1,3}(,\d{3})+")
 _ALLOWED = {
     "bullets": "needs at least one line of text",
     "number": "must be a number from 0 to 999999, with at most three decimals",
@@ -65,6 +67,8 @@ def _piece(part: Part, typed: str) -> str:
         spellings = (typed.casefold(), _number(typed).casefold())  # a spreadsheet may turn "2" into 2.0
         content = next((choice for one in spellings for choice in part.choices if choice.casefold() == one), typed)
     elif part.kind == "number":
+        if _GROUPED.fullmatch(typed.strip()):  # 1,200 may be 1200 or 1.2
+            raise InvalidRow(f"{part.review_column} has an ambiguous comma; write the number without it")
         content = _number(typed)
     try:
         return composed(Form((part,)), [content])

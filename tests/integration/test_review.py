@@ -380,9 +380,30 @@ def test_approved_cases_become_training_data_with_the_prompts_of_the_run(desk):
 
 def test_finetune_exports_the_approved_cases_of_runs_that_a_glob_matches(desk):
     desk.take(desk.fill({"C00": APPROVED, "C02": REJECTED}))
-    export_approved(make_job("f", given={"finetune.data": [str(desk.run.parent / "*")]}))
+    assert list(export_approved(make_job("f", given={"finetune.data": [str(desk.run.parent / "*")]}))) == []
     (line,) = (desk.run / "approved-chat.jsonl").read_text().splitlines()
     assert json.loads(line)["metadata"]["gxr_row_id"] == "C00"
+
+
+def test_finetune_exports_again_what_an_entry_names_as_a_file(desk):
+    desk.take(desk.fill({"C00": APPROVED, "C01": APPROVED}))
+    job = make_job("f", given={"finetune.data": [str(desk.run.parent / "*" / "approved-chat.jsonl")]})
+    desk.export("chat-jsonl")
+    desk.take(desk.fill({"C00": REJECTED}))
+    assert list(export_approved(job)) == []
+    (line,) = (desk.run / "approved-chat.jsonl").read_text().splitlines()
+    assert json.loads(line)["metadata"]["gxr_row_id"] == "C01"
+
+
+def test_finetune_says_which_approved_rows_it_leaves_out(desk, monkeypatch):
+    (desk.work.folder / "own.md.j2").write_text("Say {{ findings }}.")
+    desk.work.job("[prompt]\ntemplate = 'own.md.j2'\n[engine]\nkind = 'echo'\n")
+    desk.work.run("--fresh", faults={})
+    desk.take(desk.fill({"C00": APPROVED}))
+    (desk.work.folder / "own.md.j2").write_text("Tell {{ findings }}.")
+    monkeypatch.chdir(desk.work.folder)
+    (note,) = export_approved(make_job("f", given={"finetune.data": [str(desk.run)]}))
+    assert "1 row left out: the prompt cannot be reproduced" in note
 
 
 def test_a_prompt_that_cannot_be_reproduced_is_left_out_and_counted(desk, monkeypatch):
@@ -441,7 +462,7 @@ def test_the_command_reports_imported_and_refused_rows_and_quotes_no_text(desk):
 def test_an_approval_can_be_withdrawn(desk):
     desk.take(desk.fill({"C00": APPROVED}))
     done = desk.take(desk.fill({"C00": {"review_status": "unreviewed"}}))
-    assert done.taken == 1
+    assert (done.taken, done.withdrawn, done.remarks) == (1, 1, 0)
     assert desk.frame().loc["C00", "gxr_review_status"] == "unreviewed"
     assert desk.export("jsonl", approved=True).read_text() == ""
 
@@ -449,6 +470,48 @@ def test_an_approval_can_be_withdrawn(desk):
 def test_a_name_alone_is_not_a_review(desk):
     done = desk.take(desk.fill({"C00": {"reviewer": "Dr A"}, "C01": {"reviewer": "Dr A", "reviewed_at": "2026-01-31"}}))
     assert (done.taken, done.unreviewed, done.refused) == (0, ROWS, [])
+
+
+def test_a_name_filled_down_a_sheet_exported_earlier_withdraws_nothing(desk):
+    named = {"reviewer": "Dr A", "reviewed_at": "2026-01-31"}
+    sheet = desk.fill({"C00": named, "C01": {**named, **REJECTED}}, "earlier.xlsx")
+    desk.take(desk.fill({"C00": {**APPROVED, **named}}))
+    done = desk.take(sheet)
+    assert (done.taken, done.withdrawn, done.refused) == (1, 0, [])
+    assert desk.frame().loc["C00", "gxr_review_status"] == "approved"
+
+
+def test_a_remark_in_a_sheet_exported_earlier_does_not_end_a_verdict(desk):
+    sheet = desk.fill({"C00": {"reviewer": "Dr A", "review_comment": "hm"}}, "earlier.xlsx")
+    desk.take(desk.fill({"C00": APPROVED}))
+    done = desk.take(sheet)
+    assert done.taken == 0
+    assert "earlier verdict is not in this sheet" in done.refused[0].why
+    assert desk.frame().loc["C00", "gxr_review_status"] == "approved"
+
+
+def test_remarks_need_a_name_since_two_unnamed_readers_would_be_one(desk):
+    done = desk.take(desk.fill({"C00": {"review_missing_finding_significant": 1}}), reviewer="")
+    assert done.taken == 0
+    assert "gxr_reviewer is empty" in done.refused[0].why
+
+
+@pytest.mark.parametrize("cells", [{}, {"reviewer": "Dr A", "reviewed_at": "2026-01-31"}])
+def test_a_text_corrected_in_place_is_refused_even_without_a_status(desk, cells):
+    done = desk.take(desk.fill({"C00": {**cells, "text": "A correction."}}))
+    assert (done.taken, done.unreviewed) == (0, ROWS - 1)
+    assert [(one.row_id, one.why) for one in done.refused] == [
+        ("C00", "the generated text was changed; corrections go into gxr_review_text")
+    ]
+
+
+def test_a_row_generated_again_since_the_export_is_no_text_corrected_in_place(desk):
+    sheet = desk.fill({})
+    table = [(f"C{number:02}", f"finding number {number}") for number in range(ROWS)]
+    table[5] = ("C05", "an edited finding")
+    desk.work.table(table)
+    desk.work.run(expect=3)
+    assert desk.take(sheet).refused == []
 
 
 def test_a_comment_without_a_verdict_leaves_other_verdicts_valid(desk):
@@ -463,8 +526,29 @@ def test_an_older_review_does_not_replace_a_newer_one(desk):
     old = desk.fill({"C00": {**APPROVED, "reviewed_at": "2026-01-01"}}, "old.xlsx")
     new = desk.fill({"C00": {**REJECTED, "reviewed_at": "2026-01-20"}}, "new.xlsx")
     desk.take(new)
-    desk.take(old)
+    done = desk.take(old)
+    assert done.taken == 0
+    assert "stored review is newer, of 2026-01-20" in done.refused[0].why
     assert desk.frame().loc["C00", "gxr_review_status"] == "rejected"
+
+
+def test_a_review_of_a_day_to_come_is_refused(desk):
+    done = desk.take(desk.fill({"C00": {**APPROVED, "reviewed_at": "2062-01-01"}}))
+    assert [one.why for one in done.refused] == ["gxr_reviewed_at is in the future"]
+
+
+def test_a_review_that_an_earlier_version_stored_with_a_day_to_come_can_be_replaced(desk, monkeypatch):
+    class Later(date):
+        @classmethod
+        def today(cls) -> date:
+            return date(2062, 1, 1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gxr_batch.review.import_reviews.date", Later)
+        desk.take(desk.fill({"C00": APPROVED}))
+    done = desk.take(desk.fill({"C00": {**REJECTED, "reviewed_at": "2026-01-31"}}))
+    assert "stored review is newer" in done.refused[0].why
+    assert desk.take(desk.fill({"C00": REJECTED})).taken == 1, "with the date that the sheet shows"
 
 
 def test_a_replaced_review_needs_a_new_date_to_be_restored(desk):
@@ -503,7 +587,7 @@ def test_changing_another_reviewers_review_is_refused(desk):
 
 def test_a_reviewers_name_may_differ_in_case_and_punctuation(desk):
     desk.take(desk.fill({"C00": {**APPROVED, "reviewer": "Dr. Ray"}}))
-    done = desk.take(desk.fill({"C00": {**REJECTED, "reviewer": "dr.  ray", "reviewed_at": "2099-01-01"}}), reviewer="")
+    done = desk.take(desk.fill({"C00": {**REJECTED, "reviewer": "dr.  ray"}}), reviewer="")
     assert (done.taken, done.disagreements) == (1, [])
 
 

@@ -157,6 +157,7 @@ def test_a_section_typed_as_it_was_generated_is_no_edit(run):
     [
         (edited(difficulty="severe"), "gxr_review_section_difficulty must be one of easy, moderate, hard"),
         (edited(key_findings="-"), "gxr_review_section_key_findings needs at least one line of text"),
+        (edited(grade="1,200"), "gxr_review_section_grade has an ambiguous comma"),
         (edited(grade="high"), "gxr_review_section_grade must be a number from 0 to 999999"),
         (edited(answer="#NAME?"), "gxr_review_section_answer has a spreadsheet error"),
         ({**edited(answer="x"), "gxr_review_status": "approved"}, "approved, but a column gxr_review_section_..."),

@@ -4,6 +4,7 @@ from gxr_batch.job.form_section import FORM_VERSION, FormPart, FormSection, Sect
 from gxr_batch.job.job_file import load_job, make_job, recorded_job
 from gxr_batch.job.schema import (
     COMMON,
+    PROMPT_VERSION,
     ApiSection,
     EchoSection,
     EngineSection,
@@ -21,6 +22,7 @@ from gxr_batch.job.schema import (
 __all__ = [
     "COMMON",
     "FORM_VERSION",
+    "PROMPT_VERSION",
     "ApiSection",
     "EchoSection",
     "EngineSection",

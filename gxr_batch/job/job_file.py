@@ -25,7 +25,7 @@ RETIRED_KEYS = frozenset(
     {"echo.fail_every", "echo.fail_containing", "echo.crash_after", "echo.kill_containing", "echo.hang_containing"}
 )
 # Keys added later whose default differs from what earlier versions did, with the value that matches it.
-AS_IT_WAS: dict[str, Any] = {"form.version": 1}
+AS_IT_WAS: dict[str, Any] = {"form.version": 1, "prompt.version": 1}
 
 
 def load_job(

@@ -246,8 +246,14 @@ class InputSection(Section):
         return self
 
 
+PROMPT_VERSION = 2
+
+
 class PromptSection(Section):
-    """Which template makes the prompts, and how its turns are formatted."""
+    """Which template makes the prompts, and how its turns are formatted.
+
+    `version` is of the rules by which templates are filled: a run that has begun keeps its own.
+    """
 
     template: FilePath = Field(default="clinical_case", min_length=1)
     template_column: str = ""
@@ -255,6 +261,7 @@ class PromptSection(Section):
     format: Literal["chat", "literal"] = "chat"
     too_long: Literal["fail", "truncate"] = "fail"
     templates: dict[Annotated[str, Field(pattern=TEMPLATE_NAME)], FilePath] = Field(default_factory=dict)
+    version: int = Field(default=PROMPT_VERSION, ge=1, le=PROMPT_VERSION)
 
 
 class ModelSection(Section):

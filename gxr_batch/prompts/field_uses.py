@@ -1,14 +1,16 @@
 """How a template uses its fields: which it needs, which it prints whole, and what it compares with what.
 
 A field is optional if a condition asks about it, or if it is used only where something replaces a missing cell: under
-`default` or `or`, in a branch of a conditional expression, as the source of a loop with a test or an `else`. If all
-alternatives are missing, or a branch builds on a missing cell, the row fails and names them: `read_uses` puts a filter
-around such expressions in the tree that runs.
+`default` or `or`, in a branch of a conditional expression, as the source of a loop with a test or an `else`. A
+condition that only compares a field asks about it for its own branches: elsewhere the field is needed all the same. If
+all alternatives are missing, or a branch builds on a missing cell, the row fails and names them: `read_uses` puts a
+filter around such expressions in the tree that runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 from jinja2 import nodes
@@ -54,17 +56,21 @@ class Uses(NamedTuple):
     by_new_rules: frozenset[str]
 
 
-def read_uses(tree: nodes.Template, fields: Collection[str]) -> Uses:
-    """Return how a parsed template uses these fields, and mark in its tree what a row may not lack."""
+def read_uses(tree: nodes.Template, fields: Collection[str], version: int) -> Uses:
+    """Return how a parsed template uses these fields, and mark in its tree what a row may not lack.
+
+    Up to version 1 of the rules, a comparison asked about its field for the whole template.
+    """
     fields = frozenset(fields)
-    asked = frozenset(_asked_about(tree))
+    named = frozenset(name.name for test in _conditions(tree) for name in _names(test))
+    asked = frozenset(name for test in _conditions(tree) for name in _asked_about(test)) if version > 1 else named
     compared: dict[str, dict[str, int]] = {"number": {}, "text": {}, "truth": {}}
     for name, kind, line in _comparisons(tree):
         if name in fields:
             compared[kind].setdefault(name, line)
     whole = dict(reversed([(name, line) for name, line in _whole(tree) if name in fields]))
-    by_new_rules = asked & fields & {name.name for node in _changed(tree) for name in _names(node)}
-    reading = _Reading(fields, asked)
+    by_new_rules = named & fields & {name.name for node in _changed(tree) for name in _names(node)}
+    reading = _Reading(fields, asked, named)
     reading.read(tree, "needed")
     return Uses(
         optional=(asked & fields) | reading.asked | (fields - reading.needed),
@@ -90,9 +96,18 @@ def _conditions(tree: nodes.Template) -> Iterator[nodes.Node]:
     yield from (node.test for node in tree.find_all(nodes.CondExpr))
 
 
-def _asked_about(tree: nodes.Template) -> Iterator[str]:
-    for test in _conditions(tree):
-        yield from (name.name for name in _names(test))
+def _asked_about(node: nodes.Node) -> Iterator[str]:
+    """Yield the names whose presence a condition is about, and not only what they are equal to or larger than."""
+    if isinstance(node, nodes.Compare):
+        operands = [node.expr, *(one.expr for one in node.ops)]
+        if not any(isinstance(one, nodes.Const) and one.value in (None, "") for one in operands):
+            return
+    elif isinstance(node, nodes.Test) and node.name in _ORDER_TESTS:
+        return
+    elif isinstance(node, nodes.Name):
+        yield node.name
+    for child in node.iter_child_nodes():
+        yield from _asked_about(child)
 
 
 def _changed(tree: nodes.Template) -> Iterator[nodes.Node]:
@@ -104,8 +119,8 @@ def _changed(tree: nodes.Template) -> Iterator[nodes.Node]:
 class _Reading:
     """One pass over a tree: sorts each use of a field by its role, and puts the filter around what a row needs."""
 
-    def __init__(self, fields: frozenset[str], asked: frozenset[str]) -> None:
-        self._fields, self._asked = fields, asked
+    def __init__(self, fields: frozenset[str], asked: frozenset[str], named: frozenset[str]) -> None:
+        self._fields, self._asked, self._named = fields, asked, named
         self.needed: set[str] = set()
         self.asked: set[str] = set()
 
@@ -116,12 +131,13 @@ class _Reading:
         if isinstance(node, nodes.Output):
             node.nodes = [self._printed(one) for one in node.nodes]
         elif isinstance(node, nodes.If):
-            self._children(node, "needed", test="asked")
+            with self._branches_of(node.test, *(one.test for one in node.elif_)):
+                self._children(node, "needed", test="asked")
         elif isinstance(node, nodes.For):
             self._children(node, "needed", test="asked", iter="replaced" if self._may_be_empty(node) else "needed")
         elif isinstance(node, nodes.Assign):
             aliased = isinstance(node.node, nodes.Name) and any(
-                name.name in self._asked for name in _names(node.target)
+                name.name in self._named for name in _names(node.target)
             )
             self._children(node, "needed", node="replaced" if aliased else "needed")
         elif role == "asked" or isinstance(node, nodes.Not):
@@ -130,7 +146,8 @@ class _Reading:
             self.asked |= {name.name for name in _names(node.node)} & self._fields
             self._children(node, role, node="asked")
         elif isinstance(node, nodes.CondExpr):
-            self._children(node, "replaced", test="asked")
+            with self._branches_of(node.test):
+                self._children(node, "replaced", test="asked")
         elif isinstance(node, nodes.Or) or (isinstance(node, nodes.Filter) and node.name in DEFAULT):
             self._children(node, "replaced")
         elif isinstance(node, nodes.Compare) and role != "needed":
@@ -141,10 +158,18 @@ class _Reading:
             self._children(node, role)
         return node
 
+    @contextmanager
+    def _branches_of(self, *tests: nodes.Node) -> Iterator[None]:
+        """Take the names that conditions compare for asked about, while their branches are read."""
+        before = self._asked
+        self._asked = before | {name.name for test in tests for name in _names(test)}
+        yield
+        self._asked = before
+
     def _name(self, node: nodes.Name, role: _Role) -> nodes.Node:
         if node.name not in self._fields or node.ctx != "load":
             return node
-        if role == "needed":
+        if role == "needed" and node.name not in self._asked:
             self.needed.add(node.name)
         return _needed(node, node.name) if role == "built on" and node.name not in self._asked else node
 
@@ -173,7 +198,7 @@ class _Reading:
 
     def _may_be_empty(self, node: nodes.For) -> bool:
         """Return whether a loop has a test or an `else`, or its body asks about what it loops over."""
-        return bool(node.test or node.else_) or any(name.name in self._asked for name in _names(node.target))
+        return bool(node.test or node.else_) or any(name.name in self._named for name in _names(node.target))
 
 
 def _keeps_missing(node: nodes.Expr) -> bool:

@@ -17,6 +17,8 @@ _LONGEST_NUMBER = 100
 _UNKNOWN_SEXES = _UNKNOWN | {"o", "other", "x"}
 _SEXES = {"m": "male", "male": "male", "man": "man", "boy": "boy"}
 _SEXES |= {"f": "female", "female": "female", "woman": "woman", "girl": "girl"}
+# As German tables have them; "m" is the same word.
+_MORE_SEXES = {"w": "female", "weiblich": "female", "männlich": "male", "maennlich": "male"}
 _AGE = re.compile(
     r"(\d{1,3}(?:\.\d+)?)[\s-]*"
     r"(y|years?|yrs?|y\.?\s?/?o|m|months?|mths?|mos?|w|weeks?|wks?|d|days?|h|hours?|hrs?)?\.?"
@@ -116,9 +118,23 @@ def of_each(topic: Any) -> str:
 
 def patient(age: Any, sex: Any) -> str:
     """Return e.g. "a 65-year-old male", "an 8-month-old girl", "a female patient (age: 90+)", "a patient"."""
-    said, person = as_text(age), as_text(sex).lower()
-    unknown = person in _UNKNOWN_SEXES or _CODE.fullmatch(person)  # a number is an unknown code
-    noun = "patient" if unknown else _SEXES.get(person, f"{person} patient")
+    person = as_text(sex).lower()
+    unknown_letter = len(person) == 1 and person not in _SEXES
+    return _described(age, _MORE_SEXES.get(person) or ("patient" if unknown_letter else _noun(person)))
+
+
+def patient_of_version_1(age: Any, sex: Any) -> str:
+    """Return the same with fewer words for a sex, and an unknown letter as it is."""
+    return _described(age, _noun(as_text(sex).lower()))
+
+
+def _noun(sex: str) -> str:
+    unknown = sex in _UNKNOWN_SEXES or _CODE.fullmatch(sex)  # a number is an unknown code
+    return "patient" if unknown else _SEXES.get(sex, f"{sex} patient")
+
+
+def _described(age: Any, noun: str) -> str:
+    said = as_text(age)
     adjective = _age(said)
     if noun in {"male", "female"} and not adjective:
         noun += " patient"

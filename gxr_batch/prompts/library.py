@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from gxr_batch.cells import quoted
 from gxr_batch.errors import TemplateError
 from gxr_batch.files import read_text, why_unreadable
 from gxr_batch.forms import Form, request_of
-from gxr_batch.job import PromptSection
+from gxr_batch.job import PROMPT_VERSION, PromptSection
 from gxr_batch.prompts.template import Template, compile_template
 
 _SUFFIX = ".md.j2"
@@ -23,13 +25,13 @@ class Templates:
 
     def __init__(self, section: PromptSection, form: Form | None = None) -> None:
         """`form` is what every prompt asks for, whichever template makes it."""
-        self.column = section.template_column
+        self.column, self._version = section.template_column, section.version
         self._request = request_of(form) if form else ""
         self._built_in: dict[str, Template] = {}
-        self._own = {name: self._asking(_read(name, Path(path))) for name, path in section.templates.items()}
+        self._own = {name: self._asking(self._read(name, Path(path))) for name, path in section.templates.items()}
         chosen = section.template
         file = chosen.endswith(".j2")
-        self.default = self._asking(_read(Path(chosen).name, Path(chosen))) if file else self.get(chosen)
+        self.default = self._asking(self._read(Path(chosen).name, Path(chosen))) if file else self.get(chosen)
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -42,7 +44,7 @@ class Templates:
             return self._own[name]
         if name in builtin_names():
             if name not in self._built_in:
-                self._built_in[name] = self._asking(_builtin(name))
+                self._built_in[name] = self._asking(_builtin(name, self._version))
             return self._built_in[name]
         if hasattr(self, "default") and name == self.default.name:
             return self.default
@@ -56,6 +58,21 @@ class Templates:
             else f"known: {', '.join(map(quoted, known))}; or give the path of a .j2 file",
         )
 
+    def _read(self, name: str, path: Path) -> Template:
+        try:
+            source = read_text(path)
+        except FileNotFoundError:
+            raise TemplateError(
+                "There is no such template file.",
+                where=str(path.absolute()),
+                next_step="relative paths start at the current directory",
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise TemplateError(
+                f"The template cannot be read: {why_unreadable(error)}.", where=str(path.absolute())
+            ) from None
+        return compile_template(name, source, str(path), self._version)
+
     def _asking(self, template: Template) -> Template:
         return replace(template, request=self._request) if self._request else template
 
@@ -63,6 +80,13 @@ class Templates:
         """Return every name that a row may choose, with what the template is for."""
         names = [self.default.name, *self._own, *builtin_names()]
         return {name: self.get(name).description for name in dict.fromkeys(names)}
+
+
+def version_of_run(fingerprint: Mapping[str, Any], job: Mapping[str, Any]) -> Any:
+    """Return the `prompt.version` with which a run began; one that never opened an engine has its job's."""
+    if fingerprint:
+        return fingerprint.get("prompt.version", 1)
+    return (job.get("prompt") or {}).get("version", PROMPT_VERSION)
 
 
 @cache
@@ -73,22 +97,6 @@ def builtin_names() -> tuple[str, ...]:
 
 
 @cache
-def _builtin(name: str) -> Template:
+def _builtin(name: str, version: int) -> Template:
     source = files(__package__).joinpath(name + _SUFFIX).read_text(encoding="utf-8")
-    return compile_template(name, source, f"built-in template {name}")
-
-
-def _read(name: str, path: Path) -> Template:
-    try:
-        source = read_text(path)
-    except FileNotFoundError:
-        raise TemplateError(
-            "There is no such template file.",
-            where=str(path.absolute()),
-            next_step="relative paths start at the current directory",
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TemplateError(
-            f"The template cannot be read: {why_unreadable(error)}.", where=str(path.absolute())
-        ) from None
-    return compile_template(name, source, str(path))
+    return compile_template(name, source, f"built-in template {name}", version)

@@ -19,10 +19,20 @@ from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
-from markupsafe import Markup
+from markupsafe import Markup, soft_str
 
+from gxr_batch.job import PROMPT_VERSION
 from gxr_batch.prompts.field_uses import DEFAULT, NEEDED, TEXT_FILTERS
-from gxr_batch.prompts.filters import NO_NUMBER, clause, number, of_each, patient, printed, stop
+from gxr_batch.prompts.filters import (
+    NO_NUMBER,
+    clause,
+    number,
+    of_each,
+    patient,
+    patient_of_version_1,
+    printed,
+    stop,
+)
 
 # All far above what a prompt needs.
 MAX_STEPS, MAX_CHARS = 100_000, 4_000_000
@@ -44,7 +54,7 @@ _BY_NUMBER = frozenset({"expandtabs", "indent", "tojson"})
 _MULTIPLYING = _BY_NUMBER | {"%", "format", "join", "replace", "translate"}
 _METHODS = (BuiltinMethodType, MethodType)
 # No template can spell these names, so none can remove the limits.
-_LIMITED, _FITTED = "limited loop", "fitted value"
+_LIMITED, _FITTED, _PRINTED = "limited loop", "fitted value", "printed value"
 
 
 class TooMuchWork(SecurityError):
@@ -85,17 +95,29 @@ class Sandbox(ImmutableSandboxedEnvironment):
     context_class = _Counting
     concat = staticmethod(concatenated)
 
-    def __init__(self) -> None:
+    def __init__(self, version: int = PROMPT_VERSION) -> None:
+        """`version` is of the rules (`prompt.version`).
+
+        Up to version 1, what is joined shows "None" for a missing cell and "65.0", and `patient` knows fewer words.
+        """
         super().__init__(undefined=StrictUndefined, finalize=printed)
-        self.globals = {"patient": patient}
+        self._joins_as_printed = version > 1
+        self._patient = patient if version > 1 else patient_of_version_1
+        self.globals = {"patient": self._patient}
         self.filters |= {name: _guarded(name, self.filters[name]) for name in _GROWING}
         self.filters |= {name: _of_a_cell(self.filters[name]) for name in TEXT_FILTERS}
+        if self._joins_as_printed:
+            self.filters |= {"join": _joining(self.filters["join"]), "string": _as_printed_text}
         self.filters |= dict.fromkeys(DEFAULT, _default) | {"number": number, NEEDED: _needed_value}
         self.tests |= {"defined": _is_there, "undefined": lambda value: not _is_there(value)}
-        self.filters |= {"clause": clause, "of_each": of_each, "stop": stop, _LIMITED: _limited, _FITTED: _fits}
+        self.filters |= {"clause": clause, "of_each": of_each, "stop": stop}
+        self.filters |= {_LIMITED: _limited, _FITTED: _fits, _PRINTED: printed}
 
     def limit_work(self, tree: nodes.Template) -> None:
         """Make every `for` of a parsed template count its iterations, and check the size of every text it builds."""
+        if self._joins_as_printed:
+            for node in tree.find_all(nodes.Concat):
+                node.nodes = [_filtered(one, _PRINTED) for one in node.nodes]
         _Limiting().visit(tree)
         tree.set_environment(self)
 
@@ -111,8 +133,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Call something from a template: one step, so that recursive macros end."""
         assert isinstance(context, _Counting)  # by context_class
         context.step()
-        if function is patient and not kwargs:  # built in, and in nearly every prompt: skip the checks
-            return _fits(patient(*args))
+        if function is self._patient and not kwargs:  # built in, and in nearly every prompt: skip the checks
+            return _fits(function(*args))
         if isinstance(function, LoopContext):  # a recursive loop; this call gives its next level
             args = (_limited(context, *args),)
         elif isinstance(function, _METHODS) and isinstance(function.__self__, str | bytes | int):
@@ -206,6 +228,23 @@ def _of_a_cell(function: Callable[..., Any]) -> Callable[..., Any]:
         return None if len(args) > place and args[place] is None else function(*args, **kwargs)
 
     return of_a_cell
+
+
+def _joining(function: Callable[..., str]) -> Callable[..., str]:
+    """Return the filter `join` with items as prompts show them, without those that are missing."""
+
+    @wraps(function)
+    def joined(context: Any, value: Any, d: str = "", attribute: Any = None) -> str:
+        if attribute is None and not isinstance(value, str | None):
+            value = [printed(one) for one in value if _is_there(one) or isinstance(one, Undefined)]
+        return function(context, value, d, attribute)
+
+    return joined
+
+
+def _as_printed_text(value: Any) -> Any:
+    """Return the filter `string`: a value as the text that prompts show; a missing cell stays missing."""
+    return None if value is None else soft_str(printed(value))
 
 
 def _is_there(value: Any) -> bool:

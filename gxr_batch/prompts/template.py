@@ -17,6 +17,7 @@ from jinja2.exceptions import SecurityError
 
 from gxr_batch.cells import quoted
 from gxr_batch.errors import TemplateError
+from gxr_batch.job import PROMPT_VERSION
 from gxr_batch.prompts.field_uses import Uses, read_uses
 from gxr_batch.prompts.sandbox import Sandbox, TooMuchWork, concatenated
 
@@ -65,10 +66,13 @@ class Template:
         return f"{text}\n\n{self.request}" if text and self.request and not self.places_form else text
 
 
-def compile_template(name: str, source: str, where: str) -> Template:
-    """Compile a template. Raises TemplateError with its place if it is invalid or leaves the sandbox."""
+def compile_template(name: str, source: str, where: str, version: int = PROMPT_VERSION) -> Template:
+    """Compile a template, by the rules of a version (`prompt.version`).
+
+    Raises TemplateError with its place if it is invalid or leaves the sandbox.
+    """
     source = source.replace("\r\n", "\n")
-    environment = Sandbox()
+    environment = Sandbox(version)
     try:
         tree = environment.parse(source)
         undeclared = meta.find_undeclared_variables(tree)
@@ -77,7 +81,7 @@ def compile_template(name: str, source: str, where: str) -> Template:
         leading = _leading(tree)
         fields = tuple(dict.fromkeys(name.name for name in tree.find_all(nodes.Name) if name.name in undeclared))
         _refuse_words_as_fields(tree, environment.globals.keys(), where)
-        uses = read_uses(tree, fields)
+        uses = read_uses(tree, fields, version)
         environment.limit_work(tree)
         compiled = environment.from_string(tree)
         compiled.globals = dict(compiled.globals)  # each prompt would copy jinja2's chain of mappings to a dict, slowly

@@ -55,7 +55,7 @@ _DECIDED = (*_AUTOMATIC, "model.adapter")
 _OF_THE_PROMPT = frozenset({"prompt.system", "templates", "form", "form request"})
 # The value of a fingerprint key in runs that lack it, if not None. A key that is added later gets the value here that
 # matches how earlier texts were made.
-NEUTRAL: dict[str, Any] = {}
+NEUTRAL: dict[str, Any] = {"prompt.version": 1}
 
 
 def follow(job: Job, manifest: Manifest | None) -> Job:
@@ -115,6 +115,7 @@ def fingerprint(prepared: Prepared, job: Job, identity: Identity) -> dict[str, A
     return templates | {
         "prompt.system": hashlib.sha256(prompt.system.encode()).hexdigest(),
         "prompt.format": prompt.format,
+        "prompt.version": prompt.version,
         "prompt.too_long": prompt.too_long,
         **(_form(prepared.form) if prepared.form else {}),
         **of_the_opened_model(job, identity),

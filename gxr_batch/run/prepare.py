@@ -6,13 +6,14 @@ import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 from gxr_batch.errors import GxrError, TableError, TemplateError
 from gxr_batch.forms import Form, form_of, form_of_run, with_form_inline
 from gxr_batch.job import InputSection, Job
 from gxr_batch.ledger import Manifest
 from gxr_batch.ledger.manifest import known_manifest
-from gxr_batch.prompts import Templates
+from gxr_batch.prompts import Templates, version_of_run
 from gxr_batch.prompts.column_types import mismatch, refuse_nested
 from gxr_batch.prompts.render import field_map, unfilled
 from gxr_batch.prompts.template import FORM_SECTIONS
@@ -77,9 +78,10 @@ def refuse_emptied(rows: int, manifest: Manifest | None, job: Job) -> None:
 def prepare(job: Job, *, fresh: bool = False) -> Prepared:
     """Compile the templates, survey the table, match the two. Raises JobFileError, TemplateError, TableError.
 
-    The form that the job names is written out in the job, as it was when the run began, unless it is to begin `fresh`.
+    The form that the job names is written out in the job. It and the rules of templates are as they were when the run
+    began, unless it is to begin `fresh`.
     """
-    job = with_form_inline(job if fresh else _with_form_of_its_run(job))
+    job = with_form_inline(job if fresh else _with_versions_of_its_run(job))
     form = form_of(job)
     templates = Templates(job.prompt, form)
     job, table = survey_of(job)
@@ -95,15 +97,16 @@ def prepare(job: Job, *, fresh: bool = False) -> Prepared:
     return Prepared(job=job, templates=templates, survey=table, fields=fields, form=form, mismatch=wrong)
 
 
-def _with_form_of_its_run(job: Job) -> Job:
-    """Return the job with the version of forms of the run that it resumes, if there is one."""
-    if not (job.form.name or job.form.sections):
-        return job
-    begun = None
+def _with_versions_of_its_run(job: Job) -> Job:
+    """Return the job with the versions of forms and of template rules of the run that it resumes, if there is one."""
+    begun: dict[str, Any] = {}
     with suppress(GxrError, ValueError):  # a damaged run is refused later, by name
-        manifest = known_manifest(output_folder(job, date.today()))
-        begun = form_of_run(manifest.fingerprint, manifest.job) if manifest else None
-    return job.with_values({"form.version": begun.version}) if begun else job
+        if manifest := known_manifest(output_folder(job, date.today())):
+            begun["prompt.version"] = version_of_run(manifest.fingerprint, manifest.job)
+            if (job.form.name or job.form.sections) and (form := form_of_run(manifest.fingerprint, manifest.job)):
+                begun["form.version"] = form.version
+        return job.with_values(begun)
+    return job
 
 
 def survey_of(job: Job) -> tuple[Job, Survey]:

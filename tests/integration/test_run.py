@@ -243,6 +243,26 @@ def test_new_edited_and_removed_rows_are_named_and_only_they_are_generated(work)
     assert len(found) == 61
 
 
+def test_whole_numbers_that_become_floats_are_no_edited_rows(work):
+    """As when pandas writes a column of numbers, and one night a row lacks its number."""
+    nights = [
+        pa.array([65, 70, 81]),
+        pa.array([65.0, None, 81.0, 90.5]),
+        pa.array([65, 70, 81, 90], pa.int16()),
+        pa.array([65.0, 70.0, None], pa.float32()),
+    ]
+    work.job(
+        "[engine]\nkind = 'echo'\n[prompt]\ntemplate = 'own.md.j2'\n", head="path = 'f.parquet'\nid_column = 'id'\n"
+    )
+    (work.folder / "own.md.j2").write_text("Age {{ age | default('unknown') }}.")
+    generated = []
+    for ages in nights:
+        pq.write_table(pa.table({"id": pa.array(range(len(ages))), "age": ages}), work.folder / "f.parquet")
+        generated.append(work.run_json()["generated_now"])
+    assert generated == [3, 2, 1, 1]
+    assert [row["gxr_text"].split("Age ")[1][:4] for row in work.results()] == ["65.", "70.", "unkn"]
+
+
 def test_another_column_may_change_freely(work):
     work.run()
     work.table([(f"C{n}", f"finding number {n}", "seen") for n in range(60)], ("case_id", "findings", "note"))
@@ -422,6 +442,26 @@ def test_an_unfinished_run_exports_only_when_asked(work):
     work.run(expect=4, faults={"crash_after": 20})
     assert "--partial" in work.gxr("export", "outputs/j", expect=2).stderr
     assert "20 rows, of an unfinished run" in work.gxr("export", "outputs/j", "--partial").stdout
+
+
+def test_a_rerun_that_was_interrupted_is_unfinished_though_earlier_results_are_there(work):
+    work.run()
+    work.table([(row["case_id"], f"edited finding {row['case_id']}") for row in work.results()])
+    work.run(expect=4, faults={"crash_after": 20})
+    assert "This run is unfinished: 40 rows left" in work.gxr("export", "outputs/j", expect=2).stderr
+    work.gxr("export", "outputs/j", "--partial", "--format", "jsonl")
+    lines = (work.folder / "outputs/j/results.jsonl").read_text().splitlines()
+    assert len(lines) == 20
+    assert all("edited finding" in json.loads(line)["gxr_text"] for line in lines)
+
+
+def test_a_retry_that_was_killed_exports_the_newer_texts(work):
+    work.run("--set", "sampling.max_new_tokens=1", expect=None)
+    before = {row["gxr_row_id"]: row["gxr_text"] for row in work.results()}
+    work.run("--retry", "truncated", "--set", "sampling.max_new_tokens=60", expect=4, faults={"crash_after": 20})
+    work.gxr("export", "outputs/j", "--format", "jsonl")
+    rows = map(json.loads, (work.folder / "outputs/j/results.jsonl").read_text().splitlines())
+    assert sum(row["gxr_text"] != before[row["gxr_row_id"]] for row in rows) == 20
 
 
 def test_parquet_columns_keep_their_types(work):

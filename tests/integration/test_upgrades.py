@@ -20,7 +20,7 @@ from gxr_batch.audit.summary import summarise
 from gxr_batch.errors import FingerprintError, LaterVersion, RunError
 from gxr_batch.export import FORMATS, Choice, export
 from gxr_batch.export.audit_workbooks import AuditChoice, export_audit
-from gxr_batch.job import job_file, recorded_job
+from gxr_batch.job import FORM_VERSION, job_file, recorded_job
 from gxr_batch.ledger import RunReader
 from gxr_batch.ledger.manifest import load_manifest
 from gxr_batch.ledger.parts import KEY_COLUMNS
@@ -199,7 +199,27 @@ def test_a_run_with_a_built_in_form_of_an_earlier_version_keeps_its_words(name, 
     assert prompts(tmp_path / "outputs/same") == asked, "its own rows and the later ones"
     place.run("--fresh")
     assert prompts(tmp_path / "outputs/j").keys() == asked.keys()
-    assert not prompts(tmp_path / "outputs/j").items() & asked.items()
+    shared = prompts(tmp_path / "outputs/j").items() & asked.items()
+    assert len(shared) == (30 if version == FORM_VERSION else 0)
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if (RUNS / name / "joined").is_dir()])
+def test_a_run_keeps_the_rules_of_templates_with_which_it_began(name, tmp_path):
+    place = Workplace(tmp_path)
+    shutil.copytree(RUNS / name / "joined", tmp_path, dirs_exist_ok=True)
+    begun = prompts(tmp_path / "outputs/j")
+    place.run()
+    asked = prompts(tmp_path / "outputs/j")
+    assert len(asked) == 30
+    assert begun.items() <= asked.items()
+    place.run("--output", "outputs/same", "--set", "prompt.version=1")
+    assert prompts(tmp_path / "outputs/same") == asked, "its own rows and the later ones"
+    place.run("--fresh", expect=3)
+    frame = read_results(tmp_path / "outputs/j")
+    assert (frame["gxr_status"] == "failed").sum() == 12, "these have no view, which the prompt prints"
+    made = " ".join(frame["gxr_text"].dropna())
+    assert "65-year-old female" in made
+    assert "None" not in made
 
 
 def prompts(folder: Path) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Makes the fixtures of one version: run folders as it leaves them, which every later version must go on with.
 
-`python tests/data/runs/make.py NAME` writes six folders below tests/data/runs/NAME with the gxr-batch that this Python
-imports. A change of a column, a key or a file of a run adds a set, made by the last commit before it; no set is ever
-made again or taken away. Every folder holds the job file, the table and `outputs/j`, the run:
+`python tests/data/runs/make.py NAME` writes seven folders below tests/data/runs/NAME with the gxr-batch that this
+Python imports. A change of a column, a key or a file of a run adds a set, made by the last commit before it; no set
+is ever made again or taken away. Every folder holds the job file, the table and `outputs/j`, the run:
 
 - finished     two samples a row, reviewed by two people, exported as workbook and CSV
 - unfinished   killed by SIGKILL in the middle
@@ -10,6 +10,7 @@ made again or taken away. Every folder holds the job file, the table and `output
 - grown        finished; its table then grew by 100 rows
 - formed       finished, with a form, and reviewed by section; its table then grew (from format 6 on)
 - named        the same with a built-in form, without reviews (from format 6 on)
+- joined       finished, with a template that joins cells, some of them missing; its table then grew
 """
 
 from __future__ import annotations
@@ -165,6 +166,23 @@ def named(folder: Path) -> None:
     write_table(folder, cases(30))
 
 
+TEMPLATE = """{{ findings }}{% if age or sex %}{{ " Patient: " ~ age ~ ", " ~ sex }}{% endif %}
+{% if view == "lateral" %}Lateral view. {% endif %}View: {{ view }}, of {{ patient(age, sex) }}."""
+
+
+def joined(folder: Path) -> None:
+    """Finished with a template of its own; then 10 rows more."""
+    (folder / "j.toml").write_text(f"{HEAD}[prompt]\ntemplate = 't.md.j2'\n")
+    (folder / "t.md.j2").write_text(TEMPLATE)
+    ages, sexes, views = ("65", "", "41"), ("w", "m", "", "female"), ("lateral", "", "PA", "AP", "")
+    for count in (20, 30):
+        rows = [(*case, ages[at % 3], sexes[at % 4], views[at % 5]) for at, case in enumerate(cases(count))]
+        with (folder / "f.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("case_id", "findings", "age", "sex", "view"), *rows])
+        if count == 20:
+            gxr(folder, "run", "j.toml")
+
+
 def echo_keys() -> set[str]:
     """Return the keys of [echo] that this version knows."""
     from gxr_batch.job import EchoSection
@@ -183,7 +201,7 @@ def main(name: str) -> None:
     """Make all of a set, in a scratch folder first."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        for make in (finished, unfinished, retried, grown, formed, named):
+        for make in (finished, unfinished, retried, grown, formed, named, joined):
             place = scratch / make.__name__
             place.mkdir()
             make(place)

@@ -43,6 +43,12 @@ OPTIONAL = [
     "{% set one = x %}{% if one %}{{ one }}{% endif %}none",
     "{{ x.part or 'none' }}",
     "{{ (x | number) or 'none' }}",
+    "{% if x == 'a' %}{{ x }}{% else %}none{{ x }}{% endif %}",
+    "{% if flag %}{% elif x == 'a' %}{{ x }}{% else %}none{{ x }}{% endif %}",
+    "{{ x if x == 'a' else 'none' }}",
+    "{% if x != '' %}{% endif %}{{ x }}none",
+    "{% if x != none %}{% endif %}{{ x }}none",
+    "{% for value in [x] %}{% if value == 1 %}{{ value }}{% endif %}{% endfor %}none",
 ]
 
 
@@ -61,6 +67,9 @@ REQUIRED = [
     "{% for one in x %}{{ one }}{% endfor %}a",
     "{{ y or 'none' }}{{ x }}",
     "{% if y %}{{ x }}{% endif %}a",
+    "{% if x == 'normal' %}Be brief. {% endif %}a{{ x }}",
+    "{% if x is eq 'normal' or x in ['a', 'b'] %}Be brief. {% endif %}a{{ x }}",
+    "{{ 'Be brief. ' if x == 'normal' }}a{{ x }}",
 ]
 
 
@@ -100,6 +109,28 @@ def test_an_empty_prompt_is_refused():
 def test_no_prompt_says_none_for_a_missing_cell():
     for name in ("upper", "lower", "title", "capitalize", "trim", "string", "replace('a', 'b')", "truncate(5)"):
         assert text("{% if x %}{% endif %}-{{ x | " + name + " }}") == "-"
+
+
+def test_what_is_joined_shows_cells_as_prompts_do_and_no_missing_ones():
+    optional = "{% if age or sex %}{% endif %}"
+    assert text(optional + "{{ age ~ ', ' ~ sex }}", age=65.0) == "65,"
+    assert text(optional + "{{ [age, sex, x | default(none)] | join(', ') }}", age=65.0) == "65"
+    assert text("{{ age | string }} {{ age | string == '65' }}", age=65.0) == "65 True"
+    assert text("{{ words | join('-') }}{{ 'abc' | join('.') }}", words=[1.0, None, "x"]) == "1-xa.b.c"
+    assert text("{{ parts | join('; ', attribute='a') }}", parts=[{"a": "x"}, {"a": "y"}]) == "x; y"
+    assert "cannot be filled" in failure("{{ 'a' ~ nothing.at.all }}", nothing=1)
+
+
+def test_a_run_that_began_under_version_1_of_the_rules_keeps_them():
+    def before(source: str, **cells) -> str:
+        return render(compile_template("own", source, "own.md.j2", 1), cells, system="").turns[0].text
+
+    optional = "{% if age or sex %}{% endif %}"
+    assert before(optional + "{{ age ~ ', ' ~ sex }}", age=65.0) == "65.0, None"
+    assert before(optional + "{{ [age, sex] | join(', ') }}", age=65.0) == "65.0, None"
+    assert before("{{ age | string }}", age=65.0) == "65.0"
+    assert before("{% if x == 'normal' %}Be brief. {% endif %}a{{ x }}") == "a"
+    assert before("{{ patient(age, sex) }}", age="65", sex="w") == "a 65-year-old w patient"
 
 
 def test_a_member_that_the_row_lacks_is_missing_like_a_cell():

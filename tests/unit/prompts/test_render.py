@@ -100,6 +100,9 @@ def test_every_combination_of_present_and_missing_cells_reads_as_a_sentence(find
         ("1 year 6 months", "girl", "a girl (age: 1 year 6 months)"),
         (65, 2.0, "a 65-year-old patient"),
         (65, "intersex", "a 65-year-old intersex patient"),
+        (65, "W", "a 65-year-old female"),
+        ("8 Monate", "männlich", "a male patient (age: 8 Monate)"),
+        (65, "d", "a 65-year-old patient"),
     ],
 )
 def test_patients_are_described_as_people_describe_them(age, sex, words):

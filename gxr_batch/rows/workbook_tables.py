@@ -40,9 +40,13 @@ _SAMPLE_RECORDS = 20
 _MOST_TITLE_ROWS = 20
 _SHEETS_NAMED = 10
 # Possessive, and never across a tag: what a foreign file has must not cost more than one pass.
-_FORMULA = re.compile(rb"<c\b([^<>]*+)>\s*+<f\b[^<>]*+(?:(?<=/)>|>[^<]*+</f>)\s*+(?:<v\s*+/>\s*+|<v>\s*+</v>\s*+)?</c>")
-_HIDDEN_ROW = re.compile(rb'<row\b[^<>]*?\bhidden="(?:1|true)"')
-_MERGED = re.compile(rb"<mergeCell\b")
+_NS = r"(?:\w++:)?"  # the Open XML SDK writes <x:c>
+_FORMULA = re.compile(
+    rf"<{_NS}c\b([^<>]*+)>\s*+<{_NS}f\b[^<>]*+(?:(?<=/)>|>[^<]*+</{_NS}f>)"
+    rf"\s*+(?:<{_NS}v\s*+/>\s*+|<{_NS}v>\s*+</{_NS}v>\s*+)?</{_NS}c>".encode()
+)
+_HIDDEN_ROW = re.compile(rf'<{_NS}row\b[^<>]*?\bhidden="(?:1|true)"'.encode())
+_MERGED = re.compile(rf"<{_NS}mergeCell\b".encode())
 _CHUNK, _OVERLAP = 2**20, 2**14
 
 

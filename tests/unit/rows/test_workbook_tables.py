@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import zipfile
 
 import pytest
@@ -31,6 +32,21 @@ def write(path, *rows, formats=None, title="Cases", others=()):
     for name in others:
         book.create_sheet(name).append(["other"])
     book.save(path)
+
+
+def rewrite(path, change):
+    """Change the XML of the first sheet."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts["xl/worksheets/sheet1.xml"] = change(parts["xl/worksheets/sheet1.xml"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+def with_prefixes(sheet):
+    """Return a sheet whose elements have a namespace prefix, as the Open XML SDK writes it."""
+    return re.sub(rb"<(/?)(?=\w)", rb"<\1x:", sheet.replace(b"xmlns=", b"xmlns:x="))
 
 
 def rows(path, **keys):
@@ -176,26 +192,25 @@ def test_errors_count_as_missing_with_a_notice(path):
     assert any("2 cells with an Excel error" in notice for notice in notices(path))
 
 
-def test_formulas_have_their_stored_values_or_are_refused(path):
+@pytest.mark.parametrize("written", [bytes, with_prefixes])
+def test_formulas_have_their_stored_values_or_are_refused(path, written):
     with xlsxwriter.Workbook(path) as book:
         sheet = book.add_worksheet("Cases")
         sheet.write_row(0, 0, HEADER)
         sheet.write_row(1, 0, ["A"])
         sheet.write_formula(1, 1, "=40+5", None, 45)
         sheet.write_formula(1, 2, '=""', None, "nothing")
-    with zipfile.ZipFile(path) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in parts.items():
-            archive.writestr(name, content.replace(b"<v>nothing</v>", b"<v></v>"))
+    rewrite(path, lambda sheet: written(sheet.replace(b"<v>nothing</v>", b"<v></v>")))
     assert rows(path) == [("A", "45", None)]
     write(path, HEADER, ["A", "=40+5", "x"], ["B", "=SUM(1,2)", "y"])
+    rewrite(path, written)
     error = refused(path)
     assert error.what.startswith("2 cells of the sheet Cases with a formula but without its value")
     assert "save it" in error.next_step
 
 
-def test_hidden_rows_and_merged_cells_are_named(path):
+@pytest.mark.parametrize("written", [bytes, with_prefixes])
+def test_hidden_rows_and_merged_cells_are_named(path, written):
     book = Workbook()
     sheet = book.active
     for row in (HEADER, ["A", 1, "x"], ["B", 2, "y"]):
@@ -203,6 +218,7 @@ def test_hidden_rows_and_merged_cells_are_named(path):
     sheet.row_dimensions[3].hidden = True
     sheet.merge_cells("A2:A3")
     book.save(path)
+    rewrite(path, written)
     said = notices(path)
     assert "1 row of the sheet Sheet hidden in Excel: read like the others" in said[0]
     assert "merged cells" in said[1]

@@ -129,7 +129,7 @@ def _section(text: str) -> _Section | None:
         optional=sum(map(decimals.count, "#?")),
         grouped="," in whole.rstrip(","),
         thousands=tail,
-        percent=text.count("%"),
+        percent=bare.count("%"),
         exponent=len(exponent[1]) if exponent else 0,
     )
 

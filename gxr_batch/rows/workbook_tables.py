@@ -61,8 +61,8 @@ class WorkbookSheet(SourceFile):
 
     @property
     def reading(self) -> str:
-        """Which rows of which sheet are read."""
-        return f" {self.sheet!r} {self.first_row} {self.header!r}"
+        """Which rows of which sheet are read, and how: 2, where a percent sign that is text does not multiply."""
+        return f" 2 {self.sheet!r} {self.first_row} {self.header!r}"
 
     def own_batches(self, nulls: Collection[str], say: Say) -> Iterator[pa.Table]:
         """Yield the rows as tables of `own_schema`."""

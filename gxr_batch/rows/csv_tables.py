@@ -378,7 +378,7 @@ def swallowed(row: Sequence[str], delimiter: str) -> str:
     """Return "sure", "maybe" or "" for a multi-line record that may be rows inside one stray pair of quotes.
 
     "maybe": every line has as many delimiters as a row. "sure": each line also starts like the first one, with
-    something that contains a digit, as case numbers do.
+    something that contains a digit, as case numbers do, and has delimiters without a space after them.
     """
     held = [(place, cell) for place, cell in enumerate(row) if "\n" in cell or "\r" in cell]
     if len(held) != 1 or len(row) == 1:
@@ -392,7 +392,8 @@ def swallowed(row: Sequence[str], delimiter: str) -> str:
     beginnings = [first if place == 0 else row[0], *middle, last]
     shape, *others = (_shape(text.split(delimiter)[0]) for text in beginnings)
     if "9" in shape and len(shape) + full > 2 and all(other == shape for other in others):
-        return "sure"
+        # A list in prose may look the same: "S6, 12 mm".
+        return "sure" if re.search(re.escape(delimiter) + "(?! )", cell) else "maybe"
     return "maybe" if full > 1 else ""
 
 

@@ -219,6 +219,12 @@ def test_doubtful_cells_are_read_and_reported(path):
     assert taken.notices[0].startswith(f"{path}: 1 cell spanning lines that look like rows, the first on line 2")
 
 
+def test_a_list_in_a_cell_whose_lines_start_like_the_row_is_read_and_reported(path):
+    cell = "Nodules:\nS6, 12 mm\nS8, 9 mm"
+    assert cells(path, f'id,findings\nP17,"{cell}"\n') == [("P17", cell)]
+    assert "1 cell spanning lines that look like rows" in take(path)[1].notices[0]
+
+
 @pytest.mark.parametrize(
     "row",
     [

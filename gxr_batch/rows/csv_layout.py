@@ -50,10 +50,15 @@ class Sample(NamedTuple):
     lines: tuple[str, ...]
     whole: bool
 
+    def below(self, start: int) -> tuple[str, ...]:
+        """Return the lines from `start` on, without a first one such as `sep=;`, which `Lines` leaves out too."""
+        lines = self.lines[start:]
+        return lines[1:] if lines and separator_line(lines[0]) else lines
+
     def records(self, delimiter: str, escape: str, start: int) -> list[list[str]]:
         """Return up to 21 records from a line on, without blank ones. A cell that is too long ends them."""
         records: list[list[str]] = []
-        reader = _reader(self.lines[start:], delimiter, escape)
+        reader = _reader(self.below(start), delimiter, escape)
         try:
             for record in reader:
                 if len(record) > 1 or "".join(record).strip():
@@ -77,18 +82,13 @@ def take_sample(lines: Lines) -> Sample:
 
 def find_layout(path: Path, sample: Sample, section: InputSection, escape: str) -> Layout:
     """Return the layout of a file with an escape character ("" = none), as far as the job leaves it open."""
-    if section.skip_lines != "auto":
-        skip = section.skip_lines
-        delimiter = _delimiter(path, sample, section.delimiter, escape, skip)
-    else:
-        skip = 0
-        delimiter = _delimiter(path, sample, section.delimiter, escape, 0)
-        odd = _extra(sample.records(delimiter, escape, 0), delimiter, next(iter(sample.lines), ""), 0)
-        if not odd and not section.column_names and (title := _title(sample, section.delimiter, delimiter, escape)):
-            skip, delimiter = title
-    records = sample.records(delimiter, escape, skip)
-    line = next((line for line in sample.lines[skip:] if line.strip()), "")
-    extra = _extra(records, delimiter, line, len(section.column_names))
+    named = len(section.column_names)
+    skip = 0 if section.skip_lines == "auto" else section.skip_lines
+    delimiter = _delimiter(path, sample, section.delimiter, escape, skip)
+    extra = _extra(sample, delimiter, escape, skip, named)
+    if section.skip_lines == "auto" and not (extra or named):
+        skip, delimiter = _title(sample, section.delimiter, delimiter, escape) or (skip, delimiter)
+        extra = _extra(sample, delimiter, escape, skip, named)
     return Layout(delimiter=delimiter, escape=escape, skip_lines=skip, extra=extra)
 
 
@@ -243,8 +243,10 @@ def _is_title(row: Sequence[str], width: int) -> bool:
     return len(cells) <= 1 or (len(row) < width and not plausible(cells))
 
 
-def _extra(records: Sequence[Sequence[str]], delimiter: str, header_line: str, named: int) -> Extra:
+def _extra(sample: Sample, delimiter: str, escape: str, skip: int, named: int) -> Extra:
     """Return what every row has that the header lacks; `named` counts input.column_names, 0 without them."""
+    records = sample.records(delimiter, escape, skip)
+    header_line = next((line for line in sample.below(skip) if line.strip()), "")
     width, rows = (named, records) if named else (len(records[0]) if records else 0, records[1:])
     # Header lines of concatenated files are no rows.
     rows = [row for row in rows if named or [*row] != [*records[0]]]

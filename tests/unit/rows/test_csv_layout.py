@@ -106,6 +106,17 @@ def test_a_delimiter_at_the_end_of_every_row_is_ignored(path, delimiter):
     assert "ends with a delimiter" in notices(path)[0]
 
 
+@pytest.mark.parametrize("separator", ["sep=;\n", '"sep=;"\n'])
+def test_a_line_that_names_the_delimiter_is_neither_header_nor_title(path, separator):
+    assert rows(path, separator + "id;befund;\n1;x;\n2;y;\n") == [("1", "x", None), ("2", "y", None)]
+    assert rows(path, separator + "id;befund\n1;x;\n2;y;\n") == [("1", "x"), ("2", "y")]
+    assert rows(path, separator + (HEADER + ROWS).replace(",", ";")) == EXPECTED
+    assert notices(path) == ()
+    names = ("case_id", "age", "findings")
+    assert rows(path, separator + ROWS.replace(",", ";"), column_names=names) == EXPECTED
+    assert notices(path, column_names=names) == ()
+
+
 def test_row_names_before_a_column_without_values_are_not_taken_for_a_delimiter_at_the_end(path):
     path.write_text('"case_id","age","findings"\n"1","K1",45,""\n"3","K2",50,""\n')
     assert refused(path).what == "A row has 4 cells; the header has 3."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gxr_batch.cells import quoted
 from gxr_batch.errors import TableError
+from gxr_batch.rows.columns import counted
 from gxr_batch.rows.compression import EXTENSIONS, compression_of, damaged_error, decompressed, is_stub
 from gxr_batch.rows.source_files import CHUNK_BYTES, reading, refuse_disguise
 
@@ -33,6 +35,10 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
 BYTE_ORDER_MARK = "\ufeff"
+# Characters that show UTF-8. "Fuß…" and "É»" in cp1252 are UTF-8 too, but of rare letters, and at the end of a word.
+# "surrogateescape" decodes a byte that is not UTF-8 as a surrogate.
+_TELLING = re.compile(r"[\u00a0-\u00ff\u2000-\u22ff]|[^\x00-\x7f\ufeff\udc80-\udcff](?=\w)")
+_BROKEN = re.compile(r"[\udc80-\udcff]")
 
 
 class Scanned(NamedTuple):
@@ -77,6 +83,7 @@ def scan(path: Path, wanted: str, compression: str = "") -> Scanned:
         return found
     if not compression and path.suffix.lower() in EXTENSIONS:  # named as compressed, and neither that nor plainly text
         raise damaged_error(path)
+    _refuse_broken_utf8(path, compression)
     found = _decodes_or_raise(path, "cp1252", compression, "neither UTF-8 nor cp1252")
     notice = (
         "read as cp1252 (Western European Windows) because it is not UTF-8; set input.encoding if letters look wrong"
@@ -128,6 +135,27 @@ def _decodes_or_raise(path: Path, encoding: str, compression: str, complaint: st
             next_step='set input.encoding, e.g. to "utf-8", "cp1252", "latin-1", "utf-16"',
         )
     return found
+
+
+def _refuse_broken_utf8(path: Path, compression: str) -> None:
+    """Raise TableError if a file that does not decode is mostly UTF-8: as cp1252, all of it would be garbled."""
+    whole = broken = 0
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    with reading(path), _HashedFile(io.FileIO(path)) as source:
+        content = decompressed(source, compression, path)
+        while chunk := content.read(CHUNK_BYTES):
+            text = decoder.decode(chunk)
+            if not text.isascii():
+                whole += len(_TELLING.findall(text))
+                broken += len(_BROKEN.findall(text))
+        broken += len(decoder.decode(b"", True))
+    if whole > broken:
+        raise TableError(
+            f"The file is UTF-8 text, except for {counted(broken, 'byte')}.",
+            where=f"{path}, line {_undecodable_line(path, 'utf-8', compression)}",
+            next_step='fix that line, where a character may be cut in half; input.encoding = "cp1252" would read '
+            "every line as cp1252",
+        )
 
 
 def _undecodable_line(path: Path, encoding: str, compression: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import os
 from pathlib import Path
 
@@ -164,6 +165,48 @@ def test_a_non_ascii_letter_late_in_the_file_still_decides_the_encoding(tmp_path
     path.write_bytes(b"x\n" + b"plain\n" * 200_000 + "ö\n".encode("cp1252"))
     table, _ = take(path)
     assert table["x"][-1].as_py() == "ö"
+
+
+CUT = "x\nErguß\ngrößer\n".encode() + "fünf".encode()[:2] + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (CUT, 4),
+        ("x\nжидкий\n".encode() + "жидкий".encode()[:3] + b"\n", 3),
+        (b"x\n" + "größer als 5 cm\n".encode() * 200_000 + b"\xc3\n", 200_002),
+    ],
+)
+def test_a_file_of_utf8_with_a_cut_character_is_refused_with_its_line(tmp_path, content, line):
+    for path in (tmp_path / "cases.csv", tmp_path / "cases.csv.gz"):
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+        error = refused(path)
+        assert error.what.startswith("The file is UTF-8 text, except for ")
+        assert error.where == f"{path}, line {line}"
+        assert 'input.encoding = "cp1252"' in error.next_step
+
+
+def test_a_file_of_utf8_with_a_cut_character_is_read_in_the_encoding_that_the_job_names(tmp_path):
+    path = tmp_path / "cases.csv"
+    path.write_bytes(CUT)
+    assert take(path, encoding="cp1252")[0]["x"].to_pylist()[-1] == "fÃ"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Pleuraerguß…\nErguß…\nFuß…\nkein Ödem\n",
+        "CAFÉ»\nDEGRÉ\xa0:\nQUALITÉ\xa0: 5\xa0mm\n",
+        "»Spaß«\n„Fuß“\n",
+        "«\xa0opacité\xa0» basale\n",
+        "Ã¤ and other misread letters are here: ö, ü\n",
+    ],
+)
+def test_a_cp1252_file_with_letters_that_may_be_utf8_by_chance_is_read(tmp_path, text):
+    path = tmp_path / "cases.jsonl"
+    path.write_bytes("".join(f'{{"x": "{line}"}}\n' for line in text.splitlines()).encode("cp1252"))
+    assert take(path)[0]["x"].to_pylist() == text.splitlines()
 
 
 def test_bytes_of_no_known_encoding_name_their_line(tmp_path):

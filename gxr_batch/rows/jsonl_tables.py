@@ -40,10 +40,10 @@ class JsonLinesFile(SourceFile):
 
 
 class _Kind(NamedTuple):
-    """What the values of a column or a member are: null, bool, int, big, float, str, list, struct or text.
+    """What the values of a column or a member are: null, blank, bool, int, big, float, str, list, struct or text.
 
-    `big` are whole numbers that are not exact as floats, `text` is any mixture. `item` is the kind of a list's items,
-    `members` those of a struct.
+    `blank` is "" and {}, which tell nothing about the column. `big` are whole numbers that are not exact as floats,
+    `text` is any mixture. `item` is the kind of a list's items, `members` those of a struct.
     """
 
     name: str
@@ -51,7 +51,8 @@ class _Kind(NamedTuple):
     members: Mapping[str, _Kind] = {}
 
 
-_NULL, _INT, _BIG, _FLOAT, _TEXT = map(_Kind, ("null", "int", "big", "float", "text"))
+_NULL, _BLANK, _INT, _BIG, _FLOAT, _TEXT = map(_Kind, ("null", "blank", "int", "big", "float", "text"))
+_NO_ITEMS = _Kind("list", _NULL)
 _SIMPLE = {type(None): _NULL, bool: _Kind("bool"), float: _FLOAT, str: _Kind("str")}
 _WIDER = {frozenset(("int", "float")): _FLOAT, frozenset(("int", "big")): _BIG}
 
@@ -180,13 +181,15 @@ def _constant(name: str) -> float | None:
 
 
 def _kind(value: Any) -> _Kind:
+    if value in ("", {}):
+        return _BLANK
     if isinstance(value, list):
         item = _NULL
         for one in value:
             item = _merged(item, _kind(one))
         return _Kind("list", item)
     if isinstance(value, dict):
-        return _Kind("struct", members={name: _kind(one) for name, one in value.items()}) if value else _TEXT
+        return _Kind("struct", members={name: _kind(one) for name, one in value.items()})
     if type(value) is int:
         return _INT if -_EXACT <= value <= _EXACT else _BIG if value in _INT64 else _TEXT
     return _SIMPLE[type(value)]
@@ -194,10 +197,11 @@ def _kind(value: Any) -> _Kind:
 
 def _merged(one: _Kind, other: _Kind) -> _Kind:
     """Return the kind that holds the values of both."""
-    if one == other or other.name == "null":
+    if one == other:
         return one
-    if one.name == "null":
-        return other
+    for empty in (_NULL, _BLANK, _NO_ITEMS):
+        if empty in (one, other):
+            return other if one == empty else one
     if one.name == other.name == "list":
         return _Kind("list", _merged(one.item or _NULL, other.item or _NULL))
     if one.name == other.name == "struct":
@@ -220,11 +224,16 @@ def _type(kind: _Kind) -> pa.DataType:
 
 
 def _fitted(value: Any, kind: pa.DataType) -> Any:
-    """Return a value of the column's type; in a column of text everything else is text as JSON writes it."""
+    """Return a value of the column's type; in a column of text everything else is text as JSON writes it.
+
+    In a column of another type, "", {} and [] are null.
+    """
     if pa.types.is_string(kind):
         return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, list) and pa.types.is_list(kind):
         return [_fitted(one, kind.value_type) for one in value]
+    if value in ("", {}, []):
+        return None
     if isinstance(value, dict) and pa.types.is_struct(kind):
         return {field.name: _fitted(value.get(field.name), field.type) for field in kind}
     return value

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pytest
 from tables import CANARY, look, refused, take
 
+from gxr_batch.rows.columns import FieldMap
+
 
 @pytest.fixture
 def path(tmp_path):
@@ -51,12 +53,33 @@ def test_members_are_columns_in_order_of_appearance_and_missing_ones_are_null(pa
         ([{"a": 1}, "x"], pa.string(), ['{"a": 1}', "x"]),
         ([None, None], pa.null(), [None, None]),
         ([float("nan"), 1.5], pa.float64(), [None, 1.5]),
+        ([45, "", {}, [], 46], pa.int64(), [45, None, None, None, 46]),
+        ([True, ""], pa.bool_(), [True, None]),
+        ([["a"], "", {}, []], pa.list_(pa.string()), [["a"], None, None, []]),
+        ([[1, ""]], pa.list_(pa.int64()), [[1, None]]),
+        ([{}, "", [], {"a": 1}], pa.struct([("a", pa.int64())]), [None, None, None, {"a": 1}]),
+        ([{"a": ""}, {"a": 1}], pa.struct([("a", pa.int64())]), [{"a": None}, {"a": 1}]),
+        (["x", "", {}, []], pa.string(), ["x", None, "{}", "[]"]),
+        (["", {}, None], pa.string(), [None, "{}", None]),
+        ([[], None], pa.list_(pa.string()), [[], None]),
     ],
 )
 def test_a_column_has_the_type_of_all_its_values_or_is_text(path, values, kind, read):
     column = write(path, *({"x": value} for value in values))["x"]
     assert column.type == kind
     assert column.to_pylist() == read
+
+
+@pytest.mark.parametrize("empty", ["", {}, []])
+@pytest.mark.parametrize("value", [45, 1.5, "x", ["a"], {"text": "x"}])
+def test_an_empty_cell_leaves_the_content_of_the_other_rows_as_it_was(path, value, empty):
+    fields = FieldMap(templates={"t": ("x",)}, default="t", columns={"x": "x"})
+
+    def hashes(*values):
+        path.write_text("".join(json.dumps({"x": one}) + "\n" for one in values))
+        return take(path, fields=fields)[0]["gxr_content_hash"].to_pylist()
+
+    assert hashes(value, empty)[0] == hashes(value)[0]
 
 
 def test_types_are_found_in_the_last_line_too(path):

@@ -156,6 +156,8 @@ def test_a_greedy_job_sends_no_seed_and_no_sampling_parameters():
         Act(body=gzip.compress(b"{}", mtime=0), headers={"Content-Encoding": "gzip"}),
         Act(body=b" " * 2_000_000 + b"{}"),
         Act(body=b" " * 65536, endless=True),
+        Act(body=completion("half", reason="abort")),
+        Act(body=completion(None, reason="error")),
     ],
     ids=lambda act: f"{act.status}-{str(act.body)[:24]}-{act.cut}",
 )
@@ -231,6 +233,10 @@ def test_an_overloaded_server_gets_fewer_requests_at_a_time():
         (Act(500, {"error": CANARY}), "answered HTTP 500, again and again, while it answered others"),
         (Act(cut=0), "broke off the connection, again and again, while it answered others"),
         (Act(body=b"{"), "sent something that is no chat completion, again and again"),
+        (
+            Act(body=completion(CANARY, reason="abort")),
+            "broke off its answer, again and again, while it answered others",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -559,6 +565,15 @@ def test_a_server_that_never_comes_up_is_an_outage_while_opening():
         pass
 
 
+def test_a_server_that_aborts_every_answer_is_an_outage():
+    shut = Act(body=completion("half", reason="abort"))
+    with FaultServer(lambda body, number: shut if number > 2 else None) as server:
+        seen = Watched()
+        with session(server, give_up_after="3s") as opened, pytest.raises(ApiOutage, match="broke off its answer"):
+            seen.watch(opened, prompts(5))
+    assert [completion.error for completion in seen.completions] == [None]
+
+
 # --- parameters that a server does not know
 
 
@@ -633,8 +648,9 @@ def test_a_server_that_does_not_stream_shows_the_whole_text_at_the_end_with_a_no
         [*streamed(["Left "], reason=None, done=False), b'data: {"error": "zebrafish"}\n\n'],
         [*streamed(["Left "], reason=None, done=False), b"data: {\n\n"],
         [*streamed(["Left "], reason=None, done=False), b'data: {"choices": [{"delta": {"content": 4}}]}\n\n'],
+        streamed(["Left "], reason="abort"),
     ],
-    ids=["ends", "error", "no json", "no text"],
+    ids=["ends", "error", "no json", "no text", "abort"],
 )
 def test_a_stream_that_ends_early_fails_the_row_and_shows_no_second_beginning(pieces):
     with FaultServer(about(0, Act(pieces=pieces))) as server:

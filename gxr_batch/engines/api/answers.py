@@ -25,6 +25,8 @@ _NO_TEXT = {
     "tool_calls": "the server answered with a call of a tool in place of a text",
     "function_call": "the server answered with a call of a tool in place of a text",
 }
+# Servers that shut down, sleep or fail end requests in progress so, with HTTP 200.
+_BROKEN_OFF = frozenset({"abort", "error"})
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _REASONING_PARTS = ("thinking", "reasoning", "summary")
 _MOST = 2**31 - 1  # the largest value of a result column
@@ -49,7 +51,7 @@ class _Said(NamedTuple):
 
 
 def whole_answer(completion: Any, most_tokens: int) -> Answer:
-    """Read a chat completion. Raises one of MISREAD if it is not one."""
+    """Read a chat completion. Raises one of MISREAD if it is not one, Trouble if the server broke it off."""
     choice = completion.choices[0]
     return _judged(_said(choice.message), _reason(choice), completion, most_tokens)
 
@@ -80,7 +82,7 @@ class StreamedAnswer:
     def answer(self, most_tokens: int) -> Answer | None:
         """Return the answer that the pieces make; None if none arrived, as from a server that does not stream.
 
-        Raises Trouble if the pieces end in the middle.
+        Raises Trouble if the pieces end in the middle, or the server broke the answer off.
         """
         if not self._reason:
             if self._said:
@@ -150,6 +152,8 @@ def _judged(said: _Said, reason: str, counted: Any, most_tokens: int) -> Answer:
     new_tokens = _count(usage, "completion_tokens", most_tokens)
     if not new_tokens and any(said):
         new_tokens = None
+    if reason in _BROKEN_OFF:
+        raise Trouble("broke off its answer")
     if reason in _NO_TEXT:
         return Answer("", "error", _NO_TEXT[reason], prompt_tokens, new_tokens)
     unnamed: FinishReason = "length" if new_tokens == most_tokens else "stop"

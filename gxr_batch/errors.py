@@ -14,7 +14,8 @@
     │   ├── RunLocked           another process writes to this run folder
     │   ├── OutOfDeviceMemory   other processes hold the GPU memory and keep it
     │   └── EngineFailed        an engine that cannot continue
-    │       └── ApiOutage           a server that did not answer for too long; stops the run, not an error
+    │       └── EngineUnavailable   its server refuses everything, or its cluster is gone; no row is to blame
+    │           └── ApiOutage           a server that did not answer for too long; stops the run, not an error
     └── RowError            one row cannot be generated; becomes a failed row and never leaves the runner
 
 Messages name locations (file, line, row id, column), never the text of a cell, a prompt or an answer.
@@ -102,7 +103,11 @@ class EngineFailed(MachineError):
     """The engine cannot continue; rows that it took and did not return are still to do."""
 
 
-class ApiOutage(EngineFailed):
+class EngineUnavailable(EngineFailed):
+    """The server or cluster behind the engine refuses every request or is gone; no row can cause that."""
+
+
+class ApiOutage(EngineUnavailable):
     """A server did not answer for longer than the job waits; the requested rows are still to do."""
 
 

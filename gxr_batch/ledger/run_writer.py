@@ -27,7 +27,7 @@ from gxr_batch.disk import (
     storage_errors,
     sync_folder,
 )
-from gxr_batch.errors import EngineFailed, GxrError, RunError
+from gxr_batch.errors import EngineFailed, EngineUnavailable, GxrError, RunError
 from gxr_batch.files import remove_leftovers, temporary_path
 from gxr_batch.forms import Form
 from gxr_batch.ledger.compaction import (
@@ -310,8 +310,9 @@ def open_run(folder: Path, *, fresh: bool = False, take_over: bool = False) -> I
             yield writer
             in_order = True
         except Exception as error:
-            # A row may cause an engine failure or a bug, but not a full disk or a missing model.
-            in_order = isinstance(error, GxrError) and not isinstance(error, EngineFailed)
+            # A row may cause an engine failure or a bug, but not a full disk, a missing model or a refused token.
+            blameless = isinstance(error, EngineUnavailable) or not isinstance(error, EngineFailed)
+            in_order = isinstance(error, GxrError) and blameless
             writer.log.failed(error)
             raise
         except BaseException as error:  # a signal

@@ -168,6 +168,17 @@ def test_a_wrong_token_is_exit_4_with_one_message(work, monkeypatch):
     assert work.manifest()["invocations"][-1]["counts"]["failed"] == 0
 
 
+def test_a_token_that_expires_makes_no_row_a_suspect(work, monkeypatch):
+    monkeypatch.setenv("SERVER_TOKEN", "token-of-the-tests")
+    with FaultServer(lambda body, number: Act(401) if number > 21 else None) as server:
+        job(work, server, "token_env = 'SERVER_TOKEN'\n")
+        work.run(expect=4)
+        server.behave = lambda body, number: None
+        done = work.run()
+    assert "one at a time" not in done.stderr
+    assert len(work.results()) == 60
+
+
 def test_a_row_that_is_refused_fails_alone_and_no_file_quotes_the_server(work):
     refusal = Act(400, {"error": {"message": "zebrafish: context too long"}})
     with FaultServer() as server:

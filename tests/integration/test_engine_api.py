@@ -24,7 +24,7 @@ from gxr_batch.engines.api.retries import Meter, Throttle
 from gxr_batch.engines.api.server_faults import retry_after
 from gxr_batch.engines.api.session import ApiSession
 from gxr_batch.engines.base import StopRequest
-from gxr_batch.errors import ApiOutage, EngineFailed, ModelUnavailable, RowError
+from gxr_batch.errors import ApiOutage, EngineUnavailable, ModelUnavailable, RowError
 from gxr_batch.job import Job
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt, Turn
 
@@ -393,7 +393,7 @@ def test_a_wrong_token_model_or_address_gives_one_message_and_fails_no_row(act, 
 def test_an_account_that_runs_out_ends_the_engine_and_fails_no_row(status):
     with FaultServer(lambda body, number: Act(status, {}) if number > 3 else None) as server:
         seen = Watched()
-        with session(server, concurrency=1) as opened, pytest.raises(EngineFailed):
+        with session(server, concurrency=1) as opened, pytest.raises(EngineUnavailable):
             seen.watch(opened, prompts(9))
     assert len(seen.completions) == 2
     assert all(completion.error is None for completion in seen.completions)
@@ -403,7 +403,10 @@ def test_prompts_and_tokens_never_follow_a_redirect(monkeypatch):
     monkeypatch.setenv("SERVER_TOKEN", "secret-token")
     with FaultServer() as other, FaultServer() as server:
         server.behave = about_rows(lambda _: Act(307, headers={"Location": f"{other.url}/chat/completions"}))
-        with session(server, token_env="SERVER_TOKEN") as opened, pytest.raises(EngineFailed, match="another address"):
+        with (
+            session(server, token_env="SERVER_TOKEN") as opened,
+            pytest.raises(EngineUnavailable, match="another address"),
+        ):
             Watched().watch(opened, prompts(2))
     assert other.requests == []
 

@@ -22,7 +22,7 @@ from gxr_batch.engines.ray.cluster import connected, load_ray
 from gxr_batch.engines.ray.pool import Member, joined
 from gxr_batch.engines.ray.worker import Worker
 from gxr_batch.engines.suspects import CRASHED
-from gxr_batch.errors import EngineFailed, ModelUnavailable
+from gxr_batch.errors import EngineFailed, EngineUnavailable, ModelUnavailable
 from gxr_batch.extras import install_command
 from gxr_batch.job import Job, RaySection
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
@@ -225,6 +225,18 @@ def test_a_worker_that_cannot_open_its_engine_raises_its_error_here():
             pass
     assert "(worker" in raised.value.where
     assert CANARY not in str(raised.value)
+
+
+def test_a_token_that_expires_ends_the_stream_and_fails_no_row():
+    said: list[str] = []
+    seen = Watched()
+    with FaultServer(lambda body, number: Act(401) if number > 20 else None) as server:
+        made = job(worker="api", api={"model": "m", "base_url": server.url})
+        with session(made, said) as opened, pytest.raises(EngineUnavailable, match="requires a token"):
+            seen.watch(opened, prompts(60))
+    assert seen.completions
+    assert {completion.error for completion in seen.completions} == {None}
+    assert not any("replaced" in sentence for sentence in said)
 
 
 def test_workers_that_do_not_fit_the_cluster_are_reported_after_a_while():

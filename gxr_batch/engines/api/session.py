@@ -21,7 +21,7 @@ from gxr_batch.engines.api.outage import Outage
 from gxr_batch.engines.api.retries import Calls
 from gxr_batch.engines.api.server_faults import Unusable
 from gxr_batch.engines.base import EngineInfo, Pulse, Say, StopRequest
-from gxr_batch.errors import EngineFailed
+from gxr_batch.errors import EngineUnavailable
 from gxr_batch.records import Completion, Key, Prompt
 
 _PULSE_SECONDS = 0.5
@@ -74,7 +74,7 @@ class ApiSession:
         self._reported_no_streams = False
 
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
-        """Ask for every prompt. Raises EngineFailed if no request can be answered, ApiOutage if the server is down."""
+        """Ask for every prompt. Raises EngineUnavailable if none can be answered, ApiOutage if the server is down."""
         events: _Events = queue.SimpleQueue()
         flight: dict[Key, Future[Completion]] = {}
         pulsed, exhausted = time.monotonic(), False
@@ -120,7 +120,7 @@ class ApiSession:
         try:
             completion = ended.future.result()
         except Unusable as fault:
-            raise EngineFailed(
+            raise EngineUnavailable(
                 f"The server {fault.what}.", where=self._outage.place, next_step=fault.next_step
             ) from None
         self._tokens += completion.new_tokens or 0

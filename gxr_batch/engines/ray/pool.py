@@ -20,7 +20,7 @@ from gxr_batch.engines.base import EngineInfo, Pulse, Workers
 from gxr_batch.engines.ray.row_assignment import Hand
 from gxr_batch.engines.ray.worker_clocks import Offset
 from gxr_batch.engines.ray.worker_messages import Order, Report
-from gxr_batch.errors import EngineFailed, ModelUnavailable
+from gxr_batch.errors import EngineUnavailable, ModelUnavailable
 
 _SILENT_SECONDS = 10.0  # a live worker returns calls within half a second
 # Concurrent calls to one worker: an exchange that waits, and one that ends it.
@@ -96,7 +96,7 @@ class Pool:
         self._calls[member.actor.exchange.remote(order)] = member
 
     def next(self, seconds: float) -> tuple[Member, Report | Lost] | None:
-        """Return the next report or lost member; None if nothing came in time. Raises EngineFailed."""
+        """Return the next report or lost member; None if nothing came in time. Raises EngineUnavailable."""
         exceptions = self._ray.exceptions
         if self._head.gone:
             raise _disconnected("its head cannot be reached")
@@ -190,8 +190,8 @@ def start(ray: Any, count: int, make: Any, arguments: tuple[Any, ...], **options
     return Pool(ray, [actor.remote(*arguments) for _ in range(count)], head)
 
 
-def _disconnected(why: str) -> EngineFailed:
-    return EngineFailed(
+def _disconnected(why: str) -> EngineUnavailable:
+    return EngineUnavailable(
         f"The connection to Ray was lost ({why}).",
         where='engine.kind = "ray"',
         next_step="check the cluster, then run the same command again",

@@ -12,7 +12,7 @@ from gxr_batch.engines.ray.pool import Lost, Member, Pool, check_alike, joined
 from gxr_batch.engines.ray.row_assignment import Dealer, Taken
 from gxr_batch.engines.ray.worker_messages import Order, Report
 from gxr_batch.engines.suspects import CRASHED
-from gxr_batch.errors import ApiOutage, EngineFailed, GxrError, ModelUnavailable, OutOfDeviceMemory
+from gxr_batch.errors import EngineFailed, EngineUnavailable, GxrError, ModelUnavailable, OutOfDeviceMemory
 from gxr_batch.records import Completion, Prompt
 
 _PULSE_SECONDS = 0.5
@@ -43,8 +43,8 @@ class RaySession:
     def stream(self, prompts: Iterator[Prompt], stop: StopRequest) -> Iterator[Completion | Pulse]:
         """Generate for every prompt.
 
-        `on_text` of a prompt gets the whole answer at its end. Raises EngineFailed if no worker is left, or none is
-        alive for too long, and what a worker's engine raised.
+        `on_text` of a prompt gets the whole answer at its end. Raises EngineFailed if no worker is left,
+        EngineUnavailable if none is alive for too long, and what a worker's engine raised.
         """
         self._errand += 1
         dealer = Dealer(prompts, stop, [member.hand for member in self._pool.members])
@@ -100,8 +100,11 @@ class RaySession:
                 if (settled := dealer.settle(member.hand, here)) is not None:
                     yield settled
         if came.failure is not None:
+            error = came.failure.error(member.name)
+            if isinstance(error, EngineUnavailable):  # for every worker; and its rows did not cause it
+                raise error
             yield from map(_crashed, dealer.lose(member.hand))
-            self._failed(member, came.failure.error(member.name))
+            self._failed(member, error)
         elif came.info is not None:
             self._opened(member, came.info)
 
@@ -121,7 +124,7 @@ class RaySession:
         """Have a worker replaced whose engine failed. Raises errors that are not specific to this process."""
         self._error = error
         opened = member.info is not None
-        if isinstance(error, ApiOutage) or not isinstance(error, (*_MAY_PASS, ModelUnavailable)):
+        if not isinstance(error, (*_MAY_PASS, ModelUnavailable)):
             raise error
         if opened and isinstance(error, _MAY_PASS):
             self._pool.restart(member)
@@ -164,7 +167,7 @@ class RaySession:
                 next_step="check the hosts, then run the same command again",
             )
         if seconds >= self._patience.give_up_seconds:
-            raise EngineFailed(
+            raise EngineUnavailable(
                 f"No worker was alive for {seconds:,.0f} s.",
                 where="ray.give_up_after",
                 next_step="check the cluster, then run the same command again",

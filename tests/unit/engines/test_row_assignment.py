@@ -13,7 +13,7 @@ from gxr_batch.engines.ray.pool import Head
 from gxr_batch.engines.ray.row_assignment import Dealer, Hand
 from gxr_batch.engines.ray.worker_clocks import Meter, Offset
 from gxr_batch.engines.ray.worker_messages import Failure
-from gxr_batch.errors import ApiOutage, EngineFailed, GxrError, ModelUnavailable
+from gxr_batch.errors import ApiOutage, EngineFailed, EngineUnavailable, GxrError, ModelUnavailable
 from gxr_batch.job import Job, RaySection
 from gxr_batch.records import Completion, Encoded, Key, Messages, Prompt
 from gxr_batch.run.messages import of_kind
@@ -171,7 +171,8 @@ def test_while_draining_no_prompts_are_pulled_and_no_suspects_are_dealt():
 
 
 @pytest.mark.parametrize(
-    "kind", [ModelUnavailable, EngineFailed, ApiOutage, errors.OutOfDeviceMemory, errors.JobFileError]
+    "kind",
+    [ModelUnavailable, EngineFailed, EngineUnavailable, ApiOutage, errors.OutOfDeviceMemory, errors.JobFileError],
 )
 def test_an_error_of_a_worker_is_the_same_error_here(kind):
     made = Failure.of(kind("What is wrong.", where="a.key", next_step="do this")).error("worker 2 on n1")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from other_user import shared_folder, umask, unprivileged
 
+from gxr_batch.errors import ApiOutage, EngineFailed, EngineUnavailable, StorageError
+from gxr_batch.ledger import open_run
 from gxr_batch.ledger.boot import boot_id
 from gxr_batch.ledger.inflight import INFLIGHT_NAME, InFlight
 from gxr_batch.records import Key
@@ -59,3 +61,18 @@ def test_a_hint_that_cannot_be_written_is_remembered_and_raises_nothing():
             hint.close(in_order=True)
         assert hint.failure == "Permission denied"
         assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "suspects"),
+    [(EngineFailed, [KEY]), (ValueError, [KEY]), (EngineUnavailable, []), (ApiOutage, []), (StorageError, [])],
+)
+def test_rows_are_suspects_only_after_an_end_that_a_row_can_cause(tmp_path, error, suspects):
+    def end() -> None:
+        with open_run(tmp_path) as ledger:
+            ledger.in_flight.take(KEY)
+            raise error("It ended.")
+
+    with pytest.raises(error):
+        end()
+    assert InFlight(tmp_path).known == suspects

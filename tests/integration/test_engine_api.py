@@ -217,6 +217,40 @@ def test_an_overloaded_server_gets_fewer_requests_at_a_time():
     assert throttle.limit == 5
 
 
+def test_a_server_that_answers_one_row_at_a_time_is_slow_and_no_row_is_at_fault():
+    """It answers three in time. Eight at once are too many, and so are those that later answers allow again."""
+    seconds, timeout = 0.4, 1.5
+    busy_until, lock = 0.0, threading.Lock()
+
+    def behave(body: dict, _: int) -> Act:
+        nonlocal busy_until
+        with lock:
+            now = time.monotonic()
+            begins = max(now, busy_until)
+            ends = begins + (seconds if body["max_tokens"] > 1 else 0)
+            busy_until = max(begins, min(ends, now + timeout))  # the client closes what is late
+        return Act(body=repeated(body), delay=ends - now)
+
+    with FaultServer(behave) as server, session(server, timeout=f"{timeout}s", concurrency=8) as opened:
+        seen = Watched().watch(opened, prompts(20))
+    assert {completion.error for completion in seen.completions} == {None}
+    assert len(seen.completions) == 20
+    assert seen.pulses[-1].retries > 3
+
+
+@pytest.mark.parametrize("count", [2, 8], ids=["alone", "among others"])
+def test_rows_that_are_always_late_fail_and_no_others(count):
+    def behave(body: dict, _: int) -> Act | None:
+        return Act(delay=60) if body["messages"][-1]["content"].endswith((" 0", " 1")) else None
+
+    with FaultServer(behave) as server, session(server, timeout="1s", give_up_after="6s") as opened:
+        seen = Watched().watch(opened, prompts(count))
+    errors = {completion.key.row_id: completion.error for completion in seen.completions}
+    late = "the server gave no answer in time, again and again, while it answered others"
+    assert {errors.pop("C0"), errors.pop("C1")} == {late}
+    assert list(errors.values()) == [None] * (count - 2)
+
+
 # --- a row at fault, and rows that are not
 
 

@@ -2,7 +2,8 @@
 
 A row that keeps failing is given up only if the server answers other rows, or a test question, before and after its
 last try: then the row is at fault. Otherwise the server is, and rows wait for it (outage.py decides how long). While
-the server reports overload, fewer requests are sent at a time; later the number grows again.
+the server reports overload or is late, fewer requests are sent at a time; later the number grows again. A request
+that is late because of others in flight is no try of its row, else growing again and again could fail it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Calls:
         self._throttle, self._meter = Throttle(settings.concurrency), Meter()
         self._asking_test_question = asyncio.Lock()
         self._last_answered = 0.0  # when the latest answered request began
+        self._last_row = 0.0  # the same, of rows only
         self.retries = 0
         self.streams = True
 
@@ -70,14 +72,17 @@ class Calls:
 
     async def _row(self, prompt: Prompt, taken_at: float) -> Completion:
         """Return the completion of a row, whatever its text."""
-        alive = self._max_retries == 0  # whether the server answered others before this try
+        tries, alive = 0, self._max_retries == 0  # whether the server answered others before this try
 
         async def spent(state: RetryCallState) -> bool:
-            nonlocal alive
-            if state.attempt_number < self._max_retries:
+            nonlocal tries, alive
+            trouble = _trouble(state)
+            tries += not trouble.crowded
+            # A late answer does not show whether the server is down or slow.
+            if tries < self._max_retries and not trouble.late:
                 return False
             before, alive = alive, await self._answers_others()
-            return state.attempt_number > self._max_retries and before and alive
+            return tries > self._max_retries and not trouble.crowded and before and alive
 
         try:
             return await self._persist(prompt, spent, taken_at)
@@ -164,20 +169,17 @@ class Calls:
             shown_at: list[float] = []
             mark = self._meter.enter()
             try:
-                answer = await self._answer(prompt, shown_at)
+                try:
+                    answer = await self._answer(prompt, shown_at)
+                finally:
+                    seconds, share, in_flight = self._meter.leave(mark)
             except Trouble as trouble:
-                self._outage.trouble(trouble)
-                if trouble.overloaded:
-                    self._throttle.overloaded(started_at, trouble.retry_after)
+                self._troubled(trouble, started_at, in_flight)
                 raise
             except Refusal:
                 self._outage.alive()
                 raise
-            finally:
-                seconds, share, in_flight = self._meter.leave(mark)
-        self._outage.alive()
-        self._last_answered = max(self._last_answered, started_at)
-        self._throttle.answered()
+        self._answered(prompt, started_at)
         return Completion(
             prompt.key,
             *answer[:-1],
@@ -190,6 +192,22 @@ class Calls:
             finished_at_ms=int(time.time() * 1000),
             reasoning=answer.reasoning,
         )
+
+    def _troubled(self, trouble: Trouble, started_at: float, in_flight: float) -> None:
+        """Record that a request failed which began at `started_at` and shared the server with `in_flight` in all."""
+        self._outage.trouble(trouble)
+        if trouble.overloaded:
+            self._throttle.overloaded(started_at, trouble.retry_after)
+        # It waited for others, and no later row overtook it: with fewer requests it may be in time.
+        trouble.crowded = trouble.late and round(in_flight) > 1 and self._last_row <= started_at
+
+    def _answered(self, prompt: Prompt, started_at: float) -> None:
+        """Record an answer to a request that began at `started_at`."""
+        self._outage.alive()
+        self._last_answered = max(self._last_answered, started_at)
+        if prompt is not _TEST_QUESTION:  # which takes no time, so that it says nothing about rows
+            self._last_row = max(self._last_row, started_at)
+            self._throttle.answered()
 
     async def _answer(self, prompt: Prompt, shown_at: list[float]) -> Answer:
         on_text = prompt.on_text

@@ -47,14 +47,22 @@ class Fault(Exception):
 class Trouble(Fault):
     """A fault that may pass: try again, not before `retry_after` seconds if the server named a time.
 
-    `overloaded`: the server is overloaded; `nonsense`: the response is not an answer at all.
+    `overloaded`: the server is overloaded, as also if it is `late`; `nonsense`: the response is not an answer at all.
+    `crowded` is set for a late one that may be due to the requests in flight with it.
     """
 
     def __init__(
-        self, what: str, *, retry_after: float | None = None, overloaded: bool = False, nonsense: bool = False
+        self,
+        what: str,
+        *,
+        retry_after: float | None = None,
+        overloaded: bool = False,
+        late: bool = False,
+        nonsense: bool = False,
     ) -> None:
         super().__init__(what)
-        self.retry_after, self.overloaded, self.nonsense = retry_after, overloaded, nonsense
+        self.retry_after, self.overloaded, self.nonsense = retry_after, overloaded or late, nonsense
+        self.late, self.crowded = late, False
 
 
 class Refusal(Fault):
@@ -94,7 +102,7 @@ def fault_of_error(error: Exception, *, answered: bool) -> Fault:
         return error
     cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
     if isinstance(cause, TimeoutError | httpx2.TimeoutException):
-        return Trouble("gave no answer in time")
+        return Trouble("gave no answer in time", late=True)
     if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
         return Unusable("cannot be used with these settings", "check api.base_url and the token")
     if isinstance(error, openai.APIConnectionError | socksio.ProtocolError | OSError):

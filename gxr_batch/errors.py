@@ -13,6 +13,7 @@
     │   ├── StorageError        disk full, read-only, gone
     │   ├── RunLocked           another process writes to this run folder
     │   ├── OutOfDeviceMemory   other processes hold the GPU memory and keep it
+    │   ├── OutOfTime           the engine was not open when the run had to stop; stops the run, not an error
     │   └── EngineFailed        an engine that cannot continue
     │       └── EngineUnavailable   its server refuses everything, or its cluster is gone; no row is to blame
     │           └── ApiOutage           a server that did not answer for too long; stops the run, not an error
@@ -97,6 +98,10 @@ class RunLocked(MachineError):
 
 class OutOfDeviceMemory(MachineError):
     """Other processes hold the device's memory and keep it; no row is to blame."""
+
+
+class OutOfTime(MachineError):
+    """The engine was not open when the run had to stop; nothing was generated since."""
 
 
 class EngineFailed(MachineError):

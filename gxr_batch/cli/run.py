@@ -192,7 +192,8 @@ def _text(name: str, outcome: RunResult, limit: int | None) -> str:
             ("cut", f"{counted(progress.cut, 'prompt')} too long: the end of the longest cell was cut; see gxr_flags")
         )
     if outcome.reason not in {None, "api_outage"} and not progress.done:
-        entries.append(("note", "no row was finished: rows take longer than this invocation lasted"))
+        why = "rows take longer than this invocation lasted" if outcome.info else "the engine was not ready in time"
+        entries.append(("note", f"no row was finished: {why}"))
     if not counts.left:
         entries.append(("results", f"{folder}/results.parquet"))
     if counts.failed or counts.held:

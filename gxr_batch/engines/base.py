@@ -8,11 +8,13 @@ live inside the engine and show only as counts in `Pulse`. A prompt that was tak
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from gxr_batch.errors import OutOfTime
 from gxr_batch.job import Job
 from gxr_batch.records import Completion, Encoded, Identity, Messages, Prompt
 
@@ -27,6 +29,7 @@ __all__ = [
     "Session",
     "StopRequest",
     "Workers",
+    "require_time",
     "silent",
 ]
 
@@ -35,6 +38,12 @@ Say = Callable[[str], None]
 
 def silent(_sentence: str) -> None:
     """Discard the sentence."""
+
+
+def require_time(until: float) -> None:
+    """Raise OutOfTime from `until` (time.monotonic seconds) on."""
+    if time.monotonic() >= until:
+        raise OutOfTime("The engine was not ready when the run had to stop.")
 
 
 class Workers(NamedTuple):
@@ -148,8 +157,11 @@ class Engine(Protocol):
         """Return the encoder. Raises ModelUnavailable if the tokenizer cannot be loaded."""
         ...
 
-    def open(self) -> AbstractContextManager[Session]:
-        """Load the model. Raises ModelUnavailable if the machine cannot do it now."""
+    def open(self, until: float = float("inf")) -> AbstractContextManager[Session]:
+        """Load the model. Raises ModelUnavailable if the machine cannot do it now.
+
+        What it waits for is not waited for beyond `until` (time.monotonic seconds): raises OutOfTime.
+        """
         ...
 
 

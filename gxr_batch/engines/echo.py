@@ -47,7 +47,7 @@ class EchoEngine:
         return EchoEncoder()
 
     @contextmanager
-    def open(self) -> Iterator[EchoSession]:
+    def open(self, until: float = float("inf")) -> Iterator[EchoSession]:
         """Open at once."""
         info = EngineInfo(
             identity=self.identity(),

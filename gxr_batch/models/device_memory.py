@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from gxr_batch.cells import quoted
-from gxr_batch.errors import ModelUnavailable
+from gxr_batch.errors import ModelUnavailable, OutOfTime
 from gxr_batch.job import EngineSection
 from gxr_batch.job.units import parse_bytes, parse_duration
 
@@ -278,15 +278,20 @@ class MemoryBudget:
         self,
         settings: EngineSection,
         say: Say = lambda _: None,
+        until: float = float("inf"),
+        *,
         devices: Sequence[Device] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`say` gets sentences for the user while waiting; the other arguments are for tests."""
+        """`say` gets sentences for the user while waiting, which ends at `until` (seconds of `clock`).
+
+        The other arguments are for tests.
+        """
         self.devices = visible() if devices is None else list(devices)
         self.size_limit = parse_bytes(settings.memory_limit)
         self.wait_seconds = parse_duration(settings.wait_for_memory) or 0.0
-        self._say, self._clock, self._sleep = say, clock, sleep
+        self._say, self._until, self._clock, self._sleep = say, until, clock, sleep
 
     def named(self, device_map: str) -> list[Device]:
         """Return the devices that `model.device_map` allows. Raises ModelUnavailable if there are none."""
@@ -357,10 +362,10 @@ class MemoryBudget:
             device.limit(limit)
 
     def wait(self, devices: Sequence[Device], needed: int) -> Device:
-        """Return the freest device, once it has `needed` bytes. Raises ModelUnavailable after wait_for_memory.
+        """Return the freest device, once it has `needed` bytes.
 
         Reports at once, and every few minutes, which processes hold the device. Does not wait for more than any device
-        has.
+        has. Raises ModelUnavailable after wait_for_memory, OutOfTime if the run has to stop before that.
         """
         began = self._clock()
         said = float("-inf")
@@ -369,13 +374,16 @@ class MemoryBudget:
             now = self._clock()
             if hopeless or now - began >= self.wait_seconds:
                 raise self.too_little(device, needed, waited=now - began)
+            if now >= self._until:
+                raise OutOfTime(self.too_little(device, needed, waited=now - began).what)
+            left = min(began + self.wait_seconds, self._until) - now
             if now - said >= _SAY_SECONDS:
                 said = now
                 self._say(
                     f"Waiting for memory on {device.name}: {gib(needed)} needed, {gib(self.free(device))} free"
-                    f"{_named(device)}. Gives up after {(self.wait_seconds - (now - began)) / 60:,.0f} more minutes."
+                    f"{_named(device)}. Gives up after {left / 60:,.0f} more minutes."
                 )
-            self._sleep(min(_LOOK_SECONDS, self.wait_seconds - (now - began)))
+            self._sleep(min(_LOOK_SECONDS, left))
         return device
 
     def too_little(self, device: Device, needed: int, *, waited: float = 0.0) -> ModelUnavailable:

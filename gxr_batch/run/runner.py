@@ -13,8 +13,8 @@ from datetime import datetime
 from itertools import chain
 from pathlib import Path
 
-from gxr_batch.engines.base import Encoder, EngineInfo, Pulse, Session
-from gxr_batch.errors import ApiOutage
+from gxr_batch.engines.base import Encoder, EngineInfo, Pulse, Session, require_time
+from gxr_batch.errors import ApiOutage, OutOfTime
 from gxr_batch.job import Job
 from gxr_batch.ledger import Counts, Drift, open_run
 from gxr_batch.ledger.join import INPUT_NAME
@@ -40,8 +40,8 @@ class RunResult:
 
     `folder` is the run folder, `counts` the rows of the whole table by state. `reason` says what stopped the
     invocation, None if nothing did. `drift` is how the table changed since the last invocation, None in the first;
-    `info` the engine that was opened, None if there was nothing to generate. `exports` maps each format that the job
-    asks for to written, current or failed.
+    `info` the engine that was opened, None if none was. `exports` maps each format that the job asks for to written,
+    current or failed.
     """
 
     folder: Path
@@ -95,8 +95,10 @@ def run(job: Job, options: Options, stopper: Stopper, say: Say, show: Show) -> R
 def generate(invocation: Invocation, watch: Watch, show: Show) -> None:
     """Load the model and generate the rows to do. Whatever goes wrong, generated rows are sealed."""
     try:
+        require_time(watch.until)  # a long table takes time too, as does loading, which cannot be ended
         encoder = invocation.engine.encoder()
-        with invocation.engine.open() as session:
+        with invocation.engine.open(watch.until) as session:
+            require_time(watch.until)
             invocation.opened(session.info)
             try:
                 stream(session, Dispatch(invocation, encoder), watch, show)
@@ -107,6 +109,10 @@ def generate(invocation: Invocation, watch: Watch, show: Show) -> None:
         watch.stopper.ask("api_outage")
         invocation.record.notify(f"{outage.what} ({outage.where})")
         invocation.announce_stop(watch.stopper.reason, invocation.progress.rows_in_flight)
+    except OutOfTime as late:  # the same
+        watch.look()
+        invocation.record.notify(late.what)
+        invocation.announce_stop(watch.stopper.reason, 0)
     except BaseException as error:
         invocation.record_error(error)
         raise

@@ -46,6 +46,11 @@ class Watch:
         if (clock := parse_clock(settings.stop_by)) is not None:
             self._deadlines.append((time.monotonic() + seconds_until(clock, datetime.now()), "stop_by"))
 
+    @property
+    def until(self) -> float:
+        """When the invocation has to end at the latest (time.monotonic seconds)."""
+        return min((deadline for deadline, _ in self._deadlines), default=float("inf"))
+
     def saw(self, result: Result) -> None:
         """Record a row from the engine."""
         self._done += 1

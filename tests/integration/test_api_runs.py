@@ -139,8 +139,9 @@ def test_waiting_for_a_server_ends_when_the_run_must_end(work):
         pass
     job(work, server)
     began = time.monotonic()
-    work.run("--time-limit", "1s", "--set", "api.give_up_after=10m", expect=75)
+    done = work.run("--time-limit", "1s", "--set", "api.give_up_after=10m", expect=75)
     assert time.monotonic() - began < 30
+    assert "stopped at its time limit" in done.stdout
 
 
 def test_a_run_in_an_outage_looks_alive_from_outside(work):

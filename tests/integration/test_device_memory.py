@@ -17,7 +17,7 @@ from gxr_batch.engines.base import Pulse, StopRequest
 from gxr_batch.engines.slots import TransformersEngine, decode_loop, open_engine
 from gxr_batch.engines.slots.library_backend import LibraryModel
 from gxr_batch.engines.slots.oom_retry import NoMemory, Splitter
-from gxr_batch.errors import JobFileError, ModelUnavailable, OutOfDeviceMemory
+from gxr_batch.errors import JobFileError, ModelUnavailable, OutOfDeviceMemory, OutOfTime
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.job.sampling import Sampling
 from gxr_batch.models.device_memory import Cpu, Cuda, MemoryBudget, holders_of, out_of_memory
@@ -65,9 +65,11 @@ class Clock:
         self.now += seconds
 
 
-def budget(*devices: FakeDevice, say=None, clock=None, **settings) -> MemoryBudget:
+def budget(*devices: FakeDevice, say=None, until=float("inf"), clock=None, **settings) -> MemoryBudget:
     clock = clock or Clock()
-    return MemoryBudget(EngineSection(**settings), say or (lambda _: None), devices, clock, clock.sleep)
+    return MemoryBudget(
+        EngineSection(**settings), say or (lambda _: None), until, devices=devices, clock=clock, sleep=clock.sleep
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +155,15 @@ def test_waiting_ends_and_names_the_processes_on_the_device():
     assert "after 30 minutes of waiting" in str(caught.value)
     assert "process 4711" in str(caught.value)
     assert clock.now == 1800
+
+
+def test_waiting_ends_when_the_run_has_to_stop():
+    said, clock = [], Clock()
+    memory = budget(FakeDevice("cuda:0", 2), say=said.append, until=600, clock=clock, wait_for_memory="12h")
+    with pytest.raises(OutOfTime, match="too little memory on cuda:0 after 10 minutes of waiting"):
+        place(ModelSection(), CONFIG, 8 * GIB, memory)
+    assert clock.now == 600
+    assert "Gives up after 10 more minutes." in said[0]
 
 
 def test_a_missing_device_is_named_with_the_available_ones():

@@ -22,7 +22,7 @@ from gxr_batch.engines.ray.cluster import connected, load_ray
 from gxr_batch.engines.ray.pool import Member, joined
 from gxr_batch.engines.ray.worker import Worker
 from gxr_batch.engines.suspects import CRASHED
-from gxr_batch.errors import EngineFailed, EngineUnavailable, ModelUnavailable
+from gxr_batch.errors import EngineFailed, EngineUnavailable, ModelUnavailable, OutOfTime
 from gxr_batch.extras import install_command
 from gxr_batch.job import Job, RaySection
 from gxr_batch.records import Encoded, Key, Messages, Prompt, Turn
@@ -245,6 +245,12 @@ def test_workers_that_do_not_fit_the_cluster_are_reported_after_a_while():
         with session(job(workers=1, cpus_per_worker=64, give_up_after="6s"), said):
             pass
     assert any("have not started yet" in sentence for sentence in said)
+
+
+def test_workers_are_not_waited_for_when_the_run_must_stop():
+    engine = create(job(workers=1, cpus_per_worker=64))
+    with pytest.raises(OutOfTime), engine.open(time.monotonic() + 2):
+        pass
 
 
 def test_a_text_from_a_worker_is_shown_in_the_drivers_process():

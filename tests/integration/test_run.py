@@ -167,6 +167,17 @@ def test_a_time_limit_stops_in_time(work):
     assert 0 < entry["counts"]["ok"] < LONG
 
 
+@pytest.mark.parametrize("faults", [{"opens_after": 2}, {"never_opens": True}], ids=["late", "never"])
+def test_no_row_begins_if_the_engine_is_not_open_when_the_run_must_stop(work, faults):
+    done = work.run("--time-limit", "1s", expect=75, faults=faults)
+    assert "stopped at its time limit" in done.stdout
+    assert "the engine was not ready in time" in done.stdout
+    assert "Error" not in done.stderr
+    entry = work.manifest()["invocations"][-1]
+    assert (entry["outcome"], entry["counts"]["ok"]) == ("time_limit", 0)
+    assert work.run_json()["ok"] == 60
+
+
 def test_too_many_failures_stop_the_run(work):
     work.job("[engine]\nkind = 'echo'\n[run]\nmax_failed = 5\n")
     done = work.run(expect=5, faults={"fail_containing": "finding"})

@@ -20,13 +20,14 @@ from places import SUPPORT
 from safetensors.torch import load_file, save_file
 from tiny import save_adapter, tiny_gemma
 
+from gxr_batch.engines import vllm
 from gxr_batch.engines.base import EngineInfo, Identity, StopRequest
 from gxr_batch.engines.vllm import VllmEngine, _opened, engine_args, host_process
 from gxr_batch.engines.vllm.host import Steps
 from gxr_batch.engines.vllm.host_messages import Answer, Setup
 from gxr_batch.engines.vllm.host_process import HostProcess
 from gxr_batch.engines.vllm.session import Limits, RowState, VllmSession, completed
-from gxr_batch.errors import EngineFailed, JobFileError, ModelUnavailable
+from gxr_batch.errors import EngineFailed, JobFileError, ModelUnavailable, OutOfTime
 from gxr_batch.extras import install_command
 from gxr_batch.forms import form_of, form_of_run
 from gxr_batch.job import Job, load_job, make_job
@@ -273,6 +274,14 @@ def test_a_model_that_vllm_cannot_open_names_the_cause_and_not_the_summary():
         _opened(host)
     host.discard()
     assert not host.log.exists()
+
+
+def test_a_model_that_opens_too_late_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(vllm, "_LOOK_SECONDS", 0.001)
+    host = HostProcess(Setup({"deaf": True}, {}, None, []), {}, FAKE)
+    with pytest.raises(OutOfTime):
+        _opened(host, time.monotonic())
+    host.discard()
 
 
 def test_shares_add_up_to_the_time_in_which_there_was_any_row():

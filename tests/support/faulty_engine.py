@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from gxr_batch.engines import ENGINES, register
-from gxr_batch.engines.base import Create, EngineInfo, Identity, Pulse, Say, Session, StopRequest
+from gxr_batch.engines.base import Create, EngineInfo, Identity, Pulse, Say, Session, StopRequest, require_time
 from gxr_batch.engines.echo import EchoEncoder, EchoEngine
 from gxr_batch.errors import EngineFailed
 from gxr_batch.job import Job
@@ -29,7 +29,7 @@ class Faults(NamedTuple):
     `crash_after` ends the engine after so many completions; `kill_containing` kills the process over such a prompt,
     like a fault in a kernel or the system's OOM killer; `hang_containing` hangs over it permanently, like a driver that
     never returns; `more_slots` is how many slots there are after the first completion, and then texts are not
-    reproducible.
+    reproducible; `opens_after` is how long the engine loads (seconds); `never_opens` waits until it has to stop.
     """
 
     fail_every: int = 0
@@ -38,6 +38,8 @@ class Faults(NamedTuple):
     kill_containing: str = ""
     hang_containing: str = ""
     more_slots: int = 0
+    opens_after: float = 0
+    never_opens: bool = False
 
 
 def faulty(faults: Mapping[str, Any]) -> Create:
@@ -70,7 +72,11 @@ class FaultyEngine:
         return self._echo.encoder()
 
     @contextmanager
-    def open(self) -> Iterator[FaultySession]:
+    def open(self, until: float = float("inf")) -> Iterator[FaultySession]:
+        time.sleep(self._faults.opens_after)
+        while self._faults.never_opens:
+            require_time(until)
+            time.sleep(0.01)
         with self._echo.open() as session:
             yield FaultySession(session, self._faults)
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -21,11 +20,11 @@ from urllib.parse import urlsplit
 from huggingface_hub import get_token
 
 from gxr_batch.cells import quoted
-from gxr_batch.engines.base import EngineInfo, Identity, Say
+from gxr_batch.engines.base import EngineInfo, Identity, Say, require_time
 from gxr_batch.errors import ModelUnavailable, RowError
 from gxr_batch.forms import form_of
 from gxr_batch.job import Job
-from gxr_batch.job.units import parse_clock, parse_duration, seconds_until
+from gxr_batch.job.units import parse_duration
 from gxr_batch.models.network import is_loopback, proxy_of
 from gxr_batch.models.offline import is_offline
 from gxr_batch.records import Encoded, Messages
@@ -58,7 +57,7 @@ class ApiEngine:
 
     def __init__(self, job: Job, say: Say) -> None:
         self._settings, self._sampling, self._say = job.api, job.sampling.settings(), say
-        self._run, self._form = job.run, form_of(job)
+        self._form = form_of(job)
         own = self._settings.base_url
         self._place = f"api.base_url = {own}" if own else f"api.provider = {self._settings.provider}"
 
@@ -71,8 +70,8 @@ class ApiEngine:
         return ApiEncoder()
 
     @contextmanager
-    def open(self) -> Iterator[ApiSession]:
-        """Send the server a test question. Raises ModelUnavailable if it is unusable, ApiOutage if it is down."""
+    def open(self, until: float = float("inf")) -> Iterator[ApiSession]:
+        """Send the server a test question. Raises ModelUnavailable if it is unusable, ApiOutage if down, OutOfTime."""
         began = time.monotonic()
         # Imported here because these import the openai library, which takes a second.
         from gxr_batch.engines.api.openai_client import Client
@@ -88,24 +87,18 @@ class ApiEngine:
                 client = Client(settings, self._token(), self._sampling)
                 calls = Calls(client, settings, outage, self._form)
                 loop = opened.enter_context(loop_in_thread(client))
-                refused = self._greeted(asyncio.run_coroutine_threadsafe(calls.greet(), loop), outage)
+                refused = self._greeted(asyncio.run_coroutine_threadsafe(calls.greet(), loop), outage, until)
             except Unusable as fault:
                 what, step = f"The server {fault.what}.", fault.next_step
                 raise ModelUnavailable(what, where=self._place, next_step=step) from None
             yield ApiSession(self._info(began, refused), loop, calls, outage, self._say)
 
-    def _greeted(self, greeting: Future[list[str]], outage: Outage) -> list[str]:
-        until = time.monotonic() + self._seconds_left()
+    def _greeted(self, greeting: Future[list[str]], outage: Outage, until: float) -> list[str]:
         while not greeting.done():
-            outage.look(until)
+            outage.look()
+            require_time(until)
             wait([greeting], timeout=_LOOK_SECONDS)
         return greeting.result()
-
-    def _seconds_left(self) -> float:
-        """Return how long the run may last; nothing else watches the clock until the first row is requested."""
-        clock = parse_clock(self._run.stop_by)
-        left = [parse_duration(self._run.time_limit), seconds_until(clock, datetime.now()) if clock else None]
-        return min((seconds for seconds in left if seconds is not None), default=float("inf"))
 
     def _token(self) -> str | None:
         """Return the token from the environment; servers other than Hugging Face get none unless the job names one."""

@@ -39,11 +39,8 @@ class Outage:
         # The rows that wait for Retry-After may be all that is left to do.
         self._trouble = (now, self._trouble[1]) if self._trouble and now < self._waits_until else None
 
-    def look(self, until: float = float("inf")) -> None:
-        """Report once that an outage lasts, and once that it is over.
-
-        Raises ApiOutage if it lasts too long, or beyond `until` (time.monotonic seconds).
-        """
+    def look(self) -> None:
+        """Report once that an outage lasts, and once that it is over. Raises ApiOutage if it lasts too long."""
         trouble = self._trouble
         if trouble is None:
             if self._said:
@@ -52,7 +49,7 @@ class Outage:
             return
         since, what = trouble
         lasts = time.monotonic() - since
-        if lasts >= self._give_up_seconds or time.monotonic() >= until:
+        if lasts >= self._give_up_seconds:
             raise ApiOutage(
                 f"No request was answered for {spelled(lasts)}; the last one failed because the server {what}.",
                 where=self.place,

@@ -38,11 +38,11 @@ class GenerateEngine:
         return self._local.encoder()
 
     @contextmanager
-    def open(self) -> Iterator[GenerateSession]:
-        """Load the model and keep it for the block. Raises ModelUnavailable if the machine cannot do it now."""
+    def open(self, until: float = float("inf")) -> Iterator[GenerateSession]:
+        """Load the model and keep it for the block. Raises ModelUnavailable, OutOfTime."""
         from gxr_batch.engines.generate.session import open_session
         from gxr_batch.models.device_memory import MemoryBudget
 
-        memory = MemoryBudget(self._job.engine, self._say)
+        memory = MemoryBudget(self._job.engine, self._say, until)
         with open_session(self._job, self.identity(), self._local.tokenizer(), memory) as session:
             yield session

@@ -38,10 +38,11 @@ class RayEngine:
         return self._inner.encoder()
 
     @contextmanager
-    def open(self) -> Iterator[RaySession]:
-        """Start the workers and wait until each is open. Raises ModelUnavailable if one cannot be opened."""
+    def open(self, until: float = float("inf")) -> Iterator[RaySession]:
+        """Start the workers and wait until each is open. Raises ModelUnavailable if one cannot be opened, OutOfTime."""
         from gxr_batch.engines.ray.open_pool import open_session
 
         # Every worker loads what this host found, even if the hub has a newer version by then.
-        with open_session(self._job.with_values(self.identity().pins), self._create, self._say) as session:
+        job = self._job.with_values(self.identity().pins)
+        with open_session(job, self._create, self._say, until) as session:
             yield session

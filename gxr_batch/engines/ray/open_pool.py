@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gxr_batch.engines.base import Create, Say
+from gxr_batch.engines.base import Create, Say, require_time
 from gxr_batch.engines.ray.cluster import Placing, connected, load_ray
 from gxr_batch.engines.ray.pool import Lost, Pool, joined, start
 from gxr_batch.engines.ray.session import Patience, RaySession
@@ -23,10 +23,11 @@ _ON_CARDS = ("transformers", "generate", "vllm")
 
 
 @contextmanager
-def open_session(job: Job, create: Create, say: Say) -> Iterator[RaySession]:
+def open_session(job: Job, create: Create, say: Say, until: float) -> Iterator[RaySession]:
     """Open a job's workers for the block; `job.engine.kind` is the engine in each of them.
 
-    Raises ModelUnavailable if Ray is missing, the workers do not fit the cluster, or a worker cannot open its engine.
+    Raises ModelUnavailable if Ray is missing, the workers do not fit the cluster, or a worker cannot open its engine,
+    OutOfTime if one is not open at `until` (time.monotonic seconds).
     """
     began = time.monotonic()
     on_gpu = job.engine.kind in _ON_CARDS and job.model.device_map != "cpu"
@@ -45,17 +46,18 @@ def open_session(job: Job, create: Create, say: Say) -> Iterator[RaySession]:
         )
         try:
             patience = Patience(parse_duration(job.ray.give_up_after) or 0.0, parse_duration(job.ray.hung_after) or 0.0)
-            _wait(pool, placing, patience.give_up_seconds, say)
+            _wait(pool, placing, patience.give_up_seconds, say, until)
             info = joined(pool.members, time.monotonic() - began, {"ray": ray.__version__})
             yield RaySession(info, pool, patience, say)
         finally:
             pool.close()
 
 
-def _wait(pool: Pool, placing: Placing, patience: float, say: Say) -> None:
-    """Wait until every worker is open. Raises ModelUnavailable, or what a worker's engine raised."""
+def _wait(pool: Pool, placing: Placing, patience: float, say: Say, until: float) -> None:
+    """Wait until every worker is open. Raises ModelUnavailable, OutOfTime, or what a worker's engine raised."""
     began, warned, said = time.monotonic(), False, set[str]()
     while any(member.info is None for member in pool.members):
+        require_time(until)
         # Workers that are open are not called again: they would answer at once, over and over, while others load.
         for member in pool.idle:
             if member.info is None:

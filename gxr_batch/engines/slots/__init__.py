@@ -63,12 +63,13 @@ class TransformersEngine:
         return self._local.encoder()
 
     @contextmanager
-    def open(self) -> Iterator[TransformersSession]:
-        """Load the model and keep it for the block. Raises ModelUnavailable if the machine cannot do it now."""
+    def open(self, until: float = float("inf")) -> Iterator[TransformersSession]:
+        """Load the model and keep it for the block. Raises ModelUnavailable, OutOfTime."""
         from gxr_batch.engines.slots.open_engine import open_session
         from gxr_batch.models.device_memory import MemoryBudget
 
-        with open_session(self._job, self._local, MemoryBudget(self._job.engine, self._say)) as session:
+        memory = MemoryBudget(self._job.engine, self._say, until)
+        with open_session(self._job, self._local, memory) as session:
             yield session
 
 

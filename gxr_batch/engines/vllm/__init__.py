@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gxr_batch.engines.base import Encoder, EngineInfo, Identity, Say, silent
+from gxr_batch.engines.base import Encoder, EngineInfo, Identity, Say, require_time, silent
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.extras import require
 from gxr_batch.job import Job
@@ -51,8 +51,8 @@ class VllmEngine:
         return self._local.encoder()
 
     @contextmanager
-    def open(self) -> Iterator[VllmSession]:
-        """Load the model and keep it for the block. Raises ModelUnavailable if the machine cannot do it now."""
+    def open(self, until: float = float("inf")) -> Iterator[VllmSession]:
+        """Load the model and keep it for the block. Raises ModelUnavailable, OutOfTime."""
         require_vllm()
         from gxr_batch.engines.vllm.engine_args import prepare_opening
         from gxr_batch.engines.vllm.host_process import HostProcess
@@ -61,14 +61,15 @@ class VllmEngine:
 
         began = time.monotonic()
         tokenizer = self._local.tokenizer()
-        opening = prepare_opening(self._job, tokenizer, MemoryBudget(self._job.engine, self._say))
+        memory = MemoryBudget(self._job.engine, self._say, until)
+        opening = prepare_opening(self._job, tokenizer, memory)
 
         def start() -> HostProcess:
             return HostProcess(opening.setup, opening.environment)
 
         host = start()
         try:
-            version = _opened(host)
+            version = _opened(host, until)
         except BaseException:  # Ctrl-C too: a host that is still opening does not listen
             host.discard()
             raise
@@ -98,14 +99,15 @@ class VllmEngine:
         )
 
 
-def _opened(host: HostProcess) -> str:
-    """Wait until a host has opened vLLM and return vLLM's version. Raises ModelUnavailable if it could not."""
+def _opened(host: HostProcess, until: float = float("inf")) -> str:
+    """Wait for a host to open vLLM and return vLLM's version. Raises ModelUnavailable if it cannot, OutOfTime."""
     from gxr_batch.engines.vllm.host_messages import Count, Gone, Opened, Unopened
 
     while True:
         try:
             event: Opened | Unopened | Count | Gone = host.events.get(timeout=_LOOK_SECONDS)
         except queue.Empty:
+            require_time(until)
             continue
         if isinstance(event, Opened):
             return event.version

@@ -17,6 +17,7 @@ from gxr_batch.cells import quoted
 from gxr_batch.errors import ModelUnavailable, OutOfTime
 from gxr_batch.job import EngineSection
 from gxr_batch.job.units import parse_bytes, parse_duration
+from gxr_batch.models.cgroup_memory import memory_limits
 
 if TYPE_CHECKING:
     import torch
@@ -133,21 +134,24 @@ class Cuda:
 
 
 class Cpu:
-    """The main memory. Its limit is a budget for the KV cache, which the caller must respect: nothing enforces it."""
+    """The main memory, or what a container or a batch system leaves of it to this process.
+
+    Its limit is a budget for the KV cache, which the caller must respect: nothing enforces it.
+    """
 
     name, context = "cpu", 0
 
     def total(self) -> int:
-        """All memory of the machine."""
+        """All memory of the machine, or of the container."""
         import psutil
 
-        return int(psutil.virtual_memory().total)
+        return min([int(psutil.virtual_memory().total), *(limit.size for limit in memory_limits())])
 
     def free(self) -> int:
-        """The memory that programs can take without swapping."""
+        """The memory that programs can take without swapping, and without being killed for it."""
         import psutil
 
-        return int(psutil.virtual_memory().available)
+        return min([int(psutil.virtual_memory().available), *(limit.free for limit in memory_limits())])
 
     def held(self) -> int:
         """Return 0: the budget is for the cache, which does not exist yet when this is asked."""

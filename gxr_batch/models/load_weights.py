@@ -146,18 +146,17 @@ def load_model(
     from transformers import GenerationConfig
 
     from gxr_batch.models.lora import read_adapter
-    from gxr_batch.models.read_weights import read_model, without_weights
+    from gxr_batch.models.read_weights import bytes_in_16_bits, read_model, without_weights
 
     began = time.monotonic()
     sources = find(section, weights=True)
     config = _config_of(sources, section)
-    files = sources.base.weight_files()
     # First, since it takes no time and finds most faults in an adapter.
     adapter = None if sources.adapter is None else read_adapter(sources.adapter)
     placement = place(
         section,
         config.get_text_config(),
-        sum(file.stat().st_size for file in files),
+        bytes_in_16_bits(sources.base, config),
         memory,
         stored_in_four_bits=stored_in_four_bits(config),
         why_no_kernels=lambda: why_no_kernels(without_weights(sources.base, config)),

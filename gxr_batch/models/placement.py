@@ -61,7 +61,7 @@ def place(
     stored_in_four_bits: bool = False,
     why_no_kernels: Callable[[], str] = lambda: NO_KERNELS,
 ) -> Placement:
-    """Decide device, number format and quantisation; `weight_bytes` is the size of the weight files.
+    """Decide device, number format and quantisation; `weight_bytes` are those of 16-bit or quantised weights.
 
     With engine.wait_for_memory the decision is based on the devices' total memory, which is then waited for; without,
     on what is free now. `why_no_kernels` returns why the engine's own GPU kernels cannot run the model, empty if they

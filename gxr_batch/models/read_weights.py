@@ -5,10 +5,11 @@ transformers alone would fill missing tensors with random numbers and skip unkno
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,6 +31,8 @@ _LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.(\d+)\.")
 _MANY_LAYERS = 256
 # A configuration of so many times the size of its files does not belong to them, unless they are quantised.
 _SUSPICIOUS = 2
+# The bytes of a stored number that loading in 16 bits saves.
+_BEYOND_16_BITS = {"F32": 2, "F64": 6}
 _BELONGS = "check that the folder is complete and that its config.json belongs to its weights"
 # What torch, accelerate and safetensors raise while an adapter is applied (the last one's error has no common base).
 _CANNOT_LOAD = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
@@ -105,7 +108,7 @@ def refuse_misfit(source: Source, config: Any) -> None:
     """
     if getattr(config, "quantization_config", None):
         return
-    stored = _shapes(source.weight_files())
+    stored = {name: one.shape for name, one in _headers(source.weight_files()).items()}
     layers = 1 + max((int(found[3]) for name in stored if (found := _LAYER.search(name))), default=0)
     claimed = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if isinstance(claimed, int) and claimed > max(_MANY_LAYERS, 2 * layers):  # making so many takes a minute
@@ -155,12 +158,29 @@ def _least_bytes(config: Any) -> int:
     return 2 * hidden * (vocabulary + layers * (hidden + inner))
 
 
-def _shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
+def bytes_in_16_bits(source: Source, config: Any) -> int:
+    """Return the size of stored weights in 16 bits; quantised ones count as they are. Raises ModelUnavailable."""
+    files = source.weight_files()
+    check_whole(files)
+    size = sum(file.stat().st_size for file in files)
+    if getattr(config, "quantization_config", None):
+        return size
+    return size - sum(math.prod(one.shape) * _BEYOND_16_BITS.get(one.dtype, 0) for one in _headers(files).values())
+
+
+class _Stored(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _headers(files: Iterable[Path]) -> dict[str, _Stored]:
+    """Return shape and number format of every stored tensor by its name."""
+    found: dict[str, _Stored] = {}
     for file in files:
         with loading("The model's weights cannot be loaded: a file is damaged", file), safe_open(file, "pt") as opened:
-            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    return shapes
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            found |= {name: _Stored(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
+    return found
 
 
 def _load(source: Source, config: Any, placement: Placement, memory: MemoryBudget, *, device: str) -> tuple[Any, Any]:

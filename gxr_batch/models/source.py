@@ -94,13 +94,6 @@ class Source:
                 )
         return files
 
-    def weight_bytes(self) -> int | None:
-        """Return the size of the weights if it is known here; a hub model may not be downloaded yet."""
-        try:
-            return sum(file.stat().st_size for file in self.weight_files())
-        except (ModelUnavailable, OSError):
-            return None
-
     def _without_weights(self) -> ModelUnavailable:
         if self.has_adapter:
             return ModelUnavailable(

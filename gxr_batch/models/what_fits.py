@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import EngineSection, ModelSection
 from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import load_config
@@ -33,7 +34,7 @@ def measure(section: ModelSection, engine: EngineSection, why_no_kernels: WhyNoK
 
     Raises ModelUnavailable if its device does not exist, JobFileError.
     """
-    from gxr_batch.models.read_weights import without_weights
+    from gxr_batch.models.read_weights import bytes_in_16_bits, without_weights
 
     # Only what is free now counts: a run waits for memory, a check does not.
     memory = MemoryBudget(engine.model_copy(update={"wait_for_memory": ""}))
@@ -41,8 +42,9 @@ def measure(section: ModelSection, engine: EngineSection, why_no_kernels: WhyNoK
     whole = load_config(section)
     config = whole.get_text_config()
     stored = stored_in_four_bits(whole)
-    size = base.weight_bytes()
-    if size is None:  # not downloaded yet
+    try:
+        size = bytes_in_16_bits(base, whole)
+    except (ModelUnavailable, OSError):  # not downloaded yet; or damaged, which is reported later
         size = four_bit_bytes(weight_bytes(config)) if stored else weight_bytes(config)
     placement = place(
         section,

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_hub import COMMIT, SmallHub
 from tiny import tiny_gemma, tiny_llama, tiny_multimodal
 
@@ -22,6 +24,9 @@ from gxr_batch.models import weights_hash as hashes
 from gxr_batch.models.check_adapter import check_weights
 from gxr_batch.models.device_memory import MemoryBudget
 from gxr_batch.models.load_weights import end_ids, identity, load_model, load_tokenizer
+from gxr_batch.models.read_weights import bytes_in_16_bits
+from gxr_batch.models.source import Source
+from gxr_batch.models.what_fits import measure
 
 pytestmark = pytest.mark.model
 
@@ -234,7 +239,7 @@ def test_a_revision_of_a_model_on_this_machine_is_refused(tiny_dir):
 def test_weights_that_lack_a_tensor_are_refused_instead_of_filled_with_random_numbers(
     tiny_dir, tmp_path, gemma_tokenizer
 ):
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     copy(tiny_dir, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -320,6 +325,30 @@ def test_memory_counts_the_window_of_a_sliding_layer_and_not_the_length():
         == 100 * memory_estimate.kv_bytes_a_token(config, 2)
         == 4 * 100 * 256
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_weights_count_as_16_bits_however_they_were_saved(tmp_path, gemma_tokenizer, dtype):
+    """A model saved in float32 would otherwise be loaded in 4 bits on a GPU where bfloat16 fits."""
+    model = tiny_gemma(dtype)
+    model.save_pretrained(tmp_path)
+    gemma_tokenizer.save_pretrained(tmp_path)
+    header = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little") + 8
+    for settings, wanted in (({"dtype": "bfloat16"}, 1), ({"dtype": "float32"}, 2)):
+        placed = load_model(section(tmp_path, **settings), gemma_tokenizer, HERE).placement
+        assert placed.weight_bytes == wanted * (2 * model.num_parameters() + header)
+    assert (
+        measure(section(tmp_path, dtype="bfloat16"), EngineSection()).placement.weight_bytes == placed.weight_bytes // 2
+    )
+
+
+def test_quantised_weights_count_as_they_are(tmp_path):
+    save_file({"a": torch.zeros(8, dtype=torch.uint8), "b": torch.zeros(4)}, tmp_path / "model.safetensors")
+    config = SimpleNamespace(quantization_config={"load_in_4bit": True})
+    size = (tmp_path / "model.safetensors").stat().st_size
+    source = Source(name="x", folder=tmp_path)
+    assert bytes_in_16_bits(source, config) == size
+    assert bytes_in_16_bits(source, SimpleNamespace()) == size - 8
 
 
 def test_what_fits_includes_eight_rows():

@@ -69,11 +69,12 @@ def prepare_opening(job: Job, tokenizer: Any, memory: MemoryBudget) -> Opening:
     Raises ModelUnavailable, JobFileError.
     """
     from gxr_batch.models.form_tokens import form_tokens
+    from gxr_batch.models.read_weights import bytes_in_16_bits
 
     sources = find(job.model, weights=True)
     whole = load_config(job.model)
     config = whole.get_text_config()
-    size = sum(file.stat().st_size for file in sources.base.weight_files())
+    size = bytes_in_16_bits(sources.base, whole)
     placement = place(job.model, config, size, memory, stored_in_four_bits=stored_in_four_bits(whole))
     _refuse(placement)
     own = sources.adapter

@@ -172,7 +172,7 @@ def load_model(
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     return LoadedModel(
         model=model,
-        config=config.get_text_config(),
+        config=model.config.get_text_config(),  # an adapter may have changed its vocabulary
         placement=replace(placement, notices=(*placement.notices, *formats, *(applied.notices if applied else ()))),
         end_ids=ends,
         load_seconds=time.monotonic() - began,

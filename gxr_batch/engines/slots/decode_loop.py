@@ -85,6 +85,7 @@ class TransformersSession:
             yield from self._stream(prompts, stop, work)
         finally:
             for row in work.rows + work.admitted:  # the stream was stopped
+                row.finish = row.finish or "error"  # a token that is still on its way reaches nobody
                 self._steps.release(row)
 
     def _stream(self, prompts: Iterator[Prompt], stop: StopRequest, work: _Work) -> Iterator[Completion | Pulse]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_sessions import Ids, complete, info_of, prompts
 
+from gxr_batch.engines.base import StopRequest
 from gxr_batch.engines.slots.decode_loop import TransformersSession
 from gxr_batch.engines.slots.decoding_row import RowState
 from gxr_batch.engines.slots.row_steps import Drawn
@@ -111,3 +112,29 @@ def test_steps_without_a_chunk_refill_all_free_slots_at_once():
     steps = NotedSteps(chunk=float("inf"))
     ran(steps, LENGTHS, NEW)
     assert steps.prefills == [([30] * 8, 0), ([30, 30, 30, 10], 4)]
+
+
+class AheadSteps(NotedSteps):
+    """Steps whose tokens become known one call late, like those of a GPU."""
+
+    runs_ahead = True
+    _late: Sequence[Drawn] = ()
+
+    def drawn(self) -> list[Drawn]:
+        found, self._late = list(self._late), super().drawn()
+        return found
+
+
+def test_a_token_of_a_stopped_stream_does_not_reach_the_reader_of_the_next_one():
+    session = TransformersSession(info_of(2), AheadSteps(chunk=64), Ids(), frozenset())
+    stop, heard = StopRequest(), list[str]()
+
+    def hear(text: str) -> None:
+        heard.append(text)
+        stop.now()
+
+    [stopped, other] = prompts([5, 7], new=9)
+    assert list(session.stream(iter([stopped._replace(on_text=hear)]), stop)) == []
+    assert len(heard) == 1
+    assert complete(session, [other])["r1"].new_tokens == 9
+    assert len(heard) == 1

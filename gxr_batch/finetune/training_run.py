@@ -77,7 +77,7 @@ def finetune(job: Job, options: Options, stopper: Stopper, say: Say, show: Show)
             from gxr_batch.finetune.make_adapter import Tuning
 
         began = time.monotonic()
-        tuning = Tuning(job, rows, local, work, say)
+        tuning = Tuning(local.job, rows, local, work, say)
         tuning.run(stopper, show)
         return Outcome(
             adapter=work.adapter,

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_hub import COMMIT, SmallHub
+from small_hub import COMMIT, NEXT_COMMIT, SmallHub
 from tiny import tiny_gemma, tiny_llama, tiny_multimodal
 
 from gxr_batch.errors import GxrError, JobFileError, ModelUnavailable
@@ -142,6 +142,7 @@ def hub(tmp_path, tiny_dir, lora_dir):
         return done.stdout
 
     with SmallHub(repositories) as server:
+        client.server = server
         yield client
 
 
@@ -195,6 +196,24 @@ def test_an_adapter_on_the_hub_brings_its_base_and_both_are_pinned(hub):
         f"asked = section(path='nobody/tiny@{COMMIT}', adapter='nobody/lora@{COMMIT}')\nprint(identity(asked).adapter)"
     )
     assert hub(on_top, **offline).strip() == f"nobody/lora@{COMMIT}"
+
+
+@pytest.mark.parametrize("kind", ["transformers", "generate"])
+@pytest.mark.parametrize("first", ["identity", "encoder"])
+def test_a_push_during_an_invocation_changes_no_part_of_its_model(hub, kind, first):
+    hub.server.busy = True
+    job = {"name": "j", "input": {"path": "f.csv"}, "engine": {"kind": kind}, "model": {"path": "nobody/lora"}}
+    say = (
+        "from gxr_batch.engines import create\nfrom gxr_batch.job import Job\n"
+        f"engine = create(Job.model_validate({job}))\nengine.{first}()\n"
+        "with engine.open() as session:\n    found = session.info.identity\n"
+        "print(found.revision, found.pins['model.base'])\n"
+    )
+    assert hub(say).split() == [COMMIT, f"nobody/tiny@{COMMIT}"]
+    assert [path for path in hub.server.requests if NEXT_COMMIT in path] == []
+    assert [path for path in hub.server.requests if "main" in path] == [
+        f"/api/models/nobody/{name}/revision/main" for name in ("lora", "tiny")
+    ]
 
 
 @pytest.mark.parametrize(

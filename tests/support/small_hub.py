@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NEXT_COMMIT = COMMIT[::-1]
 
 
 class Answer(NamedTuple):
@@ -33,12 +34,14 @@ Change = Callable[[str, Answer], Answer]
 class SmallHub:
     """A context: the hub runs inside it. `url` is its address, `requests` the paths that were asked for.
 
-    `change` gets the path and the right answer of each request, and returns what is sent.
+    `change` gets the path and the right answer of each request, and returns what is sent. With `busy`, somebody pushes
+    to a repository right after its newest commit was asked for.
     """
 
     def __init__(self, repositories: dict[str, dict[str, bytes]], change: Change = lambda path, right: right) -> None:
         self.repositories, self.change = repositories, change
         self.requests: list[str] = []
+        self.busy = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.port = self._server.server_port
         self.url = f"http://127.0.0.1:{self.port}"
@@ -55,6 +58,8 @@ class SmallHub:
         """The part of the hub's HTTP that a snapshot uses: a revision's commit, its files, and the three refusals."""
         name = next((name for name in self.repositories if f"/{name}" in path), "")
         files = self.repositories.get(name, {})
+        pushed = NEXT_COMMIT in path or (self.busy and self.requests.count(path) > 1 and "main" in path)
+        commit = NEXT_COMMIT if pushed else COMMIT
         refusal = next((refused for part, refused in REFUSALS.items() if part in path), None)
         if refusal or not name:
             return refusal or Answer(404, b"", {"X-Error-Code": "RepoNotFound"})
@@ -62,9 +67,9 @@ class SmallHub:
             return Answer(200, [entry(name, body) for name, body in files.items()])
         if path.startswith("/api/models/"):
             siblings = [{"rfilename": name} for name in files]
-            return Answer(200, {"id": name, "sha": COMMIT, "siblings": siblings})
+            return Answer(200, {"id": name, "sha": commit, "siblings": siblings})
         body = files[path.rpartition("/")[2]]
-        return Answer(200, body, {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": COMMIT})
+        return Answer(200, body, {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": commit})
 
 
 def entry(name: str, body: bytes) -> dict[str, Any]:

@@ -44,5 +44,5 @@ class GenerateEngine:
         from gxr_batch.models.device_memory import MemoryBudget
 
         memory = MemoryBudget(self._job.engine, self._say, until)
-        with open_session(self._job, self.identity(), self._local.tokenizer(), memory) as session:
+        with open_session(self._local.job, self.identity(), self._local.tokenizer(), memory) as session:
             yield session

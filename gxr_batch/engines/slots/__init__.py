@@ -69,7 +69,7 @@ class TransformersEngine:
         from gxr_batch.models.device_memory import MemoryBudget
 
         memory = MemoryBudget(self._job.engine, self._say, until)
-        with open_session(self._job, self._local, memory) as session:
+        with open_session(self._local.job, self._local, memory) as session:
             yield session
 
 

@@ -62,7 +62,7 @@ class VllmEngine:
         began = time.monotonic()
         tokenizer = self._local.tokenizer()
         memory = MemoryBudget(self._job.engine, self._say, until)
-        opening = prepare_opening(self._job, tokenizer, memory)
+        opening = prepare_opening(self._local.job, tokenizer, memory)
 
         def start() -> HostProcess:
             return HostProcess(opening.setup, opening.environment)

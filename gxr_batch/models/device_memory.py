@@ -397,7 +397,7 @@ class MemoryBudget:
             f"There is too little memory on {device.name}{after}: {gib(needed)} needed, {gib(self.free(device))} free"
             f"{_named(device)}.",
             where="engine.memory_limit" if self.size_limit else device.name,
-            next_step='free memory, set engine.wait_for_memory = "30m", raise engine.memory_limit, or set '
+            next_step='free memory, set engine.wait_for_memory = "30m", raise engine.memory_limit, or begin a run with '
             "model.load_in_4bit = true",
         )
 

@@ -63,10 +63,11 @@ def place(
 ) -> Placement:
     """Decide device, number format and quantisation; `weight_bytes` are those of 16-bit or quantised weights.
 
-    With engine.wait_for_memory the decision is based on the devices' total memory, which is then waited for; without,
-    on what is free now. `why_no_kernels` returns why the engine's own GPU kernels cannot run the model, empty if they
-    can: with them a GPU without bfloat16 gets float16. Raises ModelUnavailable if the named device does not exist, or
-    stays full for too long, JobFileError if float16 is asked for where the model overflows in it.
+    Neither the number format of a run nor whether its model is spread may depend on what other processes hold now: a
+    model that a device can hold waits for it as engine.wait_for_memory says, and is refused after that.
+    `why_no_kernels` returns why the engine's own GPU kernels cannot run the model, empty if they can: with them a GPU
+    without bfloat16 gets float16. Raises ModelUnavailable if the named device does not exist, or stays full for too
+    long, JobFileError if float16 is asked for where the model overflows in it.
     """
     devices = memory.named(section.device_map)
     on_cuda = _is_gpu(devices[0])
@@ -77,7 +78,7 @@ def place(
     if dtype == "auto":
         dtype = _best_dtype(max(devices, key=seen))
         alike = [device for device in devices if _best_dtype(device) == dtype]
-    most = max(seen(device) for device in alike)
+    most = max(memory.capacity(device) for device in alike)
     if section.dtype == "auto" and dtype == "float32" and on_cuda and not stored_in_four_bits:
         half_row = row_bytes(config, section.max_seq_length, 2)
         if section.load_in_4bit is not True and fits(weight_bytes, half_row, most) and not why_no_kernels():
@@ -91,8 +92,6 @@ def place(
     weights = four_bit_bytes(weight_bytes) if four_bit and not stored_in_four_bits else full
     spread = on_cuda and section.device_map == "auto" and not fits(weights, a_row, most)
     if four_bit or spread:
-        if (spread or chosen_here) and _asks_too_much(section, config):
-            _wait_for_others(full, a_row, alike, memory)
         refuse_float16(section, config, "its weights are in 4 bits" if four_bit else "it does not fit on a single GPU")
     notices = []
     if four_bit and chosen_here:
@@ -101,7 +100,8 @@ def place(
         device = SPREAD
         notices.append(_spread_over(devices, memory))
     else:
-        chosen = _settle_on(alike, bytes_needed(weights, a_row), memory)
+        must_fit = on_cuda and (chosen_here or section.device_map == "auto") and fits(weights, a_row, most)
+        chosen = _settle_on(alike, bytes_needed(weights, a_row), memory, must_fit=must_fit)
         device = chosen.name
         if on_cuda and section.device_map == "auto":
             notices.append(f"The model is on {device}, the device with the most free memory.")
@@ -136,12 +136,6 @@ def refuse_float16(section: ModelSection, config: Any, reason: str) -> None:
         )
 
 
-def _wait_for_others(weights: int, a_row: int, devices: list[Device], memory: MemoryBudget) -> None:
-    """Raise ModelUnavailable if a model would fit on a GPU that other processes use now."""
-    if fits(weights, a_row, max(memory.capacity(device) for device in devices)):
-        raise memory.too_little(memory.freest(devices), bytes_needed(weights, a_row))
-
-
 def _spread_over(devices: list[Device], memory: MemoryBudget) -> str:
     for one in devices:
         memory.keep_to_limit(one)
@@ -149,8 +143,8 @@ def _spread_over(devices: list[Device], memory: MemoryBudget) -> str:
     return f"The model is spread over {others}, because it does not fit on a single GPU."
 
 
-def _settle_on(devices: list[Device], needed: int, memory: MemoryBudget) -> Device:
-    chosen = memory.wait(devices, needed) if memory.wait_seconds else memory.freest(devices)
+def _settle_on(devices: list[Device], needed: int, memory: MemoryBudget, *, must_fit: bool) -> Device:
+    chosen = memory.wait(devices, needed) if memory.wait_seconds or must_fit else memory.freest(devices)
     memory.keep_to_limit(chosen)
     return chosen
 

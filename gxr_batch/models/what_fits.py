@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gxr_batch.errors import ModelUnavailable
 from gxr_batch.job import EngineSection, ModelSection
-from gxr_batch.models.device_memory import MemoryBudget
+from gxr_batch.models.device_memory import Device, MemoryBudget
 from gxr_batch.models.load_weights import load_config
 from gxr_batch.models.memory_estimate import four_bit_bytes, kv_bytes_a_token, weight_bytes
 from gxr_batch.models.placement import SPREAD, Placement, WhyNoKernels, no_kernels, place
@@ -29,15 +30,22 @@ class Measured:
     longest: int
 
 
+class _NoWait(MemoryBudget):
+    """Tells what a run would do that may wait for memory, without waiting."""
+
+    def wait(self, devices: Sequence[Device], needed: int) -> Device:
+        """Return the device that a run with engine.wait_for_memory would wait for."""
+        return self.freest(devices) if self.wait_seconds else super().wait(devices, needed)
+
+
 def measure(section: ModelSection, engine: EngineSection, why_no_kernels: WhyNoKernels = no_kernels) -> Measured:
     """Measure how much of a device a model would leave; `why_no_kernels` as in `load_weights.load_model`.
 
-    Raises ModelUnavailable if its device does not exist, JobFileError.
+    Raises ModelUnavailable if its device does not exist or is too full now, JobFileError.
     """
     from gxr_batch.models.read_weights import bytes_in_16_bits, without_weights
 
-    # Only what is free now counts: a run waits for memory, a check does not.
-    memory = MemoryBudget(engine.model_copy(update={"wait_for_memory": ""}))
+    memory = _NoWait(engine)
     base = find(section, weights=False).base
     whole = load_config(section)
     config = whole.get_text_config()

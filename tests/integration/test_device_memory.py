@@ -20,23 +20,25 @@ from gxr_batch.engines.slots.oom_retry import NoMemory, Splitter
 from gxr_batch.errors import JobFileError, ModelUnavailable, OutOfDeviceMemory, OutOfTime
 from gxr_batch.job import EngineSection, Job, ModelSection
 from gxr_batch.job.sampling import Sampling
+from gxr_batch.models import device_memory
 from gxr_batch.models.device_memory import Cpu, Cuda, MemoryBudget, holders_of, out_of_memory
 from gxr_batch.models.placement import place
+from gxr_batch.models.what_fits import measure
 
 GIB = 2**30
 
 
 class FakeDevice:
-    """A GPU of 24 GiB; `free_then` lists what is free at each query, then its last value is repeated."""
+    """A GPU of `total` GiB; `free_then` lists what is free at each query, then its last value is repeated."""
 
-    def __init__(self, name: str, *free_then: float, held: int = 0, context: int = 0) -> None:
-        self.name, self.context = name, context
+    def __init__(self, name: str, *free_then: float, total: float = 24, held: int = 0, context: int = 0) -> None:
+        self.name, self.context, self._total = name, context, int(total * GIB)
         self._free = [int(each * GIB) for each in free_then]
         self._held = held
         self.limits: list[int] = []
 
     def total(self) -> int:
-        return 24 * GIB
+        return self._total
 
     def free(self) -> int:
         return self._free[0] if len(self._free) == 1 else self._free.pop(0)
@@ -113,7 +115,9 @@ def test_a_limit_applies_to_the_process_and_decides_the_number_format():
 def test_a_gpu_without_bfloat16_gets_float16_where_our_kernels_run(monkeypatch, settings, why_not, free, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     section = ModelSection.model_validate(settings)
-    placed = place(section, CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", free)), why_no_kernels=lambda: why_not)
+    placed = place(
+        section, CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", free, total=free)), why_no_kernels=lambda: why_not
+    )
     assert (placed.dtype, placed.four_bit) == expected
 
 
@@ -146,6 +150,48 @@ def test_it_waits_until_other_processes_free_memory_and_names_them():
     assert 0 < clock.now < 1800
     assert "process 4711 (python): 20.0 GiB" in said[0]
     assert "9.4 GiB needed" in said[0]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"load_in_4bit": False}, {"device_map": "cuda:0"}, {"load_in_4bit": True}],
+    ids=["automatic", "a run in full weights", "a named device", "a run in 4 bits"],
+)
+def test_a_gpu_that_others_use_now_decides_no_number_format_and_spreads_no_model(settings):
+    with pytest.raises(ModelUnavailable, match="too little memory on cuda:0") as caught:
+        place(ModelSection.model_validate(settings), CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", 2)))
+    assert "process 4711" in str(caught.value)
+    assert "wait_for_memory" in caught.value.next_step
+    assert "load_in_4bit = true" in caught.value.next_step
+
+
+def test_a_gpu_that_is_too_small_for_the_full_weights_gets_4_bits_also_while_others_use_it():
+    placed = place(ModelSection(), CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", 5, total=9)))
+    assert (placed.four_bit, placed.device) == (True, "cuda:0")
+    said, clock = [], Clock()
+    crowded_now = budget(FakeDevice("cuda:0", 2, 2, 5, total=9), say=said.append, clock=clock, wait_for_memory="1h")
+    assert place(ModelSection(), CONFIG, 8 * GIB, crowded_now).four_bit
+    with pytest.raises(ModelUnavailable, match="too little memory"):
+        place(ModelSection(), CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", 2, total=9)))
+
+
+def test_settings_that_leave_no_choice_are_tried_on_a_full_gpu():
+    named = {"device_map": "cuda:0"}
+    for settings in (named | {"load_in_4bit": False}, named | {"load_in_4bit": True}):
+        placed = place(ModelSection.model_validate(settings), CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", 2)))
+        assert placed.device == "cuda:0"
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("waits", [False, True])
+def test_check_refuses_a_full_gpu_unless_the_run_would_wait(tiny_model_dir, monkeypatch, waits):
+    monkeypatch.setattr(device_memory, "visible", lambda: [FakeDevice("cuda:0", 0)])
+    settings = EngineSection(wait_for_memory="30m" if waits else "")
+    if waits:
+        assert not measure(ModelSection(path=str(tiny_model_dir)), settings).placement.four_bit
+    else:
+        with pytest.raises(ModelUnavailable, match="too little memory on cuda:0"):
+            measure(ModelSection(path=str(tiny_model_dir)), settings)
 
 
 def test_waiting_ends_and_names_the_processes_on_the_device():
@@ -197,14 +243,13 @@ def test_the_number_format_is_that_of_the_chosen_gpu(monkeypatch):
     placed = place(ModelSection(device_map="cuda:0"), CONFIG, GIB // 8, budget(old, new))
     assert (placed.device, placed.dtype) == ("cuda:0", "float32")
     # A GPU without bfloat16 is free first, but the format was chosen for the other one.
-    old, new = FakeDevice("cuda:0", 20), FakeDevice("cuda:1", 2, 2, 20)
-    old.total = lambda: 16 * GIB
+    old, new = FakeDevice("cuda:0", 20, total=16), FakeDevice("cuda:1", 2, 2, 20)
     placed = place(ModelSection(), CONFIG, 8 * GIB, budget(old, new, wait_for_memory="30m"))
     assert (placed.device, placed.dtype) == ("cuda:1", "bfloat16")
 
 
 def test_a_model_that_is_spread_leaves_memory_for_its_rows_on_every_gpu():
-    gpus = [FakeDevice("cuda:0", 5), FakeDevice("cuda:1", 6)]
+    gpus = [FakeDevice("cuda:0", 5, total=5), FakeDevice("cuda:1", 6, total=6)]
     memory = budget(*gpus)
     placed = place(ModelSection(load_in_4bit=False), CONFIG, 8 * GIB, memory)
     most = memory.by_device(placed.weights_share)

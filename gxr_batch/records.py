@@ -197,8 +197,9 @@ class Review(NamedTuple):
 class Identity:
     """Which weights an engine would generate with; known before they are loaded, part of the run's fingerprint.
 
-    Hashes are sha256 hex digests; None if the engine has no local weights. `pins` are job keys that leave
-    something open (the newest revision, the base that an adapter names), with the exact value of each.
+    Hashes are sha256 hex digests; None if the engine has no local weights. `files_sha256` covers the
+    tokenizer, its chat template and the configuration. `pins` are job keys that leave something open (the newest
+    revision, the base that an adapter names), with the exact value of each.
     """
 
     kind: str
@@ -207,6 +208,7 @@ class Identity:
     adapter: str | None = None
     weights_sha256: str | None = None
     adapter_sha256: str | None = None
+    files_sha256: str | None = None
     pins: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -7,6 +7,7 @@ around nothing else: a fault in our own code keeps its traceback.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -80,6 +81,17 @@ def refuse_large(path: Path) -> None:
         raise _damaged(path, _reason(error)) from None
     if size > _MOST_TOKENIZER_BYTES:
         raise _damaged(path, f"it is larger than {_MOST_TOKENIZER_BYTES // _MIB:,} MiB")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a small file, or of a tokenizer's. Raises ModelUnavailable."""
+    refuse_unreadable([path])
+    refuse_large(path)
+    try:
+        with open_plain(path, links=True) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _damaged(path, _reason(error)) from None
 
 
 def refuse_damaged(folder: Path, *names: str) -> None:

@@ -6,6 +6,7 @@ from, `placement` its device and number format, and `read_weights` reads it.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from gxr_batch.job import ModelSection
 from gxr_batch.models.config_numbers import CONFIG, refuse_odd_config, refuse_odd_file
 from gxr_batch.models.demo import DEMO
 from gxr_batch.models.device_memory import MemoryBudget
-from gxr_batch.models.foreign import bad_value, loading, read_object, read_text, refuse_damaged
+from gxr_batch.models.foreign import bad_value, file_sha256, loading, read_object, read_text, refuse_damaged
 from gxr_batch.models.library_output import quiet_transformers
 from gxr_batch.models.lora_config import read_adapter_config
 from gxr_batch.models.lora_vocabulary import has_tokenizer, refuse_unknown_tokens
@@ -35,6 +36,8 @@ _ENDS = ("<eos>", "<end_of_turn>")
 GENERATION = "generation_config.json"
 # The small ones that transformers reads.
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+_TEMPLATE = "chat_template.jinja"
 _MOST_IDS = 2**31 - 1
 
 
@@ -42,12 +45,14 @@ _MOST_IDS = 2**31 - 1
 class Origin:
     """The identity of a job's weights: names as in the job, commits of hub models or "", sha256 of the bytes.
 
-    `pins` maps job keys that leave something open to what they mean now.
+    `files_sha256` is that of the tokenizer, its chat template and the configuration. `pins` maps job keys that leave
+    something open to what they mean now.
     """
 
     model: str
     revision: str
     weights_sha256: str
+    files_sha256: str
     adapter: str | None = None
     adapter_sha256: str | None = None
     pins: Mapping[str, str] = field(default_factory=dict)
@@ -90,10 +95,26 @@ def identity(section: ModelSection) -> Origin:
         model=section.path if model is path else base.name,
         revision=model.revision,
         weights_sha256=weights_sha256(base.weight_files()),
+        files_sha256=_files_sha256(sources),
         adapter=adapter.pinned if adapter else None,
         adapter_sha256=weights_sha256(adapter.adapter_files()) if adapter else None,
         pins=sources.pins(),
     )
+
+
+def _files_sha256(sources: Sources) -> str:
+    """Return one sha256 over the files besides the weights that decide texts: their names and contents.
+
+    Those of the demo model are left out: the installed transformers writes them, each version in another way.
+    """
+    base, adapter, tokenizer = sources.base, sources.adapter, _tokenizer_of(sources)
+    template = adapter if adapter is not None and (adapter.folder / _TEMPLATE).is_file() else tokenizer
+    used = [(base, CONFIG), (base, GENERATION), (template, _TEMPLATE)]
+    used += [(tokenizer, name) for name in (*_TOKENIZER_FILES, *_VOCABULARIES)]
+    used += [] if adapter is None else [(adapter, GENERATION)]
+    files = [source.folder / name for source, name in used if source.name != DEMO]
+    lines = [f"{file.name}\t{file_sha256(file)}\n" for file in files if file.is_file()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
@@ -121,7 +142,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
         ),
     ):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if adapter is not None and (own := adapter / "chat_template.jinja").is_file():
+    if adapter is not None and (own := adapter / _TEMPLATE).is_file():
         tokenizer.chat_template = read_text(own)  # an adapter may have one without a tokenizer
     return tokenizer
 

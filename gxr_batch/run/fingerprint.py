@@ -53,6 +53,8 @@ _AUTOMATIC = {
 _DECIDED = (*_AUTOMATIC, "model.adapter")
 # They belong to the prompt, which is never shown.
 _OF_THE_PROMPT = frozenset({"prompt.system", "templates", "form", "form request"})
+# Not compared where one side lacks it: runs of earlier versions, and engines without local files.
+MODEL_FILES = "model files"
 # The value of a fingerprint key in runs that lack it, if not None. A key that is added later gets the value here that
 # matches how earlier texts were made.
 NEUTRAL: dict[str, Any] = {"prompt.version": 1}
@@ -138,6 +140,7 @@ def of_the_opened_model(job: Job, identity: Identity) -> dict[str, Any]:
     return {
         "model weights": identity.weights_sha256,
         "model adapter": identity.adapter_sha256,
+        MODEL_FILES: identity.files_sha256,
         "model.dtype": job.model.dtype,
         "model.load_in_4bit": job.model.load_in_4bit,
     }
@@ -162,7 +165,10 @@ def refuse_other_texts(
         value, old = now.get(key, NEUTRAL.get(key)), recorded.get(key, NEUTRAL.get(key))
         if key in open_keys or value == old or (key in raisable and _larger(value, old)):
             continue
-        if isinstance(value, dict) and isinstance(old, dict):
+        if key == MODEL_FILES:
+            if None not in (value, old):
+                changed.append("the tokenizer, chat template or configuration of the model")
+        elif isinstance(value, dict) and isinstance(old, dict):
             changed += [f"template {quoted(name)}" for name, digest in value.items() if old.get(name, digest) != digest]
         elif key in _OF_THE_PROMPT:
             changed.append(key)

@@ -13,7 +13,7 @@ from gxr_batch.engines.base import EngineInfo, Identity
 from gxr_batch.job import Job
 from gxr_batch.job.job_file import dotted_keys
 from gxr_batch.ledger import Manifest, RunWriter
-from gxr_batch.run.fingerprint import environment, provenance, resolved
+from gxr_batch.run.fingerprint import MODEL_FILES, environment, provenance, resolved
 
 _NO_PROMPTS = (["name"], ["version"])  # keys of [form] whose values are in no prompt
 
@@ -70,8 +70,12 @@ class InvocationRecord:
         manifest = self._manifest()
         if not manifest.fingerprint:
             manifest.fingerprint = dict(fingerprint) if info else {}
-        elif "templates" in fingerprint:
-            manifest.fingerprint["templates"] = manifest.fingerprint.get("templates", {}) | fingerprint["templates"]
+        else:
+            if "templates" in fingerprint:
+                known = manifest.fingerprint.get("templates", {})
+                manifest.fingerprint["templates"] = known | fingerprint["templates"]
+            if info is not None:  # a run of an earlier version lacks it
+                manifest.fingerprint.setdefault(MODEL_FILES, fingerprint[MODEL_FILES])
         manifest.job = job.model_dump(mode="json")
         manifest.model = {"provenance": provenance(identity)}
         if info is not None:

@@ -909,6 +909,30 @@ def test_a_run_with_an_adapter_records_it_and_refuses_to_resume_with_another(tmp
     assert "model adapter" in work.run("--set", "model.adapter=none", expect=2).stderr
 
 
+CHANGED_FILES = "This run was made with other settings: the tokenizer, chat template or configuration of the model."
+
+
+def test_a_run_is_not_resumed_with_another_chat_template(tmp_path, big):
+    shutil.copytree(big / "base", tmp_path / "model")
+    work = Workplace(tmp_path)
+    work.job("[model]\npath = 'model'\n[engine]\nslots = 2\n[sampling]\nmax_new_tokens = 3\n")
+    work.table(4)
+    work.run("--limit", "2")
+    template = tmp_path / "model/chat_template.jinja"
+    template.write_text("{{ messages[0].content }}")
+    assert CHANGED_FILES in work.run(expect=2).stderr
+    template.unlink()
+    # A run of an earlier version does not say with which files it began, and is tied to those of its next invocation.
+    manifest = work.manifest()
+    assert len(manifest["fingerprint"].pop("model files")) == 64
+    (tmp_path / "outputs/j/run.json").write_text(json.dumps(manifest))
+    work.run("--limit", "3")
+    assert len(work.manifest()["fingerprint"]["model files"]) == 64
+    template.write_text("{{ messages[0].content }}")
+    assert CHANGED_FILES in work.run(expect=2).stderr
+    assert len(work.results()) == 3
+
+
 def test_an_adapter_that_changes_nothing_ends_a_run_with_exit_4(tmp_path, big):
     train(big / "base", tmp_path / "fresh", untrained=True)
     work = Workplace(tmp_path)

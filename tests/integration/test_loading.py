@@ -83,6 +83,39 @@ def test_the_identity_follows_the_weights_and_nothing_else(tiny_dir, tmp_path, g
     assert identity(section(tmp_path)).weights_sha256 != first.weights_sha256
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"],
+)
+def test_the_identity_follows_the_files_that_decide_prompts_and_ends(tiny_dir, tmp_path, name):
+    copy(tiny_dir, tmp_path)
+    (tmp_path / "README.md").write_text("Nothing that is read.")
+    os.utime(tmp_path / "config.json", (1, 1))
+    before = identity(section(tiny_dir))
+    assert identity(section(tmp_path)).files_sha256 == before.files_sha256
+    with (tmp_path / name).open("a") as file:
+        file.write("\n")
+    after = identity(section(tmp_path))
+    assert after.files_sha256 != before.files_sha256
+    assert after.weights_sha256 == before.weights_sha256
+
+
+def test_the_identity_follows_the_files_of_an_adapter_where_they_are_used(tiny_dir, lora_dir, tmp_path):
+    copy(lora_dir, tmp_path)
+    config = (tmp_path / "adapter_config.json").read_text()
+    (tmp_path / "adapter_config.json").write_text(config.replace("nobody/tiny", str(tiny_dir)))
+    found = [identity(section(tmp_path)).files_sha256]
+    assert found == [identity(section(tiny_dir)).files_sha256]
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    found.append(identity(section(tmp_path)).files_sha256)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}')
+    found.append(identity(section(tmp_path)).files_sha256)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_dir / name).read_bytes() + b"\n")
+    found.append(identity(section(tmp_path)).files_sha256)
+    assert len(set(found)) == 4
+
+
 def test_float16_is_refused_for_gemma_before_loading(tiny_dir, gemma_tokenizer):
     with pytest.raises(JobFileError, match="float16"):
         load_model(section(tiny_dir, dtype="float16"), gemma_tokenizer, HERE)
@@ -172,13 +205,15 @@ def lora_dir(tmp_path_factory, tiny_dir) -> Path:
 
 
 def test_a_hub_model_is_downloaded_once_and_then_found_offline(hub, tiny_dir):
-    say = "print(identity(section(path='nobody/tiny')).revision, identity(section(path='nobody/tiny')).weights_sha256)"
-    here = identity(section(tiny_dir)).weights_sha256
+    say = (
+        "found = identity(section(path='nobody/tiny'))\nprint(found.revision, found.weights_sha256, found.files_sha256)"
+    )
+    here = [identity(section(tiny_dir)).weights_sha256, identity(section(tiny_dir)).files_sha256]
     assert hub("load_tokenizer(section(path='nobody/tiny'))") == ""
-    assert hub(say).split() == [COMMIT, here]
+    assert hub(say).split() == [COMMIT, *here]
     pinned = f"section(path='nobody/tiny', revision='{COMMIT}')"
     offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert hub(say, **offline).split() == [COMMIT, here]
+    assert hub(say, **offline).split() == [COMMIT, *here]
     assert hub(f"print(load_model({pinned}, load_tokenizer({pinned}), HERE).end_ids)", **offline).strip() == "(1, 106)"
 
 

@@ -27,7 +27,7 @@ from gxr_batch.ledger.parts import KEY_COLUMNS
 from gxr_batch.ledger.run_format import FORMAT
 from gxr_batch.records import PRIVATE_COLUMNS, part_schema
 from gxr_batch.report import report
-from gxr_batch.run.fingerprint import NEUTRAL, refuse_other_texts
+from gxr_batch.run.fingerprint import MODEL_FILES, NEUTRAL, refuse_other_texts
 
 RUNS = DATA / "runs"
 SETS = sorted(folder.name for folder in RUNS.iterdir() if folder.is_dir() and not folder.name.startswith("_"))
@@ -377,6 +377,14 @@ def test_a_key_of_the_fingerprint_missing_on_one_side_has_its_neutral_value(monk
         refuse_other_texts(old, old | {"shape": "abc"}, where="run")
     with pytest.raises(FingerprintError, match=r"shape \(abc -> None\)"):
         refuse_other_texts(old | {"shape": "abc"}, old, where="run")
+
+
+def test_the_files_of_a_model_are_compared_where_both_sides_know_them():
+    for old, now in (({"a": 1}, {"a": 1, MODEL_FILES: "x"}), ({"a": 1, MODEL_FILES: None}, {"a": 1, MODEL_FILES: "x"})):
+        refuse_other_texts(old, now, where="run")
+        refuse_other_texts(now, old, where="run")
+    with pytest.raises(FingerprintError, match="settings: the tokenizer, chat template or configuration of the model"):
+        refuse_other_texts({MODEL_FILES: "x"}, {MODEL_FILES: "y"}, where="run")
 
 
 def test_a_changed_fingerprint_names_the_keys_and_the_next_steps():

@@ -266,6 +266,7 @@ def check_alike(first: Member, other: Member) -> None:
     pairs = {
         "weights": (one.identity.weights_sha256, two.identity.weights_sha256),
         "adapter": (one.identity.adapter_sha256, two.identity.adapter_sha256),
+        "tokenizer or configuration": (one.identity.files_sha256, two.identity.files_sha256),
         "number format": (one.dtype, two.dtype),
         "quantisation": (one.quantization, two.quantization),
     }

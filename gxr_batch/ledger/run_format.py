@@ -23,8 +23,8 @@ from gxr_batch.records import LIST_COLUMNS
 # 5: gxr_findings_kept, gxr_findings_lost.
 # 6: forms: job key form, fingerprint key form, columns gxr_section_... of results, gxr_finish_reason "closed".
 # 7: the version of the form, which says how sections share the token limit.
-# 8: the version of the rules of templates, the hash of the model's tokenizer and configuration, and in input.parquet how
-# whole numbers are hashed.
+# 8: the version of the rules of templates, the hash of the model's tokenizer and configuration, and in input.parquet
+# how whole numbers are hashed.
 FORMAT = 8
 FORMAT_MARK = "gxr_format"
 # Columns that earlier versions wrote and this one no longer reads. None so far.

@@ -29,6 +29,8 @@ REVIEWED_DISCLAIMER = (
     "AI-generated teaching material, reviewed by {reviewer} on {date}. Research and education only; not for diagnosis, "
     "treatment or any clinical use. May contain errors: verify against the images and sources."
 )
+# After DISCLAIMER, for a text that somebody only remarked on.
+REMARKED = " There are remarks on it."
 REVIEW_STATUSES: tuple[ReviewStatus, ...] = ("unreviewed", "approved", "approved_with_edits", "rejected")
 REVIEW_QUALITIES = range(1, 6)
 APPROVED: tuple[ReviewStatus, ...] = ("approved", "approved_with_edits")
@@ -191,6 +193,12 @@ class Review(NamedTuple):
     errors: tuple[int | None, ...]
     text: str | None
     comment: str | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the reviewer says nothing, as to withdraw an earlier review."""
+        filled = (self.text, self.comment, self.quality, *self.errors)
+        return self.status == "unreviewed" and all(value is None for value in filled)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,17 +80,17 @@ def command(
 
 
 def export_approved(job: Job) -> Iterator[str]:
-    """Export the approved rows of the runs in finetune.data, if their exports are older than the last review.
+    """Export the approved rows of the run folders in finetune.data, if their exports are older than the last review.
 
-    Yields what to tell the user about each export.
+    Yields what to tell the user about each export. A file that the user named is never written.
     """
     from gxr_batch.cells import quoted
     from gxr_batch.export import Choice, default_path, export
-    from gxr_batch.finetune.examples import matches, run_of
-    from gxr_batch.ledger import RunReader
+    from gxr_batch.finetune.examples import matches
+    from gxr_batch.ledger import RunReader, is_run
     from gxr_batch.ledger.exports import is_current
 
-    for folder in filter(None, map(run_of, chain.from_iterable(map(matches, job.finetune.data)))):
+    for folder in filter(is_run, chain.from_iterable(map(matches, job.finetune.data))):
         reader = RunReader(folder)
         if not is_current(folder, default_path(reader, "chat-jsonl", Choice())):
             done = export(reader, "chat-jsonl", None, Choice(partial=True))

@@ -113,17 +113,11 @@ def _files(sources: Sequence[str]) -> Iterator[Path]:
     seen: set[Path] = set()
     for source in sources:
         for path in matches(source):
-            folder = path if path.is_dir() else run_of(path)
-            file = _approved_rows(folder) if folder else path
+            of_a_run = path.is_dir() or (path.name == APPROVED and is_run(path.parent))
+            file = _approved_rows(path if path.is_dir() else path.parent) if of_a_run else path
             if file.resolve() not in seen:
                 seen.add(file.resolve())
                 yield file
-
-
-def run_of(path: Path) -> Path | None:
-    """Return the run folder that a source names, or whose approved rows it names; None for any other file or folder."""
-    folder = path.parent if path.name == APPROVED else path
-    return folder if is_run(folder) else None
 
 
 def matches(source: str) -> list[Path]:

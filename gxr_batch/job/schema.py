@@ -252,7 +252,7 @@ PROMPT_VERSION = 2
 class PromptSection(Section):
     """Which template makes the prompts, and how its turns are formatted.
 
-    `version` is of the rules by which templates are filled: a run that has begun keeps its own.
+    `version` is of the rules by which prompts are made of cells: a run that has begun keeps its own.
     """
 
     template: FilePath = Field(default="clinical_case", min_length=1)

@@ -28,7 +28,9 @@ from gxr_batch.files import NoLocks, open_to_change, remove_leftovers, require_f
 from gxr_batch.ledger.run_format import FORMAT, FORMAT_MARK, next_number, refuse_later_file, with_missing_columns
 from gxr_batch.records import (
     APPROVED,
+    DISCLAIMER,
     ERROR_COUNTS,
+    REMARKED,
     REVIEW_STATUSES,
     REVIEWED_DISCLAIMER,
     REVIEWERS_DISAGREE,
@@ -118,6 +120,8 @@ def _cells(valid: Sequence[Review], flags: Sequence[str] | None) -> Mapping[str,
     if judged:
         date = newest.reviewed_at.isoformat()
         cells["gxr_disclaimer"] = REVIEWED_DISCLAIMER.format(reviewer=newest.reviewer, date=date)
+    elif not all(one.is_empty for one in valid):
+        cells["gxr_disclaimer"] = DISCLAIMER + REMARKED
     if disagree(valid):
         cells["gxr_flags"] = [*(flags or ()), REVIEWERS_DISAGREE]
     return cells

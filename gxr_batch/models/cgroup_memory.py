@@ -18,16 +18,18 @@ class Limit(NamedTuple):
 
 
 class _Files(NamedTuple):
-    """Where a version's groups are, and the names of their files; `cache` is a line of memory.stat."""
+    """Where a version's groups are, and the names of their files; `cache` are lines of memory.stat."""
 
     folder: str
     limit: str
     used: str
-    cache: str
+    cache: tuple[str, str]
 
 
-_VERSION_1 = _Files("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_VERSION_2 = _Files("", "memory.max", "memory.current", "inactive_file")
+_VERSION_1 = _Files(
+    "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")
+)
+_VERSION_2 = _Files("", "memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def memory_limits(root: Path = Path("/")) -> list[Limit]:
@@ -59,7 +61,7 @@ def _limit(group: Path, files: _Files) -> Limit | None:
         size, used = (int((group / name).read_text()) for name in (files.limit, files.used))
         lines = (group / "memory.stat").read_text().splitlines()
         # The kernel drops it before it kills; without that, every file that was read once would count as taken.
-        cache = next((int(line.split()[1]) for line in lines if line.startswith(f"{files.cache} ")), 0)
+        cache = sum(int(number) for name, _, number in (line.partition(" ") for line in lines) if name in files.cache)
     except (OSError, ValueError):  # there is no such group, or its limit is "max"
         return None
-    return Limit(size, max(0, size - used + cache))
+    return Limit(size, min(size, max(0, size - used + cache)))

@@ -102,6 +102,11 @@ def identity(section: ModelSection) -> Origin:
     )
 
 
+def files_sha256(section: ModelSection) -> str:
+    """Return `Identity.files_sha256` without looking for weights. Raises ModelUnavailable, JobFileError."""
+    return _files_sha256(find(section, weights=False))
+
+
 def _files_sha256(sources: Sources) -> str:
     """Return one sha256 over the files besides the weights that decide texts: their names and contents.
 

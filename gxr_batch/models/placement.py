@@ -73,10 +73,10 @@ def place(
     on_cuda = _is_gpu(devices[0])
     if _asks_too_much(section, config):
         refuse_float16(section, config, why_no_kernels() if on_cuda else "there is no GPU")
-    seen = memory.capacity if memory.wait_seconds else memory.free
     dtype, alike = str(section.dtype), devices
     if dtype == "auto":
-        dtype = _best_dtype(max(devices, key=seen))
+        largest = max(devices, key=lambda one: (memory.capacity(one), _best_dtype(one) == "bfloat16", memory.free(one)))
+        dtype = _best_dtype(largest)
         alike = [device for device in devices if _best_dtype(device) == dtype]
     most = max(memory.capacity(device) for device in alike)
     if section.dtype == "auto" and dtype == "float32" and on_cuda and not stored_in_four_bits:
@@ -100,7 +100,7 @@ def place(
         device = SPREAD
         notices.append(_spread_over(devices, memory))
     else:
-        must_fit = on_cuda and (chosen_here or section.device_map == "auto") and fits(weights, a_row, most)
+        must_fit = on_cuda and fits(weights, a_row, most)
         chosen = _settle_on(alike, bytes_needed(weights, a_row), memory, must_fit=must_fit)
         device = chosen.name
         if on_cuda and section.device_map == "auto":

@@ -122,7 +122,7 @@ def import_reviews(reader: RunReader, paths: Sequence[Path], reviewer: str = "")
         _collect(path, samples, reader.form, found, done)
     with one_import(reader.folder):
         texts = dict(_texts(reader, {*found.judged, *found.untouched}))
-        _refuse_edited_in_place(found.untouched, texts, reader.form, done)
+        _refuse_edited_in_place(reader, found.untouched, texts, done)
         defaults = Defaults(reviewer.strip(), date.today(), reader.form)
         if new := _take(reader, found.judged, texts, defaults, done):
             add_reviews(reader.folder, new, _metadata(paths))
@@ -130,18 +130,25 @@ def import_reviews(reader: RunReader, paths: Sequence[Path], reviewer: str = "")
 
 
 def _refuse_edited_in_place(
-    untouched: Mapping[Key, list[_Line]], texts: Mapping[Key, Generated], form: Form | None, done: Imported
+    reader: RunReader, untouched: Mapping[Key, list[_Line]], texts: Mapping[Key, Generated], done: Imported
 ) -> None:
     """Count the rows that are not filled in; refuse those whose generated text was edited in its own column."""
+    edited: list[tuple[Key, _Line, str]] = []
     for key, lines in untouched.items():
         exact = _exact(key, texts)
         for line in lines:
             try:
-                refuse_edited_in_place(texts.get(exact, Generated()), line.row.cells, form)
+                refuse_edited_in_place(texts.get(exact, Generated()), line.row.cells, reader.form)
             except InvalidRow as invalid:
-                done.refused.append(line.refused(exact, str(invalid)))
+                edited.append((exact, line, str(invalid)))
             else:
                 done.unreviewed += 1
+    elsewhere = Elsewhere(reader.finished() if edited else (), [line.row.cells for _, line, _ in edited])
+    for key, line, why in edited:
+        if elsewhere.holds(line.row.cells):  # a spreadsheet changed the id, or moved columns: nothing was written
+            done.unreviewed += 1
+        else:
+            done.refused.append(line.refused(key, why))
 
 
 def _take(
@@ -166,7 +173,7 @@ def _take(
             done.unreviewed += what == "empty"
             if what == "new":
                 new.append(judged_now.review)
-                empty = _is_empty(judged_now.review)
+                empty = judged_now.review.is_empty
                 done.withdrawn += empty
                 done.remarks += not empty and judged_now.review.status == UNREVIEWED
             elif what not in {"unchanged", "empty"}:
@@ -346,7 +353,7 @@ def _news(judged: Judged, said: Sequence[Review], earlier: Sequence[Review], def
     mine = [one for one in said if same_person(one.reviewer) == name]
     if any(_equal(one, judged) for one in mine):
         return "unchanged"
-    if _is_empty(judged.review) and not (mine and shown):
+    if judged.review.is_empty and not (mine and shown):
         return "empty"
     replaced = [one for one in earlier if same_person(one.reviewer) == name]
     return next(_refusals(judged, mine, replaced, defaults, shown=shown), "new")
@@ -357,6 +364,8 @@ def _refusals(
 ) -> Iterator[str]:
     """Yield reasons against a review; `mine` are the reviewer's valid ones, `replaced` are all of the reviewer's."""
     review, latest = judged.review, max((one.reviewed_at for one in mine), default=date.min)
+    if not review.reviewer:  # without names, two readers would be one
+        yield "gxr_reviewer is empty; fill it in, or add --reviewer NAME"
     if (review.text or "").endswith(CUT_MARK.strip()):
         yield "gxr_review_text was cut on export at Excel's cell limit; write a shorter text"
     if mine and defaults.reviewer and same_person(review.reviewer) != same_person(defaults.reviewer):
@@ -385,11 +394,6 @@ def _equal(known: Review, judged: Judged) -> bool:
 
 def _as_shown(known: str | None, seen: str | None) -> str | None:
     return seen if known is not None and seen is not None and for_workbook(known).text.strip() == seen else known
-
-
-def _is_empty(review: Review) -> bool:
-    filled = (review.text, review.comment, review.quality, *review.errors)
-    return review.status == UNREVIEWED and all(value is None for value in filled)
 
 
 def _disagreements(reviews: Reviews, texts: Mapping[Key, Generated]) -> Iterator[Disagreement]:

@@ -66,6 +66,10 @@ class Elsewhere:
                 for form in shown_forms(case.generated.text or ""):
                     self._by_text[form].append(case)
 
+    def holds(self, cells: Mapping[str, Any]) -> bool:
+        """Return whether a row shows the text of some case."""
+        return _text(cells) in self._by_text
+
     def place(self, key: Key, generated: Generated | None, cells: Mapping[str, Any]) -> Case | None:
         """Return the case that a row is about if it is another one than its id names, None to leave it as it is.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 from gxr_batch.cells import for_workbook, unguard
 from gxr_batch.forms import Form
 from gxr_batch.ledger.reviews import judged_sha256
-from gxr_batch.records import ERROR_COUNTS, REVIEW_QUALITIES, REVIEWED_DISCLAIMER, Key, Review, ReviewStatus
+from gxr_batch.records import ERROR_COUNTS, REMARKED, REVIEW_QUALITIES, REVIEWED_DISCLAIMER, Key, Review, ReviewStatus
 from gxr_batch.review.parse_sections import corrected, laid_out, refuse_changed_sections
 from gxr_batch.review.row_text import InvalidRow, squeezed, text_of_cell
 from gxr_batch.rows.workbook_container import unescaped
@@ -74,7 +74,8 @@ def is_filled_in(cells: Mapping[str, Any], form: Form | None) -> bool:
 
 def shows_a_review(cells: Mapping[str, Any]) -> bool:
     """Return whether the row had a review when the sheet was exported."""
-    return squeezed(str(cells.get("gxr_disclaimer") or "")).startswith(_REVIEWED)
+    said = squeezed(str(cells.get("gxr_disclaimer") or ""))
+    return said.startswith(_REVIEWED) or said.endswith(REMARKED.strip())
 
 
 def may_withdraw(cells: Mapping[str, Any]) -> bool:
@@ -113,8 +114,6 @@ def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults
     status = _status(cells)
     edited = _edited(status, text, cells, form)
     reviewer = text_of_cell(cells, "gxr_reviewer") or defaults.reviewer
-    if not reviewer:  # without names, two readers would be one
-        raise InvalidRow("gxr_reviewer is empty; fill it in, or add --reviewer NAME")
     review = Review(
         key=key,
         judged_sha256=judged_sha256(text, generated.prompt_sha256),
@@ -132,9 +131,9 @@ def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults
 def refuse_edited_in_place(generated: Generated, cells: Mapping[str, Any], form: Form | None) -> None:
     """Raise InvalidRow if a row that is not filled in shows another text than the run's, because somebody edited it."""
     text, seen = generated.text, cells.get("gxr_text")
-    if text is None or seen is None or generated.status != "ok":
+    if text is None or seen is None or generated.status != "ok" or _regenerated(generated, cells):
         return
-    if not _regenerated(generated, cells) and not lost_letters(text, seen):
+    if not lost_letters(text, seen):
         _refuse_changed_text(text, cells, form)
 
 

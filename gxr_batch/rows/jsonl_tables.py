@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from gxr_batch.errors import TableError
-from gxr_batch.job import InputSection
+from gxr_batch.job import PROMPT_VERSION, InputSection
 from gxr_batch.rows.compression import EXTENSIONS
 from gxr_batch.rows.encoding import Lines, open_lines, scan, stored_as
 from gxr_batch.rows.source_files import Look, NothingInside, Say, SourceFile, changed_error
@@ -42,8 +42,9 @@ class JsonLinesFile(SourceFile):
 class _Kind(NamedTuple):
     """What the values of a column or a member are: null, blank, bool, int, big, float, str, list, struct or text.
 
-    `blank` is "" and {}, which tell nothing about the column. `big` are whole numbers that are not exact as floats,
-    `text` is any mixture. `item` is the kind of a list's items, `members` those of a struct.
+    `blank` is "" and {}, which tell nothing about the column, as does a list without items. `big` are whole numbers
+    that are not exact as floats, `text` is any mixture. `item` is the kind of a list's items, `members` those of a
+    struct.
     """
 
     name: str
@@ -52,20 +53,23 @@ class _Kind(NamedTuple):
 
 
 _NULL, _BLANK, _INT, _BIG, _FLOAT, _TEXT = map(_Kind, ("null", "blank", "int", "big", "float", "text"))
-_NO_ITEMS = _Kind("list", _NULL)
+_NO_ITEMS = _Kind("list", _Kind("nothing"))
 _SIMPLE = {type(None): _NULL, bool: _Kind("bool"), float: _FLOAT, str: _Kind("str")}
 _WIDER = {frozenset(("int", "float")): _FLOAT, frozenset(("int", "big")): _BIG}
 
 
-def look(path: Path, section: InputSection) -> Look:
-    """Read a whole file and return its columns and their types. Raises TableError."""
+def look(path: Path, section: InputSection, version: int = PROMPT_VERSION) -> Look:
+    """Read a whole file and return its columns and their types. Raises TableError.
+
+    Up to version 1 of the rules, an empty value that is not of a column's type made the whole column text.
+    """
     compression, notices = stored_as(path)
     encoding, sha256, note, _ = scan(path, section.encoding, compression)
     found: dict[str, _Kind] = {}
     with open_lines(path, encoding, compression) as lines:
         for _, row in _objects(path, lines):
             for name, value in row.items():
-                found[name] = _merged(found.get(name, _NULL), _kind(value))
+                found[name] = _merged(found.get(name, _NULL), _kind(value, version))
     if not found:
         raise NothingInside(
             "The file has no JSON object.",
@@ -180,16 +184,16 @@ def _constant(name: str) -> float | None:
     return None if name == "NaN" else float(name)
 
 
-def _kind(value: Any) -> _Kind:
-    if value in ("", {}):
-        return _BLANK
+def _kind(value: Any, version: int) -> _Kind:
+    if version > 1 and value in ("", {}, []):
+        return _NO_ITEMS if value == [] else _BLANK
     if isinstance(value, list):
         item = _NULL
         for one in value:
-            item = _merged(item, _kind(one))
+            item = _merged(item, _kind(one, version))
         return _Kind("list", item)
     if isinstance(value, dict):
-        return _Kind("struct", members={name: _kind(one) for name, one in value.items()})
+        return _Kind("struct", members={name: _kind(one, version) for name, one in value.items()}) if value else _TEXT
     if type(value) is int:
         return _INT if -_EXACT <= value <= _EXACT else _BIG if value in _INT64 else _TEXT
     return _SIMPLE[type(value)]

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from gxr_batch.cells import quoted
 from gxr_batch.errors import TableError
-from gxr_batch.job import COMMON, InputSection
+from gxr_batch.job import COMMON, PROMPT_VERSION, InputSection
 from gxr_batch.rows.columns import clean, counted, label, require_column, visible
 from gxr_batch.rows.input_files import find, folder_columns
 from gxr_batch.rows.source_files import Constant, Kind, Look, NothingInside, Source, SourceFile, kind_of, stat_file
@@ -54,14 +54,15 @@ class Survey:
     common_nulls: bool = False
 
 
-def survey(section: InputSection, sources: Sequence[Source] = ()) -> Survey:
+def survey(section: InputSection, sources: Sequence[Source] = (), *, version: int = PROMPT_VERSION) -> Survey:
     """Inspect the files of the input path, or the `sources` that the caller reads instead.
 
+    `version` is of the rules by which prompts are made of cells (`prompt.version`): a run that has begun keeps its own.
     Raises TableError if one cannot be used, StorageError if the disk fails.
     """
     notices: dict[str, list[Path]] = {}
     said: list[str] = []
-    files = tuple(sources) or _files(section, notices, said)
+    files = tuple(sources) or _files(section, notices, said, version)
     schema = _union(files)
     require_column(section.id_column, schema.names, key="input.id_column")
     marks = "\n".join(file.mark for file in files)
@@ -76,7 +77,9 @@ def survey(section: InputSection, sources: Sequence[Source] = ()) -> Survey:
     )
 
 
-def _files(section: InputSection, notices: dict[str, list[Path]], said: list[str]) -> tuple[SourceFile, ...]:
+def _files(
+    section: InputSection, notices: dict[str, list[Path]], said: list[str], version: int
+) -> tuple[SourceFile, ...]:
     """Inspect every file of the input path; files with nothing in them are passed over if others have something."""
     found = find(section.path)
     said += found.notices
@@ -84,7 +87,7 @@ def _files(section: InputSection, notices: dict[str, list[Path]], said: list[str
     empty: dict[Path, NothingInside] = {}
     for path in found.paths:
         try:
-            files.append(_look(path, section, notices))
+            files.append(_look(path, section, notices, version))
         except NothingInside as error:
             empty[path] = error
     if not files:
@@ -96,10 +99,11 @@ def _files(section: InputSection, notices: dict[str, list[Path]], said: list[str
     return tuple(files)
 
 
-def _look(path: Path, section: InputSection, notices: dict[str, list[Path]]) -> SourceFile:
+def _look(path: Path, section: InputSection, notices: dict[str, list[Path]], version: int) -> SourceFile:
     kind = kind_of(path)
     seen = stat_file(path)
-    found: Look = importlib.import_module(f"gxr_batch.rows.{_READERS[kind]}").look(path, section)
+    rules = (version,) if kind == "jsonl" else ()  # the other kinds are read by the same rules in every version
+    found: Look = importlib.import_module(f"gxr_batch.rows.{_READERS[kind]}").look(path, section, *rules)
     own = {visible(name) for name in found.names}
     folders = folder_columns(path)
     added = [name for name in folders if visible(name) not in own]

@@ -24,6 +24,7 @@ from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import known_manifest, refuse_later_files, refuse_links
 from gxr_batch.models.device_memory import gib
+from gxr_batch.models.load_weights import files_sha256
 from gxr_batch.models.placement import no_kernels
 from gxr_batch.models.weights_hash import cache_home
 from gxr_batch.records import Identity, Messages
@@ -169,11 +170,16 @@ def _without_counts(reason: str) -> str:
 
 
 def _compare(prepared: Prepared, job: Job, manifest: Manifest | None, folder: Path) -> None:
-    """Refuse what `run` would refuse, as far as it is known without the weights. Raises FingerprintError."""
+    """Refuse what `run` would refuse, as far as it is known without the weights.
+
+    Raises FingerprintError, ModelUnavailable.
+    """
     if manifest is not None:
-        wanted = fingerprint(prepared, job, Identity(kind=job.engine.kind, model=job.model.path))
-        unsettled = frozenset(key for key, value in wanted.items() if key.startswith("model ") or value == "auto")
-        refuse_other_texts(manifest.fingerprint, wanted, open_keys=unsettled, where=str(folder.absolute()))
+        files = files_sha256(job.model) if job.generator in {*_LOCAL_ENGINES, "vllm"} else None
+        identity = Identity(kind=job.engine.kind, model=job.model.path, files_sha256=files)
+        wanted = fingerprint(prepared, job, identity)
+        unsettled = {"model weights", "model adapter", *(key for key, value in wanted.items() if value == "auto")}
+        refuse_other_texts(manifest.fingerprint, wanted, open_keys=frozenset(unsettled), where=str(folder.absolute()))
 
 
 def _measure_disk(found: CheckResult, job: Job, table_bytes: int) -> None:

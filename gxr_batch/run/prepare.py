@@ -116,7 +116,7 @@ def survey_of(job: Job) -> tuple[Job, Survey]:
     """
     source = run_source(job.input)
     if source is None:
-        return job, survey(job.input)
+        return job, survey(job.input, version=job.prompt.version)
     refuse_own_folder(job.input, output_folder(job, date.today()))
     job = job.with_values({"input.id_column": id_column_of(job.input, source)})
     return job, survey(job.input, [source])

@@ -921,6 +921,7 @@ def test_a_run_is_not_resumed_with_another_chat_template(tmp_path, big):
     template = tmp_path / "model/chat_template.jinja"
     template.write_text("{{ messages[0].content }}")
     assert CHANGED_FILES in work.run(expect=2).stderr
+    assert CHANGED_FILES in work.gxr("check", "j.toml", expect=2).stderr
     template.unlink()
     # A run of an earlier version does not say with which files it began, and is tied to those of its next invocation.
     manifest = work.manifest()

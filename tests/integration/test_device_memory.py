@@ -175,11 +175,17 @@ def test_a_gpu_that_is_too_small_for_the_full_weights_gets_4_bits_also_while_oth
         place(ModelSection(), CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", 2, total=9)))
 
 
-def test_settings_that_leave_no_choice_are_tried_on_a_full_gpu():
-    named = {"device_map": "cuda:0"}
-    for settings in (named | {"load_in_4bit": False}, named | {"load_in_4bit": True}):
-        placed = place(ModelSection.model_validate(settings), CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", 2)))
-        assert placed.device == "cuda:0"
+@pytest.mark.parametrize("four_bits", [False, True, "auto"])
+def test_a_full_gpu_is_refused_whatever_an_earlier_night_settled(four_bits):
+    settings = {"device_map": "cuda:0", "load_in_4bit": four_bits}
+    with pytest.raises(ModelUnavailable, match="too little memory on cuda:0"):
+        place(ModelSection.model_validate(settings), CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", 2)))
+
+
+def test_a_model_larger_than_the_named_gpu_is_tried_in_the_format_that_was_asked_for():
+    settings = {"device_map": "cuda:0", "load_in_4bit": False}
+    memory = budget(FakeDevice("cuda:0", 2, total=4))
+    assert place(ModelSection.model_validate(settings), CONFIG, 8 * GIB, memory).device == "cuda:0"
 
 
 @pytest.mark.model
@@ -242,6 +248,8 @@ def test_the_number_format_is_that_of_the_chosen_gpu(monkeypatch):
     assert (placed.device, placed.dtype) == ("cuda:1", "bfloat16")
     placed = place(ModelSection(device_map="cuda:0"), CONFIG, GIB // 8, budget(old, new))
     assert (placed.device, placed.dtype) == ("cuda:0", "float32")
+    with pytest.raises(ModelUnavailable, match="cuda:1"):  # others use it now; the next night has the same format
+        place(ModelSection(), CONFIG, 8 * GIB, budget(FakeDevice("cuda:0", 14, total=15), FakeDevice("cuda:1", 2)))
     # A GPU without bfloat16 is free first, but the format was chosen for the other one.
     old, new = FakeDevice("cuda:0", 20, total=16), FakeDevice("cuda:1", 2, 2, 20)
     placed = place(ModelSection(), CONFIG, 8 * GIB, budget(old, new, wait_for_memory="30m"))

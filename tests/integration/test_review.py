@@ -18,9 +18,11 @@ from gxr_batch import read_results
 from gxr_batch.cli.finetune import export_approved
 from gxr_batch.errors import RunError, RunLocked, StorageError
 from gxr_batch.export import Choice, export
+from gxr_batch.finetune.examples import read_examples
 from gxr_batch.job import make_job
 from gxr_batch.ledger import RunReader
-from gxr_batch.ledger.reviews import one_import
+from gxr_batch.ledger.reviews import add_reviews, judged_sha256, one_import
+from gxr_batch.records import Key, Review
 from gxr_batch.review.import_reviews import Imported, import_reviews
 from gxr_batch.run.status import statuses
 
@@ -68,6 +70,10 @@ def fill(sheet, reviews: dict[str, dict[str, object]]) -> None:
     for row_id, cells in reviews.items():
         for name, value in cells.items():
             sheet.cell(at[row_id], places[f"gxr_{name}"], value)
+
+
+def empty(sheet, row_id: str, name: str) -> None:
+    sheet.cell(rows(sheet)[row_id], columns(sheet)[f"gxr_{name}"]).value = None
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +276,7 @@ def test_what_is_on_a_very_hidden_sheet_is_refused_and_listed(desk):
 
     done = desk.take(desk.edit(hide))
     assert done.taken == 1
-    assert [(one.row_id, one.sheet) for one in done.refused] == [("C00", "Extra")]
+    assert [(one.row_id, one.sheet) for one in done.refused] == [("", "Extra")]
     assert "very hidden" in done.refused[0].why
     assert desk.frame().loc["C00", "gxr_review_status"] == "unreviewed"
 
@@ -385,14 +391,16 @@ def test_finetune_exports_the_approved_cases_of_runs_that_a_glob_matches(desk):
     assert json.loads(line)["metadata"]["gxr_row_id"] == "C00"
 
 
-def test_finetune_exports_again_what_an_entry_names_as_a_file(desk):
+def test_finetune_refuses_an_outdated_export_that_an_entry_names_as_a_file_and_leaves_it_as_it_is(desk):
     desk.take(desk.fill({"C00": APPROVED, "C01": APPROVED}))
     job = make_job("f", given={"finetune.data": [str(desk.run.parent / "*" / "approved-chat.jsonl")]})
-    desk.export("chat-jsonl")
+    before = desk.export("chat-jsonl").read_text()
+    assert len(read_examples(job)[0]) == 2
     desk.take(desk.fill({"C00": REJECTED}))
     assert list(export_approved(job)) == []
-    (line,) = (desk.run / "approved-chat.jsonl").read_text().splitlines()
-    assert json.loads(line)["metadata"]["gxr_row_id"] == "C01"
+    assert (desk.run / "approved-chat.jsonl").read_text() == before
+    with pytest.raises(RunError, match="was reviewed after its approved rows were exported"):
+        read_examples(job)
 
 
 def test_finetune_says_which_approved_rows_it_leaves_out(desk, monkeypatch):
@@ -488,6 +496,36 @@ def test_a_remark_in_a_sheet_exported_earlier_does_not_end_a_verdict(desk):
     assert done.taken == 0
     assert "earlier verdict is not in this sheet" in done.refused[0].why
     assert desk.frame().loc["C00", "gxr_review_status"] == "approved"
+
+
+def test_a_remark_can_be_withdrawn(desk):
+    desk.take(desk.fill({"C00": {"review_comment": "hm"}}))
+    row = desk.frame().loc["C00"]
+    assert (row["gxr_review_comment"], row["gxr_review_status"]) == ("hm", "unreviewed")
+    assert "not reviewed" in row["gxr_disclaimer"]
+    done = desk.take(desk.edit(lambda sheet: empty(sheet, "C00", "review_comment")))
+    assert (done.taken, done.withdrawn) == (1, 1)
+    assert not isinstance(desk.frame().loc["C00", "gxr_review_comment"], str)
+
+
+def test_a_remark_that_an_earlier_version_stored_without_a_name_is_unchanged(desk):
+    row = desk.frame().loc["C00"]
+    digest = judged_sha256(row["gxr_text"], row["gxr_prompt_sha256"])
+    remark = Review(Key("C00", 1), digest, "unreviewed", "", date(2026, 1, 31), None, (None,) * 12, None, "hm")
+    with one_import(desk.run):
+        add_reviews(desk.run, [remark], {})
+    done = desk.take(desk.fill({"C01": {**APPROVED, "reviewer": "Dr A"}}), reviewer="")
+    assert (done.taken, done.unchanged, done.refused) == (1, 1, [])
+
+
+def test_a_row_whose_id_a_spreadsheet_changed_is_no_text_corrected_in_place(desk):
+    def exchange(sheet) -> None:
+        at, places = rows(sheet), columns(sheet)
+        sheet.cell(at["C01"], places["gxr_prompt_sha256"], sheet.cell(at["C00"], places["gxr_prompt_sha256"]).value)
+        sheet.cell(at["C01"], places["gxr_row_id"], "C00")
+
+    done = desk.take(desk.edit(exchange))
+    assert (done.unreviewed, done.refused) == (ROWS, [])
 
 
 def test_remarks_need_a_name_since_two_unnamed_readers_would_be_one(desk):

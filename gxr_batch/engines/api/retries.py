@@ -197,9 +197,10 @@ class Calls:
         """Record that a request failed which began at `started_at` and shared the server with `in_flight` in all."""
         self._outage.trouble(trouble)
         if trouble.overloaded:
-            self._throttle.overloaded(started_at, trouble.retry_after)
+            self._throttle.overloaded(started_at, trouble.retry_after, late=trouble.late)
         # It waited for others, and no later row overtook it: with fewer requests it may be in time.
-        trouble.crowded = trouble.late and round(in_flight) > 1 and self._last_row <= started_at
+        crowded = round(in_flight) > 1 and self._last_row <= started_at
+        trouble.crowded = trouble.late and crowded and self._max_retries > 0
 
     def _answered(self, prompt: Prompt, started_at: float) -> None:
         """Record an answer to a request that began at `started_at`."""
@@ -265,15 +266,17 @@ class Throttle:
         finally:
             self._inside -= 1
 
-    def overloaded(self, started_at: float, retry_after: float | None) -> None:
+    def overloaded(self, started_at: float, retry_after: float | None, *, late: bool = False) -> None:
         """Record that the server was overloaded by a request that began at `started_at` (time.monotonic seconds).
 
-        Requests in flight together halve the limit once. `retry_after` (seconds) applies to every request.
+        Requests in flight together halve the limit once. `retry_after` (seconds) applies to every request. A `late`
+        answer takes minutes, too long to halve a limit that the requests in flight do not reach.
         """
         self._answered = 0
         if started_at >= self._halved_at:
             self._halved_at = time.monotonic()
-            self.limit = max(1, self.limit // 2)
+            used = min(self.limit, self._inside) if late else self.limit
+            self.limit = max(1, used // 2)
         self._closed_until = max(self._closed_until, time.monotonic() + (retry_after or 0.0))
 
     def answered(self) -> None:

@@ -27,7 +27,9 @@ def second(root: Path, path: str, limit: object, used: int, cache: int = 0) -> N
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "memory.max").write_text(f"{limit}\n")
     (folder / "memory.current").write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 5\nfile 7\ninactive_file {cache}\nactive_file 9\n")
+    (folder / "memory.stat").write_text(
+        f"anon 5\nfile 7\ninactive_file {cache // 2}\nactive_file {cache - cache // 2}\n"
+    )
 
 
 def first(root: Path, path: str, limit: int, used: int, cache: int = 0) -> None:
@@ -35,7 +37,7 @@ def first(root: Path, path: str, limit: int, used: int, cache: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
     (folder / "memory.usage_in_bytes").write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"cache 3\ninactive_file 1\ntotal_inactive_file {cache}\n")
+    (folder / "memory.stat").write_text(f"cache 3\ninactive_file 1\ntotal_inactive_file {cache}\ntotal_active_file 0\n")
 
 
 def test_a_limit_of_version_2_counts_cached_files_as_free(tmp_path):

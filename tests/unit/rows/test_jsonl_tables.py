@@ -11,7 +11,9 @@ import pyarrow as pa
 import pytest
 from tables import CANARY, look, refused, take
 
+from gxr_batch.job import InputSection
 from gxr_batch.rows.columns import FieldMap
+from gxr_batch.rows.survey import survey
 
 
 @pytest.fixture
@@ -148,3 +150,12 @@ def test_a_limit_and_a_change_are_handled(path):
     seen = look(path).files[0]
     write(path, {"x": 1})
     assert seen.changed()
+
+
+def test_a_run_that_has_begun_reads_empty_values_as_before(tmp_path):
+    (tmp_path / "t.jsonl").write_text(
+        '{"age": 5.0, "study": {"a": 1}, "words": ["x"]}\n{"age": "", "study": {}, "words": ""}\n'
+    )
+    section = InputSection(path=str(tmp_path / "t.jsonl"))
+    assert survey(section).schema.types == [pa.float64(), pa.struct([("a", pa.int64())]), pa.list_(pa.string())]
+    assert survey(section, version=1).schema.types == [pa.string()] * 3

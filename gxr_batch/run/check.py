@@ -24,7 +24,6 @@ from gxr_batch.job import Job, Screening
 from gxr_batch.ledger import Manifest, is_run
 from gxr_batch.ledger.manifest import known_manifest, refuse_later_files, refuse_links
 from gxr_batch.models.device_memory import gib
-from gxr_batch.models.load_weights import files_sha256
 from gxr_batch.models.placement import no_kernels
 from gxr_batch.models.weights_hash import cache_home
 from gxr_batch.records import Identity, Messages
@@ -103,6 +102,10 @@ def check(job: Job, *, limit: int | None, say: Callable[[str], None]) -> CheckRe
         used = {job.input.id_column, *prepared.fields.needed_columns()}
         found.unscreened = [name for name in prepared.survey.schema.names if name not in used]
     encoder = create(job).encoder()
+    if job.generator in {*_LOCAL_ENGINES, "vllm"}:  # only now, when the encoder has read these files and found no fault
+        from gxr_batch.models.load_weights import files_sha256
+
+        _compare(prepared, job, manifest, folder, files_sha256(job.model))
     with temporary_folder("gxr-batch-check") as scratch:
         table = scratch / "input.parquet"
         taken = ingest(prepared.survey, prepared.fields, table, id_column=job.input.id_column, prior=None, limit=limit)
@@ -169,13 +172,12 @@ def _without_counts(reason: str) -> str:
     return reason.partition(":")[0] if reason.startswith("the prompt is too long") else reason
 
 
-def _compare(prepared: Prepared, job: Job, manifest: Manifest | None, folder: Path) -> None:
-    """Refuse what `run` would refuse, as far as it is known without the weights.
+def _compare(prepared: Prepared, job: Job, manifest: Manifest | None, folder: Path, files: str | None = None) -> None:
+    """Refuse what `run` would refuse, as far as it is known without the weights. Raises FingerprintError.
 
-    Raises FingerprintError, ModelUnavailable.
+    `files` is the hash of the model's files besides the weights, None if it is not known.
     """
     if manifest is not None:
-        files = files_sha256(job.model) if job.generator in {*_LOCAL_ENGINES, "vllm"} else None
         identity = Identity(kind=job.engine.kind, model=job.model.path, files_sha256=files)
         wanted = fingerprint(prepared, job, identity)
         unsettled = {"model weights", "model adapter", *(key for key, value in wanted.items() if value == "auto")}

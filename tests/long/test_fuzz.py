@@ -55,6 +55,8 @@ def test_every_row_of_any_table_is_accounted_for(tmp_path_factory, rows):
     (folder / "f.csv").write_bytes(content.getvalue().encode())
     (folder / "j.toml").write_text(JOB + "[run]\nmax_failed = 'off'\n")
     code = run_here(folder)
+    while rows and rows[-1] == ("", ""):  # rows without any cell at the end are left out
+        rows = rows[:-1]
     if code != 2:  # two lines of a cell may look like swallowed rows, which is refused
         assert lost_rows(folder / "outputs/j", rows=len(rows)) == []
 

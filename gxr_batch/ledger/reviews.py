@@ -115,12 +115,13 @@ def _cells(valid: Sequence[Review], flags: Sequence[str] | None) -> Mapping[str,
     if not valid:
         return {"gxr_flags": [*(flags or ()), STALE_REVIEW]}
     judged = [review for review in valid if review.status != UNREVIEWED]
-    newest = (judged or valid)[-1]  # a comment without a verdict keeps the earlier verdict
+    said = [review for review in valid if not review.is_empty]
+    newest = (judged or said or valid)[-1]  # a comment without a verdict keeps the earlier verdict
     cells: dict[str, Any] = dict(_columns(newest))
     if judged:
         date = newest.reviewed_at.isoformat()
         cells["gxr_disclaimer"] = REVIEWED_DISCLAIMER.format(reviewer=newest.reviewer, date=date)
-    elif not all(one.is_empty for one in valid):
+    elif said:
         cells["gxr_disclaimer"] = DISCLAIMER + REMARKED
     if disagree(valid):
         cells["gxr_flags"] = [*(flags or ()), REVIEWERS_DISAGREE]

@@ -37,7 +37,9 @@ from gxr_batch.review.parse_row import (
     refuse_edited_in_place,
     review_columns_of,
     review_of,
+    same_text,
     shows_a_review,
+    shows_a_verdict,
 )
 from gxr_batch.review.read_sheets import SheetRow, read_sheets
 from gxr_batch.review.row_text import InvalidRow
@@ -49,6 +51,7 @@ _OUT_OF_SIGHT = (
     "the sheet is very hidden: Excel does not list it, so no reviewer can have seen it; make it visible, or copy the "
     "row to the sheet Cases"
 )
+_NO_NAME = "gxr_reviewer is empty; fill it in, or add --reviewer NAME"
 _MAYBE_LOST = (
     "what the reviewer wrote has a ?, and the file lost letters when it was saved; save it again as CSV UTF-8 (not "
     "CSV) or as a workbook"
@@ -145,7 +148,8 @@ def _refuse_edited_in_place(
                 done.unreviewed += 1
     elsewhere = Elsewhere(reader.finished() if edited else (), [line.row.cells for _, line, _ in edited])
     for key, line, why in edited:
-        if elsewhere.holds(line.row.cells):  # a spreadsheet changed the id, or moved columns: nothing was written
+        own = same_text(texts[key].text or "", line.row.cells["gxr_text"])  # then a section was edited
+        if not own and elsewhere.holds(line.row.cells):  # a spreadsheet changed the id, or moved columns
             done.unreviewed += 1
         else:
             done.refused.append(line.refused(key, why))
@@ -168,7 +172,7 @@ def _take(
         said = known.valid(exact, generated.text, generated.prompt_sha256)
         earlier = known.history(exact) if said else ()
         for judged_now, line in _reviews(exact, generated, rows, defaults, done):
-            what = _news(judged_now, said, earlier, defaults, shown=shows_a_review(line.row.cells))
+            what = _news(judged_now, said, earlier, defaults, line.row.cells)
             done.unchanged += what == "unchanged"
             done.unreviewed += what == "empty"
             if what == "new":
@@ -333,8 +337,10 @@ def _reviews(
             found.setdefault(same_person(judged.review.reviewer), []).append((judged, line))
     taken = []
     for said in found.values():
-        if all(judged == said[0][0] for judged, _ in said):
+        if all(judged.review == said[0][0].review for judged, _ in said):
             taken.append(said[0])
+        elif not said[0][0].review.reviewer:
+            done.refused += [line.refused(key, _NO_NAME) for _, line in said]
         else:  # it is unknown which of them is valid
             places = "; ".join(
                 f"{quoted(line.file)}, sheet {quoted(line.row.sheet)}, row {line.row.number}" for _, line in said
@@ -343,36 +349,39 @@ def _reviews(
     return taken
 
 
-def _news(judged: Judged, said: Sequence[Review], earlier: Sequence[Review], defaults: Defaults, *, shown: bool) -> str:
+def _news(
+    judged: Judged, said: Sequence[Review], earlier: Sequence[Review], defaults: Defaults, cells: Mapping[str, Any]
+) -> str:
     """Return "new", "unchanged", "empty", or the reason why a review is refused.
 
-    A review without a date matches a stored one of any date. `shown`: the sheet shows a review of the row. Only then an
-    empty review with a name withdraws this reviewer's earlier review, if there is one.
+    A review without a date matches a stored one of any date. If `cells` show a review, an empty one with a name
+    withdraws this reviewer's earlier review.
     """
     name = same_person(judged.review.reviewer)
     mine = [one for one in said if same_person(one.reviewer) == name]
-    if any(_equal(one, judged) for one in mine):
+    # A remark that was stored without a name, by an earlier version, belongs to nobody.
+    if any(_equal(one, judged) for one in said if one in mine or not (one.reviewer or judged.named)):
         return "unchanged"
-    if judged.review.is_empty and not (mine and shown):
+    if judged.review.is_empty and not (mine and shows_a_review(cells)):
         return "empty"
     replaced = [one for one in earlier if same_person(one.reviewer) == name]
-    return next(_refusals(judged, mine, replaced, defaults, shown=shown), "new")
+    return next(_refusals(judged, mine, replaced, defaults, verdict_shown=shows_a_verdict(cells)), "new")
 
 
 def _refusals(
-    judged: Judged, mine: Sequence[Review], replaced: Sequence[Review], defaults: Defaults, *, shown: bool
+    judged: Judged, mine: Sequence[Review], replaced: Sequence[Review], defaults: Defaults, *, verdict_shown: bool
 ) -> Iterator[str]:
     """Yield reasons against a review; `mine` are the reviewer's valid ones, `replaced` are all of the reviewer's."""
     review, latest = judged.review, max((one.reviewed_at for one in mine), default=date.min)
     if not review.reviewer:  # without names, two readers would be one
-        yield "gxr_reviewer is empty; fill it in, or add --reviewer NAME"
+        yield _NO_NAME
     if (review.text or "").endswith(CUT_MARK.strip()):
         yield "gxr_review_text was cut on export at Excel's cell limit; write a shorter text"
     if mine and defaults.reviewer and same_person(review.reviewer) != same_person(defaults.reviewer):
         yield "the review was changed, but gxr_reviewer has another name than --reviewer; enter your name there"
     if any(_equal(one, judged) for one in replaced):
         yield "the reviewer has replaced this review since; to restore it, enter a new gxr_reviewed_at"
-    if review.status == UNREVIEWED and not shown and any(one.status != UNREVIEWED for one in mine):
+    if review.status == UNREVIEWED and not verdict_shown and any(one.status != UNREVIEWED for one in mine):
         yield "the reviewer's earlier verdict is not in this sheet; enter it in gxr_review_status, or export again"
     if review.reviewed_at < latest:
         yield f"the reviewer's stored review is newer, of {latest}; to replace it, enter that date or a later one"

@@ -41,10 +41,11 @@ _REVIEWED = REVIEWED_DISCLAIMER.partition("{")[0]
 
 
 class Judged(NamedTuple):
-    """A review, and whether its cells had a date."""
+    """A review, and whether its cells had a date and a name."""
 
     review: Review
     dated: bool
+    named: bool
 
 
 class Defaults(NamedTuple):
@@ -72,10 +73,15 @@ def is_filled_in(cells: Mapping[str, Any], form: Form | None) -> bool:
     return bool(filled) or _status_word(cells) not in {"", "unreviewed"}
 
 
+def shows_a_verdict(cells: Mapping[str, Any]) -> bool:
+    """Return whether the row had a verdict when the sheet was exported."""
+    return squeezed(str(cells.get("gxr_disclaimer") or "")).startswith(_REVIEWED)
+
+
 def shows_a_review(cells: Mapping[str, Any]) -> bool:
-    """Return whether the row had a review when the sheet was exported."""
-    said = squeezed(str(cells.get("gxr_disclaimer") or ""))
-    return said.startswith(_REVIEWED) or said.endswith(REMARKED.strip())
+    """Return whether the row had a verdict or a remark when the sheet was exported."""
+    remarked = squeezed(str(cells.get("gxr_disclaimer") or "")).endswith(REMARKED.strip())
+    return remarked or shows_a_verdict(cells)
 
 
 def may_withdraw(cells: Mapping[str, Any]) -> bool:
@@ -125,7 +131,8 @@ def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults
         text=edited,
         comment=text_of_cell(cells, "gxr_review_comment"),
     )
-    return Judged(review, cells.get("gxr_reviewed_at") is not None)
+    named = text_of_cell(cells, "gxr_reviewer") is not None
+    return Judged(review, cells.get("gxr_reviewed_at") is not None, named)
 
 
 def refuse_edited_in_place(generated: Generated, cells: Mapping[str, Any], form: Form | None) -> None:

@@ -508,13 +508,38 @@ def test_a_remark_can_be_withdrawn(desk):
     assert not isinstance(desk.frame().loc["C00", "gxr_review_comment"], str)
 
 
-def test_a_remark_that_an_earlier_version_stored_without_a_name_is_unchanged(desk):
+def test_a_sheet_that_shows_a_remark_does_not_end_a_verdict_given_since(desk):
+    desk.take(desk.fill({"C00": {"review_comment": "hm"}}))
+    changed = desk.fill({"C00": {"review_comment": "hm2"}}, "changed.xlsx")
+    desk.take(desk.fill({"C00": APPROVED}))
+    assert "earlier verdict is not in this sheet" in desk.take(changed).refused[0].why
+    assert desk.frame().loc["C00", "gxr_review_status"] == "approved"
+
+
+def test_a_withdrawn_remark_does_not_hide_that_of_another_reader(desk):
+    sheet = desk.fill({"C00": {"review_comment": "check side"}}, "b.xlsx")
+    desk.take(desk.fill({"C00": {"review_comment": "hm"}}))
+    desk.take(sheet, reviewer="Dr B")
+    desk.take(desk.fill({"C00": {"reviewer": "Dr A", "review_comment": "hm again"}}))
+    desk.take(desk.edit(lambda cases: empty(cases, "C00", "review_comment")))
+    assert desk.frame().loc["C00", "gxr_review_comment"] == "check side"
+
+
+def test_two_sheets_without_names_are_refused_for_that(desk):
+    one = desk.fill({"C00": APPROVED}, "one.xlsx")
+    other = desk.fill({"C00": REJECTED}, "other.xlsx")
+    done = desk.take(one, other, reviewer="")
+    assert [refused.why.split(";")[0] for refused in done.refused] == ["gxr_reviewer is empty"] * 2
+
+
+@pytest.mark.parametrize("reviewer", ["", "Dr A"])
+def test_a_remark_that_an_earlier_version_stored_without_a_name_is_unchanged(desk, reviewer):
     row = desk.frame().loc["C00"]
     digest = judged_sha256(row["gxr_text"], row["gxr_prompt_sha256"])
     remark = Review(Key("C00", 1), digest, "unreviewed", "", date(2026, 1, 31), None, (None,) * 12, None, "hm")
     with one_import(desk.run):
         add_reviews(desk.run, [remark], {})
-    done = desk.take(desk.fill({"C01": {**APPROVED, "reviewer": "Dr A"}}), reviewer="")
+    done = desk.take(desk.fill({"C01": {**APPROVED, "reviewer": "Dr A"}}), reviewer=reviewer)
     assert (done.taken, done.unchanged, done.refused) == (1, 1, [])
 
 

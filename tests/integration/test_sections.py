@@ -161,6 +161,7 @@ def test_a_section_typed_as_it_was_generated_is_no_edit(run):
         (edited(grade="high"), "gxr_review_section_grade must be a number from 0 to 999999"),
         (edited(answer="#NAME?"), "gxr_review_section_answer has a spreadsheet error"),
         ({**edited(answer="x"), "gxr_review_status": "approved"}, "approved, but a column gxr_review_section_..."),
+        ({"gxr_section_answer": "y"}, "gxr_section_answer was changed; corrections go into gxr_"),
         ({**edited(answer="x"), "gxr_section_answer": "y"}, "gxr_section_answer was changed; corrections go into gxr_"),
         ({**edited(answer="x"), "gxr_text": "y"}, "corrections go into gxr_review_text or the columns gxr_review_s"),
     ],

@@ -113,8 +113,8 @@ def _files(sources: Sequence[str]) -> Iterator[Path]:
     seen: set[Path] = set()
     for source in sources:
         for path in matches(source):
-            of_a_run = path.is_dir() or (path.name == APPROVED and is_run(path.parent))
-            file = _approved_rows(path if path.is_dir() else path.parent) if of_a_run else path
+            folder = path.parent if path.name == APPROVED and is_run(path.parent) else path
+            file = _approved_rows(folder) if folder.is_dir() else path
             if file.resolve() not in seen:
                 seen.add(file.resolve())
                 yield file

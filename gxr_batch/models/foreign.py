@@ -7,7 +7,6 @@ around nothing else: a fault in our own code keeps its traceback.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gxr_batch.cells import quoted
+from gxr_batch.disk import sha256_of
 from gxr_batch.errors import GxrError, ModelUnavailable
 from gxr_batch.files import NoObject, json_object, open_plain, read_bytes
 from gxr_batch.models.permissions import refuse_unreadable
@@ -88,8 +88,7 @@ def file_sha256(path: Path) -> str:
     refuse_unreadable([path])
     refuse_large(path)
     try:
-        with open_plain(path, links=True) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path, links=True)
     except OSError as error:
         raise _damaged(path, _reason(error)) from None
 

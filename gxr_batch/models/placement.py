@@ -73,11 +73,7 @@ def place(
     on_cuda = _is_gpu(devices[0])
     if _asks_too_much(section, config):
         refuse_float16(section, config, why_no_kernels() if on_cuda else "there is no GPU")
-    dtype, alike = str(section.dtype), devices
-    if dtype == "auto":
-        largest = max(devices, key=lambda one: (memory.capacity(one), _best_dtype(one) == "bfloat16", memory.free(one)))
-        dtype = _best_dtype(largest)
-        alike = [device for device in devices if _best_dtype(device) == dtype]
+    dtype, alike = _number_format(section, devices, memory)
     most = max(memory.capacity(device) for device in alike)
     if section.dtype == "auto" and dtype == "float32" and on_cuda and not stored_in_four_bits:
         half_row = row_bytes(config, section.max_seq_length, 2)
@@ -114,6 +110,15 @@ def place(
         stored_in_four_bits=stored_in_four_bits,
         notices=tuple(notices),
     )
+
+
+def _number_format(section: ModelSection, devices: list[Device], memory: MemoryBudget) -> tuple[str, list[Device]]:
+    """Return the number format, and the devices that have it: if the job leaves it open, that of the largest device."""
+    if section.dtype != "auto":
+        return str(section.dtype), devices
+    largest = max(devices, key=lambda one: (memory.capacity(one), _best_dtype(one) == "bfloat16", memory.free(one)))
+    dtype = _best_dtype(largest)
+    return dtype, [device for device in devices if _best_dtype(device) == dtype]
 
 
 def _is_gpu(device: Device) -> bool:

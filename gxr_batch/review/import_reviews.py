@@ -107,9 +107,10 @@ class _Line(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """The rows of all sheets by key: those that a reviewer filled in, and the others."""
+    """The rows of all sheets by key: those filled in, those filled in where nobody sees them, and the others."""
 
     judged: dict[Key, list[_Line]]
+    hidden: dict[Key, list[_Line]]
     untouched: dict[Key, list[_Line]]
 
 
@@ -119,12 +120,14 @@ def import_reviews(reader: RunReader, paths: Sequence[Path], reviewer: str = "")
     `reviewer`: name for rows whose gxr_reviewer is empty.
     """
     done = Imported()
-    found = _Found({}, {})
+    found = _Found({}, {}, {})
     samples = int(reader.manifest.job["sampling"]["samples_per_row"])
     for path in paths:
         _collect(path, samples, reader.form, found, done)
     with one_import(reader.folder):
-        texts = dict(_texts(reader, {*found.judged, *found.untouched}))
+        texts = dict(_texts(reader, {*found.judged, *found.hidden, *found.untouched}))
+        for key, lines in found.hidden.items():
+            done.refused += [line.refused(_known(key, texts), _OUT_OF_SIGHT) for line in lines]
         _refuse_edited_in_place(reader, found.untouched, texts, done)
         defaults = Defaults(reviewer.strip(), date.today(), reader.form)
         if new := _take(reader, found.judged, texts, defaults, done):
@@ -200,7 +203,7 @@ def _collect(path: Path, samples: int, form: Form | None, found: _Found, done: I
             why = "gxr_row_id is empty" if not row_id.strip() else "gxr_sample is missing or not a number"
             done.refused.append(Refused("", 0, path.name, row.sheet, row.number, why))
         elif row.out_of_sight:
-            done.refused.append(Refused("", sample, path.name, row.sheet, row.number, _OUT_OF_SIGHT))
+            found.hidden.setdefault(Key(row_id, sample), []).append(_Line(path.name, read))
         elif half := _half_character(row.cells, names):
             why = f"{half} has half a character, such as _xD800_; type it again"
             done.refused.append(Refused("", sample, path.name, row.sheet, row.number, why))
@@ -241,6 +244,12 @@ def _exact(key: Key, texts: Mapping[Key, Generated]) -> Key:
     return key if key in texts else Key(key.row_id.strip(), key.sample)
 
 
+def _known(key: Key, texts: Mapping[Key, Generated]) -> Key:
+    """Return a key for a message: an unknown id may be any text of a broken sheet, so it is not repeated there."""
+    exact = _exact(key, texts)
+    return exact if exact in texts else Key("", key.sample)
+
+
 def _placed(
     reader: RunReader, judged: Mapping[Key, list[_Line]], texts: dict[Key, Generated], done: Imported
 ) -> Mapping[Key, list[_Line]]:
@@ -267,8 +276,7 @@ def _placed(
                 if not leads_to_its_text(generated, line.row.cells):
                     case = elsewhere.place(key, generated, line.row.cells)
             except InvalidRow as invalid:
-                exact = _exact(key, texts) if generated else Key("", key.sample)
-                done.refused.append(line.refused(exact, str(invalid)))
+                done.refused.append(line.refused(_known(key, texts), str(invalid)))
                 continue
             if case is not None:
                 renamed[line.file] += 1
@@ -298,9 +306,7 @@ def _without_lost_letters(
         for line in lines:
             own = "".join(str(line.row.cells.get(name) or "") for name in names)
             if line.file in lossy and "?" in own and not _lost_letters(key, line, texts):
-                exact = _exact(key, texts)
-                # An unknown id may be any text of a broken sheet, so it is not repeated in the message.
-                done.refused.append(line.refused(exact if exact in texts else Key("", key.sample), _MAYBE_LOST))
+                done.refused.append(line.refused(_known(key, texts), _MAYBE_LOST))
                 continue
             foreign[line.file] += line.file not in lossy and line.row.encoding == "cp1252" and not own.isascii()
             kept.setdefault(key, []).append(line)
@@ -315,8 +321,8 @@ def _without_lost_letters(
 
 
 def _lost_letters(key: Key, line: _Line, texts: Mapping[Key, Generated]) -> bool:
-    text = texts.get(_exact(key, texts), Generated()).text
-    return text is not None and lost_letters(text, line.row.cells.get("gxr_text"))
+    text, shown = texts.get(_exact(key, texts), Generated()).text, line.row.cells.get("gxr_text")
+    return text is not None and not same_text(text, shown) and lost_letters(text, shown)
 
 
 def _counted(rows: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import date, datetime
 from typing import Any, NamedTuple, get_args
 
@@ -38,6 +39,10 @@ _SLASHED = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})")
 _ASCII_OR_NOT = re.compile(r"[\x00-\x7f]+|[^\x00-\x7f]+")
 _MOST_FOR_A_LETTER = 4  # UTF-8 read as another encoding shows up to four letters for one
 _REVIEWED = REVIEWED_DISCLAIMER.partition("{")[0]
+
+
+class _LostLetters(InvalidRow):
+    """The program that saved the file changed the text, and nobody edited it."""
 
 
 class Judged(NamedTuple):
@@ -111,11 +116,6 @@ def review_of(key: Key, generated: Generated, cells: Mapping[str, Any], defaults
         raise InvalidRow("the sheet does not show the generated text (gxr_text)")
     if _regenerated(generated, cells):
         raise InvalidRow("the row was generated again since the sheet was written; export it again")
-    if lost_letters(text, cells["gxr_text"]):
-        raise InvalidRow(
-            "letters of the generated text were lost when the file was saved; save it again as CSV UTF-8 (not CSV) or "
-            "as a workbook"
-        )
     _refuse_changed_text(text, cells, form)
     status = _status(cells)
     edited = _edited(status, text, cells, form)
@@ -140,12 +140,17 @@ def refuse_edited_in_place(generated: Generated, cells: Mapping[str, Any], form:
     text, seen = generated.text, cells.get("gxr_text")
     if text is None or seen is None or generated.status != "ok" or _regenerated(generated, cells):
         return
-    if not lost_letters(text, seen):
+    with suppress(_LostLetters):
         _refuse_changed_text(text, cells, form)
 
 
 def _refuse_changed_text(text: str, cells: Mapping[str, Any], form: Form | None) -> None:
     if not same_text(text, cells["gxr_text"]):
+        if lost_letters(text, cells["gxr_text"]):
+            raise _LostLetters(
+                "letters of the generated text were lost when the file was saved; save it again as CSV UTF-8 (not CSV) "
+                "or as a workbook"
+            )
         where = f"gxr_review_text{' or the columns gxr_review_section_...' if form else ''}"
         raise InvalidRow(f"the generated text was changed; corrections go into {where}")
     if form:
@@ -190,9 +195,7 @@ def lost_letters(text: str, shown: Any) -> bool:
     Excel saves "CSV" in the encoding of its Windows language: ? or a similar letter replaces what that encoding lacks.
     """
     seen = squeezed(str(shown or ""))
-    return not same_text(text, shown) and any(
-        _same_but_for_letters(form, seen) for form in shown_forms(text) if not form.isascii()
-    )
+    return any(_same_but_for_letters(form, seen) for form in shown_forms(text) if not form.isascii())
 
 
 def _same_but_for_letters(text: str, seen: str) -> bool:

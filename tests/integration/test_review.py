@@ -276,7 +276,7 @@ def test_what_is_on_a_very_hidden_sheet_is_refused_and_listed(desk):
 
     done = desk.take(desk.edit(hide))
     assert done.taken == 1
-    assert [(one.row_id, one.sheet) for one in done.refused] == [("", "Extra")]
+    assert [(one.row_id, one.sheet) for one in done.refused] == [("C00", "Extra")]
     assert "very hidden" in done.refused[0].why
     assert desk.frame().loc["C00", "gxr_review_status"] == "unreviewed"
 
